@@ -1,0 +1,213 @@
+"""One account: the allowance of one validator on one miner in one executor class.
+
+Pure: sees no database and no clock. What a block grants is `units × count`; an account keeps the count as a
+function of the block, what is invalidated as a floor, and what is taken as runs of blocks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+from .blocks import END, BlockTable, RunSet, Steps
+from .events import Axon, Run, account_stream
+
+
+class Held:
+    """A reservation whose status is `reserved`."""
+
+    __slots__ = (
+        "account",
+        "amount_ns",
+        "attempt",
+        "axon",
+        "blocks",
+        "expires_at_ns",
+        "job_start_block",
+        "job_uuid",
+        "position",
+        "reservation_id",
+        "reserved_at_ns",
+    )
+
+    def __init__(
+        self,
+        reservation_id: int,
+        position: int,
+        account: Account,
+        amount_ns: int,
+        blocks: list[Run],
+        job_start_block: int,
+        reserved_at_ns: int,
+        expires_at_ns: int,
+        job_uuid: str | None,
+        attempt: int | None,
+        axon: Axon | None,
+    ) -> None:
+        self.reservation_id = reservation_id
+        self.position = position
+        self.account = account
+        self.amount_ns = amount_ns
+        self.blocks = blocks
+        self.job_start_block = job_start_block
+        self.reserved_at_ns = reserved_at_ns
+        self.expires_at_ns = expires_at_ns
+        self.job_uuid = job_uuid
+        self.attempt = attempt
+        self.axon = axon
+
+
+class Measure(NamedTuple):
+    """An account's allowance for a job: sums in ns, and its earliest free block (0 where none is free)."""
+
+    total_ns: int
+    available_ns: int
+    earliest_block: int
+
+
+class Claim(NamedTuple):
+    """What a reservation would take: its blocks, and the overdue reservations that end by it."""
+
+    blocks: list[Run]
+    expired: list[Held]
+
+
+class Account:
+    """The state of one account; a fold of its stream and of the chain's facts."""
+
+    __slots__ = (
+        "counts",
+        "executor_class",
+        "floor",
+        "held",
+        "miner_ss58",
+        "offered",
+        "stream",
+        "taken",
+        "version",
+    )
+
+    def __init__(self, miner_ss58: str, executor_class: str) -> None:
+        self.miner_ss58 = miner_ss58
+        self.executor_class = executor_class
+        self.stream = account_stream(miner_ss58, executor_class)
+        self.version = 0
+        self.offered = Steps()
+        """Executors offered, uncapped, as a function of the sync's block."""
+        self.counts = Steps()
+        """Executors granted for, as a function of the block; says nothing where the block's unit is 0."""
+        self.floor = 0
+        """Blocks below it are invalidated."""
+        self.taken = RunSet()
+        """Blocks in a reservation that is reserved or spent."""
+        self.held: dict[int, Held] = {}
+
+    def amount_ns(self, units: BlockTable, start: int, end: int) -> int:
+        """What the account's granted blocks in `[start, end)` add up to."""
+        counts = self.counts
+        starts, values = counts.starts, counts.values
+        at = bisect_right(starts, start) - 1
+        steps = len(starts)
+        sum_before_ns = units.sum_before_ns
+        total_ns = 0
+        while start < end:
+            step_end = starts[at + 1] if at + 1 < steps else END
+            step_end = min(step_end, end)
+            if values[at]:
+                total_ns += values[at] * (sum_before_ns(step_end) - sum_before_ns(start))
+            start = step_end
+            at += 1
+        return total_ns
+
+    def overdue(self, now_ns: int) -> list[Held]:
+        """The reservations whose due time has passed, oldest first."""
+        return [held for held in self.held.values() if held.expires_at_ns <= now_ns]
+
+    def occupied(self, now_ns: int) -> RunSet:
+        """The blocks that nobody else may have now: taken, and not by an overdue reservation."""
+        overdue = self.overdue(now_ns)
+        if not overdue:
+            return self.taken
+        occupied = self.taken.copy()
+        for held in overdue:
+            for first, last in held.blocks:
+                occupied.remove(first, last)
+        return occupied
+
+    def measure(self, units: BlockTable, window_start: int, now_ns: int) -> Measure:
+        """The account's allowance in the window that starts at a block."""
+        start = max(window_start, self.floor)
+        occupied = self.occupied(now_ns)
+        total_ns = self.amount_ns(units, start, END)
+        available_ns = total_ns
+        for taken_start, taken_end in occupied.between(start, END):
+            available_ns -= self.amount_ns(units, taken_start, taken_end)
+        earliest = self._earliest_free(units, occupied, start) if available_ns else 0
+        return Measure(total_ns, available_ns, earliest)
+
+    def unspent_ns(self, units: BlockTable, window_start: int) -> int:
+        """The usable blocks in no spent reservation, summed."""
+        start = max(window_start, self.floor)
+        unspent_ns = self.amount_ns(units, start, END)
+        for taken_start, taken_end in self.taken.between(start, END):
+            unspent_ns -= self.amount_ns(units, taken_start, taken_end)
+        for held in self.held.values():
+            for first, last in held.blocks:
+                unspent_ns += self.amount_ns(units, max(first, start), last + 1)
+        return unspent_ns
+
+    def claim(self, units: BlockTable, window_start: int, amount_ns: int, now_ns: int) -> Claim | None:
+        """The free blocks from the earliest on, whole, that add up to the amount; None where they do not."""
+        start = max(window_start, self.floor)
+        occupied = self.occupied(now_ns)
+        blocks: list[Run] = []
+        missing_ns = amount_ns
+        for free_start, free_end, count in self._free_steps(occupied, start):
+            before_ns = units.sum_before_ns(free_start)
+            needed_ns = before_ns + -(-missing_ns // count)
+            enough = units.sum_before_ns(free_end) >= needed_ns
+            taken_end = units.reach(needed_ns) if enough else free_end
+            _extend(blocks, units.granted_runs(free_start, min(taken_end, units.last_finalized + 1)))
+            missing_ns -= count * (units.sum_before_ns(taken_end) - before_ns)
+            if enough:
+                return Claim(blocks, self._cut_into(blocks, now_ns))
+        return None
+
+    def _cut_into(self, blocks: list[Run], now_ns: int) -> list[Held]:
+        """The overdue reservations that hold any of these blocks."""
+        overdue = self.overdue(now_ns)
+        if not overdue:
+            return []
+        claimed = RunSet([first for first, _ in blocks], [last + 1 for _, last in blocks])
+        return [held for held in overdue if any(claimed.overlaps(*run) for run in held.blocks)]
+
+    def _free_steps(self, occupied: RunSet, start: int) -> list[tuple[int, int, int]]:
+        """The unoccupied blocks from `start` on, as `(start, end, count)` with a count above 0, ascending."""
+        starts, values = self.counts.starts, self.counts.values
+        steps = []
+        for gap_start, gap_end in occupied.gaps(start, END):
+            at = bisect_right(starts, gap_start) - 1
+            step_start = gap_start
+            while step_start < gap_end:
+                step_end = min(starts[at + 1], gap_end) if at + 1 < len(starts) else gap_end
+                if values[at]:
+                    steps.append((step_start, step_end, values[at]))
+                step_start = step_end
+                at += 1
+        return steps
+
+    def _earliest_free(self, units: BlockTable, occupied: RunSet, start: int) -> int:
+        for free_start, free_end, _ in self._free_steps(occupied, start):
+            before_ns = units.sum_before_ns(free_start)
+            if units.sum_before_ns(free_end) > before_ns:
+                return units.reach(before_ns + 1) - 1
+        return 0
+
+
+def _extend(blocks: list[Run], runs: list[Run]) -> None:
+    """Appends ascending runs, joining the last to the next where they touch."""
+    for first, last in runs:
+        if blocks and blocks[-1][1] == first - 1:
+            blocks[-1] = (blocks[-1][0], last)
+        else:
+            blocks.append((first, last))

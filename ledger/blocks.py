@@ -1,0 +1,283 @@
+"""Sets of blocks and functions over blocks, kept as runs: what costs is how often they change, not how far they reach.
+
+Blocks are counted from 1; ends of ranges are exclusive unless a name says `last`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
+from .events import Run
+
+END = 2**63
+"""Beyond every block."""
+CHUNK = 512
+
+
+class Steps:
+    """A function from block to a whole number that changes seldom: 0 everywhere at first."""
+
+    __slots__ = ("starts", "values")
+
+    def __init__(self) -> None:
+        self.starts = [0]
+        self.values = [0]
+
+    def at(self, block: int) -> int:
+        """The value at the block."""
+        return self.values[bisect_right(self.starts, block) - 1]
+
+    def assign(self, start: int, end: int, value: int) -> None:
+        """Sets the value on `[start, end)`; neighbours that come to be equal become one step."""
+        starts, values = self.starts, self.values
+        first = bisect_left(starts, start)
+        after = bisect_right(starts, end)
+        value_at_end = values[after - 1]
+        new_starts: list[int] = []
+        new_values: list[int] = []
+        if first == 0 or values[first - 1] != value:
+            new_starts.append(start)
+            new_values.append(value)
+        if end < END and value_at_end != value:
+            new_starts.append(end)
+            new_values.append(value_at_end)
+        starts[first:after] = new_starts
+        values[first:after] = new_values
+
+
+class RunSet:
+    """A set of blocks as ascending runs that neither touch nor overlap."""
+
+    __slots__ = ("ends", "starts")
+
+    def __init__(self, starts: list[int] | None = None, ends: list[int] | None = None) -> None:
+        self.starts = starts or []
+        self.ends = ends or []
+
+    def copy(self) -> RunSet:
+        """A set of its own with the same blocks."""
+        return RunSet(self.starts.copy(), self.ends.copy())
+
+    def overlaps(self, first: int, last: int) -> bool:
+        """Whether any block of `first` to `last` is in the set."""
+        at = bisect_right(self.starts, last)
+        return at > 0 and self.ends[at - 1] > first
+
+    def add(self, first: int, last: int) -> None:
+        """Adds a run; none of its blocks may be in the set."""
+        starts, ends = self.starts, self.ends
+        end = last + 1
+        at = bisect_right(starts, first)
+        joins_left = at > 0 and ends[at - 1] == first
+        joins_right = at < len(starts) and starts[at] == end
+        if (at > 0 and ends[at - 1] > first) or (at < len(starts) and starts[at] < end):
+            raise ValueError(f"blocks {first} to {last} are taken in part")
+        if joins_left and joins_right:
+            ends[at - 1] = ends[at]
+            del starts[at], ends[at]
+        elif joins_left:
+            ends[at - 1] = end
+        elif joins_right:
+            starts[at] = first
+        else:
+            starts.insert(at, first)
+            ends.insert(at, end)
+
+    def remove(self, first: int, last: int) -> None:
+        """Removes a run; all of its blocks must be in the set."""
+        starts, ends = self.starts, self.ends
+        end = last + 1
+        at = bisect_right(starts, first) - 1
+        if at < 0 or ends[at] < end:
+            raise ValueError(f"blocks {first} to {last} are not all taken")
+        start, old_end = starts[at], ends[at]
+        if start == first and old_end == end:
+            del starts[at], ends[at]
+        elif start == first:
+            starts[at] = end
+        elif old_end == end:
+            ends[at] = first
+        else:
+            ends[at] = first
+            starts.insert(at + 1, end)
+            ends.insert(at + 1, old_end)
+
+    def between(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The set's runs in `[start, end)`, as `(start, end)`, cut to it, ascending."""
+        starts, ends = self.starts, self.ends
+        at = bisect_right(ends, start)
+        while at < len(starts) and starts[at] < end:
+            yield max(starts[at], start), min(ends[at], end)
+            at += 1
+
+    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """What of `[start, end)` is not in the set, as `(start, end)`, ascending."""
+        for taken_start, taken_end in self.between(start, end):
+            if start < taken_start:
+                yield start, taken_start
+            start = taken_end
+        if start < end:
+            yield start, end
+
+
+class Chunk:
+    """`CHUNK` consecutive blocks: when each was made, where it was recorded, what it grants per executor."""
+
+    __slots__ = ("created_at_ns", "digests", "positions", "sums", "units_ns")
+
+    def __init__(self) -> None:
+        self.created_at_ns = array("q", [-1]) * CHUNK
+        self.positions = array("q", [0]) * CHUNK
+        self.digests = bytearray(16 * CHUNK)
+        self.units_ns = array("q", [0]) * CHUNK
+        self.sums = array("q", [0]) * (CHUNK + 1)
+
+    def sum_up(self) -> None:
+        """Brings the running sums up to date with the units."""
+        self.sums = array("q", accumulate(self.units_ns, initial=0))
+
+
+class BlockTable:
+    """Per block: its creation time, log position, content digest, and unit (what it grants per executor, ns).
+
+    Kept in chunks, so that a hole costs nothing, a late block costs one chunk, and sums over any range of
+    blocks cost two look-ups.
+    """
+
+    __slots__ = ("_cum", "before_ns", "chunk_numbers", "chunks", "first_finalized", "last_finalized", "newest")
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, Chunk] = {}
+        self.chunk_numbers: list[int] = []
+        self.before_ns: list[int] = []
+        self.newest = 0
+        self.first_finalized = END
+        self.last_finalized = 0
+        self._cum: dict[int, int] = {}
+
+    def __contains__(self, block: int) -> bool:
+        return self.created_at_ns(block) >= 0
+
+    def created_at_ns(self, block: int) -> int:
+        """When the block was made; -1 for one that is not known."""
+        chunk = self.chunks.get(block // CHUNK)
+        return chunk.created_at_ns[block % CHUNK] if chunk else -1
+
+    def position(self, block: int) -> int:
+        """Where a known block was recorded."""
+        return self.chunks[block // CHUNK].positions[block % CHUNK]
+
+    def digest(self, block: int) -> bytes:
+        """A known block's content digest, 16 bytes."""
+        at = 16 * (block % CHUNK)
+        return bytes(self.chunks[block // CHUNK].digests[at : at + 16])
+
+    def unit_ns(self, block: int) -> int:
+        """What the block grants per executor; 0 where it is not finalized or grants nothing."""
+        chunk = self.chunks.get(block // CHUNK)
+        return chunk.units_ns[block % CHUNK] if chunk else 0
+
+    def add(self, block: int, created_at_ns: int, position: int, digest: bytes) -> None:
+        """Makes the block known."""
+        number, offset = divmod(block, CHUNK)
+        chunk = self.chunks.get(number)
+        if chunk is None:
+            chunk = self.chunks[number] = Chunk()
+            insort(self.chunk_numbers, number)
+            self._sum_up_from(number)
+        chunk.created_at_ns[offset] = created_at_ns
+        chunk.positions[offset] = position
+        chunk.digests[16 * offset : 16 * offset + 16] = digest
+        self.newest = max(self.newest, block)
+
+    def finalize(self, block: int, unit_ns: int) -> None:
+        """Fixes what the block grants per executor."""
+        number, offset = divmod(block, CHUNK)
+        chunk = self.chunks[number]
+        chunk.units_ns[offset] = unit_ns
+        chunk.sum_up()
+        self._sum_up_from(number)
+        self.first_finalized = min(self.first_finalized, block)
+        self.last_finalized = max(self.last_finalized, block)
+
+    def sum_before_ns(self, block: int) -> int:
+        """The sum of the units of all blocks below this one."""
+        known = self._cum.get(block)
+        if known is None:
+            known = self._cum[block] = self._sum_before_ns(block)
+        return known
+
+    def reach(self, target_ns: int) -> int:
+        """The least `block` with `sum_before_ns(block) >= target_ns`; the sum of all units must reach it."""
+        at = bisect_left(self.before_ns, target_ns) - 1
+        number = self.chunk_numbers[at]
+        return number * CHUNK + bisect_left(self.chunks[number].sums, target_ns - self.before_ns[at])
+
+    def granted_runs(self, start: int, end: int) -> list[Run]:
+        """The blocks of `[start, end)` with a unit above 0, as runs, ascending."""
+        runs: list[Run] = []
+        first = last = -2
+        for block in self._granted(start, end):
+            if block != last + 1:
+                if last >= 0:
+                    runs.append((first, last))
+                first = block
+            last = block
+        if last >= 0:
+            runs.append((first, last))
+        return runs
+
+    def known(self) -> Iterator[int]:
+        """All known blocks, ascending."""
+        for number in self.chunk_numbers:
+            for offset, created_at_ns in enumerate(self.chunks[number].created_at_ns):
+                if created_at_ns >= 0:
+                    yield number * CHUNK + offset
+
+    def _granted(self, start: int, end: int) -> Iterator[int]:
+        if start >= end:
+            return
+        first = bisect_left(self.chunk_numbers, start // CHUNK)
+        for number in self.chunk_numbers[first:]:
+            base = number * CHUNK
+            if base >= end:
+                return
+            units_ns = self.chunks[number].units_ns
+            for offset in range(max(start - base, 0), min(end - base, CHUNK)):
+                if units_ns[offset]:
+                    yield base + offset
+
+    def _sum_before_ns(self, block: int) -> int:
+        number, offset = divmod(block, CHUNK)
+        at = bisect_right(self.chunk_numbers, number) - 1
+        if at < 0:
+            return 0
+        below = self.chunk_numbers[at]
+        return self.before_ns[at] + self.chunks[below].sums[offset if below == number else CHUNK]
+
+    def _sum_up_from(self, number: int) -> None:
+        """Brings the sums before the chunks after this one up to date."""
+        at = bisect_left(self.chunk_numbers, number)
+        totals = [self.chunks[each].sums[CHUNK] for each in self.chunk_numbers[at:]]
+        before_ns = self.before_ns[at - 1] + self.chunks[self.chunk_numbers[at - 1]].sums[CHUNK] if at else 0
+        self.before_ns[at:] = accumulate(totals[:-1], initial=before_ns)
+        self._cum.clear()
+
+
+def numbers(runs: Iterable[Run]) -> list[int]:
+    """Every block of the runs."""
+    return [block for first, last in runs for block in range(first, last + 1)]
+
+
+def runs_of(blocks: Iterable[int]) -> list[Run]:
+    """Ascending blocks as runs."""
+    runs: list[Run] = []
+    for block in blocks:
+        if runs and runs[-1][1] == block - 1:
+            runs[-1] = (runs[-1][0], block)
+        else:
+            runs.append((block, block))
+    return runs

@@ -1,0 +1,116 @@
+"""Events to stored bytes and back, and the chain of hashes over the rows."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from struct import Struct
+from typing import NamedTuple
+
+import msgspec
+
+from .errors import CorruptLedger, NewerLedger
+from .events import Event
+
+EVENT_TAGS = tuple(
+    sorted(
+        (
+            "allowance-reserved",
+            "block-recorded",
+            "ledger-opened",
+            "manifests-recorded",
+            "reservation-expired",
+            "reservation-released",
+            "reservation-spent",
+            "settings-changed",
+        )
+    )
+)
+GENESIS_HASH = bytes(32)
+"""The hash before the first row."""
+
+ID_HASH_BITS = 20
+"""Bits of its event's hash that a reservation id carries below the position."""
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+_tag_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_numbers = Struct(">qqqqq")
+_length = Struct(">i")
+
+
+class Row(NamedTuple):
+    """One event as it is stored; `payload` and `hash` are bytes, the rest columns of the same name.
+
+    `settles` is the position of the reservation that a settlement ends. `attempt` counts the reservations of a
+    job, from 1. Each is unique in its ledger where present, and so is `key`.
+    """
+
+    position: int
+    stream: str
+    version: int
+    recorded_at_ns: int
+    key: str | None
+    job_uuid: str | None
+    attempt: int | None
+    settles: int | None
+    payload: bytes
+    hash: bytes
+
+
+def encode(event: Event) -> bytes:
+    """The event's stored bytes: compact JSON with the tag first."""
+    return _encoder.encode(event)
+
+
+def decode(position: int, payload: bytes) -> Event:
+    """The event in stored bytes; a type of a newer release and bytes that are no event are told apart."""
+    try:
+        return _decoder.decode(payload)
+    except msgspec.MsgspecError as cause:
+        raise _undecodable(position, payload, cause) from cause
+
+
+def row_hash(previous: bytes, row: Row) -> bytes:
+    """SHA-256 over the previous row's hash and every stored column of this one but the hash itself.
+
+    Texts and the payload are length-prefixed (-1 for none) so that no two rows hash the same bytes.
+    """
+    parts = [
+        previous,
+        _numbers.pack(row.position, row.version, row.recorded_at_ns, row.attempt or 0, row.settles or 0),
+    ]
+    for text in (row.stream, row.key, row.job_uuid):
+        if text is None:
+            parts.append(b"\xff\xff\xff\xff")
+        else:
+            encoded = text.encode("utf-8", "surrogatepass")
+            parts.append(_length.pack(len(encoded)))
+            parts.append(encoded)
+    parts.append(_length.pack(len(row.payload)))
+    parts.append(row.payload)
+    return sha256(b"".join(parts)).digest()
+
+
+def reservation_id(position: int, event_hash: bytes) -> int:
+    """A reservation's id: its event's position, and below it 20 bits of the event's hash.
+
+    The position makes ids ascend; the bits make an id from a tail that was lost name nothing else.
+    """
+    return position << ID_HASH_BITS | int.from_bytes(event_hash[:3], "big") >> 4
+
+
+def reservation_position(an_id: int) -> int:
+    """The position of the event that made the reservation, if this ledger made it."""
+    return an_id >> ID_HASH_BITS
+
+
+def _undecodable(position: int, payload: bytes, cause: Exception) -> NewerLedger | CorruptLedger:
+    try:
+        tag = msgspec.json.decode(_tag_decoder.decode(payload)["type"], type=str)
+    except (msgspec.MsgspecError, KeyError):
+        return CorruptLedger(position, f"the payload is no event: {cause}")
+    if tag not in EVENT_TAGS:
+        return NewerLedger(f"the event at position {position} of type", tag, ", ".join(EVENT_TAGS))
+    if "unknown field" in str(cause):
+        return NewerLedger(f"the event at position {position}, a", tag, str(cause))
+    return CorruptLedger(position, f"the payload is no {tag}: {cause}")

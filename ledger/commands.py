@@ -1,0 +1,295 @@
+"""The changes that a ledger knows, but for routing: facts, settings, reserve, spend, release, expire.
+
+Each reads the draft's state, decides, and appends. None reads a clock or a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from .account import Held
+from .chain import Metagraph, new_block, new_manifests
+from .codec import reservation_id as id_of
+from .codec import reservation_position
+from .draft import Draft
+from .errors import (
+    CannotReserveAllowanceException,
+    ConflictingFact,
+    IdempotencyConflict,
+    ImplausibleFact,
+    InvalidInput,
+    JobAlreadySpent,
+    JobRequestConflict,
+    ReservationNotFound,
+)
+from .events import (
+    CHAIN_STREAM,
+    MANIFESTS_STREAM,
+    SETTINGS_STREAM,
+    AllowanceReserved,
+    LedgerOpened,
+    ReservationExpired,
+    ReservationReleased,
+    ReservationSpent,
+    SettingsChanged,
+    account_stream,
+)
+from .log import Lookup
+from .reservation import Reservation, of_held, of_rows, refusal, status_after
+from .settings import RecordedSettings
+from .state import LedgerState
+from .values import instant, seconds
+
+
+class BlockContent(NamedTuple):
+    """A block, checked and exact."""
+
+    number: int
+    created_at_ns: int
+    metagraph: Metagraph
+
+
+class ManifestsContent(NamedTuple):
+    """A manifest sync, checked and exact."""
+
+    block: int
+    manifests: dict[str, dict[str, int]]
+
+
+class RecordSettings:
+    """Opens the ledger where it is new, and records settings where they differ from the recorded ones."""
+
+    def __init__(self, validator_ss58: str, settings: RecordedSettings | None) -> None:
+        self.validator_ss58 = validator_ss58
+        self.settings = settings
+        self.key = None
+
+    def needs(self, state: LedgerState, lookup: Lookup) -> None:
+        pass
+
+    def execute(self, draft: Draft[Any]) -> int:
+        state = draft.state
+        if state.position == 0:
+            opened = LedgerOpened(self.validator_ss58, self.settings or RecordedSettings())
+            return draft.append(SETTINGS_STREAM, opened).position
+        if self.settings is not None and self.settings != state.chain.settings:
+            return draft.append(SETTINGS_STREAM, SettingsChanged(self.settings)).position
+        return int(state.position)
+
+
+class RecordFacts:
+    """Records facts in order up to the first that is refused; answers the positions and the refusal."""
+
+    def __init__(self, facts: Sequence[BlockContent | ManifestsContent], confirm: bool) -> None:
+        self.facts = facts
+        self.confirm = confirm
+        self.key = None
+
+    def needs(self, state: LedgerState, lookup: Lookup) -> None:
+        pass
+
+    def execute(self, draft: Draft[Any]) -> tuple[list[int], ConflictingFact | ImplausibleFact | None]:
+        positions: list[int] = []
+        for fact in self.facts:
+            try:
+                positions.append(self._record(draft, fact))
+            except (ConflictingFact, ImplausibleFact) as refused:
+                refused.fact_index = len(positions)
+                return positions, refused
+        return positions, None
+
+    def _record(self, draft: Draft[Any], fact: BlockContent | ManifestsContent) -> int:
+        chain = draft.state.chain
+        if isinstance(fact, BlockContent):
+            block = new_block(chain, *fact, self.confirm)
+            return block if isinstance(block, int) else draft.append(CHAIN_STREAM, block).position
+        sync = new_manifests(chain, *fact, self.confirm)
+        return sync if isinstance(sync, int) else draft.append(MANIFESTS_STREAM, sync).position
+
+
+class Reserve:
+    """Takes an account's free blocks from the earliest on, whole, until they are worth the amount."""
+
+    def __init__(
+        self,
+        miner_ss58: str,
+        executor_class: str,
+        amount_ns: int,
+        job_start_block: int,
+        job_uuid: str | None,
+        key: str | None,
+    ) -> None:
+        self.miner_ss58 = miner_ss58
+        self.executor_class = executor_class
+        self.stream = account_stream(miner_ss58, executor_class)
+        self.amount_ns = amount_ns
+        self.job_start_block = job_start_block
+        self.job_uuid = job_uuid
+        self.key = key
+
+    def needs(self, state: LedgerState, lookup: Lookup) -> None:
+        need_key(self.key, lookup)
+        need_job(self.job_uuid, state, lookup)
+
+    def execute(self, draft: Draft[Any]) -> Reservation:
+        validator_ss58 = draft.state.chain.validator_ss58
+        first = draft.first_outcome(self.key)
+        if first is not None:
+            row, event = first
+            if not isinstance(event, AllowanceReserved) or self._content() != (
+                row.stream,
+                event.amount_ns,
+                event.job_start_block,
+                row.job_uuid,
+            ):
+                raise IdempotencyConflict(str(self.key), row.position)
+            return of_rows(row, event, None, validator_ss58)
+        standing = standing_reservation(draft, self.job_uuid)
+        if standing is not None:
+            refuse_other_content(standing, self.amount_ns, self.executor_class, miner_ss58=self.miner_ss58)
+            return of_held(standing, validator_ss58)
+        return of_held(self._claim(draft), validator_ss58)
+
+    def _content(self) -> tuple[str, int, int, str | None]:
+        return self.stream, self.amount_ns, self.job_start_block, self.job_uuid
+
+    def _claim(self, draft: Draft[Any]) -> Held:
+        state = draft.state
+        check_amount(self.amount_ns, state.chain.settings)
+        window_start = state.window_start(self.job_start_block)
+        account = state.chain.accounts.get(self.stream)
+        claim = account and account.claim(state.chain.blocks, window_start, self.amount_ns, draft.now_ns)
+        if account is None or claim is None:
+            available_ns = (
+                account.measure(state.chain.blocks, window_start, draft.now_ns).available_ns if account else 0
+            )
+            raise CannotReserveAllowanceException(self.miner_ss58, seconds(self.amount_ns), seconds(available_ns))
+        return draft.reserve(
+            account,
+            claim,
+            amount_ns=self.amount_ns,
+            job_start_block=self.job_start_block,
+            key=self.key,
+            job=next_attempt(draft, self.job_uuid),
+        )
+
+
+class Settle:
+    """Spends or releases a reservation that stands."""
+
+    def __init__(self, reservation_id: int, how: Literal["spend", "release"], key: str | None) -> None:
+        self.reservation_id = reservation_id
+        self.event = (ReservationSpent if how == "spend" else ReservationReleased)(reservation_id)
+        self.key = key
+
+    def needs(self, state: LedgerState, lookup: Lookup) -> None:
+        need_key(self.key, lookup)
+        if self.key is not None or self.reservation_id not in state.held:
+            lookup.positions.add(reservation_position(self.reservation_id))
+
+    def execute(self, draft: Draft[Any]) -> Reservation:
+        state = draft.state
+        first = draft.first_outcome(self.key)
+        if first is not None and first[1] != self.event:
+            raise IdempotencyConflict(str(self.key), first[0].position)
+        held = state.held.get(self.reservation_id)
+        if held is None:
+            if self.reservation_id in draft.ended:
+                raise refusal(self.reservation_id, draft.ended[self.reservation_id])
+            return self._settled_before(draft, again=first is not None)
+        row = draft.settle(held, self.event, self.key)
+        return of_held(held, state.chain.validator_ss58, status_after(self.event), row.recorded_at_ns)
+
+    def _settled_before(self, draft: Draft[Any], *, again: bool) -> Reservation:
+        made = draft.reservation_row(self.reservation_id)
+        if made is None or id_of(made[0].position, made[0].hash) != self.reservation_id:
+            raise ReservationNotFound(self.reservation_id)
+        settlement = draft.settlement(made[0].position)
+        if settlement is None:
+            raise ReservationNotFound(self.reservation_id)
+        if not again:
+            raise refusal(self.reservation_id, settlement)
+        return of_rows(*made, settlement, draft.state.chain.validator_ss58)
+
+
+class ExpireDue:
+    """Ends every overdue reservation, by due time."""
+
+    key = None
+
+    def needs(self, state: LedgerState, lookup: Lookup) -> None:
+        pass
+
+    def execute(self, draft: Draft[Any]) -> list[Reservation]:
+        validator_ss58 = draft.state.chain.validator_ss58
+        expired = []
+        for held in draft.state.overdue(draft.now_ns):
+            row = draft.settle(held, ReservationExpired(held.reservation_id))
+            expired.append(of_held(held, validator_ss58, "expired", row.recorded_at_ns))
+        return expired
+
+
+def check_amount(amount_ns: int, settings: RecordedSettings) -> None:
+    """Refuses an amount that no reservation may have."""
+    longest_seconds = seconds(settings.longest_job_ns)
+    expected = f"an amount above 0 and up to {longest_seconds} seconds"
+    if amount_ns > settings.longest_job_ns:
+        raise InvalidInput(
+            "allowance_seconds",
+            seconds(amount_ns),
+            expected,
+            f"Required allowance cannot be greater than {longest_seconds} seconds",
+        )
+    if amount_ns <= 0:
+        raise InvalidInput("allowance_seconds", seconds(amount_ns), expected)
+
+
+def need_key(key: str | None, lookup: Lookup) -> None:
+    """Asks for what the key stands for."""
+    if key is not None:
+        lookup.keys.add(key)
+
+
+def need_job(job_uuid: str | None, state: LedgerState, lookup: Lookup) -> None:
+    """Asks for a job's past, unless it stands in memory."""
+    if job_uuid is not None and job_uuid not in state.jobs:
+        lookup.jobs.add(job_uuid)
+
+
+def standing_reservation(draft: Draft[Any], job_uuid: str | None) -> Held | None:
+    """The job's standing reservation; `JobAlreadySpent` where the last one was spent."""
+    if job_uuid is None:
+        return None
+    held: Held | None = draft.state.jobs.get(job_uuid)
+    if held is None:
+        last = draft.last_of_job(job_uuid)
+        if last is not None and isinstance(last.settlement[1], ReservationSpent):
+            row, event = last.settlement
+            raise JobAlreadySpent(job_uuid, event.reservation_id, instant(row.recorded_at_ns))
+    return held
+
+
+def next_attempt(draft: Draft[Any], job_uuid: str | None) -> tuple[str, int] | None:
+    """The job and the number of its next reservation."""
+    if job_uuid is None:
+        return None
+    last = draft.last_of_job(job_uuid)
+    return job_uuid, last.attempt + 1 if last is not None else 1
+
+
+def refuse_other_content(held: Held, amount_ns: int, executor_class: str, miner_ss58: str | None = None) -> None:
+    """Refuses to answer a request with a reservation that was made for another."""
+    recorded = {
+        "executor_class": held.account.executor_class,
+        "allowance_seconds": seconds(held.amount_ns),
+        "miner_ss58": held.account.miner_ss58,
+    }
+    asked = {
+        "executor_class": executor_class,
+        "allowance_seconds": seconds(amount_ns),
+        "miner_ss58": miner_ss58 or held.account.miner_ss58,
+    }
+    differences = {name: (recorded[name], asked[name]) for name in recorded if recorded[name] != asked[name]}
+    if differences:
+        raise JobRequestConflict(str(held.job_uuid), held.reservation_id, differences)

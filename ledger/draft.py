@@ -1,0 +1,147 @@
+"""A batch being decided: what commands see, and what they append."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from .account import Account, Claim, Held
+from .codec import Row, decode, encode, reservation_position, row_hash
+from .events import AllowanceReserved, Axon, Event, ReservationExpired, Settlement
+from .log import Known, Lookup
+from .reservation import settlement_of
+from .state import LedgerState
+
+S = TypeVar("S", bound=LedgerState)
+S_contra = TypeVar("S_contra", bound=LedgerState, contravariant=True)
+
+
+class Command(Protocol[S_contra]):
+    """A change that a caller asks for: it decides on the draft's state, and appends, or raises and does neither."""
+
+    @property
+    def key(self) -> str | None:
+        """The idempotency key; of two commands with one key, the second waits for the next batch."""
+        ...
+
+    def needs(self, state: S_contra, lookup: Lookup) -> None:
+        """Asks for what must be known of the stored past."""
+        ...
+
+    def execute(self, draft: Draft[Any]) -> Any:
+        """Decides, appends, and gives the caller's answer, which is told once the batch is committed."""
+        ...
+
+
+class LastOfJob(NamedTuple):
+    """A job's last reservation, which has ended: which one it was, and how it ended."""
+
+    attempt: int
+    settlement: tuple[Row, Settlement]
+
+
+class Draft(Generic[S]):
+    """The state with the batch's own appends already in it, the clock, and what the stored past says."""
+
+    def __init__(self, state: S, known: Known, now_ns: int) -> None:
+        self.state = state
+        self.known = known
+        self.now_ns = now_ns
+        self.rows: list[Row] = []
+        self.events: list[Event] = []
+        self.ended: dict[int, tuple[Row, Settlement]] = {}
+        """What this batch has settled, by reservation id."""
+        self._ended_jobs: dict[str, LastOfJob] = {}
+
+    @property
+    def recorded_at_ns(self) -> int:
+        """The time that the next row records: the clock's, but never before the row before it."""
+        return max(self.state.recorded_at_ns, self.now_ns)
+
+    def append(
+        self,
+        stream: str,
+        event: Event,
+        *,
+        key: str | None = None,
+        job: tuple[str, int] | None = None,
+        settles: int | None = None,
+    ) -> Row:
+        """Appends an event at its stream's next version and evolves the state by it."""
+        state = self.state
+        job_uuid, attempt = job or (None, None)
+        row = Row(
+            state.position + 1,
+            stream,
+            state.version(stream) + 1,
+            self.recorded_at_ns,
+            key,
+            job_uuid,
+            attempt,
+            settles,
+            encode(event),
+            b"",
+        )
+        row = row._replace(hash=row_hash(state.hash, row))
+        self.rows.append(row)
+        self.events.append(event)
+        state.evolve(row, event)
+        return row
+
+    def reserve(
+        self,
+        account: Account,
+        claim: Claim,
+        *,
+        amount_ns: int,
+        job_start_block: int,
+        key: str | None = None,
+        job: tuple[str, int] | None = None,
+        axon: Axon | None = None,
+    ) -> Held:
+        """Appends the expiries that the claim brings, and the reservation itself."""
+        recorded_at_ns = self.recorded_at_ns
+        for overdue in claim.expired:
+            self.settle(overdue, ReservationExpired(overdue.reservation_id))
+        event = AllowanceReserved(
+            amount_ns=amount_ns,
+            blocks=claim.blocks,
+            job_start_block=job_start_block,
+            expires_at_ns=recorded_at_ns + amount_ns + self.state.chain.settings.reservation_margin_ns,
+            axon=axon,
+            decided_at_ns=self.now_ns if self.now_ns != recorded_at_ns else None,
+        )
+        self.append(account.stream, event, key=key, job=job)
+        return next(reversed(account.held.values()))
+
+    def settle(self, held: Held, event: Settlement, key: str | None = None) -> Row:
+        """Appends the end of a standing reservation."""
+        row = self.append(held.account.stream, event, key=key, settles=held.position)
+        self.ended[held.reservation_id] = (row, event)
+        if held.job_uuid is not None:
+            self._ended_jobs[held.job_uuid] = LastOfJob(held.attempt or 0, (row, event))
+        return row
+
+    def last_of_job(self, job_uuid: str) -> LastOfJob | None:
+        """How the last reservation of a job that has none standing came to its end; None for a new job."""
+        row = self.known.jobs.get(job_uuid)
+        settlement = None if row is None else self.settlement(row.position)
+        if row is not None and settlement is not None:
+            return LastOfJob(row.attempt or 0, settlement)
+        return self._ended_jobs.get(job_uuid)
+
+    def first_outcome(self, key: str | None) -> tuple[Row, Event] | None:
+        """What was appended under the key before."""
+        row = self.known.keys.get(key) if key is not None else None
+        return None if row is None else (row, decode(row.position, row.payload))
+
+    def reservation_row(self, reservation_id: int) -> tuple[Row, AllowanceReserved] | None:
+        """The stored event that made a reservation that no longer stands, if it was looked up and is there."""
+        row = self.known.rows.get(reservation_position(reservation_id))
+        if row is None:
+            return None
+        event = decode(row.position, row.payload)
+        return (row, event) if isinstance(event, AllowanceReserved) else None
+
+    def settlement(self, position: int) -> tuple[Row, Settlement] | None:
+        """The stored end of the reservation made at a position, if it was looked up and is there."""
+        return settlement_of(self.known, position)

@@ -1,0 +1,115 @@
+"""What the log says: past-tense facts, one tagged union of frozen structs.
+
+The tag is the stored name and outlives the class. A field that is added later has a default; a field's meaning
+never changes. What stands beside the payload in its row (stream, job, …) is not repeated inside it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .settings import RecordedSettings
+
+SETTINGS_STREAM = "settings"
+CHAIN_STREAM = "chain"
+MANIFESTS_STREAM = "manifests"
+
+Axon = tuple[str, int, int]
+"""Where a miner listens: address, ip version, port."""
+Run = tuple[int, int]
+"""Consecutive blocks, first and last of them."""
+
+
+class _Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What all events share: a field that this release does not know is never passed over in silence."""
+
+
+class LedgerOpened(_Event, frozen=True, tag="ledger-opened"):
+    """A validator's ledger began, under these settings; the first event, and the only one that names it."""
+
+    validator_ss58: str
+    settings: RecordedSettings
+
+
+class SettingsChanged(_Event, frozen=True, tag="settings-changed"):
+    """From here on these settings apply."""
+
+    settings: RecordedSettings
+
+
+class BlockRecorded(_Event, frozen=True, tag="block-recorded"):
+    """A block and its metagraph, told as the difference to the block recorded just before it in this log.
+
+    `registered` are miners new or moved, `deregistered` those gone; `staked` are validators' stakes in
+    billionths, new or changed, `unstaked` those gone.
+    """
+
+    number: int
+    created_at_ns: int
+    registered: dict[str, Axon] = {}
+    deregistered: list[str] = []
+    staked: dict[str, int] = {}
+    unstaked: list[str] = []
+
+
+class ManifestsRecorded(_Event, frozen=True, tag="manifests-recorded"):
+    """A manifest sync, told as the difference to the sync recorded just before it in this log.
+
+    `offered` has the whole `{executor_class: count}` of each miner that is new or differs, `absent` the miners
+    that are gone.
+    """
+
+    block: int
+    offered: dict[str, dict[str, int]] = {}
+    absent: list[str] = []
+
+
+class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
+    """Blocks of the stream's account were set aside for one job.
+
+    `axon` stands where a router claimed: the route as it was given. `decided_at_ns` is the clock that decided
+    what was overdue, where it differs from the recorded time. `passed_over` are the miners whose claims this
+    job lost before, in order, each with the log position at which it was tried.
+    """
+
+    amount_ns: int
+    blocks: list[Run]
+    job_start_block: int
+    expires_at_ns: int
+    axon: Axon | None = None
+    decided_at_ns: int | None = None
+    passed_over: list[tuple[str, int]] = []
+
+
+class ReservationSpent(_Event, frozen=True, tag="reservation-spent"):
+    """The job ran; its blocks are used up."""
+
+    reservation_id: int
+
+
+class ReservationReleased(_Event, frozen=True, tag="reservation-released"):
+    """The job did not run; its blocks are free again."""
+
+    reservation_id: int
+
+
+class ReservationExpired(_Event, frozen=True, tag="reservation-expired"):
+    """Nobody spoke for the reservation until after it was due; its blocks are free again."""
+
+    reservation_id: int
+
+
+Fact = LedgerOpened | SettingsChanged | BlockRecorded | ManifestsRecorded
+Settlement = ReservationSpent | ReservationReleased | ReservationExpired
+Event = Fact | AllowanceReserved | Settlement
+
+
+def account_stream(miner_ss58: str, executor_class: str) -> str:
+    """The name of an account's stream; a tab is not printable, so no two accounts share a name."""
+    return f"{miner_ss58}\t{executor_class}"
+
+
+def account_of(stream: str) -> tuple[str, str]:
+    """The miner and executor class whose account the stream is."""
+    miner_ss58, _, executor_class = stream.partition("\t")
+    return miner_ss58, executor_class

@@ -1,0 +1,119 @@
+"""The log's contract: what every storage engine must do, and the words for it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from .codec import GENESIS_HASH, Row
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+PAGE_ROWS = 1000
+"""Rows read at a time; smaller pages cost more round trips than they save memory."""
+
+
+class Head(NamedTuple):
+    """Where a ledger's log stands: its last row's position, hash and recorded time."""
+
+    position: int = 0
+    hash: bytes = GENESIS_HASH
+    recorded_at_ns: int = 0
+
+
+class Lookup:
+    """What a batch has to know about the stored past before it can decide."""
+
+    __slots__ = ("jobs", "keys", "positions")
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.jobs: set[str] = set()
+        self.positions: set[int] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.jobs or self.positions)
+
+
+class Known:
+    """What the stored past says to a `Lookup`; what is absent is not stored."""
+
+    __slots__ = ("jobs", "keys", "rows", "settlements")
+
+    def __init__(self) -> None:
+        self.keys: dict[str, Row] = {}
+        self.jobs: dict[str, Row] = {}
+        """A job's last reservation."""
+        self.rows: dict[int, Row] = {}
+        self.settlements: dict[int, Row] = {}
+        """By the position of the reservation that they settle."""
+
+
+class Transaction(Protocol):
+    """One write transaction: alone on its ledger from the reading of the head to the commit."""
+
+    async def head(self) -> Head:
+        """Where the log stands; nobody else can move it before the commit."""
+        ...
+
+    async def read(self, after: int) -> list[Row]:
+        """A page of the rows after a position, ascending; empty at the end."""
+        ...
+
+    async def find(self, lookup: Lookup) -> Known:
+        """What is stored about keys, jobs and positions."""
+        ...
+
+    async def append(self, rows: list[Row]) -> None:
+        """Adds rows that follow the head, and moves the head to the last of them."""
+        ...
+
+
+class Store(Protocol):
+    """One ledger's log in one database."""
+
+    @property
+    def ledger(self) -> int:
+        """The ledger's local id."""
+        ...
+
+    async def open(self, create: MetaData | None) -> Head:
+        """Connects and finds the ledger; given tables, makes what of them and of the ledger is not there yet."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of everything."""
+        ...
+
+    async def head(self) -> Head:
+        """Where the log stands now."""
+        ...
+
+    async def read(self, after: int) -> list[Row]:
+        """A page of the committed rows after a position, ascending; empty at the end."""
+        ...
+
+    async def find(self, lookup: Lookup) -> Known:
+        """What is committed about keys, jobs and positions."""
+        ...
+
+    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection to query the read models with."""
+        ...
+
+    def writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction to write the read models in; commits at a normal end."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """A write transaction; commits at a normal end, undoes everything at an exception.
+
+        Raises `StorageUnavailable` where nothing was done, `CommitUncertain` where that is not known.
+        """
+        ...
+
+
+class CommitUncertain(Exception):
+    """The commit was sent, and its answer was an error or none; reading the log tells."""

@@ -1,0 +1,155 @@
+"""The state of one ledger: a fold of its log, kept in memory.
+
+`evolve` takes the next row; it reads no clock and trusts the log, but refuses a row that cannot follow.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+
+from .account import Account, Held
+from .chain import Chain
+from .codec import GENESIS_HASH, Row, decode, reservation_id, reservation_position
+from .errors import CorruptLedger
+from .events import (
+    CHAIN_STREAM,
+    MANIFESTS_STREAM,
+    SETTINGS_STREAM,
+    AllowanceReserved,
+    BlockRecorded,
+    Event,
+    LedgerOpened,
+    ManifestsRecorded,
+    ReservationExpired,
+    ReservationReleased,
+    ReservationSpent,
+    SettingsChanged,
+)
+
+
+class LedgerState:
+    """Chain facts, accounts, and the reservations that stand, as they are at `position`."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.hash = GENESIS_HASH
+        self.recorded_at_ns = 0
+        self.chain = Chain()
+        self.versions = {SETTINGS_STREAM: 0, CHAIN_STREAM: 0, MANIFESTS_STREAM: 0}
+        """Versions of the streams that are no account's."""
+        self.held: dict[int, Held] = {}
+        """Standing reservations by id."""
+        self.jobs: dict[str, Held] = {}
+        """Standing reservations by job."""
+        self.due: list[tuple[int, int]] = []
+        """Standing reservations as (due time, id), ascending."""
+
+    def version(self, stream: str) -> int:
+        """The stream's version; 0 for one that does not exist yet."""
+        account = self.chain.accounts.get(stream)
+        return account.version if account is not None else self.versions.get(stream, 0)
+
+    def overdue(self, now_ns: int) -> list[Held]:
+        """The reservations whose due time has passed, by due time."""
+        return [self.held[held_id] for _, held_id in self.due[: bisect_right(self.due, (now_ns, 2**63))]]
+
+    def window_start(self, job_start_block: int) -> int:
+        """The first block that a job starting at a block may use."""
+        return job_start_block - self.chain.settings.block_expiry_blocks
+
+    def fold(self, rows: list[Row]) -> None:
+        """Evolves by stored rows, in order."""
+        for row in rows:
+            self.evolve(row, decode(row.position, row.payload))
+
+    def evolve(self, row: Row, event: Event) -> None:
+        """Takes the next row of the log."""
+        if row.position != self.position + 1:
+            raise CorruptLedger(row.position, f"it follows position {self.position}")
+        try:
+            self._apply(row, event)
+        except (KeyError, ValueError, AttributeError) as cause:
+            raise CorruptLedger(row.position, f"{type(event).__name__} cannot follow here: {cause!r}") from cause
+        self.position = row.position
+        self.hash = row.hash
+        self.recorded_at_ns = row.recorded_at_ns
+
+    def touched(self, account: Account) -> None:
+        """Called where one account's availability moved; projections override it."""
+
+    def _apply(self, row: Row, event: Event) -> None:
+        match event:
+            case AllowanceReserved():
+                self._reserve(row, event)
+            case ReservationSpent():
+                self._end(row, event.reservation_id)
+            case ReservationReleased() | ReservationExpired():
+                self._give_back(self._end(row, event.reservation_id))
+            case BlockRecorded():
+                self._next_version(row)
+                self.chain.apply_block(row.position, event)
+            case ManifestsRecorded():
+                self._next_version(row)
+                self.chain.apply_manifests(row.position, event)
+            case SettingsChanged():
+                self._next_version(row)
+                self.chain.apply_settings(event.settings)
+            case LedgerOpened():
+                self._next_version(row)
+                self.chain.validator_ss58 = event.validator_ss58
+                self.chain.apply_settings(event.settings)
+
+    def _next_version(self, row: Row) -> None:
+        if row.version != self.versions[row.stream] + 1:
+            raise ValueError(f"version {row.version} of {row.stream} after {self.versions[row.stream]}")
+        self.versions[row.stream] = row.version
+
+    def _reserve(self, row: Row, event: AllowanceReserved) -> None:
+        account = self._account(row)
+        held = Held(
+            reservation_id(row.position, row.hash),
+            row.position,
+            account,
+            event.amount_ns,
+            event.blocks,
+            event.job_start_block,
+            row.recorded_at_ns,
+            event.expires_at_ns,
+            row.job_uuid,
+            row.attempt,
+            event.axon,
+        )
+        for first, last in event.blocks:
+            account.taken.add(first, last)
+        self.hold(held)
+
+    def hold(self, held: Held) -> None:
+        """Puts a reservation among the standing ones."""
+        held.account.held[held.reservation_id] = self.held[held.reservation_id] = held
+        if held.job_uuid is not None:
+            self.jobs[held.job_uuid] = held
+        insort(self.due, (held.expires_at_ns, held.reservation_id))
+        self.touched(held.account)
+
+    def _end(self, row: Row, held_id: int) -> Held:
+        account = self._account(row)
+        if row.settles != reservation_position(held_id):
+            raise ValueError(f"the row settles {row.settles}, the event {held_id}")
+        held = account.held.pop(held_id)
+        del self.held[held_id]
+        if held.job_uuid is not None:
+            del self.jobs[held.job_uuid]
+        del self.due[bisect_left(self.due, (held.expires_at_ns, held_id))]
+        self.touched(account)
+        return held
+
+    def _give_back(self, held: Held) -> None:
+        for first, last in held.blocks:
+            held.account.taken.remove(first, last)
+
+    def _account(self, row: Row) -> Account:
+        account = self.chain.accounts[row.stream]
+        if row.version != account.version + 1:
+            raise ValueError(f"version {row.version} of {row.stream!r} after {account.version}")
+        account.version = row.version
+        return account

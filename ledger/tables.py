@@ -1,0 +1,135 @@
+"""The tables, as SQLAlchemy sees them. The invariants of the log stand here first, and again in the code.
+
+`allowance_events` is append-only: triggers refuse update, delete and replacement, as a second defence behind
+code that never does either. Positions are dense because the head row gives them out, in the transaction that
+appends.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+schema = Table(
+    "allowance_schema",
+    metadata,
+    Column("only", Integer, CheckConstraint("only = 1"), primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+)
+
+ledgers = Table(
+    "allowance_ledgers",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("validator_ss58", Text, nullable=False, unique=True),
+    Column("position", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("recorded_at_ns", BigInteger, nullable=False),
+)
+
+events = Table(
+    "allowance_events",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("stream", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("recorded_at_ns", BigInteger, nullable=False),
+    Column("key", Text),
+    Column("job_uuid", Text),
+    Column("attempt", BigInteger),
+    Column("settles", BigInteger),
+    Column("payload", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    UniqueConstraint("ledger", "stream", "version"),
+    CheckConstraint("position > 0 AND version > 0"),
+    sqlite_with_rowid=False,
+)
+
+
+def _unique_where_present(*columns: str) -> None:
+    present = events.c[columns[0]].is_not(None)
+    Index(
+        f"allowance_events_{columns[0]}",
+        events.c.ledger,
+        *(events.c[column] for column in columns),
+        unique=True,
+        sqlite_where=present,
+        postgresql_where=present,
+    )
+
+
+_unique_where_present("key")
+_unique_where_present("job_uuid", "attempt")
+_unique_where_present("settles")
+
+_SQLITE_GUARDS = (
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_update BEFORE UPDATE ON allowance_events
+       BEGIN SELECT RAISE(ABORT, 'events are never updated'); END""",
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_delete BEFORE DELETE ON allowance_events
+       BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END""",
+    # INSERT OR REPLACE fires no delete trigger, so an insert that would replace a row is refused here.
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_replace BEFORE INSERT ON allowance_events
+       WHEN NEW.position <= (SELECT position FROM allowance_ledgers WHERE ledger = NEW.ledger)
+         OR EXISTS (SELECT 1 FROM allowance_events
+                    WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version)
+         OR (NEW.key IS NOT NULL AND EXISTS
+             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND key = NEW.key))
+         OR (NEW.job_uuid IS NOT NULL AND EXISTS
+             (SELECT 1 FROM allowance_events
+              WHERE ledger = NEW.ledger AND job_uuid = NEW.job_uuid AND attempt = NEW.attempt))
+         OR (NEW.settles IS NOT NULL AND EXISTS
+             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND settles = NEW.settles))
+       BEGIN SELECT RAISE(ABORT, 'events are never replaced'); END""",
+    """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
+       WHEN NEW.position <= OLD.position BEGIN SELECT RAISE(ABORT, 'a head never steps back'); END""",
+    """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
+       BEGIN SELECT RAISE(ABORT, 'a ledger is never deleted'); END""",
+)
+
+_POSTGRES_GUARDS = (
+    """CREATE OR REPLACE FUNCTION allowance_append_only() RETURNS trigger LANGUAGE plpgsql AS
+       $$ BEGIN RAISE EXCEPTION 'events are never updated or deleted'; END $$""",
+    """CREATE OR REPLACE TRIGGER allowance_events_append_only BEFORE UPDATE OR DELETE ON allowance_events
+       FOR EACH ROW EXECUTE FUNCTION allowance_append_only()""",
+    """CREATE OR REPLACE TRIGGER allowance_events_no_truncate BEFORE TRUNCATE ON allowance_events
+       FOR EACH STATEMENT EXECUTE FUNCTION allowance_append_only()""",
+    """CREATE OR REPLACE TRIGGER allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
+       FOR EACH ROW EXECUTE FUNCTION allowance_append_only()""",
+)
+
+
+def sqlite_schema(tables: MetaData) -> list[str]:
+    """The statements that make the schema on SQLite where it is absent."""
+    return [*_create(tables, sqlite.dialect()), *_SQLITE_GUARDS]
+
+
+def postgres_schema(tables: MetaData) -> list[str]:
+    """The statements that make the schema on PostgreSQL where it is absent."""
+    return [*_create(tables, postgresql.dialect()), *_POSTGRES_GUARDS]
+
+
+def _create(tables: MetaData, dialect: Dialect) -> list[str]:
+    statements = []
+    for table in tables.sorted_tables:
+        statements.append(str(CreateTable(table, if_not_exists=True).compile(dialect=dialect)))
+        for index in sorted(table.indexes, key=lambda each: str(each.name)):
+            statements.append(str(CreateIndex(index, if_not_exists=True).compile(dialect=dialect)))
+    return statements

@@ -1,0 +1,113 @@
+"""Values at the public edge: what is taken, in which unit, and how it is refused.
+
+Inside, amounts are whole executor-nanoseconds, stakes whole billionths, and instants nanoseconds since the
+epoch, all `int`. Decimal input becomes an integer here, through the shortest decimal that names the float.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal
+
+from .errors import InvalidInput
+
+NANOSECONDS = 1_000_000_000
+LARGEST_INTEGER = 2**63 - 1
+"""The largest integer that both databases store."""
+LONGEST_NAME = 128
+MOST_SECONDS = 10**9
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Miner:
+    """A registered miner and its axon: where jobs are sent."""
+
+    address: str
+    ip_version: int
+    port: int
+    hotkey_ss58: str
+
+
+def name(value: object, field: str, longest: int = LONGEST_NAME) -> str:
+    """`value` as a plain `str` of 1 to `longest` printable characters; subclasses of `str` by their value."""
+    if not isinstance(value, str):
+        raise InvalidInput(field, value, f"a string of 1 to {longest} printable characters")
+    text = str.__str__(value)
+    if not 1 <= len(text) <= longest or not text.isprintable():
+        raise InvalidInput(field, text, f"a string of 1 to {longest} printable characters")
+    return text
+
+
+def job_name(value: object, field: str = "job_uuid") -> str:
+    """A job's uuid as text; `uuid.UUID` is taken in its usual spelling."""
+    return str(value) if isinstance(value, uuid.UUID) else name(value, field)
+
+
+def integer(value: object, field: str, least: int, most: int = LARGEST_INTEGER) -> int:
+    """`value` as an `int` in `[least, most]`; `bool` is no integer here."""
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        return int(value)
+    raise InvalidInput(field, value, f"an integer from {least} to {most}")
+
+
+def billionths(value: object, field: str, *, least: int = 0, most: int = LARGEST_INTEGER) -> int:
+    """A decimal value as whole billionths, half-even: seconds as nanoseconds, stakes as billionths.
+
+    Taken: `int`, `float`, `Decimal`. A float stands for the shortest decimal that names it, as `repr` gives.
+    """
+    expected = f"a finite number from {least / NANOSECONDS:g} to {most / NANOSECONDS:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        raise InvalidInput(field, value, expected)
+    if isinstance(value, int):
+        scaled = value * NANOSECONDS
+    else:
+        if not math.isfinite(value) or not -LARGEST_INTEGER < value < LARGEST_INTEGER:
+            raise InvalidInput(field, value, expected)
+        exact = Decimal(float.__repr__(value)) if isinstance(value, float) else value
+        scaled = int(exact.scaleb(9).to_integral_value(ROUND_HALF_EVEN))
+    if not least <= scaled <= most:
+        raise InvalidInput(field, value, expected)
+    return scaled
+
+
+def amount(value: object, field: str) -> int:
+    """An amount of executor-seconds in ns; anything above `MOST_SECONDS` counts as that, too much for any job."""
+    finite = isinstance(value, (int, float, Decimal)) and math.isfinite(value)
+    return billionths(MOST_SECONDS if finite and value > MOST_SECONDS else value, field)  # type: ignore[operator]
+
+
+def seconds(amount_ns: int) -> float:
+    """Nanoseconds as seconds, for the public edge."""
+    return amount_ns / NANOSECONDS
+
+
+def instant_ns(value: object, field: str) -> int:
+    """An aware `datetime` as nanoseconds since the epoch."""
+    if not isinstance(value, datetime) or value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidInput(field, value, "an aware datetime, such as datetime.now(UTC)")
+    at_ns = (value - _EPOCH) // _MICROSECOND * 1000
+    if not 0 <= at_ns <= LARGEST_INTEGER:
+        raise InvalidInput(field, value, "a time from 1970 to 2262")
+    return at_ns
+
+
+def instant(at_ns: int) -> datetime:
+    """Nanoseconds since the epoch as an aware UTC `datetime`, cut to the microsecond."""
+    return _EPOCH + timedelta(microseconds=at_ns // 1000)
+
+
+def executor_counts(value: object, field: str) -> dict[str, int]:
+    """`{executor_class: count}` checked and copied."""
+    if not isinstance(value, Mapping):
+        raise InvalidInput(field, value, "a mapping {executor_class: count}")
+    return {
+        name(executor_class, f"{field}: executor_class"): integer(count, f"{field}[{executor_class!r}]", 0, 10**9)
+        for executor_class, count in value.items()
+    }

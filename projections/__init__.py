@@ -1,0 +1,30 @@
+"""Answers: availability, history; folds of the log. See ARCHITECTURE.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .availability import Availability, Candidate, Entry
+from .history import Filters, History, Page
+from .recorded import describe_conflict
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData
+
+__all__ = [
+    "Availability",
+    "Candidate",
+    "Entry",
+    "Filters",
+    "History",
+    "Page",
+    "describe_conflict",
+    "schema",
+]
+
+
+def schema() -> MetaData:
+    """All tables, the log's and the read models'; imports SQLAlchemy, which is why it is a function."""
+    from .tables import metadata
+
+    return metadata

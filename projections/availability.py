@@ -1,0 +1,177 @@
+"""Who has allowance: the ranking of miners per executor class, kept while the log grows.
+
+A claim moves one entry of one ranking. A block, a sync or new settings make the rankings measure anew, each when
+it is next asked. Time moves only the accounts whose reservations came due in between.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from typing import NamedTuple
+
+import msgspec
+
+from ledger import Account, LedgerState, NotEnoughAllowanceException, seconds
+
+SHARE_UNIT = 10**9
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A miner with enough allowance. Seconds are executor-seconds; `stream_version` is its account's version."""
+
+    hotkey_ss58: str
+    available_seconds: float
+    total_seconds: float
+    earliest_block: int
+    stream_version: int
+
+
+class Entry(NamedTuple):
+    """One account in a ranking; entries compare by rank."""
+
+    earliest_block: int
+    minus_share: int
+    """Less the billionths of the total that are available."""
+    minus_available_ns: int
+    hotkey_ss58: str
+    total_ns: int
+    account: Account
+
+    @property
+    def available_ns(self) -> int:
+        return -self.minus_available_ns
+
+    def candidate(self) -> Candidate:
+        """The public form."""
+        return Candidate(
+            self.hotkey_ss58,
+            seconds(self.available_ns),
+            seconds(self.total_ns),
+            self.earliest_block,
+            self.account.version,
+        )
+
+
+class Ranking:
+    """The registered accounts of one class with anything available at the newest block, best first."""
+
+    __slots__ = ("_entries", "_of", "_revision", "_stale", "_window_start")
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._of: dict[str, Entry] = {}
+        self._revision = -1
+        self._window_start = 0
+        self._stale: set[str] = set()
+
+    def touch(self, account: Account) -> None:
+        """The account is to be measured again."""
+        self._stale.add(account.miner_ss58)
+
+    def at(self, state: LedgerState, executor_class: str, now_ns: int) -> list[Entry]:
+        """The entries in order, brought up to date; not to be changed by the caller."""
+        chain = state.chain
+        accounts = chain.classes.get(executor_class, {})
+        if self._revision != chain.revision:
+            self._revision = chain.revision
+            self._window_start = state.window_start(chain.blocks.newest)
+            self._entries = measured(state, executor_class, self._window_start, now_ns)
+            self._of = {entry.hotkey_ss58: entry for entry in self._entries}
+            self._stale.clear()
+        while self._stale:
+            self._remeasure(state, accounts[self._stale.pop()], now_ns)
+        return self._entries
+
+    def _remeasure(self, state: LedgerState, account: Account, now_ns: int) -> None:
+        old = self._of.pop(account.miner_ss58, None)
+        if old is not None:
+            del self._entries[bisect_left(self._entries, old)]
+        if account.miner_ss58 in state.chain.metagraph.members:
+            entry = entry_of(state, account, self._window_start, now_ns)
+            if entry is not None:
+                self._of[account.miner_ss58] = entry
+                insort(self._entries, entry)
+
+
+class Availability(LedgerState):
+    """The ledger's state with a ranking per executor class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rankings: dict[str, Ranking] = {}
+        self._ranked_at_ns = 0
+
+    def touched(self, account: Account) -> None:
+        ranking = self._rankings.get(account.executor_class)
+        if ranking is not None:
+            ranking.touch(account)
+
+    def ranking(self, executor_class: str, now_ns: int) -> list[Entry]:
+        """The class's accounts with anything available at the newest block, best first."""
+        self._move_clock(now_ns)
+        if executor_class not in self.chain.classes:
+            return []
+        ranking = self._rankings.get(executor_class)
+        if ranking is None:
+            ranking = self._rankings[executor_class] = Ranking()
+        return ranking.at(self, executor_class, now_ns)
+
+    def entries(self, executor_class: str, job_start_block: int, now_ns: int) -> list[Entry]:
+        """The class's accounts with anything available at a block, best first."""
+        if job_start_block == self.chain.blocks.newest:
+            return self.ranking(executor_class, now_ns)
+        return measured(self, executor_class, self.window_start(job_start_block), now_ns)
+
+    def candidates(self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int) -> list[Entry]:
+        """The accounts with at least the amount, best first; `NotEnoughAllowanceException` where none has."""
+        entries = self.entries(executor_class, job_start_block, now_ns)
+        enough = [entry for entry in entries if -entry[2] >= amount_ns]
+        if not enough:
+            raise self.not_enough(executor_class, job_start_block, now_ns)
+        return enough
+
+    def not_enough(self, executor_class: str, job_start_block: int, now_ns: int) -> NotEnoughAllowanceException:
+        """Who comes nearest, over the registered miners of the class; ties go to the lower hotkey."""
+        window_start = self.window_start(job_start_block)
+        units = self.chain.blocks
+        available = unspent = (0, "")
+        for hotkey_ss58, account in sorted(self.chain.classes.get(executor_class, {}).items()):
+            if hotkey_ss58 not in self.chain.metagraph.members:
+                continue
+            available_ns = account.measure(units, window_start, now_ns).available_ns
+            unspent_ns = account.unspent_ns(units, window_start)
+            available = (available_ns, hotkey_ss58) if available_ns > available[0] else available
+            unspent = (unspent_ns, hotkey_ss58) if unspent_ns > unspent[0] else unspent
+        return NotEnoughAllowanceException(seconds(available[0]), available[1], seconds(unspent[0]), unspent[1])
+
+    def _move_clock(self, now_ns: int) -> None:
+        """Touches the accounts whose reservations came due, or are no longer due, since the last time."""
+        if now_ns == self._ranked_at_ns:
+            return
+        first = bisect_right(self.due, (min(now_ns, self._ranked_at_ns), 2**63))
+        last = bisect_right(self.due, (max(now_ns, self._ranked_at_ns), 2**63))
+        for _, held_id in self.due[first:last]:
+            self.touched(self.held[held_id].account)
+        self._ranked_at_ns = now_ns
+
+
+def measured(state: LedgerState, executor_class: str, window_start: int, now_ns: int) -> list[Entry]:
+    """The class's registered accounts with anything available in a window, measured afresh, best first."""
+    members = state.chain.metagraph.members
+    entries = []
+    for hotkey_ss58, account in state.chain.classes.get(executor_class, {}).items():
+        if hotkey_ss58 in members:
+            entry = entry_of(state, account, window_start, now_ns)
+            if entry is not None:
+                entries.append(entry)
+    entries.sort()
+    return entries
+
+
+def entry_of(state: LedgerState, account: Account, window_start: int, now_ns: int) -> Entry | None:
+    """The account's place in a ranking; None where nothing is available."""
+    total_ns, available_ns, earliest = account.measure(state.chain.blocks, window_start, now_ns)
+    if not available_ns:
+        return None
+    share = available_ns * SHARE_UNIT // total_ns
+    return Entry(earliest, -share, -available_ns, account.miner_ss58, total_ns, account)

@@ -1,0 +1,61 @@
+"""The read models' tables. Everything in them is derived from the log and can be made again from it."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, Text
+
+from ledger.tables import metadata
+
+__all__ = ["checkpoints", "metadata", "reservations", "reserved_blocks"]
+
+checkpoints = Table(
+    "allowance_checkpoints",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("projection", Text, primary_key=True),
+    Column("model_version", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+)
+
+reservations = Table(
+    "allowance_reservations",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("reservation_id", BigInteger, nullable=False),
+    Column("miner_ss58", Text, nullable=False),
+    Column("executor_class", Text, nullable=False),
+    Column("job_uuid", Text),
+    Column("amount_ns", BigInteger, nullable=False),
+    Column("blocks", LargeBinary, nullable=False),
+    Column("job_start_block", BigInteger, nullable=False),
+    Column("reserved_at_ns", BigInteger, nullable=False),
+    Column("expires_at_ns", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("settled_position", BigInteger),
+    Column("settled_at_ns", BigInteger),
+    sqlite_with_rowid=False,
+)
+
+reserved_blocks = Table(
+    "allowance_reserved_blocks",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("bucket", BigInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("first_block", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_block", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+Index(
+    "allowance_reservations_account",
+    reservations.c.ledger,
+    reservations.c.miner_ss58,
+    reservations.c.executor_class,
+    reservations.c.position,
+)
+Index("allowance_reservations_class", reservations.c.ledger, reservations.c.executor_class, reservations.c.position)
+Index("allowance_reservations_job", reservations.c.ledger, reservations.c.job_uuid, reservations.c.position)
+Index("allowance_reservations_status", reservations.c.ledger, reservations.c.status, reservations.c.position)
+Index("allowance_reservations_time", reservations.c.ledger, reservations.c.reserved_at_ns, reservations.c.position)

@@ -1,0 +1,19 @@
+"""The commands, one module each.
+
+To add one, write its module and name it in `COMMANDS`, the order in which help lists them.
+"""
+
+from ..command import Command
+from . import demo, health, history, import_facts, miners, pick, settle, show
+
+COMMANDS: tuple[Command, ...] = (
+    demo.COMMAND,
+    import_facts.COMMAND,
+    miners.COMMAND,
+    pick.COMMAND,
+    settle.SPEND,
+    settle.RELEASE,
+    history.COMMAND,
+    show.COMMAND,
+    health.COMMAND,
+)

@@ -1,0 +1,50 @@
+"""`allowance demo`: the whole product on made-up data, in half a minute."""
+
+import argparse
+
+from ..command import Command
+from ..inputs import whole_number
+from ..output import Output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How large the made-up world is."""
+    for name, default, what in (
+        ("miners", 250, "miners in the network"),
+        ("validators", 6, "validators that share the miners"),
+        ("classes", 5, "executor classes"),
+        ("blocks", 1100, "blocks of the chain"),
+        ("jobs", 3000, "jobs to route"),
+        ("callers", 64, "callers that route at the same time"),
+        ("seed", 1, "draws another network and other jobs"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=whole_number, default=default, metavar="N", help=f"{what} (default: {default})"
+        )
+    parser.add_argument("--keep", metavar="DIR", help="keep the facts and the ledger in this directory")
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Shows everything."""
+    from ..demo import run_demo
+
+    return run_demo(arguments, out)
+
+
+COMMAND = Command(
+    name="demo",
+    summary="Show everything on made-up data: import, routing, settling, history, checks.",
+    details=(
+        "Works in a temporary directory, never in the ledger of ALLOWANCE_DATABASE_URL; --database\n"
+        "names another place, such as a PostgreSQL server. The clock is made up too: it starts at\n"
+        "the newest block."
+    ),
+    examples=(
+        "allowance demo",
+        "allowance demo --miners 50 --jobs 500 --seed 7",
+        "allowance demo --keep demo-ledger",
+        "allowance demo --json | jq .routing.picks_per_second",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

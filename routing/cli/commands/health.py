@@ -1,0 +1,39 @@
+"""`allowance health`: is the ledger there, and is it up to date?"""
+
+import argparse
+
+from ..command import Command
+from ..output import Output
+from ..render import labelled
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Health takes no arguments of its own."""
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Shows what the ledger says of itself."""
+    from ..connection import connected
+    from ..documents import as_fields
+
+    with connected(arguments, read_only=True) as connection:
+        health = connection.run(connection.book.health())
+    fields = as_fields(health)
+    if out.json_wanted:
+        out.document(fields)
+        return 0
+    for line in labelled((name.replace("_", " "), value) for name, value in fields.items()):
+        out.line(line)
+    return 0
+
+
+COMMAND = Command(
+    name="health",
+    summary="Show whether the ledger can be read and how current it is.",
+    examples=(
+        "allowance health",
+        "allowance health --database sqlite:///allowance.db --validator 5Grwva… --json",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,109 @@
+"""`allowance history`: reservations, filtered and paged."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..command import Command
+from ..inputs import moment, whole_number
+from ..output import Output
+from ..render import time_text
+
+if TYPE_CHECKING:
+    from routing import Reservation
+
+STATUSES = ("reserved", "spent", "released", "expired")
+PAGE_ITEMS = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Filters, which all must fit, and paging."""
+    parser.add_argument("--miner", metavar="SS58", help="only this miner's")
+    parser.add_argument("--executor-class", metavar="CLASS", help="only in this class")
+    parser.add_argument("--job", metavar="UUID", help="only this job's")
+    parser.add_argument("--status", choices=STATUSES, help="only with this status")
+    parser.add_argument("--from", dest="reserved_from", type=moment, metavar="TIME", help="reserved then or later")
+    parser.add_argument("--until", dest="reserved_until", type=moment, metavar="TIME", help="reserved before then")
+    parser.add_argument("--block", type=whole_number, metavar="B", help="only those that took this block")
+    parser.add_argument("--oldest-first", action="store_true", help="in the order in which they were made")
+    parser.add_argument("--after", metavar="CURSOR", help="go on where a page before ended")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--limit",
+        type=whole_number,
+        default=PAGE_ITEMS,
+        metavar="N",
+        help=f"this many (default: {PAGE_ITEMS})",
+    )
+    amount.add_argument("--all", action="store_true", help="page after page, until the end")
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Lists reservations; where there are more, standard error says how to go on."""
+    from ..connection import connected
+
+    with connected(arguments, read_only=True) as connection:
+        cursor = arguments.after
+        while True:
+            page = connection.run(
+                connection.book.history(
+                    miner_ss58=arguments.miner,
+                    executor_class=arguments.executor_class,
+                    job_uuid=arguments.job,
+                    status=arguments.status,
+                    reserved_from=arguments.reserved_from,
+                    reserved_until=arguments.reserved_until,
+                    block=arguments.block,
+                    after=cursor,
+                    limit=arguments.limit,
+                    newest_first=not arguments.oldest_first,
+                )
+            )
+            _write(page.items, out)
+            cursor = page.next
+            if cursor is None or not arguments.all:
+                break
+    if cursor is not None:
+        out.note(f"there are more: repeat with --after {cursor}, or with --all")
+    return 0
+
+
+def _write(reservations: "Sequence[Reservation]", out: Output) -> None:
+    from ..documents import reservation_document
+
+    if out.json_wanted:
+        for reservation in reservations:
+            out.document(reservation_document(reservation))
+    elif reservations:
+        out.table(
+            ("reservation", "status", "reserved at", "miner", "executor class", "seconds", "blocks", "job"),
+            [_row(reservation) for reservation in reservations],
+        )
+
+
+def _row(reservation: "Reservation") -> tuple[object, ...]:
+    return (
+        reservation.reservation_id,
+        reservation.status,
+        time_text(reservation.reserved_at),
+        reservation.miner_ss58,
+        reservation.executor_class,
+        reservation.allowance_seconds,
+        len(reservation.blocks),
+        reservation.job_uuid,
+    )
+
+
+COMMAND = Command(
+    name="history",
+    summary="List reservations, newest first.",
+    details="Filters add up. Times are ISO 8601 with a time zone. Nothing found is an empty list.",
+    examples=(
+        "allowance history --limit 20",
+        "allowance history --miner 5Grwva… --status spent --from 2024-01-01T00:00:00Z",
+        "allowance history --block 1722 --oldest-first",
+        "allowance history --all --json > reservations.jsonl",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,105 @@
+"""`allowance miners`: who is registered, or who could take a job."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..command import Command
+from ..failure import WrongUsage
+from ..inputs import seconds, whole_number
+from ..output import Output
+from ..render import percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from routing import Candidate
+
+    from ..connection import Connection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the job needs; nothing of it lists everybody."""
+    parser.add_argument("--executor-class", metavar="CLASS", help="the kind of machine that the job needs")
+    parser.add_argument("--seconds", type=seconds, metavar="S", help="the executor-seconds that the job needs")
+    parser.add_argument("--block", type=whole_number, metavar="B", help="the job's start (default: the newest block)")
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Lists candidates for a job where one is described, otherwise the registered miners."""
+    described = (arguments.executor_class is not None, arguments.seconds is not None)
+    if not all(described) and (any(described) or arguments.block is not None):
+        raise WrongUsage("candidates need both --executor-class and --seconds; without any, all miners are listed")
+    from ..connection import connected
+
+    with connected(arguments, read_only=True) as connection:
+        if all(described):
+            _list_candidates(connection, arguments, out)
+        else:
+            _list_registered(connection, out)
+    return 0
+
+
+def _list_candidates(connection: "Connection", arguments: argparse.Namespace, out: Output) -> None:
+    from ..documents import candidate_document
+
+    book = connection.book
+    block = arguments.block or connection.run(book.current_block()) or 1
+    candidates = connection.run(book.find_miners(arguments.seconds, arguments.executor_class, block))
+    ranked = list(enumerate(candidates, start=1))
+    if out.json_wanted:
+        for rank, candidate in ranked:
+            out.document(candidate_document(rank, candidate))
+        return
+    out.table(
+        ("rank", "hotkey", "earliest block", "available", "total", "share left"),
+        [_candidate_row(rank, candidate) for rank, candidate in ranked],
+    )
+
+
+def _candidate_row(rank: int, candidate: "Candidate") -> tuple[object, ...]:
+    return (
+        rank,
+        candidate.hotkey_ss58,
+        candidate.earliest_block,
+        seconds_text(candidate.available_seconds),
+        seconds_text(candidate.total_seconds),
+        percent_text(candidate.available_seconds, candidate.total_seconds),
+    )
+
+
+def _list_registered(connection: "Connection", out: Output) -> None:
+    from ..documents import miner_document
+
+    book = connection.book
+    manifests = connection.run(book.manifests())
+    miners = sorted(connection.run(book.miners()), key=lambda miner: miner.hotkey_ss58)
+    if out.json_wanted:
+        for miner in miners:
+            out.document({**miner_document(miner), "executors": dict(manifests.get(miner.hotkey_ss58, {}))})
+        return
+    out.table(
+        ("hotkey", "address", "port", "executors"),
+        [
+            (miner.hotkey_ss58, miner.address, miner.port, _offer_text(manifests.get(miner.hotkey_ss58, {})))
+            for miner in miners
+        ],
+    )
+
+
+def _offer_text(offer: "dict[str, int]") -> str:
+    return ", ".join(f"{count} {executor_class}" for executor_class, count in sorted(offer.items())) or "-"
+
+
+COMMAND = Command(
+    name="miners",
+    summary="List who could take a job, best first, or all registered miners.",
+    details=(
+        "With --executor-class and --seconds: the candidates for a job, in the order in which they are asked.\n"
+        "Without: the miners of the newest block, their axons and what they offered in the newest sync."
+    ),
+    examples=(
+        "allowance miners",
+        "allowance miners --executor-class always_on.gpu-24gb --seconds 30",
+        "allowance miners --executor-class always_on.gpu-24gb --seconds 30 --block 1722 --json",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,68 @@
+"""`allowance show`: one reservation's life."""
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..command import Command
+from ..inputs import whole_number
+from ..output import Output
+from ..render import block_ranges, labelled, seconds_text, time_text
+
+if TYPE_CHECKING:
+    from routing import Reservation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which reservation."""
+    parser.add_argument("reservation_id", type=whole_number, metavar="ID", help="the id that `pick` answered with")
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Shows everything that is known of a reservation."""
+    from ..connection import connected
+    from ..documents import reservation_document
+
+    with connected(arguments, read_only=True) as connection:
+        reservation = connection.run(connection.book.reservation(arguments.reservation_id))
+    if out.json_wanted:
+        out.document(reservation_document(reservation))
+        return 0
+    for line in life(reservation):
+        out.line(line)
+    return 0
+
+
+def life(reservation: "Reservation") -> Iterator[str]:
+    """Tells a reservation's life, a line per fact."""
+    return labelled(
+        [
+            ("reservation", reservation.reservation_id),
+            ("status", reservation.status),
+            ("job", reservation.job_uuid),
+            ("miner", reservation.miner_ss58),
+            ("executor class", reservation.executor_class),
+            ("validator", reservation.validator_ss58),
+            ("amount", seconds_text(reservation.allowance_seconds)),
+            ("blocks", f"{block_ranges(reservation.blocks)} ({len(reservation.blocks)} in all)"),
+            ("job start block", reservation.job_start_block),
+            ("reserved at", reservation.reserved_at),
+            ("due at", reservation.expires_at),
+            _ending(reservation),
+        ]
+    )
+
+
+def _ending(reservation: "Reservation") -> tuple[str, str]:
+    if reservation.settled_at is None:
+        return ("settled at", "not yet")
+    return (f"{reservation.status} at", time_text(reservation.settled_at))
+
+
+COMMAND = Command(
+    name="show",
+    summary="Show one reservation: its job, its blocks, when it was made and how it ended.",
+    examples=("allowance show 4711", "allowance show 4711 --json"),
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,174 @@
+"""What the demo says at each step, for somebody who sees the product for the first time."""
+
+import argparse
+import textwrap
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import chart
+from .colour import BOLD, GREEN, RED, painted
+from .commands.show import life
+from .findings import Check, Window
+from .importing import ImportSummary
+from .output import Output
+from .render import milliseconds_text, percent_text, seconds_text, short_hotkey, size_text
+from .traffic import Traffic
+
+if TYPE_CHECKING:
+    from routing import Reservation
+
+    from .demo import World
+
+WIDTH = 88
+
+
+class Story:
+    """Tells the demo to a person; keeps silent where JSON was asked for."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._chapter = 0
+
+    def opening(self, arguments: argparse.Namespace) -> None:
+        """What this is about."""
+        self._say(
+            "A validator may use other people's machines as far as its stake goes: every block of the"
+            " chain, about every 12 seconds, grants it some executor-seconds on every miner. This ledger"
+            " keeps account of them, so that each is used once: it records what the chain says, picks a"
+            " miner for a job, reserves the blocks that pay for it, and remembers for good how that"
+            f" ended. Here it is at work on a made-up network of"
+            f" {arguments.miners:,} miners and {arguments.validators:,} validators."
+        )
+
+    def made_up(self, world: "World") -> None:
+        """Whose ledger it is."""
+        self._heading("The chain's facts go in")
+        self._say(f"The validator is {short_hotkey(world.validator_ss58)}. Its facts come as a file, one a line:")
+
+    def imported(self, summary: ImportSummary) -> None:
+        """How the import went."""
+        self._fact(
+            f"{summary.lines:,} facts imported in {summary.seconds:.2f} s, {summary.rate}:"
+            f" {summary.blocks_recorded:,} blocks, {summary.syncs_recorded:,} manifest syncs"
+        )
+        self._say(
+            "A sync says how many executors of which class each miner offers; importing the file again"
+            " would change nothing."
+        )
+
+    def routed(
+        self,
+        arguments: argparse.Namespace,
+        traffic: Traffic,
+        statuses: Counter[str],
+        expired: int,
+        database_bytes: int | None,
+    ) -> None:
+        """How routing went."""
+        self._heading("Jobs are routed")
+        self._say(
+            f"{arguments.callers:,} callers at once ask for a miner, job after job. Each gets one and a"
+            " reservation: whole blocks of that miner's allowance, the oldest first. Jobs that ran are"
+            " spent, jobs that failed are released; where a caller never came back, the reservation"
+            " expires on its own."
+        )
+        self._fact(
+            f"{len(traffic.latencies):,} picks, {traffic.picks_per_second:,.0f} a second, each also settled;"
+            f" an answer took {milliseconds_text(traffic.latency(0.5))} (median),"
+            f" {milliseconds_text(traffic.latency(0.99))} (p99)"
+        )
+        self._fact(", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items())) or "nothing reserved")
+        for name, count in sorted(traffic.refused.items()):
+            self._fact(f"{count:,} jobs were refused: {name}")
+        self._fact(f"{expired:,} of them ended by time alone, once the demo's clock had moved on")
+        same = "the same" if not traffic.answered_differently else "NOT always the same"
+        self._fact(f"{traffic.asked_twice:,} callers asked twice, as after a lost answer: {same} route came back")
+        if database_bytes is not None:
+            self._fact(f"the ledger, every event of it, is a file of {size_text(database_bytes)}")
+
+    def window(self, window: Window | None) -> None:
+        """What is left of the busiest account."""
+        if window is None:
+            return
+        self._heading("One miner's allowance over time")
+        self._say(
+            f"What {short_hotkey(window.miner_ss58)} granted us in {window.executor_class}, from the oldest"
+            " block that still counts to the newest. The oldest goes first, since it ages away first."
+        )
+        signs = chart.UNICODE if self._out.shows_unicode else chart.ASCII
+        for line in chart.draw(
+            window.columns,
+            first_label=f"block {window.first_block}",
+            last_label=f"block {window.last_block}",
+            signs=signs,
+        ):
+            self._line("  " + self._coloured(line, signs))
+        self._fact(
+            f"{signs.gone} used, {signs.left} left: {seconds_text(window.left_seconds)} of"
+            f" {seconds_text(window.granted_seconds)}"
+            f" ({percent_text(window.left_seconds, window.granted_seconds)}); a column is"
+            f" {window.column_blocks} blocks"
+        )
+
+    def one_reservation(self, reservation: "Reservation | None") -> None:
+        """The life of one reservation."""
+        if reservation is None:
+            return
+        self._heading("One job's reservation, for ever on record")
+        for line in life(reservation):
+            self._line("  " + line)
+
+    def checked(self, check: Check, traffic: Traffic) -> None:
+        """Whether the book is right."""
+        self._heading("Nothing is held twice")
+        self._say("From the history: no block of an account may be in two reservations that hold or have spent it.")
+        sound = check.held_twice == 0
+        self._fact(
+            painted(
+                f"{check.blocks:,} blocks in {check.reservations:,} reservations"
+                f" of {check.accounts:,} accounts, {check.held_twice:,} of them held twice",
+                GREEN if sound else RED,
+                wanted=self._out.colour_wanted,
+            )
+        )
+
+    def farewell(self, seconds: float, kept: Path | None) -> None:
+        """How long it took, and what to try next."""
+        self._line()
+        self._line(f"That was {seconds:.1f} s.")
+        if kept is not None:
+            self._line(f"Kept in {kept}: facts.jsonl and demo.db, for `allowance history` and the others.")
+
+    def _heading(self, text: str) -> None:
+        self._chapter += 1
+        self._line()
+        self._line(painted(f"{self._chapter}. {text}", BOLD, wanted=self._out.colour_wanted))
+
+    def _say(self, text: str) -> None:
+        for line in textwrap.wrap(text, WIDTH):
+            self._line(line)
+
+    def _fact(self, text: str) -> None:
+        self._line(f"  {text}")
+
+    def _line(self, text: str = "") -> None:
+        if not self._out.json_wanted:
+            self._out.line(text)
+            self._out.flush()
+
+    def _coloured(self, line: str, signs: chart.Signs) -> str:
+        """Puts each run of what is left into green; what is gone stays as it is."""
+        if not self._out.colour_wanted:
+            return line
+        return "".join(painted(run, GREEN, wanted=run[0] == signs.left) for run in _runs(line))
+
+
+def _runs(line: str) -> list[str]:
+    runs: list[str] = []
+    for sign in line:
+        if runs and runs[-1][0] == sign:
+            runs[-1] += sign
+        else:
+            runs.append(sign)
+    return runs

@@ -1,0 +1,72 @@
+"""The JSON that `--json` writes: public results as documents whose keys stay the same."""
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from routing import Candidate, JobRoute, Miner, Reservation
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+
+
+def as_json(value: object) -> str:
+    """Writes a value as one line of JSON; what JSON has no notation for is written as a string."""
+    return _encoder.encode(value).decode()
+
+
+def as_fields(value: object) -> dict[str, Any]:
+    """Turns a result (a struct or a dataclass) into its fields by name, times left as they are."""
+    fields = msgspec.to_builtins(value, builtin_types=(msgspec.Raw,), enc_hook=str)
+    return dict(fields)
+
+
+def miner_document(miner: "Miner") -> dict[str, object]:
+    """A registered miner with its axon."""
+    return {
+        "hotkey_ss58": miner.hotkey_ss58,
+        "address": miner.address,
+        "ip_version": miner.ip_version,
+        "port": miner.port,
+    }
+
+
+def candidate_document(rank: int, candidate: "Candidate") -> dict[str, object]:
+    """One candidate; `rank` counts from 1, `share_left` is available of total."""
+    return {
+        "rank": rank,
+        "hotkey_ss58": candidate.hotkey_ss58,
+        "earliest_block": candidate.earliest_block,
+        "available_seconds": candidate.available_seconds,
+        "total_seconds": candidate.total_seconds,
+        "share_left": candidate.available_seconds / candidate.total_seconds,
+        "stream_version": candidate.stream_version,
+    }
+
+
+def route_document(route: "JobRoute") -> dict[str, object]:
+    """Where a job goes and what is held for it."""
+    return {
+        "miner": miner_document(route.miner),
+        "allowance_blocks": route.allowance_blocks,
+        "allowance_reservation_id": route.allowance_reservation_id,
+        "allowance_job_value": route.allowance_job_value,
+    }
+
+
+def reservation_document(reservation: "Reservation") -> dict[str, object]:
+    """One reservation with everything that is known of it."""
+    return {
+        "reservation_id": reservation.reservation_id,
+        "status": reservation.status,
+        "validator_ss58": reservation.validator_ss58,
+        "miner_ss58": reservation.miner_ss58,
+        "executor_class": reservation.executor_class,
+        "job_uuid": reservation.job_uuid,
+        "allowance_seconds": reservation.allowance_seconds,
+        "blocks": reservation.blocks,
+        "job_start_block": reservation.job_start_block,
+        "reserved_at": reservation.reserved_at,
+        "expires_at": reservation.expires_at,
+        "settled_at": reservation.settled_at,
+    }

@@ -1,0 +1,73 @@
+"""The `argparse` tree, built from the commands' own descriptions."""
+
+import argparse
+from typing import NoReturn
+
+from .command import Command
+from .commands import COMMANDS
+from .failure import WrongUsage
+
+ENVIRONMENT = """\
+Environment:
+  ALLOWANCE_DATABASE_URL      where the ledger is, if --database does not say
+  ALLOWANCE_VALIDATOR_SS58    whose ledger it is, if --validator does not say
+  NO_COLOR                    no colours
+
+Exit codes:
+  0 done, 1 the answer is no, 2 wrong usage or input, 3 storage unavailable, 130 interrupted
+
+New here? `allowance demo` shows everything on made-up data in half a minute.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that leaves reporting what is wrong to its caller."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `WrongUsage`, with where to look."""
+        raise WrongUsage(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser() -> Parser:
+    """Makes the parser of `allowance` with every registered command."""
+    parser = Parser(
+        prog="allowance",
+        description="Which miner runs the next job, and what its validator has left to spend on it.",
+        epilog=ENVIRONMENT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=None)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    for command in COMMANDS:
+        _add(subparsers, command)
+    return parser
+
+
+def _add(subparsers: "argparse._SubParsersAction[Parser]", command: Command) -> None:
+    parser = subparsers.add_parser(
+        command.name,
+        help=command.summary[0].lower() + command.summary[1:].rstrip("."),
+        description=command.summary + ("\n\n" + command.details if command.details else ""),
+        epilog="Examples:\n" + "".join(f"  {example}\n" for example in command.examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=command.name, run=command.run)
+    command.add_arguments(parser)
+    _add_common_arguments(parser)
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    common = parser.add_argument_group("common options")
+    common.add_argument(
+        "--database",
+        metavar="URL",
+        help="sqlite:///PATH or postgresql://… (default: ALLOWANCE_DATABASE_URL, else a file of yours)",
+    )
+    common.add_argument(
+        "--validator",
+        metavar="SS58",
+        help="the validator's hotkey, whose ledger it is (default: ALLOWANCE_VALIDATOR_SS58)",
+    )
+    common.add_argument("--json", action="store_true", help="JSON: one document, or one line per item of a list")

@@ -1,0 +1,62 @@
+"""`Routing`: which miner runs a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ledger import InvalidInput, Miner, amount, job_name, name
+
+from .book import Allowance
+from .pick import JobRoute, Pick
+
+TRUSTED_MINER_FAKE_KEY = "0" * 48
+TIME_LIMITS = ("download_time_limit", "execution_time_limit", "upload_time_limit")
+
+
+class Routing:
+    """Routes jobs on the miners that a ledger has allowance on.
+
+    With a `debug_miner`, every job goes there unchecked. `trusted_miner` says where jobs for the trusted miner go.
+    Neither route touches the ledger.
+    """
+
+    def __init__(
+        self,
+        book: Allowance | Callable[[], Allowance],
+        *,
+        debug_miner: Miner | None = None,
+        trusted_miner: Miner | None = None,
+    ) -> None:
+        self._book = book
+        self._debug_miner = debug_miner
+        self._trusted_miner = trusted_miner or Miner("127.0.0.1", 4, 8000, TRUSTED_MINER_FAKE_KEY)
+
+    async def pick_miner_for_job_request(self, request: Any) -> JobRoute:
+        """Reserves the request's seconds on the best miner that is not busy, and says where the job goes.
+
+        `request` has `uuid`, `executor_class`, `download_time_limit`, `execution_time_limit`, `upload_time_limit`
+        (seconds) and `on_trusted_miner`. The uuid is the key: routing it again gives back the same route. Raises
+        `NotEnoughAllowanceException`, `AllMinersBusy`, `JobAlreadySpent`, `JobRequestConflict`, `ChainFeedStale`,
+        `InvalidInput`.
+        """
+        if self._debug_miner is not None:
+            return JobRoute(self._debug_miner, [], None, None)
+        if getattr(request, "on_trusted_miner", False):
+            return JobRoute(self._trusted_miner, None, None, None)
+        book = self._book if isinstance(self._book, Allowance) else self._book()
+        route: JobRoute = await book.change(
+            Pick(
+                job_name(_attribute(request, "uuid"), "uuid"),
+                name(_attribute(request, "executor_class"), "executor_class"),
+                sum(amount(_attribute(request, limit), limit) for limit in TIME_LIMITS),
+            )
+        )
+        return route
+
+
+def _attribute(request: Any, attribute: str) -> Any:
+    try:
+        return getattr(request, attribute)
+    except AttributeError as cause:
+        raise InvalidInput("request", request, f"an object with {attribute}") from cause

@@ -1,0 +1,748 @@
+"""The rules of allowance written a second time, as plainly as they can be said.
+
+A model to compare the product with: lists of what was recorded, and loops over all of it at every question.
+Nothing here is fast, shared with the product, or clever. Amounts and instants are whole nanoseconds, the
+clock's reading is an argument, and a refusal is named by the class of the error that the product raises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+
+SECOND_NS = 10**9
+IMPLAUSIBLE_AFTER_BLOCKS = 100_000
+
+Counts = dict[str, dict[str, int]]
+"""`{miner: {executor_class: executors}}`."""
+
+Account = tuple[str, str, str]
+"""`(validator, miner, executor_class)`."""
+
+
+class Refused(Exception):
+    """The rules say no: the name of the product's error, the fields it carries, and words it must contain."""
+
+    def __init__(self, error: str, says: str = "", **fields: object) -> None:
+        super().__init__(f"{error} {says} {fields}")
+        self.error = error
+        self.says = says
+        self.fields = fields
+
+
+def nanoseconds(seconds: float) -> int:
+    """A decimal number of seconds (or of stake) in whole billionths, half-even, by its shortest spelling."""
+    return int((Decimal(repr(seconds)).scaleb(9)).to_integral_value(ROUND_HALF_EVEN))
+
+
+def seconds(amount_ns: int) -> float:
+    """Nanoseconds as the nearest float of seconds."""
+    return amount_ns / SECOND_NS
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What can be configured, in public units, with the defaults."""
+
+    block_expiry_blocks: int = 722
+    reservation_margin_seconds: float = 100.0
+    longest_job_seconds: float = 3600.0
+    long_block_seconds: float = 12.5
+    long_block_counts_as_seconds: float = 12.0
+    allowance_multiplier: Fraction = Fraction(1)
+    executors_max_per_class: dict[str, int] = field(default_factory=dict)
+    validation_leeway_lower_blocks: int = 15
+    validation_leeway_upper_blocks: int = 0
+    respect_executor_count: bool = True
+    newest_block_max_age_seconds: float | None = None
+
+    def capped(self, executor_class: str, count: int) -> int:
+        """A count, no higher than the class's configured maximum."""
+        if executor_class in self.executors_max_per_class:
+            return min(count, self.executors_max_per_class[executor_class])
+        return count
+
+    def counted_ns(self, duration_ns: int) -> int:
+        """A block's duration as it counts: a long one counts as a fixed one."""
+        if duration_ns > nanoseconds(self.long_block_seconds):
+            return nanoseconds(self.long_block_counts_as_seconds)
+        return duration_ns
+
+
+@dataclass(frozen=True)
+class Axon:
+    """A registered miner and where to reach it."""
+
+    hotkey: str
+    address: str
+    ip_version: int
+    port: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A recorded block; stakes are in billionths."""
+
+    number: int
+    created_at_ns: int
+    axons: frozenset[Axon]
+    stakes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sync:
+    """The executors that all miners offered at a block, as given (no cap)."""
+
+    block: int
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Finalized:
+    """What a block grants by, fixed for good when its end became known; counts are capped."""
+
+    number: int
+    duration_ns: int
+    multiplier: Fraction
+    counts: Counts
+    stakes: dict[str, int]
+    registered: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A miner offered less of a class at `block`: all its earlier blocks in that class are invalid."""
+
+    block: int
+    miner: str
+    executor_class: str
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Whole blocks of one of our accounts, held for one job."""
+
+    reservation_id: int
+    status: str
+    miner: str
+    executor_class: str
+    job_uuid: str | None
+    amount_ns: int
+    blocks: tuple[int, ...]
+    job_start_block: int
+    reserved_at_ns: int
+    expires_at_ns: int
+    settled_at_ns: int | None
+    axon: Axon | None
+
+    def is_overdue(self, now_ns: int) -> bool:
+        """Not settled, and its due time has come."""
+        return self.status == "reserved" and now_ns >= self.expires_at_ns
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A miner that could take the job, with the numbers that order it among the others."""
+
+    hotkey: str
+    available_ns: int
+    total_ns: int
+    earliest_block: int
+
+    @property
+    def share(self) -> int:
+        """How much of its total is left, in billionths, rounded down."""
+        return self.available_ns * SECOND_NS // self.total_ns
+
+    @property
+    def order(self) -> tuple[int, int, int, str]:
+        """Sorts candidates: the blocks that age first, then most left, then most of all, then the name."""
+        return (self.earliest_block, -self.share, -self.available_ns, self.hotkey)
+
+
+@dataclass(frozen=True)
+class RouteChoices:
+    """Where a job may go: to its standing reservation, else to any of `miners`, which are equally good."""
+
+    standing: Reservation | None
+    miners: tuple[str, ...]
+    amount_ns: int
+
+
+class Ledger:
+    """One validator's ledger: what was recorded, and every answer worked out anew from all of it."""
+
+    def __init__(self, validator: str, rules: Rules, now_ns: int) -> None:
+        self.validator = validator
+        self.rules = rules
+        self.recorded_ns = now_ns
+        self.blocks: list[Block] = []
+        self.syncs: list[Sync] = []
+        self.finalized: list[Finalized] = []
+        self.drops: list[Drop] = []
+        self.reservations: list[Reservation] = []
+        self.keys: dict[str, tuple[tuple[object, ...], int]] = {}
+
+    def copy(self) -> Ledger:
+        """The ledger as it stands now; what is recorded later does not show in it."""
+        twin = Ledger(self.validator, self.rules, self.recorded_ns)
+        twin.blocks = list(self.blocks)
+        twin.syncs = list(self.syncs)
+        twin.finalized = list(self.finalized)
+        twin.drops = list(self.drops)
+        twin.reservations = list(self.reservations)
+        twin.keys = dict(self.keys)
+        return twin
+
+    # Recording facts.
+
+    def change_rules(self, rules: Rules, now_ns: int) -> bool:
+        """Apply other rules from here on; the rules in force are no event. Says whether it recorded."""
+        if rules == self.rules:
+            return False
+        self.rules = rules
+        self._record(now_ns)
+        return True
+
+    def record_block(
+        self,
+        number: int,
+        created_at_ns: int,
+        axons: Iterable[Axon],
+        stakes: dict[str, float],
+        now_ns: int,
+        *,
+        confirm: bool = False,
+    ) -> bool:
+        """Take a block and finalize what is complete with it; False where it is a repeat."""
+        if number < 1:
+            raise Refused("InvalidInput")
+        exact_stakes = {validator: nanoseconds(stake) for validator, stake in stakes.items()}
+        block = Block(number, created_at_ns, frozenset(axons), exact_stakes)
+        recorded = self.block(number)
+        if recorded is not None:
+            if recorded == block:
+                return False
+            raise Refused("ConflictingFact")
+        newest = self.newest_block()
+        if newest is not None and number > newest.number + IMPLAUSIBLE_AFTER_BLOCKS and not confirm:
+            raise Refused("ImplausibleFact")
+        before, after = self.block(number - 1), self.block(number + 1)
+        if before is not None and created_at_ns <= before.created_at_ns:
+            raise Refused("ConflictingFact")
+        if after is not None and created_at_ns >= after.created_at_ns:
+            raise Refused("ConflictingFact")
+        self.blocks.append(block)
+        if before is not None:
+            self._finalize(before, block)
+        if after is not None:
+            self._finalize(block, after)
+        self._record(now_ns)
+        return True
+
+    def record_manifests(self, block: int, counts: Counts, now_ns: int, *, confirm: bool = False) -> bool:
+        """Take a sync of all miners and invalidate where it offers less; False where it is a repeat."""
+        if block < 1:
+            raise Refused("InvalidInput")
+        for sync in self.syncs:
+            if sync.block == block:
+                if _without_zeros(sync.counts) == _without_zeros(counts):
+                    return False
+                raise Refused("ConflictingFact")
+        before = self.newest_sync(at_most=block - 1)
+        if before is not None:
+            if _executors(counts) * 10 < _executors(before.counts) and not confirm:
+                raise Refused("ImplausibleFact")
+            for miner, classes in before.counts.items():
+                for executor_class, count_before in classes.items():
+                    count = counts.get(miner, {}).get(executor_class, 0)
+                    if self.rules.capped(executor_class, count) < self.rules.capped(
+                        executor_class, count_before
+                    ):
+                        self.drops.append(Drop(block, miner, executor_class))
+        self.syncs.append(Sync(block, {miner: dict(classes) for miner, classes in counts.items()}))
+        self._record(now_ns)
+        return True
+
+    def _finalize(self, block: Block, following: Block) -> None:
+        sync = self.newest_sync(at_most=block.number)
+        counts = {} if sync is None else sync.counts
+        self.finalized.append(
+            Finalized(
+                number=block.number,
+                duration_ns=self.rules.counted_ns(following.created_at_ns - block.created_at_ns),
+                multiplier=self.rules.allowance_multiplier,
+                counts={
+                    miner: {name: self.rules.capped(name, count) for name, count in classes.items()}
+                    for miner, classes in counts.items()
+                },
+                stakes=block.stakes,
+                registered=tuple(axon.hotkey for axon in block.axons),
+            )
+        )
+
+    def _record(self, now_ns: int) -> int:
+        """The time that an event recorded now bears: recorded times never go back."""
+        self.recorded_ns = max(self.recorded_ns, now_ns)
+        return self.recorded_ns
+
+    # What the facts say.
+
+    def block(self, number: int) -> Block | None:
+        """The recorded block of that number."""
+        for block in self.blocks:
+            if block.number == number:
+                return block
+        return None
+
+    def newest_block(self) -> Block | None:
+        """The block with the highest number, whenever it was recorded."""
+        newest = None
+        for block in self.blocks:
+            if newest is None or block.number > newest.number:
+                newest = block
+        return newest
+
+    def newest_sync(self, at_most: int | None = None) -> Sync | None:
+        """The sync at the highest block (not above `at_most`), whenever it was recorded."""
+        newest = None
+        for sync in self.syncs:
+            if at_most is not None and sync.block > at_most:
+                continue
+            if newest is None or sync.block > newest.block:
+                newest = sync
+        return newest
+
+    def registered(self) -> dict[str, Axon]:
+        """The miners registered at the newest block."""
+        newest = self.newest_block()
+        return {} if newest is None else {axon.hotkey: axon for axon in newest.axons}
+
+    def granted(self, miner: str, executor_class: str, validator: str | None = None) -> dict[int, int]:
+        """`{block: ns}` of everything ever granted in an account (ours, unless told), ascending by block."""
+        validator = validator or self.validator
+        grants = {}
+        for block in sorted(self.finalized, key=lambda each: each.number):
+            all_stakes = sum(block.stakes.values())
+            if miner not in block.registered or all_stakes == 0:
+                continue
+            share = Fraction(block.stakes.get(validator, 0), all_stakes)
+            unit_ns = math.floor(block.duration_ns * block.multiplier * share)
+            amount_ns = unit_ns * block.counts.get(miner, {}).get(executor_class, 0)
+            if amount_ns > 0:
+                grants[block.number] = amount_ns
+        return grants
+
+    def is_invalidated(self, miner: str, executor_class: str, number: int, by: int | None = None) -> bool:
+        """Whether a drop after that block (at a block not above `by`) took it away."""
+        for drop in self.drops:
+            if by is not None and drop.block > by:
+                continue
+            if drop.miner == miner and drop.executor_class == executor_class and number < drop.block:
+                return True
+        return False
+
+    # What is left to use.
+
+    def usable(self, miner: str, executor_class: str, job_start_block: int) -> dict[int, int]:
+        """Granted, not invalidated, and not too old for a job that starts at that block."""
+        oldest = job_start_block - self.rules.block_expiry_blocks
+        return {
+            number: amount_ns
+            for number, amount_ns in self.granted(miner, executor_class).items()
+            if number >= oldest and not self.is_invalidated(miner, executor_class, number)
+        }
+
+    def taken(self, miner: str, executor_class: str, now_ns: int) -> set[int]:
+        """The blocks of the account that are spent, or held by a reservation that is not overdue."""
+        numbers: set[int] = set()
+        for reservation in self._of_account(miner, executor_class):
+            if reservation.status == "spent":
+                numbers.update(reservation.blocks)
+            if reservation.status == "reserved" and not reservation.is_overdue(now_ns):
+                numbers.update(reservation.blocks)
+        return numbers
+
+    def free(self, miner: str, executor_class: str, job_start_block: int, now_ns: int) -> dict[int, int]:
+        """Usable, and neither spent nor held by a reservation that is not overdue."""
+        taken = self.taken(miner, executor_class, now_ns)
+        usable = self.usable(miner, executor_class, job_start_block)
+        return {number: amount_ns for number, amount_ns in usable.items() if number not in taken}
+
+    def unspent_ns(self, miner: str, executor_class: str, job_start_block: int) -> int:
+        """The sum of what is usable and in no spent reservation."""
+        spent = {
+            number
+            for reservation in self._of_account(miner, executor_class)
+            if reservation.status == "spent"
+            for number in reservation.blocks
+        }
+        usable = self.usable(miner, executor_class, job_start_block)
+        return sum(amount_ns for number, amount_ns in usable.items() if number not in spent)
+
+    def state_of(self, miner: str, executor_class: str, number: int) -> str:
+        """The one state of a granted block: spent, else held, else invalidated, else free."""
+        if number not in self.granted(miner, executor_class):
+            raise ValueError(f"block {number} has no grant")
+        statuses = [
+            reservation.status
+            for reservation in self._of_account(miner, executor_class)
+            if number in reservation.blocks
+        ]
+        if "spent" in statuses:
+            return "spent"
+        if "reserved" in statuses:
+            return "held"
+        return "invalidated" if self.is_invalidated(miner, executor_class, number) else "free"
+
+    def find_miners(
+        self, allowance_seconds: float, executor_class: str, job_start_block: int, now_ns: int
+    ) -> list[Candidate]:
+        """The registered miners with that much to spare, best first; refused where there is none."""
+        amount_ns = self._amount_ns([allowance_seconds])
+        _check_start(job_start_block)
+        return self._find_miners(amount_ns, executor_class, job_start_block, now_ns)
+
+    def _find_miners(
+        self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int
+    ) -> list[Candidate]:
+        candidates = []
+        most_available: tuple[int, str] = (0, "")
+        most_unspent: tuple[int, str] = (0, "")
+        for miner in sorted(self.registered()):
+            usable = self.usable(miner, executor_class, job_start_block)
+            free = self.free(miner, executor_class, job_start_block, now_ns)
+            available_ns = sum(free.values())
+            unspent_ns = self.unspent_ns(miner, executor_class, job_start_block)
+            if available_ns > most_available[0]:
+                most_available = (available_ns, miner)
+            if unspent_ns > most_unspent[0]:
+                most_unspent = (unspent_ns, miner)
+            if available_ns >= amount_ns:
+                candidates.append(Candidate(miner, available_ns, sum(usable.values()), min(free)))
+        if not candidates:
+            raise Refused(
+                "NotEnoughAllowanceException",
+                highest_available_allowance=seconds(most_available[0]),
+                highest_available_allowance_ss58=most_available[1],
+                highest_unspent_allowance=seconds(most_unspent[0]),
+                highest_unspent_allowance_ss58=most_unspent[1],
+            )
+        return sorted(candidates, key=lambda candidate: candidate.order)
+
+    # Reservations.
+
+    def reserve(
+        self,
+        miner: str,
+        executor_class: str,
+        allowance_seconds: float,
+        job_start_block: int,
+        now_ns: int,
+        *,
+        job_uuid: str | None = None,
+        key: str | None = None,
+    ) -> Reservation:
+        """Take free blocks, the earliest first and whole, until they reach the amount."""
+        amount_ns = self._amount_ns([allowance_seconds])
+        _check_start(job_start_block)
+        content = ("reserve", miner, executor_class, amount_ns, job_start_block, job_uuid)
+        first = self._first_outcome(key, content)
+        if first is not None:
+            return first
+        standing = self._standing(job_uuid, amount_ns, executor_class, miner)
+        if standing is not None:
+            return standing
+        reservation = self._claim(
+            miner, executor_class, amount_ns, job_start_block, now_ns, job_uuid=job_uuid
+        )
+        self._keep_outcome(key, content, reservation)
+        return reservation
+
+    def _claim(
+        self,
+        miner: str,
+        executor_class: str,
+        amount_ns: int,
+        job_start_block: int,
+        now_ns: int,
+        *,
+        job_uuid: str | None,
+    ) -> Reservation:
+        free = self.free(miner, executor_class, job_start_block, now_ns)
+        if sum(free.values()) < amount_ns:
+            raise Refused(
+                "CannotReserveAllowanceException",
+                miner=miner,
+                required_allowance_seconds=seconds(amount_ns),
+                available_allowance_seconds=seconds(sum(free.values())),
+            )
+        blocks: list[int] = []
+        gathered_ns = 0
+        for number in sorted(free):
+            if gathered_ns < amount_ns:
+                blocks.append(number)
+                gathered_ns += free[number]
+        at_ns = self._record(now_ns)
+        for reservation in self._of_account(miner, executor_class):
+            if reservation.is_overdue(now_ns) and set(reservation.blocks) & set(blocks):
+                self._settle(reservation, "expired", at_ns)
+        made = Reservation(
+            reservation_id=len(self.reservations) + 1,
+            status="reserved",
+            miner=miner,
+            executor_class=executor_class,
+            job_uuid=job_uuid,
+            amount_ns=amount_ns,
+            blocks=tuple(blocks),
+            job_start_block=job_start_block,
+            reserved_at_ns=at_ns,
+            expires_at_ns=at_ns + amount_ns + nanoseconds(self.rules.reservation_margin_seconds),
+            settled_at_ns=None,
+            axon=self.registered().get(miner),
+        )
+        self.reservations.append(made)
+        return made
+
+    def spend(self, reservation_id: int, now_ns: int, key: str | None = None) -> Reservation:
+        """Make a reservation permanent."""
+        return self._settle_once(reservation_id, "spent", now_ns, key)
+
+    def release(self, reservation_id: int, now_ns: int, key: str | None = None) -> Reservation:
+        """Give a reservation's blocks back."""
+        return self._settle_once(reservation_id, "released", now_ns, key)
+
+    def expire_due(self, now_ns: int) -> list[Reservation]:
+        """Expire all that is overdue, by due time."""
+        due = [reservation for reservation in self.reservations if reservation.is_overdue(now_ns)]
+        due.sort(key=lambda reservation: (reservation.expires_at_ns, reservation.reservation_id))
+        return [self._settle(reservation, "expired", self._record(now_ns)) for reservation in due]
+
+    def reservation(self, reservation_id: int) -> Reservation:
+        """The reservation of that id."""
+        for reservation in self.reservations:
+            if reservation.reservation_id == reservation_id:
+                return reservation
+        raise Refused("ReservationNotFound")
+
+    def reservation_for_job(self, job_uuid: str) -> Reservation:
+        """The newest reservation of a job."""
+        for reservation in reversed(self.reservations):
+            if reservation.job_uuid == job_uuid:
+                return reservation
+        raise Refused("ReservationNotFound")
+
+    def _settle_once(self, reservation_id: int, status: str, now_ns: int, key: str | None) -> Reservation:
+        content = (status, reservation_id)
+        first = self._first_outcome(key, content)
+        if first is not None:
+            return first
+        reservation = self.reservation(reservation_id)
+        already = {
+            "spent": "ReservationAlreadySpent",
+            "released": "ReservationAlreadyReleased",
+            "expired": "ReservationExpired",
+        }
+        if reservation.status in already:
+            raise Refused(
+                already[reservation.status],
+                reservation_id=reservation_id,
+                settled_at_ns=reservation.settled_at_ns,
+            )
+        settled = self._settle(reservation, status, self._record(now_ns))
+        self._keep_outcome(key, content, settled)
+        return settled
+
+    def _settle(self, reservation: Reservation, status: str, at_ns: int) -> Reservation:
+        settled = replace(reservation, status=status, settled_at_ns=at_ns)
+        self.reservations[self.reservations.index(reservation)] = settled
+        return settled
+
+    def _first_outcome(self, key: str | None, content: tuple[object, ...]) -> Reservation | None:
+        if key is None or key not in self.keys:
+            return None
+        first_content, reservation_id = self.keys[key]
+        if first_content != content:
+            raise Refused("IdempotencyConflict")
+        return self.reservation(reservation_id)
+
+    def _keep_outcome(self, key: str | None, content: tuple[object, ...], reservation: Reservation) -> None:
+        if key is not None:
+            self.keys[key] = (content, reservation.reservation_id)
+
+    def _of_account(self, miner: str, executor_class: str) -> list[Reservation]:
+        return [
+            reservation
+            for reservation in self.reservations
+            if reservation.miner == miner and reservation.executor_class == executor_class
+        ]
+
+    def _standing(
+        self, job_uuid: str | None, amount_ns: int, executor_class: str, miner: str | None = None
+    ) -> Reservation | None:
+        """The job's reservation that is still `reserved`; refused if for something else, or spent."""
+        for reservation in self.reservations:
+            if job_uuid is None or reservation.job_uuid != job_uuid:
+                continue
+            if reservation.status == "spent":
+                raise Refused("JobAlreadySpent")
+            if reservation.status == "reserved":
+                if (reservation.amount_ns, reservation.executor_class) != (amount_ns, executor_class):
+                    raise Refused("JobRequestConflict")
+                if miner is not None and reservation.miner != miner:
+                    raise Refused("JobRequestConflict")
+                return reservation
+        return None
+
+    def _amount_ns(self, parts_seconds: Sequence[float]) -> int:
+        """The sum of the parts, each made whole before it is summed."""
+        for part_seconds in parts_seconds:
+            if not math.isfinite(part_seconds):
+                raise Refused("InvalidInput")
+        amount_ns = sum(nanoseconds(part_seconds) for part_seconds in parts_seconds)
+        if amount_ns <= 0:
+            raise Refused("InvalidInput")
+        if amount_ns > nanoseconds(self.rules.longest_job_seconds):
+            most = float(self.rules.longest_job_seconds)
+            raise Refused("InvalidInput", f"Required allowance cannot be greater than {most} seconds")
+        return amount_ns
+
+    # Routing.
+
+    def is_busy(self, miner: str, executor_class: str, now_ns: int) -> bool:
+        """Whether as many jobs are under way as the miner has executors now."""
+        sync = self.newest_sync()
+        count = 0 if sync is None else sync.counts.get(miner, {}).get(executor_class, 0)
+        under_way = [
+            reservation
+            for reservation in self._of_account(miner, executor_class)
+            if reservation.status == "reserved" and not reservation.is_overdue(now_ns)
+        ]
+        return len(under_way) >= self.rules.capped(executor_class, count)
+
+    def route_choices(
+        self, job_uuid: str, executor_class: str, limits_seconds: Sequence[float], now_ns: int
+    ) -> RouteChoices:
+        """Where the job may go now; claims nothing."""
+        amount_ns = self._amount_ns(limits_seconds)
+        standing = self._standing(job_uuid, amount_ns, executor_class)
+        if standing is not None:
+            return RouteChoices(standing, (standing.miner,), amount_ns)
+        newest = self.newest_block()
+        if newest is not None and self._is_stale(newest, now_ns):
+            raise Refused("ChainFeedStale")
+        at = 1 if newest is None else newest.number
+        candidates = self._find_miners(amount_ns, executor_class, at, now_ns)
+        if self.rules.respect_executor_count:
+            candidates = [
+                each for each in candidates if not self.is_busy(each.hotkey, executor_class, now_ns)
+            ]
+        if not candidates:
+            raise Refused("AllMinersBusy")
+        best = (candidates[0].earliest_block, candidates[0].share)
+        equals = [each.hotkey for each in candidates if (each.earliest_block, each.share) == best]
+        return RouteChoices(None, tuple(equals), amount_ns)
+
+    def claim_route(
+        self, choices: RouteChoices, miner: str, job_uuid: str, executor_class: str, now_ns: int
+    ) -> Reservation:
+        """Reserve on one of the equally good miners."""
+        newest = self.newest_block()
+        if newest is None or choices.standing is not None or miner not in choices.miners:
+            raise ValueError(f"{miner} is not among {choices}")
+        return self._claim(miner, executor_class, choices.amount_ns, newest.number, now_ns, job_uuid=job_uuid)
+
+    def _is_stale(self, newest: Block, now_ns: int) -> bool:
+        max_age_seconds = self.rules.newest_block_max_age_seconds
+        if max_age_seconds is None:
+            return False
+        return now_ns - newest.created_at_ns > nanoseconds(max_age_seconds)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a receipt's blocks turned out to be; ascending, each block in one list."""
+
+    accepted: bool
+    outside_range: tuple[int, ...] = ()
+    double_spent: tuple[int, ...] = ()
+    invalidated: tuple[int, ...] = ()
+    without_grant: tuple[int, ...] = ()
+    spendable: tuple[int, ...] = ()
+
+
+class Bookkeeper:
+    """Takes the receipts of other validators in order; knows nothing of our own reservations."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.spent: list[tuple[Account, int]] = []
+
+    def receive(
+        self,
+        account: Account,
+        started_at_ns: int,
+        amount_ns: int,
+        offered: Iterable[int],
+    ) -> Verdict:
+        """Spend the spendable blocks of a receipt where they reach its amount, else nothing."""
+        start = self._newest_block_at(started_at_ns)
+        validator, miner, executor_class = account
+        grants = self.ledger.granted(miner, executor_class, validator)
+        lists: dict[str, list[int]] = {
+            "outside_range": [],
+            "double_spent": [],
+            "invalidated": [],
+            "without_grant": [],
+            "spendable": [],
+        }
+        for number in sorted(set(offered)):
+            lists[self._what(account, number, start, grants)].append(number)
+        accepted = sum(grants[number] for number in lists["spendable"]) >= amount_ns
+        if accepted:
+            self.spent.extend((account, number) for number in lists["spendable"])
+        return Verdict(accepted, **{name: tuple(numbers) for name, numbers in lists.items()})
+
+    def _what(
+        self,
+        account: Account,
+        number: int,
+        start: int,
+        grants: dict[int, int],
+    ) -> str:
+        rules = self.ledger.rules
+        _, miner, executor_class = account
+        oldest = start - rules.block_expiry_blocks - rules.validation_leeway_lower_blocks
+        if not oldest <= number <= start + rules.validation_leeway_upper_blocks:
+            return "outside_range"
+        if (account, number) in self.spent:
+            return "double_spent"
+        if self.ledger.is_invalidated(miner, executor_class, number, by=start):
+            return "invalidated"
+        return "spendable" if number in grants else "without_grant"
+
+    def _newest_block_at(self, at_ns: int) -> int:
+        known = sorted(self.ledger.blocks, key=lambda block: block.number)
+        if not known or at_ns < known[0].created_at_ns or at_ns >= known[-1].created_at_ns:
+            raise Refused("TimeOutOfRange")
+        return max(block.number for block in known if block.created_at_ns <= at_ns)
+
+
+def _check_start(job_start_block: int) -> None:
+    if job_start_block < 1:
+        raise Refused("InvalidInput")
+
+
+def _executors(counts: Counts) -> int:
+    return sum(count for classes in counts.values() for count in classes.values())
+
+
+def _without_zeros(counts: Counts) -> Counts:
+    offered = {
+        miner: {name: count for name, count in classes.items() if count > 0}
+        for miner, classes in counts.items()
+    }
+    return {miner: classes for miner, classes in offered.items() if classes}
