@@ -69,7 +69,7 @@ from .events import (
 from .intake import BlockFact, Intake, ManifestsFact
 from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, Store, Transaction
 from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation
-from .runtime import Runtime, refuse_on_loop, runtime
+from .runtime import Runtime, current_runtime, refuse_on_loop
 from .settings import RecordedSettings, Settings
 from .state import LedgerState
 from .values import Miner, amount, billionths, instant, instant_ns, integer, job_name, name, seconds
@@ -161,6 +161,7 @@ __all__ = [
     "amount",
     "billionths",
     "check_amount",
+    "current_runtime",
     "decode",
     "differences",
     "encode",
@@ -178,7 +179,6 @@ __all__ = [
     "reservation_position",
     "row_hash",
     "runs_of",
-    "runtime",
     "seconds",
     "standing_reservation",
     "status_after",

@@ -7,6 +7,7 @@ function of the block, what is invalidated as a floor, and what is taken as runs
 from __future__ import annotations
 
 from bisect import bisect_right
+from operator import attrgetter
 from typing import NamedTuple
 
 from .blocks import END, BlockTable, RunSet, Steps
@@ -121,7 +122,9 @@ class Account:
 
     def overdue(self, now_ns: int) -> list[Held]:
         """The reservations whose due time has passed, oldest first."""
-        return [held for held in self.held.values() if held.expires_at_ns <= now_ns]
+        overdue = [held for held in self.held.values() if held.expires_at_ns <= now_ns]
+        overdue.sort(key=_reservation_id)
+        return overdue
 
     def occupied(self, now_ns: int) -> RunSet:
         """The blocks that nobody else may have now: taken, and not by an overdue reservation."""
@@ -202,6 +205,9 @@ class Account:
             if units.sum_before_ns(free_end) > before_ns:
                 return units.reach(before_ns + 1) - 1
         return 0
+
+
+_reservation_id = attrgetter("reservation_id")
 
 
 def _extend(blocks: list[Run], runs: list[Run]) -> None:

@@ -64,6 +64,7 @@ class RecordSettings:
         self.validator_ss58 = validator_ss58
         self.settings = settings
         self.key = None
+        self.revertible = False
 
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
         pass
@@ -85,6 +86,7 @@ class RecordFacts:
         self.facts = facts
         self.confirm = confirm
         self.key = None
+        self.revertible = False
 
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
         pass
@@ -110,6 +112,8 @@ class RecordFacts:
 
 class Reserve:
     """Takes an account's free blocks from the earliest on, whole, until they are worth the amount."""
+
+    revertible = True
 
     def __init__(
         self,
@@ -178,6 +182,8 @@ class Reserve:
 class Settle:
     """Spends or releases a reservation that stands."""
 
+    revertible = True
+
     def __init__(self, reservation_id: int, how: Literal["spend", "release"], key: str | None) -> None:
         self.reservation_id = reservation_id
         self.event = (ReservationSpent if how == "spend" else ReservationReleased)(reservation_id)
@@ -217,6 +223,7 @@ class ExpireDue:
     """Ends every overdue reservation, by due time."""
 
     key = None
+    revertible = True
 
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
         pass

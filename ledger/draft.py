@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from .account import Account, Claim, Held
 from .codec import Row, decode, encode, reservation_position, row_hash
 from .events import AllowanceReserved, Axon, Event, ReservationExpired, Settlement
-from .log import Known, Lookup
+from .log import Head, Known, Lookup
 from .reservation import settlement_of
 from .state import LedgerState
 
@@ -21,6 +21,11 @@ class Command(Protocol[S_contra]):
     @property
     def key(self) -> str | None:
         """The idempotency key; of two commands with one key, the second waits for the next batch."""
+        ...
+
+    @property
+    def revertible(self) -> bool:
+        """Whether all that it appends are reservations and settlements, which a state can take back."""
         ...
 
     def needs(self, state: S_contra, lookup: Lookup) -> None:
@@ -44,6 +49,7 @@ class Draft(Generic[S]):
 
     def __init__(self, state: S, known: Known, now_ns: int) -> None:
         self.state = state
+        self.head = Head(state.position, state.hash, state.recorded_at_ns)
         self.known = known
         self.now_ns = now_ns
         self.rows: list[Row] = []
@@ -51,6 +57,8 @@ class Draft(Generic[S]):
         self.ended: dict[int, tuple[Row, Settlement]] = {}
         """What this batch has settled, by reservation id."""
         self._ended_jobs: dict[str, LastOfJob] = {}
+        self._moved: list[tuple[Held, Event]] = []
+        """The reservations that this batch made or ended, and by which event, in order."""
 
     @property
     def recorded_at_ns(self) -> int:
@@ -97,6 +105,7 @@ class Draft(Generic[S]):
         key: str | None = None,
         job: tuple[str, int] | None = None,
         axon: Axon | None = None,
+        kept: bool = False,
     ) -> Held:
         """Appends the expiries that the claim brings, and the reservation itself."""
         recorded_at_ns = self.recorded_at_ns
@@ -109,13 +118,17 @@ class Draft(Generic[S]):
             expires_at_ns=recorded_at_ns + amount_ns + self.state.chain.settings.reservation_margin_ns,
             axon=axon,
             decided_at_ns=self.now_ns if self.now_ns != recorded_at_ns else None,
+            kept=kept,
         )
         self.append(account.stream, event, key=key, job=job)
-        return next(reversed(account.held.values()))
+        held = next(reversed(account.held.values()))
+        self._moved.append((held, event))
+        return held
 
     def settle(self, held: Held, event: Settlement, key: str | None = None) -> Row:
         """Appends the end of a standing reservation."""
         row = self.append(held.account.stream, event, key=key, settles=held.position)
+        self._moved.append((held, event))
         self.ended[held.reservation_id] = (row, event)
         if held.job_uuid is not None:
             self._ended_jobs[held.job_uuid] = LastOfJob(held.attempt or 0, (row, event))
@@ -128,6 +141,12 @@ class Draft(Generic[S]):
         if row is not None and settlement is not None:
             return LastOfJob(row.attempt or 0, settlement)
         return self._ended_jobs.get(job_uuid)
+
+    def revert(self) -> None:
+        """Takes the state back to where it was before the batch; for batches of revertible commands."""
+        for held, event in reversed(self._moved):
+            self.state.revert(held, event)
+        self.state.position, self.state.hash, self.state.recorded_at_ns = self.head
 
     def first_outcome(self, key: str | None) -> tuple[Row, Event] | None:
         """What was appended under the key before."""

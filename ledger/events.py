@@ -68,8 +68,8 @@ class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
     """Blocks of the stream's account were set aside for one job.
 
     `axon` stands where a router claimed: the route as it was given. `decided_at_ns` is the clock that decided
-    what was overdue, where it differs from the recorded time. `passed_over` are the miners whose claims this
-    job lost before, in order, each with the log position at which it was tried.
+    what was overdue, where it differs from the recorded time. `kept` says that the miner was chosen on an earlier
+    position, lost the race to be next in the log, and was kept because it still qualified.
     """
 
     amount_ns: int
@@ -78,7 +78,7 @@ class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
     expires_at_ns: int
     axon: Axon | None = None
     decided_at_ns: int | None = None
-    passed_over: list[tuple[str, int]] = []
+    kept: bool = False
 
 
 class ReservationSpent(_Event, frozen=True, tag="reservation-spent"):

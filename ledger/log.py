@@ -99,6 +99,15 @@ class Store(Protocol):
         """What is committed about keys, jobs and positions."""
         ...
 
+    @property
+    def optimistic(self) -> bool:
+        """Whether `compare_and_append` costs less than a transaction that takes the head's lock."""
+        ...
+
+    async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
+        """Appends rows if the log still stands at `head`; False where it does not, or holds what they would add."""
+        ...
+
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection to query the read models with."""
         ...
@@ -117,3 +126,7 @@ class Store(Protocol):
 
 class CommitUncertain(Exception):
     """The commit was sent, and its answer was an error or none; reading the log tells."""
+
+
+class Contended(Exception):
+    """The database gave the transaction up in favour of another; nothing was done, and it may be tried again."""

@@ -70,7 +70,7 @@ _current: Runtime | None = None
 _starting = threading.Lock()
 
 
-def runtime() -> Runtime:
+def current_runtime() -> Runtime:
     """This process's runtime; started at the first call."""
     global _current  # noqa: PLW0603 - one per process is the point
     if _current is None or _current.pid != os.getpid():

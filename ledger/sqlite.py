@@ -55,6 +55,9 @@ _MOVE_HEAD = """UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at
 class SqliteStore:
     """One ledger in one SQLite database: a file, or the memory of this process."""
 
+    optimistic = False
+    """The lock costs nothing that an append does not need anyway."""
+
     def __init__(self, path: str | None, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58
         self.ledger = 0
@@ -109,6 +112,13 @@ class SqliteStore:
         with _StorageErrors():
             async with self._exclusive():
                 yield SqliteTransaction(self, self._head())
+
+    async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
+        async with self.transaction() as transaction:
+            if await transaction.head() != head:
+                return False
+            await transaction.append(rows)
+        return True
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:

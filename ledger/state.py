@@ -131,17 +131,34 @@ class LedgerState:
         insort(self.due, (held.expires_at_ns, held.reservation_id))
         self.touched(held.account)
 
+    def revert(self, held: Held, event: Event) -> None:
+        """Takes back the last event of an account's stream: the reservation it made, or the end it made of one."""
+        account = held.account
+        account.version -= 1
+        if isinstance(event, AllowanceReserved):
+            self._give_back(held)
+            self._let_go(held)
+            return
+        if not isinstance(event, ReservationSpent):
+            for first, last in held.blocks:
+                account.taken.add(first, last)
+        self.hold(held)
+
     def _end(self, row: Row, held_id: int) -> Held:
         account = self._account(row)
         if row.settles != reservation_position(held_id):
             raise ValueError(f"the row settles {row.settles}, the event {held_id}")
-        held = account.held.pop(held_id)
-        del self.held[held_id]
+        held = account.held[held_id]
+        self._let_go(held)
+        return held
+
+    def _let_go(self, held: Held) -> None:
+        """Takes a reservation out from among the standing ones."""
+        del held.account.held[held.reservation_id], self.held[held.reservation_id]
         if held.job_uuid is not None:
             del self.jobs[held.job_uuid]
-        del self.due[bisect_left(self.due, (held.expires_at_ns, held_id))]
-        self.touched(account)
-        return held
+        del self.due[bisect_left(self.due, (held.expires_at_ns, held.reservation_id))]
+        self.touched(held.account)
 
     def _give_back(self, held: Held) -> None:
         for first, last in held.blocks:

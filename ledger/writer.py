@@ -1,11 +1,15 @@
 """Group commit: one actor per process and ledger takes whatever is queued, decides it, and commits it at once.
 
-A batch goes through four steps: read the tail, fold it, decide, append. Every command of a batch is decided at the
-position where its events will stand, on a state that already has the commands before it in the batch. So callers
-in one process never collide, and a claim is never decided on facts that have moved. Nobody hears of anything before
-the commit; where it fails, the state is thrown away and folded anew from what is stored.
+A batch goes through four steps: read the tail, fold it, decide, append. Every command of a batch is decided on a
+state that already has the commands before it in the batch, so callers in one process never collide. Nobody hears
+of anything before the commit; where it fails, the state is thrown away and folded anew from what is stored.
 
-The actor lives on the runtime's loop; callers wait on loops of their own and are woken once per batch.
+Where the engine can compare and set the head in one round trip, a batch is first decided on the state at hand and
+appended on the condition that the head has not moved. Where it has, the batch is taken back and decided again
+under the head's lock, on the tail that came in between. Under the lock nothing can move any more.
+
+The actor lives on the runtime's loop; callers wait on loops of their own and are woken once per batch. Questions
+are answered on committed state, while a batch waits for its turn to write.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from .draft import Command, Draft
 from .errors import LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
-from .log import CommitUncertain, Known, Lookup, Store, Transaction
+from .log import CommitUncertain, Contended, Known, Lookup, Store, Transaction
 from .runtime import Runtime
 from .state import LedgerState
 
@@ -29,6 +33,9 @@ R = TypeVar("R")
 QUEUE_CAPACITY = 10_000
 BATCH_COMMANDS = 512
 """At most so many commands in a commit, so that the first of a long queue is not kept waiting for the last."""
+LOCKED_BATCHES_AFTER_CONFLICT = 16
+"""After the head was found moved, so many batches take the lock at once: others are likely still writing."""
+MOST_CONTENDED_ATTEMPTS = 20
 
 log = logging.getLogger("allowance.ledger")
 
@@ -46,15 +53,6 @@ class Ticket:
         self.error: BaseException | None = None
 
 
-class Query(Generic[S]):
-    """A question to the committed state: a function of the state and the clock."""
-
-    __slots__ = ("ask",)
-
-    def __init__(self, ask: Callable[[S, int], Any]) -> None:
-        self.ask = ask
-
-
 class Counters:
     """What the actor has done since it was opened."""
 
@@ -65,9 +63,9 @@ class Counters:
         self.commands = 0
         self.rows = 0
         self.attempts = 0
-        """Claims decided, again or not."""
+        """Commands decided, first or again."""
         self.conflicts = 0
-        """Batches that found the head moved by others."""
+        """Batches decided on a head that turned out to have moved."""
         self.retries = 0
         """Commands decided again because of it."""
         self.foreign_rows = 0
@@ -82,137 +80,162 @@ class LedgerActor(Generic[S]):
     """The one that reads and writes a ledger in this process."""
 
     def __init__(
-        self, store: Store, make_state: Callable[[], S], clock_ns: Callable[[], int], runtime: Runtime
+        self,
+        store: Store,
+        load_state: Callable[[], S],
+        clock_ns: Callable[[], int],
+        runtime: Runtime,
+        committed: Callable[[S], None] = lambda state: None,
     ) -> None:
         self.store = store
         self.counters = Counters()
-        self._make_state = make_state
+        self._load_state = load_state
         self._clock_ns = clock_ns
         self._runtime = runtime
+        self._committed = committed
         self._state: S | None = None
-        self._inbox: deque[Ticket] = deque()
-        self._woken = False
-        self._running: asyncio.Task[None] | None = None
+        self._state_lock = asyncio.Lock()
+        """Held while the state is ahead of what is committed."""
+        self._locked_batches = 0
         self._closed = False
+        self._questions = _Inbox(runtime, self._answer)
+        self._changes = _Inbox(runtime, self._change_batch)
 
-    async def ask(self, ask: Callable[[S, int], R]) -> R:
+    async def ask(self, question: Callable[[S, int], R]) -> R:
         """The answer of a function of the committed state, brought up to date first, and the clock."""
-        answer: R = await self._call(Query(ask))
+        answer: R = await self._enter(self._questions, question)
         return answer
 
     async def change(self, command: Command[S]) -> Any:
         """The outcome of a command, once it is committed."""
-        return await self._call(command)
+        return await self._enter(self._changes, command)
 
     async def close(self) -> None:
         """Finishes what is queued, then takes no more."""
         self._closed = True
-        if self._running is not None:
-            with suppress(asyncio.CancelledError):
-                await self._running
-        self._refuse_waiting(LedgerClosed())
+        for inbox in (self._changes, self._questions):
+            await inbox.finish()
 
-    async def _call(self, work: Any) -> Any:
+    async def _enter(self, inbox: _Inbox, work: Any) -> Any:
         if self._closed:
             raise LedgerClosed
-        if len(self._inbox) >= QUEUE_CAPACITY:
-            raise LedgerOverloaded(len(self._inbox))
         loop = asyncio.get_running_loop()
         ticket = Ticket(work, loop, loop.create_future())
-        self._inbox.append(ticket)
-        if not self._woken:
-            self._woken = True
-            try:
-                self._runtime.loop.call_soon_threadsafe(self._wake)
-            except RuntimeError as cause:
-                raise LedgerClosed from cause
+        inbox.put(ticket)
         return await ticket.future
 
-    def _wake(self) -> None:
-        if self._running is None or self._running.done():
-            self._running = self._runtime.loop.create_task(self._work())
-
-    async def _work(self) -> None:
-        while True:
-            # Cleared before looking: a caller who comes after this line wakes us again.
-            self._woken = False
-            queries, commands = self._take()
-            if not queries and not commands:
-                return
-            try:
-                await self._answer(queries)
-                await self._commit(commands)
-            except Exception as error:
-                log.exception("a batch failed unexpectedly")
-                self._state = None
-                _fail([*queries, *commands], error)
-            deliver([*queries, *commands])
-
-    def _take(self) -> tuple[list[Ticket], list[Ticket]]:
-        """The next batch; of two commands with one key, the second stays for the batch after."""
-        queries: list[Ticket] = []
-        commands: list[Ticket] = []
-        kept: list[Ticket] = []
-        keys: set[str] = set()
-        inbox = self._inbox
-        while inbox and len(commands) < BATCH_COMMANDS:
-            ticket = inbox.popleft()
-            if ticket.future.cancelled():
-                continue
-            if isinstance(ticket.work, Query):
-                queries.append(ticket)
-                continue
-            key = ticket.work.key
-            if key is not None and key in keys:
-                kept.append(ticket)
-                continue
-            if key is not None:
-                keys.add(key)
-            commands.append(ticket)
-        inbox.extendleft(reversed(kept))
-        return queries, commands
-
-    async def _answer(self, queries: list[Ticket]) -> None:
-        if not queries:
-            return
+    async def _answer(self, inbox: deque[Ticket]) -> list[Ticket]:
+        questions = [ticket for ticket in _drained(inbox) if not ticket.future.cancelled()]
         try:
-            state = await self._caught_up(self.store)
+            async with self._state_lock:
+                state = await self._caught_up(self.store)
+                for ticket in questions:
+                    try:
+                        ticket.result = ticket.work(state, self._clock_ns())
+                    except Exception as error:
+                        ticket.error = error
         except Exception as error:
-            _fail(queries, error)
-            return
-        for ticket in queries:
-            try:
-                ticket.result = ticket.work.ask(state, self._clock_ns())
-            except Exception as error:
-                ticket.error = error
+            self._state = None
+            _fail(questions, error)
+        return questions
 
-    async def _commit(self, commands: list[Ticket]) -> None:
+    async def _change_batch(self, inbox: deque[Ticket]) -> list[Ticket]:
+        commands = _batch(inbox)
         if not commands:
-            return
+            return commands
+        self.counters.batches += 1
+        self.counters.commands += len(commands)
+        if not await self._commit_unlocked(commands):
+            await self._commit_locked(commands)
+        if self._state is not None:
+            self._committed(self._state)
+        return commands
+
+    async def _commit_unlocked(self, commands: list[Ticket]) -> bool:
+        """Decides on the state at hand and appends if the head has not moved; whether that settled the batch."""
+        state = self._state
+        if not self.store.optimistic or state is None or self._locked_batches > 0:
+            self._locked_batches -= 1
+            return False
+        lookup = self._lookup(state, commands)
+        if lookup.positions or not all(ticket.work.revertible for ticket in commands):
+            return False
+        async with self._state_lock:
+            if self._state is not state:
+                return False
+            draft = Draft(state, Known(), self._clock_ns())
+            head = draft.head
+            try:
+                self._decide(draft, commands)
+                # Keys and jobs were not looked up: the database refuses one that is there already.
+                if draft.rows:
+                    settled = await self.store.compare_and_append(head, draft.rows)
+                else:
+                    settled = not lookup and (await self.store.head()).position == head.position
+            except CommitUncertain as cause:
+                await self._find_out(commands, draft, cause)
+                return True
+            except Exception as error:
+                self._state = None
+                _fail(commands, error)
+                return True
+            if settled:
+                self.counters.rows += len(draft.rows)
+                return True
+            draft.revert()
+        self.counters.conflicts += 1
+        self.counters.retries += len(commands)
+        self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
+        return False
+
+    async def _commit_locked(self, commands: list[Ticket]) -> None:
+        """Decides at the head, alone on the ledger, and appends."""
+        for attempt in range(MOST_CONTENDED_ATTEMPTS):
+            try:
+                await self._commit_at_head(commands)
+                return
+            except Contended as error:
+                self._state = None
+                self.counters.retries += len(commands)
+                if attempt + 1 == MOST_CONTENDED_ATTEMPTS:
+                    unavailable = StorageUnavailable(f"the database kept refusing the transaction: {error}")
+                    unavailable.__cause__ = error
+                    _fail(commands, unavailable)
+            except Exception as error:
+                self._state = None
+                _fail(commands, error)
+                return
+
+    async def _commit_at_head(self, commands: list[Ticket]) -> None:
         draft: Draft[S] | None = None
+        alone = False
         try:
             async with self.store.transaction() as transaction:
+                await self._state_lock.acquire()
+                alone = True
                 state = await self._caught_up(transaction)
-                known = await self._look_up(transaction, state, commands)
+                lookup = self._lookup(state, commands)
+                known = await transaction.find(lookup) if lookup else Known()
                 draft = Draft(state, known, self._clock_ns())
                 self._decide(draft, commands)
                 if draft.rows:
                     await transaction.append(draft.rows)
+            self.counters.rows += len(draft.rows)
         except CommitUncertain as cause:
             await self._find_out(commands, draft, cause)
-        except Exception as error:
+        except BaseException:
             self._state = None
-            _fail(commands, error)
-        else:
-            self.counters.batches += 1
-            self.counters.commands += len(commands)
-            self.counters.rows += len(draft.rows)
+            raise
+        finally:
+            if alone:
+                self._state_lock.release()
 
     def _decide(self, draft: Draft[S], commands: list[Ticket]) -> None:
         for ticket in commands:
             draft.now_ns = self._clock_ns()
             before = len(draft.rows)
             self.counters.attempts += 1
+            ticket.result = ticket.error = None
             try:
                 ticket.result = ticket.work.execute(draft)
             except Exception as error:
@@ -220,11 +243,11 @@ class LedgerActor(Generic[S]):
                     raise  # Half a change may not stand: the whole batch is given up.
                 ticket.error = error
 
-    async def _look_up(self, transaction: Transaction, state: S, commands: list[Ticket]) -> Known:
+    def _lookup(self, state: S, commands: list[Ticket]) -> Lookup:
         lookup = Lookup()
         for ticket in commands:
             ticket.work.needs(state, lookup)
-        return await transaction.find(lookup) if lookup else Known()
+        return lookup
 
     async def _caught_up(self, source: Store | Transaction) -> S:
         """The state at the log's head."""
@@ -233,18 +256,22 @@ class LedgerActor(Generic[S]):
         if state is not None and head.position == state.position:
             return state
         if state is None:
-            state = self._make_state()
+            state = await self._loaded()
         else:
-            self.counters.conflicts += 1
-            self.counters.foreign_rows += head.position - state.position
+            self.counters.foreign_rows += max(0, head.position - state.position)
         self._state = None
         while state.position < head.position:
             rows = await source.read(state.position)
             if not rows:
                 raise StorageUnavailable(f"the log ends at {state.position}, its head says {head.position}")
             state.fold(rows)
+        if state.position > head.position:
+            raise StorageUnavailable(f"the log went back from {state.position} to {head.position}: was it restored?")
         self._state = state
         return state
+
+    async def _loaded(self) -> S:
+        return self._load_state()
 
     async def _find_out(self, commands: list[Ticket], draft: Draft[S] | None, cause: Exception) -> None:
         """After a commit without a clear answer, reads from the log whether the batch stands."""
@@ -262,11 +289,77 @@ class LedgerActor(Generic[S]):
             unavailable.__cause__ = cause
             _fail(commands, unavailable)
 
-    def _refuse_waiting(self, error: Exception) -> None:
-        waiting = [*self._inbox]
-        self._inbox.clear()
-        _fail(waiting, error)
-        deliver(waiting)
+
+class _Inbox:
+    """What waits for the actor, and the task that works it off."""
+
+    def __init__(self, runtime: Runtime, work: Callable[[deque[Ticket]], Any]) -> None:
+        self._runtime = runtime
+        self._work = work
+        self._waiting: deque[Ticket] = deque()
+        self._woken = False
+        self._running: asyncio.Task[None] | None = None
+
+    def put(self, ticket: Ticket) -> None:
+        """Queues a request; from any thread."""
+        if len(self._waiting) >= QUEUE_CAPACITY:
+            raise LedgerOverloaded(len(self._waiting))
+        self._waiting.append(ticket)
+        if not self._woken:
+            self._woken = True
+            try:
+                self._runtime.loop.call_soon_threadsafe(self._wake)
+            except RuntimeError as cause:
+                raise LedgerClosed from cause
+
+    async def finish(self) -> None:
+        """Works off what is queued."""
+        self._wake()
+        if self._running is not None:
+            with suppress(asyncio.CancelledError):
+                await self._running
+
+    def _wake(self) -> None:
+        if self._running is None or self._running.done():
+            self._running = self._runtime.loop.create_task(self._work_off())
+
+    async def _work_off(self) -> None:
+        while True:
+            # Cleared before looking: a caller who comes after this line wakes us again.
+            self._woken = False
+            if not self._waiting:
+                return
+            try:
+                deliver(await self._work(self._waiting))
+            except Exception:
+                log.exception("a batch failed unexpectedly")
+
+
+def _drained(inbox: deque[Ticket]) -> list[Ticket]:
+    tickets = []
+    while inbox:
+        tickets.append(inbox.popleft())
+    return tickets
+
+
+def _batch(inbox: deque[Ticket]) -> list[Ticket]:
+    """The next commands; of two with one key, the second stays for the batch after."""
+    commands: list[Ticket] = []
+    kept: list[Ticket] = []
+    keys: set[str] = set()
+    while inbox and len(commands) < BATCH_COMMANDS:
+        ticket = inbox.popleft()
+        key = ticket.work.key
+        if ticket.future.cancelled():
+            continue
+        if key is not None and key in keys:
+            kept.append(ticket)
+            continue
+        if key is not None:
+            keys.add(key)
+        commands.append(ticket)
+    inbox.extendleft(reversed(kept))
+    return commands
 
 
 def _fail(tickets: list[Ticket], error: Exception) -> None:

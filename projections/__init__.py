@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .availability import Availability, Candidate, Entry
+from .availability import Availability, Candidate, Entry, is_busy
+from .draw import drawn
 from .history import Filters, History, Page
 from .recorded import describe_conflict
 
@@ -19,6 +20,8 @@ __all__ = [
     "History",
     "Page",
     "describe_conflict",
+    "drawn",
+    "is_busy",
     "schema",
 ]
 

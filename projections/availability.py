@@ -36,6 +36,8 @@ class Entry(NamedTuple):
     hotkey_ss58: str
     total_ns: int
     account: Account
+    busy: bool
+    """Whether it runs as many jobs as it has executors for."""
 
     @property
     def available_ns(self) -> int:
@@ -174,4 +176,13 @@ def entry_of(state: LedgerState, account: Account, window_start: int, now_ns: in
     if not available_ns:
         return None
     share = available_ns * SHARE_UNIT // total_ns
-    return Entry(earliest, -share, -available_ns, account.miner_ss58, total_ns, account)
+    busy = is_busy(state, account, now_ns)
+    return Entry(earliest, -share, -available_ns, account.miner_ss58, total_ns, account, busy)
+
+
+def is_busy(state: LedgerState, account: Account, now_ns: int) -> bool:
+    """Whether the miner runs as many jobs of the class as it has executors for, overdue ones not counted."""
+    if not state.chain.settings.respect_executor_count:
+        return False
+    running = sum(1 for held in account.held.values() if held.expires_at_ns > now_ns)
+    return running >= state.chain.count_now(account)

@@ -42,12 +42,12 @@ from ledger import (
     Store,
     amount,
     check_amount,
+    current_runtime,
     instant_ns,
     integer,
     job_name,
     name,
     reservation_position,
-    runtime,
     seconds,
     store_for,
     stored_reservation,
@@ -415,7 +415,7 @@ class Allowance:
         with self._guard:
             failed = self._opening is not None and self._opening.done() and self._opening.exception() is not None
             if self._opening is None or failed:
-                here = runtime()
+                here = current_runtime()
                 self._opening = asyncio.run_coroutine_threadsafe(self._open(here), here.loop)
             return self._opening
 

@@ -21,9 +21,7 @@ from ledger import (
     seconds,
     standing_reservation,
 )
-from projections import Availability, Entry
-
-from .draw import drawn
+from projections import Availability, Entry, drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +42,14 @@ class Pick:
     """Claims the amount on the first candidate that is not busy; gives back the claim that a job has already."""
 
     key = None
+    revertible = True
 
     def __init__(self, job_uuid: str, executor_class: str, amount_ns: int) -> None:
         self.job_uuid = job_uuid
         self.executor_class = executor_class
         self.amount_ns = amount_ns
+        self._chosen: str | None = None
+        """The miner that was chosen when the pick was decided before, on a head that then moved."""
 
     def needs(self, state: Availability, lookup: Lookup) -> None:
         need_job(self.job_uuid, state, lookup)
@@ -62,26 +63,44 @@ class Pick:
         check_amount(self.amount_ns, state.chain.settings)
         refuse_stale_feed(state, now_ns)
         newest = state.chain.blocks.newest
+        entry, kept = self._choose(state, now_ns)
+        account = entry.account
+        claim = account.claim(state.chain.blocks, state.window_start(newest), self.amount_ns, now_ns)
+        if claim is None:
+            raise AssertionError(f"{account.stream!r} ranks with an amount that it does not have")
+        held = draft.reserve(
+            account,
+            claim,
+            amount_ns=self.amount_ns,
+            job_start_block=newest,
+            job=next_attempt(draft, self.job_uuid),
+            axon=state.chain.metagraph.miners[account.miner_ss58],
+            kept=kept,
+        )
+        self._chosen = account.miner_ss58
+        return self._route(held, state)
+
+    def _choose(self, state: Availability, now_ns: int) -> tuple[Entry, bool]:
+        """The first candidate that is not busy; or the one chosen before, if the head moved and it still is one.
+
+        Says as well whether it was kept although another comes first now.
+        """
         busy = 0
+        first: Entry | None = None
         for entry in self.candidates(state, now_ns):
-            if is_busy(state, entry, now_ns):
+            if entry.busy:
                 busy += 1
-                continue
-            account = entry.account
-            claim = account.claim(state.chain.blocks, state.window_start(newest), self.amount_ns, now_ns)
-            if claim is not None:
-                held = draft.reserve(
-                    account,
-                    claim,
-                    amount_ns=self.amount_ns,
-                    job_start_block=newest,
-                    job=next_attempt(draft, self.job_uuid),
-                    axon=state.chain.metagraph.miners[account.miner_ss58],
-                )
-                return self._route(held, state)
+            elif first is None and self._chosen in (None, entry.hotkey_ss58):
+                return entry, False
+            elif entry.hotkey_ss58 == self._chosen:
+                return entry, True
+            else:
+                first = first or entry
+        if first is not None:
+            return first, False
         if busy:
             raise AllMinersBusy(self.job_uuid, busy, 0)
-        raise state.not_enough(self.executor_class, newest, now_ns)
+        raise state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
 
     def candidates(self, state: Availability, now_ns: int) -> Iterator[Entry]:
         """The miners with enough allowance at the newest block, in the order in which this job tries them."""
@@ -98,15 +117,6 @@ class Pick:
         return JobRoute(
             Miner(*axon, hotkey_ss58=miner_ss58), numbers(held.blocks), held.reservation_id, seconds(held.amount_ns)
         )
-
-
-def is_busy(state: Availability, entry: Entry, now_ns: int) -> bool:
-    """Whether the miner runs as many jobs of the class as it has executors for."""
-    if not state.chain.settings.respect_executor_count:
-        return False
-    account = entry.account
-    running = sum(1 for held in account.held.values() if held.expires_at_ns > now_ns)
-    return running >= state.chain.count_now(account)
 
 
 def refuse_stale_feed(state: Availability, now_ns: int) -> None:

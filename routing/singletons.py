@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from ledger import InvalidInput, Miner, Settings, runtime
+from ledger import InvalidInput, Miner, Settings, current_runtime
 
 from .book import Allowance
 from .environment import Configuration, from_environment
@@ -79,7 +79,7 @@ def reset() -> None:
         closing, _allowance, _routing = _allowance, None, None
         _overrides.clear()
     if closing is not None:
-        runtime().run_blocking(closing.close())
+        current_runtime().run_blocking(closing.close())
 
 
 def _configuration() -> Configuration:

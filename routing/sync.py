@@ -16,7 +16,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from ledger import Miner, Settings, refuse_on_loop, runtime
+from ledger import Miner, Settings, current_runtime, refuse_on_loop
 
 from . import book, router, singletons
 from .pick import JobRoute
@@ -33,7 +33,7 @@ def _blocking_allowance(
     @wraps(method)
     def call(self: Allowance, /, *args: P.args, **kwargs: P.kwargs) -> R:
         refuse_on_loop()
-        return runtime().run_blocking(method(self.asynchronous, *args, **kwargs))
+        return current_runtime().run_blocking(method(self.asynchronous, *args, **kwargs))
 
     return cast("Callable[Concatenate[Allowance, P], R]", call)
 
@@ -67,7 +67,7 @@ class Allowance:
 
     def __enter__(self) -> Allowance:
         refuse_on_loop()
-        runtime().run_blocking(self.asynchronous.__aenter__())
+        current_runtime().run_blocking(self.asynchronous.__aenter__())
         return self
 
     def __exit__(
@@ -114,7 +114,7 @@ class Routing:
     def pick_miner_for_job_request(self, request: Any) -> JobRoute:
         """As `routing.Routing.pick_miner_for_job_request`."""
         refuse_on_loop()
-        return runtime().run_blocking(self.asynchronous.pick_miner_for_job_request(request))
+        return current_runtime().run_blocking(self.asynchronous.pick_miner_for_job_request(request))
 
 
 def allowance() -> Allowance:

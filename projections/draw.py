@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from math import gcd
 
-from projections import Entry
+from .availability import Entry
 
 
 def drawn(entries: list[Entry], amount_ns: int, job_uuid: str) -> Iterator[Entry]:
