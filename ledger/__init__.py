@@ -71,6 +71,7 @@ from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, Store, Transac
 from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation
 from .runtime import Runtime, current_runtime, refuse_on_loop
 from .settings import RecordedSettings, Settings
+from .snapshot import SNAPSHOT_VERSION, dump, load
 from .state import LedgerState
 from .values import Miner, amount, billionths, instant, instant_ns, integer, job_name, name, seconds
 from .writer import LedgerActor
@@ -82,6 +83,7 @@ __all__ = [
     "MANIFESTS_STREAM",
     "PAGE_ROWS",
     "SETTINGS_STREAM",
+    "SNAPSHOT_VERSION",
     "STATUSES",
     "Account",
     "AllMinersBusy",
@@ -164,11 +166,13 @@ __all__ = [
     "current_runtime",
     "decode",
     "differences",
+    "dump",
     "encode",
     "instant",
     "instant_ns",
     "integer",
     "job_name",
+    "load",
     "name",
     "need_job",
     "next_attempt",

@@ -193,6 +193,13 @@ class BlockTable:
         chunk.digests[16 * offset : 16 * offset + 16] = digest
         self.newest = max(self.newest, block)
 
+    def take(self, number: int, chunk: Chunk) -> None:
+        """Takes a whole chunk beyond those that are there."""
+        chunk.sum_up()
+        self.chunks[number] = chunk
+        self.chunk_numbers.append(number)
+        self._sum_up_from(number)
+
     def finalize(self, block: int, unit_ns: int) -> None:
         """Fixes what the block grants per executor."""
         number, offset = divmod(block, CHUNK)

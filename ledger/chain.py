@@ -51,7 +51,7 @@ class Sync(NamedTuple):
     executors: int
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What a block's counts are made of; equal plans give every account equal counts."""
 
     sync_block: int
@@ -89,8 +89,16 @@ class Chain:
         self.classes: dict[str, dict[str, Account]] = {}
         self.accounts: dict[str, Account] = {}
         self._by_miner: dict[str, list[Account]] = {}
-        self._low_plan: _Plan | None = None
-        self._high_plan: _Plan | None = None
+        self.low_plan: Plan | None = None
+        self.high_plan: Plan | None = None
+
+    def open_account(self, miner_ss58: str, executor_class: str) -> Account:
+        """A new account, with nothing in it."""
+        account = Account(miner_ss58, executor_class)
+        self.accounts[account.stream] = account
+        self.classes.setdefault(executor_class, {})[miner_ss58] = account
+        self._by_miner.setdefault(miner_ss58, []).append(account)
+        return account
 
     def count_now(self, account: Account) -> int:
         """The account's executors by the newest sync, capped."""
@@ -157,10 +165,7 @@ class Chain:
             for executor_class, count in counts.items():
                 accounts = self.classes.get(executor_class)
                 if count and (accounts is None or miner_ss58 not in accounts):
-                    account = Account(miner_ss58, executor_class)
-                    self.accounts[account.stream] = account
-                    self.classes.setdefault(executor_class, {})[miner_ss58] = account
-                    self._by_miner.setdefault(miner_ss58, []).append(account)
+                    self.open_account(miner_ss58, executor_class)
 
     def _finalize(self, block: int) -> None:
         """Fixes what the block grants, to everybody and for good."""
@@ -172,26 +177,26 @@ class Chain:
         denominator = self.multiplier.denominator * total_stake
         at = bisect_right(self.sync_blocks, block)
         sync_block = self.sync_blocks[at - 1] if at else -1
-        plan = _Plan(sync_block, tuple(self.settings.executors_max_per_class.items()), members)
+        plan = Plan(sync_block, tuple(self.settings.executors_max_per_class.items()), members)
         self._fix_counts(block, plan)
         self.blocks.finalize(block, numerator // denominator if total_stake else 0)
 
-    def _fix_counts(self, block: int, plan: _Plan) -> None:
+    def _fix_counts(self, block: int, plan: Plan) -> None:
         """Sets each account's count at the block.
 
         Beyond the finalized blocks a count holds until it changes, so that a block which changes nothing costs
         nothing; between them it is set for this block alone.
         """
         blocks = self.blocks
-        known: _Plan | None = None
+        known: Plan | None = None
         start, end = block, block + 1
         if not blocks.last_finalized:
             start, end = 0, END
-            self._low_plan = self._high_plan = plan
+            self.low_plan = self.high_plan = plan
         elif block > blocks.last_finalized:
-            known, self._high_plan, end = self._high_plan, plan, END
+            known, self.high_plan, end = self.high_plan, plan, END
         elif block < blocks.first_finalized:
-            known, self._low_plan, start = self._low_plan, plan, 0
+            known, self.low_plan, start = self.low_plan, plan, 0
         if known == plan:
             return
         for account in self._concerned(known, plan):
@@ -200,7 +205,7 @@ class Chain:
             if account.counts.at(block) != count:
                 account.counts.assign(start, end, count)
 
-    def _concerned(self, known: _Plan | None, plan: _Plan) -> Iterable[Account]:
+    def _concerned(self, known: Plan | None, plan: Plan) -> Iterable[Account]:
         """The accounts whose counts may differ between two plans."""
         if known is None or known[:2] != plan[:2]:
             return self.accounts.values()

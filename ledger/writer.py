@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -82,7 +82,7 @@ class LedgerActor(Generic[S]):
     def __init__(
         self,
         store: Store,
-        load_state: Callable[[], S],
+        load_state: Callable[[], Awaitable[S]],
         clock_ns: Callable[[], int],
         runtime: Runtime,
         committed: Callable[[S], None] = lambda state: None,
@@ -153,45 +153,49 @@ class LedgerActor(Generic[S]):
 
     async def _commit_unlocked(self, commands: list[Ticket]) -> bool:
         """Decides on the state at hand and appends if the head has not moved; whether that settled the batch."""
-        state = self._state
-        if not self.store.optimistic or state is None or self._locked_batches > 0:
+        if not self.store.optimistic or self._locked_batches > 0:
             self._locked_batches -= 1
             return False
-        lookup = self._lookup(state, commands)
-        if lookup.positions or not all(ticket.work.revertible for ticket in commands):
-            return False
         async with self._state_lock:
-            if self._state is not state:
+            state = self._state
+            if state is None or not all(ticket.work.revertible for ticket in commands):
+                return False
+            lookup = self._lookup(state, commands)
+            if lookup.positions:
                 return False
             draft = Draft(state, Known(), self._clock_ns())
-            head = draft.head
             try:
                 self._decide(draft, commands)
-                # Keys and jobs were not looked up: the database refuses one that is there already.
-                if draft.rows:
-                    settled = await self.store.compare_and_append(head, draft.rows)
-                else:
-                    settled = not lookup and (await self.store.head()).position == head.position
+                settled = await self._append_at(draft, lookup)
             except CommitUncertain as cause:
                 await self._find_out(commands, draft, cause)
-                return True
+                settled = True
             except Exception as error:
                 self._state = None
                 _fail(commands, error)
-                return True
-            if settled:
-                self.counters.rows += len(draft.rows)
-                return True
-            draft.revert()
-        self.counters.conflicts += 1
-        self.counters.retries += len(commands)
-        self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
-        return False
+                settled = True
+            if not settled:
+                draft.revert()
+                self.counters.conflicts += 1
+                self.counters.retries += len(commands)
+                self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
+            return settled
+
+    async def _append_at(self, draft: Draft[S], lookup: Lookup) -> bool:
+        """Appends a draft if the head is where it was decided; whether what was decided stands."""
+        if draft.rows:
+            # Keys and jobs were not looked up: the database refuses one that is there already.
+            appended = await self.store.compare_and_append(draft.head, draft.rows)
+            self.counters.rows += len(draft.rows) if appended else 0
+            return appended
+        return not lookup and (await self.store.head()).position == draft.head.position
 
     async def _commit_locked(self, commands: list[Ticket]) -> None:
         """Decides at the head, alone on the ledger, and appends."""
         for attempt in range(MOST_CONTENDED_ATTEMPTS):
             try:
+                if self._state is None:
+                    await self._fold_anew()
                 await self._commit_at_head(commands)
                 return
             except Contended as error:
@@ -230,6 +234,11 @@ class LedgerActor(Generic[S]):
             if alone:
                 self._state_lock.release()
 
+    async def _fold_anew(self) -> None:
+        """Brings a new state near the head before the lock is taken, since that may be long work."""
+        async with self._state_lock:
+            await self._caught_up(self.store)
+
     def _decide(self, draft: Draft[S], commands: list[Ticket]) -> None:
         for ticket in commands:
             draft.now_ns = self._clock_ns()
@@ -256,9 +265,8 @@ class LedgerActor(Generic[S]):
         if state is not None and head.position == state.position:
             return state
         if state is None:
-            state = await self._loaded()
-        else:
-            self.counters.foreign_rows += max(0, head.position - state.position)
+            state = await self._load_state()
+        self.counters.foreign_rows += max(0, head.position - state.position)
         self._state = None
         while state.position < head.position:
             rows = await source.read(state.position)
@@ -269,9 +277,6 @@ class LedgerActor(Generic[S]):
             raise StorageUnavailable(f"the log went back from {state.position} to {head.position}: was it restored?")
         self._state = state
         return state
-
-    async def _loaded(self) -> S:
-        return self._load_state()
 
     async def _find_out(self, commands: list[Ticket], draft: Draft[S] | None, cause: Exception) -> None:
         """After a commit without a clear answer, reads from the log whether the batch stands."""

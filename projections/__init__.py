@@ -8,6 +8,7 @@ from .availability import Availability, Candidate, Entry, is_busy
 from .draw import drawn
 from .history import Filters, History, Page
 from .recorded import describe_conflict
+from .snapshots import Snapshots
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -19,6 +20,7 @@ __all__ = [
     "Filters",
     "History",
     "Page",
+    "Snapshots",
     "describe_conflict",
     "drawn",
     "is_busy",

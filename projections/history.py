@@ -164,6 +164,8 @@ class History:
         self._store = store
         self._validator_ss58 = validator_ss58
         self._read_only = read_only
+        self.projected = 0
+        """The model's checkpoint as it was last seen here."""
 
     async def page(self, filters: Filters, *, after: str | None, limit: int, newest_first: bool, head: int) -> Page:
         """A page as it stands at position `head`."""
@@ -221,7 +223,8 @@ class History:
                 )
             )
         ).first()
-        return 0 if row is None else int(row[0])
+        self.projected = 0 if row is None else int(row[0])
+        return self.projected
 
     async def _tail(self, checkpoint: int, head: int) -> Tail:
         tail = Tail()

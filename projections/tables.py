@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, T
 
 from ledger.tables import metadata
 
-__all__ = ["checkpoints", "metadata", "reservations", "reserved_blocks"]
+__all__ = ["checkpoints", "metadata", "reservations", "reserved_blocks", "snapshots"]
 
 checkpoints = Table(
     "allowance_checkpoints",
@@ -35,6 +35,17 @@ reservations = Table(
     Column("settled_position", BigInteger),
     Column("settled_at_ns", BigInteger),
     sqlite_with_rowid=False,
+)
+
+snapshots = Table(
+    "allowance_snapshots",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("model_version", Integer, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
 )
 
 reserved_blocks = Table(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,12 +17,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from ledger import (
-    STATUSES,
+    AllowanceException,
     BlockFact,
     Command,
     ConflictingFact,
     ExpireDue,
-    Head,
     Intake,
     InvalidInput,
     LedgerActor,
@@ -32,18 +33,14 @@ from ledger import (
     RecordFacts,
     RecordSettings,
     Reservation,
-    ReservationNotFound,
     Reserve,
     Runtime,
     Settings,
     Settle,
-    Status,
     StorageUnavailable,
     Store,
     amount,
-    check_amount,
     current_runtime,
-    instant_ns,
     integer,
     job_name,
     name,
@@ -52,12 +49,18 @@ from ledger import (
     store_for,
     stored_reservation,
 )
-from projections import Availability, Candidate, Filters, History, Page, describe_conflict, schema
+from projections import Availability, Filters, History, Page, Snapshots, describe_conflict, schema
+
+from .past import Past, Sources, moment_of
+from .questions import Questions, checked_id
 
 R = TypeVar("R")
 
 LONGEST_KEY = 256
-MOST_ITEMS = 10_000
+CARED_FOR_EVERY_ROWS = 1000
+SNAPSHOT_EVERY_ROWS = 10_000
+
+log = logging.getLogger("allowance.ledger")
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -76,24 +79,56 @@ class Health(msgspec.Struct, frozen=True):
 class _Opened:
     """What an open ledger holds on to in this process."""
 
-    def __init__(self, runtime: Runtime, store: Store, actor: LedgerActor[Availability], history: History) -> None:
-        self.pid = runtime.pid
-        self.runtime = runtime
+    def __init__(
+        self, here: Runtime, store: Store, clock_ns: Callable[[], int], validator_ss58: str, *, read_only: bool
+    ) -> None:
+        self.pid = here.pid
+        self._read_only = read_only
+        self.runtime = here
         self.store = store
-        self.actor = actor
-        self.history = history
+        self.history = History(store, validator_ss58, read_only=read_only)
+        self.snapshots = Snapshots(store)
+        self.actor = LedgerActor(store, self.snapshots.load, clock_ns, here, self._look_after)
+        self._caring: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
+        """Finishes what is queued, leaves a snapshot where much has come since the last, and lets go."""
         self.runtime.not_at_exit(self.close)
+        if not self._read_only:
+            with suppress(AllowanceException):
+                await self._take_snapshot(CARED_FOR_EVERY_ROWS)
         await self.actor.close()
+        if self._caring is not None:
+            await asyncio.wait([self._caring])
         await self.store.close()
+
+    async def _take_snapshot(self, every_rows: int) -> None:
+        taken = await self.actor.ask(lambda state, _: self.snapshots.take(state, every_rows))
+        if taken is not None:
+            await self.snapshots.save(taken)
+
+    def _look_after(self, state: Availability) -> None:
+        """After a commit: keeps the derived tables near the log, a piece at a time, beside the next batches."""
+        behind = state.position - max(self.history.projected, self.snapshots.newest)
+        if behind >= CARED_FOR_EVERY_ROWS and (self._caring is None or self._caring.done()):
+            self._caring = self.runtime.loop.create_task(self._care())
+
+    async def _care(self) -> None:
+        try:
+            await self._take_snapshot(SNAPSHOT_EVERY_ROWS)
+            await self.history.project(await self.actor.ask(lambda state, _: state.position))
+        except LedgerClosed:
+            return
+        except Exception:
+            # What is derived can wait: readers fold the tail themselves, and the next commit tries again.
+            log.warning("the read models could not be brought up to date", exc_info=True)
 
 
 _left_to_parents: list[_Opened] = []
 """What a forked child found open: its parent's, never closed here, since closing would touch the parent's locks."""
 
 
-class Allowance:
+class Allowance(Questions):
     """One validator's ledger in one database.
 
     Made by `open`, usable as `async with`, or at once: it opens at the first call. Calls may come from any event
@@ -211,23 +246,6 @@ class Allowance:
         recorded: list[int] = positions
         return recorded
 
-    async def find_miners(self, allowance_seconds: float, executor_class: str, job_start_block: int) -> list[Candidate]:
-        """The registered miners with at least the amount for a job that starts at a block, best first.
-
-        Best is the earliest free block, then the largest share of its allowance left, then the most available,
-        then the lower hotkey. Never empty: raises `NotEnoughAllowanceException`, or `InvalidInput`.
-        """
-        amount_ns = amount(allowance_seconds, "allowance_seconds")
-        executor_class = name(executor_class, "executor_class")
-
-        def find(state: Availability, now_ns: int) -> list[Candidate]:
-            check_amount(amount_ns, state.chain.settings)
-            integer(job_start_block, "job_start_block", 1)
-            entries = state.candidates(amount_ns, executor_class, job_start_block, now_ns)
-            return [entry.candidate() for entry in entries]
-
-        return await self._ask(find)
-
     async def reserve(
         self,
         miner_ss58: str,
@@ -260,83 +278,25 @@ class Allowance:
         Raises `ReservationNotFound` (also as `ReservationAlreadyReleased` or `ReservationExpired`) and
         `ReservationAlreadySpent`.
         """
-        return await self._reservation(Settle(_id(reservation_id), "spend", _key(idempotency_key)))
+        return await self._reservation(Settle(checked_id(reservation_id), "spend", _key(idempotency_key)))
 
     async def release(self, reservation_id: int, *, idempotency_key: str | None = None) -> Reservation:
         """Gives a reservation's blocks back: the job did not run. Raises as `spend` does."""
-        return await self._reservation(Settle(_id(reservation_id), "release", _key(idempotency_key)))
+        return await self._reservation(Settle(checked_id(reservation_id), "release", _key(idempotency_key)))
 
     async def expire_due(self) -> list[Reservation]:
         """Ends every reservation whose due time has passed; answers them by due time."""
         expired: list[Reservation] = await self._change(ExpireDue())
         return expired
 
-    async def reservation(self, reservation_id: int) -> Reservation:
-        """The reservation of an id, settled or not. Raises `ReservationNotFound`."""
-        lookup = Lookup()
-        lookup.positions.add(reservation_position(_id(reservation_id)))
-        return await self._stored(lookup, reservation_id)
+    def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
+        """A read-only view that answers the same questions about the past.
 
-    async def reservation_for_job(self, job_uuid: str) -> Reservation:
-        """The newest reservation of a job. Raises `ReservationNotFound`."""
-        lookup = Lookup()
-        lookup.jobs.add(job_name(job_uuid))
-        return await self._stored(lookup, None, f"job {job_uuid} has no reservation in this ledger")
-
-    async def history(
-        self,
-        *,
-        miner_ss58: str | None = None,
-        executor_class: str | None = None,
-        job_uuid: str | None = None,
-        status: Status | None = None,
-        reserved_from: datetime | None = None,
-        reserved_until: datetime | None = None,
-        block: int | None = None,
-        after: str | None = None,
-        limit: int = 100,
-        newest_first: bool = True,
-    ) -> Page:
-        """A page of reservations that pass all filters, by the time they were made.
-
-        Times are in `[reserved_from, reserved_until)`; `block` keeps those that took this block; `after` is the
-        `next` of the page before, and stays good while the log grows. Raises `InvalidInput`.
+        `position`: as of that event, its clock at that event's time. `time`: as of the last event recorded by
+        then, the clock at that time. `block`: just before the first event about a higher block. Raises
+        `InvalidInput` here, `PositionOutOfRange` at the first question.
         """
-        if status is not None and status not in STATUSES:
-            raise InvalidInput("status", status, f"one of {', '.join(STATUSES)}")
-        filters = Filters(
-            None if miner_ss58 is None else name(miner_ss58, "miner_ss58"),
-            None if executor_class is None else name(executor_class, "executor_class"),
-            None if job_uuid is None else job_name(job_uuid),
-            status,
-            None if reserved_from is None else instant_ns(reserved_from, "reserved_from"),
-            None if reserved_until is None else instant_ns(reserved_until, "reserved_until"),
-            None if block is None else integer(block, "block", 1),
-        )
-        integer(limit, "limit", 1, MOST_ITEMS)
-        head = (await self._head()).position
-        opened = await self._ready()
-        return await opened.runtime.run(
-            opened.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
-        )
-
-    async def current_block(self) -> int | None:
-        """The number of the newest block; None where no block is recorded."""
-        return await self._ask(lambda state, _: state.chain.blocks.newest or None)
-
-    async def miners(self) -> list[Miner]:
-        """The miners registered at the newest block, by hotkey."""
-        miners = await self._ask(lambda state, _: state.chain.metagraph.miners)
-        return [Miner(*axon, hotkey_ss58=hotkey_ss58) for hotkey_ss58, axon in sorted(miners.items())]
-
-    async def manifests(self) -> dict[str, dict[str, int]]:
-        """The newest sync's `{miner_ss58: {executor_class: executor_count}}`, as it was given."""
-        manifests = await self._ask(lambda state, _: state.chain.manifests)
-        return {miner_ss58: dict(counts) for miner_ss58, counts in manifests.items()}
-
-    async def settings(self) -> Settings:
-        """The settings that apply now."""
-        return (await self._ask(lambda state, _: state.chain.settings)).to_settings()
+        return Past(self._sources, moment_of(position, block, time))
 
     async def health(self) -> Health:
         """How the ledger is. Raises `StorageUnavailable` where the database does not answer."""
@@ -361,10 +321,6 @@ class Allowance:
             overdue,
         )
 
-    async def head(self) -> Head:
-        """The log's position and hash, to be noted elsewhere and verified against later."""
-        return await self._head()
-
     async def counters(self) -> dict[str, int]:
         """What this process has done to the ledger since it was opened: batches, commands, conflicts, …"""
         return (await self._ready()).actor.counters.to_dict()
@@ -388,16 +344,21 @@ class Allowance:
     async def _ask(self, ask: Callable[[Availability, int], R]) -> R:
         return await (await self._ready()).actor.ask(ask)
 
-    async def _head(self) -> Head:
-        return await self._ask(lambda state, _: Head(state.position, state.hash, state.recorded_at_ns))
-
-    async def _stored(self, lookup: Lookup, an_id: int | None, message: str | None = None) -> Reservation:
+    async def _page(self, filters: Filters, *, after: str | None, limit: int, newest_first: bool, head: int) -> Page:
         opened = await self._ready()
-        known = await opened.runtime.run(opened.store.find(lookup))
-        reservation = stored_reservation(known, self._validator_ss58)
-        if reservation is None or an_id not in (None, reservation.reservation_id):
-            raise ReservationNotFound(an_id, message)
-        return reservation
+        return await opened.runtime.run(
+            opened.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
+        )
+
+    async def _stored(self, reservation_id: int) -> Reservation | None:
+        lookup = Lookup()
+        lookup.positions.add(reservation_position(reservation_id))
+        opened = await self._ready()
+        return stored_reservation(await opened.runtime.run(opened.store.find(lookup)), self._validator_ss58)
+
+    async def _sources(self) -> Sources:
+        opened = await self._ready()
+        return Sources(opened.runtime, opened.store, opened.history, self._validator_ss58)
 
     async def _ready(self) -> _Opened:
         opened = self._opened
@@ -427,26 +388,16 @@ class Allowance:
         store = store_for(self._database_url, self._validator_ss58, read_only=self._read_only)
         try:
             await store.open(None if self._read_only else schema())
-            actor = LedgerActor(store, Availability, self._clock_ns, here)
+            opened = _Opened(here, store, self._clock_ns, self._validator_ss58, read_only=self._read_only)
             if not self._read_only:
                 settings = None if self._settings is None else self._settings.to_recorded()
-                await actor.change(RecordSettings(self._validator_ss58, settings))
+                await opened.actor.change(RecordSettings(self._validator_ss58, settings))
         except BaseException:
             await store.close()
             raise
-        history = History(store, self._validator_ss58, read_only=self._read_only)
-        self._opened = _Opened(here, store, actor, history)
-        here.at_exit(self._opened.close)
-        return self._opened
-
-
-def _id(value: object) -> int:
-    """A reservation id; what is an integer but no id names no reservation."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidInput("reservation_id", value, "an integer")
-    if not 0 < value < 2**63:
-        raise ReservationNotFound(value)
-    return value
+        self._opened = opened
+        here.at_exit(opened.close)
+        return opened
 
 
 def _key(value: str | None) -> str | None:

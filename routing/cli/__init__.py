@@ -4,6 +4,8 @@ Nothing heavy is imported here: each command imports what it needs when it runs,
 once.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 

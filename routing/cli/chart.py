@@ -1,5 +1,7 @@
 """A small chart for a terminal: columns of amounts, what is left of them filled, what is gone shaded."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 

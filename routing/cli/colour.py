@@ -1,5 +1,7 @@
 """A few colours for people at a terminal, and none for anybody else."""
 
+from __future__ import annotations
+
 BOLD = "1"
 DIM = "2"
 GREEN = "32"

@@ -1,5 +1,7 @@
 """What a command is: its words, its arguments and what it does."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable
 from typing import NamedTuple

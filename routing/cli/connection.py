@@ -1,15 +1,15 @@
 """The ledger that a command works on, opened from `--database`, `--validator` and the environment."""
 
+from __future__ import annotations
+
 import argparse
 import asyncio
-import os
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from routing import Allowance
-
+from ..book import Allowance
+from ..environment import from_environment
 from .failure import WrongUsage
 
 Answer = TypeVar("Answer")
@@ -33,39 +33,35 @@ class Connection:
 
 @contextmanager
 def connected(arguments: argparse.Namespace, *, read_only: bool = False) -> Iterator[Connection]:
-    """Opens the ledger that the command line names, and closes it afterwards."""
-    with opened(database_url(arguments), validator(arguments), read_only=read_only) as connection:
+    """Opens the ledger that the command line and the environment name, and closes it afterwards."""
+    with opened(ledger_of(arguments, read_only=read_only)) as connection:
         yield connection
 
 
 @contextmanager
-def opened(
-    url: str, validator_ss58: str, *, read_only: bool = False, clock_ns: Callable[[], int] = time.time_ns
-) -> Iterator[Connection]:
+def opened(book: Allowance) -> Iterator[Connection]:
     """Opens a ledger, and closes it afterwards."""
     with asyncio.Runner() as runner:
-        opening = Allowance.open(url, validator_ss58=validator_ss58, clock_ns=clock_ns, read_only=read_only)
-        book = runner.run(_answer(opening.__aenter__()))
+        connection = Connection(book, runner)
         try:
-            yield Connection(book, runner)
+            connection.run(book.__aenter__())
+            yield connection
         finally:
-            runner.run(_answer(opening.__aexit__(None, None, None)))
+            connection.run(book.close())
 
 
-def database_url(arguments: argparse.Namespace) -> str:
-    """Where the ledger is: as the command line says, else the environment, else the library."""
-    given: str | None = arguments.database or os.environ.get("ALLOWANCE_DATABASE_URL")
-    if given:
-        return given
-    raise WrongUsage("which database? give --database sqlite:///PATH or set ALLOWANCE_DATABASE_URL")
-
-
-def validator(arguments: argparse.Namespace) -> str:
-    """Whose ledger it is: as the command line says, else the environment."""
-    given: str | None = arguments.validator or os.environ.get("ALLOWANCE_VALIDATOR_SS58")
-    if given:
-        return given
-    raise WrongUsage("whose ledger? give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58")
+def ledger_of(arguments: argparse.Namespace, *, read_only: bool = False) -> Allowance:
+    """The ledger that the command line names, or else the environment; not opened yet."""
+    configuration = from_environment()
+    validator_ss58 = arguments.validator or configuration.validator_ss58
+    if not validator_ss58:
+        raise WrongUsage("whose ledger? give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58")
+    return Allowance.open(
+        arguments.database or configuration.database_url,
+        validator_ss58=validator_ss58,
+        settings=configuration.settings,
+        read_only=read_only,
+    )
 
 
 async def _answer(question: Awaitable[Answer]) -> Answer:

@@ -1,5 +1,7 @@
 """The demo: a made-up network, imported, routed on by many callers at once, and looked at from all sides."""
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections import Counter
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from routing import Allowance
+
 from . import network
 from .connection import Connection, opened
 from .demo_story import Story
@@ -20,10 +24,10 @@ from .failure import NO, WrongUsage
 from .findings import (
     Check,
     Window,
-    account_window,
     all_reservations,
-    busiest_account,
+    busiest_accounts,
     check_blocks,
+    liveliest_window,
     most_eventful,
 )
 from .importing import ImportSummary, import_facts
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 FIRST_BLOCK = 1000
 CHART_COLUMNS = 60
+CHART_CHOICES = 12
 LONGER_THAN_ANY_RESERVATION_NS = 4000 * 10**9
 
 
@@ -64,7 +69,7 @@ class Results:
     summary: ImportSummary
     traffic: Traffic
     expired: int
-    reservations: "list[Reservation]"
+    reservations: list[Reservation]
     window: Window | None
     check: Check
 
@@ -77,7 +82,9 @@ def run_demo(arguments: argparse.Namespace, out: Output) -> int:
         results = _steps(arguments, world, story)
         if out.json_wanted:
             out.document(_document(arguments, results, time.monotonic() - started))
-        story.farewell(time.monotonic() - started, world.facts.parent if arguments.keep else None)
+        story.farewell(
+            time.monotonic() - started, world.database_bytes(), world.facts.parent if arguments.keep else None
+        )
     sound = results.check.held_twice == 0 and results.traffic.answered_differently == 0
     return 0 if sound else NO
 
@@ -86,8 +93,9 @@ def _steps(arguments: argparse.Namespace, world: World, story: Story) -> Results
     story.opening(arguments)
     newest_at = _write_facts(arguments, world.facts)
     story.made_up(world)
-    clock = Clock(int(newest_at.timestamp()) * 10**9)
-    with opened(world.url, world.validator_ss58, clock_ns=clock) as connection:
+    clock = Clock((int(newest_at.timestamp()) + 1) * 10**9)
+    book = Allowance.open(world.url, validator_ss58=world.validator_ss58, clock_ns=clock)
+    with opened(book) as connection:
         summary = ImportSummary()
         with opened_input(str(world.facts)) as stream:
             import_facts(connection, stream, summary)
@@ -96,13 +104,13 @@ def _steps(arguments: argparse.Namespace, world: World, story: Story) -> Results
         clock.advance(LONGER_THAN_ANY_RESERVATION_NS)
         expired = len(connection.run(connection.book.expire_due()))
         reservations = all_reservations(connection)
-        statuses = Counter(reservation.status for reservation in reservations)
-        story.routed(arguments, traffic, statuses, expired, world.database_bytes())
+        statuses: Counter[str] = Counter(reservation.status for reservation in reservations)
+        story.routed(arguments, traffic, statuses)
         window = _window(connection, reservations)
         story.window(window)
         story.one_reservation(most_eventful(reservations))
         check = check_blocks(reservations)
-        story.checked(check, traffic)
+        story.checked(check)
     return Results(world, summary, traffic, expired, reservations, window, check)
 
 
@@ -165,14 +173,15 @@ def _route(arguments: argparse.Namespace, connection: Connection, clock: Clock) 
         )
 
 
-def _window(connection: Connection, reservations: "list[Reservation]") -> Window | None:
+def _window(connection: Connection, reservations: list[Reservation]) -> Window | None:
     book = connection.book
     newest_block = connection.run(book.current_block())
-    account = busiest_account(reservations, (miner.hotkey_ss58 for miner in connection.run(book.miners())))
-    if account is None or newest_block is None:
+    registered = [miner.hotkey_ss58 for miner in connection.run(book.miners())]
+    accounts = busiest_accounts(reservations, registered, CHART_CHOICES)
+    if not accounts or newest_block is None:
         return None
     return connection.run(
-        account_window(book, account, first_block=FIRST_BLOCK, newest_block=newest_block, columns=CHART_COLUMNS)
+        liveliest_window(book, accounts, first_block=FIRST_BLOCK, newest_block=newest_block, columns=CHART_COLUMNS)
     )
 
 

@@ -1,5 +1,7 @@
 """What the demo says at each step, for somebody who sees the product for the first time."""
 
+from __future__ import annotations
+
 import argparse
 import textwrap
 from collections import Counter
@@ -12,7 +14,7 @@ from .commands.show import life
 from .findings import Check, Window
 from .importing import ImportSummary
 from .output import Output
-from .render import milliseconds_text, percent_text, seconds_text, short_hotkey, size_text
+from .render import counted, milliseconds_text, percent_text, seconds_text, short_hotkey, size_text
 from .traffic import Traffic
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .demo import World
 
 WIDTH = 88
+STATUSES = ("spent", "released", "expired", "reserved")
 
 
 class Story:
@@ -38,10 +41,10 @@ class Story:
             " keeps account of them, so that each is used once: it records what the chain says, picks a"
             " miner for a job, reserves the blocks that pay for it, and remembers for good how that"
             f" ended. Here it is at work on a made-up network of"
-            f" {arguments.miners:,} miners and {arguments.validators:,} validators."
+            f" {counted(arguments.miners, 'miner')} and {counted(arguments.validators, 'validator')}."
         )
 
-    def made_up(self, world: "World") -> None:
+    def made_up(self, world: World) -> None:
         """Whose ledger it is."""
         self._heading("The chain's facts go in")
         self._say(f"The validator is {short_hotkey(world.validator_ss58)}. Its facts come as a file, one a line:")
@@ -50,7 +53,7 @@ class Story:
         """How the import went."""
         self._fact(
             f"{summary.lines:,} facts imported in {summary.seconds:.2f} s, {summary.rate}:"
-            f" {summary.blocks_recorded:,} blocks, {summary.syncs_recorded:,} manifest syncs"
+            f" {counted(summary.blocks_recorded, 'block')}, {counted(summary.syncs_recorded, 'manifest sync')}"
         )
         self._say(
             "A sync says how many executors of which class each miner offers; importing the file again"
@@ -62,8 +65,6 @@ class Story:
         arguments: argparse.Namespace,
         traffic: Traffic,
         statuses: Counter[str],
-        expired: int,
-        database_bytes: int | None,
     ) -> None:
         """How routing went."""
         self._heading("Jobs are routed")
@@ -78,14 +79,13 @@ class Story:
             f" an answer took {milliseconds_text(traffic.latency(0.5))} (median),"
             f" {milliseconds_text(traffic.latency(0.99))} (p99)"
         )
-        self._fact(", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items())) or "nothing reserved")
+        ended = ", ".join(f"{statuses[status]:,} {status}" for status in STATUSES if statuses[status])
+        self._fact(f"{ended or 'nothing reserved'}, once the demo's clock had moved on by an hour")
         for name, count in sorted(traffic.refused.items()):
             self._fact(f"{count:,} jobs were refused: {name}")
-        self._fact(f"{expired:,} of them ended by time alone, once the demo's clock had moved on")
-        same = "the same" if not traffic.answered_differently else "NOT always the same"
-        self._fact(f"{traffic.asked_twice:,} callers asked twice, as after a lost answer: {same} route came back")
-        if database_bytes is not None:
-            self._fact(f"the ledger, every event of it, is a file of {size_text(database_bytes)}")
+        if traffic.asked_twice:
+            same = "the same" if not traffic.answered_differently else "NOT always the same"
+            self._fact(f"{traffic.asked_twice:,} callers asked twice, as after a lost answer: {same} route came back")
 
     def window(self, window: Window | None) -> None:
         """What is left of the busiest account."""
@@ -94,7 +94,8 @@ class Story:
         self._heading("One miner's allowance over time")
         self._say(
             f"What {short_hotkey(window.miner_ss58)} granted us in {window.executor_class}, from the oldest"
-            " block that still counts to the newest. The oldest goes first, since it ages away first."
+            " block that still counts to the newest. The oldest goes first, since it ages away first. A step"
+            " is a sync that found more executors or fewer; a gap, a time when the miner was away."
         )
         signs = chart.UNICODE if self._out.shows_unicode else chart.ASCII
         for line in chart.draw(
@@ -111,15 +112,15 @@ class Story:
             f" {window.column_blocks} blocks"
         )
 
-    def one_reservation(self, reservation: "Reservation | None") -> None:
+    def one_reservation(self, reservation: Reservation | None) -> None:
         """The life of one reservation."""
         if reservation is None:
             return
-        self._heading("One job's reservation, for ever on record")
+        self._heading("One job's reservation, on record for good")
         for line in life(reservation):
             self._line("  " + line)
 
-    def checked(self, check: Check, traffic: Traffic) -> None:
+    def checked(self, check: Check) -> None:
         """Whether the book is right."""
         self._heading("Nothing is held twice")
         self._say("From the history: no block of an account may be in two reservations that hold or have spent it.")
@@ -133,10 +134,11 @@ class Story:
             )
         )
 
-    def farewell(self, seconds: float, kept: Path | None) -> None:
-        """How long it took, and what to try next."""
+    def farewell(self, seconds: float, database_bytes: int | None, kept: Path | None) -> None:
+        """How long it took, how large the ledger is, and what to try next."""
+        size = "" if database_bytes is None else f", and a ledger of {size_text(database_bytes)} with every event in it"
         self._line()
-        self._line(f"That was {seconds:.1f} s.")
+        self._line(f"That took {seconds:.1f} s{size}.")
         if kept is not None:
             self._line(f"Kept in {kept}: facts.jsonl and demo.db, for `allowance history` and the others.")
 

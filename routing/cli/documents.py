@@ -1,5 +1,7 @@
 """The JSON that `--json` writes: public results as documents whose keys stay the same."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,7 +23,7 @@ def as_fields(value: object) -> dict[str, Any]:
     return dict(fields)
 
 
-def miner_document(miner: "Miner") -> dict[str, object]:
+def miner_document(miner: Miner) -> dict[str, object]:
     """A registered miner with its axon."""
     return {
         "hotkey_ss58": miner.hotkey_ss58,
@@ -31,7 +33,7 @@ def miner_document(miner: "Miner") -> dict[str, object]:
     }
 
 
-def candidate_document(rank: int, candidate: "Candidate") -> dict[str, object]:
+def candidate_document(rank: int, candidate: Candidate) -> dict[str, object]:
     """One candidate; `rank` counts from 1, `share_left` is available of total."""
     return {
         "rank": rank,
@@ -44,7 +46,7 @@ def candidate_document(rank: int, candidate: "Candidate") -> dict[str, object]:
     }
 
 
-def route_document(route: "JobRoute") -> dict[str, object]:
+def route_document(route: JobRoute) -> dict[str, object]:
     """Where a job goes and what is held for it."""
     return {
         "miner": miner_document(route.miner),
@@ -54,7 +56,7 @@ def route_document(route: "JobRoute") -> dict[str, object]:
     }
 
 
-def reservation_document(reservation: "Reservation") -> dict[str, object]:
+def reservation_document(reservation: Reservation) -> dict[str, object]:
     """One reservation with everything that is known of it."""
     return {
         "reservation_id": reservation.reservation_id,

@@ -1,5 +1,7 @@
 """What a command says and which exit code it gives when it cannot do what it was asked."""
 
+from __future__ import annotations
+
 import re
 import traceback
 

@@ -1,8 +1,11 @@
 """What the demo finds out afterwards through the public face: one account's window, the check."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from routing import NotEnoughAllowanceException
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 HOLDING = ("reserved", "spent")
 LEAST_SECONDS = 1e-9
 WINDOW_BLOCKS = 722
+MUCH = 0.15
 
 Account = tuple[str, str]
 
@@ -38,6 +42,15 @@ class Window:
         return sum(column.granted for column in self.columns)
 
     @property
+    def changes(self) -> int:
+        """How often what a column granted differs much from the column before, or something left follows on nothing."""
+        return sum(
+            abs(after.granted - before.granted) > MUCH * max(after.granted, before.granted)
+            or (before.left > 0) != (after.left > 0)
+            for before, after in pairwise(self.columns[:-1])
+        )
+
+    @property
     def left_seconds(self) -> float:
         """What of it is free."""
         return sum(column.left for column in self.columns)
@@ -53,7 +66,7 @@ class Check:
     held_twice: int = 0
 
 
-def all_reservations(connection: "Connection") -> "list[Reservation]":
+def all_reservations(connection: Connection) -> list[Reservation]:
     """Pages through the whole history, oldest first."""
     reservations: list[Reservation] = []
     cursor = None
@@ -65,7 +78,7 @@ def all_reservations(connection: "Connection") -> "list[Reservation]":
             return reservations
 
 
-def check_blocks(reservations: "Iterable[Reservation]") -> Check:
+def check_blocks(reservations: Iterable[Reservation]) -> Check:
     """Counts the blocks that two reservations of one account hold at once: there must be none."""
     check = Check()
     held: dict[Account, set[int]] = {}
@@ -81,24 +94,35 @@ def check_blocks(reservations: "Iterable[Reservation]") -> Check:
     return check
 
 
-def busiest_account(reservations: "Iterable[Reservation]", registered: Iterable[str]) -> Account | None:
-    """The account of a registered miner from which the most blocks are taken."""
+def busiest_accounts(reservations: Iterable[Reservation], registered: Iterable[str], count: int) -> list[Account]:
+    """The accounts of registered miners from which the most blocks are taken, the busiest first."""
     known = set(registered)
     taken: Counter[Account] = Counter()
     for reservation in reservations:
         if reservation.status in HOLDING and reservation.miner_ss58 in known:
             taken[reservation.miner_ss58, reservation.executor_class] += len(reservation.blocks)
-    return max(taken, key=lambda account: (taken[account], account), default=None)
+    return sorted(taken, key=lambda account: (-taken[account], account))[:count]
 
 
-def most_eventful(reservations: "Sequence[Reservation]") -> "Reservation | None":
+def most_eventful(reservations: Sequence[Reservation]) -> Reservation | None:
     """The settled reservation with the most blocks: the one that has most to tell."""
     settled = [reservation for reservation in reservations if reservation.settled_at is not None]
     return max(settled, key=lambda reservation: (len(reservation.blocks), -reservation.reservation_id), default=None)
 
 
+async def liveliest_window(
+    book: Allowance, accounts: Iterable[Account], *, first_block: int, newest_block: int, columns: int
+) -> Window:
+    """Of several accounts the one whose allowance went up and down the most: it has most to show."""
+    windows = [
+        await account_window(book, account, first_block=first_block, newest_block=newest_block, columns=columns)
+        for account in accounts
+    ]
+    return max(windows, key=lambda window: window.changes)
+
+
 async def account_window(
-    book: "Allowance", account: Account, *, first_block: int, newest_block: int, columns: int
+    book: Allowance, account: Account, *, first_block: int, newest_block: int, columns: int
 ) -> Window:
     """Measures what an account's blocks granted and what is left of them.
 
@@ -116,7 +140,7 @@ async def account_window(
     return window
 
 
-async def _standing(book: "Allowance", account: Account, job_start_block: int) -> Column:
+async def _standing(book: Allowance, account: Account, job_start_block: int) -> Column:
     miner_ss58, executor_class = account
     try:
         candidates = await book.find_miners(LEAST_SECONDS, executor_class, job_start_block)

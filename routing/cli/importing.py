@@ -1,5 +1,7 @@
 """Recording a `FACTS.jsonl` in a ledger: used by `allowance import` and by the demo."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +69,7 @@ class RefusedLine(CommandError):
 
 
 def import_facts(
-    connection: "Connection", stream: BufferedIOBase, summary: ImportSummary, *, confirm: bool = False
+    connection: Connection, stream: BufferedIOBase, summary: ImportSummary, *, confirm: bool = False
 ) -> None:
     """Records a stream's facts in order and counts them in `summary`, also where it cannot go on to the end.
 
@@ -86,15 +88,18 @@ def import_facts(
         summary.seconds = time.monotonic() - started
 
 
-def _record(connection: "Connection", batch: Sequence[NumberedFact], summary: ImportSummary, confirm: bool) -> None:
-    if not batch:
-        return
+def _record(connection: Connection, batch: Sequence[NumberedFact], summary: ImportSummary, confirm: bool) -> None:
+    """Records a batch, and counts what of it is recorded also where a fact is refused."""
+    facts = [numbered.fact for numbered in batch]
     try:
-        positions = connection.run(connection.book.record_facts([numbered.fact for numbered in batch], confirm=confirm))
+        positions = connection.run(connection.book.record_facts(facts, confirm=confirm))
     except Exception as refusal:
         refused = getattr(refusal, "fact_index", None)
         if refused is None:
             raise
+        # Those before it are recorded: asking again changes nothing, and tells where.
+        positions = connection.run(connection.book.record_facts(facts[:refused], confirm=confirm))
+        summary.count(batch[:refused], positions)
         raise RefusedLine(batch[refused].line, refusal) from refusal
     summary.count(batch, positions)
 

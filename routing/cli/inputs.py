@@ -1,5 +1,7 @@
 """Files and words that users hand over: opened, read and understood, or refused with what would be right."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import sys

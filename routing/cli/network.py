@@ -4,10 +4,13 @@ Block times jitter and some blocks take too long; stakes shift now and then; eve
 synced, and some miners then offer fewer executors than before; some miners leave and come back.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from random import Random
+from typing import Any
 
 STARTED_AT = datetime(2024, 1, 1, 12, tzinfo=UTC)
 SYNC_EVERY_BLOCKS = 25
@@ -30,7 +33,7 @@ _IPV6_NETWORK = "2001:db8::"
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 MinerEntry = dict[str, object]
-Line = dict[str, object]
+Line = dict[str, Any]
 
 
 def hotkeys(seed: int, role: str, count: int) -> list[str]:
@@ -77,6 +80,8 @@ def generate(
             network.pass_a_block(age)
             created_at += network.draw_block_time()
         if age % sync_every == 0:
+            if age:
+                network.change_offers()
             yield {"type": "manifests", "block": number, "manifests": network.sync()}
         line: Line = {"type": "block", "number": number, "created_at": _utc_text(created_at)}
         yield line | network.changes()
@@ -110,12 +115,15 @@ class _Network:
         seconds = self._random.uniform(13, 36) if late else self._random.gauss(12, 0.12)
         return timedelta(milliseconds=round(1000 * max(seconds, 1)))
 
-    def sync(self) -> dict[str, dict[str, int]]:
-        """What the registered miners say that they offer, some a little more or less than last time."""
+    def change_offers(self) -> None:
+        """Lets some miners offer one executor more or fewer."""
         for offer in self._offers.values():
             if self._random.random() < COUNT_CHANGES_PER_SYNC:
                 executor_class = self._random.choice(list(offer))
                 offer[executor_class] = max(0, offer[executor_class] + self._random.choice((-1, 1)))
+
+    def sync(self) -> dict[str, dict[str, int]]:
+        """What the registered miners say that they offer."""
         return {hotkey: dict(self._offers[hotkey]) for hotkey in self._entries if hotkey not in self._back_in}
 
     def changes(self) -> Line:

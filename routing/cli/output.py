@@ -1,5 +1,7 @@
 """Where a command's words go: data to standard output, everything else to standard error."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Sequence

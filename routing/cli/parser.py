@@ -1,5 +1,7 @@
 """The `argparse` tree, built from the commands' own descriptions."""
 
+from __future__ import annotations
+
 import argparse
 from typing import NoReturn
 
@@ -44,7 +46,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add(subparsers: "argparse._SubParsersAction[Parser]", command: Command) -> None:
+def _add(subparsers: argparse._SubParsersAction[Parser], command: Command) -> None:
     parser = subparsers.add_parser(
         command.name,
         help=command.summary[0].lower() + command.summary[1:].rstrip("."),

@@ -1,5 +1,7 @@
 """Progress of long commands: one line on standard error, rewritten in place, only where a person watches."""
 
+from __future__ import annotations
+
 import sys
 import time
 from types import TracebackType

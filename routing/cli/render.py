@@ -1,5 +1,7 @@
 """Plain text for terminals: tables, times, sizes and ranges. Pure functions."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
@@ -88,6 +90,11 @@ def size_text(size: int) -> str:
             break
         amount /= SIZE_STEP
     return f"{amount:.1f} {unit}" if size >= SIZE_STEP else f"{size} B"
+
+
+def counted(count: int, thing: str) -> str:
+    """Writes a number of things: `1 block`, `1,100 blocks`."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def short_hotkey(hotkey: str) -> str:

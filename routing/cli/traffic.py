@@ -1,5 +1,7 @@
 """The demo's jobs, and the callers that route and settle them all at once."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import Counter

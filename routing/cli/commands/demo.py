@@ -1,5 +1,7 @@
 """`allowance demo`: the whole product on made-up data, in half a minute."""
 
+from __future__ import annotations
+
 import argparse
 
 from ..command import Command

@@ -1,5 +1,7 @@
 """`allowance health`: is the ledger there, and is it up to date?"""
 
+from __future__ import annotations
+
 import argparse
 
 from ..command import Command

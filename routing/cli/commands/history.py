@@ -1,5 +1,7 @@
 """`allowance history`: reservations, filtered and paged."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
                 )
             )
             _write(page.items, out)
+            if cursor is None and not page.items:
+                out.note("no reservation fits")
             cursor = page.next
             if cursor is None or not arguments.all:
                 break
@@ -68,7 +72,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _write(reservations: "Sequence[Reservation]", out: Output) -> None:
+def _write(reservations: Sequence[Reservation], out: Output) -> None:
     from ..documents import reservation_document
 
     if out.json_wanted:
@@ -81,7 +85,7 @@ def _write(reservations: "Sequence[Reservation]", out: Output) -> None:
         )
 
 
-def _row(reservation: "Reservation") -> tuple[object, ...]:
+def _row(reservation: Reservation) -> tuple[object, ...]:
     return (
         reservation.reservation_id,
         reservation.status,

@@ -1,5 +1,7 @@
 """`allowance import`: records chain facts from a file."""
 
+from __future__ import annotations
+
 import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             import_facts(connection, stream, summary, confirm=arguments.confirm)
         except CommandError as error:
             error.fields["before"] = asdict(summary)
-            out.note(f"before the line that cannot be taken: {summary_text(summary)}")
+            out.note(f"before it: {summary_text(summary)}" if summary.lines else "nothing stands before it")
             raise
     if out.json_wanted:
         out.document(asdict(summary))
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def summary_text(summary: "ImportSummary") -> str:
+def summary_text(summary: ImportSummary) -> str:
     """Tells an import in a sentence."""
     return (
         f"{summary.lines:,} lines in {summary.seconds:.2f} s ({summary.rate}):"

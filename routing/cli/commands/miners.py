@@ -1,5 +1,7 @@
 """`allowance miners`: who is registered, or who could take a job."""
 
+from __future__ import annotations
+
 import argparse
 from typing import TYPE_CHECKING
 
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _list_candidates(connection: "Connection", arguments: argparse.Namespace, out: Output) -> None:
+def _list_candidates(connection: Connection, arguments: argparse.Namespace, out: Output) -> None:
     from ..documents import candidate_document
 
     book = connection.book
@@ -54,7 +56,7 @@ def _list_candidates(connection: "Connection", arguments: argparse.Namespace, ou
     )
 
 
-def _candidate_row(rank: int, candidate: "Candidate") -> tuple[object, ...]:
+def _candidate_row(rank: int, candidate: Candidate) -> tuple[object, ...]:
     return (
         rank,
         candidate.hotkey_ss58,
@@ -65,7 +67,7 @@ def _candidate_row(rank: int, candidate: "Candidate") -> tuple[object, ...]:
     )
 
 
-def _list_registered(connection: "Connection", out: Output) -> None:
+def _list_registered(connection: Connection, out: Output) -> None:
     from ..documents import miner_document
 
     book = connection.book
@@ -84,7 +86,7 @@ def _list_registered(connection: "Connection", out: Output) -> None:
     )
 
 
-def _offer_text(offer: "dict[str, int]") -> str:
+def _offer_text(offer: dict[str, int]) -> str:
     return ", ".join(f"{count} {executor_class}" for executor_class, count in sorted(offer.items())) or "-"
 
 

@@ -1,5 +1,7 @@
 """`allowance pick`: routes one job."""
 
+from __future__ import annotations
+
 import argparse
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ from ..output import Output
 from ..render import block_ranges, labelled, seconds_text
 
 if TYPE_CHECKING:
-    from routing import JobRoute
+    from routing import Allowance, JobRoute
 
     from ..job_request import JobRequest
 
@@ -24,14 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Picks a miner, reserves what the job needs, and shows the route."""
-    from routing import Routing
-
-    from ..connection import connected
     from ..documents import route_document
 
-    request = _request(arguments.request)
-    with connected(arguments) as connection:
-        route = connection.run(Routing(connection.book).pick_miner_for_job_request(request))
+    route = _pick(arguments, _request(arguments.request))
     if out.json_wanted:
         out.document(route_document(route))
     else:
@@ -39,7 +36,34 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _request(path: str) -> "JobRequest":
+def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
+    """Routes as a validator's process does: a debug or trusted miner is taken without opening any ledger."""
+    import asyncio
+
+    from routing import Routing
+
+    from ...environment import from_environment
+    from ..connection import ledger_of
+
+    books: list[Allowance] = []
+
+    def book() -> Allowance:
+        books.append(ledger_of(arguments))
+        return books[-1]
+
+    async def pick() -> JobRoute:
+        configuration = from_environment()
+        router = Routing(book, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner)
+        try:
+            return await router.pick_miner_for_job_request(request)
+        finally:
+            for opened in books:
+                await opened.close()
+
+    return asyncio.run(pick())
+
+
+def _request(path: str) -> JobRequest:
     from ..job_request import job_request
 
     with opened_input(path) as stream:
@@ -49,7 +73,7 @@ def _request(path: str) -> "JobRequest":
     return job_request(text)
 
 
-def _show(route: "JobRoute", out: Output) -> None:
+def _show(route: JobRoute, out: Output) -> None:
     held = route.allowance_reservation_id
     pairs: list[tuple[str, object]] = [
         ("miner", route.miner.hotkey_ss58),

@@ -1,5 +1,7 @@
 """`allowance spend` and `allowance release`: how a reservation ends."""
 
+from __future__ import annotations
+
 import argparse
 
 from ..command import Command

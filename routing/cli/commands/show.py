@@ -1,5 +1,7 @@
 """`allowance show`: one reservation's life."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def life(reservation: "Reservation") -> Iterator[str]:
+def life(reservation: Reservation) -> Iterator[str]:
     """Tells a reservation's life, a line per fact."""
     return labelled(
         [
@@ -53,7 +55,7 @@ def life(reservation: "Reservation") -> Iterator[str]:
     )
 
 
-def _ending(reservation: "Reservation") -> tuple[str, str]:
+def _ending(reservation: Reservation) -> tuple[str, str]:
     if reservation.settled_at is None:
         return ("settled at", "not yet")
     return (f"{reservation.status} at", time_text(reservation.settled_at))
