@@ -28,6 +28,9 @@ EVENT_TAGS = tuple(
 GENESIS_HASH = bytes(32)
 """The hash before the first row."""
 
+LOST_KEY = "lost:"
+MOST_DIGITS = 18
+
 ID_HASH_BITS = 20
 """Bits of its event's hash that a reservation id carries below the position."""
 
@@ -102,6 +105,19 @@ def reservation_id(position: int, event_hash: bytes) -> int:
 def reservation_position(an_id: int) -> int:
     """The position of the event that made the reservation, if this ledger made it."""
     return an_id >> ID_HASH_BITS
+
+
+def lost_key(row: Row) -> str:
+    """A key for a change whose outcome was lost and that had none of its own: it names the row it would have made."""
+    return f"{LOST_KEY}{row.position}:{row.hash.hex()}"
+
+
+def lost_position(key: str) -> int | None:
+    """The position that a `lost_key` names; None for any other key."""
+    position, separator, _ = key.removeprefix(LOST_KEY).partition(":")
+    if not key.startswith(LOST_KEY) or not separator or not position.isascii() or not position.isdigit():
+        return None
+    return int(position) if len(position) <= MOST_DIGITS else None
 
 
 def _undecodable(position: int, payload: bytes, cause: Exception) -> NewerLedger | CorruptLedger:

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from .account import Held
 from .chain import Metagraph, new_block, new_manifests
+from .codec import lost_position, reservation_position
 from .codec import reservation_id as id_of
-from .codec import reservation_position
 from .draft import Draft
 from .errors import (
     CannotReserveAllowanceException,
@@ -254,8 +254,12 @@ def check_amount(amount_ns: int, settings: RecordedSettings) -> None:
 
 def need_key(key: str | None, lookup: Lookup) -> None:
     """Asks for what the key stands for."""
-    if key is not None:
-        lookup.keys.add(key)
+    if key is None:
+        return
+    lookup.keys.add(key)
+    position = lost_position(key)
+    if position is not None:
+        lookup.positions.add(position)
 
 
 def need_job(job_uuid: str | None, state: LedgerState, lookup: Lookup) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from .account import Account, Claim, Held
-from .codec import Row, decode, encode, reservation_position, row_hash
+from .codec import Row, decode, encode, lost_key, lost_position, reservation_position, row_hash
 from .events import AllowanceReserved, Axon, Event, ReservationExpired, Settlement
 from .log import Head, Known, Lookup
 from .reservation import settlement_of
@@ -150,7 +150,12 @@ class Draft(Generic[S]):
 
     def first_outcome(self, key: str | None) -> tuple[Row, Event] | None:
         """What was appended under the key before."""
-        row = self.known.keys.get(key) if key is not None else None
+        if key is None:
+            return None
+        row = self.known.keys.get(key)
+        if row is None and (position := lost_position(key)) is not None:
+            row = self.known.rows.get(position)
+            row = row if row is not None and lost_key(row) == key else None
         return None if row is None else (row, decode(row.position, row.payload))
 
     def reservation_row(self, reservation_id: int) -> tuple[Row, AllowanceReserved] | None:

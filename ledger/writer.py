@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from .codec import Row, lost_key
 from .draft import Command, Draft
 from .errors import LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
 from .log import CommitUncertain, Contended, Known, Lookup, Store, Transaction
@@ -43,7 +44,7 @@ log = logging.getLogger("allowance.ledger")
 class Ticket:
     """One caller's request and the future it waits on, in the loop it waits in."""
 
-    __slots__ = ("error", "future", "loop", "result", "work")
+    __slots__ = ("error", "future", "loop", "result", "row", "work")
 
     def __init__(self, work: Any, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
         self.work = work
@@ -51,6 +52,8 @@ class Ticket:
         self.future = future
         self.result: Any = None
         self.error: BaseException | None = None
+        self.row: Row | None = None
+        """The last row that the request appends."""
 
 
 class Counters:
@@ -244,9 +247,10 @@ class LedgerActor(Generic[S]):
             draft.now_ns = self._clock_ns()
             before = len(draft.rows)
             self.counters.attempts += 1
-            ticket.result = ticket.error = None
+            ticket.result = ticket.error = ticket.row = None
             try:
                 ticket.result = ticket.work.execute(draft)
+                ticket.row = draft.rows[-1] if len(draft.rows) > before else None
             except Exception as error:
                 if len(draft.rows) != before:
                     raise  # Half a change may not stand: the whole batch is given up.
@@ -287,7 +291,8 @@ class LedgerActor(Generic[S]):
         except Exception:
             for ticket in commands:
                 if ticket.error is None:
-                    ticket.error = OutcomeUnknown(ticket.work.key or "", type(ticket.work).__name__)
+                    key = ticket.work.key or ("" if ticket.row is None else lost_key(ticket.row))
+                    ticket.error = OutcomeUnknown(key, type(ticket.work).__name__)
             return
         if not stored or stored[0].hash != rows[0].hash:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")

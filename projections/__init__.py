@@ -8,7 +8,7 @@ from .availability import Availability, Candidate, Entry, is_busy
 from .draw import drawn
 from .history import Filters, History, Page
 from .recorded import describe_conflict
-from .snapshots import Snapshots
+from .snapshots import Snapshots, folded_to
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -23,6 +23,7 @@ __all__ = [
     "Snapshots",
     "describe_conflict",
     "drawn",
+    "folded_to",
     "is_busy",
     "schema",
 ]

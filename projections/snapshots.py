@@ -7,6 +7,7 @@ log is folded from further back.
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,6 +106,16 @@ class Snapshots:
         lookup.positions.add(row.position)
         found = (await self._store.find(lookup)).rows.get(row.position)
         return found is not None and found.hash == row.hash and _digest(row.payload) == row.digest
+
+
+async def folded_to(store: Store, position: int) -> Availability:
+    """The state as it was right after a position, which the log must have."""
+    state = await Snapshots(store).load(until=position)
+    while state.position < position:
+        rows = await store.read(state.position)
+        state.fold([row for row in rows if row.position <= position])
+        await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
+    return state
 
 
 def _digest(payload: bytes) -> bytes:

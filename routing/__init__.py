@@ -36,7 +36,10 @@ from ledger import (
 from projections import Candidate, Page
 
 from .book import Allowance, Health
+from .explain import Considered, Explanation
+from .past import Past
 from .pick import JobRoute
+from .questions import Usage
 from .router import TRUSTED_MINER_FAKE_KEY, Routing
 from .singletons import allowance, configure, reset, routing
 
@@ -50,7 +53,9 @@ __all__ = [
     "CannotReserveAllowanceException",
     "ChainFeedStale",
     "ConflictingFact",
+    "Considered",
     "CorruptLedger",
+    "Explanation",
     "Health",
     "IdempotencyConflict",
     "ImplausibleFact",
@@ -68,6 +73,7 @@ __all__ = [
     "NotEnoughAllowanceException",
     "OutcomeUnknown",
     "Page",
+    "Past",
     "PositionOutOfRange",
     "ReadOnlyLedger",
     "Reservation",
@@ -79,6 +85,7 @@ __all__ = [
     "Settings",
     "StorageUnavailable",
     "TimeOutOfRange",
+    "Usage",
     "allowance",
     "configure",
     "reset",

@@ -49,10 +49,10 @@ from ledger import (
     store_for,
     stored_reservation,
 )
-from projections import Availability, Filters, History, Page, Snapshots, describe_conflict, schema
+from projections import Availability, History, Snapshots, describe_conflict, schema
 
-from .past import Past, Sources, moment_of
-from .questions import Questions, checked_id
+from .past import Past, moment_of
+from .questions import Questions, Sources, checked_id
 
 R = TypeVar("R")
 
@@ -343,12 +343,6 @@ class Allowance(Questions):
 
     async def _ask(self, ask: Callable[[Availability, int], R]) -> R:
         return await (await self._ready()).actor.ask(ask)
-
-    async def _page(self, filters: Filters, *, after: str | None, limit: int, newest_first: bool, head: int) -> Page:
-        opened = await self._ready()
-        return await opened.runtime.run(
-            opened.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
-        )
 
     async def _stored(self, reservation_id: int) -> Reservation | None:
         lookup = Lookup()

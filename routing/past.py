@@ -15,27 +15,17 @@ from ledger import (
     PositionOutOfRange,
     Reservation,
     Row,
-    Runtime,
     Store,
     decode,
     instant,
     reservation_position,
     stored_reservation,
 )
-from projections import Availability, Filters, History, Page, Snapshots
+from projections import Availability, folded_to
 
-from .questions import Questions
+from .questions import Questions, Sources
 
 R = TypeVar("R")
-
-
-class Sources(NamedTuple):
-    """Where a view of the past reads, and the loop that it reads on."""
-
-    runtime: Runtime
-    store: Store
-    history: History
-    validator_ss58: str
 
 
 class Moment(NamedTuple):
@@ -50,9 +40,12 @@ class Past(Questions):
     """A read-only view of a ledger's past; made by `Allowance.at`, folded at the first question."""
 
     def __init__(self, sources: Callable[[], Awaitable[Sources]], moment: Moment) -> None:
-        self._sources = sources
+        self._find_sources = sources
         self._moment = moment
         self._folding: asyncio.Task[tuple[Availability, int]] | None = None
+
+    async def _sources(self) -> Sources:
+        return await self._find_sources()
 
     async def _ask(self, question: Callable[[Availability, int], R]) -> R:
         sources = await self._sources()
@@ -61,12 +54,6 @@ class Past(Questions):
             return question(*await self._folded(sources))
 
         return await sources.runtime.run(answer())
-
-    async def _page(self, filters: Filters, *, after: str | None, limit: int, newest_first: bool, head: int) -> Page:
-        sources = await self._sources()
-        return await sources.runtime.run(
-            sources.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
-        )
 
     async def _stored(self, reservation_id: int) -> Reservation | None:
         sources = await self._sources()
@@ -92,21 +79,12 @@ async def _fold(sources: Sources, moment: Moment) -> tuple[Availability, int]:
     if moment.position is not None:
         if not 1 <= moment.position <= head.position:
             raise PositionOutOfRange(f"position {moment.position}", 1, head.position)
-        state = await _folded_to(store, moment.position)
+        state = await folded_to(store, moment.position)
         return state, state.recorded_at_ns
     if moment.at_ns is not None:
         position = await _last_recorded_by(store, head, moment.at_ns)
-        return await _folded_to(store, position), moment.at_ns
+        return await folded_to(store, position), moment.at_ns
     return await _before_higher_block(store, moment.block or 0)
-
-
-async def _folded_to(store: Store, position: int) -> Availability:
-    state = await Snapshots(store).load(until=position)
-    while state.position < position:
-        rows = await store.read(state.position)
-        state.fold([row for row in rows if row.position <= position])
-        await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
-    return state
 
 
 async def _last_recorded_by(store: Store, head: Head, at_ns: int) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from ledger import (
     STATUSES,
@@ -14,20 +16,46 @@ from ledger import (
     Miner,
     Reservation,
     ReservationNotFound,
+    Runtime,
     Settings,
     Status,
+    Store,
     amount,
     check_amount,
     instant_ns,
     integer,
     job_name,
     name,
+    seconds,
 )
-from projections import Availability, Candidate, Filters, Page
+from projections import Availability, Candidate, Filters, History, Page
+
+from .explain import Explanation, explained
 
 R = TypeVar("R")
 
 MOST_ITEMS = 10_000
+
+
+class Sources(NamedTuple):
+    """Where a ledger is read, and the loop that it is read on."""
+
+    runtime: Runtime
+    store: Store
+    history: History
+    validator_ss58: str
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """An account's allowance from `first_block` on, in executor-seconds, and what took its blocks."""
+
+    miner_ss58: str
+    executor_class: str
+    first_block: int
+    total_seconds: float
+    available_seconds: float
+    unspent_seconds: float
+    reservations: list[Reservation]
 
 
 class Questions(ABC):
@@ -38,8 +66,8 @@ class Questions(ABC):
         """The answer of a function of the state and the clock."""
 
     @abstractmethod
-    async def _page(self, filters: Filters, *, after: str | None, limit: int, newest_first: bool, head: int) -> Page:
-        """A page of the history as at a position."""
+    async def _sources(self) -> Sources:
+        """Where the log and the history are read."""
 
     @abstractmethod
     async def _stored(self, reservation_id: int) -> Reservation | None:
@@ -108,7 +136,47 @@ class Questions(ABC):
         )
         integer(limit, "limit", 1, MOST_ITEMS)
         head = (await self.head()).position
-        return await self._page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
+        sources = await self._sources()
+        return await sources.runtime.run(
+            sources.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
+        )
+
+    async def explain(self, job_uuid: str) -> Explanation:
+        """Why this miner: the job's candidates in the order in which it tried them, and what became of each.
+
+        Made again from the log alone. Raises `ReservationNotFound`.
+        """
+        reservation = await self.reservation_for_job(job_uuid)
+        sources = await self._sources()
+        return await sources.runtime.run(explained(sources.store, reservation))
+
+    async def why(self, miner_ss58: str, executor_class: str) -> Usage:
+        """What has become of an account's allowance in the window of a job that starts at the newest block.
+
+        Answers the sums in seconds and the reservations, standing and spent, that took its blocks.
+        """
+        miner_ss58, executor_class = name(miner_ss58, "miner_ss58"), name(executor_class, "executor_class")
+        usage = await self._ask(lambda state, now_ns: usage_of(state, miner_ss58, executor_class, now_ns))
+        takers = [
+            reservation
+            for status in ("reserved", "spent")
+            async for reservation in self._all(miner_ss58, executor_class, status)
+            if reservation.blocks[-1] >= usage.first_block
+        ]
+        takers.sort(key=lambda reservation: reservation.reservation_id)
+        return msgspec.structs.replace(usage, reservations=takers)
+
+    async def _all(self, miner_ss58: str, executor_class: str, status: Status) -> AsyncIterator[Reservation]:
+        after: str | None = None
+        while True:
+            page = await self.history(
+                miner_ss58=miner_ss58, executor_class=executor_class, status=status, after=after, limit=MOST_ITEMS
+            )
+            for reservation in page.items:
+                yield reservation
+            after = page.next
+            if after is None:
+                return
 
     async def current_block(self) -> int | None:
         """The number of the newest block; None where no block is recorded."""
@@ -131,6 +199,24 @@ class Questions(ABC):
     async def head(self) -> Head:
         """The log's position and hash; noted elsewhere, they let `verify` find every later change of the log."""
         return await self._ask(lambda state, _: Head(state.position, state.hash, state.recorded_at_ns))
+
+
+def usage_of(state: Availability, miner_ss58: str, executor_class: str, now_ns: int) -> Usage:
+    """The sums of an account in the window of a job that starts at the newest block."""
+    window_start = state.window_start(state.chain.blocks.newest)
+    account = state.chain.classes.get(executor_class, {}).get(miner_ss58)
+    if account is None:
+        return Usage(miner_ss58, executor_class, max(1, window_start), 0.0, 0.0, 0.0, [])
+    measure = account.measure(state.chain.blocks, window_start, now_ns)
+    return Usage(
+        miner_ss58,
+        executor_class,
+        max(1, window_start, account.floor),
+        seconds(measure.total_ns),
+        seconds(measure.available_ns),
+        seconds(account.unspent_ns(state.chain.blocks, window_start)),
+        [],
+    )
 
 
 def checked_id(value: object) -> int:

@@ -90,6 +90,8 @@ class Allowance:
     current_block = _blocking_allowance(book.Allowance.current_block)
     miners = _blocking_allowance(book.Allowance.miners)
     manifests = _blocking_allowance(book.Allowance.manifests)
+    explain = _blocking_allowance(book.Allowance.explain)
+    why = _blocking_allowance(book.Allowance.why)
     settings = _blocking_allowance(book.Allowance.settings)
     health = _blocking_allowance(book.Allowance.health)
     head = _blocking_allowance(book.Allowance.head)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .failure import WrongUsage, report
+from .failure import STORAGE_UNAVAILABLE, WrongUsage, report
 from .output import Output
 from .parser import build_parser
 
@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has seen enough (`allowance history | head`): nothing went wrong.
         out.abandon()
         return 0
+    except OSError as error:
+        out.note(f"allowance: cannot write the answer: {error.strerror}")
+        out.abandon()
+        return STORAGE_UNAVAILABLE
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ class Output:
 
     def __init__(self, *, json_wanted: bool) -> None:
         self.json_wanted = json_wanted
-        self._data = sys.stdout
-        self._notes = sys.stderr
+        # Python has none where the shell closed it (`>&-`): then nobody wants to know.
+        self._data: TextIO = sys.stdout or io.StringIO()
+        self._notes: TextIO = sys.stderr or io.StringIO()
 
     @property
     def colour_wanted(self) -> bool:

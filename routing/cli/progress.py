@@ -17,7 +17,7 @@ class Progress:
         self._label = label
         self._unit = unit
         self._total = total
-        self._watched = sys.stderr.isatty()
+        self._watched = sys.stderr is not None and sys.stderr.isatty()
         self._started = time.monotonic()
         self._drawn = 0.0
 
