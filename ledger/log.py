@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .codec import GENESIS_HASH, Row
+from .errors import NewerLedger
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -130,3 +131,11 @@ class CommitUncertain(Exception):
 
 class Contended(Exception):
     """The database gave the transaction up in favour of another; nothing was done, and it may be tried again."""
+
+
+def check_schema_version(stored: int) -> None:
+    """Refuses a schema that a newer release made."""
+    from .tables import SCHEMA_VERSION
+
+    if stored > SCHEMA_VERSION:
+        raise NewerLedger("the database's schema version", stored, SCHEMA_VERSION)

@@ -72,8 +72,8 @@ class Settings:
         )
 
 
-class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`Settings` as they stand in an event: exact, in nanoseconds; a new field must have a default."""
+class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`Settings` as they stand in an event: exact, in nanoseconds, all of them; a new field must have a default."""
 
     block_expiry_blocks: int = 722
     reservation_margin_ns: int = 100_000_000_000

@@ -23,8 +23,8 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from .codec import GENESIS_HASH, Row
-from .errors import LedgerNotFound, NewerLedger, StorageUnavailable
-from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup
+from .errors import LedgerNotFound, StorageUnavailable
+from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, check_schema_version
 from .values import LARGEST_INTEGER
 
 if TYPE_CHECKING:
@@ -391,14 +391,6 @@ def _wake(locked: asyncio.Future[None], lock: FileLock) -> None:
         lock.release()
     else:
         locked.set_result(None)
-
-
-def check_schema_version(stored: int) -> None:
-    """Refuses a schema that a newer release made."""
-    from .tables import SCHEMA_VERSION
-
-    if stored > SCHEMA_VERSION:
-        raise NewerLedger("the database's schema version", stored, SCHEMA_VERSION)
 
 
 def _create_private(path: Path) -> None:

@@ -104,15 +104,40 @@ _SQLITE_GUARDS = (
        BEGIN SELECT RAISE(ABORT, 'a ledger is never deleted'); END""",
 )
 
+_POSTGRES_FENCE = "ALTER TABLE allowance_ledgers ADD COLUMN IF NOT EXISTS fence BIGINT NOT NULL DEFAULT 0"
+"""Raised to shut out an append that was sent and not answered: what names a lower fence comes too late."""
+
 _POSTGRES_GUARDS = (
-    """CREATE OR REPLACE FUNCTION allowance_append_only() RETURNS trigger LANGUAGE plpgsql AS
-       $$ BEGIN RAISE EXCEPTION 'events are never updated or deleted'; END $$""",
-    """CREATE OR REPLACE TRIGGER allowance_events_append_only BEFORE UPDATE OR DELETE ON allowance_events
-       FOR EACH ROW EXECUTE FUNCTION allowance_append_only()""",
-    """CREATE OR REPLACE TRIGGER allowance_events_no_truncate BEFORE TRUNCATE ON allowance_events
-       FOR EACH STATEMENT EXECUTE FUNCTION allowance_append_only()""",
-    """CREATE OR REPLACE TRIGGER allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
-       FOR EACH ROW EXECUTE FUNCTION allowance_append_only()""",
+    """CREATE OR REPLACE FUNCTION allowance_refuse() RETURNS trigger LANGUAGE plpgsql AS
+       $$ BEGIN RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'integrity_constraint_violation'; END $$""",
+    # Of rows that cannot be there twice, one at n stands only on one at n - 1. One look for a whole append.
+    """CREATE OR REPLACE FUNCTION allowance_check_dense() RETURNS trigger LANGUAGE plpgsql AS $$
+       BEGIN
+           IF EXISTS (SELECT 1 FROM added WHERE position > 1 AND NOT EXISTS
+                      (SELECT 1 FROM allowance_events AS before
+                       WHERE before.ledger = added.ledger AND before.position = added.position - 1))
+           OR EXISTS (SELECT 1 FROM added WHERE version > 1 AND NOT EXISTS
+                      (SELECT 1 FROM allowance_events AS before
+                       WHERE before.ledger = added.ledger AND before.stream = added.stream
+                         AND before.version = added.version - 1))
+           THEN
+               RAISE EXCEPTION 'positions and versions are dense' USING ERRCODE = 'integrity_constraint_violation';
+           END IF;
+           RETURN NULL;
+       END $$""",
+    """CREATE TRIGGER allowance_events_dense AFTER INSERT ON allowance_events
+       REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION allowance_check_dense()""",
+    """CREATE TRIGGER allowance_events_append_only BEFORE UPDATE OR DELETE ON allowance_events
+       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('events are never updated or deleted')""",
+    """CREATE TRIGGER allowance_events_no_truncate BEFORE TRUNCATE ON allowance_events
+       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('events are never deleted')""",
+    """CREATE TRIGGER allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
+       FOR EACH ROW WHEN (NEW.position < OLD.position)
+       EXECUTE FUNCTION allowance_refuse('a head never steps back')""",
+    """CREATE TRIGGER allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
+       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a ledger is never deleted')""",
+    """CREATE TRIGGER allowance_ledgers_no_truncate BEFORE TRUNCATE ON allowance_ledgers
+       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('a ledger is never deleted')""",
 )
 
 
@@ -123,7 +148,12 @@ def sqlite_schema(tables: MetaData) -> list[str]:
 
 def postgres_schema(tables: MetaData) -> list[str]:
     """The statements that make the schema on PostgreSQL where it is absent."""
-    return [*_create(tables, postgresql.dialect()), *_POSTGRES_GUARDS]
+    return [*_create(tables, postgresql.dialect()), _POSTGRES_FENCE]
+
+
+def postgres_guards() -> list[str]:
+    """The statements that make the triggers on PostgreSQL; what speaks its language may lack some of them."""
+    return list(_POSTGRES_GUARDS)
 
 
 def _create(tables: MetaData, dialect: Dialect) -> list[str]:

@@ -259,9 +259,7 @@ class Ledger:
             for miner, classes in before.counts.items():
                 for executor_class, count_before in classes.items():
                     count = counts.get(miner, {}).get(executor_class, 0)
-                    if self.rules.capped(executor_class, count) < self.rules.capped(
-                        executor_class, count_before
-                    ):
+                    if self.rules.capped(executor_class, count) < self.rules.capped(executor_class, count_before):
                         self.drops.append(Drop(block, miner, executor_class))
         self.syncs.append(Sync(block, {miner: dict(classes) for miner, classes in counts.items()}))
         self._record(now_ns)
@@ -406,9 +404,7 @@ class Ledger:
         _check_start(job_start_block)
         return self._find_miners(amount_ns, executor_class, job_start_block, now_ns)
 
-    def _find_miners(
-        self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int
-    ) -> list[Candidate]:
+    def _find_miners(self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int) -> list[Candidate]:
         candidates = []
         most_available: tuple[int, str] = (0, "")
         most_unspent: tuple[int, str] = (0, "")
@@ -456,9 +452,7 @@ class Ledger:
         standing = self._standing(job_uuid, amount_ns, executor_class, miner)
         if standing is not None:
             return standing
-        reservation = self._claim(
-            miner, executor_class, amount_ns, job_start_block, now_ns, job_uuid=job_uuid
-        )
+        reservation = self._claim(miner, executor_class, amount_ns, job_start_block, now_ns, job_uuid=job_uuid)
         self._keep_outcome(key, content, reservation)
         return reservation
 
@@ -637,9 +631,7 @@ class Ledger:
         at = 1 if newest is None else newest.number
         candidates = self._find_miners(amount_ns, executor_class, at, now_ns)
         if self.rules.respect_executor_count:
-            candidates = [
-                each for each in candidates if not self.is_busy(each.hotkey, executor_class, now_ns)
-            ]
+            candidates = [each for each in candidates if not self.is_busy(each.hotkey, executor_class, now_ns)]
         if not candidates:
             raise Refused("AllMinersBusy")
         best = (candidates[0].earliest_block, candidates[0].share)
@@ -742,7 +734,6 @@ def _executors(counts: Counts) -> int:
 
 def _without_zeros(counts: Counts) -> Counts:
     offered = {
-        miner: {name: count for name, count in classes.items() if count > 0}
-        for miner, classes in counts.items()
+        miner: {name: count for name, count in classes.items() if count > 0} for miner, classes in counts.items()
     }
     return {miner: classes for miner, classes in offered.items() if classes}

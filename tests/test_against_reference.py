@@ -520,8 +520,8 @@ class Worlds(RuleBasedStateMachine):
     @initialize(
         rules=st.none() | st.just(worlds.SMALL_RULES) | worlds.rules(),
         first=st.sampled_from([1, 8, 1000]),
-        length=st.integers(0, 14),
-        offered=worlds.counts(),
+        length=st.sampled_from([12, 9, 6, 14, 10, 12, 0]),
+        offered=worlds.full_counts() | worlds.full_counts() | worlds.full_counts() | worlds.counts(),
     )
     def begin(self, rules: Rules | None, first: int, length: int, offered: Counts) -> None:
         path = Path(self.directory.name) / "allowance.db"
@@ -547,7 +547,7 @@ class Worlds(RuleBasedStateMachine):
                 self.pair.record_block(number, 0.0, graph)
 
     @precondition(lambda self: self.pair.model.blocks)
-    @rule(beyond=st.sampled_from([100_001, 100_001, 100_000]), word=st.integers(0, 5))
+    @rule(beyond=st.sampled_from([100_001, 100_001, 100_000]), word=st.integers(0, 24))
     def a_block_comes_from_far_ahead(self, beyond: int, word: int) -> None:
         if beyond > 100_000 or word == 0:
             self.pair.record_block(self.pair.near(beyond), 0.0, worlds.WHOLE_NETWORK, confirm=word == 0)
@@ -584,12 +584,22 @@ class Worlds(RuleBasedStateMachine):
     @rule(
         miner=st.sampled_from([*MINERS, *MINERS, worlds.STRANGER]),
         executor_class=classes,
-        amount_s=amounts_s,
+        amounts=st.lists(amounts_s, min_size=1, max_size=4),
         offset=st.integers(-12, 12),
-        job_uuid=st.none() | jobs,
     )
-    def reserve(self, miner: str, executor_class: str, amount_s: float, offset: int, job_uuid: str | None) -> None:
-        self.pair.reserve(miner, executor_class, amount_s, self.pair.near(offset), job_uuid=job_uuid)
+    def reserve(self, miner: str, executor_class: str, amounts: list[float], offset: int) -> None:
+        for amount_s in amounts:
+            self.pair.reserve(miner, executor_class, amount_s, self.pair.near(offset))
+
+    @rule(
+        miner=st.sampled_from(MINERS[:2]),
+        executor_class=st.sampled_from(CLASSES),
+        amount_s=st.sampled_from([0.5, 6.0]),
+        uuids=st.lists(jobs, min_size=1, max_size=3),
+    )
+    def reserve_for_jobs(self, miner: str, executor_class: str, amount_s: float, uuids: list[str]) -> None:
+        for job_uuid in uuids:
+            self.pair.reserve(miner, executor_class, amount_s, self.pair.near(0), job_uuid=job_uuid)
 
     @rule(
         miner=st.sampled_from(MINERS),
@@ -614,9 +624,15 @@ class Worlds(RuleBasedStateMachine):
         self.pair.reserve(miner, executor_class, amount_s, 1, key=key)
 
     @precondition(lambda self: self.pair.ids)
-    @rule(hand=hands, how=st.sampled_from(["spend", "spend", "release"]))
-    def settle(self, hand: int, how: str) -> None:
-        self.pair.settle(one_of(self.pair.model.reservations, hand).reservation_id, how)
+    @rule(settled=st.lists(st.tuples(hands, st.sampled_from(["spend", "spend", "release"])), min_size=1, max_size=3))
+    def settle(self, settled: list[tuple[int, str]]) -> None:
+        for hand, how in settled:
+            self.pair.settle(one_of(self.pair.model.reservations, hand).reservation_id, how)
+
+    @precondition(lambda self: standing(self.pair))
+    @rule(hand=hands, how=st.sampled_from(["spend", "release"]))
+    def settle_what_stands(self, hand: int, how: str) -> None:
+        self.pair.settle(one_of(standing(self.pair), hand).reservation_id, how)
 
     @precondition(lambda self: self.pair.ids)
     @rule(
@@ -626,14 +642,6 @@ class Worlds(RuleBasedStateMachine):
     )
     def settle_under_a_key(self, hand: int, how: str, key: str) -> None:
         self.pair.settle(one_of(self.pair.model.reservations, hand).reservation_id, how, key=key)
-
-    @rule(how=st.sampled_from(["spend", "release"]), unknown=st.sampled_from([2**62 + 1, 2**63 - 1]))
-    def settle_what_is_unknown(self, how: str, unknown: int) -> None:
-        self.pair.settle(unknown, how)
-
-    @rule(job_uuid=jobs)
-    def ask_for_a_job(self, job_uuid: str) -> None:
-        self.pair.job_agrees(job_uuid)
 
     @rule()
     def expire_due(self) -> None:
@@ -660,21 +668,29 @@ class Worlds(RuleBasedStateMachine):
     def find_miners(self, amount_s: float, executor_class: str, offset: int) -> None:
         self.pair.find_miners(amount_s, executor_class, self.pair.near(offset))
 
-    @rule(amount_s=st.sampled_from(worlds.MALFORMED_AMOUNTS_S), start=st.sampled_from([0, -1, 1]))
-    def malformed_amounts_are_refused(self, amount_s: float, start: int) -> None:
-        self.pair.find_miners(amount_s, CLASSES[0], start)
-        self.pair.reserve(MINERS[0], CLASSES[0], amount_s, start)
+    @rule(
+        amount_s=st.sampled_from(worlds.MALFORMED_AMOUNTS_S),
+        start=st.sampled_from([0, -1]),
+        how=st.sampled_from(["spend", "release"]),
+        unknown=st.sampled_from([2**62 + 1, 2**63 - 1]),
+    )
+    def nonsense_is_refused(self, amount_s: float, start: int, how: str, unknown: int) -> None:
+        self.pair.find_miners(amount_s, CLASSES[0], 1)
+        self.pair.find_miners(1.0, CLASSES[0], start)
+        self.pair.reserve(MINERS[0], CLASSES[0], amount_s, 1)
+        self.pair.reserve(MINERS[0], CLASSES[0], 1.0, start)
         self.pair.pick(JobRequest("malformed", CLASSES[0], 0.0, amount_s, 0.0))
+        self.pair.record_block(start, 0.0, worlds.WHOLE_NETWORK)
+        self.pair.settle(unknown, how)
 
     @rule(step_s=st.sampled_from(worlds.CLOCK_STEPS_S))
     def the_clock_moves(self, step_s: float) -> None:
         self.pair.clock.now_ns += nanoseconds(step_s)
 
-    @precondition(lambda self: any(each.status == "reserved" for each in self.pair.model.reservations))
+    @precondition(lambda self: standing(self.pair))
     @rule(hand=hands, off_ns=st.sampled_from([0, 0, -1]))
     def the_clock_meets_a_due_time(self, hand: int, off_ns: int) -> None:
-        standing = [each for each in self.pair.model.reservations if each.status == "reserved"]
-        self.pair.clock.now_ns = one_of(standing, hand).expires_at_ns + off_ns
+        self.pair.clock.now_ns = one_of(standing(self.pair), hand).expires_at_ns + off_ns
 
     @rule(rules=st.none() | st.none() | worlds.rules())
     def the_process_restarts(self, rules: Rules | None) -> None:
@@ -712,9 +728,17 @@ class Worlds(RuleBasedStateMachine):
         failed = sys.exc_info()[0] is not None
         try:
             if self.opened is not None:
+                if not failed:
+                    for number in range(6):
+                        self.opened.job_agrees(f"job-{number}")
                 self.opened.end(audit=not failed)
         finally:
             self.directory.cleanup()
+
+
+def standing(pair: Pair) -> list[Reservation]:
+    """The model's reservations that nobody has settled."""
+    return [each for each in pair.model.reservations if each.status == "reserved"]
 
 
 def one_of(things: Sequence[T], hand: int) -> T:

@@ -131,9 +131,7 @@ class TestBlocks:
         """Another time, axon, set of miners or stake is another block."""
         book = ledger()
         book.record_block(1, 12 * S, [axon("a")], {ME: 1.0}, NOW)
-        assert (
-            refusal(book.record_block, 1, at_ns, axons, stakes, NOW, confirm=True).error == "ConflictingFact"
-        )
+        assert refusal(book.record_block, 1, at_ns, axons, stakes, NOW, confirm=True).error == "ConflictingFact"
 
     @pytest.mark.parametrize(("number", "at_s"), [(2, 36.0), (2, 36.5), (4, 36.0), (4, 35.5)])
     def test_a_block_must_lie_between_its_neighbours(self, number: int, at_s: float) -> None:
@@ -234,9 +232,7 @@ class TestManifests:
         book = ledger()
         assert book.record_manifests(3, {"a": {GPU: 1}}, NOW)
         assert not book.record_manifests(3, {"a": {GPU: 1}}, NOW)
-        assert (
-            refusal(book.record_manifests, 3, {"a": {GPU: 2}}, NOW, confirm=True).error == "ConflictingFact"
-        )
+        assert refusal(book.record_manifests, 3, {"a": {GPU: 2}}, NOW, confirm=True).error == "ConflictingFact"
 
     def test_less_than_a_tenth_needs_a_word(self) -> None:
         """After 20 executors, 1 is less than a tenth and 2 are not; confirmed, even 0 is taken."""
@@ -683,9 +679,7 @@ class TestBookkeeping:
         ours = stocked(counts={"a": {GPU: 2}})
         ours.record_manifests(4, {"a": {GPU: 1}}, NOW)
         assert self.receive(Bookkeeper(ours), 47.0, 6.0, [2, 3]) == Verdict(True, spendable=(2, 3))
-        assert self.receive(Bookkeeper(ours), 48.0, 6.0, [3, 4]) == Verdict(
-            True, invalidated=(3,), spendable=(4,)
-        )
+        assert self.receive(Bookkeeper(ours), 48.0, 6.0, [3, 4]) == Verdict(True, invalidated=(3,), spendable=(4,))
 
     def test_a_block_without_a_grant_is_named(self) -> None:
         """`b` offers nothing: its blocks grant nothing."""

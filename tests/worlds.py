@@ -16,7 +16,6 @@ MINERS = ("miner-a", "miner-b", "miner-c", "miner-d")
 STRANGER = "miner-of-nobody"
 CLASSES = ("always_on.gpu-24gb", "spin_up-4min.gpu-24gb")
 UNKNOWN_CLASS = "always_on.abacus"
-EVERYTHING_NS = 1
 
 CHAIN_START_NS = 1_704_110_400 * SECOND_NS
 """When block 0 would have been, had there been one."""
@@ -67,13 +66,13 @@ SMALL_RULES = Rules(block_expiry_blocks=10, reservation_margin_seconds=20.0, lon
 
 WHOLE_NETWORK = Metagraph(
     axons=tuple(Axon(miner, f"192.0.2.{at}", 4, 8000 + at) for at, miner in enumerate(MINERS)),
-    stakes=((VALIDATORS[0], 1.0), (VALIDATORS[1], 1.0), (VALIDATORS[2], 2.0)),
+    stakes=((ME, 2.0), (VALIDATORS[1], 1.0), (VALIDATORS[2], 1.0)),
 )
 
 LATENESS_S = (0.0, 0.25, 0.5, 0.500001, 0.75, -0.333333, -2.5, 12.0, -12.0, 24.0)
 """Against a block on time: 0.5 is just not long, 0.500001 is, ±12 meet a neighbour, 24 passes it."""
 
-AMOUNTS_S = (1e-9, 0.1, 1.5, 3.0, 6.0, 6.000000001, 11.999999999, 12.0, 20.0, 48.0, 200.0)
+AMOUNTS_S = (1e-9, 0.1, 1.5, 3.0, 6.0, 6.000000001, 11.999999999, 12.0, 18.0, 30.0)
 MALFORMED_AMOUNTS_S = (0.0, -0.0, -1.0, float("nan"), float("inf"), float("-inf"), 3600.000000001, 1e18)
 
 CLOCK_STEPS_S = (0.000000001, 1.0, 19.5, 26.0, 130.0, 500.0, -0.000000001, -1.0, -50.0, -600.0)
@@ -86,10 +85,10 @@ def rules() -> SearchStrategy[Rules]:
         st.just(SMALL_RULES),
         block_expiry_blocks=st.sampled_from([10, 4, 1, 25]),
         reservation_margin_seconds=st.sampled_from([20.0, 0.5, 100.0]),
-        longest_job_seconds=st.sampled_from([200.0, 20.0, 3600.0]),
+        longest_job_seconds=st.sampled_from([200.0, 200.0, 20.0, 3600.0]),
         long_block_seconds=st.sampled_from([12.5, 11.9]),
         long_block_counts_as_seconds=st.sampled_from([12.0, 7.3]),
-        allowance_multiplier=st.sampled_from([Fraction(1), Fraction(1, 3), Fraction(7, 2), Fraction(0)]),
+        allowance_multiplier=st.sampled_from([Fraction(1), Fraction(1, 3), Fraction(7, 2), Fraction(2), Fraction(0)]),
         executors_max_per_class=st.sampled_from(
             [{}, {CLASSES[0]: 1}, {CLASSES[0]: 2, CLASSES[1]: 1}, {CLASSES[1]: 0}, {CLASSES[0]: 0}]
         ),
@@ -112,7 +111,14 @@ def metagraphs() -> SearchStrategy[Metagraph]:
     stakes = st.dictionaries(st.sampled_from(VALIDATORS), stake, max_size=3).map(
         lambda each: tuple(sorted(each.items()))
     )
-    return st.just(WHOLE_NETWORK) | st.builds(Metagraph, axons(), st.just(WHOLE_NETWORK.stakes) | stakes)
+    other = st.builds(Metagraph, axons(), st.just(WHOLE_NETWORK.stakes) | stakes)
+    return st.just(WHOLE_NETWORK) | st.just(WHOLE_NETWORK) | other
+
+
+def full_counts() -> SearchStrategy[Counts]:
+    """A sync in which every miner offers one to three of every class."""
+    offered = st.fixed_dictionaries({name: st.integers(1, 3) for name in CLASSES})
+    return st.fixed_dictionaries(dict.fromkeys(MINERS, offered))
 
 
 def counts() -> SearchStrategy[Counts]:
@@ -125,4 +131,4 @@ def counts() -> SearchStrategy[Counts]:
 def limits_s() -> SearchStrategy[tuple[float, float, float]]:
     """Download, execution and upload time, all at least 0."""
     limit = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5e-10, 1.5, 4.000000001])
-    return st.tuples(limit, st.sampled_from([0.5, 1.0, 3.0, 9.0, 20.0, 190.0]), limit)
+    return st.tuples(limit, st.sampled_from([0.5, 1.0, 3.0, 9.0, 13.0, 190.0]), limit)

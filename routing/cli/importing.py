@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from routing import BlockFact
 
-from .facts_file import BadLine, NumberedFact, numbered_facts
+from .facts_file import NumberedFact, numbered_facts
 from .failure import CommandError, error_fields, error_message, exit_code
 from .progress import Progress, rate_text
 
@@ -102,6 +102,3 @@ def _record(connection: Connection, batch: Sequence[NumberedFact], summary: Impo
         summary.count(batch[:refused], positions)
         raise RefusedLine(batch[refused].line, refusal) from refusal
     summary.count(batch, positions)
-
-
-__all__ = ["BadLine", "ImportSummary", "RefusedLine", "import_facts"]

@@ -1,0 +1,80 @@
+"""Runs, steps and sums over blocks, against sets and loops."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger import BlockTable, RunSet, Steps, numbers, runs_of
+from ledger.blocks import CHUNK, END
+
+blocks = st.integers(1, 60)
+runs = st.tuples(blocks, st.integers(0, 12)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@given(st.lists(st.tuples(runs, st.booleans()), max_size=40), runs)
+def test_a_run_set_is_a_set_of_blocks(changes: list[tuple[tuple[int, int], bool]], window: tuple[int, int]) -> None:
+    """Adding and removing whole runs gives the blocks that a set would hold, and refuses what a set would notice."""
+    held = RunSet()
+    expected: set[int] = set()
+    for (first, last), adding in changes:
+        run = set(range(first, last + 1))
+        possible = not (run & expected) if adding else run <= expected
+        change = held.add if adding else held.remove
+        if possible:
+            change(first, last)
+            expected = expected | run if adding else expected - run
+        else:
+            with pytest.raises(ValueError, match="taken"):
+                change(first, last)
+    start, end = window[0], window[1] + 1
+    inside = [block for each in held.between(start, end) for block in range(*each)]
+    outside = [block for each in held.gaps(start, end) for block in range(*each)]
+    assert inside == sorted(expected & set(range(start, end)))
+    assert outside == sorted(set(range(start, end)) - expected)
+    assert held.overlaps(*window) == bool(inside)
+    assert all(end_of < start_of for end_of, start_of in zip(held.ends, held.starts[1:], strict=False))
+
+
+@given(st.lists(st.tuples(blocks, st.one_of(st.just(END), st.integers(1, 20)), st.integers(0, 3)), max_size=30))
+def test_steps_are_a_function_of_the_block(assignments: list[tuple[int, int, int]]) -> None:
+    """Assigning ranges gives the value that a loop over every block would give, in the fewest steps."""
+    steps = Steps()
+    expected = [0] * 200
+    for start, length, value in assignments:
+        end = END if length == END else start + length
+        steps.assign(start, end, value)
+        expected[start : min(end, 200)] = [value] * (min(end, 200) - start)
+    assert [steps.at(block) for block in range(200)] == expected
+    assert steps.starts[0] == 0
+    assert all(one != other for one, other in zip(steps.values, steps.values[1:], strict=False))
+
+
+@given(
+    st.dictionaries(
+        st.one_of(st.integers(1, 40), st.integers(CHUNK - 5, CHUNK + 5), st.integers(10**9, 10**9 + 5)),
+        st.integers(0, 5),
+        max_size=40,
+    ),
+    st.data(),
+)
+def test_sums_over_blocks_are_those_of_a_loop(units: dict[int, int], data: st.DataObject) -> None:
+    """Sums, the block that reaches a sum, and the granted runs, in any order of arrival and with any holes."""
+    table = BlockTable()
+    for block in data.draw(st.permutations(sorted(units))):
+        table.add(block, 1, 1, bytes(16))
+        table.finalize(block, units[block])
+    for asked in sorted({1, 2, *units, *(block + 1 for block in units), 10**10}):
+        assert table.sum_before_ns(asked) == sum(unit for block, unit in units.items() if block < asked)
+    for target in range(1, sum(units.values()) + 1):
+        reached = table.reach(target)
+        assert table.sum_before_ns(reached) >= target > table.sum_before_ns(reached - 1)
+    assert numbers(table.granted_runs(1, 10**10)) == sorted(block for block, unit in units.items() if unit)
+    assert list(table.known()) == sorted(units)
+
+
+@given(st.sets(blocks))
+def test_runs_name_every_block_once(some: set[int]) -> None:
+    """Blocks to runs and back gives the same blocks."""
+    assert numbers(runs_of(sorted(some))) == sorted(some)
