@@ -290,7 +290,7 @@ class StorageUnavailable(AllowanceException):
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
-        super().__init__(f"storage unavailable: {reason}")
+        super().__init__(f"the database cannot be used now: {reason}")
 
 
 class AllMinersBusy(JobRoutingException):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -123,6 +124,12 @@ class Store(Protocol):
         Raises `StorageUnavailable` where nothing was done, `CommitUncertain` where that is not known.
         """
         ...
+
+
+def is_sqlalchemy_error(error: BaseException | None) -> bool:
+    """Whether SQLAlchemy raised it; asked without importing SQLAlchemy, which may never have been needed."""
+    raised = sys.modules.get("sqlalchemy.exc")
+    return raised is not None and isinstance(error, raised.SQLAlchemyError)
 
 
 class CommitUncertain(Exception):

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from .codec import GENESIS_HASH, Row
 from .errors import LedgerNotFound, StorageUnavailable
-from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, check_schema_version
+from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, check_schema_version, is_sqlalchemy_error
 from .values import LARGEST_INTEGER
 
 if TYPE_CHECKING:
@@ -414,7 +414,7 @@ class _StorageErrors:
         return None
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, (sqlite3.Error, OSError)):
+        if isinstance(error, (sqlite3.Error, OSError)) or is_sqlalchemy_error(error):
             raise StorageUnavailable(str(error)) from error
 
 

@@ -1,0 +1,252 @@
+"""Bad input at every edge: a typed error that names what was wrong, and the log as it was before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from routing import (
+    Allowance,
+    AllowanceException,
+    InvalidInput,
+    Miner,
+    ReservationNotFound,
+    Routing,
+    Settings,
+)
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+NAMES: list[Any] = [
+    "",
+    "x" * 129,
+    "x" * 100_000,
+    "nul\x00",
+    "new\nline",
+    "tab\t",
+    "\ud800",
+    None,
+    7,
+    True,
+    b"bytes",
+    ["x"],
+]
+AMOUNTS: list[Any] = [
+    0,
+    0.0,
+    -1,
+    -100,
+    1e-10,
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**30,
+    1e300,
+    3600.0000001,
+    True,
+    "5",
+    None,
+    [],
+]
+BLOCKS: list[Any] = [0, -1, -100, 10**30, 2**63, True, 1.0, "7", None]
+COUNTS: list[Any] = [-1, -100, 10**30, True, 1.5, "2", None]
+STAKES: list[Any] = [-1.0, -100, math.nan, math.inf, 10**30, 1e300, True, "1", None]
+
+
+def miner(hotkey_ss58: Any = "5Miner", address: Any = "192.0.2.1", ip_version: Any = 4, port: Any = 8000) -> Miner:
+    return Miner(address, ip_version, port, hotkey_ss58)
+
+
+@pytest.fixture
+async def book() -> AsyncIterator[Allowance]:
+    """A ledger of three blocks with one miner."""
+    clock = int((START + timedelta(seconds=60)).timestamp() * 10**9)
+    async with Allowance.open("sqlite://", validator_ss58="5Validator", clock_ns=lambda: clock) as book:
+        await book.record_manifests(1, {"5Miner": {"gpu": 2}})
+        for number in (1, 2, 3):
+            await book.record_block(number, START + timedelta(seconds=12 * number), [miner()], {"5Validator": 1.0})
+        yield book
+
+
+async def refused(book: Allowance, call: Callable[[], Awaitable[Any]]) -> AllowanceException:
+    """The error of a refused call, after which the log stands where it stood."""
+    before = await book.head()
+    with pytest.raises(AllowanceException) as error:
+        await call()
+    assert await book.head() == before
+    return error.value
+
+
+@pytest.mark.parametrize("bad", NAMES, ids=repr)
+async def test_a_name_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
+    """Names are 1 to 128 printable characters, wherever one is taken."""
+    for call in (
+        lambda: book.find_miners(1.0, bad, 3),
+        lambda: book.reserve(bad, "gpu", 1.0, 3),
+        lambda: book.reserve("5Miner", bad, 1.0, 3),
+        lambda: book.record_manifests(2, {bad: {"gpu": 1}} if not isinstance(bad, list) else bad),
+        lambda: book.record_manifests(2, {"5Miner": {bad: 1} if not isinstance(bad, list) else bad}),
+        lambda: book.record_block(4, START + timedelta(seconds=48), [miner(hotkey_ss58=bad)], {}),
+        lambda: book.record_block(
+            4, START + timedelta(seconds=48), [], {bad: 1.0} if not isinstance(bad, list) else bad
+        ),
+    ):
+        assert isinstance(await refused(book, call), InvalidInput)
+    if bad is not None:
+        for call in (
+            lambda: book.reserve("5Miner", "gpu", 1.0, 3, job_uuid=bad),
+            lambda: book.history(miner_ss58=bad),
+            lambda: book.history(executor_class=bad),
+            lambda: book.history(job_uuid=bad),
+        ):
+            assert isinstance(await refused(book, call), InvalidInput)
+        with pytest.raises(InvalidInput):
+            Allowance.open("sqlite://", validator_ss58=bad)
+    if bad not in (None, "x" * 129):
+        assert isinstance(
+            await refused(book, lambda: book.reserve("5Miner", "gpu", 1.0, 3, idempotency_key=bad)), InvalidInput
+        )
+
+
+@pytest.mark.parametrize("bad", AMOUNTS, ids=repr)
+async def test_an_amount_that_no_job_may_have_is_refused(book: Allowance, bad: Any) -> None:
+    """Amounts are finite numbers of seconds above 0 and up to the longest job."""
+    request = SimpleNamespace(
+        uuid="job", executor_class="gpu", download_time_limit=bad, execution_time_limit=0,
+        upload_time_limit=0, on_trusted_miner=False,
+    )  # fmt: skip
+    for call in (
+        lambda: book.find_miners(bad, "gpu", 3),
+        lambda: book.reserve("5Miner", "gpu", bad, 3),
+        lambda: Routing(book).pick_miner_for_job_request(request),
+    ):
+        error = await refused(book, call)
+        assert isinstance(error, InvalidInput)
+        assert isinstance(error, ValueError)
+        if isinstance(bad, int | float) and not isinstance(bad, bool) and 3600 < bad < math.inf:
+            assert str(error) == "Required allowance cannot be greater than 3600.0 seconds"
+
+
+@pytest.mark.parametrize("bad", BLOCKS, ids=repr)
+async def test_a_block_number_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
+    """Block numbers are whole, from 1 on."""
+    for call in (
+        lambda: book.find_miners(1.0, "gpu", bad),
+        lambda: book.reserve("5Miner", "gpu", 1.0, bad),
+        lambda: book.record_block(bad, START, [miner()], {}),
+        lambda: book.record_manifests(bad, {}, confirm=True),
+    ):
+        assert isinstance(await refused(book, call), InvalidInput)
+    if bad is not None:
+        assert isinstance(await refused(book, lambda: book.history(block=bad)), InvalidInput)
+
+
+@pytest.mark.parametrize("bad", COUNTS, ids=repr)
+async def test_an_executor_count_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
+    """Counts are whole, from 0 on, in syncs and in caps."""
+    assert isinstance(await refused(book, lambda: book.record_manifests(2, {"5Miner": {"gpu": bad}})), InvalidInput)
+    with pytest.raises(InvalidInput):
+        Settings(executors_max_per_class={"gpu": bad})
+
+
+@pytest.mark.parametrize("bad", STAKES, ids=repr)
+async def test_a_stake_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
+    """Stakes are finite numbers from 0 on."""
+    at = START + timedelta(seconds=48)
+    assert isinstance(await refused(book, lambda: book.record_block(4, at, [], {"5Validator": bad})), InvalidInput)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        miner(ip_version=5), miner(ip_version=True), miner(ip_version="4"), miner(port=-1), miner(port=65_536),
+        miner(port=True), miner(port="80"), miner(address=""), miner(address="x" * 254), miner(address="a\x00"),
+        miner(address=None), miner(hotkey_ss58=["x"]), "5Miner", None, {"hotkey_ss58": "5Miner"},
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_a_miner_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
+    """Axons have an address, ip version 4 or 6 and a port."""
+    at = START + timedelta(seconds=48)
+    assert isinstance(await refused(book, lambda: book.record_block(4, at, [bad], {})), InvalidInput)
+
+
+async def test_a_hotkey_named_twice_is_refused(book: Allowance) -> None:
+    """Two miners of one hotkey contradict each other."""
+    at = START + timedelta(seconds=48)
+    error = await refused(book, lambda: book.record_block(4, at, [miner(), miner(port=9)], {}))
+    assert isinstance(error, InvalidInput)
+    assert error.expected == "each hotkey once"
+
+
+@pytest.mark.parametrize(
+    "bad", [datetime(2024, 1, 1), None, "2024-01-01", 0, datetime(1969, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)],
+    ids=repr,
+)  # fmt: skip
+async def test_a_time_that_names_no_instant_is_refused(book: Allowance, bad: Any) -> None:
+    """Times are aware datetimes that fit 64 bits of nanoseconds."""
+    assert isinstance(await refused(book, lambda: book.record_block(4, bad, [], {})), InvalidInput)
+    if bad is not None:
+        assert isinstance(await refused(book, lambda: book.history(reserved_from=bad)), InvalidInput)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2**63, 10**30, 5, 1 << 62])
+async def test_an_id_that_names_nothing_is_not_found(book: Allowance, bad: int) -> None:
+    """Whole numbers that are no id of this ledger are not found."""
+    for call in (lambda: book.spend(bad), lambda: book.release(bad), lambda: book.reservation(bad)):
+        assert isinstance(await refused(book, call), ReservationNotFound)
+
+
+@pytest.mark.parametrize("bad", [True, None, "5", 1.0])
+async def test_an_id_that_is_no_number_is_refused(book: Allowance, bad: Any) -> None:
+    """Ids are whole numbers."""
+    for call in (lambda: book.spend(bad), lambda: book.release(bad), lambda: book.reservation(bad)):
+        assert isinstance(await refused(book, call), InvalidInput)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"limit": 0}, {"limit": True}, {"limit": 10**9}, {"status": "open"}, {"after": "x"}, {"after": "é"}, {"after": 5}]
+)  # fmt: skip
+async def test_a_page_that_cannot_be_is_refused(book: Allowance, bad: dict[str, Any]) -> None:
+    """Limits, statuses and cursors are checked."""
+    assert isinstance(await refused(book, lambda: book.history(**bad)), InvalidInput)
+
+
+@pytest.mark.parametrize("url", ["", "mysql://x", "sqlite:x", "sqlite://x", "sqlite:////\x00", None, 5, "x" * 10_000])
+def test_a_database_url_that_is_none_is_refused(url: Any) -> None:
+    """The error says which URLs there are."""
+    with pytest.raises(InvalidInput):
+        Allowance.open(url, validator_ss58="5Validator")
+
+
+async def test_subclasses_of_str_are_taken_at_their_value(book: Allowance) -> None:
+    """An enum of classes and a uuid object do as their plain values do."""
+
+    class Classes(StrEnum):
+        GPU = "gpu"
+
+    class Old(str):
+        def __str__(self) -> str:
+            return "something else"
+
+    job = UUID("12345678-1234-5678-1234-567812345678")
+    request = SimpleNamespace(
+        uuid=job, executor_class=Classes.GPU, download_time_limit=1, execution_time_limit=1,
+        upload_time_limit=1, on_trusted_miner=False,
+    )  # fmt: skip
+    route = await Routing(book).pick_miner_for_job_request(request)
+    assert (await book.reservation_for_job(str(job))).reservation_id == route.allowance_reservation_id
+    assert [each.hotkey_ss58 for each in await book.find_miners(1.0, Old("gpu"), 3)] == ["5Miner"]
+
+
+async def test_a_request_without_a_field_is_refused(book: Allowance) -> None:
+    """The error names the attribute that is missing."""
+    error = await refused(book, lambda: Routing(book).pick_miner_for_job_request(SimpleNamespace(uuid="x")))
+    assert isinstance(error, InvalidInput)
+    assert "executor_class" in error.expected
