@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # pragma: no cover - no fair queue where there is no flock
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 BUSY_TIMEOUT_SECONDS = 30.0
 

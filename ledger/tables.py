@@ -20,7 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import registry
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 SCHEMA_VERSION = 1
@@ -30,7 +30,7 @@ metadata = MetaData()
 schema = Table(
     "allowance_schema",
     metadata,
-    Column("only", Integer, CheckConstraint("only = 1"), primary_key=True, autoincrement=False),
+    Column("one", Integer, CheckConstraint("one = 1"), primary_key=True, autoincrement=False),
     Column("version", Integer, nullable=False),
 )
 
@@ -143,12 +143,12 @@ _POSTGRES_GUARDS = (
 
 def sqlite_schema(tables: MetaData) -> list[str]:
     """The statements that make the schema on SQLite where it is absent."""
-    return [*_create(tables, sqlite.dialect()), *_SQLITE_GUARDS]
+    return [*_create(tables, registry.load("sqlite")()), *_SQLITE_GUARDS]
 
 
 def postgres_schema(tables: MetaData) -> list[str]:
     """The statements that make the schema on PostgreSQL where it is absent."""
-    return [*_create(tables, postgresql.dialect()), _POSTGRES_FENCE]
+    return [*_create(tables, registry.load("postgresql")()), _POSTGRES_FENCE]
 
 
 def postgres_guards() -> list[str]:

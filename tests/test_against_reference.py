@@ -778,7 +778,7 @@ def chosen_seed(otherwise: int) -> int:
 @pytest.mark.slow
 def test_small_worlds_go_as_the_reference_says() -> None:
     """Facts, claims, settlements, restarts and clock jumps in any order leave nothing to tell the two apart."""
-    live_through(examples=25, steps=40, world_seed=chosen_seed(1))
+    live_through(examples=60, steps=45, world_seed=chosen_seed(1))
 
 
 @pytest.mark.long
@@ -890,7 +890,7 @@ def go_through_a_history(*, steps: int, world_seed: int) -> None:
 @pytest.mark.slow
 def test_a_history_goes_as_the_reference_says() -> None:
     """Some hundred blocks and jobs, with holes, drops and clock jumps, in memory."""
-    go_through_a_history(steps=500, world_seed=chosen_seed(1))
+    go_through_a_history(steps=1500, world_seed=chosen_seed(1))
 
 
 @pytest.mark.long

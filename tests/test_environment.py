@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from ledger import InvalidInput, Miner, Settings
 from routing import TRUSTED_MINER_FAKE_KEY
 from routing.environment import from_environment
 
-RIGHT = {
+RIGHT: dict[str, tuple[str, Any]] = {
     "ALLOWANCE_BLOCK_EXPIRY_BLOCKS": ("10", 10),
     "ALLOWANCE_RESERVATION_MARGIN_SECONDS": ("1.5", 1.5),
     "ALLOWANCE_LONGEST_JOB_SECONDS": ("60", 60.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from contextlib import suppress
 
 import msgspec
 
@@ -16,37 +17,43 @@ from .plan import Plan
 PAUSE_S = 0.0005
 
 
-async def follow(plan: Plan, stop: asyncio.Event) -> None:
-    """Writes each row once, as a line of JSON; after `stop`, reads to the end once more."""
-    position = 0
-    with plan.received.open("ab") as received:
+class Reader:
+    """Asks for what comes after the last row it has; it never asks twice for one that it has."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.position = 0
+        self.stop = asyncio.Event()
+        self._received = plan.received.open("ab", buffering=0)
+
+    async def follow(self) -> None:
+        """Follows the log until stopped and at its end; a database that is away is waited for."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop.set)
         while True:
-            last = stop.is_set()
-            try:
-                store = await _opened(plan)
-                position = await _read_on(store, position, received.write, stop)
-                await store.close()
-            except AllowanceException:
-                await asyncio.sleep(PAUSE_S)
-                continue
-            if last:
+            store = store_for(self.plan.url, network.ME, read_only=True)
+            with suppress(AllowanceException):
+                await store.open(None)
+                await self._read_on(store)
                 return
+            with suppress(AllowanceException):
+                await store.close()
+            await asyncio.sleep(0.05)
 
-
-async def _opened(plan: Plan) -> Store:
-    store = store_for(plan.url, network.ME, read_only=True)
-    await store.open(None)
-    return store
-
-
-async def _read_on(store: Store, position: int, keep: object, stop: asyncio.Event) -> int:
-    raise NotImplementedError
+    async def _read_on(self, store: Store) -> None:
+        while True:
+            stopping = self.stop.is_set()
+            rows = await store.read(self.position)
+            for row in rows:
+                self._received.write(msgspec.json.encode(row) + b"\n")
+                self.position = row.position
+            if stopping and not rows:
+                await store.close()
+                return
+            await asyncio.sleep(0 if rows else PAUSE_S)
 
 
 async def _main(plan: Plan) -> None:
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await follow(plan, stop)
+    await Reader(plan).follow()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,482 @@
+"""The log on PostgreSQL, and on databases that speak its language.
+
+Only tables, row locks and single statements: no advisory lock, `LISTEN` or sequence. An append that meets no other
+is one statement, which moves the head from where it is believed to stand and inserts the rows; contended, a
+transaction takes the head's row lock first. Read models go through SQLAlchemy, on connections made the same way.
+
+An append whose answer was lost may still be on its way to the server. Before anything else is read or written,
+the head's fence is raised: that waits for whoever holds the head, and shuts out what names the old fence. What is
+not in the log then never will be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from .codec import GENESIS_HASH, Row
+from .errors import InvalidInput, LedgerNotFound, StorageUnavailable
+from .log import PAGE_ROWS, CommitUncertain, Contended, Head, Known, Lookup, check_schema_version
+from .values import LARGEST_INTEGER
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+R = TypeVar("R")
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+STATEMENT_TIMEOUT_SECONDS = 30
+IDLE_TRANSACTION_TIMEOUT_SECONDS = 20
+"""Shorter than a statement may wait: the head's lock comes free of a dead client before those in line give up."""
+COMMAND_TIMEOUT_SECONDS = 40.0
+"""Longer than the server's own timeout, whose answer tells for certain that nothing was done."""
+CLOSE_TIMEOUT_SECONDS = 5.0
+MOST_PAUSE_SECONDS = 0.05
+MOST_CREATION_ATTEMPTS = 100
+
+_COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
+_HEAD = """SELECT position, hash, recorded_at_ns, fence, (SELECT version FROM allowance_schema)
+           FROM allowance_ledgers WHERE ledger = $1"""
+_LOCK_HEAD = f"{_HEAD} FOR UPDATE"
+_READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3"
+_FIND = f"""
+    WITH found AS (
+        SELECT 'key' AS found_by, events.* FROM unnest($2::text[]) AS asked(value)
+            JOIN allowance_events AS events ON events.ledger = $1 AND events.key = asked.value
+        UNION ALL
+        SELECT 'job', events.* FROM unnest($3::text[]) AS asked(value) CROSS JOIN LATERAL
+            (SELECT * FROM allowance_events WHERE ledger = $1 AND job_uuid = asked.value
+             ORDER BY attempt DESC LIMIT 1) AS events
+        UNION ALL
+        SELECT 'position', events.* FROM unnest($4::bigint[]) AS asked(value)
+            JOIN allowance_events AS events ON events.ledger = $1 AND events.position = asked.value
+    ), ends AS (
+        SELECT 'settles', events.* FROM (SELECT DISTINCT position FROM found WHERE found_by <> 'key') AS begun
+            JOIN allowance_events AS events ON events.ledger = $1 AND events.settles = begun.position
+    )
+    SELECT found_by, {_COLUMNS} FROM (SELECT * FROM found UNION ALL SELECT * FROM ends) AS known"""
+_APPEND = f"""
+    WITH moved AS (
+        UPDATE allowance_ledgers SET position = $5, hash = $6, recorded_at_ns = $7
+        WHERE ledger = $1 AND position = $2 AND hash = $3 AND fence = $4
+          AND (SELECT version FROM allowance_schema) = $8
+        RETURNING ledger
+    )
+    INSERT INTO allowance_events (ledger, {_COLUMNS})
+    SELECT moved.ledger, appended.* FROM moved, unnest(
+        $9::bigint[], $10::text[], $11::bigint[], $12::bigint[], $13::text[],
+        $14::text[], $15::bigint[], $16::bigint[], $17::bytea[], $18::bytea[]
+    ) AS appended"""
+_RAISE_FENCE = "UPDATE allowance_ledgers SET fence = fence + 1 WHERE ledger = $1 RETURNING fence"
+_FIND_LEDGER = "SELECT ledger FROM allowance_ledgers WHERE validator_ss58 = $1"
+_NEW_LEDGER = """INSERT INTO allowance_ledgers (ledger, validator_ss58, position, hash, recorded_at_ns)
+                 SELECT coalesce((SELECT max(ledger) FROM allowance_ledgers), 0) + 1, $1, 0, $2, 0
+                 ON CONFLICT DO NOTHING"""
+_HAS_SCHEMA = "SELECT to_regclass('allowance_schema') IS NOT NULL"
+_SCHEMA_VERSION = "SELECT version FROM allowance_schema"
+
+_UNIQUE_VIOLATION = "23505"
+_CONTENDED = ("40001", "40P01")
+_CONNECTION_LOST = ("08", "57P", "25P03", "25P04")
+_MADE_MEANWHILE = (_UNIQUE_VIOLATION, *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
+"""How a database says that somebody else made the same thing at the same time."""
+_GUARD_NOT_TO_BE_HAD = ("0A000", "42601", "42710")
+
+log = logging.getLogger("allowance.ledger")
+
+
+class PostgresStore:
+    """One ledger in one PostgreSQL database."""
+
+    optimistic = True
+    """Taking the lock costs four more round trips, during which nobody else appends."""
+
+    def __init__(self, database_url: str, validator_ss58: str, *, read_only: bool) -> None:
+        self.validator_ss58 = validator_ss58
+        self.ledger = 0
+        self._database_url = database_url
+        self._session = _session(database_url, read_only=read_only)
+        self._fence = 0
+        self._in_doubt = False
+        self._writes = Lane(self._connect)
+        self._reads = Lane(self._connect)
+        self._engine: AsyncEngine | None = None
+
+    async def open(self, create: MetaData | None) -> Head:
+        with _StorageErrors():
+            if create is not None:
+                await self._create(create)
+            self.ledger = await self._reads.run(self._find_ledger)
+        return await self.head()
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            await self._engine.dispose()
+            self._engine = None
+        await self._writes.close()
+        await self._reads.close()
+
+    async def head(self) -> Head:
+        with _StorageErrors():
+            await self._settle()
+            return self._head(await self._reads.run(lambda connection: connection.fetchrow(_HEAD, self.ledger)))
+
+    async def read(self, after: int) -> list[Row]:
+        with _StorageErrors():
+            await self._settle()
+            return await self._reads.run(lambda connection: _read(connection, self.ledger, after))
+
+    async def find(self, lookup: Lookup) -> Known:
+        with _StorageErrors():
+            await self._settle()
+            return await self._reads.run(lambda connection: _find(connection, self.ledger, lookup))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+        with _StorageErrors(in_transaction=True):
+            await self._settle()
+            async with self._writes.turn:
+                head = await self._writes.attempt(self._begin)
+                connection = await self._writes.connection()
+                try:
+                    yield PostgresTransaction(self, connection, head)
+                except BaseException:
+                    await self._roll_back(connection)
+                    raise
+                await self._commit(connection)
+
+    async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
+        with _StorageErrors():
+            await self._settle()
+            async with self._writes.turn:
+                connection = await self._writes.connection()
+                try:
+                    return await self._append(connection, head, rows)
+                except BaseException as error:
+                    if _sqlstate(error) in (_UNIQUE_VIOLATION, *_CONTENDED):
+                        return False
+                    if _is_answer(error):
+                        raise
+                    self._doubt()
+                    if isinstance(error, Exception):
+                        raise CommitUncertain(str(error)) from error
+                    raise
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        with _StorageErrors():
+            async with self._open_engine().connect() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        with _StorageErrors():
+            async with self._open_engine().begin() as connection:
+                # Those who write read models take turns, as on SQLite; appends do not wait for this lock.
+                stored = await connection.exec_driver_sql(f"{_SCHEMA_VERSION} FOR UPDATE")
+                check_schema_version(stored.scalar_one())
+                yield connection
+
+    async def _connect(self) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            self._database_url,
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            server_settings=self._session,
+        )
+
+    def _open_engine(self) -> AsyncEngine:
+        if self._engine is None:
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            self._engine = create_async_engine(
+                "postgresql+asyncpg://", async_creator=self._connect, pool_size=2, max_overflow=0, pool_pre_ping=True
+            )
+        return self._engine
+
+    async def _begin(self, connection: asyncpg.Connection) -> Head:
+        """Opens a transaction alone at the head: each later statement in it sees what was committed before it."""
+        await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        try:
+            return self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger))
+        except BaseException:
+            await self._roll_back(connection)
+            raise
+
+    async def _commit(self, connection: asyncpg.Connection) -> None:
+        try:
+            status = await connection.execute("COMMIT")
+        except BaseException as error:
+            if _is_contended(error):
+                raise
+            self._doubt()
+            if isinstance(error, Exception):
+                raise CommitUncertain(str(error)) from error
+            raise
+        if status != "COMMIT":
+            raise StorageUnavailable(f"the database answered {status} to a COMMIT; nothing was done")
+
+    async def _roll_back(self, connection: asyncpg.Connection) -> None:
+        try:
+            await connection.execute("ROLLBACK")
+        except Exception:
+            self._writes.drop()
+        except BaseException:
+            self._writes.drop()
+            raise
+
+    async def _append(self, connection: asyncpg.Connection, head: Head, rows: list[Row]) -> bool:
+        """Inserts the rows and moves the head to the last of them, if it stands at `head`; whether it did."""
+        from .tables import SCHEMA_VERSION
+
+        last = rows[-1]
+        status = await connection.execute(
+            _APPEND,
+            *(self.ledger, head.position, head.hash, self._fence),
+            *(last.position, last.hash, last.recorded_at_ns, SCHEMA_VERSION),
+            *zip(*rows, strict=True),
+        )
+        return bool(status == f"INSERT 0 {len(rows)}")
+
+    def _doubt(self) -> None:
+        self._in_doubt = True
+        self._writes.drop()
+
+    async def _settle(self) -> None:
+        """After this, what was sent and not answered has been done, or never will be."""
+        if self._in_doubt:
+            async with self._writes.turn:
+                self._fence = await self._writes.attempt(
+                    lambda connection: connection.fetchval(_RAISE_FENCE, self.ledger)
+                )
+            self._in_doubt = False
+
+    def _head(self, stored: asyncpg.Record | None) -> Head:
+        if stored is None:
+            raise LedgerNotFound(self.validator_ss58)
+        position, a_hash, recorded_at_ns, self._fence, schema_version = stored
+        check_schema_version(schema_version)
+        return Head(position, a_hash, recorded_at_ns)
+
+    async def _find_ledger(self, connection: asyncpg.Connection) -> int:
+        stored = await _stored_schema_version(connection)
+        if stored is None:
+            raise LedgerNotFound(self.validator_ss58)
+        check_schema_version(stored)
+        ledger: int | None = await connection.fetchval(_FIND_LEDGER, self.validator_ss58)
+        if ledger is None:
+            raise LedgerNotFound(self.validator_ss58)
+        return ledger
+
+    async def _create(self, tables: MetaData) -> None:
+        """Makes what is not there; where others do so at the same time, one at a time gets further."""
+        for _ in range(MOST_CREATION_ATTEMPTS):
+            try:
+                await self._writes.run(lambda connection: _create_schema(connection, tables))
+                await self._writes.run(self._create_ledger)
+                await self._writes.run(self._find_ledger)
+            except (asyncpg.PostgresError, LedgerNotFound) as error:
+                if not isinstance(error, LedgerNotFound) and _sqlstate(error) not in _MADE_MEANWHILE:
+                    raise
+                await asyncio.sleep(random.uniform(0, MOST_PAUSE_SECONDS))
+            else:
+                return
+
+    async def _create_ledger(self, connection: asyncpg.Connection) -> None:
+        if await connection.fetchval(_FIND_LEDGER, self.validator_ss58) is None:
+            await connection.execute(_NEW_LEDGER, self.validator_ss58, GENESIS_HASH)
+
+
+class PostgresTransaction:
+    """A write transaction on a `PostgresStore`."""
+
+    def __init__(self, store: PostgresStore, connection: asyncpg.Connection, head: Head) -> None:
+        self._store = store
+        self._connection = connection
+        self._head = head
+
+    async def head(self) -> Head:
+        return self._head
+
+    async def read(self, after: int) -> list[Row]:
+        return await _read(self._connection, self._store.ledger, after)
+
+    async def find(self, lookup: Lookup) -> Known:
+        return await _find(self._connection, self._store.ledger, lookup)
+
+    async def append(self, rows: list[Row]) -> None:
+        if not await self._store._append(self._connection, self._head, rows):
+            raise StorageUnavailable("the head moved inside a write transaction: its row is not locked")
+
+
+class Lane:
+    """One connection, used by one task at a time, and made anew where it was lost."""
+
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
+        self.turn = asyncio.Lock()
+        self._connect = connect
+        self._connection: asyncpg.Connection | None = None
+
+    async def run(self, work: Callable[[asyncpg.Connection], Awaitable[R]]) -> R:
+        """Does in turn what may be done twice."""
+        async with self.turn:
+            return await self.attempt(work)
+
+    async def attempt(self, work: Callable[[asyncpg.Connection], Awaitable[R]]) -> R:
+        """Does what may be done twice, and does it again where the connection turned out lost, or contended."""
+        connection = await self.connection()
+        try:
+            return await work(connection)
+        except Exception as error:
+            if not (_is_lost(error) or _is_contended(error)):
+                raise
+            if _is_lost(error):
+                self.drop()
+            if isinstance(error, TimeoutError):
+                raise
+        await asyncio.sleep(random.uniform(0, MOST_PAUSE_SECONDS))
+        return await work(await self.connection())
+
+    async def connection(self) -> asyncpg.Connection:
+        """The connection, or a new one."""
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._connect()
+        return self._connection
+
+    def drop(self) -> None:
+        """Cuts the connection off; the server undoes what was not committed."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def close(self) -> None:
+        """Takes leave of the server."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                connection.terminate()
+
+
+async def _read(connection: asyncpg.Connection, ledger: int, after: int) -> list[Row]:
+    return [Row(*row) for row in await connection.fetch(_READ, ledger, after, PAGE_ROWS)]
+
+
+async def _find(connection: asyncpg.Connection, ledger: int, lookup: Lookup) -> Known:
+    positions = [position for position in lookup.positions if position <= LARGEST_INTEGER]
+    known = Known()
+    for found_by, *columns in await connection.fetch(_FIND, ledger, list(lookup.keys), list(lookup.jobs), positions):
+        row = Row(*columns)
+        if found_by == "key" and row.key is not None:
+            known.keys[row.key] = row
+        elif found_by == "job" and row.job_uuid is not None:
+            known.jobs[row.job_uuid] = row
+        elif found_by == "position":
+            known.rows[row.position] = row
+        elif row.settles is not None:
+            known.settlements[row.settles] = row
+    return known
+
+
+async def _stored_schema_version(connection: asyncpg.Connection) -> int | None:
+    if not await connection.fetchval(_HAS_SCHEMA):
+        return None
+    version: int | None = await connection.fetchval(_SCHEMA_VERSION)
+    return version
+
+
+async def _create_schema(connection: asyncpg.Connection, tables: MetaData) -> None:
+    from .tables import SCHEMA_VERSION, postgres_guards, postgres_schema
+
+    if await _stored_schema_version(connection) is not None:
+        return
+    async with connection.transaction():
+        for statement in postgres_schema(tables):
+            await connection.execute(statement)
+        for statement in postgres_guards():
+            await _create_guard(connection, statement)
+        await connection.execute(
+            "INSERT INTO allowance_schema (one, version) VALUES (1, $1) ON CONFLICT DO NOTHING", SCHEMA_VERSION
+        )
+
+
+async def _create_guard(connection: asyncpg.Connection, statement: str) -> None:
+    """Makes a trigger where the database has such; nothing rests on it."""
+    try:
+        async with connection.transaction():
+            await connection.execute(statement)
+    except asyncpg.PostgresError as error:
+        if _sqlstate(error) not in _GUARD_NOT_TO_BE_HAD:
+            raise
+        log.info("the database takes no such guard", extra={"statement": statement, "reason": str(error)})
+
+
+def _session(database_url: str, *, read_only: bool) -> dict[str, str]:
+    """What each connection is set to, where the URL does not set it otherwise."""
+    try:
+        url = urlsplit(database_url)
+        given = parse_qs(url.query, strict_parsing=True) if url.query else {}
+        _ = url.port if "," not in url.netloc else None
+    except ValueError as cause:
+        # The URL itself is not shown: it may hold a password.
+        raise InvalidInput("database_url", "postgresql://…", f"a well-formed URL; {cause}") from cause
+    defaults = {
+        "application_name": "allowance-ledger",
+        "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
+        "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_TIMEOUT_SECONDS}s",
+    }
+    session = {name: value for name, value in defaults.items() if name not in given}
+    session["default_transaction_isolation"] = "read committed"
+    if read_only:
+        session["default_transaction_read_only"] = "on"
+    return session
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
+
+
+def _is_contended(error: BaseException) -> bool:
+    return _sqlstate(error) in _CONTENDED
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether the connection is gone, or cannot be trusted any more."""
+    if isinstance(error, (OSError, asyncpg.InterfaceError)):
+        return True
+    return (_sqlstate(error) or "").startswith(_CONNECTION_LOST)
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether the server itself says that the statement failed, so that nothing of it was done."""
+    sqlstate = _sqlstate(error)
+    return sqlstate is not None and sqlstate != "40003" and not _is_lost(error)
+
+
+class _StorageErrors:
+    """Turns the driver's and the network's errors into `StorageUnavailable`, and contention into `Contended`."""
+
+    def __init__(self, *, in_transaction: bool = False) -> None:
+        self._in_transaction = in_transaction
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        if error is None:
+            return
+        if self._in_transaction and _is_contended(error):
+            raise Contended(str(error)) from error
+        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, SQLAlchemyError)):
+            raise StorageUnavailable(str(error) or type(error).__name__) from error
