@@ -142,12 +142,16 @@ class Chain:
             count = manifests.get(account.miner_ss58, {}).get(account.executor_class, 0)
             count_before = account.offered.at(before) if before is not None else 0
             if self._capped(account, count) < self._capped(account, count_before):
-                account.floor = max(account.floor, block)
+                self.drop(account, block)
             if account.offered.at(block) != count:
                 account.offered.assign(block, end, count)
         self.sync_blocks.insert(at, block)
         self.syncs[block] = Sync(position, manifests_digest(manifests), executors(manifests))
         self.revision += 1
+
+    def drop(self, account: Account, block: int) -> None:
+        """Invalidates the account's blocks below this one; who needs each drop, not only the highest, extends it."""
+        account.floor = max(account.floor, block)
 
     def _metagraph_after(self, event: BlockRecorded) -> Metagraph:
         last = self.last_metagraph
@@ -226,12 +230,7 @@ def new_block(
     if number in blocks:
         if blocks.digest(number) == block_digest(created_at_ns, metagraph):
             return blocks.position(number)
-        differences = {"created_at": (instant(blocks.created_at_ns(number)), instant(created_at_ns))}
-        raise ConflictingFact(
-            fact,
-            blocks.position(number),
-            differences if blocks.created_at_ns(number) != created_at_ns else {},
-        )
+        raise ConflictingFact(fact, blocks.position(number), {})  # The log is asked for the differences.
     if blocks.newest and number > blocks.newest + PLAUSIBLE_LEAP_BLOCKS and not confirm:
         raise ImplausibleFact(fact, f"it is {number - blocks.newest} blocks beyond the newest, {blocks.newest}")
     for neighbour, sign in ((number - 1, 1), (number + 1, -1)):
