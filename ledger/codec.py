@@ -120,10 +120,17 @@ def lost_position(key: str) -> int | None:
     return int(position) if len(position) <= MOST_DIGITS else None
 
 
-def _undecodable(position: int, payload: bytes, cause: Exception) -> NewerLedger | CorruptLedger:
+def event_tag(payload: bytes) -> str | None:
+    """The type that stored bytes name; None where they name none."""
     try:
-        tag = msgspec.json.decode(_tag_decoder.decode(payload)["type"], type=str)
+        return msgspec.json.decode(_tag_decoder.decode(payload)["type"], type=str)
     except (msgspec.MsgspecError, KeyError):
+        return None
+
+
+def _undecodable(position: int, payload: bytes, cause: Exception) -> NewerLedger | CorruptLedger:
+    tag = event_tag(payload)
+    if tag is None:
         return CorruptLedger(position, f"the payload is no event: {cause}")
     if tag not in EVENT_TAGS:
         return NewerLedger(f"the event at position {position} of type", tag, ", ".join(EVENT_TAGS))

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from .codec import Row, lost_key
+from .codec import Row, lost_key, row_hash
 from .draft import Command, Draft
 from .errors import LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
 from .log import CommitUncertain, Contended, Known, Lookup, Store, Transaction
@@ -202,14 +202,12 @@ class LedgerActor(Generic[S]):
                 await self._commit_at_head(commands)
                 return
             except Contended as error:
-                self._state = None
                 self.counters.retries += len(commands)
                 if attempt + 1 == MOST_CONTENDED_ATTEMPTS:
                     unavailable = StorageUnavailable(f"the database kept refusing the transaction: {error}")
                     unavailable.__cause__ = error
                     _fail(commands, unavailable)
             except Exception as error:
-                self._state = None
                 _fail(commands, error)
                 return
 
@@ -263,22 +261,24 @@ class LedgerActor(Generic[S]):
         return lookup
 
     async def _caught_up(self, source: Store | Transaction) -> S:
-        """The state at the log's head."""
-        head = await source.head()
+        """The state at the log's head, or beyond where others append meanwhile."""
         state = self._state
-        if state is not None and head.position == state.position:
-            return state
         if state is None:
             state = await self._load_state()
-        self.counters.foreign_rows += max(0, head.position - state.position)
+        head = await source.head()
+        if state.position > head.position or (state.position == head.position and state.hash != head.hash):
+            raise StorageUnavailable(f"the log was replaced by one that ends at {head.position}: was it restored?")
         self._state = None
+        self.counters.foreign_rows += head.position - state.position
         while state.position < head.position:
             rows = await source.read(state.position)
             if not rows:
                 raise StorageUnavailable(f"the log ends at {state.position}, its head says {head.position}")
+            if row_hash(state.hash, rows[0]) != rows[0].hash:
+                raise StorageUnavailable(
+                    f"the log was replaced by one that differs at {rows[0].position}: was it restored?"
+                )
             state.fold(rows)
-        if state.position > head.position:
-            raise StorageUnavailable(f"the log went back from {state.position} to {head.position}: was it restored?")
         self._state = state
         return state
 
