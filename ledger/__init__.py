@@ -1,9 +1,19 @@
 """Facts: events, the append-only log, and the account rules. See ARCHITECTURE.md."""
 
 from .account import Account, Claim, Held, Measure
-from .blocks import BlockTable, RunSet, Steps, numbers, runs_of
+from .blocks import END, BlockTable, RunSet, Steps, numbers, runs_of
 from .chain import Chain, Metagraph, differences
-from .codec import EVENT_TAGS, GENESIS_HASH, Row, decode, encode, reservation_id, reservation_position, row_hash
+from .codec import (
+    EVENT_TAGS,
+    GENESIS_HASH,
+    Row,
+    decode,
+    encode,
+    event_tag,
+    reservation_id,
+    reservation_position,
+    row_hash,
+)
 from .commands import (
     BlockContent,
     ExpireDue,
@@ -40,13 +50,16 @@ from .errors import (
     NotEnoughAllowanceException,
     OutcomeUnknown,
     PositionOutOfRange,
+    ProjectionStopped,
     ReadOnlyLedger,
+    RebuildOvertaken,
     ReservationAlreadyReleased,
     ReservationAlreadySpent,
     ReservationExpired,
     ReservationNotFound,
     StorageUnavailable,
     TimeOutOfRange,
+    shortened,
 )
 from .events import (
     CHAIN_STREAM,
@@ -66,6 +79,7 @@ from .events import (
     account_of,
     account_stream,
 )
+from .events import ReservationExpired as ReservationExpiredEvent
 from .intake import BlockFact, Intake, ManifestsFact
 from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, Store, Transaction
 from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation
@@ -78,6 +92,7 @@ from .writer import LedgerActor
 
 __all__ = [
     "CHAIN_STREAM",
+    "END",
     "EVENT_TAGS",
     "GENESIS_HASH",
     "MANIFESTS_STREAM",
@@ -132,7 +147,9 @@ __all__ = [
     "NotEnoughAllowanceException",
     "OutcomeUnknown",
     "PositionOutOfRange",
+    "ProjectionStopped",
     "ReadOnlyLedger",
+    "RebuildOvertaken",
     "RecordFacts",
     "RecordSettings",
     "RecordedSettings",
@@ -140,6 +157,7 @@ __all__ = [
     "ReservationAlreadyReleased",
     "ReservationAlreadySpent",
     "ReservationExpired",
+    "ReservationExpiredEvent",
     "ReservationNotFound",
     "ReservationReleased",
     "ReservationSpent",
@@ -168,6 +186,7 @@ __all__ = [
     "differences",
     "dump",
     "encode",
+    "event_tag",
     "instant",
     "instant_ns",
     "integer",
@@ -184,6 +203,7 @@ __all__ = [
     "row_hash",
     "runs_of",
     "seconds",
+    "shortened",
     "standing_reservation",
     "status_after",
     "store_for",

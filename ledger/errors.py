@@ -19,6 +19,8 @@
     ├── LedgerOverloaded                    the queue of changes is full
     ├── NewerLedger                         schema or events from a newer release
     ├── CorruptLedger                       stored bytes are not what was written
+    ├── ProjectionStopped                   an event that the history cannot take
+    ├── RebuildOvertaken                    another rebuild has begun meanwhile
     ├── OutcomeUnknown                      the answer to a commit was lost; carries the key
     └── StorageUnavailable                  the database cannot be used now
     JobRoutingException                     the job cannot be routed now
@@ -55,7 +57,9 @@ __all__ = [
     "NotEnoughAllowanceException",
     "OutcomeUnknown",
     "PositionOutOfRange",
+    "ProjectionStopped",
     "ReadOnlyLedger",
+    "RebuildOvertaken",
     "ReservationAlreadyReleased",
     "ReservationAlreadySpent",
     "ReservationExpired",
@@ -271,6 +275,27 @@ class CorruptLedger(AllowanceException):
         self.position = position
         self.reason = reason
         super().__init__(f"the log is damaged at position {position}: {reason}")
+
+
+class ProjectionStopped(AllowanceException):
+    """The history stands before an event that it cannot take; nothing is skipped, so it goes no further."""
+
+    def __init__(self, position: int, event_type: str, reason: str) -> None:
+        self.position = position
+        self.event_type = event_type
+        self.reason = reason
+        super().__init__(
+            f"the history stopped before position {position}, {event_type}: {reason}."
+            " `allowance verify` checks the log, `allowance rebuild` makes the history anew from it"
+        )
+
+
+class RebuildOvertaken(AllowanceException):
+    """Another rebuild of the same ledger has begun meanwhile; this one was given up and changed nothing."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        super().__init__(f"another rebuild has begun while this one was at position {position}; that one goes on")
 
 
 class OutcomeUnknown(AllowanceException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -89,6 +90,10 @@ class Store(Protocol):
         """Lets go of everything."""
         ...
 
+    def parked(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        """While the process forks: nothing is under way; gives what lets go of all that a child must not inherit."""
+        ...
+
     async def head(self) -> Head:
         """Where the log stands now."""
         ...
@@ -107,7 +112,10 @@ class Store(Protocol):
         ...
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
-        """Appends rows if the log still stands at `head`; False where it does not, or holds what they would add."""
+        """Appends rows if the log still stands at `head`; False where it does not, or where they clash with it.
+
+        Raises as `transaction` does. Nothing is done where the answer is False: decide again, alone at the head.
+        """
         ...
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:

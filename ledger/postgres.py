@@ -23,7 +23,16 @@ import asyncpg
 
 from .codec import GENESIS_HASH, Row
 from .errors import InvalidInput, LedgerNotFound, StorageUnavailable
-from .log import PAGE_ROWS, CommitUncertain, Contended, Head, Known, Lookup, check_schema_version
+from .log import (
+    PAGE_ROWS,
+    CommitUncertain,
+    Contended,
+    Head,
+    Known,
+    Lookup,
+    check_schema_version,
+    is_sqlalchemy_error,
+)
 from .values import LARGEST_INTEGER
 
 if TYPE_CHECKING:
@@ -39,6 +48,9 @@ IDLE_TRANSACTION_TIMEOUT_SECONDS = 20
 COMMAND_TIMEOUT_SECONDS = 40.0
 """Longer than the server's own timeout, whose answer tells for certain that nothing was done."""
 CLOSE_TIMEOUT_SECONDS = 5.0
+SHOWN_URL = "postgresql://…"
+"""What a refusal shows of a URL, which may hold a password."""
+EXPECTED_URL = "postgresql://user:password@host:port/database, with %40 for @, %2F for / and so on inside of the parts"
 MOST_PAUSE_SECONDS = 0.05
 MOST_CREATION_ATTEMPTS = 100
 
@@ -49,20 +61,22 @@ _LOCK_HEAD = f"{_HEAD} FOR UPDATE"
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3"
 _FIND = f"""
     WITH found AS (
-        SELECT 'key' AS found_by, events.* FROM unnest($2::text[]) AS asked(value)
-            JOIN allowance_events AS events ON events.ledger = $1 AND events.key = asked.value
+        SELECT 'key' AS found_by, events.* FROM unnest($2::text[]) AS asked(value) CROSS JOIN LATERAL
+            (SELECT * FROM allowance_events WHERE ledger = $1 AND key = asked.value LIMIT 1) AS events
         UNION ALL
         SELECT 'job', events.* FROM unnest($3::text[]) AS asked(value) CROSS JOIN LATERAL
             (SELECT * FROM allowance_events WHERE ledger = $1 AND job_uuid = asked.value
              ORDER BY attempt DESC LIMIT 1) AS events
         UNION ALL
-        SELECT 'position', events.* FROM unnest($4::bigint[]) AS asked(value)
-            JOIN allowance_events AS events ON events.ledger = $1 AND events.position = asked.value
+        SELECT 'position', events.* FROM unnest($4::bigint[]) AS asked(value) CROSS JOIN LATERAL
+            (SELECT * FROM allowance_events WHERE ledger = $1 AND position = asked.value LIMIT 1) AS events
     ), ends AS (
-        SELECT 'settles', events.* FROM (SELECT DISTINCT position FROM found WHERE found_by <> 'key') AS begun
-            JOIN allowance_events AS events ON events.ledger = $1 AND events.settles = begun.position
+        SELECT 'settles', events.* FROM found CROSS JOIN LATERAL
+            (SELECT * FROM allowance_events WHERE ledger = $1 AND settles = found.position LIMIT 1) AS events
+        WHERE found_by <> 'key'
     )
     SELECT found_by, {_COLUMNS} FROM (SELECT * FROM found UNION ALL SELECT * FROM ends) AS known"""
+"""Lateral look-ups with a limit are no joins to the planner: each goes through its index, stale numbers or not."""
 _APPEND = f"""
     WITH moved AS (
         UPDATE allowance_ledgers SET position = $5, hash = $6, recorded_at_ns = $7
@@ -83,10 +97,10 @@ _NEW_LEDGER = """INSERT INTO allowance_ledgers (ledger, validator_ss58, position
 _HAS_SCHEMA = "SELECT to_regclass('allowance_schema') IS NOT NULL"
 _SCHEMA_VERSION = "SELECT version FROM allowance_schema"
 
-_UNIQUE_VIOLATION = "23505"
+_INTEGRITY = "23"
 _CONTENDED = ("40001", "40P01")
 _CONNECTION_LOST = ("08", "57P", "25P03", "25P04")
-_MADE_MEANWHILE = (_UNIQUE_VIOLATION, *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
+_MADE_MEANWHILE = ("23505", *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
 """How a database says that somebody else made the same thing at the same time."""
 _GUARD_NOT_TO_BE_HAD = ("0A000", "42601", "42710")
 
@@ -124,6 +138,11 @@ class PostgresStore:
         await self._writes.close()
         await self._reads.close()
 
+    @asynccontextmanager
+    async def parked(self) -> AsyncIterator[Callable[[], None]]:
+        """Gives what does nothing: a forked child never touches the sockets that it inherits."""
+        yield lambda: None
+
     async def head(self) -> Head:
         with _StorageErrors():
             await self._settle()
@@ -144,8 +163,7 @@ class PostgresStore:
         with _StorageErrors(in_transaction=True):
             await self._settle()
             async with self._writes.turn:
-                head = await self._writes.attempt(self._begin)
-                connection = await self._writes.connection()
+                connection, head = await self._writes.attempt(self._begin)
                 try:
                     yield PostgresTransaction(self, connection, head)
                 except BaseException:
@@ -161,7 +179,7 @@ class PostgresStore:
                 try:
                     return await self._append(connection, head, rows)
                 except BaseException as error:
-                    if _sqlstate(error) in (_UNIQUE_VIOLATION, *_CONTENDED):
+                    if _is_clash(error) or _is_contended(error):
                         return False
                     if _is_answer(error):
                         raise
@@ -186,12 +204,15 @@ class PostgresStore:
                 yield connection
 
     async def _connect(self) -> asyncpg.Connection:
-        return await asyncpg.connect(
-            self._database_url,
-            timeout=CONNECT_TIMEOUT_SECONDS,
-            command_timeout=COMMAND_TIMEOUT_SECONDS,
-            server_settings=self._session,
-        )
+        try:
+            return await asyncpg.connect(
+                self._database_url,
+                timeout=CONNECT_TIMEOUT_SECONDS,
+                command_timeout=COMMAND_TIMEOUT_SECONDS,
+                server_settings=self._session,
+            )
+        except ValueError as cause:
+            raise InvalidInput("database_url", SHOWN_URL, EXPECTED_URL) from cause
 
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
@@ -202,11 +223,11 @@ class PostgresStore:
             )
         return self._engine
 
-    async def _begin(self, connection: asyncpg.Connection) -> Head:
+    async def _begin(self, connection: asyncpg.Connection) -> tuple[asyncpg.Connection, Head]:
         """Opens a transaction alone at the head: each later statement in it sees what was committed before it."""
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
-            return self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger))
+            return connection, self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger))
         except BaseException:
             await self._roll_back(connection)
             raise
@@ -425,10 +446,10 @@ def _session(database_url: str, *, read_only: bool) -> dict[str, str]:
     try:
         url = urlsplit(database_url)
         given = parse_qs(url.query, strict_parsing=True) if url.query else {}
-        _ = url.port if "," not in url.netloc else None
-    except ValueError as cause:
-        # The URL itself is not shown: it may hold a password.
-        raise InvalidInput("database_url", "postgresql://…", f"a well-formed URL; {cause}") from cause
+        if "," not in url.netloc:
+            _ = url.port
+    except ValueError:
+        raise InvalidInput("database_url", SHOWN_URL, EXPECTED_URL) from None
     defaults = {
         "application_name": "allowance-ledger",
         "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
@@ -443,6 +464,11 @@ def _session(database_url: str, *, read_only: bool) -> dict[str, str]:
 
 def _sqlstate(error: BaseException) -> str | None:
     return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
+
+
+def _is_clash(error: BaseException) -> bool:
+    """Whether a constraint of the tables refuses the rows."""
+    return (_sqlstate(error) or "").startswith(_INTEGRITY)
 
 
 def _is_contended(error: BaseException) -> bool:
@@ -472,11 +498,9 @@ class _StorageErrors:
         return None
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        from sqlalchemy.exc import SQLAlchemyError
-
         if error is None:
             return
         if self._in_transaction and _is_contended(error):
             raise Contended(str(error)) from error
-        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, SQLAlchemyError)):
+        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)) or is_sqlalchemy_error(error):
             raise StorageUnavailable(str(error) or type(error).__name__) from error

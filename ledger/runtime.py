@@ -1,22 +1,33 @@
 """One thread with one event loop per process, on which every ledger of the process lives.
 
 Callers come from any loop, from threads without one, and from forked workers. A forked child has no such thread;
-it notices by its process id and starts its own.
+it notices by its process id and starts its own. What a child must not inherit is let go of before the fork: SQLite
+keeps a process's locks on a file in memory, and a child that inherits them writes without holding any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeVar
 
 R = TypeVar("R")
 
 CLOSING_SECONDS = 10.0
 """How long an exiting process waits for appends under way."""
+PARKING_SECONDS = 40.0
+"""How long a fork waits for what is under way; longer than a write waits for its turn."""
+
+Park = Callable[[], AbstractAsyncContextManager[Callable[[], None]]]
+"""Entered, nothing is under way; it gives what then lets go of everything that a forked child must not inherit."""
+
+log = logging.getLogger("allowance.ledger")
 
 
 class Runtime:
@@ -26,6 +37,8 @@ class Runtime:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self._closers: set[Callable[[], Awaitable[None]]] = set()
+        self._parks: set[Park] = set()
+        self._forking = threading.local()
         self._thread = threading.Thread(target=self._run, name="allowance-ledger", daemon=True)
         self._thread.start()
 
@@ -47,6 +60,45 @@ class Runtime:
         """Takes `at_exit` back: it was closed before."""
         self._closers.discard(close)
 
+    def at_fork(self, park: Park) -> None:
+        """Has something parked while the process forks."""
+        self._parks.add(park)
+
+    def not_at_fork(self, park: Park) -> None:
+        """Takes `at_fork` back."""
+        self._parks.discard(park)
+
+    def park(self) -> None:
+        """Before a fork: everything parks, lets go, and the loop stands still until `resume`."""
+        if self.pid != os.getpid() or not self._parks or threading.current_thread() is self._thread:
+            return
+        self._forking.parked, self._forking.resumed = Future[None](), threading.Event()
+        asyncio.run_coroutine_threadsafe(self._stand_still(self._forking.parked, self._forking.resumed), self.loop)
+        try:
+            self._forking.parked.result(PARKING_SECONDS)
+        except Exception:
+            log.warning("forking while a ledger is in use: the child cannot use SQLite", exc_info=True)
+            _inherited.append(self)
+
+    def resume(self) -> None:
+        """After a fork, in the parent."""
+        resumed = getattr(self._forking, "resumed", None)
+        if resumed is not None:
+            resumed.set()
+            self._forking.resumed = None
+        _inherited.clear()
+
+    async def _stand_still(self, parked: Future[None], resumed: threading.Event) -> None:
+        try:
+            async with asyncio.timeout(PARKING_SECONDS), AsyncExitStack() as stack:
+                for let_go in [await stack.enter_async_context(park()) for park in tuple(self._parks)]:
+                    let_go()
+                parked.set_result(None)
+                resumed.wait()
+        except Exception as error:
+            if not parked.done():
+                parked.set_exception(error)
+
     def close(self) -> None:
         """Closes what was left open; appends under way are finished or reported first."""
         if self.pid != os.getpid():
@@ -59,7 +111,10 @@ class Runtime:
 
     async def _close_all(self) -> None:
         for close in tuple(self._closers):
-            await close()
+            try:
+                await close()
+            except Exception:
+                log.warning("a ledger could not be closed", exc_info=True)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -68,6 +123,8 @@ class Runtime:
 
 _current: Runtime | None = None
 _starting = threading.Lock()
+_inherited: list[Runtime] = []
+"""In a forked child: the runtimes of its parents that could not be parked."""
 
 
 def current_runtime() -> Runtime:
@@ -93,10 +150,25 @@ def refuse_on_loop() -> None:
     )
 
 
+def inherits_connections() -> bool:
+    """Whether this process is the fork of one whose connections were in use just then."""
+    return any(runtime.pid != os.getpid() for runtime in _inherited)
+
+
+def _park() -> None:
+    if _current is not None:
+        _current.park()
+
+
+def _resume() -> None:
+    if _current is not None:
+        _current.resume()
+
+
 def _forget_lock() -> None:
     """A forked child must not inherit the lock as another thread held it."""
     global _starting  # noqa: PLW0603
     _starting = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_lock)
+os.register_at_fork(before=_park, after_in_parent=_resume, after_in_child=_forget_lock)

@@ -14,7 +14,7 @@ import asyncio
 import os
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,6 +25,7 @@ from uuid import uuid4
 from .codec import GENESIS_HASH, Row
 from .errors import LedgerNotFound, StorageUnavailable
 from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, check_schema_version, is_sqlalchemy_error
+from .runtime import inherits_connections
 from .values import LARGEST_INTEGER
 
 if TYPE_CHECKING:
@@ -70,8 +71,12 @@ class SqliteStore:
         self._lock = None if path is None or read_only else FileLock(f"{path}.lock")
         self._turn = asyncio.Lock()
         """Writers of this process take turns here, since a writer that SQLite made wait would stop the loop."""
+        self._gate = Gate()
+        """Whoever uses the read models' connections passes it."""
 
     async def open(self, create: MetaData | None) -> Head:
+        if inherits_connections() and self._path is not None:
+            raise StorageUnavailable("this process was forked while a ledger was in use; start it anew")
         with _StorageErrors():
             if create is not None and self._path is not None:
                 _create_private(self._path)
@@ -84,9 +89,29 @@ class SqliteStore:
             return self._head()
 
     async def close(self) -> None:
+        await self._dispose()
+        self._let_go()
+
+    @asynccontextmanager
+    async def parked(self) -> AsyncIterator[Callable[[], None]]:
+        """Until left, nobody writes, and nobody reads the read models; gives what closes the last connection.
+
+        A forked child shares the memory in which SQLite keeps the locks that the process holds on a file, but not
+        the locks. What it then commits is lost when its parent, alone as far as it can see, removes the WAL.
+        """
+        if self._path is None:
+            yield _nothing
+            return
+        async with self._turn, self._gate.shut():
+            await self._dispose()
+            yield self._let_go
+
+    async def _dispose(self) -> None:
         if self._engine is not None:
             await self._engine.dispose()
             self._engine = None
+
+    def _let_go(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -115,25 +140,36 @@ class SqliteStore:
                 yield SqliteTransaction(self, self._head())
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
-        async with self.transaction() as transaction:
-            if await transaction.head() != head:
+        try:
+            async with self.transaction() as transaction:
+                if await transaction.head() != head:
+                    return False
+                await transaction.append(rows)
+        except StorageUnavailable as error:
+            if isinstance(error.__cause__, sqlite3.IntegrityError):
                 return False
-            await transaction.append(rows)
+            raise
         return True
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._between_writes(), self._open_engine().connect() as connection:
+            async with self._between_writes(), self._gate.passed(), self._open_engine().connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._in_line(), self._open_engine().connect() as connection:
+            async with self._in_line(), self._gate.passed(), self._open_engine().connect() as connection:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
-                await connection.commit()
+                try:
+                    await connection.commit()
+                except BaseException:
+                    # SQLAlchemy takes the transaction for ended, SQLite may not: whoever got this connection next
+                    # would be inside it, and everybody else locked out.
+                    await connection.invalidate()
+                    raise
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
@@ -322,6 +358,35 @@ class SqliteTransaction:
         self._store._append(self._head, rows)
 
 
+class Gate:
+    """Many may be inside at a time; `shut` waits until nobody is, and keeps everybody out."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._inside = 0
+        self._left = asyncio.Event()
+
+    @asynccontextmanager
+    async def passed(self) -> AsyncIterator[None]:
+        """Inside."""
+        async with self._turn:
+            self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            self._left.set()
+
+    @asynccontextmanager
+    async def shut(self) -> AsyncIterator[None]:
+        """Alone inside."""
+        async with self._turn:
+            while self._inside:
+                self._left.clear()
+                await self._left.wait()
+            yield
+
+
 class FileLock:
     """A lock file in front of the write lock: whoever waits is woken in turn, and no time is spent polling.
 
@@ -392,6 +457,10 @@ def _wake(locked: asyncio.Future[None], lock: FileLock) -> None:
         lock.release()
     else:
         locked.set_result(None)
+
+
+def _nothing() -> None:
+    """What a database in memory lets go of: a forked child cannot use it anyway."""
 
 
 def _create_private(path: Path) -> None:

@@ -113,6 +113,12 @@ class LedgerActor(Generic[S]):
         """The outcome of a command, once it is committed."""
         return await self._enter(self._changes, command)
 
+    async def adopt(self, state: S) -> None:
+        """Goes on from a state that was folded elsewhere, instead of its own."""
+        async with self._state_lock:
+            if self._state is not None:
+                self._state = state
+
     async def close(self) -> None:
         """Finishes what is queued, then takes no more."""
         self._closed = True
@@ -148,10 +154,19 @@ class LedgerActor(Generic[S]):
             return commands
         self.counters.batches += 1
         self.counters.commands += len(commands)
-        if not await self._commit_unlocked(commands):
-            await self._commit_locked(commands)
-        if self._state is not None:
-            self._committed(self._state)
+        try:
+            if not await self._commit_unlocked(commands):
+                await self._commit_locked(commands)
+        except Exception as error:
+            # Whatever it is, nobody may be left waiting.
+            log.exception("a batch failed unexpectedly")
+            self._state = None
+            _fail(commands, error)
+        try:
+            if self._state is not None:
+                self._committed(self._state)
+        except Exception:
+            log.exception("what follows a commit failed")
         return commands
 
     async def _commit_unlocked(self, commands: list[Ticket]) -> bool:
@@ -169,7 +184,8 @@ class LedgerActor(Generic[S]):
             draft = Draft(state, Known(), self._clock_ns())
             try:
                 self._decide(draft, commands)
-                settled = await self._append_at(draft, lookup)
+                refused = any(ticket.error is not None for ticket in commands)
+                settled = await self._append_at(draft, lookup, refused=refused)
             except CommitUncertain as cause:
                 await self._find_out(commands, draft, cause)
                 settled = True
@@ -184,14 +200,19 @@ class LedgerActor(Generic[S]):
                 self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
             return settled
 
-    async def _append_at(self, draft: Draft[S], lookup: Lookup) -> bool:
+    async def _append_at(self, draft: Draft[S], lookup: Lookup, *, refused: bool) -> bool:
         """Appends a draft if the head is where it was decided; whether what was decided stands."""
+        # Keys and jobs are not looked up before: the database refuses one that is there already. But a command that
+        # was refused appends nothing that could be; it may have been done before, and then that is the answer.
+        if lookup and (refused or not draft.rows):
+            known = await self.store.find(lookup)
+            if known.keys or known.jobs:
+                return False
         if draft.rows:
-            # Keys and jobs were not looked up: the database refuses one that is there already.
             appended = await self.store.compare_and_append(draft.head, draft.rows)
             self.counters.rows += len(draft.rows) if appended else 0
             return appended
-        return not lookup and (await self.store.head()).position == draft.head.position
+        return (await self.store.head()).position == draft.head.position
 
     async def _commit_locked(self, commands: list[Ticket]) -> None:
         """Decides at the head, alone on the ledger, and appends."""
@@ -290,9 +311,12 @@ class LedgerActor(Generic[S]):
             stored = await self.store.read(rows[0].position - 1) if rows else []
         except Exception:
             for ticket in commands:
-                if ticket.error is None:
-                    key = ticket.work.key or ("" if ticket.row is None else lost_key(ticket.row))
-                    ticket.error = OutcomeUnknown(key, type(ticket.work).__name__)
+                if ticket.error is not None:
+                    # It was refused on what the batch would have made true, and nobody knows whether that is.
+                    ticket.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
+                    continue
+                key = ticket.work.key or ("" if ticket.row is None else lost_key(ticket.row))
+                ticket.error = OutcomeUnknown(key, type(ticket.work).__name__)
             return
         if not stored or stored[0].hash != rows[0].hash:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")
@@ -339,10 +363,7 @@ class _Inbox:
             self._woken = False
             if not self._waiting:
                 return
-            try:
-                deliver(await self._work(self._waiting))
-            except Exception:
-                log.exception("a batch failed unexpectedly")
+            deliver(await self._work(self._waiting))
 
 
 def _drained(inbox: deque[Ticket]) -> list[Ticket]:

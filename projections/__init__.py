@@ -7,19 +7,28 @@ from typing import TYPE_CHECKING
 from .availability import Availability, Candidate, Entry, is_busy
 from .draw import drawn
 from .history import Filters, History, Page
+from .rebuild import Difference, Rebuild, RebuildReport
+from .receipts import Bookkeeper, Receipt, ReceiptOutcome
 from .recorded import describe_conflict
-from .snapshots import Snapshots, folded_to
+from .snapshots import ProgressReport, Snapshots, folded_to
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
 __all__ = [
     "Availability",
+    "Bookkeeper",
     "Candidate",
+    "Difference",
     "Entry",
     "Filters",
     "History",
     "Page",
+    "ProgressReport",
+    "Rebuild",
+    "RebuildReport",
+    "Receipt",
+    "ReceiptOutcome",
     "Snapshots",
     "describe_conflict",
     "drawn",

@@ -6,26 +6,38 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from hashlib import blake2b
 from math import gcd
+from typing import Any, TypeVar
 
-from .availability import Entry
+T = TypeVar("T", bound=tuple[Any, ...])
 
 
-def drawn(entries: list[Entry], amount_ns: int, job_uuid: str) -> Iterator[Entry]:
+def drawn(entries: list[T], amount_ns: int, job_uuid: str) -> Iterator[T]:
     """The ranked entries with at least the amount, in the order in which this job tries them.
+
+    Each begins with its earliest block, its share left and its available ns, the last two as negative numbers.
 
     Entries with equal earliest block and equal share left stand in an order drawn from the job's uuid, so that
     routers at work at once do not all run into the same miner. The draw is pure: it can be replayed.
     """
-    seed = int.from_bytes(blake2b(job_uuid.encode(), digest_size=16).digest(), "big")
+    seed: int | None = None
     start = 0
     while start < len(entries):
         equals = entries[start][:2]
         end = bisect_left(entries, (*equals, 1), start)
         # Equals are ordered by what is available, so those with enough come first.
         enough = bisect_left(entries, (*equals, 1 - amount_ns), start, end)
-        for place in permuted(enough - start, seed):
-            yield entries[start + place]
+        if enough - start == 1:
+            yield entries[start]
+        elif enough > start:
+            seed = seed_of(job_uuid) if seed is None else seed
+            for place in permuted(enough - start, seed):
+                yield entries[start + place]
         start = end
+
+
+def seed_of(job_uuid: str) -> int:
+    """What a job's uuid draws with: 128 bits of its digest."""
+    return int.from_bytes(blake2b(job_uuid.encode(), digest_size=16).digest(), "big")
 
 
 def permuted(count: int, seed: int) -> Iterator[int]:

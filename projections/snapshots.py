@@ -8,6 +8,7 @@ log is folded from further back.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
 KEPT_SNAPSHOTS = 2
+
+ProgressReport = Callable[[int, int], None]
+"""Called with how many events were read, and how many there are to read, on the ledger's own thread."""
 
 
 class Taken(NamedTuple):
@@ -58,8 +62,21 @@ class Snapshots:
                 return state
         return Availability()
 
-    async def save(self, taken: Taken) -> None:
-        """Stores a snapshot, and drops the oldest beyond those kept."""
+    async def stored(self) -> dict[int, Taken]:
+        """The stored snapshots by position, sound or not; where the stored digest is wrong, so is the payload here."""
+        from sqlalchemy import select
+
+        from .tables import snapshots
+
+        query = select(snapshots).where(
+            snapshots.c.ledger == self._store.ledger, snapshots.c.model_version == SNAPSHOT_VERSION
+        )
+        async with self._store.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return {row.position: Taken(row.position, bytes(row.hash), _payload_of(row)) for row in rows}
+
+    async def save(self, taken: Taken, dropped: Collection[int] = ()) -> None:
+        """Stores a snapshot; drops those named, and the oldest beyond those kept."""
         from sqlalchemy import delete, insert, select
 
         from .tables import snapshots
@@ -68,10 +85,10 @@ class Snapshots:
         ledger = self._store.ledger
         async with self._store.writing() as connection:
             mine = snapshots.c.ledger == ledger
-            positions = (await connection.execute(select(snapshots.c.position).where(mine))).scalars().all()
-            kept = sorted((*positions, position))[-KEPT_SNAPSHOTS:]
-            dropped = [each for each in (*positions, position) if each not in kept or each == position]
-            await connection.execute(delete(snapshots).where(mine, snapshots.c.position.in_(dropped)))
+            positions = set((await connection.execute(select(snapshots.c.position).where(mine))).scalars())
+            kept = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
+            gone = [each for each in positions if each not in kept or each == position]
+            await connection.execute(delete(snapshots).where(mine, snapshots.c.position.in_(gone)))
             if position in kept:
                 await connection.execute(
                     insert(snapshots),
@@ -108,14 +125,22 @@ class Snapshots:
         return found is not None and found.hash == row.hash and _digest(row.payload) == row.digest
 
 
-async def folded_to(store: Store, position: int) -> Availability:
+async def folded_to(store: Store, position: int, progress: ProgressReport | None = None) -> Availability:
     """The state as it was right after a position, which the log must have."""
     state = await Snapshots(store).load(until=position)
     while state.position < position:
         rows = await store.read(state.position)
         state.fold([row for row in rows if row.position <= position])
+        if progress is not None:
+            progress(state.position, position)
         await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
     return state
+
+
+def _payload_of(row: Row[tuple[int, int, int, bytes, bytes, bytes]]) -> bytes:
+    """The payload as it was stored; where it is not that any more, bytes that no state has."""
+    payload = bytes(row.payload)
+    return payload if _digest(payload) == row.digest else b"damaged" + payload
 
 
 def _digest(payload: bytes) -> bytes:

@@ -1,4 +1,8 @@
-"""The read models' tables. Everything in them is derived from the log and can be made again from it."""
+"""The read models' tables. Everything in them is derived from the log and can be made again from it.
+
+The history's rows belong to a generation. A model that is made anew is a generation of its own beside the live one,
+and becomes live by a change of the checkpoint row that names it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ checkpoints = Table(
     metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("projection", Text, primary_key=True),
-    Column("model_version", Integer, nullable=False),
+    Column("model_version", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, nullable=False),
     Column("position", BigInteger, nullable=False),
 )
 
@@ -21,6 +26,7 @@ reservations = Table(
     "allowance_reservations",
     metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("reservation_id", BigInteger, nullable=False),
     Column("miner_ss58", Text, nullable=False),
@@ -52,6 +58,7 @@ reserved_blocks = Table(
     "allowance_reserved_blocks",
     metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, primary_key=True, autoincrement=False),
     Column("bucket", BigInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("first_block", BigInteger, primary_key=True, autoincrement=False),
@@ -59,14 +66,16 @@ reserved_blocks = Table(
     sqlite_with_rowid=False,
 )
 
-Index(
-    "allowance_reservations_account",
-    reservations.c.ledger,
-    reservations.c.miner_ss58,
-    reservations.c.executor_class,
-    reservations.c.position,
-)
-Index("allowance_reservations_class", reservations.c.ledger, reservations.c.executor_class, reservations.c.position)
-Index("allowance_reservations_job", reservations.c.ledger, reservations.c.job_uuid, reservations.c.position)
-Index("allowance_reservations_status", reservations.c.ledger, reservations.c.status, reservations.c.position)
-Index("allowance_reservations_time", reservations.c.ledger, reservations.c.reserved_at_ns, reservations.c.position)
+
+def _index(*columns: str) -> None:
+    Index(
+        f"allowance_reservations_{columns[0]}",
+        *(reservations.c[column] for column in ("ledger", "generation", *columns, "position")),
+    )
+
+
+_index("miner_ss58", "executor_class")
+_index("executor_class")
+_index("job_uuid")
+_index("status")
+_index("reserved_at_ns")

@@ -23,7 +23,9 @@ from ledger import (
     NotEnoughAllowanceException,
     OutcomeUnknown,
     PositionOutOfRange,
+    ProjectionStopped,
     ReadOnlyLedger,
+    RebuildOvertaken,
     Reservation,
     ReservationAlreadyReleased,
     ReservationAlreadySpent,
@@ -33,15 +35,15 @@ from ledger import (
     StorageUnavailable,
     TimeOutOfRange,
 )
-from projections import Candidate, Page
+from projections import Bookkeeper, Candidate, Difference, Page, RebuildReport, Receipt, ReceiptOutcome
 
 from .book import Allowance, Health
 from .explain import Considered, Explanation
 from .past import Past
 from .pick import JobRoute
-from .questions import Usage
 from .router import TRUSTED_MINER_FAKE_KEY, Routing
 from .singletons import allowance, configure, reset, routing
+from .sums import ClassTotals, Overview, Usage
 
 __all__ = [
     "TRUSTED_MINER_FAKE_KEY",
@@ -49,12 +51,15 @@ __all__ = [
     "Allowance",
     "AllowanceException",
     "BlockFact",
+    "Bookkeeper",
     "Candidate",
     "CannotReserveAllowanceException",
     "ChainFeedStale",
+    "ClassTotals",
     "ConflictingFact",
     "Considered",
     "CorruptLedger",
+    "Difference",
     "Explanation",
     "Health",
     "IdempotencyConflict",
@@ -72,10 +77,16 @@ __all__ = [
     "NewerLedger",
     "NotEnoughAllowanceException",
     "OutcomeUnknown",
+    "Overview",
     "Page",
     "Past",
     "PositionOutOfRange",
+    "ProjectionStopped",
     "ReadOnlyLedger",
+    "RebuildOvertaken",
+    "RebuildReport",
+    "Receipt",
+    "ReceiptOutcome",
     "Reservation",
     "ReservationAlreadyReleased",
     "ReservationAlreadySpent",

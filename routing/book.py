@@ -41,6 +41,7 @@ from ledger import (
     Store,
     amount,
     current_runtime,
+    dump,
     integer,
     job_name,
     name,
@@ -49,7 +50,16 @@ from ledger import (
     store_for,
     stored_reservation,
 )
-from projections import Availability, History, Snapshots, describe_conflict, schema
+from projections import (
+    Availability,
+    History,
+    ProgressReport,
+    Rebuild,
+    RebuildReport,
+    Snapshots,
+    describe_conflict,
+    schema,
+)
 
 from .past import Past, moment_of
 from .questions import Questions, Sources, checked_id
@@ -64,12 +74,17 @@ log = logging.getLogger("allowance.ledger")
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How a ledger is: `projection_lag` counts events that the history model has yet to take."""
+    """How a ledger is.
+
+    `projection_lag` counts events that the history model has yet to take; `projection_error` says what keeps it from
+    taking the next ones, if anything does.
+    """
 
     database: str
     schema_version: int
     position: int
     projection_lag: int
+    projection_error: str | None
     newest_block: int | None
     newest_block_age_seconds: float | None
     reserved: int
@@ -100,12 +115,22 @@ class _Opened:
         await self.actor.close()
         if self._caring is not None:
             await asyncio.wait([self._caring])
+        self.runtime.not_at_fork(self.store.parked)
         await self.store.close()
 
     async def _take_snapshot(self, every_rows: int) -> None:
         taken = await self.actor.ask(lambda state, _: self.snapshots.take(state, every_rows))
         if taken is not None:
             await self.snapshots.save(taken)
+
+    async def rebuild(self, progress: ProgressReport | None) -> RebuildReport:
+        """Makes everything derived anew; the state in memory too, where it is not what the log says."""
+        rebuild = Rebuild(self.store, self.snapshots)
+        report = await rebuild.run(progress)
+        position, payload = await self.actor.ask(lambda state, _: (state.position, dump(state)))
+        if not await rebuild.compare_state(position, payload):
+            await self.actor.adopt(rebuild.state)
+        return rebuild.report_with(report)
 
     def _look_after(self, state: Availability) -> None:
         """After a commit: keeps the derived tables near the log, a piece at a time, beside the next batches."""
@@ -123,6 +148,17 @@ class _Opened:
             # What is derived can wait: readers fold the tail themselves, and the next commit tries again.
             log.warning("the read models could not be brought up to date", exc_info=True)
 
+
+_guard = threading.Lock()
+"""Held while any ledger of the process begins to open or to close."""
+
+
+def _renew_guard() -> None:
+    global _guard  # noqa: PLW0603 - a forked child must not inherit it as another thread held it
+    _guard = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_guard)
 
 _left_to_parents: list[_Opened] = []
 """What a forked child found open: its parent's, never closed here, since closing would touch the parent's locks."""
@@ -158,7 +194,6 @@ class Allowance(Questions):
         self._opened: _Opened | None = None
         self._opening: Future[_Opened] | None = None
         self._opening_pid = 0
-        self._guard = threading.Lock()
         self._closed = False
         store_for(database_url, self._validator_ss58, read_only=read_only)
 
@@ -194,10 +229,15 @@ class Allowance(Questions):
 
     async def close(self) -> None:
         """Finishes the changes under way and lets go of the database."""
-        self._closed = True
-        opened, self._opened, self._opening = self._opened, None, None
-        if opened is not None and opened.pid == os.getpid():
-            await opened.runtime.run(opened.close())
+        with _guard:
+            self._closed = True
+            opening = self._opening if self._opening_pid == os.getpid() else None
+            self._opening = None
+        if opening is not None:
+            with suppress(AllowanceException):  # who waited for the opening is told that it failed
+                opened = await asyncio.shield(asyncio.wrap_future(opening))
+                await opened.runtime.run(opened.close())
+        self._opened = None
 
     @property
     def validator_ss58(self) -> str:
@@ -310,16 +350,30 @@ class Allowance(Questions):
         position, newest, age_ns, reserved, overdue = await self._ask(look)
         opened = await self._ready()
         lag = await opened.runtime.run(opened.history.lag(position))
+        stopped = await opened.runtime.run(opened.history.stopped()) if lag else None
         return Health(
             self._database_url.partition("://")[0],
             SCHEMA_VERSION,
             position,
             lag,
+            None if stopped is None else str(stopped),
             newest or None,
             seconds(age_ns) if newest else None,
             reserved,
             overdue,
         )
+
+    async def rebuild(self, progress: ProgressReport | None = None) -> RebuildReport:
+        """Makes the history and the snapshots anew from the log, beside what is there, and puts them in its place.
+
+        Reads and changes go on meanwhile. Answers where what was there was not what the log says. `progress` is
+        called with (events read, events there are), on a thread of the library's. Raises `RebuildOvertaken`,
+        `ProjectionStopped`, `CorruptLedger`, `ReadOnlyLedger`.
+        """
+        if self._read_only:
+            raise ReadOnlyLedger("rebuild")
+        opened = await self._ready()
+        return await opened.runtime.run(opened.rebuild(progress))
 
     async def counters(self) -> dict[str, int]:
         """What this process has done to the ledger since it was opened: batches, commands, conflicts, …"""
@@ -362,12 +416,11 @@ class Allowance(Questions):
         return await asyncio.shield(asyncio.wrap_future(self._open_once()))
 
     def _open_once(self) -> Future[_Opened]:
-        if self._closed:
-            raise LedgerClosed
-        if self._opening_pid != os.getpid():
-            self._guard = threading.Lock()
-            self._opening, self._opening_pid = None, os.getpid()
-        with self._guard:
+        with _guard:
+            if self._closed:
+                raise LedgerClosed
+            if self._opening_pid != os.getpid():
+                self._opening, self._opening_pid = None, os.getpid()
             failed = self._opening is not None and self._opening.done() and self._opening.exception() is not None
             if self._opening is None or failed:
                 here = current_runtime()
@@ -380,6 +433,7 @@ class Allowance(Questions):
                 raise StorageUnavailable("a ledger in memory does not survive a fork; open one in the child")
             _left_to_parents.append(self._opened)
         store = store_for(self._database_url, self._validator_ss58, read_only=self._read_only)
+        here.at_fork(store.parked)
         try:
             await store.open(None if self._read_only else schema())
             opened = _Opened(here, store, self._clock_ns, self._validator_ss58, read_only=self._read_only)
@@ -387,6 +441,7 @@ class Allowance(Questions):
                 settings = None if self._settings is None else self._settings.to_recorded()
                 await opened.actor.change(RecordSettings(self._validator_ss58, settings))
         except BaseException:
+            here.not_at_fork(store.parked)
             await store.close()
             raise
         self._opened = opened

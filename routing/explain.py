@@ -13,11 +13,13 @@ from ledger import (
     Reservation,
     ReservationNotFound,
     Row,
+    Settlement,
     Store,
     decode,
     instant,
     reservation_position,
     seconds,
+    status_after,
 )
 from projections import Availability, Entry, drawn, folded_to
 
@@ -66,7 +68,7 @@ async def explained(store: Store, reservation: Reservation) -> Explanation:
     if row is None or not isinstance(event, AllowanceReserved):
         raise ReservationNotFound(reservation.reservation_id)
     decided_at_ns = event.decided_at_ns if event.decided_at_ns is not None else row.recorded_at_ns
-    before = await _seen_position(store, row)
+    before = await _seen_position(store, row, decided_at_ns)
     considered: list[Considered] = []
     if event.axon is not None:
         state = await folded_to(store, before)
@@ -110,17 +112,29 @@ def _considered(state: Availability, order: list[Entry], claimed_ss58: str, now_
     return considered
 
 
-async def _seen_position(store: Store, row: Row) -> int:
+async def _seen_position(store: Store, claim: Row, decided_at_ns: int) -> int:
     """The last position before the claim; the expiries that it appended ahead of itself are its own."""
-    position = row.position - 1
-    while position > 0:
-        before = await _row(store, position)
-        if before is None or before.stream != row.stream or before.settles is None:
-            break
-        if b'"reservation-expired"' not in before.payload:
-            break
+    position = claim.position - 1
+    while position > 0 and await _is_own_expiry(store, claim, position, decided_at_ns):
         position -= 1
     return position
+
+
+async def _is_own_expiry(store: Store, claim: Row, position: int, decided_at_ns: int) -> bool:
+    """Whether an event before a claim may be an expiry that the claim brought.
+
+    One of the same account that stood there before it looks the same. It makes no difference: what is overdue
+    counts as little as what has expired. Where the clock had gone back, and it does, it was not the claim's.
+    """
+    row = await _row(store, position)
+    if row is None or row.stream != claim.stream or row.settles is None:
+        return False
+    settlement = decode(position, row.payload)
+    if not isinstance(settlement, Settlement) or status_after(settlement) != "expired":
+        return False
+    made = await _row(store, row.settles)
+    event = None if made is None else decode(made.position, made.payload)
+    return isinstance(event, AllowanceReserved) and event.expires_at_ns <= decided_at_ns
 
 
 async def _row(store: Store, position: int) -> Row | None:

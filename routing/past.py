@@ -21,7 +21,7 @@ from ledger import (
     reservation_position,
     stored_reservation,
 )
-from projections import Availability, folded_to
+from projections import Availability, ProgressReport, folded_to
 
 from .questions import Questions, Sources
 
@@ -43,6 +43,14 @@ class Past(Questions):
         self._find_sources = sources
         self._moment = moment
         self._folding: asyncio.Task[tuple[Availability, int]] | None = None
+
+    async def fold(self, progress: ProgressReport | None = None) -> None:
+        """Goes to that moment now instead of at the first question, and tells how far it has come.
+
+        `progress` is called with (events read, events there are to read), on a thread of the library's.
+        """
+        sources = await self._sources()
+        await sources.runtime.run(self._folded(sources, progress))
 
     async def _sources(self) -> Sources:
         return await self._find_sources()
@@ -66,25 +74,24 @@ class Past(Questions):
                 del rows[key]
         return stored_reservation(known, sources.validator_ss58)
 
-    async def _folded(self, sources: Sources) -> tuple[Availability, int]:
+    async def _folded(self, sources: Sources, progress: ProgressReport | None = None) -> tuple[Availability, int]:
         """The state of that moment and its clock; folded once, on the runtime's loop."""
         if self._folding is None or (self._folding.done() and self._folding.exception() is not None):
-            self._folding = asyncio.get_running_loop().create_task(_fold(sources, self._moment))
+            self._folding = asyncio.get_running_loop().create_task(_fold(sources.store, self._moment, progress))
         return await asyncio.shield(self._folding)
 
 
-async def _fold(sources: Sources, moment: Moment) -> tuple[Availability, int]:
-    store = sources.store
+async def _fold(store: Store, moment: Moment, progress: ProgressReport | None) -> tuple[Availability, int]:
     head = await store.head()
     if moment.position is not None:
         if not 1 <= moment.position <= head.position:
             raise PositionOutOfRange(f"position {moment.position}", 1, head.position)
-        state = await folded_to(store, moment.position)
+        state = await folded_to(store, moment.position, progress)
         return state, state.recorded_at_ns
     if moment.at_ns is not None:
         position = await _last_recorded_by(store, head, moment.at_ns)
-        return await folded_to(store, position), moment.at_ns
-    return await _before_higher_block(store, moment.block or 0)
+        return await folded_to(store, position, progress), moment.at_ns
+    return await _before_higher_block(store, moment.block or 0, head.position, progress)
 
 
 async def _last_recorded_by(store: Store, head: Head, at_ns: int) -> int:
@@ -106,7 +113,9 @@ async def _last_recorded_by(store: Store, head: Head, at_ns: int) -> int:
     return low
 
 
-async def _before_higher_block(store: Store, block: int) -> tuple[Availability, int]:
+async def _before_higher_block(
+    store: Store, block: int, head: int, progress: ProgressReport | None
+) -> tuple[Availability, int]:
     """The state just before the first event about a higher block; its clock stands at the event before that."""
     state = Availability()
     newest = 0
@@ -120,6 +129,8 @@ async def _before_higher_block(store: Store, block: int) -> tuple[Availability, 
                 return state, state.recorded_at_ns
             newest = max(newest, about)
             state.evolve(row, event)
+        if progress is not None:
+            progress(state.position, head)
         await asyncio.sleep(0)
     if block > newest:
         raise PositionOutOfRange(f"block {block}", "the first recorded", newest)

@@ -26,11 +26,11 @@ from ledger import (
     integer,
     job_name,
     name,
-    seconds,
 )
-from projections import Availability, Candidate, Filters, History, Page
+from projections import Availability, Bookkeeper, Candidate, Filters, History, Page
 
 from .explain import Explanation, explained
+from .sums import Overview, Usage, overview_of, usage_of
 
 R = TypeVar("R")
 
@@ -44,18 +44,6 @@ class Sources(NamedTuple):
     store: Store
     history: History
     validator_ss58: str
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """An account's allowance from `first_block` on, in executor-seconds, and what took its blocks."""
-
-    miner_ss58: str
-    executor_class: str
-    first_block: int
-    total_seconds: float
-    available_seconds: float
-    unspent_seconds: float
-    reservations: list[Reservation]
 
 
 class Questions(ABC):
@@ -166,6 +154,21 @@ class Questions(ABC):
         takers.sort(key=lambda reservation: reservation.reservation_id)
         return msgspec.structs.replace(usage, reservations=takers)
 
+    async def overview(self) -> Overview:
+        """What the ledger knows and holds, summed up."""
+        return await self._ask(overview_of)
+
+    async def receipts(self, keeper: Bookkeeper | None = None) -> Bookkeeper:
+        """A bookkeeper for the receipts of other validators, who knows the facts recorded by now.
+
+        Given one, that one is brought up to date, and what it has spent stays spent.
+        """
+        keeper = Bookkeeper() if keeper is None else keeper
+        head = (await self.head()).position
+        sources = await self._sources()
+        await sources.runtime.run(keeper.follow(sources.store, head))
+        return keeper
+
     async def _all(self, miner_ss58: str, executor_class: str, status: Status) -> AsyncIterator[Reservation]:
         after: str | None = None
         while True:
@@ -199,24 +202,6 @@ class Questions(ABC):
     async def head(self) -> Head:
         """The log's position and hash; noted elsewhere, they let `verify` find every later change of the log."""
         return await self._ask(lambda state, _: Head(state.position, state.hash, state.recorded_at_ns))
-
-
-def usage_of(state: Availability, miner_ss58: str, executor_class: str, now_ns: int) -> Usage:
-    """The sums of an account in the window of a job that starts at the newest block."""
-    window_start = state.window_start(state.chain.blocks.newest)
-    account = state.chain.classes.get(executor_class, {}).get(miner_ss58)
-    if account is None:
-        return Usage(miner_ss58, executor_class, max(1, window_start), 0.0, 0.0, 0.0, [])
-    measure = account.measure(state.chain.blocks, window_start, now_ns)
-    return Usage(
-        miner_ss58,
-        executor_class,
-        max(1, window_start, account.floor),
-        seconds(measure.total_ns),
-        seconds(measure.available_ns),
-        seconds(account.unspent_ns(state.chain.blocks, window_start)),
-        [],
-    )
 
 
 def checked_id(value: object) -> int:

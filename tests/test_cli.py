@@ -170,19 +170,13 @@ def test_every_example_is_understood() -> None:
             assert build_parser().parse_args(words).command == command.name
 
 
-def test_help_answers_at_once() -> None:
-    """`allowance --help` takes less than 300 ms, and loads no database toolkit."""
+def test_help_loads_no_database_toolkit() -> None:
+    """`allowance --help` imports nothing that it does not need, which is what makes it answer at once."""
     code = (
         "import sys; from routing.cli import main; code = main(['--help']);"
         "sys.exit(code or any(name in sys.modules for name in ('sqlalchemy', 'sqlite3', 'aiosqlite')))"
     )
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-        best = min(best, time.perf_counter() - started)
-
-    assert best < 0.3
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
 # Usage

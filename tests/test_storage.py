@@ -274,7 +274,7 @@ async def test_the_database_refuses_to_change_the_past(url: str, statement: str)
         pass
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     rows = connection.execute("SELECT * FROM allowance_events").fetchall()
-    with pytest.raises(sqlite3.IntegrityError, match="never|dense"):
+    with pytest.raises(sqlite3.IntegrityError, match=r"never|dense"):
         connection.execute(statement)
     assert connection.execute("SELECT * FROM allowance_events").fetchall() == rows
     connection.close()

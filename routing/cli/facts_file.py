@@ -86,7 +86,7 @@ class FactLines:
         """Turns one line into its fact. Raises `ValueError` with what is wrong."""
         line = _decoder.decode(text)
         # A repeated name would silently replace the value before it.
-        json.loads(text, object_pairs_hook=_refuse_repeated_names)
+        json.loads(text, object_pairs_hook=refuse_repeated_names)
         if isinstance(line, _ManifestsLine):
             return ManifestsFact(block=line.block, manifests=line.manifests)
         return self._block(line)
@@ -110,7 +110,7 @@ def numbered_facts(stream: BufferedIOBase, *, batch_facts: int = BATCH_FACTS) ->
     """
     lines = FactLines()
     number = 0
-    for arrived in _lines_as_they_arrive(stream):
+    for arrived in lines_as_they_arrive(stream):
         batch: list[NumberedFact] = []
         for text in arrived:
             number += 1
@@ -130,11 +130,11 @@ def numbered_facts(stream: BufferedIOBase, *, batch_facts: int = BATCH_FACTS) ->
 
 def bad_line(number: int, text: bytes, error: Exception) -> BadLine:
     """Says in words what is wrong with a line and what would be right."""
-    problem = _problem(text, error)
+    problem = problem_of(text, error)
     return BadLine(number, problem, _expected(problem))
 
 
-def _lines_as_they_arrive(stream: BufferedIOBase) -> Iterator[list[bytes]]:
+def lines_as_they_arrive(stream: BufferedIOBase) -> Iterator[list[bytes]]:
     """Yields the lines that each read completes, so that a live feed is not held back until a batch is full."""
     pieces: list[bytes] = []
     waiting_bytes = 0
@@ -166,7 +166,7 @@ def _miners(entries: Iterable[_MinerEntry]) -> list[Miner]:
     return miners
 
 
-def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) < len(pairs):
         seen: set[str] = set()
@@ -177,7 +177,7 @@ def _refuse_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return names
 
 
-def _problem(text: bytes, error: Exception) -> str:
+def problem_of(text: bytes, error: Exception) -> str:
     if len(text) > LONGEST_LINE_BYTES:
         return f"longer than {LONGEST_LINE_BYTES:,} bytes"
     if isinstance(error, UnicodeDecodeError):

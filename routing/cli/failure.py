@@ -71,6 +71,7 @@ def exit_code(error: Exception) -> int:
         known.LedgerOverloaded,
         known.NewerLedger,
         known.OutcomeUnknown,
+        known.ProjectionStopped,
         known.StorageUnavailable,
     )
     if isinstance(error, unusable):

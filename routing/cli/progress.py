@@ -30,8 +30,9 @@ class Progress:
         if self._watched and self._drawn:
             self._write("\r\x1b[K")
 
-    def show(self, done: int, rate: str = "") -> None:
+    def show(self, done: int, rate: str = "", *, total: int | None = None) -> None:
         """Redraws the line, at most ten times a second."""
+        self._total = self._total if total is None else total
         now = time.monotonic()
         if not self._watched or now - self._drawn < REDRAW_SECONDS:
             return

@@ -62,6 +62,8 @@ class Call(NamedTuple):
     worker: str
     wish: Wish
     outcome: Outcome | None
+    asked_again: bool = False
+    """Whether the outcome is that of asking what became of it: the call itself may have been done or not."""
 
     @property
     def unknown(self) -> bool:

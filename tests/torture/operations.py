@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from routing import Allowance, AllowanceException, JobRoutingException, OutcomeUnknown, Routing
+from routing import Allowance, AllowanceException, JobRoutingException, OutcomeUnknown, Reservation, Routing
 
 from . import network
 from .diary import Answer, Outcome, Wish
@@ -25,36 +25,40 @@ async def perform(plan: Plan, book: Allowance, wish: Wish) -> Answer:
     """Makes the call; raises what it raises."""
     match wish.what:
         case "pick":
-            route = await Routing(book).pick_miner_for_job_request(
-                _Request(str(wish.job), network.CLASS, wish.amount)
-            )
+            request = _Request(str(wish.job), network.CLASS, wish.amount)
+            route = await Routing(book).pick_miner_for_job_request(request)
             return Answer(route.allowance_reservation_id or 0, route.miner.hotkey_ss58, route.allowance_blocks or [])
-        case "reserve":
-            made = await book.reserve(
-                str(wish.miner), network.CLASS, wish.amount, wish.number, job_uuid=wish.job, idempotency_key=wish.key
-            )
-            return Answer(made.reservation_id, made.miner_ss58, made.blocks)
-        case "spend" | "release":
-            settle = book.spend if wish.what == "spend" else book.release
-            ended = await settle(wish.reservation_id, idempotency_key=wish.key)
-            return Answer(ended.reservation_id, ended.miner_ss58, ended.blocks)
         case "expire":
             return Answer(expired=[each.reservation_id for each in await book.expire_due()])
-        case "block":
-            miners = network.miners(wish.number, plan.miners)
-            created_at = network.created_at(wish.number)
-            return Answer(position=await book.record_block(wish.number, created_at, miners, network.STAKES))
-        case "sync":
-            manifests = network.manifests(wish.number, plan.miners, plan.seed)
-            return Answer(position=await book.record_manifests(wish.number, manifests))
-        case "look":
-            found = await book.reservation(wish.reservation_id)
-            return Answer(found.reservation_id, found.miner_ss58, found.blocks)
+        case "block" | "sync":
+            return Answer(position=await _record(plan, book, wish))
         case "list":
             await book.history(limit=5)
-            return Answer()
+            return Answer(position=await book.current_block() or 0)
         case _:
-            raise ValueError(wish.what)
+            reservation = await _reservation(book, wish)
+            return Answer(reservation.reservation_id, reservation.miner_ss58, reservation.blocks)
+
+
+async def _reservation(book: Allowance, wish: Wish) -> Reservation:
+    match wish.what:
+        case "reserve":
+            return await book.reserve(
+                str(wish.miner), network.CLASS, wish.amount, wish.number, job_uuid=wish.job, idempotency_key=wish.key
+            )
+        case "spend":
+            return await book.spend(wish.reservation_id, idempotency_key=wish.key)
+        case "release":
+            return await book.release(wish.reservation_id, idempotency_key=wish.key)
+        case _:
+            return await book.reservation(wish.reservation_id)
+
+
+async def _record(plan: Plan, book: Allowance, wish: Wish) -> int:
+    if wish.what == "sync":
+        return await book.record_manifests(wish.number, network.manifests(wish.number, plan.miners, plan.seed))
+    miners = network.miners(wish.number, plan.miners)
+    return await book.record_block(wish.number, network.created_at(wish.number), miners, network.STAKES)
 
 
 async def attempt(plan: Plan, book: Allowance, n: int, wish: Wish) -> Outcome:

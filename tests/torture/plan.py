@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import msgspec
 
-ROOT = Path(__file__).parents[2]
-
 
 class Plan(msgspec.Struct, frozen=True):
-    """How many do what for how long. A run ends after `seconds`, or when `claims` claims stand in the log."""
+    """How many do what for how long. A run ends after `seconds`, or when `claims` claims stand in the log.
+
+    With a `fault`, it also ends when nothing comes of the workers any more.
+    """
 
     url: str
     directory: str
@@ -22,10 +22,10 @@ class Plan(msgspec.Struct, frozen=True):
     callers: int = 6
     """Concurrent callers in each process."""
     miners: int = 4
-    kills: int = 6
-    """Worker processes killed with SIGKILL, spread over the run; each is started again."""
-    disturbances: int = 0
-    """Times that the database itself is disturbed, in ways that its engine knows."""
+    kills_per_second: float = 2.0
+    """Worker processes killed with SIGKILL; each is started again."""
+    disturbances_per_second: float = 0.0
+    """How often the database itself is disturbed, in ways that its engine knows."""
     fault: str | None = None
     """The defect that the workers are given, by its name in `faults`."""
 
@@ -39,7 +39,6 @@ class Plan(msgspec.Struct, frozen=True):
         """Where the reader keeps the rows that it received."""
         return Path(self.directory) / "received.jsonl"
 
-    def command(self, module: str, *arguments: object) -> list[str]:
-        """What starts a module of the harness on this plan, in a process of its own."""
-        plan = msgspec.json.encode(self).decode()
-        return [sys.executable, "-m", f"tests.torture.{module}", plan, *map(str, arguments)]
+    def errors(self, name: str) -> Path:
+        """Where a process of that name writes what it cannot tell otherwise."""
+        return Path(self.directory) / f"{name}.err"

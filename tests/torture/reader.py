@@ -52,9 +52,11 @@ class Reader:
             await asyncio.sleep(0 if rows else PAUSE_S)
 
 
-async def _main(plan: Plan) -> None:
+async def _follow(plan: Plan) -> None:
     await Reader(plan).follow()
 
 
-if __name__ == "__main__":
-    asyncio.run(_main(msgspec.json.decode(sys.argv[1], type=Plan)))
+def main(plan: Plan, name: str) -> None:
+    """What the process does."""
+    sys.stderr = plan.errors(name).open("a", buffering=1)
+    asyncio.run(_follow(plan))

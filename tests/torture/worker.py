@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import random
 import signal
 import sys
 import time
-from contextlib import suppress
-
-import msgspec
 
 from routing import Allowance, AllowanceException
 
@@ -29,23 +27,21 @@ MOST_LIVE = 40
 class Worker:
     """One life of one worker: its callers share a ledger, a diary and the reservations that they hold."""
 
-    def __init__(self, plan: Plan, name: str, book: Allowance) -> None:
+    def __init__(self, plan: Plan, name: str, book: Allowance, diary: Diary, stop: asyncio.Event) -> None:
         self.plan = plan
         self.name = name
         self.book = book
+        self.diary = diary
+        self.stop = stop
         self.rng = random.Random(f"{plan.seed} {name}")
-        self.diary = Diary(plan.diaries / f"{name}.jsonl")
-        self.stop = asyncio.Event()
         self.live: list[int] = []
         self.wishes = 0
         self.newest = network.FIRST_BLOCKS
 
     async def work(self) -> None:
         """All callers at once, until stopped."""
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(signal_number, self.stop.set)
+        await self._call(Wish("list"))
         await asyncio.gather(*(self._call_on_and_on() for _ in range(self.plan.callers)))
-        await self.book.close()
 
     async def _call_on_and_on(self) -> None:
         while not self.stop.is_set():
@@ -79,14 +75,14 @@ class Worker:
         answer = outcome.answer
         if answer is not None and wish.what in ("pick", "reserve") and len(self.live) < MOST_LIVE:
             self.live.append(answer.reservation_id)
-        if wish.what == "block":
-            self.newest = max(self.newest, wish.number)
+        if answer is not None and wish.what in ("block", "list"):
+            self.newest = max(self.newest, wish.number, answer.position if wish.what == "list" else 0)
 
     def _wish(self) -> Wish:
         self.wishes += 1
         choose = self.rng.choices(
             ("pick", "shared", "reserve", "settle", "expire", "block", "sync", "look", "list"),
-            (30, 8, 18, 34, 3, 14, 2, 6, 1),
+            (30, 8, 18, 34, 3, 10, 4, 5, 3),
         )[0]
         wish: Wish = getattr(self, f"_{choose}")()
         return wish
@@ -133,20 +129,31 @@ class Worker:
         return Wish("list")
 
 
-async def _opened(plan: Plan) -> Allowance:
-    """The ledger, as soon as its database answers."""
-    while True:
-        with suppress(AllowanceException):
+async def _opened(plan: Plan, stop: asyncio.Event) -> Allowance | None:
+    """The ledger, as soon as its database answers; None where that is not before the end."""
+    while not stop.is_set():
+        try:
             return await Allowance.open(plan.url, validator_ss58=network.ME)
+        except AllowanceException as away:
+            sys.stderr.write(f"opening: {away!r}\n")
         await asyncio.sleep(0.05)
+    return None
 
 
-async def _main(plan: Plan, name: str) -> None:
-    await Worker(plan, name, await _opened(plan)).work()
+async def _work(plan: Plan, name: str) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    diary = Diary(plan.diaries / f"{name}.jsonl")
+    book = await _opened(plan, stop)
+    if book is not None:
+        await Worker(plan, name, book, diary, stop).work()
+        await book.close()
 
 
-if __name__ == "__main__":
-    given = msgspec.json.decode(sys.argv[1], type=Plan)
-    if given.fault is not None:
-        faults.bring_about(given.fault)
-    asyncio.run(_main(given, sys.argv[2]))
+def main(plan: Plan, name: str) -> None:
+    """What the process does."""
+    sys.stderr = plan.errors(name).open("a", buffering=1)
+    faulthandler.enable(sys.stderr)
+    if plan.fault is not None:
+        faults.bring_about(plan.fault)
+    asyncio.run(_work(plan, name))

@@ -4,7 +4,7 @@ To add one, write its module and name it in `COMMANDS`, the order in which help 
 """
 
 from ..command import Command
-from . import demo, health, history, import_facts, miners, pick, settle, show
+from . import demo, explain, health, history, import_facts, miners, pick, rebuild, receipts, replay, settle, show, why
 
 COMMANDS: tuple[Command, ...] = (
     demo.COMMAND,
@@ -15,5 +15,10 @@ COMMANDS: tuple[Command, ...] = (
     settle.RELEASE,
     history.COMMAND,
     show.COMMAND,
+    explain.COMMAND,
+    why.COMMAND,
+    replay.COMMAND,
+    receipts.COMMAND,
+    rebuild.COMMAND,
     health.COMMAND,
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..command import Command
 from ..inputs import moment, whole_number
+from ..moments import add_moment, at_moment
 from ..output import Output
 from ..render import time_text
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"this many (default: {PAGE_ITEMS})",
     )
     amount.add_argument("--all", action="store_true", help="page after page, until the end")
+    add_moment(parser, prefix="at-")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -45,10 +47,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     from ..connection import connected
 
     with connected(arguments, read_only=True) as connection:
+        book = at_moment(connection.book, arguments)
         cursor = arguments.after
         while True:
             page = connection.run(
-                connection.book.history(
+                book.history(
                     miner_ss58=arguments.miner,
                     executor_class=arguments.executor_class,
                     job_uuid=arguments.job,
@@ -106,6 +109,7 @@ COMMAND = Command(
         "allowance history --limit 20",
         "allowance history --miner 5Grwva… --status spent --from 2024-01-01T00:00:00Z",
         "allowance history --block 1722 --oldest-first",
+        "allowance history --status reserved --at-position 1000",
         "allowance history --all --json > reservations.jsonl",
     ),
     add_arguments=add_arguments,

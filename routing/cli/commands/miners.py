@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..command import Command
 from ..failure import WrongUsage
 from ..inputs import seconds, whole_number
+from ..moments import add_moment, at_moment
 from ..output import Output
 from ..render import percent_text, seconds_text
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor-class", metavar="CLASS", help="the kind of machine that the job needs")
     parser.add_argument("--seconds", type=seconds, metavar="S", help="the executor-seconds that the job needs")
     parser.add_argument("--block", type=whole_number, metavar="B", help="the job's start (default: the newest block)")
+    add_moment(parser, prefix="at-")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -35,14 +37,14 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         if all(described):
             _list_candidates(connection, arguments, out)
         else:
-            _list_registered(connection, out)
+            _list_registered(connection, arguments, out)
     return 0
 
 
 def _list_candidates(connection: Connection, arguments: argparse.Namespace, out: Output) -> None:
     from ..documents import candidate_document
 
-    book = connection.book
+    book = at_moment(connection.book, arguments)
     block = arguments.block or connection.run(book.current_block()) or 1
     candidates = connection.run(book.find_miners(arguments.seconds, arguments.executor_class, block))
     ranked = list(enumerate(candidates, start=1))
@@ -67,10 +69,10 @@ def _candidate_row(rank: int, candidate: Candidate) -> tuple[object, ...]:
     )
 
 
-def _list_registered(connection: Connection, out: Output) -> None:
+def _list_registered(connection: Connection, arguments: argparse.Namespace, out: Output) -> None:
     from ..documents import miner_document
 
-    book = connection.book
+    book = at_moment(connection.book, arguments)
     manifests = connection.run(book.manifests())
     miners = sorted(connection.run(book.miners()), key=lambda miner: miner.hotkey_ss58)
     if out.json_wanted:
@@ -101,6 +103,7 @@ COMMAND = Command(
         "allowance miners",
         "allowance miners --executor-class always_on.gpu-24gb --seconds 30",
         "allowance miners --executor-class always_on.gpu-24gb --seconds 30 --block 1722 --json",
+        "allowance miners --at-time 2024-01-01T12:00:00Z",
     ),
     add_arguments=add_arguments,
     run=run,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..command import Command
 from ..inputs import whole_number
+from ..moments import add_moment, at_moment
 from ..output import Output
 from ..render import block_ranges, labelled, seconds_text, time_text
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which reservation."""
     parser.add_argument("reservation_id", type=whole_number, metavar="ID", help="the id that `pick` answered with")
+    add_moment(parser, prefix="at-")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -26,7 +28,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     from ..documents import reservation_document
 
     with connected(arguments, read_only=True) as connection:
-        reservation = connection.run(connection.book.reservation(arguments.reservation_id))
+        reservation = connection.run(at_moment(connection.book, arguments).reservation(arguments.reservation_id))
     if out.json_wanted:
         out.document(reservation_document(reservation))
         return 0
@@ -64,7 +66,7 @@ def _ending(reservation: Reservation) -> tuple[str, str]:
 COMMAND = Command(
     name="show",
     summary="Show one reservation: its job, its blocks, when it was made and how it ended.",
-    examples=("allowance show 4711", "allowance show 4711 --json"),
+    examples=("allowance show 4711", "allowance show 4711 --json", "allowance show 4711 --at-block 1722"),
     add_arguments=add_arguments,
     run=run,
 )

@@ -1,0 +1,156 @@
+"""Receipts of other validators, checked against what this ledger knows of the chain.
+
+A receipt says that a validator ran a job on a miner and paid with certain blocks. The bookkeeper takes receipts in
+order and starts with nothing spent; our own reservations are no concern of its.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from ledger import InvalidInput, Store, TimeOutOfRange, amount, instant, instant_ns, integer, name, seconds
+
+from .grants import GrantTable
+
+Word = Literal["outside_range", "double_spent", "invalidated", "without_grant", "spendable"]
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What a validator claims: a job that started then on that miner, of so many seconds, paid with these blocks.
+
+    `started_at` is aware; `allowance_seconds` are executor-seconds above 0; a block named twice counts once.
+    """
+
+    validator_ss58: str
+    miner_ss58: str
+    executor_class: str
+    started_at: datetime
+    blocks: list[int]
+    allowance_seconds: float
+
+
+class ReceiptOutcome(msgspec.Struct, frozen=True):
+    """What became of a receipt. Each offered block is in exactly one of the five lists, ascending.
+
+    `job_start_block` is the newest block at the job's start. Where the `spendable` blocks, worth
+    `spendable_seconds`, reach the amount, the receipt is `spent` and exactly they are `blocks`; else it is refused,
+    and `blocks` is empty.
+    """
+
+    receipt: Receipt
+    spent: bool
+    blocks: list[int]
+    job_start_block: int
+    spendable_seconds: float
+    outside_range: list[int]
+    double_spent: list[int]
+    invalidated: list[int]
+    without_grant: list[int]
+    spendable: list[int]
+
+
+class Payer(NamedTuple):
+    """The account that a receipt is paid from; its validator need not be ours."""
+
+    validator_ss58: str
+    miner_ss58: str
+    executor_class: str
+
+
+class Bookkeeper:
+    """Takes receipts in order; what one has spent, no later one on the same account can spend again.
+
+    It stands at one `position` of the log until it is brought further. Not for several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._grants = GrantTable()
+        self._spent: dict[Payer, set[int]] = {}
+
+    @property
+    def position(self) -> int:
+        """The last event of the log that it has seen."""
+        return self._grants.position
+
+    def take(self, receipt: Receipt) -> ReceiptOutcome:
+        """Checks a receipt and, where its spendable blocks are worth its amount, spends exactly those.
+
+        Raises `TimeOutOfRange` where the known blocks do not cover the job's start, and `InvalidInput`; neither
+        spends anything.
+        """
+        payer, started_at_ns, offered, amount_ns = _checked(receipt)
+        start = self._grants.newest_at(started_at_ns)
+        if start is None:
+            raise self._out_of_range(started_at_ns)
+        found: dict[Word, list[int]] = {
+            "outside_range": [],
+            "double_spent": [],
+            "invalidated": [],
+            "without_grant": [],
+            "spendable": [],
+        }
+        spendable_ns = 0
+        for block, word, granted_ns in self._classified(payer, start, offered):
+            found[word].append(block)
+            spendable_ns += granted_ns
+        spent = spendable_ns >= amount_ns
+        blocks = found["spendable"].copy() if spent else []
+        if blocks:
+            self._spent.setdefault(payer, set()).update(blocks)
+        return ReceiptOutcome(receipt, spent, blocks, start, seconds(spendable_ns), **found)
+
+    async def follow(self, store: Store, until: int) -> None:
+        """Takes the log's facts up to a position."""
+        while self.position < until:
+            for row in await store.read(self.position):
+                if row.position <= until:
+                    self._grants.fold(row)
+            await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
+
+    def _classified(self, payer: Payer, start: int, offered: Iterable[int]) -> Iterator[tuple[int, Word, int]]:
+        """Each block with the first word that applies to it, and what it may be spent for."""
+        settings = self._grants.settings
+        first = start - settings.block_expiry_blocks - settings.validation_leeway_lower_blocks
+        last = start + settings.validation_leeway_upper_blocks
+        floor = self._grants.floor_at(payer.miner_ss58, payer.executor_class, start)
+        spent = self._spent.get(payer, set())
+        for block in offered:
+            if not first <= block <= last:
+                yield block, "outside_range", 0
+            elif block in spent:
+                yield block, "double_spent", 0
+            elif block < floor:
+                yield block, "invalidated", 0
+            else:
+                granted_ns = self._grants.granted_ns(*payer, block)
+                yield block, "spendable" if granted_ns else "without_grant", granted_ns
+
+    def _out_of_range(self, at_ns: int) -> TimeOutOfRange:
+        span_ns = self._grants.span_ns()
+        first, last = (None, None) if span_ns is None else map(instant, span_ns)
+        return TimeOutOfRange(instant(at_ns), first, last)
+
+
+def _checked(receipt: Receipt) -> tuple[Payer, int, list[int], int]:
+    """The receipt's account, start, blocks (each once, ascending) and amount, made exact."""
+    if not isinstance(receipt, Receipt):
+        raise InvalidInput("receipt", receipt, "a Receipt")
+    payer = Payer(
+        name(receipt.validator_ss58, "validator_ss58"),
+        name(receipt.miner_ss58, "miner_ss58"),
+        name(receipt.executor_class, "executor_class"),
+    )
+    started_at_ns = instant_ns(receipt.started_at, "started_at")
+    blocks: object = receipt.blocks
+    if not isinstance(blocks, (list, tuple, set, frozenset, range)):
+        raise InvalidInput("blocks", blocks, "a list of block numbers")
+    offered = sorted({integer(block, "blocks", 0) for block in blocks})
+    amount_ns = amount(receipt.allowance_seconds, "allowance_seconds")
+    if amount_ns <= 0:
+        raise InvalidInput("allowance_seconds", receipt.allowance_seconds, "an amount above 0")
+    return payer, started_at_ns, offered, amount_ns

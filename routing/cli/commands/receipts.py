@@ -1,0 +1,111 @@
+"""`allowance receipts`: what other validators paid with, checked against the chain's facts."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..command import Command
+from ..failure import NO, error_fields, error_message, error_name
+from ..inputs import opened_input
+from ..output import Output
+from ..render import block_ranges, counted, seconds_text
+
+if TYPE_CHECKING:
+    from routing import Bookkeeper, ReceiptOutcome
+
+    from ..receipts_file import NumberedReceipt
+
+REASONS = ("outside_range", "double_spent", "invalidated", "without_grant")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the receipts are."""
+    parser.add_argument("file", metavar="RECEIPTS.jsonl", help="a receipt per line; `-` reads standard input")
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Takes the receipts in order, and tells what becomes of each."""
+    from ..connection import connected
+    from ..receipts_file import numbered_receipts
+
+    taken = refused = 0
+    with opened_input(arguments.file) as stream, connected(arguments, read_only=True) as connection:
+        keeper = connection.run(connection.book.receipts())
+        for numbered in numbered_receipts(stream):
+            taken += 1
+            refused += not _take(keeper, numbered, out)
+    out.note(f"{counted(taken, 'receipt')}, {refused:,} of them refused")
+    return NO if refused else 0
+
+
+def _take(keeper: Bookkeeper, numbered: NumberedReceipt, out: Output) -> bool:
+    """Tells what became of one receipt; whether it was spent."""
+    from routing import InvalidInput, TimeOutOfRange
+
+    from ..facts_file import BadLine
+    from ..receipts_file import EXAMPLE
+
+    try:
+        outcome = keeper.take(numbered.receipt)
+    except InvalidInput as error:
+        raise BadLine(numbered.line, error_message(error), EXAMPLE) from error
+    except TimeOutOfRange as error:
+        _tell_refusal(numbered, error, out)
+        return False
+    _tell(numbered, outcome, out)
+    return outcome.spent
+
+
+def _tell(numbered: NumberedReceipt, outcome: ReceiptOutcome, out: Output) -> None:
+    from ..documents import as_fields
+
+    if out.json_wanted:
+        out.document({"line": numbered.line, **as_fields(outcome), "error": None})
+        return
+    required = seconds_text(outcome.receipt.allowance_seconds)
+    reasons = "".join(
+        f"; {reason.replace('_', ' ')}: {block_ranges(blocks)}"
+        for reason in REASONS
+        if (blocks := getattr(outcome, reason))
+    )
+    if outcome.spent:
+        out.line(
+            f"line {numbered.line}: spent {block_ranges(outcome.blocks)},"
+            f" {seconds_text(outcome.spendable_seconds)} for {required}{reasons}"
+        )
+    else:
+        spendable = seconds_text(outcome.spendable_seconds)
+        out.line(f"line {numbered.line}: refused, {spendable} for {required}{reasons}")
+
+
+def _tell_refusal(numbered: NumberedReceipt, error: Exception, out: Output) -> None:
+    from ..documents import as_fields
+
+    name, message = error_name(error), error_message(error)
+    if out.json_wanted:
+        told = {"type": name, "message": message, "fields": error_fields(error)}
+        receipt = as_fields(numbered.receipt)
+        out.document({"line": numbered.line, "receipt": receipt, "spent": False, "blocks": [], "error": told})
+        return
+    out.line(f"line {numbered.line}: refused, {name}: {message}")
+
+
+COMMAND = Command(
+    name="receipts",
+    summary="Check the receipts of other validators against the chain's facts, in order.",
+    details=(
+        "A JSON object per line:\n"
+        '  {"validator_ss58":"5G…","miner_ss58":"5F…","executor_class":"always_on.gpu-24gb",\n'
+        '   "started_at":"2024-01-01T12:00:00Z","blocks":[1000,1001],"allowance_seconds":15.5}\n'
+        "A receipt spends its spendable blocks if they are worth its amount; nothing else is spent, and\n"
+        "nothing is recorded. Exit code 1: some were refused. A bad line is named by its number, and ends it."
+    ),
+    examples=(
+        "allowance receipts receipts.jsonl",
+        "allowance receipts receipts.jsonl --json | jq 'select(.spent | not)'",
+        "collect-receipts | allowance receipts -",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

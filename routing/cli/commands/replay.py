@@ -1,0 +1,95 @@
+"""`allowance replay`: the ledger's state at a moment, folded from the log."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..command import Command
+from ..moments import add_moment, is_past
+from ..output import Output
+from ..progress import Progress
+from ..render import counted, labelled, percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from routing import ClassTotals, Overview, Past
+
+    from ..connection import Connection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which moment."""
+    add_moment(parser)
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Goes through the log up to the moment, and shows what it adds up to there."""
+    from ..connection import connected
+    from ..documents import as_fields
+
+    with connected(arguments, read_only=True) as connection, Progress("replay", "events") as progress:
+        past = _moment(connection, arguments)
+        connection.run(past.fold(lambda done, total: progress.show(done, total=total)))
+        overview = connection.run(past.overview())
+    if out.json_wanted:
+        out.document(as_fields(overview))
+        return 0
+    for line in labelled(_facts(overview)):
+        out.line(line)
+    out.line()
+    out.table(
+        ("executor class", "miners", "executors", "granted", "available", "share left", "unspent", "reserved"),
+        [_row(totals) for totals in overview.classes],
+    )
+    return 0
+
+
+def _moment(connection: Connection, arguments: argparse.Namespace) -> Past:
+    book = connection.book
+    if is_past(arguments):
+        return book.at(position=arguments.at_position, block=arguments.at_block, time=arguments.at_time)
+    return book.at(position=connection.run(book.head()).position)
+
+
+def _facts(overview: Overview) -> list[tuple[str, object]]:
+    return [
+        ("position", overview.position),
+        ("recorded at", overview.recorded_at),
+        ("clock", overview.at),
+        ("newest block", overview.newest_block),
+        ("known", f"{counted(overview.blocks, 'block')}, {counted(overview.syncs, 'manifest sync')}"),
+        ("registered", counted(overview.miners, "miner")),
+        ("accounts", overview.accounts),
+        ("reserved", f"{overview.reserved}, of which {overview.overdue} overdue"),
+    ]
+
+
+def _row(totals: ClassTotals) -> tuple[object, ...]:
+    return (
+        totals.executor_class,
+        totals.miners,
+        totals.executors,
+        seconds_text(totals.total_seconds),
+        seconds_text(totals.available_seconds),
+        percent_text(totals.available_seconds, totals.total_seconds),
+        seconds_text(totals.unspent_seconds),
+        totals.reserved,
+    )
+
+
+COMMAND = Command(
+    name="replay",
+    summary="Replay the log up to a moment, and show what it adds up to there.",
+    details=(
+        "Without a moment: up to the log's end. Sums are over the miners registered then, for a job that\n"
+        "starts at the newest block; overdue reservations hold nothing."
+    ),
+    examples=(
+        "allowance replay",
+        "allowance replay --position 1000",
+        "allowance replay --block 1722 --json",
+        "allowance replay --time 2024-01-01T12:00:00Z",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -1,0 +1,88 @@
+"""`allowance why`: what has become of an account's allowance."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..command import Command
+from ..moments import add_moment, at_moment
+from ..output import Output
+from ..render import block_ranges, labelled, percent_text, seconds_text
+
+if TYPE_CHECKING:
+    from routing import Reservation, Usage
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which account, and when."""
+    parser.add_argument("miner", metavar="MINER", help="the miner's hotkey")
+    parser.add_argument("executor_class", metavar="CLASS", help="the executor class")
+    add_moment(parser)
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Shows an account's sums, and who took its blocks."""
+    from ..connection import connected
+    from ..documents import as_fields
+
+    with connected(arguments, read_only=True) as connection:
+        book = at_moment(connection.book, arguments)
+        usage = connection.run(book.why(arguments.miner, arguments.executor_class))
+    if out.json_wanted:
+        out.document(as_fields(usage))
+        return 0
+    for line in labelled(_sums(usage)):
+        out.line(line)
+    if not usage.reservations:
+        out.note("nothing is taken from it")
+        return 0
+    out.line()
+    out.table(
+        ("reservation", "status", "reserved at", "seconds", "blocks", "job"),
+        [_row(reservation) for reservation in usage.reservations],
+    )
+    return 0
+
+
+def _sums(usage: Usage) -> list[tuple[str, object]]:
+    return [
+        ("miner", usage.miner_ss58),
+        ("executor class", usage.executor_class),
+        ("blocks from", usage.first_block),
+        ("granted", seconds_text(usage.total_seconds)),
+        ("available", f"{seconds_text(usage.available_seconds)} ({_share(usage.available_seconds, usage)})"),
+        ("unspent", f"{seconds_text(usage.unspent_seconds)} ({_share(usage.unspent_seconds, usage)})"),
+    ]
+
+
+def _share(part: float, usage: Usage) -> str:
+    return percent_text(part, usage.total_seconds)
+
+
+def _row(reservation: Reservation) -> tuple[object, ...]:
+    return (
+        reservation.reservation_id,
+        reservation.status,
+        reservation.reserved_at,
+        reservation.allowance_seconds,
+        block_ranges(reservation.blocks),
+        reservation.job_uuid,
+    )
+
+
+COMMAND = Command(
+    name="why",
+    summary="Show why a miner has that much allowance left in a class.",
+    details=(
+        "What its usable blocks grant to a job that starts at the newest block, what of it is available and\n"
+        "unspent, and the reservations, standing and spent, that took its blocks."
+    ),
+    examples=(
+        "allowance why 5Grwva… always_on.gpu-24gb",
+        "allowance why 5Grwva… always_on.gpu-24gb --block 1722",
+        "allowance why 5Grwva… always_on.gpu-24gb --time 2024-01-01T12:00:00Z --json",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)

