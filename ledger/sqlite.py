@@ -78,12 +78,15 @@ class SqliteStore:
         if inherits_connections() and self._path is not None:
             raise StorageUnavailable("this process was forked while a ledger was in use; start it anew")
         with _StorageErrors():
-            if create is not None and self._path is not None:
-                _create_private(self._path)
-            self._connection = self._connect()
             if create is not None:
+                if self._path is not None:
+                    _create_private(self._path)
+                # One at a time: of those who set a new file to WAL at once, SQLite lets none wait but refuses them.
+                async with self._in_line():
+                    self._open_connection()
                 async with self._exclusive():
                     self._create(create)
+            self._open_connection()
             self._check_schema()
             self.ledger = self._find_ledger()
             return self._head()

@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
 from ledger import SNAPSHOT_VERSION, Lookup, Store, dump, load
 
 from .availability import Availability
@@ -55,7 +53,8 @@ class Snapshots:
             state = Availability()
             try:
                 load(payload, state)
-            except (msgspec.MsgspecError, ValueError, IndexError, OverflowError):
+            except Exception:
+                # Whatever is wrong with it: the log has all that it could say.
                 continue
             if state.position == position:
                 self.newest = max(self.newest, position)
