@@ -1,0 +1,162 @@
+"""What an audit keeps of each account while it replays the log, and the chain's facts beside it.
+
+Kept apart from the live state, so that a decision which the live state was led to can be held against what the
+log alone says.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ledger import END, Account, Chain, Run, RunSet, account_of
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
+
+
+class Standing:
+    """A reservation that nobody has settled."""
+
+    __slots__ = ("book", "due_ns", "job_uuid", "owned", "position", "reservation_id", "worth_ns")
+
+    def __init__(
+        self,
+        reservation_id: int,
+        position: int,
+        book: Book,
+        owned: list[Run],
+        worth_ns: int,
+        due_ns: int,
+        job_uuid: str | None,
+    ) -> None:
+        self.reservation_id = reservation_id
+        self.position = position
+        self.book = book
+        self.owned = owned
+        """Its blocks, but for those that another reservation had already, which is a finding of its own."""
+        self.worth_ns = worth_ns
+        """What all its blocks grant, whoever had them before."""
+        self.due_ns = due_ns
+        self.job_uuid = job_uuid
+
+
+class Book:
+    """One account: what of it is taken, by which reservations, and what they add up to."""
+
+    __slots__ = (
+        "account",
+        "executor_class",
+        "held_ns",
+        "is_uneven",
+        "last_position",
+        "miner_ss58",
+        "overdue",
+        "ranks",
+        "spent_ns",
+        "standing",
+        "stream",
+        "taken",
+    )
+
+    def __init__(self, stream: str, account: Account) -> None:
+        self.stream = stream
+        self.miner_ss58, self.executor_class = account_of(stream)
+        self.account = account
+        """What the chain's facts make of it: counts, and the floor below which blocks are invalidated."""
+        self.taken = RunSet()
+        """The blocks that are held or spent."""
+        self.standing: dict[int, Standing] = {}
+        """By the position that made them."""
+        self.overdue: dict[int, Standing] = {}
+        """Those of the standing that are due at the clock of `Dues`."""
+        self.held_ns = 0
+        self.spent_ns = 0
+        self.ranks: Ranks | None = None
+        """The ranking that it stands in."""
+        self.last_position = 0
+        self.is_uneven = False
+        """Whether it was found not to add up."""
+
+    def touch(self) -> None:
+        """What is free of it has changed: it is to be measured again before it is ranked."""
+        if self.ranks is not None:
+            self.ranks.stale.add(self)
+
+    def occupied(self) -> RunSet:
+        """The blocks that nobody else may have at the clock of `Dues`."""
+        if not self.overdue:
+            return self.taken
+        occupied = self.taken.copy()
+        for standing in self.overdue.values():
+            for first, last in standing.owned:
+                occupied.remove(first, last)
+        return occupied
+
+
+class World:
+    """The chain's facts, every account's book, and the reservations that stand."""
+
+    def __init__(self) -> None:
+        self.chain = Chain()
+        self.granted = RunSet()
+        """The blocks with a unit above 0; what they grant to an account depends on its count."""
+        self.books: dict[str, Book] = {}
+        self.strangers: dict[str, Book] = {}
+        """Books of accounts that no fact knows yet."""
+        self.standing: dict[int, Standing] = {}
+        """By the position that made them."""
+        self.moved: set[Book] = set()
+        """Books that something was done to since they were last balanced."""
+
+    def book(self, stream: str) -> Book:
+        """The account's book; one that is never granted anything where no fact knows the account."""
+        book = self.books.get(stream)
+        return self._new_book(stream) if book is None else book
+
+    def _new_book(self, stream: str) -> Book:
+        account = self.chain.accounts.get(stream)
+        if account is None:
+            return self.strangers.setdefault(stream, Book(stream, Account(*account_of(stream))))
+        stranger = self.strangers.pop(stream) if stream in self.strangers else None
+        book = self.books[stream] = Book(stream, account) if stranger is None else stranger
+        book.account = account
+        return book
+
+    def worth_ns(self, book: Book, blocks: list[Run]) -> int:
+        """What the blocks grant to the account."""
+        worth_ns = 0
+        starts, values = book.account.counts.starts, book.account.counts.values
+        sum_before_ns = self.chain.blocks.sum_before_ns
+        for first, last in blocks:
+            if len(starts) == 1:
+                worth_ns += values[0] * (sum_before_ns(last + 1) - sum_before_ns(first))
+            else:
+                worth_ns += book.account.amount_ns(self.chain.blocks, first, last + 1)
+        return worth_ns
+
+    def free(self, book: Book, oldest: int) -> Iterator[tuple[int, int, int]]:
+        """The account's free blocks from one on, ascending, as `(start, end, count)` of a count above 0."""
+        starts, values = book.account.counts.starts, book.account.counts.values
+        for gap_start, gap_end in book.occupied().gaps(max(oldest, book.account.floor), END):
+            for granted_start, end in self.granted.between(gap_start, gap_end):
+                start = granted_start
+                at = bisect_right(starts, start) - 1
+                while start < end:
+                    step_end = min(starts[at + 1], end) if at + 1 < len(starts) else end
+                    if values[at]:
+                        yield start, step_end, values[at]
+                    start = step_end
+                    at += 1
+
+    def covers(self, first: int, last: int) -> bool:
+        """Whether every block of the run has a unit above 0."""
+        at = bisect_right(self.granted.starts, first) - 1
+        return at >= 0 and self.granted.ends[at] > last
+
+    def first_granted(self, start: int) -> int:
+        """The first block from one on with a unit above 0; `END` where there is none."""
+        starts = self.granted.starts
+        at = bisect_right(self.granted.ends, start)
+        return END if at == len(starts) else max(starts[at], start)

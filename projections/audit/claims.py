@@ -1,0 +1,95 @@
+"""What a reservation should have taken, worked out anew, and which rules it broke where it took something else."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+from ledger import END, AllowanceReserved, Run, RunSet
+
+from .books import Book, World
+
+NO_WORTH = 0
+
+
+class Claims:
+    """Holds reservations against the account as it was just before each."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def worth_as_due(self, book: Book, event: AllowanceReserved, oldest: int) -> int:
+        """What the blocks are worth, if plainly exactly those that were to be taken; 0 where that is not plain.
+
+        Plain is one run without a gap, a change of count, or an overdue reservation in its way: then it is right if
+        nothing granted lies between the first untaken block and it, and its last block is what makes it enough.
+        """
+        if len(event.blocks) != 1 or book.overdue:
+            return NO_WORTH
+        first, last = event.blocks[0]
+        world, account = self._world, book.account
+        counts, sum_before_ns = account.counts, world.chain.blocks.sum_before_ns
+        untaken, beyond = _first_gap(book.taken, max(oldest, account.floor))
+        step = bisect_right(counts.starts, first)
+        if not untaken <= first <= last < beyond or (step < len(counts.starts) and counts.starts[step] <= last):
+            return NO_WORTH
+        count, first_ns = counts.values[step - 1], sum_before_ns(first)
+        worth_ns = count * (sum_before_ns(last + 1) - first_ns)
+        enough = count * (sum_before_ns(last) - first_ns) < event.amount_ns <= worth_ns
+        is_due = enough and sum_before_ns(untaken) == first_ns and world.covers(first, last)
+        return worth_ns if is_due else NO_WORTH
+
+    def due_blocks(self, book: Book, amount_ns: int, oldest: int) -> list[Run] | None:
+        """The free blocks from the earliest on, whole, that add up to the amount; None where they do not."""
+        blocks: list[Run] = []
+        missing_ns = amount_ns
+        for start, end, count in self._world.free(book, oldest):
+            last = self._last_needed(start, end, -(-missing_ns // count))
+            if blocks and blocks[-1][1] == start - 1:
+                blocks[-1] = (blocks[-1][0], last)
+            else:
+                blocks.append((start, last))
+            sum_before_ns = self._world.chain.blocks.sum_before_ns
+            missing_ns -= count * (sum_before_ns(last + 1) - sum_before_ns(start))
+            if missing_ns <= 0:
+                return blocks
+        return None
+
+    def is_granted(self, book: Book, first: int, last: int) -> bool:
+        """Whether every block of the run grants the account something."""
+        counts = book.account.counts
+        steps = range(bisect_right(counts.starts, first) - 1, bisect_right(counts.starts, last))
+        return self._world.covers(first, last) and all(counts.values[step] for step in steps)
+
+    def skipped(self, book: Book, blocks: list[Run], oldest: int) -> int | None:
+        """The first free block that lies before the last of these and is none of them."""
+        taken = RunSet([first for first, _ in blocks], [last + 1 for _, last in blocks])
+        for start, end, _ in self._world.free(book, oldest):
+            for gap_start, _ in taken.gaps(start, end):
+                return gap_start if gap_start < blocks[-1][1] else None
+        return None
+
+    def _last_needed(self, start: int, end: int, units_ns: int) -> int:
+        """The first block of `[start, end)` up to which the units reach so much, else the last block there is."""
+        sum_before_ns = self._world.chain.blocks.sum_before_ns
+        target_ns = sum_before_ns(start) + units_ns
+        return bisect_left(range(start, end - 1), target_ns, key=lambda block: sum_before_ns(block + 1)) + start
+
+
+def ascend(blocks: list[Run]) -> bool:
+    """Whether runs ascend and do not touch."""
+    end = 0
+    for first, last in blocks:
+        if not end < first <= last:
+            return False
+        end = last + 1
+    return bool(blocks)
+
+
+def _first_gap(taken: RunSet, start: int) -> tuple[int, int]:
+    """The first untaken block from one on, and the first taken block after it."""
+    starts, ends = taken.starts, taken.ends
+    at = bisect_right(ends, start)
+    while at < len(starts) and starts[at] <= start:
+        start = ends[at]
+        at += 1
+    return start, starts[at] if at < len(starts) else END

@@ -1,0 +1,111 @@
+"""Settlements: what ends a reservation, and whether it was right that it ended so."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ledger import AllowanceReserved, ReservationExpiredEvent, ReservationSpent, Row, Settlement, seconds
+
+from ..rules import Findings, Rule
+from .books import Standing, World
+from .dues import Dues
+from .jobs import Jobs
+
+
+class _Expiry(NamedTuple):
+    """An expiry that is still to be explained by what comes after it."""
+
+    position: int
+    recorded_at_ns: int
+    standing: Standing
+    in_turn: bool
+    """Whether no reservation that stood was due before it, as where all that are overdue expire."""
+
+
+class Endings:
+    """Takes settlements; keeps the expiries since the last other event, until that explains them."""
+
+    def __init__(self, world: World, dues: Dues, jobs: Jobs, findings: Findings) -> None:
+        self._world = world
+        self._dues = dues
+        self._jobs = jobs
+        self._findings = findings
+        self.expiries: list[_Expiry] = []
+
+    def settle(self, row: Row, event: Settlement) -> None:
+        """Ends a standing reservation, if there is the one that row and event name."""
+        standing = self._world.standing.get(row.settles or 0)
+        if standing is None or standing.reservation_id != event.reservation_id or standing.book.stream != row.stream:
+            self._refuse(row, event, standing)
+            return
+        book = standing.book
+        is_expiry = type(event) is ReservationExpiredEvent
+        if is_expiry:
+            self._check_overdue(row, standing)
+            in_turn = self._dues.is_first(standing)
+            self.expiries.append(_Expiry(row.position, row.recorded_at_ns, standing, in_turn))
+        del book.standing[standing.position], self._world.standing[standing.position]
+        self._dues.remove(standing)
+        self._account(row.position, standing, spent=type(event) is ReservationSpent)
+        self._jobs.settled(standing.job_uuid, spent=type(event) is ReservationSpent)
+
+    def explain(self, row: Row | None = None, event: AllowanceReserved | None = None, now_ns: int = 0) -> None:
+        """Holds the expiries so far against what follows them: a claim with its clock, or anything else.
+
+        Either all that was overdue expired, by due time; or, last of all, what a claim takes the blocks of.
+        """
+        expiries, self.expiries = self.expiries, []
+        if row is not None and event is not None:
+            while expiries and _is_brought(expiries[-1], row, event, now_ns):
+                expiries.pop()
+        for expiry in expiries:
+            if not expiry.in_turn:
+                message = "nothing took its blocks, and others were due before it and did not expire"
+                self._blame(expiry, message)
+        if expiries and expiries[-1].in_turn and self._dues.first_ns() == expiries[-1].standing.due_ns:
+            self._blame(expiries[-1], "nothing took its blocks, and one that was due with it did not expire")
+
+    def _account(self, position: int, standing: Standing, *, spent: bool) -> None:
+        book = standing.book
+        book.last_position = position
+        self._world.moved.add(book)
+        book.held_ns -= standing.worth_ns
+        if spent:
+            book.spent_ns += standing.worth_ns
+        else:
+            for first, last in standing.owned:
+                book.taken.remove(first, last)
+            book.touch()
+
+    def _refuse(self, row: Row, event: Settlement, standing: Standing | None) -> None:
+        details = {"reservation_id": event.reservation_id, "settles": row.settles}
+        if standing is None:
+            message = f"no reservation that was made at position {row.settles} stands"
+        elif standing.reservation_id != event.reservation_id:
+            message = f"the row settles position {row.settles}, the event another reservation"
+        else:
+            message = "the reservation is another account's"
+        self._findings.add(row.position, Rule.SETTLES_STANDING, message, **details)
+
+    def _check_overdue(self, row: Row, standing: Standing) -> None:
+        early_ns = standing.due_ns - row.recorded_at_ns
+        if early_ns > 0:
+            details = {"expires_at_ns": standing.due_ns, "recorded_at_ns": row.recorded_at_ns}
+            message = f"it expired {seconds(early_ns)} s before it was due"
+            self._findings.add(row.position, Rule.EXPIRES_OVERDUE, message, **details)
+
+    def _blame(self, expiry: _Expiry, message: str) -> None:
+        details = {"reservation_id": expiry.standing.reservation_id, "expires_at_ns": expiry.standing.due_ns}
+        self._findings.add(expiry.position, Rule.EXPIRES_WHAT_IS_TAKEN, message, **details)
+
+
+def _is_brought(expiry: _Expiry, row: Row, event: AllowanceReserved, now_ns: int) -> bool:
+    """Whether a claim ended the reservation because it takes its blocks."""
+    standing = expiry.standing
+    claimed = event.blocks
+    return (
+        standing.book.stream == row.stream
+        and standing.due_ns <= now_ns
+        and expiry.recorded_at_ns == row.recorded_at_ns
+        and any(first <= end and start <= last for first, last in claimed for start, end in standing.owned)
+    )

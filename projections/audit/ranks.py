@@ -1,0 +1,202 @@
+"""Routing decisions made again: the ranking of a class as it was, and who was first of it and not busy."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+
+from ledger import END, AllowanceReserved, Row, seconds
+
+from ..draw import permuted, seed_of
+from ..rules import Findings, Rule
+from .books import Book, World
+
+SHARE_UNIT = 10**9
+
+Rank = tuple[int, int]
+"""The earliest free block, and less the billionths of the total that are available."""
+Member = tuple[int, str, Book]
+"""An account of a rank: less what is available in ns, its hotkey, its book; in this order among equals."""
+
+
+class Ranks:
+    """The registered accounts of one class with anything available at the newest block, by rank."""
+
+    __slots__ = ("_executor_class", "_of", "_oldest", "_revision", "_window_ns", "_world", "groups", "order", "stale")
+
+    def __init__(self, world: World, executor_class: str) -> None:
+        self._world = world
+        self._executor_class = executor_class
+        self._revision = -1
+        self._oldest = self._window_ns = 0
+        self._of: dict[Book, tuple[Rank, Member]] = {}
+        self.order: list[Rank] = []
+        """The ranks that anybody has, best first."""
+        self.groups: dict[Rank, list[Member]] = {}
+        """Who has each, in order."""
+        self.stale: set[Book] = set()
+        """Accounts of which something else is free than when they were measured."""
+
+    def bring_up_to_date(self) -> None:
+        """Measures again what has changed: after a fact everything, else the accounts that were touched."""
+        chain = self._world.chain
+        if self._revision != chain.revision:
+            self._revision = chain.revision
+            self._oldest = chain.blocks.newest - chain.settings.block_expiry_blocks
+            self._window_ns = chain.blocks.sum_before_ns(END) - chain.blocks.sum_before_ns(self._oldest)
+            self._measure_all()
+        while self.stale:
+            self._measure_again(self.stale.pop())
+
+    def available_ns(self, book: Book) -> int:
+        """What the account has available; 0 for one that is not ranked."""
+        ranked = self._of.get(book)
+        return 0 if ranked is None else -ranked[1][0]
+
+    def _measure_all(self) -> None:
+        self._of.clear()
+        self.groups.clear()
+        self.stale.clear()
+        members = self._world.chain.metagraph.members
+        for hotkey_ss58, account in self._world.chain.classes.get(self._executor_class, {}).items():
+            book = self._world.book(account.stream)
+            book.ranks = self
+            if hotkey_ss58 in members:
+                ranked = self._measured(book)
+                if ranked is not None:
+                    self._of[book] = ranked
+                    self.groups.setdefault(ranked[0], []).append(ranked[1])
+        for group in self.groups.values():
+            group.sort()
+        self.order = sorted(self.groups)
+
+    def _measure_again(self, book: Book) -> None:
+        ranked = self._of.pop(book, None)
+        if ranked is not None:
+            self._remove(*ranked)
+        if book.miner_ss58 in self._world.chain.metagraph.members:
+            ranked = self._measured(book)
+            if ranked is not None:
+                self._of[book] = ranked
+                self._insert(*ranked)
+
+    def _remove(self, rank: Rank, member: Member) -> None:
+        group = self.groups[rank]
+        if len(group) == 1:
+            del self.groups[rank], self.order[bisect_left(self.order, rank)]
+        else:
+            del group[bisect_left(group, member)]
+
+    def _insert(self, rank: Rank, member: Member) -> None:
+        group = self.groups.get(rank)
+        if group is None:
+            self.groups[rank] = [member]
+            insort(self.order, rank)
+        else:
+            insort(group, member)
+
+    def _measured(self, book: Book) -> tuple[Rank, Member] | None:
+        """The account's place at the clock of `Dues`; None where nothing is available."""
+        account, oldest = book.account, self._oldest
+        if book.overdue or account.floor > oldest or account.counts.starts[-1] > oldest:
+            total_ns, available_ns, earliest_block = self._measured_in_steps(book, max(oldest, account.floor))
+        else:
+            total_ns, available_ns, earliest_block = self._measured_at_once(book)
+        if not available_ns:
+            return None
+        minus_share = -(available_ns * SHARE_UNIT // total_ns)
+        return (earliest_block, minus_share), (-available_ns, book.miner_ss58, book)
+
+    def _measured_in_steps(self, book: Book, start: int) -> tuple[int, int, int]:
+        """Total and available from a block on, in ns, and the earliest free block, whatever the counts are."""
+        account, units = book.account, self._world.chain.blocks
+        total_ns = available_ns = account.amount_ns(units, start, END)
+        for taken_start, taken_end in book.occupied().between(start, END):
+            available_ns -= account.amount_ns(units, taken_start, taken_end)
+        return total_ns, available_ns, next(self._world.free(book, start))[0] if available_ns else 0
+
+    def _measured_at_once(self, book: Book) -> tuple[int, int, int]:
+        """The same where one count holds in the whole window and nothing is overdue, as it mostly is."""
+        count = book.account.counts.values[-1]
+        oldest, available_ns = self._oldest, self._window_ns
+        sum_before_ns = self._world.chain.blocks.sum_before_ns
+        starts, ends = book.taken.starts, book.taken.ends
+        free = oldest
+        for at in range(bisect_right(ends, oldest), len(starts)):
+            start, end = starts[at], ends[at]
+            available_ns -= sum_before_ns(end) - sum_before_ns(start if start > oldest else oldest)
+            if start <= free or sum_before_ns(start) == sum_before_ns(free):
+                free = end
+        return self._window_ns * count, available_ns * count, self._world.first_granted(free)
+
+
+class Routes:
+    """Holds routed claims against the ranking at the position just before them."""
+
+    def __init__(self, world: World, findings: Findings) -> None:
+        self._world = world
+        self._findings = findings
+        self._ranks: dict[str, Ranks] = {}
+
+    def check(self, row: Row, event: AllowanceReserved, book: Book, now_ns: int) -> None:
+        """Checks a routed claim that is about to stand; `Dues` stand at its clock."""
+        chain = self._world.chain
+        newest = chain.blocks.newest
+        if event.job_start_block != newest:
+            message = f"it starts at block {event.job_start_block}, while the newest block was {newest}"
+            self._findings.add(row.position, Rule.ROUTING_DECISION, message, newest_block=newest)
+        if chain.metagraph.miners.get(book.miner_ss58) != event.axon:
+            details = {"axon": event.axon, "expected": chain.metagraph.miners.get(book.miner_ss58)}
+            self._findings.add(row.position, Rule.ROUTING_AXON, "the miner listened elsewhere", **details)
+        if chain.settings.newest_block_max_age_ns is not None:
+            self._check_feed(row.position, newest, now_ns, chain.settings.newest_block_max_age_ns)
+        ranks = self._ranks.get(book.executor_class)
+        if ranks is None:
+            ranks = self._ranks[book.executor_class] = Ranks(self._world, book.executor_class)
+        ranks.bring_up_to_date()
+        if event.kept:
+            self._check_kept(row.position, event, book, ranks.available_ns(book))
+        else:
+            self._check_first(row, event, book, ranks)
+
+    def _check_first(self, row: Row, event: AllowanceReserved, book: Book, ranks: Ranks) -> None:
+        first = self._first(ranks, event.amount_ns, row.job_uuid or "")
+        if first is book:
+            return
+        expected = None if first is None else first.miner_ss58
+        message = "no candidate had the amount and was not busy" if first is None else f"{expected} came first"
+        details = {"miner_ss58": book.miner_ss58, "expected": expected, "amount_ns": event.amount_ns}
+        self._findings.add(row.position, Rule.ROUTING_DECISION, message, **details)
+
+    def _first(self, ranks: Ranks, amount_ns: int, job_uuid: str) -> Book | None:
+        """The first account with the amount that is not busy, in the order in which the job tries them."""
+        for rank in ranks.order:
+            group = ranks.groups[rank]
+            # Equals are ordered by what is available, so those with enough come first.
+            enough = len(group) if -group[-1][0] >= amount_ns else bisect_left(group, (1 - amount_ns,))
+            places: Iterable[int] = range(enough) if enough <= 1 else permuted(enough, seed_of(job_uuid))
+            for place in places:
+                book = group[place][2]
+                if not self._is_busy(book):
+                    return book
+        return None
+
+    def _check_kept(self, position: int, event: AllowanceReserved, book: Book, available_ns: int) -> None:
+        """A miner that was chosen before the log moved may be kept, but only while it still qualifies."""
+        if available_ns >= event.amount_ns and not self._is_busy(book):
+            return
+        details = {"available_ns": available_ns, "amount_ns": event.amount_ns}
+        message = "the miner was kept although it was busy, or had not the amount any more"
+        self._findings.add(position, Rule.ROUTING_DECISION, message, **details)
+
+    def _check_feed(self, position: int, newest: int, now_ns: int, most_ns: int) -> None:
+        age_ns = now_ns - self._world.chain.blocks.created_at_ns(newest)
+        if age_ns > most_ns:
+            message = f"the newest block was {seconds(age_ns)} s old, more than {seconds(most_ns)} s"
+            self._findings.add(position, Rule.ROUTING_FEED, message, newest_block=newest, age_ns=age_ns)
+
+    def _is_busy(self, book: Book) -> bool:
+        """Whether the miner runs as many jobs as it has executors for, those overdue not counted."""
+        chain = self._world.chain
+        running = len(book.standing) - len(book.overdue)
+        return chain.settings.respect_executor_count and running >= chain.count_now(book.account)

@@ -1,0 +1,190 @@
+"""The log from nothing, event by event, each rule checked as it goes.
+
+Nothing that a log may hold stops it: what cannot be used is noted and left out, and the rest is replayed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ledger import (
+    CHAIN_STREAM,
+    MANIFESTS_STREAM,
+    SETTINGS_STREAM,
+    AllowanceReserved,
+    BlockRecorded,
+    CorruptLedger,
+    Event,
+    LedgerOpened,
+    ManifestsRecorded,
+    NewerLedger,
+    ReservationExpiredEvent,
+    ReservationReleased,
+    ReservationSpent,
+    Row,
+    SettingsChanged,
+    Settlement,
+    decode,
+    shortened,
+)
+
+from ..envelope import SHAPES, Envelope
+from ..rules import Findings, Rule
+from .balance import balance_moved, balance_of, note_uneven
+from .books import Book, World
+from .dues import Dues
+from .endings import Endings
+from .facts import Facts
+from .jobs import Jobs
+from .ranks import Routes
+from .reservations import Reservations
+
+FACT_STREAMS: dict[type, str] = {
+    LedgerOpened: SETTINGS_STREAM,
+    SettingsChanged: SETTINGS_STREAM,
+    BlockRecorded: CHAIN_STREAM,
+    ManifestsRecorded: MANIFESTS_STREAM,
+}
+
+
+class Replay:
+    """Takes a log's rows in order."""
+
+    def __init__(self, validator_ss58: str) -> None:
+        self.findings = Findings()
+        self.world = World()
+        self.counts: Counter[str] = Counter()
+        """Events by type."""
+        self.recorded_at_ns = 0
+        self.envelope = Envelope()
+        self.page: list[tuple[Row, AllowanceReserved | Settlement]] = []
+        """Reservations and settlements since whoever compares them with the read models last took them."""
+        self._dues = Dues(self.world)
+        self._jobs = Jobs(self.findings)
+        self._facts = Facts(self.world, validator_ss58, self.findings)
+        self._reservations = Reservations(self.world, self._dues, self.findings)
+        self._routes = Routes(self.world, self.findings)
+        self._endings = Endings(self.world, self._dues, self._jobs, self.findings)
+        self._steps: dict[type, Callable[[Row, Any], None]] = {
+            AllowanceReserved: self._reserve,
+            ReservationSpent: self._settle,
+            ReservationReleased: self._settle,
+            ReservationExpiredEvent: self._settle,
+            BlockRecorded: self._facts.record_block,
+            ManifestsRecorded: self._facts.record_manifests,
+            SettingsChanged: self._facts.change_settings,
+            LedgerOpened: self._facts.open,
+        }
+
+    @property
+    def position(self) -> int:
+        """The last row taken."""
+        return self.envelope.position
+
+    def take(self, row: Row) -> None:
+        """Takes the next row."""
+        problems = self.envelope.take(row)
+        if problems:
+            for position, rule, message, details in problems:
+                self.findings.add(position, rule, message, **details)
+            if tuple(map(type, row)) not in SHAPES:
+                return
+        if row.recorded_at_ns < self.recorded_at_ns:
+            self._note_time(row)
+        event = self._decoded(row)
+        if event is not None:
+            try:
+                self._apply(row, event)
+            except Exception as error:  # A log may hold what nobody thought of; the audit goes on all the same.
+                message = f"the event cannot be taken: {shortened(error)}"
+                self.findings.add(row.position, Rule.READABLE_EVENTS, message)
+        self.recorded_at_ns = row.recorded_at_ns
+
+    def end_page(self) -> None:
+        """Balances the accounts that something was done to."""
+        balance_moved(self.world, self.findings)
+
+    def end(self, *, at_head: bool) -> None:
+        """Balances every account, and holds what the last events left open against the end, where it is one."""
+        if at_head and self._endings.expiries:
+            self._endings.explain()
+        if self.position and not self._facts.opened:
+            self.findings.add(1, Rule.OPENING_EVENT, "the log does not begin by opening a ledger")
+        for account in self.world.chain.accounts.values():
+            book = self.world.book(account.stream)
+            balance = balance_of(self.world, book)
+            if not balance.is_even:
+                note_uneven(self.findings, book, balance)
+
+    def _decoded(self, row: Row) -> Event | None:
+        try:
+            event = decode(row.position, row.payload)
+        except (CorruptLedger, NewerLedger) as cause:
+            self.findings.add(row.position, Rule.READABLE_EVENTS, str(cause))
+            return None
+        self.counts[event.__class__.__name__] += 1
+        return event
+
+    def _apply(self, row: Row, event: Event) -> None:
+        if row.key is not None:
+            self._jobs.keyed(row.position, row.key)
+        kind = type(event)
+        if self._endings.expiries and kind is not ReservationExpiredEvent and kind is not AllowanceReserved:
+            self._endings.explain()
+        fact_stream = FACT_STREAMS.get(kind)
+        if fact_stream is not None:
+            self._check_fact_row(row, fact_stream)
+        self._steps[kind](row, event)
+
+    def _reserve(self, row: Row, event: AllowanceReserved) -> None:
+        book = self._book(row)
+        if row.settles is not None or (event.axon is not None and row.job_uuid is None):
+            self._note_columns(row, "a reservation settles nothing, and one that was routed names its job")
+        now_ns = row.recorded_at_ns if event.decided_at_ns is None else self._decided_at_ns(row, event.decided_at_ns)
+        self._dues.move_to(now_ns)
+        if self._endings.expiries:
+            self._endings.explain(row, event, now_ns)
+        worth_ns = self._reservations.check(row, event, book)
+        if event.axon is not None:
+            self._routes.check(row, event, book, now_ns)
+        self._jobs.reserved(row)
+        self._reservations.stand(row, event, book, worth_ns)
+        self.page.append((row, event))
+
+    def _settle(self, row: Row, event: Settlement) -> None:
+        if row.settles is None or row.job_uuid is not None:
+            self._note_columns(row, "a settlement says what it settles, and names no job")
+        self._endings.settle(row, event)
+        self.page.append((row, event))
+
+    def _book(self, row: Row) -> Book:
+        if "\t" not in row.stream:
+            message = f"a reservation in the stream {shortened(row.stream)}, which is no account's"
+            self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
+        return self.world.book(row.stream)
+
+    def _decided_at_ns(self, row: Row, decided_at_ns: int) -> int:
+        """The clock that decided; a recorded time differs from it only where the one before was later."""
+        if decided_at_ns < row.recorded_at_ns == self.recorded_at_ns:
+            return decided_at_ns
+        details = {"decided_at_ns": decided_at_ns, "recorded_at_ns": row.recorded_at_ns}
+        message = "its clock is told apart from the recorded time without need, or stood after it"
+        self.findings.add(row.position, Rule.DECISION_CLOCK, message, **details)
+        return min(decided_at_ns, row.recorded_at_ns)
+
+    def _check_fact_row(self, row: Row, stream: str) -> None:
+        if row.stream != stream:
+            message = f"a fact in the stream {shortened(row.stream)} instead of {stream!r}"
+            self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
+        if row.job_uuid is not None or row.settles is not None:
+            self._note_columns(row, "a fact is about no job and settles nothing")
+
+    def _note_columns(self, row: Row, message: str) -> None:
+        details = {"job_uuid": row.job_uuid, "settles": row.settles}
+        self.findings.add(row.position, Rule.ROW_COLUMNS, message, **details)
+
+    def _note_time(self, row: Row) -> None:
+        details = {"recorded_at_ns": row.recorded_at_ns, "before_ns": self.recorded_at_ns}
+        self.findings.add(row.position, Rule.RECORDED_TIMES, "recorded earlier than the event before it", **details)

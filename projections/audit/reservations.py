@@ -1,0 +1,116 @@
+"""Reservations: held against the account as it was just before, and against the settings."""
+
+from __future__ import annotations
+
+from ledger import AllowanceReserved, Row, Run, reservation_id, seconds
+
+from ..rules import Findings, Rule
+from .books import Book, Standing, World
+from .claims import NO_WORTH, Claims, ascend
+from .dues import Dues
+
+
+class Reservations:
+    """Takes reservations: checks each, then lets it stand."""
+
+    def __init__(self, world: World, dues: Dues, findings: Findings) -> None:
+        self._world = world
+        self._dues = dues
+        self._findings = findings
+        self._claims = Claims(world)
+
+    def check(self, row: Row, event: AllowanceReserved, book: Book) -> int:
+        """Checks a reservation that is about to stand; answers what its blocks are worth.
+
+        `Dues` stand at the clock that decided.
+        """
+        settings = self._world.chain.settings
+        amount_ns = event.amount_ns
+        if not 0 < amount_ns <= settings.longest_job_ns:
+            message = f"{seconds(amount_ns)} s are not above 0 and up to {seconds(settings.longest_job_ns)} s"
+            self._findings.add(row.position, Rule.AMOUNT_LIMITS, message, amount_ns=amount_ns)
+        expected_ns = row.recorded_at_ns + amount_ns + settings.reservation_margin_ns
+        if event.expires_at_ns != expected_ns:
+            details = {"expires_at_ns": event.expires_at_ns, "expected_ns": expected_ns}
+            self._findings.add(row.position, Rule.DUE_TIME, "it is due at another time than it should be", **details)
+        oldest = event.job_start_block - settings.block_expiry_blocks
+        worth_ns = self._claims.worth_as_due(book, event, oldest)
+        if worth_ns != NO_WORTH:
+            return worth_ns
+        blocks = event.blocks if ascend(event.blocks) else []
+        if not blocks or blocks != self._claims.due_blocks(book, amount_ns, oldest):
+            self._check_blocks(row.position, book, event, oldest)
+        return self._world.worth_ns(book, blocks)
+
+    def stand(self, row: Row, event: AllowanceReserved, book: Book, worth_ns: int) -> None:
+        """Lets a reservation stand, with those of its blocks that no other one has."""
+        owned: list[Run] = []
+        for first, last in event.blocks:
+            if not 0 < first <= last:
+                continue  # No run at all, which is a finding of its own.
+            try:
+                book.taken.add(first, last)
+                owned.append((first, last))
+            except ValueError:
+                owned += self._rest(row.position, book, first, last)
+        standing = Standing(
+            reservation_id(row.position, row.hash),
+            row.position,
+            book,
+            owned,
+            worth_ns,
+            event.expires_at_ns,
+            row.job_uuid,
+        )
+        book.standing[row.position] = self._world.standing[row.position] = standing
+        book.held_ns += worth_ns
+        book.last_position = row.position
+        self._world.moved.add(book)
+        book.touch()
+        self._dues.add(standing)
+
+    def _rest(self, position: int, book: Book, first: int, last: int) -> list[Run]:
+        """What of a run nobody has; that somebody has the others is noted."""
+        held_by = [
+            each.position for each in book.standing.values() if any(a <= last and b >= first for a, b in each.owned)
+        ]
+        message = f"blocks of {_run_text(first, last)} are reserved or spent already"
+        self._findings.add(position, Rule.BLOCKS_TAKEN_ONCE, message, blocks=(first, last), held_by_positions=held_by)
+        gaps = [(start, end - 1) for start, end in book.taken.gaps(first, last + 1)]
+        for gap in gaps:
+            book.taken.add(*gap)
+        return gaps
+
+    def _check_blocks(self, position: int, book: Book, event: AllowanceReserved, oldest: int) -> None:
+        """Names the rules that a reservation broke by taking other blocks than it should have."""
+        blocks, claims, floor = event.blocks, self._claims, book.account.floor
+        details = {"blocks": blocks, "expected": claims.due_blocks(book, event.amount_ns, oldest)}
+
+        def broken(rule: Rule, message: str) -> None:
+            self._findings.add(position, rule, message, **details)
+
+        if not ascend(blocks):
+            broken(Rule.BLOCKS_ASCENDING, "the runs of blocks do not ascend, or touch")
+            return
+        without = [run for run in blocks if not claims.is_granted(book, *run)]
+        if without:
+            broken(Rule.BLOCKS_GRANTED, f"not every block of {_run_text(*without[0])} grants allowance")
+        first = blocks[0][0]
+        if first < oldest:
+            broken(Rule.BLOCKS_IN_WINDOW, f"block {first} is older than {oldest}, the first that a job may use")
+        if first < floor:
+            broken(Rule.BLOCKS_NOT_INVALIDATED, f"block {first} is invalidated, as all below {floor} are")
+        worth_ns = self._world.worth_ns(book, blocks)
+        if worth_ns < event.amount_ns:
+            broken(Rule.BLOCKS_ENOUGH, f"worth {seconds(worth_ns)} s, not the {seconds(event.amount_ns)} s asked for")
+        last = blocks[-1][1]
+        without_last_ns = worth_ns - self._world.worth_ns(book, [(last, last)])
+        if without_last_ns >= event.amount_ns:
+            broken(Rule.BLOCKS_NO_MORE_THAN_NEEDED, f"without block {last} they are worth enough")
+        skipped = claims.skipped(book, blocks, max(oldest, floor))
+        if skipped is not None:
+            broken(Rule.BLOCKS_EARLIEST_FIRST, f"block {skipped} is free and earlier, and was left out")
+
+
+def _run_text(first: int, last: int) -> str:
+    return f"block {first}" if first == last else f"blocks {first} to {last}"

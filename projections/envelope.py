@@ -1,0 +1,138 @@
+"""What every row of a log must be, whatever its event: typed, dense, and next in the chain of hashes.
+
+`verify` asks nothing more, and the audit asks it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import error as StructError  # noqa: N812 - the standard library names it in lower case
+from types import NoneType
+from typing import Any, NamedTuple
+
+from ledger import GENESIS_HASH, Row, row_hash, shortened
+
+from .rules import Rule
+
+_TYPES: tuple[tuple[type, ...], ...] = (
+    (NoneType, NoneType, NoneType),
+    (str, int, NoneType),
+    (NoneType, NoneType, int),
+)
+"""Of job, attempt and settles: a row is about neither, makes a reservation for a job, or ends a reservation."""
+SHAPES = frozenset((int, str, int, int, key, *about, bytes, bytes) for key in (str, NoneType) for about in _TYPES)
+EXPECTED: dict[str, tuple[type, ...]] = {
+    "position": (int,),
+    "stream": (str,),
+    "version": (int,),
+    "recorded_at_ns": (int,),
+    "key": (str, NoneType),
+    "job_uuid": (str, NoneType),
+    "attempt": (int, NoneType),
+    "settles": (int, NoneType),
+    "payload": (bytes,),
+    "hash": (bytes,),
+}
+
+
+class Problem(NamedTuple):
+    """What is wrong with a row; `position` is where the log goes wrong, which for a hole is before the row."""
+
+    position: int
+    rule: Rule
+    message: str
+    details: dict[str, Any]
+
+
+class Envelope:
+    """Follows a log row by row. After a row that does not fit it goes on from there."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.hash: bytes = GENESIS_HASH
+        self._versions: dict[str, int] = {}
+
+    def take(self, row: Row) -> Sequence[Problem]:
+        """What is wrong with the next row; usually nothing."""
+        stream = row.stream
+        if tuple(map(type, row)) in SHAPES:
+            position = self.position + 1
+            version = self._versions.get(stream, 0) + 1
+            if (
+                row.position == position
+                and row.version == version
+                and row.attempt != 0
+                and row.settles != 0
+                and _hash_of(self.hash, row) == row.hash
+            ):
+                self.position = position
+                self.hash = row.hash
+                self._versions[stream] = version
+                return ()
+        return self._problems(row)
+
+    def _problems(self, row: Row) -> list[Problem]:
+        place = self.position + 1
+        problems = [Problem(place, Rule.ROW_COLUMNS, message, details) for message, details in _misshapen(row)]
+        if row.position != place:
+            problems.append(_misplaced(place, row))
+        if not problems or row.position == place:
+            problems += self._unchained(place, row)
+        if type(row.stream) is str and type(row.version) is int:
+            problems += self._misversioned(place, row)
+            self._versions[row.stream] = row.version
+        self.position = row.position if type(row.position) is int and row.position > self.position else place
+        self.hash = row.hash if type(row.hash) is bytes else b""
+        return problems
+
+    def _unchained(self, place: int, row: Row) -> list[Problem]:
+        computed = _hash_of(self.hash, row)
+        if computed == row.hash:
+            return []
+        details = {"stored": _shown(row.hash), "computed": computed.hex()}
+        return [Problem(place, Rule.HASH_CHAIN, "the row is not what was hashed after the row before it", details)]
+
+    def _misversioned(self, place: int, row: Row) -> list[Problem]:
+        expected = self._versions.get(row.stream, 0) + 1
+        if row.version == expected:
+            return []
+        at = row.position if type(row.position) is int and row.position > place else place
+        message = f"version {row.version} of a stream that stands at {expected - 1}"
+        return [Problem(at, Rule.DENSE_VERSIONS, message, {"stream": _shown(row.stream), "expected": expected})]
+
+
+def _misplaced(place: int, row: Row) -> Problem:
+    if type(row.position) is int and row.position > place:
+        last = row.position - 1
+        missing = f"position {place} is missing" if last == place else f"positions {place} to {last} are missing"
+        return Problem(place, Rule.DENSE_POSITIONS, missing, {"expected": place, "found": row.position})
+    message = f"a row that says it is at {shortened(row.position)} stands where {place} belongs"
+    return Problem(place, Rule.DENSE_POSITIONS, message, {"expected": place, "found": _shown(row.position)})
+
+
+def _misshapen(row: Row) -> list[tuple[str, dict[str, Any]]]:
+    """The columns that are not what columns are: by type, by value, or by what stands beside them."""
+    wrong = [
+        (f"{name} is {shortened(value)}", {"column": name, "found": _shown(value)})
+        for (name, types), value in zip(EXPECTED.items(), row, strict=True)
+        if type(value) not in types or (name in ("attempt", "settles") and value == 0)
+    ]
+    if wrong or tuple(map(type, row)) in SHAPES:
+        return wrong
+    details = {name: _shown(getattr(row, name)) for name in ("job_uuid", "attempt", "settles")}
+    return [("job_uuid and attempt go together, and neither with settles", details)]
+
+
+def _hash_of(previous: bytes, row: Row) -> bytes:
+    """The row's hash after another; nothing that could be one where its columns cannot be hashed."""
+    try:
+        return row_hash(previous, row)
+    except (StructError, TypeError, AttributeError, ValueError, OverflowError):
+        return b""
+
+
+def _shown(value: object) -> Any:
+    """A stored value as findings show it."""
+    if isinstance(value, bytes):
+        return shortened(value.hex())[1:-1]
+    return value if value is None or isinstance(value, int) else shortened(value)

@@ -1,0 +1,128 @@
+"""The command: `scripts/bench --help`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+
+from . import table
+from .figures import Report
+from .sizes import QUICK, Sizes
+from .world import World
+
+Case = Callable[[World, Report], Awaitable[None]]
+
+CASES = {
+    "pick": "picking:one_caller",
+    "callers": "picking:many_callers",
+    "miners": "picking:more_miners",
+    "block": "feeding:unchanged_block",
+    "changes": "feeding:changed_block",
+    "sync": "feeding:manifest_sync",
+    "import": "feeding:importing",
+    "start": "starting:starting",
+    "rebuild": "replaying:rebuilding",
+    "audit": "replaying:auditing",
+    "open": "replaying:opening",
+    "log": "picking:longer_log",
+    "memory": "replaying:memory",
+    "library": "library:on_sqlite",
+    "processes": "sharing:processes",
+    "library-postgres": "library:on_postgres",
+    "row-per-grant": "row_per_grant:against_row_per_grant",
+}
+"""In this order: what leaves the long ledger as it is comes before what picks from it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures what was asked for and prints it; 1 where something could not be measured."""
+    options = _parser().parse_args(arguments)
+    sizes = _sizes(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.perf_counter()
+    report, failed = asyncio.run(_measure(options.only or list(CASES), sizes))
+    seconds = time.perf_counter() - started
+    if options.json:
+        print(json.dumps(table.document(report, sizes, seconds), ensure_ascii=False, indent=1))
+    else:
+        print(table.text(report, sizes, seconds))
+    return int(failed)
+
+
+async def _measure(names: Sequence[str], sizes: Sizes) -> tuple[Report, bool]:
+    report, failed = Report(), False
+    world = World(sizes, _say)
+    try:
+        for name in CASES:
+            if name in names:
+                started = time.perf_counter()
+                failed |= not await _measured(name, world, report)
+                report.seconds[name] = round(time.perf_counter() - started, 1)
+    finally:
+        _say("cleaning up")
+        world.close()
+        _say("")
+    return report, failed
+
+
+async def _measured(name: str, world: World, report: Report) -> bool:
+    """Whether it could be measured; where it could not, the report says why, and the rest goes on."""
+    _say(f"measuring: {name}")
+    module, _, function = CASES[name].partition(":")
+    try:
+        case: Case = getattr(import_module(f"{__package__}.{module}"), function)
+        await case(world, report)
+    except ImportError as missing:
+        report.skip(name, f"{missing.name or missing} is not installed")
+    except Exception as failure:
+        report.skip(name, f"{type(failure).__name__}: {failure}")
+        return False
+    return True
+
+
+def _say(text: str) -> None:
+    """Shows what is going on, to people only."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def _sizes(options: argparse.Namespace) -> Sizes:
+    given = {name: value for name in ("miners", "blocks", "repeat", "events") if (value := getattr(options, name))}
+    sizes = replace(QUICK if options.quick else Sizes(), **given)
+    # A smaller network has executors for fewer callers.
+    return replace(
+        sizes, callers=max(sizes.processes, min(sizes.callers, Sizes.callers * sizes.miners // Sizes.miners))
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    sizes = Sizes()
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measures how fast the ledger is, beside what the machine can do with the same bytes, the design of"
+        " a row per grant, and the library eventsourcing. Works in a temporary directory beside the code, and needs no"
+        " server. Best on a machine that does nothing else.",
+    )
+    for name, what in (
+        ("miners", "in the network"),
+        ("blocks", "of the chain"),
+        ("repeat", "rounds in which every figure is taken"),
+        ("events", "in the long ledger"),
+    ):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default: {getattr(sizes, name):,})")
+    parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--quick", action="store_true", help="so small that it only shows that everything runs")
+    parser.add_argument("--json", action="store_true", help="one document, with all samples")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

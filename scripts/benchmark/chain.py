@@ -1,0 +1,70 @@
+"""The made-up chain that all figures are about, and the clock that goes with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+
+import msgspec
+
+from routing import BlockFact, ManifestsFact
+from routing.cli.facts_file import FactLines, numbered_facts
+from routing.cli.network import generate, hotkeys
+
+from .sizes import Sizes
+
+Fact = BlockFact | ManifestsFact
+
+SEED = 1
+HOTKEY = hotkeys(SEED, "validator", 1)[0]
+"""Whose ledger it is."""
+SECOND_NS = 10**9
+MOST_BLOCKS = 10**6
+
+
+class Clock:
+    """Runs as fast as any other, from a time in the chain's life; gives nanoseconds since the epoch."""
+
+    def __init__(self, start_ns: int) -> None:
+        self._ahead_ns = start_ns - time.monotonic_ns()
+
+    def __call__(self) -> int:
+        return time.monotonic_ns() + self._ahead_ns
+
+
+def facts_lines(sizes: Sizes, miners: int | None = None) -> bytes:
+    """The `FACTS.jsonl` of the network, or of one with another number of miners."""
+    lines = generate(
+        SEED,
+        miners=miners or sizes.miners,
+        validators=sizes.validators,
+        classes=sizes.classes,
+        blocks=sizes.blocks,
+    )
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+
+
+def parsed(lines: bytes) -> list[Fact]:
+    """The facts that lines tell."""
+    return [fact for batch in numbered_facts(BytesIO(lines)) for _, fact in batch]
+
+
+def endless(sizes: Sizes) -> Iterator[list[Fact]]:
+    """The facts of one block after the other."""
+    lines = FactLines()
+    facts: list[Fact] = []
+    network = generate(
+        SEED, miners=sizes.miners, validators=sizes.validators, classes=sizes.classes, blocks=MOST_BLOCKS
+    )
+    for line in network:
+        facts.append(lines.fact(msgspec.json.encode(line)))
+        if line["type"] == "block":
+            yield facts
+            facts = []
+
+
+def after(facts: Iterable[Fact]) -> int:
+    """A second after the newest block, in nanoseconds since the epoch."""
+    newest = max(fact.created_at for fact in facts if isinstance(fact, BlockFact))
+    return int(newest.timestamp()) * SECOND_NS + SECOND_NS

@@ -1,0 +1,208 @@
+"""`eventsourcing`, the general library that one would pick instead: appending events like ours, and replaying them.
+
+Its aggregates decide nothing: they only take what they are told, and callers keep them in memory, so that a save is
+one insert. SQLite syncs every commit there as well, by its own default.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import cycle, islice
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID, uuid4
+
+from eventsourcing.application import Application
+from eventsourcing.domain import Aggregate, event
+
+from routing import Allowance
+
+from .figures import Report, interleaved, ratio_at_least
+from .replaying import fold_rate
+from .world import Ledger, World
+
+THREADS = 16
+EVENTS_PER_AGGREGATE = 40
+"""About as many as an account of ours has."""
+AMOUNT_SECONDS = 24.0
+
+
+class Account(Aggregate):
+    """An account of allowance, told what it reserved and how that ended."""
+
+    def __init__(self, miner_ss58: str, executor_class: str) -> None:
+        self.miner_ss58 = miner_ss58
+        self.executor_class = executor_class
+        self.held: dict[str, list[list[int]]] = {}
+
+    @event("Reserved")
+    def reserve(
+        self, job_uuid: str, amount_ns: int, blocks: list[list[int]], job_start_block: int, expires_at_ns: int
+    ) -> None:
+        """Sets blocks aside for a job."""
+        self.held[job_uuid] = blocks
+
+    @event("Spent")
+    def spend(self, job_uuid: str) -> None:
+        """Ends a reservation."""
+        del self.held[job_uuid]
+
+
+class Accounts(Application[UUID]):
+    """Accounts in one database."""
+
+    def new(self) -> Account:
+        """A new account, saved."""
+        account = Account("5DPRFYM52JpipqaNSZawKjw2bRJ4eK5yvDK2Sin6d3NRszNT", "always_on.gpu-24gb")
+        self.save(account)
+        return account
+
+
+def reserve(account: Account) -> str:
+    """Has the account record an event with the content of ours; answers the job."""
+    job_uuid = str(uuid4())
+    account.reserve(job_uuid, 123_456_000_000, [[1377, 1404]], 2099, 1_704_123_456_789_000_000)
+    return job_uuid
+
+
+@contextmanager
+def accounts(environment: dict[str, str]) -> Iterator[Accounts]:
+    """The application on a database."""
+    with Accounts(env=environment) as application:
+        yield application
+
+
+def sqlite_environment(world: World) -> dict[str, str]:
+    """Settings for a new SQLite file."""
+    return {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(world.new_file())}
+
+
+def postgres_environment(world: World) -> dict[str, str]:
+    """Settings for our PostgreSQL server."""
+    parts = urlsplit(world.server_url())
+    return {
+        "PERSISTENCE_MODULE": "eventsourcing.postgres",
+        "POSTGRES_DBNAME": parts.path.lstrip("/"),
+        "POSTGRES_HOST": parse_qs(parts.query).get("host", [parts.hostname or ""])[0],
+        "POSTGRES_PORT": str(parts.port or 5432),
+        "POSTGRES_USER": parts.username or "postgres",
+        "POSTGRES_PASSWORD": parts.password or "trusted",
+        "POSTGRES_POOL_SIZE": str(THREADS),
+    }
+
+
+async def on_sqlite(world: World, report: Report) -> None:
+    """Both on SQLite."""
+    with accounts(sqlite_environment(world)) as application:
+        await _compare(world, report, "SQLite", await world.filled(), application)
+
+
+async def on_postgres(world: World, report: Report) -> None:
+    """Both on PostgreSQL."""
+    import_module("psycopg")
+    with accounts(postgres_environment(world)) as application:
+        await _compare(world, report, "PostgreSQL", await world.filled_on_postgres(), application)
+
+
+async def _compare(world: World, report: Report, engine: str, ledger: Ledger, application: Accounts) -> None:
+    sizes = world.sizes
+    async with ledger.open() as book:
+        newest = await book.current_block() or 1
+        streams = cycle(await _accounts_of(book, world))
+
+        async def ours(appends: int, callers: int) -> float:
+            return await _reserve_rate(book, list(islice(streams, appends)), newest, callers)
+
+        async def ours_alone() -> float:
+            return await ours(sizes.appends, 1)
+
+        async def theirs_alone() -> float:
+            return _save_rate(application, sizes.appends, 1)
+
+        async def ours_together() -> float:
+            return await ours(sizes.bare_rows, sizes.callers)
+
+        async def theirs_together() -> float:
+            return _save_rate(application, sizes.bare_rows, THREADS)
+
+        alone, their_alone, together, their_together = await interleaved(
+            sizes.repeat, ours_alone, theirs_alone, ours_together, theirs_together
+        )
+    report.add(f"appends on {engine}, one caller", "1/s", alone, ("eventsourcing", their_alone), ratio_at_least(1))
+    name = f"appends on {engine}, {sizes.callers} callers"
+    report.add(name, "1/s", together, (f"eventsourcing, {THREADS} threads", their_together), ratio_at_least(4))
+    made = _fill(application, sizes.library_events)
+
+    async def our_replay() -> float:
+        return await fold_rate(ledger.url)
+
+    async def their_replay() -> float:
+        return _replay_rate(application, made)
+
+    replayed, their_replayed = await interleaved(sizes.repeat, our_replay, their_replay)
+    report.add(f"rebuilding from {engine}", "events/s", replayed, ("eventsourcing", their_replayed), ratio_at_least(3))
+
+
+async def _accounts_of(book: Allowance, world: World) -> list[tuple[str, str]]:
+    """The accounts with enough left for all that is going to be reserved."""
+    newest = await book.current_block() or 1
+    return [
+        (candidate.hotkey_ss58, executor_class)
+        for executor_class in world.classes
+        for candidate in await book.find_miners(20 * AMOUNT_SECONDS, executor_class, newest)
+    ]
+
+
+async def _reserve_rate(book: Allowance, streams: list[tuple[str, str]], newest: int, callers: int) -> float:
+    """Our appends a second: reservations on given accounts, each durable when it is answered."""
+
+    async def caller(mine: list[tuple[str, str]]) -> list[int]:
+        return [
+            (await book.reserve(*stream, AMOUNT_SECONDS, newest, job_uuid=str(uuid4()))).reservation_id
+            for stream in mine
+        ]
+
+    started = time.perf_counter()
+    made = await asyncio.gather(*(caller(streams[first::callers]) for first in range(callers)))
+    seconds = time.perf_counter() - started
+    await asyncio.gather(*(book.release(reservation_id) for each in made for reservation_id in each))
+    return len(streams) / seconds
+
+
+def _save_rate(application: Accounts, appends: int, threads: int) -> float:
+    """The library's appends a second: every thread saves events of an aggregate of its own."""
+    mine = [application.new() for _ in range(threads)]
+
+    def save(account: Account) -> None:
+        for _ in range(appends // threads):
+            reserve(account)
+            application.save(account)
+
+    with ThreadPoolExecutor(threads) as pool:
+        started = time.perf_counter()
+        list(pool.map(save, mine))
+        return appends // threads * threads / (time.perf_counter() - started)
+
+
+def _fill(application: Accounts, events: int) -> list[UUID]:
+    """Saves aggregates with so many events together, each with all of its own at once."""
+    made = []
+    for _ in range(events // EVENTS_PER_AGGREGATE):
+        account = application.new()
+        for _ in range(EVENTS_PER_AGGREGATE // 2):
+            job_uuid = reserve(account)
+            account.spend(job_uuid)
+        application.save(account)
+        made.append(account.id)
+    return made
+
+
+def _replay_rate(application: Accounts, made: list[UUID]) -> float:
+    """The library's events a second: aggregates made again from what is stored."""
+    started = time.perf_counter()
+    events = sum(application.repository.get(each).version for each in made)
+    return events / (time.perf_counter() - started)

@@ -1,0 +1,154 @@
+"""A ledger with as many events as one likes: decided and hashed by the ledger's own code, written in bulk.
+
+A hundred events a block: the block itself, what is reserved after it, and the ends of earlier reservations; the last
+hundredth of the log is quieter, ten events a block, so that a short ledger ends in the same way as a long one. What a
+ledger keeps beside its log stands as an owner leaves it who is killed at a bad moment: a snapshot nearly as old as
+they become, and a history that lags a little.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from ledger import Account, Draft, ExpireDue, Intake, Known, RecordFacts, RecordSettings, Row, Settle, store_for
+from projections import Availability, History, Snapshots, schema
+
+from .chain import HOTKEY, SECOND_NS, after, endless
+from .sizes import Sizes
+
+EVENTS_PER_COMMIT = 20_000
+SNAPSHOT_AGE_EVENTS = 9000
+HISTORY_LAG_EVENTS = 500
+QUIET_SHARE = 100
+"""The last of so many parts of the log is quiet."""
+BLOCKS_BEFORE_JOBS = 20
+"""There has to be some allowance first."""
+EXPIRED_EVERY_BLOCKS = 25
+RELEASED_SHARE, LEFT_SHARE = 0.10, 0.04
+
+_INSERT = f"INSERT INTO allowance_events (ledger, {', '.join(Row._fields)}) VALUES (?{', ?' * len(Row._fields)})"
+_MOVE_HEAD = "UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at_ns = ? WHERE ledger = ?"
+
+
+class _Pace(NamedTuple):
+    """How many jobs come after a block of 250 miners, and how many seconds they take: a third of what it grants."""
+
+    jobs: int
+    shortest_seconds: int
+    longest_seconds: int
+
+
+BUSY, QUIET = _Pace(50, 5, 30), _Pace(5, 24, 270)
+
+
+async def grow(path: Path, sizes: Sizes, events: int, progress: Callable[[int], None] = lambda position: None) -> int:
+    """Fills a new ledger with so many events, or a block's more; answers the last one's time."""
+    store = store_for(f"sqlite:///{path}", HOTKEY, read_only=False)
+    await store.open(schema())
+    snapshots = Snapshots(store)
+    taken = None
+    with _Bulk(path, store.ledger) as bulk:
+        state = Availability()
+        traffic = _Traffic(sizes, quiet_from=events - events // QUIET_SHARE)
+        while state.position < events:
+            draft: Draft[Availability] = Draft(state, Known(), 0)
+            until = min(events, state.position + EVENTS_PER_COMMIT)
+            if taken is None and until > events - SNAPSHOT_AGE_EVENTS:
+                until = max(1, min(until, events - SNAPSHOT_AGE_EVENTS))
+            while state.position < until:
+                traffic.pass_a_block(draft)
+            bulk.write(draft.rows)
+            progress(state.position)
+            if taken is None and state.position >= events - SNAPSHOT_AGE_EVENTS:
+                taken = snapshots.take(state, every_rows=1)
+    if taken is not None:
+        await snapshots.save(taken)
+    progress(state.position)
+    await History(store, HOTKEY, read_only=False).project(state.position - HISTORY_LAG_EVENTS)
+    await store.close()
+    return state.recorded_at_ns
+
+
+class _Bulk:
+    """A connection that writes fast and would not survive a power cut; nobody else has the file open meanwhile."""
+
+    def __init__(self, path: Path, ledger: int) -> None:
+        self._ledger = ledger
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        for pragma in ("synchronous = OFF", "cache_size = -400000", "wal_autocheckpoint = 50000"):
+            self._connection.execute(f"PRAGMA {pragma}")
+
+    def __enter__(self) -> _Bulk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._connection.close()
+
+    def write(self, rows: list[Row]) -> None:
+        """Appends rows to the log."""
+        ledger, last = self._ledger, rows[-1]
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.executemany(_INSERT, [(ledger, *row) for row in rows])
+        self._connection.execute(_MOVE_HEAD, (last.position, last.hash, last.recorded_at_ns, ledger))
+        self._connection.execute("COMMIT")
+
+
+class _Traffic:
+    """Blocks, and the jobs that come between them."""
+
+    def __init__(self, sizes: Sizes, quiet_from: int) -> None:
+        self._scale = sizes.miners / Sizes().miners
+        self._quiet_from = quiet_from
+        self._random = Random("traffic")
+        self._intake = Intake()
+        self._blocks = endless(sizes)
+        self._passed = 0
+        self._running: deque[int] = deque()
+        self._accounts: list[Account] = []
+
+    def pass_a_block(self, draft: Draft[Availability]) -> None:
+        """Records the next block and the sync before it; reserves for the jobs that come then, and settles others."""
+        if draft.state.position == 0:
+            RecordSettings(HOTKEY, None).execute(draft)
+        facts = next(self._blocks)
+        contents, _ = self._intake.contents(facts)
+        RecordFacts(contents, confirm=False).execute(draft)
+        draft.now_ns = after(facts)
+        self._passed += 1
+        if self._passed > BLOCKS_BEFORE_JOBS:
+            pace = BUSY if draft.state.position < self._quiet_from else QUIET
+            self._accounts = list(draft.state.chain.accounts.values())
+            for _ in range(max(1, round(pace.jobs * self._scale))):
+                self._reserve(draft, pace)
+            while len(self._running) > 3 * pace.jobs * self._scale:
+                self._settle(draft)
+        if self._passed % EXPIRED_EVERY_BLOCKS == 0:
+            ExpireDue().execute(draft)
+
+    def _reserve(self, draft: Draft[Availability], pace: _Pace) -> None:
+        """As a router does, but on any miner: ranking them would take most of the time."""
+        random, state = self._random, draft.state
+        account = random.choice(self._accounts)
+        amount_ns = random.randrange(pace.shortest_seconds * SECOND_NS, pace.longest_seconds * SECOND_NS)
+        newest = state.chain.blocks.newest
+        axon = state.chain.metagraph.miners.get(account.miner_ss58)
+        claim = account.claim(state.chain.blocks, state.window_start(newest), amount_ns, draft.now_ns)
+        if axon is None or claim is None:
+            return
+        job = (str(UUID(int=random.getrandbits(128), version=4)), 1)
+        held = draft.reserve(account, claim, amount_ns=amount_ns, job_start_block=newest, job=job, axon=axon)
+        if random.random() >= LEFT_SHARE:
+            self._running.append(held.reservation_id)
+
+    def _settle(self, draft: Draft[Availability]) -> None:
+        how: Literal["spend", "release"] = "release" if self._random.random() < RELEASED_SHARE else "spend"
+        reservation_id = self._running.popleft()
+        if reservation_id in draft.state.held:
+            Settle(reservation_id, how, None).execute(draft)

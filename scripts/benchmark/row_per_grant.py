@@ -1,0 +1,231 @@
+"""The design that most would start from, as good as it can be: a row for every block, miner, validator and class.
+
+On PostgreSQL. Everything is a small integer; a covering index makes a search one index-only scan; the rows come in by
+`COPY`; a claim locks just the blocks that it takes, in order, passes over those that others hold, and is one statement
+and one commit. It leaves out what would slow it down further: the check for busy miners, drops, expiry, retries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from statistics import median
+
+import asyncpg
+
+from routing import Allowance, BlockFact, ManifestsFact, Routing
+from routing.cli.job_request import JobRequest
+
+from .chain import HOTKEY, SECOND_NS
+from .feeding import Feed, newest_block, stored_bytes
+from .figures import Report, at_least, interleaved
+from .filling import record
+from .jobs import release_all
+from .picking import MS
+from .world import World
+
+WINDOW_BLOCKS = 722
+BLOCK_SECONDS = 12
+RESERVED_SHARE = 3
+"""One in so many of the window's blocks is reserved: the earliest."""
+
+_SCHEMA = """
+    CREATE TABLE reservations (
+        reservation_id BIGINT PRIMARY KEY GENERATED ALWAYS AS IDENTITY, job_uuid UUID NOT NULL UNIQUE,
+        miner SMALLINT NOT NULL, class SMALLINT NOT NULL, amount_ns BIGINT NOT NULL, expires_at_ns BIGINT NOT NULL
+    );
+    CREATE TABLE grants (
+        amount_ns BIGINT NOT NULL, reservation_id BIGINT, block INTEGER NOT NULL,
+        validator SMALLINT NOT NULL, class SMALLINT NOT NULL, miner SMALLINT NOT NULL
+    )"""
+_INDEXES = """
+    ALTER TABLE grants ADD PRIMARY KEY (validator, class, miner, block);
+    CREATE INDEX grants_search ON grants (validator, class, block) INCLUDE (miner, amount_ns, reservation_id)"""
+_COLUMNS = ("amount_ns", "reservation_id", "block", "validator", "class", "miner")
+_SEARCH = """
+    SELECT miner, min(amount_ns) AS least_ns FROM grants
+    WHERE validator = $1 AND class = $2 AND block >= $3 GROUP BY miner
+    HAVING sum(amount_ns) FILTER (WHERE reservation_id IS NULL) >= $4
+    ORDER BY min(block) FILTER (WHERE reservation_id IS NULL),
+             sum(amount_ns) FILTER (WHERE reservation_id IS NULL) / sum(amount_ns) DESC, miner
+    LIMIT 10"""
+_CLAIM = """
+    WITH made AS (
+        INSERT INTO reservations (job_uuid, miner, class, amount_ns, expires_at_ns) VALUES ($7, $3, $2, $6, $8)
+        RETURNING reservation_id
+    ), free AS MATERIALIZED (
+        SELECT block, amount_ns FROM grants
+        WHERE validator = $1 AND class = $2 AND miner = $3 AND block >= $4 AND reservation_id IS NULL
+        ORDER BY block LIMIT $5 FOR UPDATE SKIP LOCKED
+    ), enough AS (
+        SELECT block, sum(amount_ns) OVER (ORDER BY block) - amount_ns AS before_ns FROM free
+    )
+    UPDATE grants SET reservation_id = made.reservation_id FROM made, enough
+    WHERE grants.validator = $1 AND grants.class = $2 AND grants.miner = $3 AND grants.block = enough.block
+      AND enough.before_ns < $6
+    RETURNING grants.reservation_id, grants.block, grants.amount_ns"""
+_RELEASE = (
+    "UPDATE grants SET reservation_id = NULL WHERE validator = $1 AND class = $2 AND miner = $3 AND block = ANY($4)"
+)
+
+
+class RowPerGrant:
+    """The tables, and one caller's connection to them."""
+
+    def __init__(self, connection: asyncpg.Connection, classes: list[str]) -> None:
+        self._connection = connection
+        self._classes = {executor_class: place for place, executor_class in enumerate(classes)}
+        self._rows = _Rows(self._classes)
+        self.blocks = 0
+
+    async def fill(self, facts: list[BlockFact | ManifestsFact]) -> None:
+        """Loads all facts, indexes them, and reserves a third."""
+        connection = self._connection
+        await connection.execute(_SCHEMA)
+        for fact in facts:
+            if isinstance(fact, ManifestsFact):
+                self._rows.sync(fact)
+            else:
+                await self.record_block(fact)
+        await connection.execute(_INDEXES)
+        window = min(WINDOW_BLOCKS, self.blocks)
+        await connection.execute(
+            "UPDATE grants SET reservation_id = 0 WHERE validator = 0 AND block < $1",
+            self._rows.newest - window + window // RESERVED_SHARE,
+        )
+        await connection.execute("VACUUM (ANALYZE) grants")
+
+    async def record_block(self, block: BlockFact) -> None:
+        """Inserts what the block grants to everybody."""
+        rows = list(self._rows.of(block))
+        await self._connection.copy_records_to_table("grants", records=rows, columns=_COLUMNS)
+        self.blocks += 1
+
+    async def pick(self, job: JobRequest) -> tuple[int, int, list[int]]:
+        """Searches, and claims on the first miner that still has enough; answers class, miner and blocks."""
+        executor_class = self._classes[job.executor_class]
+        since = self._rows.newest - WINDOW_BLOCKS
+        amount_ns = round((job.download_time_limit + job.execution_time_limit + job.upload_time_limit) * SECOND_NS)
+        for miner, least_ns in await self._connection.fetch(_SEARCH, 0, executor_class, since, amount_ns):
+            expires_at_ns = time.time_ns() + amount_ns + 100 * SECOND_NS
+            most = amount_ns // least_ns + 1
+            taken = await self._connection.fetch(
+                _CLAIM, 0, executor_class, miner, since, most, amount_ns, job.uuid, expires_at_ns
+            )
+            if sum(row["amount_ns"] for row in taken) >= amount_ns:
+                return executor_class, miner, [row["block"] for row in taken]
+        raise RuntimeError(f"no miner for {job}")
+
+    async def release(self, executor_class: int, miner: int, blocks: list[int]) -> None:
+        """Gives blocks back."""
+        await self._connection.execute(_RELEASE, 0, executor_class, miner, blocks)
+
+    async def bytes_per_block(self) -> float:
+        """What a block takes on disk, with its indexes."""
+        whole: int = await self._connection.fetchval("SELECT pg_total_relation_size('grants')")
+        return whole / self.blocks
+
+
+class _Rows:
+    """The rows of one block after the other."""
+
+    def __init__(self, classes: dict[str, int]) -> None:
+        self._classes = classes
+        self._miners: dict[str, int] = {}
+        self._manifests: dict[str, dict[str, int]] = {}
+        self.newest = 0
+
+    def sync(self, fact: ManifestsFact) -> None:
+        """From here on miners offer this."""
+        self._manifests = {miner: dict(counts) for miner, counts in fact.manifests.items()}
+
+    def of(self, block: BlockFact) -> Iterator[tuple[int, None, int, int, int, int]]:
+        """What the block grants; it is taken to last as long as most do."""
+        self.newest = block.number
+        stakes = [block.stakes[HOTKEY], *(stake for hotkey, stake in block.stakes.items() if hotkey != HOTKEY)]
+        total = sum(stakes)
+        units_ns = [round(BLOCK_SECONDS * SECOND_NS * stake / total) for stake in stakes]
+        for miner in block.miners:
+            place = self._miners.setdefault(miner.hotkey_ss58, len(self._miners))
+            for executor_class, count in self._manifests.get(miner.hotkey_ss58, {}).items():
+                if count:
+                    for validator, unit_ns in enumerate(units_ns):
+                        yield unit_ns * count, None, block.number, validator, self._classes[executor_class], place
+
+
+@asynccontextmanager
+async def row_per_grant(world: World) -> AsyncIterator[RowPerGrant]:
+    """The design, filled with the network's facts, in a database of its own."""
+    connection = await asyncpg.connect(world.server_url())
+    world.say("filling the row-per-grant tables")
+    await connection.execute("DROP TABLE IF EXISTS grants, reservations")
+    design = RowPerGrant(connection, world.classes)
+    try:
+        await design.fill(world.facts())
+        yield design
+    finally:
+        await connection.execute("DROP TABLE IF EXISTS grants, reservations")
+        await connection.close()
+
+
+async def against_row_per_grant(world: World, report: Report) -> None:
+    """One caller's picks, unchanged blocks and bytes, both designs on the same PostgreSQL."""
+    ledger = await world.filled_on_postgres()
+    async with row_per_grant(world) as design, ledger.open() as book:
+        router = Routing(book)
+
+        async def our_picks() -> float:
+            taken = []
+            for job in world.jobs(world.sizes.picks // 10):
+                started = time.perf_counter()
+                route = await router.pick_miner_for_job_request(job)
+                taken.append((time.perf_counter() - started) * MS)
+                await release_all(book, [route])
+            return median(taken)
+
+        async def their_picks() -> float:
+            taken = []
+            for job in world.jobs(world.sizes.picks // 10):
+                started = time.perf_counter()
+                claimed = await design.pick(job)
+                taken.append((time.perf_counter() - started) * MS)
+                await design.release(*claimed)
+            return median(taken)
+
+        ours, theirs = await interleaved(world.sizes.repeat, our_picks, their_picks)
+        report.add("a pick on PostgreSQL", "ms", ours, ("row per grant", theirs))
+        stored = await design.bytes_per_block()
+        await _blocks(world, report, book, design)
+    imported = world.new_ledger()
+    async with imported.open() as book:
+        await record(book, world.facts())
+        # Before it is closed, which leaves a snapshot: one for the ledger, however many its blocks.
+        ours_stored = stored_bytes(imported) / world.sizes.blocks
+    report.add(
+        "bytes a block, how many times fewer than row per grant",
+        "times",
+        [stored / ours_stored],
+        target=at_least(1000),
+        note=f"{stored:,.0f} against {ours_stored:,.0f}, changes, syncs and indexes included",
+    )
+
+
+async def _blocks(world: World, report: Report, book: Allowance, design: RowPerGrant) -> None:
+    """Blocks that change nothing; last, since what they grant is not reserved in part."""
+    our_feed, their_feed = (Feed(newest_block(world.facts())) for _ in range(2))
+
+    async def our_blocks() -> float:
+        return median([await our_feed.timed(book) for _ in range(world.sizes.appends // 10)]) * MS
+
+    async def their_blocks() -> float:
+        taken = []
+        for _ in range(world.sizes.appends // 10):
+            block = their_feed.next()
+            started = time.perf_counter()
+            await design.record_block(block)
+            taken.append((time.perf_counter() - started) * MS)
+        return median(taken)
+
+    ours, theirs = await interleaved(world.sizes.repeat, our_blocks, their_blocks)
+    report.add("an unchanged block on PostgreSQL", "ms", ours, ("row per grant", theirs))

@@ -1,0 +1,46 @@
+"""Picks on PostgreSQL, from several processes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+from .figures import Report, interleaved, ratio_at_least
+from .limits import CONNECTIONS, postgres_rows, reservation_bytes
+from .process import worker
+from .world import World
+
+
+async def processes(world: World, report: Report) -> None:
+    """Processes with as many callers each as make up the usual number together; all on one ledger."""
+    sizes = world.sizes
+    ledger = await world.filled_on_postgres()
+    row_bytes = reservation_bytes((await world.filled()).path)
+    callers = sizes.callers // sizes.processes
+    picks = callers * sizes.picks_per_caller
+    async with AsyncExitStack() as stack:
+        bare = await stack.enter_async_context(postgres_rows(world.server_url(), row_bytes))
+        workers = [await stack.enter_async_context(worker(ledger, world.classes)) for _ in range(sizes.processes)]
+
+        async def together() -> float:
+            seconds = 0.0
+            for _ in range(sizes.settlings):
+                started = time.perf_counter()
+                await asyncio.gather(*(each.pick(picks, callers) for each in workers))
+                seconds += time.perf_counter() - started
+                await asyncio.gather(*(each.release() for each in workers))
+            return sizes.settlings * sizes.processes * picks / seconds
+
+        async def one_row() -> float:
+            return await bare.rate(sizes.bare_rows)
+
+        ours, limit = await interleaved(sizes.repeat, together, one_row)
+    report.add(
+        f"picks, {sizes.processes} processes on PostgreSQL",
+        "1/s",
+        ours,
+        (f"bare rows, 1 a commit, {CONNECTIONS} connections", limit),
+        ratio_at_least(0.5),
+        note=f"{callers} callers in each",
+    )

@@ -1,0 +1,66 @@
+"""A process of its own that opens a ledger and picks when it is told to: `python -m scripts.benchmark.worker`.
+
+Tells a JSON line when the ledger is open, and one after each command: how long it took, and the most memory that the
+process has had so far. Ends without closing anything, as a killed process does, and leaves the ledger as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import sys
+import time
+from importlib import import_module
+from typing import Any
+
+BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def tell(**fields: Any) -> None:
+    """Writes an answer for the process that started this one."""
+    fields["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_PER_UNIT / 1e6
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str]) -> None:
+    """Opens the ledger, and follows commands until there are no more."""
+    started = time.perf_counter()
+    from routing import Allowance, JobRoute, Routing
+
+    imported = time.perf_counter()
+    import_module("sqlalchemy.ext.asyncio")
+    import_module("projections.tables")
+    ready = time.perf_counter()
+    ahead_ns = start_ns - time.monotonic_ns()
+    book = Allowance.open(url, validator_ss58=validator_ss58, clock_ns=lambda: time.monotonic_ns() + ahead_ns)
+    newest = await book.current_block()
+    await book.find_miners(1.0, classes[0], newest or 1)
+    opened = time.perf_counter()
+    tell(routing_s=imported - started, sqlalchemy_s=ready - imported, opened_s=opened - ready)
+
+    from random import Random
+
+    from .jobs import draw_job, pick_at_once, release_all
+
+    router = Routing(book)
+    random = Random(os.urandom(8))
+    routes: list[JobRoute] = []
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        command = json.loads(line)
+        began = time.perf_counter()
+        if command["do"] == "pick":
+            jobs = [draw_job(random, classes) for _ in range(command["picks"])]
+            began = time.perf_counter()
+            routes += await pick_at_once(router, jobs, command["callers"])
+        else:
+            await release_all(book, routes)
+            routes.clear()
+        tell(seconds=time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    asyncio.run(work(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]))
+    os._exit(0)
