@@ -39,6 +39,7 @@ _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _tag_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _numbers = Struct(">qqqqq")
 _length = Struct(">i")
+_NO_TEXT = _length.pack(-1)
 
 
 class Row(NamedTuple):
@@ -78,19 +79,16 @@ def row_hash(previous: bytes, row: Row) -> bytes:
 
     Texts and the payload are length-prefixed (-1 for none) so that no two rows hash the same bytes.
     """
-    parts = [
+    position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, _ = row
+    parts = (
         previous,
-        _numbers.pack(row.position, row.version, row.recorded_at_ns, row.attempt or 0, row.settles or 0),
-    ]
-    for text in (row.stream, row.key, row.job_uuid):
-        if text is None:
-            parts.append(b"\xff\xff\xff\xff")
-        else:
-            encoded = text.encode("utf-8", "surrogatepass")
-            parts.append(_length.pack(len(encoded)))
-            parts.append(encoded)
-    parts.append(_length.pack(len(row.payload)))
-    parts.append(row.payload)
+        _numbers.pack(position, version, recorded_at_ns, attempt or 0, settles or 0),
+        _prefixed(stream),
+        _NO_TEXT if key is None else _prefixed(key),
+        _NO_TEXT if job_uuid is None else _prefixed(job_uuid),
+        _length.pack(len(payload)),
+        payload,
+    )
     return sha256(b"".join(parts)).digest()
 
 
@@ -126,6 +124,11 @@ def event_tag(payload: bytes) -> str | None:
         return msgspec.json.decode(_tag_decoder.decode(payload)["type"], type=str)
     except (msgspec.MsgspecError, KeyError):
         return None
+
+
+def _prefixed(text: str) -> bytes:
+    encoded = text.encode("utf-8", "surrogatepass")
+    return _length.pack(len(encoded)) + encoded
 
 
 def _undecodable(position: int, payload: bytes, cause: Exception) -> NewerLedger | CorruptLedger:

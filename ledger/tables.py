@@ -122,13 +122,14 @@ _POSTGRES_GUARDS = (
     # planner's numbers are.
     """CREATE OR REPLACE FUNCTION allowance_check_dense() RETURNS trigger LANGUAGE plpgsql AS $$
        BEGIN
-           IF EXISTS (SELECT 1 FROM added WHERE position > 1 AND
-                      (SELECT before.position FROM allowance_events AS before
-                       WHERE before.ledger = added.ledger AND before.position = added.position - 1) IS NULL)
-           OR EXISTS (SELECT 1 FROM added WHERE version > 1 AND
-                      (SELECT before.version FROM allowance_events AS before
-                       WHERE before.ledger = added.ledger AND before.stream = added.stream
-                         AND before.version = added.version - 1) IS NULL)
+           IF EXISTS (SELECT 1 FROM added
+                      WHERE (position > 1 AND
+                             (SELECT before.position FROM allowance_events AS before
+                              WHERE before.ledger = added.ledger AND before.position = added.position - 1) IS NULL)
+                         OR (version > 1 AND
+                             (SELECT before.version FROM allowance_events AS before
+                              WHERE before.ledger = added.ledger AND before.stream = added.stream
+                                AND before.version = added.version - 1) IS NULL))
            THEN
                RAISE EXCEPTION 'positions and versions are dense' USING ERRCODE = 'integrity_constraint_violation';
            END IF;
