@@ -102,6 +102,8 @@ _CONTENDED = ("40001", "40P01")
 _CONNECTION_LOST = ("08", "57P", "25P03", "25P04")
 _MADE_MEANWHILE = ("23505", *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
 """How a database says that somebody else made the same thing at the same time."""
+_BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What the driver raises, besides the server's own errors; the last where a connection broke at a bad moment."""
 _GUARD_NOT_TO_BE_HAD = ("0A000", "42601", "42710")
 
 log = logging.getLogger("allowance.ledger")
@@ -351,20 +353,18 @@ class Lane:
         async with self.turn:
             return await self.attempt(work)
 
-    async def attempt(self, work: Callable[[asyncpg.Connection], Awaitable[R]]) -> R:
+    async def attempt(self, work: Callable[[asyncpg.Connection], Awaitable[R]], *, again: bool = True) -> R:
         """Does what may be done twice, and does it again where the connection turned out lost, or contended."""
         connection = await self.connection()
         try:
             return await work(connection)
         except Exception as error:
-            if not (_is_lost(error) or _is_contended(error)):
-                raise
             if _is_lost(error):
                 self.drop()
-            if isinstance(error, TimeoutError):
+            if not again or isinstance(error, TimeoutError) or not (_is_lost(error) or _is_contended(error)):
                 raise
         await asyncio.sleep(random.uniform(0, MOST_PAUSE_SECONDS))
-        return await work(await self.connection())
+        return await self.attempt(work, again=False)
 
     async def connection(self) -> asyncpg.Connection:
         """The connection, or a new one."""
@@ -384,7 +384,7 @@ class Lane:
         if connection is not None:
             try:
                 await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            except (asyncpg.PostgresError, *_BROKEN):
                 connection.terminate()
 
 
@@ -477,7 +477,7 @@ def _is_contended(error: BaseException) -> bool:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether the connection is gone, or cannot be trusted any more."""
-    if isinstance(error, (OSError, asyncpg.InterfaceError)):
+    if isinstance(error, _BROKEN):
         return True
     return (_sqlstate(error) or "").startswith(_CONNECTION_LOST)
 
@@ -502,5 +502,5 @@ class _StorageErrors:
             return
         if self._in_transaction and _is_contended(error):
             raise Contended(str(error)) from error
-        if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)) or is_sqlalchemy_error(error):
+        if isinstance(error, (asyncpg.PostgresError, *_BROKEN)) or is_sqlalchemy_error(error):
             raise StorageUnavailable(str(error) or type(error).__name__) from error

