@@ -70,7 +70,10 @@ class Runtime:
 
     def park(self) -> None:
         """Before a fork: everything parks, lets go, and the loop stands still until `resume`."""
-        if self.pid != os.getpid() or not self._parks or threading.current_thread() is self._thread:
+        if self.pid != os.getpid() or not self._parks:
+            return
+        if threading.current_thread() is self._thread:
+            _inherited.append(self)
             return
         self._forking.parked, self._forking.resumed = Future[None](), threading.Event()
         asyncio.run_coroutine_threadsafe(self._stand_still(self._forking.parked, self._forking.resumed), self.loop)
