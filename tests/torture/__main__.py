@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--callers", type=int, default=6, help="concurrent callers in each process")
     parser.add_argument("--miners", type=int, default=4)
+    parser.add_argument("--facts", type=int, default=1, help="how many times as often as usual facts are recorded")
     parser.add_argument("--kills", type=int, default=30, help="of worker processes")
     parser.add_argument("--disturbances", type=int, default=10, help="of the database")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
@@ -52,6 +53,7 @@ def _subject(given: argparse.Namespace, directory: Path, stack: ExitStack) -> tu
         processes=given.processes,
         callers=given.callers,
         miners=given.miners,
+        facts=given.facts,
         kills_per_second=given.kills / given.seconds,
         disturbances_per_second=given.disturbances / given.seconds,
         fault=given.fault,

@@ -52,6 +52,7 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome", omit_defaults=True):
     n: int
     answer: Answer | None = None
     refused: str | None = None
+    said: str | None = None
     broken: str | None = None
     """An error that no caller should ever see."""
 

@@ -6,8 +6,11 @@ stands in the tests. Constraints and triggers are taken off first, so that the c
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +26,7 @@ from ledger.sqlite import SqliteStore
 
 WIDENED_S = 0.01
 """How long a window is held open that would otherwise be narrow."""
-FAILING_COMMITS = 5
+FAILING_COMMITS = 20
 
 
 def bring_about(name: str) -> None:
@@ -50,7 +53,7 @@ def no_lock() -> None:
 def no_compare() -> None:
     """On PostgreSQL, an append moves the head from wherever it stands."""
     compared = "position = $2 AND hash = $3"
-    uncompared = "position <> -$2 AND hash <> '' AND $3::bytea IS NOT NULL"
+    uncompared = "position <> -$2::bigint AND $3::bytea IS NOT NULL"
     _replace(ledger.postgres, "_APPEND", ledger.postgres._APPEND.replace(compared, uncompared))
 
 
@@ -65,19 +68,21 @@ def no_version_check() -> None:
 
 
 def acknowledge_before_commit() -> None:
-    """Callers are told as soon as their request is decided."""
-    decide, commit = LedgerActor._decide, SqliteStore._commit
+    """Callers are told as soon as their request is decided; and now and then the process dies just after."""
+    decide, commit, commits = LedgerActor._decide, SqliteStore._commit, itertools.count(1)
 
     def decide_and_tell(self: LedgerActor[Any], draft: Any, commands: list[Any]) -> None:
         decide(self, draft, commands)
         ledger.writer.deliver(commands)
 
-    def commit_later(self: SqliteStore, connection: sqlite3.Connection) -> None:
-        time.sleep(WIDENED_S)
+    def die_or_commit(self: SqliteStore, connection: sqlite3.Connection) -> None:
+        if next(commits) % FAILING_COMMITS == 0:
+            time.sleep(WIDENED_S)
+            os.kill(os.getpid(), signal.SIGKILL)
         commit(self, connection)
 
     _replace(LedgerActor, "_decide", decide_and_tell)
-    _replace(SqliteStore, "_commit", commit_later)
+    _replace(SqliteStore, "_commit", die_or_commit)
 
 
 def serve_failed_commits() -> None:
@@ -166,6 +171,7 @@ def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool]) -> None:
         return draft
 
     async def commit(self: LedgerActor[Any], commands: list[Any]) -> None:
+        await asyncio.sleep(WIDENED_S)
         async with self._state_lock, self.store.transaction() as transaction:
             revertible = all(ticket.work.revertible for ticket in commands)
             draft = await decided(self, transaction, commands, current=not revertible)

@@ -70,7 +70,7 @@ async def attempt(plan: Plan, book: Allowance, n: int, wish: Wish) -> Outcome:
     except (AllowanceException, JobRoutingException) as refused:
         if type(refused).__name__ in NEVER_EXPECTED:
             return Outcome(n, broken=repr(refused))
-        return Outcome(n, refused=type(refused).__name__)
+        return Outcome(n, refused=type(refused).__name__, said=str(refused))
     except Exception as broken:
         return Outcome(n, broken=repr(broken))
 

@@ -22,6 +22,8 @@ class Plan(msgspec.Struct, frozen=True):
     callers: int = 6
     """Concurrent callers in each process."""
     miners: int = 4
+    facts: int = 1
+    """How many times as often as usual blocks and syncs are recorded."""
     kills_per_second: float = 2.0
     """Worker processes killed with SIGKILL; each is started again."""
     disturbances_per_second: float = 0.0

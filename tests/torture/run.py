@@ -24,7 +24,11 @@ from .verdict import verdict
 
 STARTING_SECONDS = 60.0
 STOPPING_SECONDS = 60.0
-HALTED_SECONDS = 3.0
+HALTED_SECONDS = 4.0
+SETTLED_IN_BYTES = 3_000
+"""A worker whose diary is that long is worth killing: it has made some twenty calls."""
+PATIENCE = 5
+"""On a slow machine the run lasts so many times as long, until there was anybody to kill."""
 POLL_SECONDS = 0.05
 
 
@@ -111,14 +115,15 @@ def _stir(plan: Plan, database: Database, company: _Company, report: Report, rng
     """Kills and disturbs until the time is up, the claims are made, or a fault has brought everything to a halt."""
     began = moved = time.monotonic()
     claims = 0
-    while (now := time.monotonic()) < began + plan.seconds:
+    while (now := time.monotonic()) < began + plan.seconds * (
+        1 if report.kills or not plan.kills_per_second else PATIENCE
+    ):
         if report.kills < (now - began) * plan.kills_per_second - 1:
-            company.kill_one(rng)
-            report.kills += 1
+            report.kills += company.kill_one(rng)
         if report.disturbances < (now - began) * plan.disturbances_per_second - 1:
             database.disturb(rng)
             report.disturbances += 1
-        if plan.claims is not None and (stored := database.claims()) != claims:
+        if plan.claims is not None and ((stored := database.claims()) != claims or not claims):
             claims, moved = stored, now
         if (plan.claims is not None and claims >= plan.claims) or (plan.fault and now > moved + HALTED_SECONDS):
             return
@@ -150,17 +155,21 @@ class _Company:
         for index in range(self._plan.processes):
             self._start_worker(index)
         give_up = time.monotonic() + STARTING_SECONDS
-        while not all(self._diary(index).exists() or self._died(index) for index in self._workers):
+        while not all(self._at_work(index) or self._died(index) for index in self._workers):
             if time.monotonic() > give_up:
                 raise TimeoutError("the workers did not start")
             time.sleep(POLL_SECONDS)
 
-    def kill_one(self, rng: random.Random) -> None:
-        """Kills a worker in the middle of whatever it does, and starts another in its place."""
-        index = rng.randrange(self._plan.processes)
+    def kill_one(self, rng: random.Random) -> bool:
+        """Kills a worker in the middle of whatever it does, and starts another in its place; whether there was one."""
+        at_work = [index for index in self._workers if self._at_work(index, SETTLED_IN_BYTES)]
+        if not at_work:
+            return False
+        index = rng.choice(at_work)
         self._workers[index].kill()
         self._workers[index].join()
         self._start_worker(index)
+        return True
 
     def look_after(self, report: Report) -> None:
         """Notes a worker that died by itself, and starts another in its place."""
@@ -175,7 +184,7 @@ class _Company:
             process.terminate()
         for index, process in self._workers.items():
             process.join(STOPPING_SECONDS)
-            if process.exitcode != 0 and self._diary(index).exists():  # before it has one, it heeds no signal yet
+            if process.exitcode != 0 and self._at_work(index):
                 report.findings.append(Finding("worker died", self._last_words(index)))
 
     def stop_reader(self, report: Report) -> None:
@@ -205,6 +214,11 @@ class _Company:
 
     def _died(self, index: int) -> bool:
         return not self._workers[index].is_alive()
+
+    def _at_work(self, index: int, written: int = 0) -> bool:
+        """Whether it has a diary, so long; before that it heeds no signal but SIGKILL."""
+        diary = self._diary(index)
+        return diary.exists() and diary.stat().st_size >= written
 
     def _diary(self, index: int) -> Path:
         return self._plan.diaries / f"{self._workers[index].name}.jsonl"

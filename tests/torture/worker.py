@@ -82,7 +82,7 @@ class Worker:
         self.wishes += 1
         choose = self.rng.choices(
             ("pick", "shared", "reserve", "settle", "expire", "block", "sync", "look", "list"),
-            (30, 8, 18, 34, 3, 10, 4, 5, 3),
+            (30, 8, 18, 34, 3, 10 * self.plan.facts, 4 * self.plan.facts, 5, 3),
         )[0]
         wish: Wish = getattr(self, f"_{choose}")()
         return wish
