@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 MODEL_VERSION = 1
 """Moves whenever the rows that events make are others than before."""
 LIVE, SHADOW = "history", "history-shadow"
-SWEPT_ROWS = 1000
 LOOKED_UP = 500
 """Positions in one statement: databases limit how many values it may carry."""
 
@@ -128,7 +127,7 @@ class HistoryModel:
             return True
 
     async def give_up(self, shadow: Place) -> None:
-        """Forgets the shadow, if it is still this one."""
+        """Forgets the shadow, if it is still this one; its rows are left to a sweep."""
         from sqlalchemy import delete
 
         from .tables import checkpoints
@@ -139,7 +138,6 @@ class HistoryModel:
                     self._mine(checkpoints, SHADOW), checkpoints.c.generation == shadow.generation
                 )
             )
-        await self.sweep()
 
     async def count(self, generation: int) -> int:
         """How many lines a generation has."""
@@ -197,45 +195,6 @@ class HistoryModel:
         from sqlalchemy import and_
 
         return and_(table.c.ledger == self._store.ledger, table.c.generation == generation)
-
-    async def sweep(self) -> None:
-        """Deletes the rows of generations that no checkpoint names, some in each transaction."""
-        from .tables import reservations, reserved_blocks
-
-        for table, column in ((reserved_blocks, "bucket"), (reservations, "position")):
-            while await self._swept_some(table, column):
-                pass
-
-    async def _swept_some(self, table: Table, column: str) -> bool:
-        from sqlalchemy import delete, select
-
-        async with self._store.writing() as connection:
-            generation = await self._forsaken(connection, table)
-            if generation is None:
-                return False
-            ours = self.in_generation(table, generation)
-            some = select(table.c[column]).where(ours).order_by(table.c[column]).limit(SWEPT_ROWS)
-            last = list((await connection.execute(some)).scalars())[-1]
-            await connection.execute(delete(table).where(ours, table.c[column] <= last))
-            return True
-
-    async def _forsaken(self, connection: AsyncConnection, table: Table) -> int | None:
-        """The lowest generation with rows that no checkpoint names; found without reading the others' rows."""
-        from sqlalchemy import func, select
-
-        from .tables import checkpoints
-
-        named = select(checkpoints.c.generation).where(checkpoints.c.ledger == self._store.ledger)
-        kept = set((await connection.execute(named)).scalars())
-        generation = 0
-        while True:
-            query = select(func.min(table.c.generation)).where(
-                table.c.ledger == self._store.ledger, table.c.generation > generation
-            )
-            found: int | None = (await connection.execute(query)).scalar()
-            if found is None or found not in kept:
-                return found
-            generation = found
 
     async def _check_ends(self, connection: AsyncConnection, place: Place, tail: Tail) -> None:
         """Each reservation that the events end must stand in the model."""

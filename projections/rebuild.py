@@ -19,6 +19,7 @@ from .availability import Availability
 from .lines import Line, Piece, folded
 from .model import NOWHERE, SHADOW, HistoryModel, Place
 from .snapshots import ProgressReport, Snapshots, Taken
+from .sweep import sweep
 
 T = TypeVar("T", Line, Piece)
 
@@ -79,7 +80,7 @@ class Rebuild:
         snapshots = len(self._stored)
         async with self._store.writing() as connection:
             shadow = await self._model.begin(connection, SHADOW)
-        await self._model.sweep()
+        await sweep(self._store)
         try:
             shadow = await self._build(shadow, progress)
             compared_until = await self._compare(shadow)
@@ -89,8 +90,9 @@ class Rebuild:
         except Exception:
             with suppress(AllowanceException):
                 await self._model.give_up(shadow)
+                await sweep(self._store)
             raise
-        await self._model.sweep()
+        await sweep(self._store)
         await self._renew_snapshots()
         reservations = await self._model.count(shadow.generation)
         return RebuildReport(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ledger import Store
+from ledger import Row, Store
 from projections import History
 from routing import (
     Allowance,
@@ -144,6 +144,42 @@ def history_of(book: Allowance) -> History:
     """The open ledger's history model."""
     assert book._opened is not None
     return book._opened.history
+
+
+async def there(book: Allowance, work: Callable[[], Awaitable[T]]) -> T:
+    """Does something where the ledger lives, on the runtime's loop."""
+
+    async def do() -> T:
+        return await work()
+
+    assert book._opened is not None
+    return await book._opened.runtime.run(do())
+
+
+async def executed(book: Allowance, *statements: Any) -> list[Any]:
+    """Executes statements on the read models, in one transaction; answers the last one's rows."""
+
+    async def work() -> list[Any]:
+        async with store_of(book).writing() as connection:
+            rows: list[Any] = []
+            for each in statements:
+                result = await connection.execute(each)
+                rows = list(result) if result.returns_rows else []
+            return rows
+
+    return await there(book, work)
+
+
+async def events_of(book: Allowance) -> list[Row]:
+    """All stored events."""
+
+    async def work() -> list[Row]:
+        rows: list[Row] = []
+        while page := await store_of(book).read(rows[-1].position if rows else 0):
+            rows += page
+        return rows
+
+    return await there(book, work)
 
 
 async def project(book: Allowance) -> None:

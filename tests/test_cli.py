@@ -126,14 +126,8 @@ def process(*words: str, env: dict[str, str] | None = None, **options: Any) -> s
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=_heed_interrupts,  # noqa: PLW1509 - it does no more than reset a signal
         **options,
     )
-
-
-def _heed_interrupts() -> None:
-    """A shell's background job ignores Control-C, and so would all that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # Help

@@ -32,7 +32,7 @@ from routing.pick import Pick
 
 from .engines import ENGINES, new_database
 from .small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_book
-from .stories import CLASSES, MINERS, SETTINGS, Story, project, store_of, told, utc
+from .stories import CLASSES, MINERS, SETTINGS, Story, events_of, project, told, utc
 
 pytestmark = pytest.mark.sqlalchemy
 
@@ -141,15 +141,6 @@ async def a_told_story(book: Allowance, clock: Clock, seed: int, steps: int) -> 
         await story.goes_on(1)
         await moments.record()
     return moments
-
-
-async def events_of(book: Allowance) -> list[Any]:
-    """All stored rows."""
-    assert book._opened is not None
-    rows: list[Any] = []
-    while page := await book._opened.runtime.run(store_of(book).read(rows[-1].position if rows else 0)):
-        rows += page
-    return rows
 
 
 def block_of(row: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from routing import (
 
 from .engines import ENGINES, new_database, statement
 from .small import VALIDATOR, Clock, small_book
-from .stories import SETTINGS, Story, history_of, project, store_of, told, whole_history
+from .stories import SETTINGS, Story, events_of, executed, history_of, project, store_of, told, whole_history
 
 pytestmark = pytest.mark.sqlalchemy
 
@@ -55,7 +55,7 @@ def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledger.sqlite.PAGE_ROWS", 40)
     monkeypatch.setattr("ledger.postgres.PAGE_ROWS", 40)
     monkeypatch.setattr(rebuild_module, "READ_LINES", 13)
-    monkeypatch.setattr(model_module, "SWEPT_ROWS", 11)
+    monkeypatch.setattr("projections.sweep.SWEPT_ROWS", 11)
     monkeypatch.setattr(model_module, "LOOKED_UP", 5)
     monkeypatch.setattr(history_module, "TAIL_ROWS", 30)
 
@@ -73,31 +73,6 @@ async def a_story(url: str, steps: int, seed: int = SEED) -> AsyncIterator[Story
             yield story
 
 
-async def there(book: Allowance, work: Callable[[], Awaitable[Any]]) -> Any:
-    """Does something where the ledger lives, on the runtime's loop."""
-
-    async def do() -> Any:
-        return await work()
-
-    assert book._opened is not None
-    return await book._opened.runtime.run(do())
-
-
-async def executed(book: Allowance, *statements: Any) -> list[Any]:
-    """Executes statements on the read models; answers the last one's rows."""
-
-    async def work() -> list[Any]:
-        async with store_of(book).writing() as connection:
-            rows: list[Any] = []
-            for each in statements:
-                result = await connection.execute(each)
-                rows = [tuple(row) for row in result] if result.returns_rows else []
-            return rows
-
-    found: list[Any] = await there(book, work)
-    return found
-
-
 async def model_of(book: Allowance) -> tuple[int, list[Any], list[Any]]:
     """The live model as stored: its checkpoint, and its rows without their generation."""
     place = await executed(
@@ -113,7 +88,7 @@ async def model_of(book: Allowance) -> tuple[int, list[Any], list[Any]]:
     for table in (reservations, reserved_blocks):
         columns = [column for column in table.c if column.name not in ("ledger", "generation")]
         query = select(*columns).where(table.c.ledger == store_of(book).ledger, table.c.generation == generation)
-        found.append(sorted(await executed(book, query), key=repr))
+        found.append(sorted(map(tuple, await executed(book, query)), key=repr))
     return position, found[0], found[1]
 
 
@@ -121,37 +96,35 @@ async def model_by_the_log(book: Allowance, position: int) -> tuple[int, list[An
     """What the model must be at a position, told from the stored events as plainly as can be."""
     lines: dict[int, list[Any]] = {}
     pieces: list[Any] = []
-    after = 0
-    while rows := await there(book, lambda: store_of(book).read(after)):  # noqa: B023 - awaited at once
-        for row in rows:
-            if row.position > position:
-                return position, sorted(map(tuple, lines.values()), key=repr), sorted(pieces, key=repr)
-            said = json.loads(row.payload)
-            if said["type"] == "allowance-reserved":
-                miner_ss58, executor_class = row.stream.split("\t")
-                lines[row.position] = [
-                    row.position,
-                    (row.position << 20) + (int.from_bytes(row.hash[:3], "big") >> 4),
-                    miner_ss58,
-                    executor_class,
-                    row.job_uuid,
-                    said["amount_ns"],
-                    json.dumps(said["blocks"], separators=(",", ":")).encode(),
-                    said["job_start_block"],
-                    row.recorded_at_ns,
-                    said["expires_at_ns"],
-                    "reserved",
-                    None,
-                    None,
-                ]
-                by_bucket: dict[int, list[int]] = {}
-                for first, last in said["blocks"]:
-                    for block in range(first, last + 1):
-                        by_bucket.setdefault(block // 64 * 10**9 + first, []).append(block)
-                pieces += [(run[0] // 64, row.position, run[0], run[-1]) for run in by_bucket.values()]
-            elif said["type"].startswith("reservation-"):
-                lines[row.settles][-3:] = [said["type"].removeprefix("reservation-"), row.position, row.recorded_at_ns]
-        after = rows[-1].position
+    for row in await events_of(book):
+        if row.position > position:
+            break
+        said = json.loads(row.payload)
+        if said["type"] == "allowance-reserved":
+            miner_ss58, executor_class = row.stream.split("\t")
+            lines[row.position] = [
+                row.position,
+                (row.position << 20) + (int.from_bytes(row.hash[:3], "big") >> 4),
+                miner_ss58,
+                executor_class,
+                row.job_uuid,
+                said["amount_ns"],
+                json.dumps(said["blocks"], separators=(",", ":")).encode(),
+                said["job_start_block"],
+                row.recorded_at_ns,
+                said["expires_at_ns"],
+                "reserved",
+                None,
+                None,
+            ]
+            by_bucket: dict[tuple[int, int], list[int]] = {}
+            for first, last in said["blocks"]:
+                for block in range(first, last + 1):
+                    by_bucket.setdefault((block // 64, first), []).append(block)
+            pieces += [(bucket, row.position, run[0], run[-1]) for (bucket, _), run in by_bucket.items()]
+        elif said["type"].startswith("reservation-"):
+            assert row.settles is not None
+            lines[row.settles][-3:] = [said["type"].removeprefix("reservation-"), row.position, row.recorded_at_ns]
     return position, sorted(map(tuple, lines.values()), key=repr), sorted(pieces, key=repr)
 
 
@@ -286,8 +259,8 @@ async def test_a_page_is_read_again_where_its_model_was_replaced(url: str, monke
         book = story.book
         expected = await whole_history(book)
         history = history_of(book)
-        real = history._model_lines
-        replaced: list[Any] = []
+        real = history._pages.lines
+        replaced: list[int] = []
 
         async def replacing(connection: Any, view: Any, limit: int) -> Any:
             if not replaced:
@@ -295,29 +268,26 @@ async def test_a_page_is_read_again_where_its_model_was_replaced(url: str, monke
                 await book.rebuild()
             return await real(connection, view, limit)
 
-        monkeypatch.setattr(history, "_model_lines", replacing)
+        monkeypatch.setattr(history._pages, "lines", replacing)
         assert await whole_history(book) == expected
         assert replaced
 
 
-async def test_the_later_of_two_rebuilds_goes_on(url: str, short_pages: None) -> None:
+async def test_the_later_of_two_rebuilds_goes_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The earlier one is told, changes nothing, and leaves nothing behind."""
     async with a_story(url, 200) as story, Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=story.clock) as other:
-        second: list[asyncio.Future[RebuildReport]] = []
-        loop = asyncio.get_running_loop()
-        begun = asyncio.Event()
+        real = rebuild_module.Rebuild._compare
+        later: list[RebuildReport] = []
 
-        def overtake(done: int, total: int) -> None:
-            if not second:
-                second.append(asyncio.run_coroutine_threadsafe(other.rebuild(), loop))  # type: ignore[arg-type]
-                loop.call_soon_threadsafe(begun.set)
+        async def overtaken(self: Any, shadow: Any) -> int:
+            monkeypatch.setattr(rebuild_module.Rebuild, "_compare", real)
+            later.append(await other.rebuild())
+            return await real(self, shadow)
 
-        first = asyncio.create_task(story.book.rebuild(overtake))
-        await begun.wait()
-        report = await asyncio.wrap_future(second[0])
-        outcome = (await asyncio.gather(first, return_exceptions=True))[0]
-        assert isinstance(outcome, RebuildOvertaken)
-        assert report.different == 0
+        monkeypatch.setattr(rebuild_module.Rebuild, "_compare", overtaken)
+        with pytest.raises(RebuildOvertaken):
+            await story.book.rebuild()
+        assert [report.different for report in later] == [0]
         await is_sound(story.book)
         assert len(await generations(story.book)) == 1
 
@@ -417,7 +387,7 @@ async def test_a_damaged_snapshot_is_found_and_replaced(url: str, damage: str) -
         report = await book.rebuild()
 
         assert kinds(report) == ["snapshot"]
-        assert await executed(book, select(snapshots.c.position)) == [(report.position,)]
+        assert [row.position for row in await executed(book, select(snapshots.c.position))] == [report.position]
         again = await book.rebuild()
         assert (again.snapshots, again.different) == (1, 0)
 
@@ -604,7 +574,7 @@ def stopping(book: Allowance, at: int) -> Iterator[list[str]]:
 
 async def test_a_projector_may_stop_after_any_statement(any_url: str, short_pages: None) -> None:
     """The model is always what the log says up to its checkpoint, and in the end as if nothing had happened."""
-    async with a_story(any_url, 150) as story:
+    async with a_story(any_url, 100) as story:
         book = story.book
         await project(book)
         after = await model_of(book)
@@ -622,13 +592,13 @@ async def test_a_projector_may_stop_after_any_statement(any_url: str, short_page
             await is_sound(book)
             await project(book)
             assert await model_of(book) == after
-        assert len(set(stopped_at)) > 4
+        assert len(set(stopped_at)) > 3
         assert (await book.rebuild()).different == 0
 
 
 async def test_a_rebuild_may_stop_after_any_statement(any_url: str, short_pages: None) -> None:
     """The live model is untouched until it is replaced as a whole; the next rebuild removes what was left."""
-    async with a_story(any_url, 60) as story:
+    async with a_story(any_url, 40) as story:
         book = story.book
         await project(book)
         before = await model_of(book)

@@ -1,0 +1,347 @@
+"""The history: every filter and page as a scan of everything would give it, while the log grows, from any reader."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from base64 import urlsafe_b64encode
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, select
+
+from projections import History
+from projections import history as history_module
+from projections import model as model_module
+from projections.tables import checkpoints, reservations
+from routing import Allowance, InvalidInput, Page, Reservation
+
+from .engines import ENGINES, new_database
+from .small import GPU, VALIDATOR, Clock, small_book
+from .stories import (
+    CLASSES,
+    MINERS,
+    SETTINGS,
+    Story,
+    executed,
+    history_of,
+    project,
+    store_of,
+    there,
+    told,
+    whole_history,
+)
+
+pytestmark = pytest.mark.sqlalchemy
+
+SEED = 3
+
+
+@pytest.fixture(params=ENGINES)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return new_database(request.param, tmp_path)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return new_database("sqlite", tmp_path)
+
+
+@pytest.fixture
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Portions of a few rows, so that a short story needs many."""
+    monkeypatch.setattr("ledger.sqlite.PAGE_ROWS", 50)
+    monkeypatch.setattr("ledger.postgres.PAGE_ROWS", 50)
+    monkeypatch.setattr("projections.pages.FEWEST_READ", 3)
+    monkeypatch.setattr(history_module, "TAIL_ROWS", 60)
+    monkeypatch.setattr(model_module, "LOOKED_UP", 4)
+
+
+def passes(reservation: Reservation, wanted: dict[str, Any]) -> bool:
+    """Whether a reservation is what is asked for, filter by filter."""
+    for name, value in wanted.items():
+        match name:
+            case "reserved_from":
+                fits = reservation.reserved_at >= value
+            case "reserved_until":
+                fits = reservation.reserved_at < value
+            case "block":
+                fits = value in reservation.blocks
+            case _:
+                fits = getattr(reservation, name) == value
+        if not fits:
+            return False
+    return True
+
+
+async def paged(book: Any, wanted: dict[str, Any], *, newest_first: bool, limit: int) -> list[Reservation]:
+    """All pages, each full but the last."""
+    items: list[Reservation] = []
+    after: str | None = None
+    while True:
+        page: Page = await book.history(**wanted, newest_first=newest_first, limit=limit, after=after)
+        items += page.items
+        after = page.next
+        if after is None:
+            return items
+        assert len(page.items) == limit
+
+
+def combinations(scan: list[Reservation]) -> list[dict[str, Any]]:
+    """Every combination of the seven filters, each with a value that fits one reservation in the middle."""
+    middle = scan[len(scan) // 2]
+    one_of = {
+        "miner_ss58": middle.miner_ss58,
+        "executor_class": middle.executor_class,
+        "job_uuid": next(each.job_uuid for each in scan[len(scan) // 2 :] if each.job_uuid),
+        "status": middle.status,
+        "reserved_from": scan[len(scan) // 4].reserved_at,
+        "reserved_until": scan[3 * len(scan) // 4].reserved_at,
+        "block": middle.blocks[0],
+    }
+    names = list(one_of)
+    return [
+        {name: one_of[name] for name in chosen}
+        for count in range(len(names) + 1)
+        for chosen in itertools.combinations(names, count)
+    ]
+
+
+async def agree_with_a_scan(book: Any, wanted: dict[str, Any], scan: list[Reservation], limit: int) -> int:
+    """Both orders of a filter are the scan's; answers how many it let through."""
+    expected = [each for each in scan if passes(each, wanted)]
+    assert await paged(book, wanted, newest_first=False, limit=limit) == expected, wanted
+    assert await paged(book, wanted, newest_first=True, limit=limit) == expected[::-1], wanted
+    return len(expected)
+
+
+# Filters and pages
+
+
+async def test_every_combination_of_filters_is_a_scan(any_url: str, short_pages: None) -> None:
+    """With the model in the middle of the log, so that every page is made of both."""
+    clock = Clock()
+    with told(SEED):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            story = Story(book, clock, SEED)
+            await story.goes_on(180)
+            await project(book)
+            await story.goes_on(40)
+            scan = [await book.reservation(each.reservation_id) for each in await whole_history(book)]
+            found = [await agree_with_a_scan(book, wanted, scan, 7) for wanted in combinations(scan)]
+            assert len(found) == 128
+            assert sum(1 for count in found if count) > 40
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 3))
+async def test_filters_are_scans_while_the_log_grows(url: str, seed: int, short_pages: None) -> None:
+    """Drawn filters and limits between the steps of a story, by its writer, by a second one, and by an auditor."""
+    clock = Clock()
+    with told(seed):
+        async with (
+            Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book,
+            Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as second,
+            Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as auditor,
+        ):
+            story = Story(book, clock, seed)
+            await story.goes_on(20)
+            for _ in range(35):
+                await story.goes_on(story.draw.randrange(1, 12))
+                if story.draw.random() < 0.2:
+                    await project(book)
+                scan = [await book.reservation(each) for each in sorted(set(story.made))]
+                wanted = a_filter(story, scan)
+                reader = story.draw.choice([book, second, auditor])
+                await agree_with_a_scan(reader, wanted, scan, story.draw.choice([1, 2, 5, 100]))
+
+
+def a_filter(story: Story, scan: list[Reservation]) -> dict[str, Any]:
+    """Some filters with values that may fit."""
+    draw = story.draw
+    times = [each.reserved_at for each in scan]
+    values: dict[str, Any] = {
+        "miner_ss58": draw.choice([*MINERS, "5Nobody"]),
+        "executor_class": draw.choice([*CLASSES, "abacus"]),
+        "job_uuid": f"job-{draw.randrange(1, story.jobs + 2)}",
+        "status": draw.choice(["reserved", "spent", "released", "expired"]),
+        "reserved_from": draw.choice(times) + timedelta(microseconds=draw.choice([0, 0, 1])),
+        "reserved_until": draw.choice(times) + timedelta(microseconds=draw.choice([0, 0, 1])),
+        "block": max(1, story.number - draw.randrange(0, 70)),
+    }
+    return {name: value for name, value in values.items() if draw.random() < 0.3}
+
+
+async def test_times_are_from_and_until(url: str) -> None:
+    """`[from, until)`: the first counts, the last does not."""
+    clock = Clock()
+    async with small_book(url=url, clock=clock, offers={"5Anna": 9}) as book:
+        made = []
+        for _ in range(3):
+            clock.advance(1)
+            made.append(await book.reserve("5Anna", GPU, 54.0, 11))
+        first, second, third = (each.reserved_at for each in made)
+        for projected in (False, True):
+            if projected:
+                await project(book)
+            asked: list[tuple[dict[str, Any], list[Reservation]]] = [
+                ({"reserved_from": second}, made[1:]),
+                ({"reserved_until": second}, made[:1]),
+                ({"reserved_from": first, "reserved_until": third}, made[:2]),
+                ({"reserved_from": third + timedelta(microseconds=1)}, []),
+                ({"reserved_from": third, "reserved_until": first}, []),
+            ]
+            for wanted, expected in asked:
+                assert (await book.history(**wanted, newest_first=False)).items == expected
+
+
+async def test_a_block_is_found_in_runs_across_buckets(url: str) -> None:
+    """A reservation of a hundred blocks is found by each of them, and by no other."""
+    async with small_book(url=url, blocks=200, offers={"5Anna": 1}) as book:
+        made = await book.reserve("5Anna", GPU, 600.0, 200)
+        assert len(made.blocks) == 100
+        await project(book)
+        for block in range(1, 200):
+            items = (await book.history(block=block)).items
+            assert [each.reservation_id for each in items] == [made.reservation_id] * (block in made.blocks)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 0},
+        {"limit": 10_001},
+        {"limit": True},
+        {"status": "booked"},
+        {"status": ["spent"]},
+        {"block": 0},
+        {"miner_ss58": ""},
+        {"executor_class": "a\0b"},
+        {"job_uuid": "x" * 200},
+        {"reserved_from": datetime(2024, 1, 1)},  # noqa: DTZ001
+        {"reserved_until": "yesterday"},
+    ],
+    ids=str,
+)
+async def test_malformed_filters_are_refused(url: str, wrong: dict[str, Any]) -> None:
+    """By name."""
+    async with small_book(url=url) as book:
+        with pytest.raises(InvalidInput) as caught:
+            await book.history(**wrong)
+        assert caught.value.field == next(iter(wrong))
+
+
+# Cursors
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+async def test_cursors_are_stable_while_the_log_grows(any_url: str, newest_first: bool, short_pages: None) -> None:
+    """Page after page, with a story going on in between: none of what was there is left out or shown twice."""
+    clock = Clock()
+    with told(SEED):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            story = Story(book, clock, SEED)
+            await story.goes_on(200)
+            there = [each.reservation_id for each in await whole_history(book)]
+            shown: list[int] = []
+            after: str | None = None
+            while True:
+                page = await book.history(newest_first=newest_first, limit=3, after=after)
+                again = await book.history(newest_first=newest_first, limit=3, after=after)
+                assert [each.reservation_id for each in again.items] == [each.reservation_id for each in page.items]
+                shown += [each.reservation_id for each in page.items]
+                after = page.next
+                if after is None:
+                    break
+                await story.goes_on(1 if newest_first else 0)
+                if len(shown) % 30 == 0:
+                    await book.rebuild()
+            assert len(there) > 60
+            assert shown == (there[::-1] if newest_first else there)
+
+
+async def test_oldest_first_goes_on_with_what_comes(url: str) -> None:
+    """The cursor of a page that was the last but one leads to what was made since."""
+    async with small_book(url=url, offers={"5Anna": 9}) as book:
+        made = [await book.reserve("5Anna", GPU, 54.0, 11) for _ in range(3)]
+        page = await book.history(newest_first=False, limit=2)
+        assert page.items == made[:2]
+        made.append(await book.reserve("5Anna", GPU, 54.0, 11))
+        assert (await book.history(newest_first=False, limit=2, after=page.next)).items == made[2:]
+        last = await book.history(newest_first=False, limit=2, after=page.next)
+        assert last.next is None
+
+
+async def test_a_cursor_of_another_order_or_none_at_all_is_refused(url: str) -> None:
+    """A cursor is what a page of the same order gave, to the letter."""
+    async with small_book(url=url, offers={"5Anna": 9}) as book:
+        for _ in range(3):
+            await book.reserve("5Anna", GPU, 54.0, 11)
+        newest, oldest = await book.history(limit=1), await book.history(limit=1, newest_first=False)
+        assert newest.next
+        assert oldest.next
+
+        def mark(text: str) -> str:
+            return urlsafe_b64encode(text.encode()).decode()
+
+        wrong: list[Any] = [oldest.next, "", " ", "no-such-cursor", "é", f" {newest.next}", f"{newest.next}\n", 7]
+        wrong += [mark(text) for text in ("<", "<0", "<-1", "< 5", "<+5", "<05", "<1_0", "<5.0", "<x", f"<{2**63}")]
+        for cursor in wrong:
+            with pytest.raises(InvalidInput) as caught:
+                await book.history(limit=1, after=cursor)
+            assert caught.value.field == "after"
+        with pytest.raises(InvalidInput):
+            await book.history(limit=1, newest_first=False, after=newest.next)
+        # A cursor beyond the log marks a place all the same.
+        assert len((await book.history(after=mark("<999999"))).items) == 3
+
+
+# Readers
+
+
+async def rows_of(book: Allowance) -> tuple[list[Any], list[Any]]:
+    """The checkpoints (generation, position), and the positions of all lines."""
+    places = await executed(book, select(checkpoints.c.generation, checkpoints.c.position))
+    return [tuple(place) for place in places], [row.position for row in await executed(book, select(reservations))]
+
+
+@pytest.mark.parametrize("projected", [0, 1, 150, 300])
+async def test_an_auditor_reads_a_lagging_model_and_writes_nothing(
+    any_url: str, projected: int, short_pages: None
+) -> None:
+    """However far the model is behind, the pages are the same; it stays as far behind."""
+    clock = Clock()
+    with told(SEED):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            story = Story(book, clock, SEED)
+            await story.goes_on(300)
+            scan = await whole_history(book)
+            head = (await book.head()).position
+
+            await executed(book, delete(checkpoints))
+            await there(book, lambda: history_of(book).project(min(projected, head)))
+            before = await rows_of(book)
+            async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=True) as auditor:
+                for wanted in ({}, {"status": "reserved"}, {"status": "expired"}, {"miner_ss58": MINERS[0]}):
+                    await agree_with_a_scan(auditor, wanted, scan, 13)
+                assert (await auditor.health()).projection_lag > 0 or projected > head
+                await auditor.history(reserved_from=scan[5].reserved_at, status="spent")
+            assert await rows_of(book) == before
+
+
+async def test_projectors_at_once_leave_one_model(any_url: str, short_pages: None) -> None:
+    """Of several processes that project the same events, each page stands once."""
+    clock = Clock()
+    with told(SEED):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            story = Story(book, clock, SEED)
+            await story.goes_on(250)
+            head = (await book.head()).position
+            readers = [History(store_of(book), VALIDATOR, read_only=False) for _ in range(4)]
+
+            await there(book, lambda: asyncio.gather(*(reader.project(head) for reader in readers)))
+            places, lines = await rows_of(book)
+            assert places == [(1, head)]
+            assert len(lines) == len(set(lines)) == len(await whole_history(book))
+            assert (await book.rebuild()).different == 0

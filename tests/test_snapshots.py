@@ -1,0 +1,300 @@
+"""However a state came to be, it is the same bytes; and a snapshot is used only where it is what the log says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import delete, insert, select, update
+
+from ledger import SNAPSHOT_VERSION, dump
+from ledger.sqlite import SqliteStore
+from projections import Availability, Snapshots, folded_to
+from projections.snapshots import KEPT_SNAPSHOTS, Taken, _digest
+from projections.tables import snapshots
+from routing import Allowance
+
+from .engines import ENGINES, new_database
+from .small import GPU, VALIDATOR, Clock, small_book
+from .stories import SETTINGS, Story, events_of, executed, store_of, there, told
+
+pytestmark = pytest.mark.sqlalchemy
+
+SEED = 11
+
+
+@pytest.fixture(params=ENGINES)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return new_database(request.param, tmp_path)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return new_database("sqlite", tmp_path)
+
+
+async def bytes_of(book: Allowance) -> bytes:
+    """The live state, dumped."""
+    return await book._ask(lambda state, _: dump(state))
+
+
+async def take_snapshot(book: Allowance) -> int:
+    """Saves one of the state as it is; answers its position."""
+    taken: Taken = await book._ask(lambda state, _: Taken(state.position, state.hash, dump(state)))
+    await there(book, lambda: Snapshots(store_of(book)).save(taken))
+    return taken.position
+
+
+# Equal bytes
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 3))
+async def test_a_state_is_the_same_bytes_however_it_was_folded(any_url: str, seed: int) -> None:
+    """Live, at once, in pieces, after opening again, and from a snapshot at any position."""
+    clock = Clock()
+    with told(seed):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            story = Story(book, clock, seed)
+            await story.goes_on(250)
+            live = await bytes_of(book)
+            rows = await events_of(book)
+
+            at_once = Availability()
+            at_once.fold(rows)
+            assert dump(at_once) == live
+
+            in_pieces = Availability()
+            start = 0
+            while start < len(rows):
+                end = start + story.draw.randrange(1, 40)
+                in_pieces.fold(rows[start:end])
+                in_pieces.ranking(GPU, clock.now_ns)
+                start = end
+            assert dump(in_pieces) == live
+
+            for position in story.draw.sample(range(1, len(rows)), 12):
+                before = Availability()
+                before.fold(rows[:position])
+                taken = Taken(before.position, before.hash, dump(before))
+                await executed(book, delete(snapshots))
+                await there(book, lambda: Snapshots(store_of(book)).save(taken))  # noqa: B023 - awaited at once
+                from_snapshot = await there(book, lambda: folded_to(store_of(book), len(rows)))
+                assert dump(from_snapshot) == live
+                assert dump(before) == taken.payload
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as book:
+            assert await bytes_of(book) == live
+            story.book = book
+            await story.goes_on(60)
+            later = await bytes_of(book)
+            fresh = Availability()
+            fresh.fold(await events_of(book))
+            assert dump(fresh) == later != live
+
+
+async def test_a_state_from_a_snapshot_answers_the_same(url: str) -> None:
+    """Not only the bytes: rankings, claims and reservations go on from it as from the live one."""
+    clock, twin_clock = Clock(), Clock()
+    twin_url = f"{url}.twin"
+    with told(SEED):
+        async with (
+            Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book,
+            Allowance.open(twin_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=twin_clock) as twin,
+        ):
+            story, twin_story = Story(book, clock, SEED), Story(twin, twin_clock, SEED)
+            for _ in range(12):
+                await story.goes_on(20)
+                await twin_story.goes_on(20)
+                await take_snapshot(book)
+                assert book._opened is not None
+                await book._opened.actor.adopt(await there(book, Snapshots(store_of(book)).load))
+                assert await bytes_of(book) == await bytes_of(twin)
+            assert story.made == twin_story.made
+
+
+# Use
+
+
+async def test_opening_reads_only_what_came_after_the_snapshot(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a row before it, whatever the ledger's age."""
+    monkeypatch.setattr("ledger.sqlite.PAGE_ROWS", 10)
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        story = Story(book, clock, SEED)
+        await story.goes_on(200)
+        position = await take_snapshot(book)
+        await story.goes_on(25)
+        head, live = (await book.head()).position, await bytes_of(book)
+    assert head > position > 100
+    read_after: list[int] = []
+    real = SqliteStore.read
+
+    async def read(self: SqliteStore, after: int) -> Any:
+        read_after.append(after)
+        return await real(self, after)
+
+    monkeypatch.setattr(SqliteStore, "read", read)
+    for read_only in (True, False):
+        read_after.clear()
+        async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=read_only) as book:
+            assert await bytes_of(book) == live
+        assert read_after == list(range(position, head, 10))
+
+
+async def test_a_long_ledger_takes_snapshots_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it grows and as it is closed; the two newest are kept."""
+    monkeypatch.setattr("routing.book.CARED_FOR_EVERY_ROWS", 40)
+    monkeypatch.setattr("routing.book.SNAPSHOT_EVERY_ROWS", 60)
+    clock = Clock()
+    seen: set[int] = set()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        story = Story(book, clock, SEED)
+        for _ in range(20):
+            await story.goes_on(25)
+            stored = await executed(book, select(snapshots.c.position))
+            assert len(stored) <= KEPT_SNAPSHOTS
+            seen.update(position for (position,) in stored)
+        assert len(seen) >= 4
+        head = (await book.head()).position
+        assert max(seen) > head - 150
+        await story.goes_on(100)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as book:
+        stored = await executed(book, select(snapshots.c.position))
+        assert len(stored) == KEPT_SNAPSHOTS
+        assert max(position for (position,) in stored) > (await book.head()).position - 40
+
+
+async def test_an_auditor_takes_no_snapshot(url: str) -> None:
+    """Reading only, nothing is written, also when it is closed."""
+    async with small_book(url=url) as book:
+        await executed(book, delete(snapshots))
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as auditor:
+        await auditor.miners()
+    async with Allowance.open(url, validator_ss58=VALIDATOR) as book:
+        assert await executed(book, select(snapshots.c.position)) == []
+
+
+# Damage
+
+
+def resealed(payload: bytes) -> dict[str, Any]:
+    """A payload with the digest that it would have been stored with."""
+    return {"payload": payload, "digest": _digest(payload)}
+
+
+def cut(payload: bytes) -> dict[str, Any]:
+    return {"payload": payload[:-7]}
+
+
+def flipped(payload: bytes) -> dict[str, Any]:
+    return {"payload": payload[:50] + bytes([payload[50] ^ 1]) + payload[51:]}
+
+
+def with_field(place: int, value: Any) -> Callable[[bytes], dict[str, Any]]:
+    """A payload in which one field of the state says something else, properly sealed."""
+
+    def damage(payload: bytes) -> dict[str, Any]:
+        fields = msgspec.msgpack.decode(payload)
+        fields[place] = value
+        return resealed(msgspec.msgpack.encode(fields))
+
+    return damage
+
+
+DAMAGE: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "cut short": cut,
+    "a flipped bit": flipped,
+    "empty": lambda _: {"payload": b""},
+    "another digest": lambda _: {"digest": bytes(32)},
+    "another hash": lambda _: {"hash": bytes(32)},
+    "beyond the log": lambda _: {"position": 10**9},
+    "an older version": lambda _: {"model_version": SNAPSHOT_VERSION - 1},
+    "a newer version": lambda _: {"model_version": SNAPSHOT_VERSION + 1},
+    "sealed nonsense": lambda _: resealed(b"no state"),
+    "sealed nothing": lambda _: resealed(b""),
+    "sealed, of another shape": lambda _: resealed(msgspec.msgpack.encode([1, 2, 3])),
+    "sealed, cut short": lambda payload: resealed(payload[: len(payload) // 2]),
+    "sealed, at another position": with_field(0, 5),
+    "sealed, chunks of odd length": with_field(9, [[0, b"123", b"1", b"2", b"3"]]),
+    "sealed, members that are not there": with_field(13, [[10**6, 1, 1, 10**6]]),
+    "sealed, reservations of no account": with_field(20, [[1, 1, 10**6, 1, [[1, 1]], 1, 1, 1, None, None, None]]),
+    "sealed, a multiplier that is none": with_field(4, {"allowance_multiplier": "much"}),
+    "sealed, a multiplier by nothing": with_field(4, {"allowance_multiplier": "1/0"}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_damaged_snapshot_is_passed_over(any_url: str, damage: str) -> None:
+    """The one before it is used, or the log from its beginning; the state is the same."""
+    clock = Clock()
+    async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        story = Story(book, clock, SEED)
+        await story.goes_on(60)
+        await take_snapshot(book)
+        await story.goes_on(60)
+        damaged = await take_snapshot(book)
+        await story.goes_on(10)
+        live = await bytes_of(book)
+        ((payload,),) = await executed(book, select(snapshots.c.payload).where(snapshots.c.position == damaged))
+        values = DAMAGE[damage](bytes(payload))
+        await executed(book, update(snapshots).where(snapshots.c.position == damaged).values(values))
+        head = (await book.head()).position
+        state = await there(book, lambda: Snapshots(store_of(book)).load())
+        assert 0 < state.position < damaged
+    for read_only in (True, False):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=read_only) as book:
+            assert await bytes_of(book) == live
+            assert (await book.head()).position == head
+            # Each by its own: with none left that counts, the log is folded from its first event.
+            await executed(book, delete(snapshots).where(snapshots.c.position < damaged)) if not read_only else None
+    async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as book:
+        assert await bytes_of(book) == live
+        assert (await book.rebuild()).different in (0, 1)
+        assert await bytes_of(book) == live
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_random_damage_under_a_right_seal_never_breaks_the_opening(url: str, seed: int) -> None:
+    """Bytes changed and sealed again either make no state, and are passed over, or are found by a rebuild."""
+    draw = random.Random(seed)
+    clock = Clock()
+    with told(seed):
+        async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            story = Story(book, clock, SEED)
+            await story.goes_on(80)
+            taken: Taken = await book._ask(lambda state, _: Taken(state.position, state.hash, dump(state)))
+            for _ in range(150):
+                payload = bytearray(taken.payload)
+                for _ in range(draw.choice([1, 1, 2, 5])):
+                    payload[draw.randrange(len(payload))] = draw.randrange(256)
+                damaged = Taken(taken.position, taken.hash, bytes(payload))
+                await there(book, lambda: Snapshots(store_of(book)).save(damaged))  # noqa: B023 - awaited at once
+                state = await there(book, lambda: Snapshots(store_of(book)).load())
+                assert state.position in (0, taken.position)
+            report = await book.rebuild()
+            assert [each.what for each in report.differences] == ["snapshot"]
+
+
+async def test_snapshots_of_another_ledger_are_not_ours(url: str) -> None:
+    """Two ledgers in one database keep their own."""
+    clock = Clock()
+    async with (
+        Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book,
+        Allowance.open(url, validator_ss58="5Second", settings=SETTINGS, clock_ns=clock) as second,
+    ):
+        await Story(book, clock, SEED).goes_on(40)
+        await Story(second, clock, SEED + 1).goes_on(60)
+        ours, theirs = await take_snapshot(book), await take_snapshot(second)
+        assert (await there(book, Snapshots(store_of(book)).load)).position == ours
+        assert (await there(second, Snapshots(store_of(second)).load)).position == theirs
+        rows = await executed(book, select(snapshots).where(snapshots.c.ledger == 2))
+        await executed(
+            book,
+            delete(snapshots).where(snapshots.c.ledger == 1),
+            insert(snapshots).values({**rows[0]._asdict(), "ledger": 1}),
+        )
+        # Put under our name it does not count: our log has another hash there.
+        assert (await there(book, Snapshots(store_of(book)).load)).position == 0
