@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .audit import AccountTotals, AccountUsage, AuditReport, Usage, audit
 from .availability import Availability, Candidate, Entry, is_busy
 from .draw import drawn
 from .history import Filters, History, Page
 from .rebuild import Difference, Rebuild, RebuildReport
 from .receipts import Bookkeeper, Receipt, ReceiptOutcome
 from .recorded import describe_conflict
+from .rules import RULES, Finding, Rule
 from .snapshots import ProgressReport, Snapshots, folded_to
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
 
 __all__ = [
+    "RULES",
+    "AccountTotals",
+    "AccountUsage",
+    "AuditReport",
     "Availability",
     "Bookkeeper",
     "Candidate",
     "Difference",
     "Entry",
     "Filters",
+    "Finding",
     "History",
     "Page",
     "ProgressReport",
@@ -29,7 +36,10 @@ __all__ = [
     "RebuildReport",
     "Receipt",
     "ReceiptOutcome",
+    "Rule",
     "Snapshots",
+    "Usage",
+    "audit",
     "describe_conflict",
     "drawn",
     "folded_to",

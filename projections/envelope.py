@@ -21,6 +21,8 @@ _TYPES: tuple[tuple[type, ...], ...] = (
 )
 """Of job, attempt and settles: a row is about neither, makes a reservation for a job, or ends a reservation."""
 SHAPES = frozenset((int, str, int, int, key, *about, bytes, bytes) for key in (str, NoneType) for about in _TYPES)
+UNHASHABLE = (StructError, TypeError, AttributeError, ValueError, OverflowError)
+"""What columns raise that no row can have had."""
 EXPECTED: dict[str, tuple[type, ...]] = {
     "position": (int,),
     "stream": (str,),
@@ -54,19 +56,21 @@ class Envelope:
 
     def take(self, row: Row) -> Sequence[Problem]:
         """What is wrong with the next row; usually nothing."""
-        stream = row.stream
         if tuple(map(type, row)) in SHAPES:
-            position = self.position + 1
-            version = self._versions.get(stream, 0) + 1
+            position, stream, version, _, _, _, attempt, settles, _, stored = row
+            try:
+                computed = row_hash(self.hash, row)
+            except UNHASHABLE:
+                return self._problems(row)
             if (
-                row.position == position
-                and row.version == version
-                and row.attempt != 0
-                and row.settles != 0
-                and _hash_of(self.hash, row) == row.hash
+                computed == stored
+                and position == self.position + 1
+                and version == self._versions.get(stream, 0) + 1
+                and attempt != 0
+                and settles != 0
             ):
                 self.position = position
-                self.hash = row.hash
+                self.hash = stored
                 self._versions[stream] = version
                 return ()
         return self._problems(row)
@@ -127,7 +131,7 @@ def _hash_of(previous: bytes, row: Row) -> bytes:
     """The row's hash after another; nothing that could be one where its columns cannot be hashed."""
     try:
         return row_hash(previous, row)
-    except (StructError, TypeError, AttributeError, ValueError, OverflowError):
+    except UNHASHABLE:
         return b""
 
 

@@ -123,16 +123,14 @@ class Findings:
             plain = {name: _plain(value) for name, value in details.items()}
             self.listed.append(Finding(position, rule.value, message, plain))
 
-    def by_position(self) -> list[Finding]:
-        """The findings listed, by position; those at one position in the order in which they were made."""
-        return sorted(self.listed, key=lambda finding: finding.position)
-
 
 def _plain(value: Any) -> Any:
     """A value of the log as a finding shows it: small, and such as JSON and a terminal can take."""
     if isinstance(value, (list, tuple)):
         shown = [_plain(each) for each in value[:MOST_SHOWN]]
         return [*shown, f"and {len(value) - MOST_SHOWN} more"] if len(value) > MOST_SHOWN else shown
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

@@ -51,12 +51,14 @@ from ledger import (
     stored_reservation,
 )
 from projections import (
+    AuditReport,
     Availability,
     History,
     ProgressReport,
     Rebuild,
     RebuildReport,
     Snapshots,
+    audit,
     describe_conflict,
     schema,
 )
@@ -69,6 +71,7 @@ R = TypeVar("R")
 LONGEST_KEY = 256
 CARED_FOR_EVERY_ROWS = 1000
 SNAPSHOT_EVERY_ROWS = 10_000
+MOST_BUCKETS = 10_000
 
 log = logging.getLogger("allowance.ledger")
 
@@ -374,6 +377,25 @@ class Allowance(Questions):
             raise ReadOnlyLedger("rebuild")
         opened = await self._ready()
         return await opened.runtime.run(opened.rebuild(progress))
+
+    async def audit(
+        self,
+        *,
+        until_position: int | None = None,
+        usage_buckets: int = 0,
+        progress: ProgressReport | None = None,
+    ) -> AuditReport:
+        """Checks every rule of the ledger again, by replay from nothing, up to a position or the head.
+
+        Works on a damaged log too; changes nothing. `usage_buckets` asks for `usage` by blocks, in so many buckets at
+        the most. `progress` as for `rebuild`. Raises `PositionOutOfRange`.
+        """
+        until = None if until_position is None else integer(until_position, "until_position", 0)
+        buckets = integer(usage_buckets, "usage_buckets", 0, MOST_BUCKETS)
+        opened = await self._ready()
+        return await opened.runtime.run(
+            audit(opened.store, self._validator_ss58, until, progress, usage_buckets=buckets)
+        )
 
     async def counters(self) -> dict[str, int]:
         """What this process has done to the ledger since it was opened: batches, commands, conflicts, …"""

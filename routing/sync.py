@@ -95,6 +95,7 @@ class Allowance:
     overview = _blocking_allowance(book.Allowance.overview)
     receipts = _blocking_allowance(book.Allowance.receipts)
     settings = _blocking_allowance(book.Allowance.settings)
+    audit = _blocking_allowance(book.Allowance.audit)
     rebuild = _blocking_allowance(book.Allowance.rebuild)
     health = _blocking_allowance(book.Allowance.health)
     head = _blocking_allowance(book.Allowance.head)

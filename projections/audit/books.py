@@ -118,9 +118,11 @@ class World:
     def _new_book(self, stream: str) -> Book:
         account = self.chain.accounts.get(stream)
         if account is None:
-            return self.strangers.setdefault(stream, Book(stream, Account(*account_of(stream))))
-        stranger = self.strangers.pop(stream) if stream in self.strangers else None
-        book = self.books[stream] = Book(stream, account) if stranger is None else stranger
+            if stream not in self.strangers:
+                self.strangers[stream] = Book(stream, Account(*account_of(stream)))
+            return self.strangers[stream]
+        known = self.strangers.pop(stream, None)
+        book = self.books[stream] = Book(stream, account) if known is None else known
         book.account = account
         return book
 
@@ -155,8 +157,17 @@ class World:
         at = bisect_right(self.granted.starts, first) - 1
         return at >= 0 and self.granted.ends[at] > last
 
-    def first_granted(self, start: int) -> int:
-        """The first block from one on with a unit above 0; `END` where there is none."""
+    def first_free(self, book: Book, start: int) -> int:
+        """The first block from one on with a unit above 0 that nobody has; `END` where there is none."""
+        starts, ends = book.taken.starts, book.taken.ends
+        block = self._first_granted(start)
+        at = bisect_right(ends, start)
+        while at < len(starts) and starts[at] <= block:
+            block = self._first_granted(max(ends[at], block))
+            at += 1
+        return block
+
+    def _first_granted(self, start: int) -> int:
         starts = self.granted.starts
         at = bisect_right(self.granted.ends, start)
         return END if at == len(starts) else max(starts[at], start)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable
 
 from ledger import END, AllowanceReserved, Row, seconds
 
@@ -18,6 +17,9 @@ Rank = tuple[int, int]
 Member = tuple[int, str, Book]
 """An account of a rank: less what is available in ns, its hotkey, its book; in this order among equals."""
 
+Ranked = tuple[Rank, Member, int]
+"""An account's rank, its membership in it, and its total in ns."""
+
 
 class Ranks:
     """The registered accounts of one class with anything available at the newest block, by rank."""
@@ -29,7 +31,7 @@ class Ranks:
         self._executor_class = executor_class
         self._revision = -1
         self._oldest = self._window_ns = 0
-        self._of: dict[Book, tuple[Rank, Member]] = {}
+        self._of: dict[Book, Ranked] = {}
         self.order: list[Rank] = []
         """The ranks that anybody has, best first."""
         self.groups: dict[Rank, list[Member]] = {}
@@ -47,6 +49,16 @@ class Ranks:
             self._measure_all()
         while self.stale:
             self._measure_again(self.stale.pop())
+
+    def take(self, book: Book, last: int, worth_ns: int) -> None:
+        """Moves an account of which a claim just took the earliest free blocks, without measuring it again."""
+        if self._is_plain(book) and self._revision == self._world.chain.revision:
+            self.stale.discard(book)
+            rank, member, total_ns = self._of.pop(book)
+            self._remove(rank, member)
+            available_ns = -member[0] - worth_ns
+            if available_ns:
+                self._insert(book, self._ranked(book, total_ns, available_ns, self._world.first_free(book, last + 1)))
 
     def available_ns(self, book: Book) -> int:
         """What the account has available; 0 for one that is not ranked."""
@@ -71,14 +83,13 @@ class Ranks:
         self.order = sorted(self.groups)
 
     def _measure_again(self, book: Book) -> None:
-        ranked = self._of.pop(book, None)
-        if ranked is not None:
-            self._remove(*ranked)
+        old = self._of.pop(book, None)
+        if old is not None:
+            self._remove(old[0], old[1])
         if book.miner_ss58 in self._world.chain.metagraph.members:
             ranked = self._measured(book)
             if ranked is not None:
-                self._of[book] = ranked
-                self._insert(*ranked)
+                self._insert(book, ranked)
 
     def _remove(self, rank: Rank, member: Member) -> None:
         group = self.groups[rank]
@@ -87,7 +98,9 @@ class Ranks:
         else:
             del group[bisect_left(group, member)]
 
-    def _insert(self, rank: Rank, member: Member) -> None:
+    def _insert(self, book: Book, ranked: Ranked) -> None:
+        self._of[book] = ranked
+        rank, member, _ = ranked
         group = self.groups.get(rank)
         if group is None:
             self.groups[rank] = [member]
@@ -95,39 +108,40 @@ class Ranks:
         else:
             insort(group, member)
 
-    def _measured(self, book: Book) -> tuple[Rank, Member] | None:
-        """The account's place at the clock of `Dues`; None where nothing is available."""
+    def _is_plain(self, book: Book) -> bool:
+        """Whether one count holds in the whole window and nothing is overdue, as it mostly is."""
         account, oldest = book.account, self._oldest
-        if book.overdue or account.floor > oldest or account.counts.starts[-1] > oldest:
-            total_ns, available_ns, earliest_block = self._measured_in_steps(book, max(oldest, account.floor))
-        else:
-            total_ns, available_ns, earliest_block = self._measured_at_once(book)
-        if not available_ns:
-            return None
-        minus_share = -(available_ns * SHARE_UNIT // total_ns)
-        return (earliest_block, minus_share), (-available_ns, book.miner_ss58, book)
+        return not book.overdue and account.floor <= oldest and account.counts.starts[-1] <= oldest
 
-    def _measured_in_steps(self, book: Book, start: int) -> tuple[int, int, int]:
-        """Total and available from a block on, in ns, and the earliest free block, whatever the counts are."""
+    def _measured(self, book: Book) -> Ranked | None:
+        """The account's place at the clock of `Dues`; None where nothing is available."""
+        measure = self._measured_at_once if self._is_plain(book) else self._measured_in_steps
+        total_ns, available_ns, earliest_block = measure(book)
+        return self._ranked(book, total_ns, available_ns, earliest_block) if available_ns else None
+
+    def _ranked(self, book: Book, total_ns: int, available_ns: int, earliest_block: int) -> Ranked:
+        minus_share = -(available_ns * SHARE_UNIT // total_ns)
+        return (earliest_block, minus_share), (-available_ns, book.miner_ss58, book), total_ns
+
+    def _measured_in_steps(self, book: Book) -> tuple[int, int, int]:
+        """Total and available, in ns, and the earliest free block, whatever the counts are."""
         account, units = book.account, self._world.chain.blocks
+        start = max(self._oldest, account.floor)
         total_ns = available_ns = account.amount_ns(units, start, END)
         for taken_start, taken_end in book.occupied().between(start, END):
             available_ns -= account.amount_ns(units, taken_start, taken_end)
         return total_ns, available_ns, next(self._world.free(book, start))[0] if available_ns else 0
 
     def _measured_at_once(self, book: Book) -> tuple[int, int, int]:
-        """The same where one count holds in the whole window and nothing is overdue, as it mostly is."""
+        """The same for a plain account."""
         count = book.account.counts.values[-1]
         oldest, available_ns = self._oldest, self._window_ns
         sum_before_ns = self._world.chain.blocks.sum_before_ns
         starts, ends = book.taken.starts, book.taken.ends
-        free = oldest
         for at in range(bisect_right(ends, oldest), len(starts)):
-            start, end = starts[at], ends[at]
-            available_ns -= sum_before_ns(end) - sum_before_ns(start if start > oldest else oldest)
-            if start <= free or sum_before_ns(start) == sum_before_ns(free):
-                free = end
-        return self._window_ns * count, available_ns * count, self._world.first_granted(free)
+            start = starts[at]
+            available_ns -= sum_before_ns(ends[at]) - sum_before_ns(start if start > oldest else oldest)
+        return self._window_ns * count, available_ns * count, self._world.first_free(book, oldest)
 
 
 class Routes:
@@ -159,6 +173,11 @@ class Routes:
         else:
             self._check_first(row, event, book, ranks)
 
+    def took(self, book: Book, last: int, worth_ns: int) -> None:
+        """A routed claim that broke no rule stands now, and reaches up to a block."""
+        if book.ranks is not None:
+            book.ranks.take(book, last, worth_ns)
+
     def _check_first(self, row: Row, event: AllowanceReserved, book: Book, ranks: Ranks) -> None:
         first = self._first(ranks, event.amount_ns, row.job_uuid or "")
         if first is book:
@@ -174,8 +193,7 @@ class Routes:
             group = ranks.groups[rank]
             # Equals are ordered by what is available, so those with enough come first.
             enough = len(group) if -group[-1][0] >= amount_ns else bisect_left(group, (1 - amount_ns,))
-            places: Iterable[int] = range(enough) if enough <= 1 else permuted(enough, seed_of(job_uuid))
-            for place in places:
+            for place in permuted(enough, seed_of(job_uuid)) if enough > 1 else range(enough):
                 book = group[place][2]
                 if not self._is_busy(book):
                     return book

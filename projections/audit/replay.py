@@ -5,7 +5,7 @@ Nothing that a log may hold stops it: what cannot be used is noted and left out,
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +17,7 @@ from ledger import (
     BlockRecorded,
     CorruptLedger,
     Event,
+    Fact,
     LedgerOpened,
     ManifestsRecorded,
     NewerLedger,
@@ -41,12 +42,8 @@ from .jobs import Jobs
 from .ranks import Routes
 from .reservations import Reservations
 
-FACT_STREAMS: dict[type, str] = {
-    LedgerOpened: SETTINGS_STREAM,
-    SettingsChanged: SETTINGS_STREAM,
-    BlockRecorded: CHAIN_STREAM,
-    ManifestsRecorded: MANIFESTS_STREAM,
-}
+BALANCED_EVERY_ROWS = 10_000
+"""Between two balances, what is taken moves by what reservations are worth, but for blocks that are taken twice."""
 
 
 class Replay:
@@ -55,7 +52,7 @@ class Replay:
     def __init__(self, validator_ss58: str) -> None:
         self.findings = Findings()
         self.world = World()
-        self.counts: Counter[str] = Counter()
+        self.counts: dict[type[Event], int] = defaultdict(int)
         """Events by type."""
         self.recorded_at_ns = 0
         self.envelope = Envelope()
@@ -67,15 +64,18 @@ class Replay:
         self._reservations = Reservations(self.world, self._dues, self.findings)
         self._routes = Routes(self.world, self.findings)
         self._endings = Endings(self.world, self._dues, self._jobs, self.findings)
+        self._facts_by_type: dict[type, tuple[str, Callable[[Row, Any], None]]] = {
+            LedgerOpened: (SETTINGS_STREAM, self._facts.open),
+            SettingsChanged: (SETTINGS_STREAM, self._facts.change_settings),
+            BlockRecorded: (CHAIN_STREAM, self._facts.record_block),
+            ManifestsRecorded: (MANIFESTS_STREAM, self._facts.record_manifests),
+        }
         self._steps: dict[type, Callable[[Row, Any], None]] = {
+            **dict.fromkeys(self._facts_by_type, self._fact),
             AllowanceReserved: self._reserve,
             ReservationSpent: self._settle,
             ReservationReleased: self._settle,
             ReservationExpiredEvent: self._settle,
-            BlockRecorded: self._facts.record_block,
-            ManifestsRecorded: self._facts.record_manifests,
-            SettingsChanged: self._facts.change_settings,
-            LedgerOpened: self._facts.open,
         }
 
     @property
@@ -93,18 +93,21 @@ class Replay:
                 return
         if row.recorded_at_ns < self.recorded_at_ns:
             self._note_time(row)
-        event = self._decoded(row)
-        if event is not None:
-            try:
-                self._apply(row, event)
-            except Exception as error:  # A log may hold what nobody thought of; the audit goes on all the same.
-                message = f"the event cannot be taken: {shortened(error)}"
-                self.findings.add(row.position, Rule.READABLE_EVENTS, message)
+        if row.key is not None:
+            self._jobs.keyed(row.position, row.key)
+        try:
+            event = decode(row.position, row.payload)
+            kind = type(event)
+            self.counts[kind] += 1
+            self._steps[kind](row, event)
+        except (CorruptLedger, NewerLedger) as unreadable:
+            self.findings.add(row.position, Rule.READABLE_EVENTS, str(unreadable))
+        except Exception as error:  # A log may hold what nobody thought of; the audit goes on all the same.
+            message = f"the event cannot be taken: {shortened(error)}"
+            self.findings.add(row.position, Rule.READABLE_EVENTS, message)
         self.recorded_at_ns = row.recorded_at_ns
-
-    def end_page(self) -> None:
-        """Balances the accounts that something was done to."""
-        balance_moved(self.world, self.findings)
+        if row.position % BALANCED_EVERY_ROWS == 0:
+            balance_moved(self.world, self.findings)
 
     def end(self, *, at_head: bool) -> None:
         """Balances every account, and holds what the last events left open against the end, where it is one."""
@@ -118,48 +121,45 @@ class Replay:
             if not balance.is_even:
                 note_uneven(self.findings, book, balance)
 
-    def _decoded(self, row: Row) -> Event | None:
-        try:
-            event = decode(row.position, row.payload)
-        except (CorruptLedger, NewerLedger) as cause:
-            self.findings.add(row.position, Rule.READABLE_EVENTS, str(cause))
-            return None
-        self.counts[event.__class__.__name__] += 1
-        return event
-
-    def _apply(self, row: Row, event: Event) -> None:
-        if row.key is not None:
-            self._jobs.keyed(row.position, row.key)
-        kind = type(event)
-        if self._endings.expiries and kind is not ReservationExpiredEvent and kind is not AllowanceReserved:
+    def _fact(self, row: Row, event: Fact) -> None:
+        """Takes a fact; expiries that stand before it are not its doing."""
+        if self._endings.expiries:
             self._endings.explain()
-        fact_stream = FACT_STREAMS.get(kind)
-        if fact_stream is not None:
-            self._check_fact_row(row, fact_stream)
-        self._steps[kind](row, event)
+        stream, take = self._facts_by_type[type(event)]
+        if row.stream != stream:
+            message = f"a fact in the stream {shortened(row.stream)} instead of {stream!r}"
+            self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
+        if row.job_uuid is not None or row.settles is not None:
+            self._note_columns(row, "a fact is about no job and settles nothing")
+        take(row, event)
 
     def _reserve(self, row: Row, event: AllowanceReserved) -> None:
-        book = self._book(row)
+        book = self.world.books.get(row.stream) or self._new_book(row)
         if row.settles is not None or (event.axon is not None and row.job_uuid is None):
             self._note_columns(row, "a reservation settles nothing, and one that was routed names its job")
         now_ns = row.recorded_at_ns if event.decided_at_ns is None else self._decided_at_ns(row, event.decided_at_ns)
         self._dues.move_to(now_ns)
         if self._endings.expiries:
             self._endings.explain(row, event, now_ns)
+        noted = self.findings.count
         worth_ns = self._reservations.check(row, event, book)
         if event.axon is not None:
             self._routes.check(row, event, book, now_ns)
         self._jobs.reserved(row)
         self._reservations.stand(row, event, book, worth_ns)
+        if event.axon is not None and self.findings.count == noted:
+            self._routes.took(book, event.blocks[-1][1], worth_ns)
         self.page.append((row, event))
 
     def _settle(self, row: Row, event: Settlement) -> None:
         if row.settles is None or row.job_uuid is not None:
             self._note_columns(row, "a settlement says what it settles, and names no job")
+        if self._endings.expiries and type(event) is not ReservationExpiredEvent:
+            self._endings.explain()
         self._endings.settle(row, event)
         self.page.append((row, event))
 
-    def _book(self, row: Row) -> Book:
+    def _new_book(self, row: Row) -> Book:
         if "\t" not in row.stream:
             message = f"a reservation in the stream {shortened(row.stream)}, which is no account's"
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
@@ -173,13 +173,6 @@ class Replay:
         message = "its clock is told apart from the recorded time without need, or stood after it"
         self.findings.add(row.position, Rule.DECISION_CLOCK, message, **details)
         return min(decided_at_ns, row.recorded_at_ns)
-
-    def _check_fact_row(self, row: Row, stream: str) -> None:
-        if row.stream != stream:
-            message = f"a fact in the stream {shortened(row.stream)} instead of {stream!r}"
-            self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
-        if row.job_uuid is not None or row.settles is not None:
-            self._note_columns(row, "a fact is about no job and settles nothing")
 
     def _note_columns(self, row: Row, message: str) -> None:
         details = {"job_uuid": row.job_uuid, "settles": row.settles}
