@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,15 @@ from .router import Routing
 
 _UNSET: Any = object()
 _guard = threading.RLock()
+
+
+def _renew_guard() -> None:
+    global _guard  # noqa: PLW0603 - a forked child must not inherit it as another thread held it
+    _guard = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_guard)
+
 _overrides: dict[str, Any] = {}
 _allowance: Allowance | None = None
 _routing: Routing | None = None
