@@ -22,6 +22,7 @@ from .commands import (
     RecordSettings,
     Reserve,
     Settle,
+    Sweep,
     check_amount,
     need_job,
     next_attempt,
@@ -83,7 +84,7 @@ from .events import (
 from .events import ReservationExpired as ReservationExpiredEvent
 from .intake import BlockFact, Intake, ManifestsFact
 from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, Store, Transaction
-from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation
+from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation, swept_reservations
 from .runtime import Runtime, current_runtime, refuse_on_loop
 from .settings import RecordedSettings, Settings
 from .snapshot import SNAPSHOT_VERSION, dump, load
@@ -176,6 +177,7 @@ __all__ = [
     "Steps",
     "StorageUnavailable",
     "Store",
+    "Sweep",
     "TimeOutOfRange",
     "Transaction",
     "account_of",
@@ -210,4 +212,5 @@ __all__ = [
     "status_after",
     "store_for",
     "stored_reservation",
+    "swept_reservations",
 ]

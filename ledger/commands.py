@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from .account import Held
-from .chain import Metagraph, new_block, new_manifests
+from .chain import Chain, Metagraph, block_digest, manifests_digest, new_block, new_manifests
 from .codec import lost_position, reservation_position
 from .codec import reservation_id as id_of
 from .draft import Draft
@@ -28,7 +28,9 @@ from .events import (
     MANIFESTS_STREAM,
     SETTINGS_STREAM,
     AllowanceReserved,
+    BlockRecorded,
     LedgerOpened,
+    ManifestsRecorded,
     ReservationExpired,
     ReservationReleased,
     ReservationSpent,
@@ -80,34 +82,49 @@ class RecordSettings:
 
 
 class RecordFacts:
-    """Records facts in order up to the first that is refused; answers the positions and the refusal."""
+    """Records facts in order up to the first that is refused; answers the positions and the refusal.
 
-    def __init__(self, facts: Sequence[BlockContent | ManifestsContent], confirm: bool) -> None:
+    The key stands in the first row that they append. Facts are told by their content: where the key is there already,
+    those of the same request are all recorded, and answer with their first positions.
+    """
+
+    def __init__(self, facts: Sequence[BlockContent | ManifestsContent], confirm: bool, key: str | None = None) -> None:
         self.facts = facts
         self.confirm = confirm
-        self.key = None
+        self.key = key
         self.revertible = False
 
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
-        pass
+        need_key(self.key, lookup)
 
     def execute(self, draft: Draft[Any]) -> tuple[list[int], ConflictingFact | ImplausibleFact | None]:
+        first = draft.first_outcome(self.key)
+        recorded = None if first is None else first[0].position
+        if recorded is not None and not any(_position_of(draft.state.chain, fact) == recorded for fact in self.facts):
+            raise IdempotencyConflict(str(self.key), recorded)
         positions: list[int] = []
+        key = self.key
         for fact in self.facts:
             try:
-                positions.append(self._record(draft, fact))
+                event = self._event(draft.state.chain, fact)
             except (ConflictingFact, ImplausibleFact) as refused:
                 refused.fact_index = len(positions)
                 return positions, refused
+            if isinstance(event, int):
+                positions.append(event)
+            elif recorded is not None:
+                raise IdempotencyConflict(str(self.key), recorded)
+            else:
+                stream = CHAIN_STREAM if isinstance(event, BlockRecorded) else MANIFESTS_STREAM
+                positions.append(draft.append(stream, event, key=key).position)
+                key = None
         return positions, None
 
-    def _record(self, draft: Draft[Any], fact: BlockContent | ManifestsContent) -> int:
-        chain = draft.state.chain
+    def _event(self, chain: Chain, fact: BlockContent | ManifestsContent) -> BlockRecorded | ManifestsRecorded | int:
+        """What records the fact, or the position that recorded it before."""
         if isinstance(fact, BlockContent):
-            block = new_block(chain, *fact, self.confirm)
-            return block if isinstance(block, int) else draft.append(CHAIN_STREAM, block).position
-        sync = new_manifests(chain, *fact, self.confirm)
-        return sync if isinstance(sync, int) else draft.append(MANIFESTS_STREAM, sync).position
+            return new_block(chain, *fact, self.confirm)
+        return new_manifests(chain, *fact, self.confirm)
 
 
 class Reserve:
@@ -219,22 +236,52 @@ class Settle:
         return of_rows(*made, settlement, draft.state.chain.validator_ss58)
 
 
-class ExpireDue:
-    """Ends every overdue reservation, by due time."""
+class Sweep(NamedTuple):
+    """An earlier sweep, told by its rows: so many `expiries`, the last at `last_position`."""
 
-    key = None
-    revertible = True
+    last_position: int
+    expiries: int
+
+
+class ExpireDue:
+    """Ends every overdue reservation, by due time; answers them, or where the key is there already, which sweep it was.
+
+    The key stands in the last of the sweep's rows, which says how many there are.
+    """
+
+    def __init__(self, key: str | None = None) -> None:
+        self.key = key
+        self.revertible = key is None
+        """With a key it is decided at the head: a sweep that finds nothing due has no row to clash with the key's."""
 
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
-        pass
+        need_key(self.key, lookup)
 
-    def execute(self, draft: Draft[Any]) -> list[Reservation]:
+    def execute(self, draft: Draft[Any]) -> list[Reservation] | Sweep:
+        first = draft.first_outcome(self.key)
+        if first is not None:
+            row, event = first
+            if not isinstance(event, ReservationExpired) or not event.swept:
+                raise IdempotencyConflict(str(self.key), row.position)
+            return Sweep(row.position, event.swept)
         validator_ss58 = draft.state.chain.validator_ss58
+        overdue = draft.state.overdue(draft.now_ns)
         expired = []
-        for held in draft.state.overdue(draft.now_ns):
-            row = draft.settle(held, ReservationExpired(held.reservation_id))
+        for held in overdue:
+            is_last = held is overdue[-1]
+            event = ReservationExpired(held.reservation_id, len(overdue) if is_last else 0)
+            row = draft.settle(held, event, self.key if is_last else None)
             expired.append(of_held(held, validator_ss58, "expired", row.recorded_at_ns))
         return expired
+
+
+def _position_of(chain: Chain, fact: BlockContent | ManifestsContent) -> int | None:
+    """Where just this fact is recorded; None where it is not, or with other content."""
+    if isinstance(fact, BlockContent):
+        same = fact.number in chain.blocks and chain.blocks.digest(fact.number) == block_digest(*fact[1:])
+        return chain.blocks.position(fact.number) if same else None
+    sync = chain.syncs.get(fact.block)
+    return sync.position if sync is not None and sync.digest == manifests_digest(fact.manifests) else None
 
 
 def check_amount(amount_ns: int, settings: RecordedSettings) -> None:

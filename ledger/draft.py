@@ -56,6 +56,8 @@ class Draft(Generic[S]):
         self.events: list[Event] = []
         self.ended: dict[int, tuple[Row, Settlement]] = {}
         """What this batch has settled, by reservation id."""
+        self.moved_picks = 0
+        """Jobs that had to leave the miner that was chosen for them on an earlier head."""
         self._ended_jobs: dict[str, LastOfJob] = {}
         self._moved: list[tuple[Held, Event]] = []
         """The reservations that this batch made or ended, and by which event, in order."""

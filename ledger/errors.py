@@ -69,20 +69,24 @@ __all__ = [
 ]
 
 
-class AllowanceException(Exception):
+class _Told(Exception):
+    """What both branches share: fields that can be listed, and that survive the way through a task queue."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error's fields by name, ready for JSON but for datetimes."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as message and fields: what an error is made from is not what it keeps."""
+        return _told_again, (type(self), self.args, vars(self).copy())
+
+
+class AllowanceException(_Told):
     """The ledger refuses, or cannot answer."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The error's fields by name, ready for JSON but for datetimes."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
-
-class JobRoutingException(Exception):
+class JobRoutingException(_Told):
     """The job cannot be routed now."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The error's fields by name, ready for JSON but for datetimes."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
 class InvalidInput(AllowanceException, ValueError):
@@ -359,6 +363,12 @@ class ChainFeedStale(JobRoutingException):
             f"the newest block {newest_block} is {age_seconds:.1f} s old, more than {max_age_seconds} s;"
             " record the chain's blocks before routing"
         )
+
+
+def _told_again(kind: type[_Told], arguments: tuple[Any, ...], fields: dict[str, Any]) -> _Told:
+    error = kind.__new__(kind, *arguments)
+    vars(error).update(fields)
+    return error
 
 
 LONGEST_SHOWN = 120

@@ -94,9 +94,14 @@ class ReservationReleased(_Event, frozen=True, tag="reservation-released"):
 
 
 class ReservationExpired(_Event, frozen=True, tag="reservation-expired"):
-    """Nobody spoke for the reservation until after it was due; its blocks are free again."""
+    """Nobody spoke for the reservation until after it was due; its blocks are free again.
+
+    `swept` stands in the last expiry of a sweep that ended all that was overdue: how many the sweep ended, this one
+    included. The expiries that a claim brings have none.
+    """
 
     reservation_id: int
+    swept: int = 0
 
 
 Fact = LedgerOpened | SettingsChanged | BlockRecorded | ManifestsRecorded

@@ -18,7 +18,7 @@ from .events import (
     Settlement,
     account_of,
 )
-from .log import Known
+from .log import Known, Lookup, Store
 from .values import instant, seconds
 
 Status = Literal["reserved", "spent", "released", "expired"]
@@ -88,10 +88,31 @@ def of_rows(
 def stored_reservation(known: Known, validator_ss58: str) -> Reservation | None:
     """The reservation that a look-up found, with its end where it has one."""
     for row in (*known.rows.values(), *known.jobs.values()):
-        event = decode(row.position, row.payload)
-        if isinstance(event, AllowanceReserved):
-            return of_rows(row, event, settlement_of(known, row.position), validator_ss58)
+        reservation = _reservation_at(known, row, validator_ss58)
+        if reservation is not None:
+            return reservation
     return None
+
+
+async def swept_reservations(store: Store, last_position: int, count: int, validator_ss58: str) -> list[Reservation]:
+    """The reservations that a sweep ended with as many expiries up to a position, by due time."""
+    expiries: list[Row] = []
+    while len(expiries) < count:
+        page = await store.read(last_position - count + len(expiries))
+        expiries += page[: count - len(expiries)]
+    lookup = Lookup()
+    lookup.positions.update(row.settles for row in expiries if row.settles is not None)
+    known = await store.find(lookup)
+    ended = (known.rows[row.settles] for row in expiries if row.settles is not None)
+    reservations = (_reservation_at(known, row, validator_ss58) for row in ended)
+    return [reservation for reservation in reservations if reservation is not None]
+
+
+def _reservation_at(known: Known, row: Row, validator_ss58: str) -> Reservation | None:
+    event = decode(row.position, row.payload)
+    if not isinstance(event, AllowanceReserved):
+        return None
+    return of_rows(row, event, settlement_of(known, row.position), validator_ss58)
 
 
 def settlement_of(known: Known, position: int) -> tuple[Row, Settlement] | None:

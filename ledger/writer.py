@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from .codec import Row, lost_key, row_hash
+from .counters import Counters
 from .draft import Command, Draft
 from .errors import LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
 from .log import CommitUncertain, Contended, Known, Lookup, Store, Transaction
@@ -54,29 +56,6 @@ class Ticket:
         self.error: BaseException | None = None
         self.row: Row | None = None
         """The last row that the request appends."""
-
-
-class Counters:
-    """What the actor has done since it was opened."""
-
-    __slots__ = ("attempts", "batches", "commands", "conflicts", "foreign_rows", "retries", "rows")
-
-    def __init__(self) -> None:
-        self.batches = 0
-        self.commands = 0
-        self.rows = 0
-        self.attempts = 0
-        """Commands decided, first or again."""
-        self.conflicts = 0
-        """Batches decided on a head that turned out to have moved."""
-        self.retries = 0
-        """Commands decided again because of it."""
-        self.foreign_rows = 0
-        """Rows of other processes that were folded."""
-
-    def to_dict(self) -> dict[str, int]:
-        """The counters by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class LedgerActor(Generic[S]):
@@ -210,7 +189,8 @@ class LedgerActor(Generic[S]):
                 return False
         if draft.rows:
             appended = await self.store.compare_and_append(draft.head, draft.rows)
-            self.counters.rows += len(draft.rows) if appended else 0
+            if appended:
+                self._count(draft)
             return appended
         return (await self.store.head()).position == draft.head.position
 
@@ -235,8 +215,10 @@ class LedgerActor(Generic[S]):
     async def _commit_at_head(self, commands: list[Ticket]) -> None:
         draft: Draft[S] | None = None
         alone = False
+        asked_ns = time.perf_counter_ns()
         try:
             async with self.store.transaction() as transaction:
+                self.counters.lock_waits.add(time.perf_counter_ns() - asked_ns)
                 await self._state_lock.acquire()
                 alone = True
                 state = await self._caught_up(transaction)
@@ -246,7 +228,7 @@ class LedgerActor(Generic[S]):
                 self._decide(draft, commands)
                 if draft.rows:
                     await transaction.append(draft.rows)
-            self.counters.rows += len(draft.rows)
+            self._count(draft)
         except CommitUncertain as cause:
             await self._find_out(commands, draft, cause)
         except BaseException:
@@ -274,6 +256,10 @@ class LedgerActor(Generic[S]):
                 if len(draft.rows) != before:
                     raise  # Half a change may not stand: the whole batch is given up.
                 ticket.error = error
+
+    def _count(self, draft: Draft[S]) -> None:
+        self.counters.rows += len(draft.rows)
+        self.counters.moved_picks += draft.moved_picks
 
     def _lookup(self, state: S, commands: list[Ticket]) -> Lookup:
         lookup = Lookup()

@@ -86,7 +86,8 @@ RULES: dict[Rule, str] = {
     Rule.SETTLES_STANDING: "A settlement ends a standing reservation of its account, and the row says which.",
     Rule.EXPIRES_OVERDUE: "Only an overdue reservation expires.",
     Rule.EXPIRES_WHAT_IS_TAKEN: (
-        "Reservations expire by due time, every overdue one, or because the claim that follows takes their blocks."
+        "A sweep ends every overdue reservation, by due time, and tells how many; any other expiry stands just before"
+        " the claim that takes its blocks."
     ),
     Rule.JOB_STANDS_ONCE: "A job has one standing reservation at a time.",
     Rule.JOB_ATTEMPTS: "A job's reservations are numbered 1, 2, 3 and so on.",

@@ -39,6 +39,7 @@ from ledger import (
     Settle,
     StorageUnavailable,
     Store,
+    Sweep,
     amount,
     current_runtime,
     dump,
@@ -49,6 +50,7 @@ from ledger import (
     seconds,
     store_for,
     stored_reservation,
+    swept_reservations,
 )
 from projections import (
     AuditReport,
@@ -255,31 +257,46 @@ class Allowance(Questions):
         stakes: Mapping[str, float],
         *,
         confirm: bool = False,
+        idempotency_key: str | None = None,
     ) -> int:
         """Records a block and its metagraph; answers the log position of the fact, the first one for a repeat.
 
-        `created_at` is aware; `stakes` are effective stakes by validator. Raises `ConflictingFact`,
-        `ImplausibleFact` (unless `confirm`), `InvalidInput`.
+        `created_at` is aware; `stakes` are effective stakes by validator. A fact is told by its content, so that a
+        repeat needs no key. Raises `ConflictingFact`, `ImplausibleFact` (unless `confirm`), `InvalidInput`, and
+        `IdempotencyConflict` for a key that was used for something else.
         """
-        return (await self.record_facts([BlockFact(number, created_at, miners, stakes)], confirm=confirm))[0]
+        fact = BlockFact(number, created_at, miners, stakes)
+        return (await self.record_facts([fact], confirm=confirm, idempotency_key=idempotency_key))[0]
 
     async def record_manifests(
-        self, block: int, manifests: Mapping[str, Mapping[str, int]], *, confirm: bool = False
+        self,
+        block: int,
+        manifests: Mapping[str, Mapping[str, int]],
+        *,
+        confirm: bool = False,
+        idempotency_key: str | None = None,
     ) -> int:
         """Records a sync of all miners' manifests at a block; answers its position, the first for a repeat.
 
         `manifests` is `{miner_ss58: {executor_class: executor_count}}`. Raises as `record_block` does.
         """
-        return (await self.record_facts([ManifestsFact(block, manifests)], confirm=confirm))[0]
+        fact = ManifestsFact(block, manifests)
+        return (await self.record_facts([fact], confirm=confirm, idempotency_key=idempotency_key))[0]
 
-    async def record_facts(self, facts: Sequence[BlockFact | ManifestsFact], *, confirm: bool = False) -> list[int]:
+    async def record_facts(
+        self,
+        facts: Sequence[BlockFact | ManifestsFact],
+        *,
+        confirm: bool = False,
+        idempotency_key: str | None = None,
+    ) -> list[int]:
         """Records many facts in one commit, in order; answers their positions.
 
         A refused fact's error has its index as `fact_index`: those before it are recorded, it and all after are
         not.
         """
         contents, malformed = self._intake.contents(facts)
-        positions, refused = await self._change(RecordFacts(contents, confirm))
+        positions, refused = await self._change(RecordFacts(contents, confirm, _key(idempotency_key)))
         if isinstance(refused, ConflictingFact) and not refused.differences:
             opened = await self._ready()
             await opened.runtime.run(describe_conflict(opened.store, refused, contents[refused.fact_index]))
@@ -327,10 +344,17 @@ class Allowance(Questions):
         """Gives a reservation's blocks back: the job did not run. Raises as `spend` does."""
         return await self._reservation(Settle(checked_id(reservation_id), "release", _key(idempotency_key)))
 
-    async def expire_due(self) -> list[Reservation]:
-        """Ends every reservation whose due time has passed; answers them by due time."""
-        expired: list[Reservation] = await self._change(ExpireDue())
-        return expired
+    async def expire_due(self, *, idempotency_key: str | None = None) -> list[Reservation]:
+        """Ends every reservation whose due time has passed; answers them by due time.
+
+        A key that ended any answers with the same ones again; where nothing was due, nothing stands under the key.
+        Raises `IdempotencyConflict` for a key that was used for something else.
+        """
+        expired: list[Reservation] | Sweep = await self._change(ExpireDue(_key(idempotency_key)))
+        if not isinstance(expired, Sweep):
+            return expired
+        opened = await self._ready()
+        return await opened.runtime.run(swept_reservations(opened.store, *expired, self._validator_ss58))
 
     def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
         """A read-only view that answers the same questions about the past.

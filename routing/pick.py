@@ -48,6 +48,7 @@ class Pick:
         self.job_uuid = job_uuid
         self.executor_class = executor_class
         self.amount_ns = amount_ns
+        self._first_chosen: str | None = None
         self._chosen: str | None = None
         """The miner that was chosen when the pick was decided before, on a head that then moved."""
 
@@ -78,6 +79,8 @@ class Pick:
             kept=kept,
         )
         self._chosen = account.miner_ss58
+        self._first_chosen = self._first_chosen or self._chosen
+        draft.moved_picks += self._chosen != self._first_chosen
         return self._route(held, state)
 
     def _choose(self, state: Availability, now_ns: int) -> tuple[Entry, bool]:

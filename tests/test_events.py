@@ -77,6 +77,7 @@ GOLDEN: list[tuple[Event, bytes]] = [
     (ReservationSpent(1_048_577), b'{"type":"reservation-spent","reservation_id":1048577}'),
     (ReservationReleased(1_048_577), b'{"type":"reservation-released","reservation_id":1048577}'),
     (ReservationExpired(1_048_577), b'{"type":"reservation-expired","reservation_id":1048577}'),
+    (ReservationExpired(1_048_577, 3), b'{"type":"reservation-expired","reservation_id":1048577,"swept":3}'),
 ]
 
 

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -21,7 +21,6 @@ from routing import (
     Allowance,
     InvalidInput,
     OutcomeUnknown,
-    Reservation,
     Routing,
     StorageUnavailable,
 )
@@ -32,6 +31,8 @@ from tests.small import VALIDATOR as OWNER
 from tests.wire import Fate, Wire, wired
 
 pytestmark = pytest.mark.sqlalchemy
+
+T = TypeVar("T")
 
 COMMIT = b"COMMIT\x00"
 HOWS = ["compare_and_append", "transaction"]
@@ -179,9 +180,10 @@ async def test_a_claim_whose_answer_was_lost_is_made_once_and_told(wire: Wire, f
 @pytest.mark.parametrize("fate", ["request lost", "answer lost"])
 async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(wire: Wire, fate: Fate) -> None:
     """With the server out of reach the error carries a key; with it back, the same call does it once."""
-    async with small_book(url=wire.url, offers={"5Anna": 1}) as book:
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_book(url=wire.url, offers={"5Anna": 1}, clock=clock) as book:
 
-        async def outcome(call: Callable[[str | None], Awaitable[Reservation]], mark: bytes) -> Reservation:
+        async def outcome(call: Callable[[str | None], Awaitable[T]], mark: bytes) -> T:
             wire.cut(mark, fate)
             wire.unreachable = True
             with pytest.raises(OutcomeUnknown) as unknown:
@@ -199,7 +201,13 @@ async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(wire: Wire
         )
         assert held.blocks == [2]
         await outcome(lambda key: book.spend(held.reservation_id, idempotency_key=key), mark=b"reservation-spent")
-        assert [each.status for each in (await book.history()).items] == ["spent", "reserved"]
+        created_at = START + timedelta(seconds=144)
+        await outcome(lambda key: book.record_block(12, created_at, [], {}, idempotency_key=key), mark=COMMIT)
+        await outcome(lambda key: book.record_manifests(12, {}, confirm=True, idempotency_key=key), mark=COMMIT)
+        clock.advance(1000)
+        swept = await outcome(lambda key: book.expire_due(idempotency_key=key), mark=b"reservation-expired")
+        assert [each.blocks for each in swept] == [[1]]
+        assert [each.status for each in (await book.history()).items] == ["spent", "expired"]
 
 
 # Killed

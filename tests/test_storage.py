@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from routing import (
     NewerLedger,
     OutcomeUnknown,
     ReadOnlyLedger,
-    Reservation,
     Routing,
     StorageUnavailable,
 )
 
-from .small import GPU, VALIDATOR, Clock, job, small_book
+from .small import GPU, START, VALIDATOR, Clock, job, small_book
 
 EVENT_COLUMNS = "ledger, position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 
@@ -122,21 +122,29 @@ async def test_a_commit_that_was_done_although_it_failed_is_answered_as_done(url
 @pytest.mark.parametrize("done", [False, True])
 async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(url: str, monkeypatch: Any, done: bool) -> None:
     """With the database out of reach after COMMIT, the error carries a key; the same call with it does it once."""
-    async with small_book(url=url, offers={"5Anna": 1}) as book:
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_book(url=url, offers={"5Anna": 1}, clock=clock) as book:
         held = await book.reserve("5Anna", GPU, 6.0, 11)
         calls: list[Callable[[str | None], Any]] = [
             lambda key: book.spend(held.reservation_id, idempotency_key=key),
             lambda key: book.reserve("5Anna", GPU, 6.0, 11, idempotency_key=key),
+            lambda key: book.record_block(12, START + timedelta(seconds=144), [], {}, idempotency_key=key),
+            lambda key: book.record_manifests(12, {}, confirm=True, idempotency_key=key),
+            lambda key: book.expire_due(idempotency_key=key),
         ]
         for call in calls:
+            clock.advance(1000)
             fail(book, "COMMIT", done=done)
             with monkeypatch.context() as unreachable:
                 unreachable.setattr(SqliteStore, "read", _no_answer)
                 with pytest.raises(OutcomeUnknown) as unknown:
                     await call(None)
-            first: Reservation = await call(unknown.value.idempotency_key)
+            first: Any = await call(unknown.value.idempotency_key)
             assert await call(unknown.value.idempotency_key) == first
-        assert [each.blocks for each in (await book.history()).items] == [[2], [1]]
+        assert [(each.blocks, each.status) for each in (await book.history()).items] == [
+            ([2], "expired"),
+            ([1], "spent"),
+        ]
 
 
 async def _no_answer(*_: Any) -> Any:

@@ -13,7 +13,7 @@ from .jobs import Jobs
 
 
 class _Expiry(NamedTuple):
-    """An expiry that is still to be explained by what comes after it."""
+    """An expiry that is still to be explained: by the end of a sweep, or by the claim that brought it."""
 
     position: int
     recorded_at_ns: int
@@ -48,22 +48,27 @@ class Endings:
         self._dues.remove(standing)
         self._account(row.position, standing, spent=type(event) is ReservationSpent)
         self._jobs.settled(standing.job_uuid, spent=type(event) is ReservationSpent)
+        if isinstance(event, ReservationExpiredEvent) and event.swept:
+            self._sweep(event.swept)
 
     def explain(self, row: Row | None = None, event: AllowanceReserved | None = None, now_ns: int = 0) -> None:
-        """Holds the expiries so far against what follows them: a claim with its clock, or anything else.
-
-        Either all that was overdue expired, by due time; or, last of all, what a claim takes the blocks of.
-        """
+        """Holds the expiries so far, of which no sweep told, against what follows: a claim with its clock, or else."""
         expiries, self.expiries = self.expiries, []
-        if row is not None and event is not None:
-            while expiries and _is_brought(expiries[-1], row, event, now_ns):
-                expiries.pop()
+        for expiry in expiries:
+            if row is None or event is None or not _is_brought(expiry, row, event, now_ns):
+                self._blame(expiry, "no sweep tells of it, and nothing took its blocks")
+
+    def _sweep(self, swept: int) -> None:
+        """A sweep has ended: it ended all that was overdue, by due time, and tells how many."""
+        expiries, self.expiries = self.expiries, []
+        last = expiries[-1]
+        if len(expiries) != swept:
+            self._blame(last, f"the sweep tells of {swept} expiries, and stands after {len(expiries)}")
         for expiry in expiries:
             if not expiry.in_turn:
-                message = "nothing took its blocks, and others were due before it and did not expire"
-                self._blame(expiry, message)
-        if expiries and expiries[-1].in_turn and self._dues.first_ns() == expiries[-1].standing.due_ns:
-            self._blame(expiries[-1], "nothing took its blocks, and one that was due with it did not expire")
+                self._blame(expiry, "others were due before it and did not expire")
+        if last.in_turn and self._dues.first_ns() == last.standing.due_ns:
+            self._blame(last, "one that was due with it did not expire")
 
     def _account(self, position: int, standing: Standing, *, spent: bool) -> None:
         book = standing.book
