@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .audit import AccountTotals, AccountUsage, AuditReport, Usage, audit
+from .audit import AccountTotals, AccountUsage, AuditReport, BlockUsage, audit
 from .availability import Availability, Candidate, Entry, is_busy
 from .draw import drawn
 from .history import Filters, History, Page
@@ -23,6 +23,7 @@ __all__ = [
     "AccountUsage",
     "AuditReport",
     "Availability",
+    "BlockUsage",
     "Bookkeeper",
     "Candidate",
     "Difference",
@@ -38,7 +39,6 @@ __all__ = [
     "ReceiptOutcome",
     "Rule",
     "Snapshots",
-    "Usage",
     "audit",
     "describe_conflict",
     "drawn",

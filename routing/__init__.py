@@ -35,7 +35,22 @@ from ledger import (
     StorageUnavailable,
     TimeOutOfRange,
 )
-from projections import Bookkeeper, Candidate, Difference, Page, RebuildReport, Receipt, ReceiptOutcome
+from projections import (
+    RULES,
+    AccountTotals,
+    AccountUsage,
+    AuditReport,
+    BlockUsage,
+    Bookkeeper,
+    Candidate,
+    Difference,
+    Finding,
+    Page,
+    RebuildReport,
+    Receipt,
+    ReceiptOutcome,
+    Rule,
+)
 
 from .book import Allowance, Health
 from .explain import Considered, Explanation
@@ -46,11 +61,16 @@ from .singletons import allowance, configure, reset, routing
 from .sums import ClassTotals, Overview, Usage
 
 __all__ = [
+    "RULES",
     "TRUSTED_MINER_FAKE_KEY",
+    "AccountTotals",
+    "AccountUsage",
     "AllMinersBusy",
     "Allowance",
     "AllowanceException",
+    "AuditReport",
     "BlockFact",
+    "BlockUsage",
     "Bookkeeper",
     "Candidate",
     "CannotReserveAllowanceException",
@@ -61,6 +81,7 @@ __all__ = [
     "CorruptLedger",
     "Difference",
     "Explanation",
+    "Finding",
     "Health",
     "IdempotencyConflict",
     "ImplausibleFact",
@@ -93,6 +114,7 @@ __all__ = [
     "ReservationExpired",
     "ReservationNotFound",
     "Routing",
+    "Rule",
     "Settings",
     "StorageUnavailable",
     "TimeOutOfRange",

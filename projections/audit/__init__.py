@@ -1,6 +1,6 @@
 """The audit: every rule of the ledger checked again, by replay from nothing."""
 
-from .report import AccountTotals, AccountUsage, AuditReport, Usage
+from .report import AccountTotals, AccountUsage, AuditReport, BlockUsage
 from .run import audit
 
-__all__ = ["AccountTotals", "AccountUsage", "AuditReport", "Usage", "audit"]
+__all__ = ["AccountTotals", "AccountUsage", "AuditReport", "BlockUsage", "audit"]

@@ -43,7 +43,7 @@ class AccountUsage(msgspec.Struct, frozen=True):
     invalidated: list[float]
 
 
-class Usage(msgspec.Struct, frozen=True):
+class BlockUsage(msgspec.Struct, frozen=True):
     """Buckets of blocks, each from one of `starts` up to before the next, the last start being only an end."""
 
     starts: list[int]
@@ -68,7 +68,7 @@ class AuditReport(msgspec.Struct, frozen=True):
     history_position: int | None
     elapsed_seconds: float
     events_per_second: float
-    usage: Usage | None = None
+    usage: BlockUsage | None = None
 
 
 def totals_of(world: World) -> list[AccountTotals]:
@@ -76,15 +76,15 @@ def totals_of(world: World) -> list[AccountTotals]:
     return [_totals(world, book) for book in _books(world)]
 
 
-def usage_of(world: World, buckets: int) -> Usage:
+def usage_of(world: World, buckets: int) -> BlockUsage:
     """Every account's allowance in so many buckets of blocks at the most."""
     units = world.chain.blocks
     first, end = units.first_finalized, units.last_finalized + 1
     if end <= first:
-        return Usage([], [])
+        return BlockUsage([], [])
     step = -(-(end - first) // buckets)
     starts = [*range(first, end, step), end]
-    return Usage(starts, [_usage(world, book, starts) for book in _books(world)])
+    return BlockUsage(starts, [_usage(world, book, starts) for book in _books(world)])
 
 
 def _books(world: World) -> list[Book]:

@@ -4,7 +4,22 @@ To add one, write its module and name it in `COMMANDS`, the order in which help 
 """
 
 from ..command import Command
-from . import demo, explain, health, history, import_facts, miners, pick, rebuild, receipts, replay, settle, show, why
+from . import (
+    audit,
+    demo,
+    explain,
+    health,
+    history,
+    import_facts,
+    miners,
+    pick,
+    rebuild,
+    receipts,
+    replay,
+    settle,
+    show,
+    why,
+)
 
 COMMANDS: tuple[Command, ...] = (
     demo.COMMAND,
@@ -17,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     show.COMMAND,
     explain.COMMAND,
     why.COMMAND,
+    audit.COMMAND,
     replay.COMMAND,
     receipts.COMMAND,
     rebuild.COMMAND,
