@@ -83,13 +83,13 @@ from .events import (
 )
 from .events import ReservationExpired as ReservationExpiredEvent
 from .intake import BlockFact, Intake, ManifestsFact
-from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, Store, Transaction
+from .log import PAGE_ROWS, SCHEMA_VERSION, CommitUncertain, Head, Known, Lookup, Store, Transaction
 from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation, swept_reservations
 from .runtime import Runtime, current_runtime, refuse_on_loop
 from .settings import RecordedSettings, Settings
 from .snapshot import SNAPSHOT_VERSION, dump, load
 from .state import LedgerState
-from .values import Miner, amount, billionths, instant, instant_ns, integer, job_name, name, seconds
+from .values import LARGEST_INTEGER, Miner, amount, billionths, instant, instant_ns, integer, job_name, name, seconds
 from .writer import LedgerActor
 
 __all__ = [
@@ -97,8 +97,10 @@ __all__ = [
     "END",
     "EVENT_TAGS",
     "GENESIS_HASH",
+    "LARGEST_INTEGER",
     "MANIFESTS_STREAM",
     "PAGE_ROWS",
+    "SCHEMA_VERSION",
     "SETTINGS_STREAM",
     "SNAPSHOT_VERSION",
     "STATUSES",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .codec import GENESIS_HASH, Row
 from .errors import NewerLedger
@@ -13,6 +13,9 @@ from .errors import NewerLedger
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+SCHEMA_VERSION = 1
+"""Of the tables that this release makes and understands."""
 
 PAGE_ROWS = 1000
 """Rows read at a time; smaller pages cost more round trips than they save memory."""
@@ -82,8 +85,8 @@ class Store(Protocol):
         """The ledger's local id."""
         ...
 
-    async def open(self, create: MetaData | None) -> Head:
-        """Connects and finds the ledger; given tables, makes what of them and of the ledger is not there yet."""
+    async def open(self, create: Callable[[], MetaData] | None) -> Head:
+        """Connects and finds the ledger; given what tells the tables, makes what is not there yet."""
         ...
 
     async def close(self) -> None:
@@ -118,6 +121,10 @@ class Store(Protocol):
         """
         ...
 
+    async def select(self, statement: str) -> list[tuple[Any, ...]]:
+        """The rows of a plain query on the read models: opening a ledger is not to wait for SQLAlchemy's import."""
+        ...
+
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """A connection to query the read models with."""
         ...
@@ -150,7 +157,5 @@ class Contended(Exception):
 
 def check_schema_version(stored: int) -> None:
     """Refuses a schema that a newer release made."""
-    from .tables import SCHEMA_VERSION
-
     if stored > SCHEMA_VERSION:
         raise NewerLedger("the database's schema version", stored, SCHEMA_VERSION)

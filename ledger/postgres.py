@@ -16,7 +16,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -25,6 +25,7 @@ from .codec import GENESIS_HASH, Row
 from .errors import InvalidInput, LedgerNotFound, StorageUnavailable
 from .log import (
     PAGE_ROWS,
+    SCHEMA_VERSION,
     CommitUncertain,
     Contended,
     Head,
@@ -126,7 +127,7 @@ class PostgresStore:
         self._reads = Lane(self._connect)
         self._engine: AsyncEngine | None = None
 
-    async def open(self, create: MetaData | None) -> Head:
+    async def open(self, create: Callable[[], MetaData] | None) -> Head:
         with _StorageErrors():
             if create is not None:
                 await self._create(create)
@@ -189,6 +190,11 @@ class PostgresStore:
                     if isinstance(error, Exception):
                         raise CommitUncertain(str(error)) from error
                     raise
+
+    async def select(self, statement: str) -> list[tuple[Any, ...]]:
+        with _StorageErrors():
+            await self._settle()
+            return [tuple(row) for row in await self._reads.run(lambda connection: connection.fetch(statement))]
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -258,8 +264,6 @@ class PostgresStore:
 
     async def _append(self, connection: asyncpg.Connection, head: Head, rows: list[Row]) -> bool:
         """Inserts the rows and moves the head to the last of them, if it stands at `head`; whether it did."""
-        from .tables import SCHEMA_VERSION
-
         last = rows[-1]
         status = await connection.execute(
             _APPEND,
@@ -299,7 +303,7 @@ class PostgresStore:
             raise LedgerNotFound(self.validator_ss58)
         return ledger
 
-    async def _create(self, tables: MetaData) -> None:
+    async def _create(self, tables: Callable[[], MetaData]) -> None:
         """Makes what is not there; where others do so at the same time, one at a time gets further."""
         for _ in range(MOST_CREATION_ATTEMPTS):
             try:
@@ -415,13 +419,13 @@ async def _stored_schema_version(connection: asyncpg.Connection) -> int | None:
     return version
 
 
-async def _create_schema(connection: asyncpg.Connection, tables: MetaData) -> None:
-    from .tables import SCHEMA_VERSION, postgres_guards, postgres_schema
-
+async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], MetaData]) -> None:
     if await _stored_schema_version(connection) is not None:
         return
+    from .tables import postgres_guards, postgres_schema
+
     async with connection.transaction():
-        for statement in postgres_schema(tables):
+        for statement in postgres_schema(tables()):
             await connection.execute(statement)
         for statement in postgres_guards():
             await _create_guard(connection, statement)

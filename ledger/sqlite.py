@@ -24,7 +24,16 @@ from uuid import uuid4
 
 from .codec import GENESIS_HASH, Row
 from .errors import LedgerNotFound, StorageUnavailable
-from .log import PAGE_ROWS, CommitUncertain, Head, Known, Lookup, check_schema_version, is_sqlalchemy_error
+from .log import (
+    PAGE_ROWS,
+    SCHEMA_VERSION,
+    CommitUncertain,
+    Head,
+    Known,
+    Lookup,
+    check_schema_version,
+    is_sqlalchemy_error,
+)
 from .runtime import inherits_connections
 from .values import LARGEST_INTEGER
 
@@ -74,7 +83,7 @@ class SqliteStore:
         self._gate = Gate()
         """Whoever uses the read models' connections passes it."""
 
-    async def open(self, create: MetaData | None) -> Head:
+    async def open(self, create: Callable[[], MetaData] | None) -> Head:
         if inherits_connections() and self._path is not None:
             raise StorageUnavailable("this process was forked while a ledger was in use; start it anew")
         with _StorageErrors():
@@ -153,6 +162,11 @@ class SqliteStore:
                 return False
             raise
         return True
+
+    async def select(self, statement: str) -> list[tuple[Any, ...]]:
+        with _StorageErrors():
+            async with self._between_writes():
+                return self._open_connection().execute(statement).fetchall()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -249,12 +263,12 @@ class SqliteStore:
             raise
         return connection
 
-    def _create(self, tables: MetaData) -> None:
-        from .tables import SCHEMA_VERSION, sqlite_schema
-
+    def _create(self, tables: Callable[[], MetaData]) -> None:
         connection = self._open_connection()
         if self._stored_schema_version() is None:
-            for statement in sqlite_schema(tables):
+            from .tables import sqlite_schema
+
+            for statement in sqlite_schema(tables()):
                 connection.execute(statement)
             connection.execute("INSERT INTO allowance_schema VALUES (1, ?)", (SCHEMA_VERSION,))
         self._check_schema()

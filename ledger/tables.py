@@ -23,8 +23,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import registry
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-SCHEMA_VERSION = 1
-
 metadata = MetaData()
 
 schema = Table(

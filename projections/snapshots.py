@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from ledger import SNAPSHOT_VERSION, Lookup, Store, dump, load
+from ledger import LARGEST_INTEGER, SNAPSHOT_VERSION, Lookup, Store, dump, load
 
 from .availability import Availability
-
-if TYPE_CHECKING:
-    from sqlalchemy import Row
 
 KEPT_SNAPSHOTS = 2
 
@@ -49,15 +46,17 @@ class Snapshots:
 
     async def load(self, until: int | None = None) -> Availability:
         """A state to fold on from: the newest snapshot up to a position, or the beginning."""
-        for position, payload in await self._sound(until):
+        before = LARGEST_INTEGER if until is None else until + 1
+        while (stored := await self._newest(before)) is not None:
+            before = stored.position
             state = Availability()
             try:
-                load(payload, state)
+                load(stored.payload, state)
             except Exception:
                 # Whatever is wrong with it: the log has all that it could say.
                 continue
-            if state.position == position:
-                self.newest = max(self.newest, position)
+            if state.position == stored.position and await self._is_of_this_log(stored):
+                self.newest = max(self.newest, stored.position)
                 return state
         return Availability()
 
@@ -72,7 +71,7 @@ class Snapshots:
         )
         async with self._store.reading() as connection:
             rows = (await connection.execute(query)).all()
-        return {row.position: Taken(row.position, bytes(row.hash), _payload_of(row)) for row in rows}
+        return {row.position: Taken(row.position, bytes(row.hash), _sealed(row.payload, row.digest)) for row in rows}
 
     async def save(self, taken: Taken, dropped: Collection[int] = ()) -> None:
         """Stores a snapshot; drops those named, and the oldest beyond those kept."""
@@ -102,26 +101,22 @@ class Snapshots:
                 )
         self.newest = max(self.newest, position)
 
-    async def _sound(self, until: int | None) -> list[tuple[int, bytes]]:
-        """The snapshots that count, newest first."""
-        from sqlalchemy import select
-
-        from .tables import snapshots
-
-        query = select(snapshots).where(
-            snapshots.c.ledger == self._store.ledger, snapshots.c.model_version == SNAPSHOT_VERSION
+    async def _newest(self, before: int) -> Taken | None:
+        """The newest snapshot before a position, sound or not."""
+        rows = await self._store.select(
+            f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
+            f" AND model_version = {SNAPSHOT_VERSION} AND position < {before} ORDER BY position DESC LIMIT 1"
         )
-        if until is not None:
-            query = query.where(snapshots.c.position <= until)
-        async with self._store.reading() as connection:
-            rows = (await connection.execute(query.order_by(snapshots.c.position.desc()))).all()
-        return [(int(row.position), bytes(row.payload)) for row in rows if await self._counts(row)]
+        for position, a_hash, digest, payload in rows:
+            return Taken(position, bytes(a_hash), _sealed(payload, digest))
+        return None
 
-    async def _counts(self, row: Row[tuple[int, int, int, bytes, bytes, bytes]]) -> bool:
+    async def _is_of_this_log(self, taken: Taken) -> bool:
+        """Whether the log has the row that it was taken at."""
         lookup = Lookup()
-        lookup.positions.add(row.position)
-        found = (await self._store.find(lookup)).rows.get(row.position)
-        return found is not None and found.hash == row.hash and _digest(row.payload) == row.digest
+        lookup.positions.add(taken.position)
+        found = (await self._store.find(lookup)).rows.get(taken.position)
+        return found is not None and found.hash == taken.hash
 
 
 async def folded_to(store: Store, position: int, progress: ProgressReport | None = None) -> Availability:
@@ -136,10 +131,9 @@ async def folded_to(store: Store, position: int, progress: ProgressReport | None
     return state
 
 
-def _payload_of(row: Row[tuple[int, int, int, bytes, bytes, bytes]]) -> bytes:
+def _sealed(payload: bytes, digest: bytes) -> bytes:
     """The payload as it was stored; where it is not that any more, bytes that no state has."""
-    payload = bytes(row.payload)
-    return payload if _digest(payload) == row.digest else b"damaged" + payload
+    return bytes(payload) if _digest(payload) == digest else b"damaged" + bytes(payload)
 
 
 def _digest(payload: bytes) -> bytes:

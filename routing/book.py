@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ledger import (
+    SCHEMA_VERSION,
     AllowanceException,
     BlockFact,
     Command,
@@ -367,7 +368,6 @@ class Allowance(Questions):
 
     async def health(self) -> Health:
         """How the ledger is. Raises `StorageUnavailable` where the database does not answer."""
-        from ledger.tables import SCHEMA_VERSION
 
         def look(state: Availability, now_ns: int) -> tuple[int, int, int, int, int]:
             newest = state.chain.blocks.newest
@@ -481,7 +481,7 @@ class Allowance(Questions):
         store = store_for(self._database_url, self._validator_ss58, read_only=self._read_only)
         here.at_fork(store.parked)
         try:
-            await store.open(None if self._read_only else schema())
+            await store.open(None if self._read_only else schema)
             opened = _Opened(here, store, self._clock_ns, self._validator_ss58, read_only=self._read_only)
             if not self._read_only:
                 settings = None if self._settings is None else self._settings.to_recorded()

@@ -18,7 +18,7 @@ async def opened(url: str, validator_ss58: str = VALIDATOR, *, read_only: bool =
     """A validator's log at a URL, made where it is not there yet."""
     store = store_for(url, validator_ss58, read_only=read_only)
     try:
-        await store.open(None if read_only else schema())
+        await store.open(None if read_only else schema)
         yield store
     finally:
         await store.close()

@@ -50,7 +50,7 @@ BUSY, QUIET = _Pace(50, 5, 30), _Pace(5, 24, 270)
 async def grow(path: Path, sizes: Sizes, events: int, progress: Callable[[int], None] = lambda position: None) -> int:
     """Fills a new ledger with so many events, or a block's more; answers the last one's time."""
     store = store_for(f"sqlite:///{path}", HOTKEY, read_only=False)
-    await store.open(schema())
+    await store.open(schema)
     snapshots = Snapshots(store)
     taken = None
     with _Bulk(path, store.ledger) as bulk:
