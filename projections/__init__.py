@@ -12,7 +12,7 @@ from .rebuild import Difference, Rebuild, RebuildReport
 from .receipts import Bookkeeper, Receipt, ReceiptOutcome
 from .recorded import describe_conflict
 from .rules import RULES, Finding, Rule
-from .snapshots import ProgressReport, Snapshots, folded_to
+from .snapshots import ProgressReport, Snapshots, Taken, folded_to
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -39,6 +39,7 @@ __all__ = [
     "ReceiptOutcome",
     "Rule",
     "Snapshots",
+    "Taken",
     "audit",
     "describe_conflict",
     "drawn",

@@ -54,6 +54,10 @@ class Envelope:
         self.hash: bytes = GENESIS_HASH
         self._versions: dict[str, int] = {}
 
+    def version(self, stream: str) -> int:
+        """The last version of a stream; 0 where it has none."""
+        return self._versions.get(stream, 0)
+
     def take(self, row: Row) -> Sequence[Problem]:
         """What is wrong with the next row; usually nothing."""
         if tuple(map(type, row)) in SHAPES:

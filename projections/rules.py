@@ -32,8 +32,10 @@ class Rule(StrEnum):
     FACTS_ONCE = "facts-once"
     FACTS_FOLLOW = "facts-follow"
     BLOCK_DURATIONS = "block-durations"
+    GRANTS_FOLLOW = "grants-follow"
     KEYS_ONCE = "keys-once"
     AMOUNT_LIMITS = "amount-limits"
+    JOB_START = "job-start"
     DUE_TIME = "due-time"
     DECISION_CLOCK = "decision-clock"
     BLOCKS_ASCENDING = "blocks-ascending"
@@ -55,24 +57,28 @@ class Rule(StrEnum):
     ROUTING_FEED = "routing-feed"
     CONSERVATION = "conservation"
     HISTORY_MODEL = "history-model"
+    SNAPSHOTS = "snapshots"
+    LIVE_STATE = "live-state"
 
 
 RULES: dict[Rule, str] = {
     Rule.HASH_CHAIN: "A row's hash covers its every stored byte and the hash of the row before it.",
     Rule.DENSE_POSITIONS: "Positions are 1, 2, 3 and so on, without a hole.",
     Rule.DENSE_VERSIONS: "Versions of a stream are 1, 2, 3 and so on, without a hole.",
-    Rule.ROW_COLUMNS: "Each column has its type, and is there where its event needs it and nowhere else.",
+    Rule.ROW_COLUMNS: "Each column has its type and form, and is there where its event needs it and nowhere else.",
     Rule.HEAD_ROW: "The head says where the last row stands, and what its hash and time are.",
     Rule.RECORDED_TIMES: "Recorded times never go back.",
     Rule.READABLE_EVENTS: "Each payload is an event that this release knows.",
     Rule.STREAM_OF_EVENT: "Each event stands in a stream of its kind.",
     Rule.OPENING_EVENT: "The first event, and no other, opens the ledger, and names its validator.",
     Rule.SETTINGS_POSSIBLE: "Recorded settings are such as could be configured.",
-    Rule.FACTS_ONCE: "A block, and a manifest sync at a block, is recorded once.",
+    Rule.FACTS_ONCE: "A block, and a manifest sync at a block, is recorded once; settings, where they differ.",
     Rule.FACTS_FOLLOW: "A fact has possible values, and as a difference it follows from the fact before it.",
     Rule.BLOCK_DURATIONS: "A block is later than the one below it.",
+    Rule.GRANTS_FOLLOW: "What the ledger holds to be granted and invalidated is what the facts come to.",
     Rule.KEYS_ONCE: "An idempotency key stands for one event.",
     Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and no more than the settings allow.",
+    Rule.JOB_START: "A job starts at a block from 1 on.",
     Rule.DUE_TIME: "A reservation is due its amount and the margin after it was made.",
     Rule.DECISION_CLOCK: "A clock that decided differs from the recorded time only by standing before it.",
     Rule.BLOCKS_ASCENDING: "A reservation's blocks are told as ascending runs that do not touch.",
@@ -97,6 +103,8 @@ RULES: dict[Rule, str] = {
     Rule.ROUTING_FEED: "No job is routed on a newest block older than the settings allow.",
     Rule.CONSERVATION: "What was granted is what is spent, held, invalidated and free together.",
     Rule.HISTORY_MODEL: "The history says of each reservation what the log says.",
+    Rule.SNAPSHOTS: "A snapshot is, byte for byte, the state that the log gives where it was taken.",
+    Rule.LIVE_STATE: "The state in memory is, byte for byte, the one that the log gives.",
 }
 """What each rule demands."""
 

@@ -61,6 +61,7 @@ from projections import (
     Rebuild,
     RebuildReport,
     Snapshots,
+    Taken,
     audit,
     describe_conflict,
     schema,
@@ -411,14 +412,16 @@ class Allowance(Questions):
     ) -> AuditReport:
         """Checks every rule of the ledger again, by replay from nothing, up to a position or the head.
 
-        Works on a damaged log too; changes nothing. `usage_buckets` asks for `usage` by blocks, in so many buckets at
-        the most. `progress` as for `rebuild`. Raises `PositionOutOfRange`.
+        Works on a damaged log too; changes nothing. Unless `read_only`, the state in memory is compared as well.
+        `usage_buckets` asks for `usage` by blocks, in so many buckets at the most. `progress` as for `rebuild`. Raises
+        `PositionOutOfRange`.
         """
         until = None if until_position is None else integer(until_position, "until_position", 0)
         buckets = integer(usage_buckets, "usage_buckets", 0, MOST_BUCKETS)
+        live = None if self._read_only else await self._live_state()
         opened = await self._ready()
         return await opened.runtime.run(
-            audit(opened.store, self._validator_ss58, until, progress, usage_buckets=buckets)
+            audit(opened.store, self._validator_ss58, until, progress, live=live, usage_buckets=buckets)
         )
 
     async def counters(self) -> dict[str, int]:
@@ -428,6 +431,13 @@ class Allowance(Questions):
     async def change(self, command: Command[Availability]) -> Any:
         """Has a command decided and committed; for routers."""
         return await self._change(command)
+
+    async def _live_state(self) -> Taken | None:
+        """What this process decides on, as bytes; None where the log is such that it decides on nothing."""
+        try:
+            return await self._ask(lambda state, _: Taken(state.position, state.hash, dump(state)))
+        except AllowanceException:
+            return None
 
     async def _reservation(self, command: Command[Availability]) -> Reservation:
         reservation: Reservation = await self._change(command)

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ledger import END, Account, Chain, Run, RunSet, account_of
+from ledger import END, Account, AllowanceReserved, Chain, Row, Run, RunSet, account_of, reservation_id
 
 if TYPE_CHECKING:
     from .ranks import Ranks
@@ -19,27 +19,19 @@ if TYPE_CHECKING:
 class Standing:
     """A reservation that nobody has settled."""
 
-    __slots__ = ("book", "due_ns", "job_uuid", "owned", "position", "reservation_id", "worth_ns")
+    __slots__ = ("book", "due_ns", "event", "owned", "position", "reservation_id", "row", "worth_ns")
 
-    def __init__(
-        self,
-        reservation_id: int,
-        position: int,
-        book: Book,
-        owned: list[Run],
-        worth_ns: int,
-        due_ns: int,
-        job_uuid: str | None,
-    ) -> None:
-        self.reservation_id = reservation_id
-        self.position = position
+    def __init__(self, row: Row, event: AllowanceReserved, book: Book, owned: list[Run], worth_ns: int) -> None:
+        self.row = row
+        self.event = event
+        self.position = row.position
+        self.reservation_id = reservation_id(row.position, row.hash)
+        self.due_ns = event.expires_at_ns
         self.book = book
         self.owned = owned
         """Its blocks, but for those that another reservation had already, which is a finding of its own."""
         self.worth_ns = worth_ns
         """What all its blocks grant, whoever had them before."""
-        self.due_ns = due_ns
-        self.job_uuid = job_uuid
 
 
 class Book:

@@ -54,11 +54,17 @@ class Claims:
                 return blocks
         return None
 
-    def is_granted(self, book: Book, first: int, last: int) -> bool:
-        """Whether every block of the run grants the account something."""
-        counts = book.account.counts
-        steps = range(bisect_right(counts.starts, first) - 1, bisect_right(counts.starts, last))
-        return self._world.covers(first, last) and all(counts.values[step] for step in steps)
+    def first_without(self, book: Book, first: int, last: int) -> int | None:
+        """The first block of the run that grants the account nothing."""
+        granted, counts = self._world.granted, book.account.counts
+        block = first
+        while block <= last:
+            run = bisect_right(granted.starts, block) - 1
+            step = bisect_right(counts.starts, block)
+            if run < 0 or granted.ends[run] <= block or not counts.values[step - 1]:
+                return block
+            block = min(granted.ends[run], counts.starts[step] if step < len(counts.starts) else END)
+        return None
 
     def skipped(self, book: Book, blocks: list[Run], oldest: int) -> int | None:
         """The first free block that lies before the last of these and is none of them."""
@@ -75,11 +81,16 @@ class Claims:
         return bisect_left(range(start, end - 1), target_ns, key=lambda block: sum_before_ns(block + 1)) + start
 
 
+def is_run(first: int, last: int) -> bool:
+    """Whether these can be the first and the last of some blocks."""
+    return 0 < first <= last < END
+
+
 def ascend(blocks: list[Run]) -> bool:
     """Whether runs ascend and do not touch."""
     end = 0
     for first, last in blocks:
-        if not end < first <= last:
+        if not is_run(first, last) or first <= end:
             return False
         end = last + 1
     return bool(blocks)

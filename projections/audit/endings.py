@@ -20,6 +20,8 @@ class _Expiry(NamedTuple):
     standing: Standing
     in_turn: bool
     """Whether no reservation that stood was due before it, as where all that are overdue expire."""
+    clock_ns: int
+    """The clock that ended it, as far as the log tells: the recorded time, where that moved; else only its due time."""
 
 
 class Endings:
@@ -32,8 +34,8 @@ class Endings:
         self._findings = findings
         self.expiries: list[_Expiry] = []
 
-    def settle(self, row: Row, event: Settlement) -> None:
-        """Ends a standing reservation, if there is the one that row and event name."""
+    def settle(self, row: Row, event: Settlement, after_ns: int) -> None:
+        """Ends a standing reservation, if there is the one that row and event name; the row before is of `after_ns`."""
         standing = self._world.standing.get(row.settles or 0)
         if standing is None or standing.reservation_id != event.reservation_id or standing.book.stream != row.stream:
             self._refuse(row, event, standing)
@@ -43,11 +45,12 @@ class Endings:
         if is_expiry:
             self._check_overdue(row, standing)
             in_turn = self._dues.is_first(standing)
-            self.expiries.append(_Expiry(row.position, row.recorded_at_ns, standing, in_turn))
+            clock_ns = row.recorded_at_ns if row.recorded_at_ns > after_ns else standing.due_ns
+            self.expiries.append(_Expiry(row.position, row.recorded_at_ns, standing, in_turn, clock_ns))
         del book.standing[standing.position], self._world.standing[standing.position]
         self._dues.remove(standing)
         self._account(row.position, standing, spent=type(event) is ReservationSpent)
-        self._jobs.settled(standing.job_uuid, spent=type(event) is ReservationSpent)
+        self._jobs.settled(standing.row.job_uuid, spent=type(event) is ReservationSpent)
         if isinstance(event, ReservationExpiredEvent) and event.swept:
             self._sweep(event.swept)
 
@@ -67,8 +70,10 @@ class Endings:
         for expiry in expiries:
             if not expiry.in_turn:
                 self._blame(expiry, "others were due before it and did not expire")
-        if last.in_turn and self._dues.first_ns() == last.standing.due_ns:
-            self._blame(last, "one that was due with it did not expire")
+        left_ns = self._dues.first_ns()
+        clock_ns = max(expiry.clock_ns for expiry in expiries)
+        if last.in_turn and left_ns is not None and left_ns <= clock_ns:
+            self._blame(last, "another was due as well, and did not expire", left_due_ns=left_ns, clock_ns=clock_ns)
 
     def _account(self, position: int, standing: Standing, *, spent: bool) -> None:
         book = standing.book
@@ -99,8 +104,8 @@ class Endings:
             message = f"it expired {seconds(early_ns)} s before it was due"
             self._findings.add(row.position, Rule.EXPIRES_OVERDUE, message, **details)
 
-    def _blame(self, expiry: _Expiry, message: str) -> None:
-        details = {"reservation_id": expiry.standing.reservation_id, "expires_at_ns": expiry.standing.due_ns}
+    def _blame(self, expiry: _Expiry, message: str, **more: int) -> None:
+        details = {"reservation_id": expiry.standing.reservation_id, "expires_at_ns": expiry.standing.due_ns, **more}
         self._findings.add(expiry.position, Rule.EXPIRES_WHAT_IS_TAKEN, message, **details)
 
 

@@ -21,12 +21,15 @@ from ledger import (
 
 from ..rules import Findings, Rule
 from .books import World
+from .tally import Tally
 
 V = TypeVar("V")
 
 LARGEST = 2**63 - 1
 MOST_EXECUTORS = 10**9
 LONGEST_NAME = 128
+LONGEST_ADDRESS = 253
+LARGEST_PORT = 65_535
 
 
 class Facts:
@@ -37,6 +40,7 @@ class Facts:
         self._chain = world.chain
         self._validator_ss58 = validator_ss58
         self._findings = findings
+        self._tally = Tally(world.chain, findings)
         self.opened = False
 
     def open(self, row: Row, event: LedgerOpened) -> None:
@@ -54,7 +58,13 @@ class Facts:
 
     def change_settings(self, row: Row, event: SettingsChanged) -> None:
         """Other settings apply from here on."""
+        if event.settings == self._chain.settings:
+            self._findings.add(row.position, Rule.FACTS_ONCE, "the settings are the same as before")
         self._apply_settings(row, event.settings)
+
+    def end(self, position: int) -> None:
+        """Compares what can be told only at the end."""
+        self._tally.end(position)
 
     def record_block(self, row: Row, event: BlockRecorded) -> None:
         """A block became known."""
@@ -68,7 +78,9 @@ class Facts:
         elif self._is_in_time(row.position, event):
             self._chain.apply_block(row.position, sound)
             self._grant(number)
+            self._tally.take_block(row.position, sound, is_new=True)
             return
+        self._tally.take_block(row.position, sound, is_new=False)
         last = self._chain.last_metagraph
         self._chain.last_metagraph = Metagraph(
             _patched(last.miners, sound.registered, sound.deregistered),
@@ -85,8 +97,10 @@ class Facts:
             message = f"the sync at block {event.block} was recorded at position {chain.syncs[event.block].position}"
             self._findings.add(row.position, Rule.FACTS_ONCE, message, block=event.block)
             chain.last_manifests = _patched(chain.last_manifests, sound.offered, sound.absent)
+            self._tally.take_sync(row.position, sound, is_new=False)
             return
         chain.apply_manifests(row.position, sound)
+        self._tally.take_sync(row.position, sound, is_new=True)
 
     def _apply_settings(self, row: Row, settings: RecordedSettings) -> None:
         try:
@@ -95,6 +109,7 @@ class Facts:
             self._findings.add(row.position, Rule.SETTINGS_POSSIBLE, str(refused), field=refused.field)
             return
         self._chain.apply_settings(settings)
+        self._tally.take_settings(row.position, settings)
 
     def _grant(self, number: int) -> None:
         """Notes which blocks a new block has completed; each is by the later of the two that bound it."""
@@ -120,11 +135,14 @@ class Facts:
         impossible = [
             *_impossible_names((*event.registered, *event.staked)),
             *(f"a stake of {shortened(stake)}" for stake in event.staked.values() if not 0 <= stake <= LARGEST),
+            *(f"a miner at {shortened(axon)}" for axon in event.registered.values() if not _is_axon(*axon)),
         ]
         if not 1 <= event.number <= LARGEST or not 0 <= event.created_at_ns <= LARGEST:
             impossible.append(f"block {shortened(event.number)} at {shortened(event.created_at_ns)} ns")
         if self._note_impossible(position, impossible):
             return None
+        self._note_unchanged(position, event.registered, event.deregistered, last.miners)
+        self._note_unchanged(position, event.staked, event.unstaked, last.stakes)
         absent = [*_absent(event.deregistered, last.miners), *_absent(event.unstaked, last.stakes)]
         if not absent:
             return event
@@ -147,6 +165,7 @@ class Facts:
             impossible.append(f"a sync at block {shortened(event.block)}")
         if self._note_impossible(position, impossible):
             return None
+        self._note_unchanged(position, event.offered, event.absent, self._chain.last_manifests)
         absent = list(_absent(event.absent, self._chain.last_manifests))
         if not absent:
             return event
@@ -161,15 +180,29 @@ class Facts:
             self._findings.add(position, Rule.FACTS_FOLLOW, message, impossible=impossible)
         return bool(impossible)
 
+    def _note_unchanged(self, position: int, changed: Mapping[str, V], gone: list[str], last: Mapping[str, V]) -> None:
+        """What does not differ, or is gone as well, has no place in a difference."""
+        unchanged = [name for name, value in changed.items() if last.get(name) == value or name in gone]
+        if unchanged:
+            message = f"it tells of {shortened(unchanged[0])}, which is as before, or gone"
+            self._findings.add(position, Rule.FACTS_FOLLOW, message, unchanged=unchanged)
+
     def _note_absent(self, position: int, absent: list[str]) -> None:
         message = f"it takes away {shortened(absent[0])}, which was not there"
         self._findings.add(position, Rule.FACTS_FOLLOW, message, absent=absent)
 
 
+def is_name(text: str, longest: int = LONGEST_NAME) -> bool:
+    """Whether the text is one that names something."""
+    return 1 <= len(text) <= longest and text.isprintable()
+
+
 def _impossible_names(names: Iterable[str]) -> Iterator[str]:
-    return (
-        f"the name {shortened(name)}" for name in names if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable()
-    )
+    return (f"the name {shortened(name)}" for name in names if not is_name(name))
+
+
+def _is_axon(address: str, ip_version: int, port: int) -> bool:
+    return is_name(address, LONGEST_ADDRESS) and ip_version in (4, 6) and 0 <= port <= LARGEST_PORT
 
 
 def _absent(gone: list[str], last: Mapping[str, object]) -> Iterator[str]:

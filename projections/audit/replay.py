@@ -37,13 +37,14 @@ from .balance import balance_moved, balance_of, note_uneven
 from .books import Book, World
 from .dues import Dues
 from .endings import Endings
-from .facts import Facts
+from .facts import Facts, is_name
 from .jobs import Jobs
 from .ranks import Routes
 from .reservations import Reservations
 
 BALANCED_EVERY_ROWS = 10_000
-"""Between two balances, what is taken moves by what reservations are worth, but for blocks that are taken twice."""
+"""In between, an event moves what is taken by what its reservation is worth; one that does not is balanced at once."""
+LONGEST_KEY = 256
 
 
 class Replay:
@@ -94,7 +95,7 @@ class Replay:
         if row.recorded_at_ns < self.recorded_at_ns:
             self._note_time(row)
         if row.key is not None:
-            self._jobs.keyed(row.position, row.key)
+            self._take_key(row, row.key)
         try:
             event = decode(row.position, row.payload)
             kind = type(event)
@@ -115,6 +116,7 @@ class Replay:
             self._endings.explain()
         if self.position and not self._facts.opened:
             self.findings.add(1, Rule.OPENING_EVENT, "the log does not begin by opening a ledger")
+        self._facts.end(self.position)
         for account in self.world.chain.accounts.values():
             book = self.world.book(account.stream)
             balance = balance_of(self.world, book)
@@ -137,6 +139,8 @@ class Replay:
         book = self.world.books.get(row.stream) or self._new_book(row)
         if row.settles is not None or (event.axon is not None and row.job_uuid is None):
             self._note_columns(row, "a reservation settles nothing, and one that was routed names its job")
+        if row.job_uuid is not None and not is_name(row.job_uuid):
+            self._note_columns(row, "no job has such a name")
         now_ns = row.recorded_at_ns if event.decided_at_ns is None else self._decided_at_ns(row, event.decided_at_ns)
         self._dues.move_to(now_ns)
         if self._endings.expiries:
@@ -145,6 +149,9 @@ class Replay:
         worth_ns = self._reservations.check(row, event, book)
         if event.axon is not None:
             self._routes.check(row, event, book, now_ns)
+        elif event.kept:
+            message = "no router made the reservation, yet its miner is said to be kept"
+            self.findings.add(row.position, Rule.ROUTING_DECISION, message)
         self._jobs.reserved(row)
         self._reservations.stand(row, event, book, worth_ns)
         if event.axon is not None and self.findings.count == noted:
@@ -156,11 +163,17 @@ class Replay:
             self._note_columns(row, "a settlement says what it settles, and names no job")
         if self._endings.expiries and type(event) is not ReservationExpiredEvent:
             self._endings.explain()
-        self._endings.settle(row, event)
+        self._endings.settle(row, event, after_ns=self.recorded_at_ns)
         self.page.append((row, event))
 
+    def _take_key(self, row: Row, key: str) -> None:
+        if not is_name(key, LONGEST_KEY):
+            details = {"key": shortened(key)}
+            self.findings.add(row.position, Rule.ROW_COLUMNS, "no idempotency key is such a text", **details)
+        self._jobs.keyed(row.position, key)
+
     def _new_book(self, row: Row) -> Book:
-        if "\t" not in row.stream:
+        if not all(map(is_name, row.stream.split("\t", 1))) or "\t" not in row.stream:
             message = f"a reservation in the stream {shortened(row.stream)}, which is no account's"
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
         return self.world.book(row.stream)
@@ -175,7 +188,7 @@ class Replay:
         return min(decided_at_ns, row.recorded_at_ns)
 
     def _note_columns(self, row: Row, message: str) -> None:
-        details = {"job_uuid": row.job_uuid, "settles": row.settles}
+        details = {"job_uuid": row.job_uuid, "attempt": row.attempt, "settles": row.settles}
         self.findings.add(row.position, Rule.ROW_COLUMNS, message, **details)
 
     def _note_time(self, row: Row) -> None:

@@ -55,7 +55,8 @@ class AuditReport(msgspec.Struct, frozen=True):
 
     `findings` are by position, the first 10,000 of `findings_count`. `position` is the last event audited, `head_hash`
     its hash in hexadecimal. `events` counts them by type. `history_position` is how far the history's read model was
-    compared, None where there is none. Times are seconds.
+    compared, None where there is none; so many `snapshots` were, and `live_state` says whether the state in this
+    process's memory was. Times are seconds.
     """
 
     validator_ss58: str
@@ -69,6 +70,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     elapsed_seconds: float
     events_per_second: float
     usage: BlockUsage | None = None
+    snapshots: int = 0
+    live_state: bool = False
 
 
 def totals_of(world: World) -> list[AccountTotals]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ledger import AllowanceReserved, Row, Run, reservation_id, seconds
+from ledger import AllowanceReserved, Row, Run, seconds, shortened
 
 from ..rules import Findings, Rule
+from .balance import balance_of, note_uneven
 from .books import Book, Standing, World
-from .claims import NO_WORTH, Claims, ascend
+from .claims import NO_WORTH, Claims, ascend, is_run
 from .dues import Dues
+from .facts import LARGEST
 
 
 class Reservations:
@@ -26,6 +28,9 @@ class Reservations:
         """
         settings = self._world.chain.settings
         amount_ns = event.amount_ns
+        if not 1 <= event.job_start_block <= LARGEST:
+            message = f"the job starts at block {shortened(event.job_start_block)}"
+            self._findings.add(row.position, Rule.JOB_START, message)
         if not 0 < amount_ns <= settings.longest_job_ns:
             message = f"{seconds(amount_ns)} s are not above 0 and up to {seconds(settings.longest_job_ns)} s"
             self._findings.add(row.position, Rule.AMOUNT_LIMITS, message, amount_ns=amount_ns)
@@ -37,37 +42,32 @@ class Reservations:
         worth_ns = self._claims.worth_as_due(book, event, oldest)
         if worth_ns != NO_WORTH:
             return worth_ns
-        blocks = event.blocks if ascend(event.blocks) else []
-        if not blocks or blocks != self._claims.due_blocks(book, amount_ns, oldest):
+        if event.blocks != self._claims.due_blocks(book, amount_ns, oldest):
             self._check_blocks(row.position, book, event, oldest)
-        return self._world.worth_ns(book, blocks)
+        return self._world.worth_ns(book, [run for run in event.blocks if is_run(*run)])
 
     def stand(self, row: Row, event: AllowanceReserved, book: Book, worth_ns: int) -> None:
         """Lets a reservation stand, with those of its blocks that no other one has."""
         owned: list[Run] = []
+        is_even = True
         for first, last in event.blocks:
-            if not 0 < first <= last:
-                continue  # No run at all, which is a finding of its own.
+            if not is_run(first, last):
+                continue  # A finding of its own.
             try:
                 book.taken.add(first, last)
                 owned.append((first, last))
             except ValueError:
                 owned += self._rest(row.position, book, first, last)
-        standing = Standing(
-            reservation_id(row.position, row.hash),
-            row.position,
-            book,
-            owned,
-            worth_ns,
-            event.expires_at_ns,
-            row.job_uuid,
-        )
+                is_even = False
+        standing = Standing(row, event, book, owned, worth_ns)
         book.standing[row.position] = self._world.standing[row.position] = standing
         book.held_ns += worth_ns
         book.last_position = row.position
         self._world.moved.add(book)
         book.touch()
         self._dues.add(standing)
+        if not is_even:
+            note_uneven(self._findings, book, balance_of(self._world, book))
 
     def _rest(self, position: int, book: Book, first: int, last: int) -> list[Run]:
         """What of a run nobody has; that somebody has the others is noted."""
@@ -92,9 +92,9 @@ class Reservations:
         if not ascend(blocks):
             broken(Rule.BLOCKS_ASCENDING, "the runs of blocks do not ascend, or touch")
             return
-        without = [run for run in blocks if not claims.is_granted(book, *run)]
-        if without:
-            broken(Rule.BLOCKS_GRANTED, f"not every block of {_run_text(*without[0])} grants allowance")
+        without = next((block for run in blocks if (block := claims.first_without(book, *run)) is not None), None)
+        if without is not None:
+            broken(Rule.BLOCKS_GRANTED, f"block {without} grants nothing to the account")
         first = blocks[0][0]
         if first < oldest:
             broken(Rule.BLOCKS_IN_WINDOW, f"block {first} is older than {oldest}, the first that a job may use")

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from ledger import Head, PositionOutOfRange, Row, Store
 
 from ..rules import MOST_FINDINGS, Finding, Findings, Rule
-from ..snapshots import ProgressReport
+from ..snapshots import ProgressReport, Snapshots, Taken
 from .history import HistoryCheck
 from .replay import Replay
 from .report import AuditReport, totals_of, usage_of
+from .states import States
 
 
 async def audit(
@@ -21,46 +22,53 @@ async def audit(
     until_position: int | None = None,
     progress: ProgressReport | None = None,
     *,
+    live: Taken | None = None,
     usage_buckets: int = 0,
     timer: Callable[[], float] = time.perf_counter,
 ) -> AuditReport:
     """Checks every rule by replay from nothing; changes nothing, and believes nothing but the log itself.
 
-    What is appended meanwhile is left for another time. `usage_buckets` asks for `usage` as well, in so many buckets
-    of blocks at the most. Raises `PositionOutOfRange`, and `StorageUnavailable` where the log cannot be read.
+    What is appended meanwhile is left for another time. `live` is a state that some process decides on.
+    `usage_buckets` asks for `usage` as well, in so many buckets of blocks at the most. Raises `PositionOutOfRange`,
+    and `StorageUnavailable` where the log cannot be read.
     """
     started = timer()
+    snapshots = await Snapshots(store).stored()
     head = await store.head()
     if until_position is not None and not 1 <= until_position <= head.position:
         raise PositionOutOfRange(f"position {until_position}", 1, head.position)
     until = head.position if until_position is None else until_position
     replay = Replay(validator_ss58)
-    history: HistoryCheck | None = await HistoryCheck.begin(store, until)
-    await _replay(store, replay, until, history, progress)
+    states = States(snapshots.values(), live, replay.findings)
+    history = await HistoryCheck.begin(store, until)
+    await _replay(store, replay, until, states, history, progress)
     replay.end(at_head=until == head.position)
     if until == head.position:
+        states.end(until)
         _check_head(replay, head)
-    if history is not None and not await history.is_still_live():
+    if not await history.is_still_live():
         history = await _compared_again(store, validator_ss58, until)
-    findings = _merged(replay.findings, history.findings if history is not None else Findings())
+    findings = _merged(replay.findings, history.findings)
     elapsed_seconds = max(timer() - started, 1e-9)
     return AuditReport(
         validator_ss58,
         replay.position,
         replay.envelope.hash.hex(),
         findings[:MOST_FINDINGS],
-        replay.findings.count + (history.findings.count if history is not None else 0),
+        replay.findings.count + history.findings.count,
         {str(kind.__struct_config__.tag): count for kind, count in replay.counts.items()},
         totals_of(replay.world),
-        None if history is None or not history.place.generation else history.until,
+        history.until if history.place.generation else None,
         elapsed_seconds,
         replay.position / elapsed_seconds,
         usage_of(replay.world, usage_buckets) if usage_buckets else None,
+        states.compared[Rule.SNAPSHOTS],
+        states.compared[Rule.LIVE_STATE] > 0,
     )
 
 
 async def _replay(
-    store: Store, replay: Replay, until: int, history: HistoryCheck | None, progress: ProgressReport | None
+    store: Store, replay: Replay, until: int, states: States, history: HistoryCheck, progress: ProgressReport | None
 ) -> None:
     after = 0
     while replay.position < until:
@@ -69,8 +77,9 @@ async def _replay(
             break
         for row in rows:
             replay.take(row)
-        if history is not None:
-            await history.take(replay.position, replay.page)
+            if row.position in states.positions:
+                states.compare(replay.world, replay.envelope, row.recorded_at_ns)
+        await history.take(replay.position, replay.page)
         replay.page.clear()
         after = rows[-1].position
         if progress is not None:
@@ -80,16 +89,16 @@ async def _replay(
         place = replay.position + 1
         message = f"the log ends at {replay.position}, while its head says that it reaches {until}"
         replay.findings.add(place, Rule.HEAD_ROW, message, expected=until)
-    if history is not None:
-        await history.take(until, ())
-        await history.end()
+    await history.take(until, ())
+    await history.end()
 
 
 async def _compared_again(store: Store, validator_ss58: str, until: int) -> HistoryCheck:
     """The comparison with the history anew, where its model was made anew while it was compared."""
     while True:
         history = await HistoryCheck.begin(store, until)
-        await _replay(store, Replay(validator_ss58), until, history, None)
+        replay = Replay(validator_ss58)
+        await _replay(store, replay, until, States((), None, replay.findings), history, None)
         if await history.is_still_live():
             return history
 

@@ -74,6 +74,7 @@ def _show(report: AuditReport, out: Output, *, accounts: bool) -> None:
             ("head", f"{report.position}:{report.head_hash}"),
             *((kind, f"{count:,}") for kind, count in report.events.items()),
             ("history model", _history_text(report)),
+            ("snapshots", f"{report.snapshots} compared"),
         ]
     ):
         out.line(line)
