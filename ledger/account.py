@@ -10,52 +10,26 @@ from bisect import bisect_right
 from operator import attrgetter
 from typing import NamedTuple
 
+import msgspec
+
 from .blocks import END, BlockTable, RunSet, Steps
 from .events import Axon, Run, account_stream
 
 
-class Held:
+class Held(msgspec.Struct, frozen=True, eq=False):
     """A reservation whose status is `reserved`."""
 
-    __slots__ = (
-        "account",
-        "amount_ns",
-        "attempt",
-        "axon",
-        "blocks",
-        "expires_at_ns",
-        "job_start_block",
-        "job_uuid",
-        "position",
-        "reservation_id",
-        "reserved_at_ns",
-    )
-
-    def __init__(
-        self,
-        reservation_id: int,
-        position: int,
-        account: Account,
-        amount_ns: int,
-        blocks: list[Run],
-        job_start_block: int,
-        reserved_at_ns: int,
-        expires_at_ns: int,
-        job_uuid: str | None,
-        attempt: int | None,
-        axon: Axon | None,
-    ) -> None:
-        self.reservation_id = reservation_id
-        self.position = position
-        self.account = account
-        self.amount_ns = amount_ns
-        self.blocks = blocks
-        self.job_start_block = job_start_block
-        self.reserved_at_ns = reserved_at_ns
-        self.expires_at_ns = expires_at_ns
-        self.job_uuid = job_uuid
-        self.attempt = attempt
-        self.axon = axon
+    reservation_id: int
+    position: int
+    account: Account
+    amount_ns: int
+    blocks: list[Run]
+    job_start_block: int
+    reserved_at_ns: int
+    expires_at_ns: int
+    job_uuid: str | None
+    attempt: int | None
+    axon: Axon | None
 
 
 class Measure(NamedTuple):

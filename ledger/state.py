@@ -106,30 +106,33 @@ class LedgerState:
 
     def _reserve(self, row: Row, event: AllowanceReserved) -> None:
         account = self._account(row)
+        position, _, _, recorded_at_ns, _, job_uuid, attempt, _, _, a_hash = row
+        blocks = event.blocks
         held = Held(
-            reservation_id(row.position, row.hash),
-            row.position,
+            reservation_id(position, a_hash),
+            position,
             account,
             event.amount_ns,
-            event.blocks,
+            blocks,
             event.job_start_block,
-            row.recorded_at_ns,
+            recorded_at_ns,
             event.expires_at_ns,
-            row.job_uuid,
-            row.attempt,
+            job_uuid,
+            attempt,
             event.axon,
         )
-        for first, last in event.blocks:
+        for first, last in blocks:
             account.taken.add(first, last)
         self.hold(held)
 
     def hold(self, held: Held) -> None:
         """Puts a reservation among the standing ones."""
-        held.account.held[held.reservation_id] = self.held[held.reservation_id] = held
+        account, held_id = held.account, held.reservation_id
+        account.held[held_id] = self.held[held_id] = held
         if held.job_uuid is not None:
             self.jobs[held.job_uuid] = held
-        insort(self.due, (held.expires_at_ns, held.reservation_id))
-        self.touched(held.account)
+        insort(self.due, (held.expires_at_ns, held_id))
+        self.touched(account)
 
     def revert(self, held: Held, event: Event) -> None:
         """Takes back the last event of an account's stream: the reservation it made, or the end it made of one."""
@@ -154,11 +157,12 @@ class LedgerState:
 
     def _let_go(self, held: Held) -> None:
         """Takes a reservation out from among the standing ones."""
-        del held.account.held[held.reservation_id], self.held[held.reservation_id]
+        account, held_id = held.account, held.reservation_id
+        del account.held[held_id], self.held[held_id]
         if held.job_uuid is not None:
             del self.jobs[held.job_uuid]
-        del self.due[bisect_left(self.due, (held.expires_at_ns, held.reservation_id))]
-        self.touched(held.account)
+        del self.due[bisect_left(self.due, (held.expires_at_ns, held_id))]
+        self.touched(account)
 
     def _give_back(self, held: Held) -> None:
         for first, last in held.blocks:
@@ -166,7 +170,8 @@ class LedgerState:
 
     def _account(self, row: Row) -> Account:
         account = self.chain.accounts[row.stream]
-        if row.version != account.version + 1:
-            raise ValueError(f"version {row.version} of {row.stream!r} after {account.version}")
-        account.version = row.version
+        version = row.version
+        if version != account.version + 1:
+            raise ValueError(f"version {version} of {row.stream!r} after {account.version}")
+        account.version = version
         return account

@@ -1,5 +1,7 @@
 """A ledger with as many events as one likes: decided and hashed by the ledger's own code, written in bulk.
 
+Jobs are routed, or, where that would take too long to make, reserved by hand on any miner.
+
 A hundred events a block: the block itself, what is reserved after it, and the ends of earlier reservations; the last
 hundredth of the log is quieter, ten events a block, so that a short ledger ends in the same way as a long one. What a
 ledger keeps beside its log stands as an owner leaves it who is killed at a bad moment: a snapshot nearly as old as
@@ -18,6 +20,8 @@ from uuid import UUID
 
 from ledger import Account, Draft, ExpireDue, Intake, Known, RecordFacts, RecordSettings, Row, Settle, store_for
 from projections import Availability, History, Snapshots, schema
+from routing import AllMinersBusy, NotEnoughAllowanceException
+from routing.pick import Pick
 
 from .chain import HOTKEY, SECOND_NS, after, endless
 from .sizes import Sizes
@@ -47,7 +51,9 @@ class _Pace(NamedTuple):
 BUSY, QUIET = _Pace(50, 5, 30), _Pace(5, 24, 270)
 
 
-async def grow(path: Path, sizes: Sizes, events: int, progress: Callable[[int], None] = lambda position: None) -> int:
+async def grow(
+    path: Path, sizes: Sizes, events: int, progress: Callable[[int], None] = lambda position: None, *, routed: bool
+) -> int:
     """Fills a new ledger with so many events, or a block's more; answers the last one's time."""
     store = store_for(f"sqlite:///{path}", HOTKEY, read_only=False)
     await store.open(schema)
@@ -55,7 +61,7 @@ async def grow(path: Path, sizes: Sizes, events: int, progress: Callable[[int], 
     taken = None
     with _Bulk(path, store.ledger) as bulk:
         state = Availability()
-        traffic = _Traffic(sizes, quiet_from=events - events // QUIET_SHARE)
+        traffic = _Traffic(sizes, quiet_from=events - events // QUIET_SHARE, routed=routed)
         while state.position < events:
             draft: Draft[Availability] = Draft(state, Known(), 0)
             until = min(events, state.position + EVENTS_PER_COMMIT)
@@ -103,7 +109,8 @@ class _Bulk:
 class _Traffic:
     """Blocks, and the jobs that come between them."""
 
-    def __init__(self, sizes: Sizes, quiet_from: int) -> None:
+    def __init__(self, sizes: Sizes, quiet_from: int, *, routed: bool) -> None:
+        self._routed = routed
         self._scale = sizes.miners / Sizes().miners
         self._quiet_from = quiet_from
         self._random = Random("traffic")
@@ -126,26 +133,42 @@ class _Traffic:
             pace = BUSY if draft.state.position < self._quiet_from else QUIET
             self._accounts = list(draft.state.chain.accounts.values())
             for _ in range(max(1, round(pace.jobs * self._scale))):
-                self._reserve(draft, pace)
+                claim = self._route if self._routed else self._reserve
+                claim(draft, self._job(), self._amount_ns(pace))
             while len(self._running) > 3 * pace.jobs * self._scale:
                 self._settle(draft)
         if self._passed % EXPIRED_EVERY_BLOCKS == 0:
             ExpireDue().execute(draft)
 
-    def _reserve(self, draft: Draft[Availability], pace: _Pace) -> None:
-        """As a router does, but on any miner: ranking them would take most of the time."""
-        random, state = self._random, draft.state
-        account = random.choice(self._accounts)
-        amount_ns = random.randrange(pace.shortest_seconds * SECOND_NS, pace.longest_seconds * SECOND_NS)
-        newest = state.chain.blocks.newest
-        axon = state.chain.metagraph.miners.get(account.miner_ss58)
-        claim = account.claim(state.chain.blocks, state.window_start(newest), amount_ns, draft.now_ns)
-        if axon is None or claim is None:
+    def _job(self) -> str:
+        return str(UUID(int=self._random.getrandbits(128), version=4))
+
+    def _amount_ns(self, pace: _Pace) -> int:
+        return self._random.randrange(pace.shortest_seconds * SECOND_NS, pace.longest_seconds * SECOND_NS)
+
+    def _route(self, draft: Draft[Availability], job_uuid: str, amount_ns: int) -> None:
+        """As a router does."""
+        executor_class = self._random.choice(self._accounts).executor_class
+        try:
+            route = Pick(job_uuid, executor_class, amount_ns).execute(draft)
+        except (NotEnoughAllowanceException, AllMinersBusy):
             return
-        job = (str(UUID(int=random.getrandbits(128), version=4)), 1)
-        held = draft.reserve(account, claim, amount_ns=amount_ns, job_start_block=newest, job=job, axon=axon)
-        if random.random() >= LEFT_SHARE:
-            self._running.append(held.reservation_id)
+        self._run(route.allowance_reservation_id or 0)
+
+    def _reserve(self, draft: Draft[Availability], job_uuid: str, amount_ns: int) -> None:
+        """By hand, on any miner."""
+        state, account = draft.state, self._random.choice(self._accounts)
+        newest = state.chain.blocks.newest
+        claim = account.claim(state.chain.blocks, state.window_start(newest), amount_ns, draft.now_ns)
+        if claim is not None:
+            job = (job_uuid, 1)
+            held = draft.reserve(account, claim, amount_ns=amount_ns, job_start_block=newest, job=job)
+            self._run(held.reservation_id)
+
+    def _run(self, reservation_id: int) -> None:
+        """Notes that the job is to be settled; some never are."""
+        if self._random.random() >= LEFT_SHARE:
+            self._running.append(reservation_id)
 
     def _settle(self, draft: Draft[Availability]) -> None:
         how: Literal["spend", "release"] = "release" if self._random.random() < RELEASED_SHARE else "spend"
