@@ -72,6 +72,7 @@ class SqliteStore:
     def __init__(self, path: str | None, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58
         self.ledger = 0
+        self.takes_turns = path is None
         self._path = None if path is None else Path(path)
         self._read_only = read_only
         self._memory_name = f"/allowance-{uuid4().hex}"
