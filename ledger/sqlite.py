@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from .codec import GENESIS_HASH, Row
 from .errors import LedgerNotFound, StorageUnavailable
+from .interruption import uninterrupted
 from .log import (
     PAGE_ROWS,
     SCHEMA_VERSION,
@@ -172,13 +173,13 @@ class SqliteStore:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._between_writes(), self._gate.passed(), self._open_engine().connect() as connection:
+            async with self._between_writes(), self._gate.passed(), self._read_models() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._in_line(), self._gate.passed(), self._open_engine().connect() as connection:
+            async with self._in_line(), self._gate.passed(), self._read_models() as connection:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
                 try:
@@ -188,6 +189,12 @@ class SqliteStore:
                     # would be inside it, and everybody else locked out.
                     await connection.invalidate()
                     raise
+
+    @asynccontextmanager
+    async def _read_models(self) -> AsyncIterator[AsyncConnection]:
+        with uninterrupted():
+            async with self._open_engine().connect() as connection:
+                yield connection
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
