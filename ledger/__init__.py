@@ -91,6 +91,7 @@ from .snapshot import SNAPSHOT_VERSION, dump, load
 from .state import LedgerState
 from .values import (
     LARGEST_INTEGER,
+    NANOSECONDS,
     Miner,
     amount,
     billionths,
@@ -111,6 +112,7 @@ __all__ = [
     "GENESIS_HASH",
     "LARGEST_INTEGER",
     "MANIFESTS_STREAM",
+    "NANOSECONDS",
     "PAGE_ROWS",
     "SCHEMA_VERSION",
     "SETTINGS_STREAM",

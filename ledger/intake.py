@@ -113,10 +113,11 @@ def _axons(miners: Iterable[Miner]) -> dict[str, Axon]:
 def _axon(hotkey_ss58: str, address: str, ip_version: int, port: int) -> Axon:
     """Checks a miner; remembered, since every block names the same ones again."""
     name(hotkey_ss58, "hotkey_ss58")
-    # A float that equals 4 is stored as one, and no stored event with one could be read.
-    if isinstance(ip_version, bool) or not isinstance(ip_version, int) or ip_version not in (4, 6):
+    if ip_version not in (4, 6):
         raise InvalidInput("ip_version", ip_version, "4 or 6")
-    return name(address, "address", LONGEST_ADDRESS), int(ip_version), integer(port, "port", 0, 65_535)
+    # A float that equals 4 would be stored as one, and no stored event with one can be read.
+    plain_version = integer(ip_version, "ip_version", 4, 6)
+    return name(address, "address", LONGEST_ADDRESS), plain_version, integer(port, "port", 0, 65_535)
 
 
 def _stakes(stakes: Mapping[str, float]) -> dict[str, int]:

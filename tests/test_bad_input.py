@@ -162,6 +162,15 @@ async def test_an_executor_count_that_is_none_is_refused(book: Allowance, bad: A
         Settings(executors_max_per_class={"gpu": bad})
 
 
+@pytest.mark.parametrize(
+    "bad", [1.5, -1, "-1", "x", "1/0", "nan", "1001", "1e999999999", "1e-999999999", None], ids=repr
+)
+def test_a_multiplier_that_is_none_is_refused(bad: Any) -> None:
+    """Multipliers are exact, from 0 to 1000; a huge exponent is refused before it is written out in digits."""
+    with pytest.raises(InvalidInput):
+        Settings(allowance_multiplier=bad)
+
+
 @pytest.mark.parametrize("bad", STAKES, ids=repr)
 async def test_a_stake_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
     """Stakes are finite numbers from 0 on."""
@@ -172,8 +181,9 @@ async def test_a_stake_that_is_none_is_refused(book: Allowance, bad: Any) -> Non
 @pytest.mark.parametrize(
     "bad",
     [
-        miner(ip_version=5), miner(ip_version=True), miner(ip_version="4"), miner(ip_version=4.0), miner(port=-1), miner(port=65_536),
-        miner(port=True), miner(port="80"), miner(address=""), miner(address="x" * 254), miner(address="a\x00"),
+        miner(ip_version=5), miner(ip_version=True), miner(ip_version="4"), miner(ip_version=4.0),
+        miner(port=-1), miner(port=65_536), miner(port=True), miner(port="80"), miner(address=""),
+        miner(address="x" * 254), miner(address="a\x00"),
         miner(address=None), miner(hotkey_ss58=["x"]), "5Miner", None, {"hotkey_ss58": "5Miner"},
     ],
     ids=repr,
@@ -227,9 +237,11 @@ async def test_an_id_that_is_no_number_is_refused(book: Allowance, bad: Any) -> 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"limit": 0}, {"limit": True}, {"limit": 10**9}, {"status": "open"}, {"after": "x"}, {"after": "é"}, {"after": 5}]
-    + [{"newest_first": "no"}],
-)
+    [
+        {"limit": 0}, {"limit": True}, {"limit": 10**9}, {"status": "open"}, {"after": "x"}, {"after": "é"},
+        {"after": 5}, {"newest_first": "no"},
+    ],
+)  # fmt: skip
 async def test_a_page_that_cannot_be_is_refused(book: Allowance, bad: dict[str, Any]) -> None:
     """Limits, statuses and cursors are checked."""
     assert isinstance(await refused(book, lambda: book.history(**bad)), InvalidInput)
@@ -287,7 +299,8 @@ async def test_the_callers_decimal_context_changes_no_amount(book: Allowance, co
 
 async def test_a_long_decimal_is_rounded_once(book: Allowance) -> None:
     """Just above half a nanosecond is up; rounding to 28 digits first would make it half, and half-even down."""
-    reservation = await book.reserve("5Miner", "gpu", Decimal("1.2345678905" + "0" * 30 + "1"), 3)
+    amount: Any = Decimal("1.2345678905" + "0" * 30 + "1")
+    reservation = await book.reserve("5Miner", "gpu", amount, 3)
     assert reservation.allowance_seconds == 1.234567891
 
 
