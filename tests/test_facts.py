@@ -76,7 +76,7 @@ async def test_a_contradiction_is_refused_and_shows_the_difference() -> None:
         assert refused.value.differences == {
             "miner 5Anna": (("192.0.2.7", 4, 8000), ("192.0.2.7", 4, 9)),
             "stake 5Other": (1.0, None),
-            f"stake {VALIDATOR}": (10**9, 2 * 10**9),
+            f"stake {VALIDATOR}": (1.0, 2.0),
             "created_at": (START + timedelta(seconds=24), START),
         }
         with pytest.raises(ConflictingFact) as refused:
