@@ -258,6 +258,21 @@ class SqliteStore:
         return f"file:{quote(str(self._path.absolute()))}?mode={mode}"
 
     def _connect(self) -> sqlite3.Connection:
+        try:
+            return self._connected()
+        except sqlite3.Error as cause:
+            raise StorageUnavailable(self._why_not(cause)) from cause
+
+    def _why_not(self, error: sqlite3.Error) -> str:
+        """Why the database cannot be opened; SQLite itself names neither the file nor, mostly, the reason."""
+        path = self._path
+        if path is None:
+            return str(error)
+        if path.is_dir():
+            return f"{path} is a directory; name a file in it"
+        return f"{path}: {error}" if path.exists() else f"there is no file {path}"
+
+    def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._uri(), uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_SECONDS
         )
