@@ -247,11 +247,15 @@ async def test_a_page_that_cannot_be_is_refused(book: Allowance, bad: dict[str, 
     assert isinstance(await refused(book, lambda: book.history(**bad)), InvalidInput)
 
 
-@pytest.mark.parametrize("url", ["", "mysql://x", "sqlite:x", "sqlite://x", "sqlite:////\x00", None, 5, "x" * 10_000])
+@pytest.mark.parametrize(
+    "url",
+    ["", "mysql://x", "sqlite:x", "sqlite://x", "sqlite://a:secret@b/c", "sqlite:////\x00", None, 5, "x" * 10_000],
+)
 def test_a_database_url_that_is_none_is_refused(url: Any) -> None:
-    """The error says which URLs there are."""
-    with pytest.raises(InvalidInput):
+    """The error says which URLs there are, and not who logs in."""
+    with pytest.raises(InvalidInput) as error:
         Allowance.open(url, validator_ss58="5Validator")
+    assert "secret" not in str(error.value)
 
 
 async def test_subclasses_of_str_are_taken_at_their_value(book: Allowance) -> None:
@@ -310,6 +314,26 @@ async def test_a_confirmation_that_is_no_flag_is_refused(book: Allowance) -> Non
     at = START + timedelta(days=100)
     error = await refused(book, lambda: book.record_block(200_000, at, [], {}, confirm=confirm))
     assert isinstance(error, InvalidInput)
+
+
+@pytest.mark.parametrize("bad", ["false", "no", [0], 1.0], ids=repr)
+async def test_a_trusted_flag_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
+    """A text such as "false" sends no job past the ledger to the trusted miner."""
+    request = SimpleNamespace(
+        uuid="job", executor_class="gpu", download_time_limit=1, execution_time_limit=1,
+        upload_time_limit=1, on_trusted_miner=bad,
+    )  # fmt: skip
+    error = await refused(book, lambda: Routing(book).pick_miner_for_job_request(request))
+    assert isinstance(error, InvalidInput)
+
+
+def test_a_miner_to_send_jobs_to_must_be_one(book: Allowance) -> None:
+    """A debug or trusted miner is a `Miner`: jobs go there unchecked."""
+    text: Any = "5Debug"
+    with pytest.raises(InvalidInput):
+        Routing(book, debug_miner=text)
+    with pytest.raises(InvalidInput):
+        Routing(book, trusted_miner=text)
 
 
 async def test_a_request_without_a_field_is_refused(book: Allowance) -> None:
