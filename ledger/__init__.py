@@ -89,7 +89,20 @@ from .runtime import Runtime, current_runtime, refuse_on_loop
 from .settings import RecordedSettings, Settings
 from .snapshot import SNAPSHOT_VERSION, dump, load
 from .state import LedgerState
-from .values import LARGEST_INTEGER, Miner, amount, billionths, instant, instant_ns, integer, job_name, name, seconds
+from .values import (
+    LARGEST_INTEGER,
+    NANOSECONDS,
+    Miner,
+    amount,
+    billionths,
+    flag,
+    instant,
+    instant_ns,
+    integer,
+    job_name,
+    name,
+    seconds,
+)
 from .writer import LedgerActor
 
 __all__ = [
@@ -99,6 +112,7 @@ __all__ = [
     "GENESIS_HASH",
     "LARGEST_INTEGER",
     "MANIFESTS_STREAM",
+    "NANOSECONDS",
     "PAGE_ROWS",
     "SCHEMA_VERSION",
     "SETTINGS_STREAM",
@@ -193,6 +207,7 @@ __all__ = [
     "dump",
     "encode",
     "event_tag",
+    "flag",
     "instant",
     "instant_ns",
     "integer",

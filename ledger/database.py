@@ -25,7 +25,7 @@ def store_for(database_url: str, validator_ss58: str, *, read_only: bool) -> Sto
         from .sqlite import SqliteStore
 
         if rest and (not rest.startswith("/") or rest == "/"):
-            raise InvalidInput("database_url", database_url, EXPECTED)
+            raise InvalidInput("database_url", without_secrets(database_url), EXPECTED)
         return SqliteStore(rest[1:] or None, validator_ss58, read_only=read_only)
     if separator and scheme in ("postgresql", "postgres"):
         return _postgres_store(database_url, validator_ss58, read_only=read_only)

@@ -99,6 +99,13 @@ class InvalidInput(AllowanceException, ValueError):
         self.fact_index = 0
         super().__init__(message or f"{field}: {self.value} cannot be taken; expected {expected}")
 
+    def named(self, field: str) -> InvalidInput:
+        """The same refusal, of a value that was given under another name."""
+        message = f"{field}: {self.value} cannot be taken; expected {self.expected}"
+        renamed = InvalidInput(field, None, self.expected, message)
+        renamed.value = self.value
+        return renamed
+
 
 class NotEnoughAllowanceException(AllowanceException):
     """No registered miner of the class has the amount to spare; says who comes nearest, in seconds."""

@@ -12,7 +12,7 @@ from .chain import Metagraph
 from .commands import BlockContent, ManifestsContent
 from .errors import InvalidInput
 from .events import Axon
-from .values import Miner, billionths, executor_counts, instant_ns, integer, name
+from .values import Miner, billionths, executor_counts, instant_ns, integer, is_finite, name
 
 LONGEST_ADDRESS = 253
 
@@ -113,15 +113,23 @@ def _axons(miners: Iterable[Miner]) -> dict[str, Axon]:
 def _axon(hotkey_ss58: str, address: str, ip_version: int, port: int) -> Axon:
     """Checks a miner; remembered, since every block names the same ones again."""
     name(hotkey_ss58, "hotkey_ss58")
-    if isinstance(ip_version, bool) or ip_version not in (4, 6):
+    if ip_version not in (4, 6):
         raise InvalidInput("ip_version", ip_version, "4 or 6")
-    return name(address, "address", LONGEST_ADDRESS), ip_version, integer(port, "port", 0, 65_535)
+    # A float that equals 4 would be stored as one, and no stored event with one can be read.
+    plain_version = integer(ip_version, "ip_version", 4, 6)
+    return name(address, "address", LONGEST_ADDRESS), plain_version, integer(port, "port", 0, 65_535)
 
 
 def _stakes(stakes: Mapping[str, float]) -> dict[str, int]:
     if not isinstance(stakes, Mapping):
         raise InvalidInput("stakes", stakes, "a mapping {validator_ss58: stake}")
-    return {name(ss58, "stakes: validator_ss58"): _stake(ss58, stake) for ss58, stake in stakes.items()}
+    exact: dict[str, int] = {}
+    for ss58, stake in stakes.items():
+        plain = name(ss58, "stakes: validator_ss58")
+        if not is_finite(stake):  # asked first, since what is no number may not be hashable
+            raise InvalidInput(f"stakes[{plain!r}]", stake, "a finite number, 0 or more")
+        exact[plain] = _stake(plain, stake)
+    return exact
 
 
 @lru_cache(maxsize=4096, typed=True)

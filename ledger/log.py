@@ -114,6 +114,11 @@ class Store(Protocol):
         """Whether `compare_and_append` costs less than a transaction that takes the head's lock."""
         ...
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether reads wait while a transaction is open, so that who holds one must not wait for a reader."""
+        ...
+
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
         """Appends rows if the log still stands at `head`; False where it does not, or where they clash with it.
 

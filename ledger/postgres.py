@@ -115,6 +115,7 @@ class PostgresStore:
 
     optimistic = True
     """Taking the lock costs four more round trips, during which nobody else appends."""
+    takes_turns = False
 
     def __init__(self, database_url: str, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58

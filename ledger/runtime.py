@@ -17,6 +17,8 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeVar
 
+from .interruption import interruptible
+
 R = TypeVar("R")
 
 CLOSING_SECONDS = 10.0
@@ -43,10 +45,10 @@ class Runtime:
         self._thread.start()
 
     async def run(self, work: Coroutine[Any, Any, R]) -> R:
-        """Runs a coroutine here, awaited from any event loop."""
+        """Runs a coroutine here, awaited from any event loop; cancelled, it ends between two transactions."""
         if asyncio.get_running_loop() is self.loop:
             return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(interruptible(work), self.loop))
 
     def run_blocking(self, work: Coroutine[Any, Any, R]) -> R:
         """Runs a coroutine here and waits for it; for code without an event loop."""

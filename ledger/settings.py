@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,6 +16,8 @@ LONGEST_BLOCK_SECONDS = 3600
 LONGEST_MULTIPLIER = 100
 LARGEST_MULTIPLIER = 1000
 """With a block of an hour at the most, the units of 512 blocks add up to less than 2^63 ns."""
+_huge_exponent = re.compile(r"[eE][+-]?[\d_]{3}")
+"""In a multiplier's text: as a fraction it would fill the memory before it could be refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +118,7 @@ def _multiplier(value: object) -> Fraction:
     expected = f"a Fraction, an int, or a decimal string from 0 to {LARGEST_MULTIPLIER}"
     if isinstance(value, bool) or not isinstance(value, (Fraction, int, str)):
         raise InvalidInput("allowance_multiplier", value, expected)
-    if isinstance(value, str) and len(value) > LONGEST_MULTIPLIER:
+    if isinstance(value, str) and (len(value) > LONGEST_MULTIPLIER or _huge_exponent.search(value)):
         raise InvalidInput("allowance_multiplier", value, expected)
     try:
         fraction = Fraction(value)

@@ -24,6 +24,7 @@ from uuid import uuid4
 
 from .codec import GENESIS_HASH, Row
 from .errors import LedgerNotFound, StorageUnavailable
+from .interruption import uninterrupted
 from .log import (
     PAGE_ROWS,
     SCHEMA_VERSION,
@@ -72,6 +73,7 @@ class SqliteStore:
     def __init__(self, path: str | None, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58
         self.ledger = 0
+        self.takes_turns = path is None
         self._path = None if path is None else Path(path)
         self._read_only = read_only
         self._memory_name = f"/allowance-{uuid4().hex}"
@@ -171,13 +173,13 @@ class SqliteStore:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._between_writes(), self._gate.passed(), self._open_engine().connect() as connection:
+            async with self._between_writes(), self._gate.passed(), self._read_models() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._in_line(), self._gate.passed(), self._open_engine().connect() as connection:
+            async with self._in_line(), self._gate.passed(), self._read_models() as connection:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
                 try:
@@ -187,6 +189,12 @@ class SqliteStore:
                     # would be inside it, and everybody else locked out.
                     await connection.invalidate()
                     raise
+
+    @asynccontextmanager
+    async def _read_models(self) -> AsyncIterator[AsyncConnection]:
+        with uninterrupted():
+            async with self._open_engine().connect() as connection:
+                yield connection
 
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[None]:
@@ -250,6 +258,21 @@ class SqliteStore:
         return f"file:{quote(str(self._path.absolute()))}?mode={mode}"
 
     def _connect(self) -> sqlite3.Connection:
+        try:
+            return self._connected()
+        except sqlite3.Error as cause:
+            raise StorageUnavailable(self._why_not(cause)) from cause
+
+    def _why_not(self, error: sqlite3.Error) -> str:
+        """Why the database cannot be opened; SQLite itself names neither the file nor, mostly, the reason."""
+        path = self._path
+        if path is None:
+            return str(error)
+        if path.is_dir():
+            return f"{path} is a directory; name a file in it"
+        return f"{path}: {error}" if path.exists() else f"there is no file {path}"
+
+    def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._uri(), uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_SECONDS
         )

@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal
+from typing import TypeGuard
 
 from .errors import InvalidInput
 
@@ -21,6 +22,8 @@ LARGEST_INTEGER = 2**63 - 1
 LONGEST_NAME = 128
 MOST_SECONDS = 10**9
 
+_EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+"""Instead of the caller's context, which may round, or raise."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -57,30 +60,43 @@ def integer(value: object, field: str, least: int, most: int = LARGEST_INTEGER) 
     raise InvalidInput(field, value, f"an integer from {least} to {most}")
 
 
+def flag(value: object, field: str) -> bool:
+    """`value`, which must be True or False: a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise InvalidInput(field, value, "True or False")
+    return value
+
+
 def billionths(value: object, field: str, *, least: int = 0, most: int = LARGEST_INTEGER) -> int:
     """A decimal value as whole billionths, half-even: seconds as nanoseconds, stakes as billionths.
 
     Taken: `int`, `float`, `Decimal`. A float stands for the shortest decimal that names it, as `repr` gives.
     """
     expected = f"a finite number from {least / NANOSECONDS:g} to {most / NANOSECONDS:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+    if not is_finite(value) or not -LARGEST_INTEGER < value < LARGEST_INTEGER:
         raise InvalidInput(field, value, expected)
     if isinstance(value, int):
         scaled = value * NANOSECONDS
     else:
-        if not math.isfinite(value) or not -LARGEST_INTEGER < value < LARGEST_INTEGER:
-            raise InvalidInput(field, value, expected)
         exact = Decimal(float.__repr__(value)) if isinstance(value, float) else value
-        scaled = int(exact.scaleb(9).to_integral_value(ROUND_HALF_EVEN))
+        scaled = int(exact.scaleb(9, _EXACT).to_integral_value(ROUND_HALF_EVEN, _EXACT))
     if not least <= scaled <= most:
         raise InvalidInput(field, value, expected)
     return scaled
 
 
+def is_finite(value: object) -> TypeGuard[int | float | Decimal]:
+    """Whether it is a number that can be told exactly; `bool` is no number here."""
+    if isinstance(value, Decimal):
+        return value.is_finite()
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def amount(value: object, field: str) -> int:
     """An amount of executor-seconds in ns; anything above `MOST_SECONDS` counts as that, too much for any job."""
-    finite = isinstance(value, (int, float, Decimal)) and math.isfinite(value)
-    return billionths(MOST_SECONDS if finite and value > MOST_SECONDS else value, field)  # type: ignore[operator]
+    return billionths(MOST_SECONDS if is_finite(value) and value > MOST_SECONDS else value, field)
 
 
 def seconds(amount_ns: int) -> float:

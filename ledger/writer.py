@@ -43,6 +43,10 @@ MOST_CONTENDED_ATTEMPTS = 20
 log = logging.getLogger("allowance.ledger")
 
 
+class _StateLost(Exception):
+    """The state was thrown away while the lock was waited for; it is folded anew before the lock, not under it."""
+
+
 class Ticket:
     """One caller's request and the future it waits on, in the loop it waits in."""
 
@@ -202,7 +206,7 @@ class LedgerActor(Generic[S]):
                     await self._fold_anew()
                 await self._commit_at_head(commands)
                 return
-            except Contended as error:
+            except (Contended, _StateLost) as error:
                 self.counters.retries += len(commands)
                 if attempt + 1 == MOST_CONTENDED_ATTEMPTS:
                     unavailable = StorageUnavailable(f"the database kept refusing the transaction: {error}")
@@ -217,10 +221,17 @@ class LedgerActor(Generic[S]):
         alone = False
         asked_ns = time.perf_counter_ns()
         try:
-            async with self.store.transaction() as transaction:
-                self.counters.lock_waits.add(time.perf_counter_ns() - asked_ns)
+            if self.store.takes_turns:
+                # A question holds the state while it waits for its turn to read: in that order here too.
                 await self._state_lock.acquire()
                 alone = True
+            async with self.store.transaction() as transaction:
+                self.counters.lock_waits.add(time.perf_counter_ns() - asked_ns)
+                if not alone:
+                    await self._state_lock.acquire()
+                    alone = True
+                if self._state is None:
+                    raise _StateLost("a question failed meanwhile")
                 state = await self._caught_up(transaction)
                 lookup = self._lookup(state, commands)
                 known = await transaction.find(lookup) if lookup else Known()

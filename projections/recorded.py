@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ledger import (
+    NANOSECONDS,
     BlockContent,
     BlockRecorded,
     Chain,
@@ -26,7 +28,10 @@ async def describe_conflict(store: Store, refused: ConflictingFact, given: Block
         metagraph = recorded.last_metagraph
         found = {
             **{f"miner {key}": (old, new) for key, old, new in differences(metagraph.miners, given.metagraph.miners)},
-            **{f"stake {key}": (old, new) for key, old, new in differences(metagraph.stakes, given.metagraph.stakes)},
+            **{
+                f"stake {key}": (_stake(old), _stake(new))
+                for key, old, new in differences(metagraph.stakes, given.metagraph.stakes)
+            },
         }
         recorded_at, given_at = recorded.blocks.created_at_ns(given.number), given.created_at_ns
         if recorded_at != given_at:
@@ -35,6 +40,10 @@ async def describe_conflict(store: Store, refused: ConflictingFact, given: Block
         pairs = differences(recorded.last_manifests, given.manifests)
         found = {f"manifest {key}": (old, new) for key, old, new in pairs}
     refused.describe(found)
+
+
+def _stake(billionths: int | None) -> float | None:
+    return None if billionths is None else billionths / NANOSECONDS
 
 
 async def _chain_at(store: Store, position: int) -> Chain:
@@ -51,4 +60,5 @@ async def _chain_at(store: Store, position: int) -> Chain:
                 case ManifestsRecorded():
                     chain.apply_manifests(row.position, event)
         after = rows[-1].position
+        await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
     return chain

@@ -44,6 +44,7 @@ from ledger import (
     amount,
     current_runtime,
     dump,
+    flag,
     integer,
     job_name,
     name,
@@ -298,7 +299,8 @@ class Allowance(Questions):
         not.
         """
         contents, malformed = self._intake.contents(facts)
-        positions, refused = await self._change(RecordFacts(contents, confirm, _key(idempotency_key)))
+        command = RecordFacts(contents, flag(confirm, "confirm"), _key(idempotency_key))
+        positions, refused = await self._change(command)
         if isinstance(refused, ConflictingFact) and not refused.differences:
             opened = await self._ready()
             await opened.runtime.run(describe_conflict(opened.store, refused, contents[refused.fact_index]))

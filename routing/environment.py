@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ledger import InvalidInput, Miner, Settings, integer, name
 
 from .router import TRUSTED_MINER_FAKE_KEY
 
+VARIABLES = {"database_url": "ALLOWANCE_DATABASE_URL", "validator_ss58": "ALLOWANCE_VALIDATOR_SS58"}
 DEFAULT_MINER_ADDRESS = "127.0.0.1"
 DEFAULT_MINER_PORT = 8000
 
@@ -60,6 +62,17 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings | None
             except (ValueError, TypeError) as cause:
                 raise InvalidInput(variable, environment[variable], expected) from cause
     return Settings(**given) if given else None
+
+
+@contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+    """Inside, a refusal of one of these fields goes by the name under which its value was given."""
+    try:
+        yield
+    except InvalidInput as refused:
+        if refused.field not in names:
+            raise
+        raise refused.named(names[refused.field]) from None
 
 
 def _miner(environment: Mapping[str, str], prefix: str, hotkey_ss58: str) -> Miner:

@@ -101,8 +101,9 @@ class Pick:
                 first = first or entry
         if first is not None:
             return first, False
-        if busy:
-            raise AllMinersBusy(self.job_uuid, busy, 0)
+        lost = 0 if self._first_chosen is None else 1
+        if busy or lost:
+            raise AllMinersBusy(self.job_uuid, busy, lost)
         raise state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
 
     def candidates(self, state: Availability, now_ns: int) -> Iterator[Entry]:

@@ -22,6 +22,7 @@ from ledger import (
     Store,
     amount,
     check_amount,
+    flag,
     instant_ns,
     integer,
     job_name,
@@ -123,6 +124,7 @@ class Questions(ABC):
             None if block is None else integer(block, "block", 1),
         )
         integer(limit, "limit", 1, MOST_ITEMS)
+        flag(newest_first, "newest_first")
         head = (await self.head()).position
         sources = await self._sources()
         return await sources.runtime.run(

@@ -28,6 +28,9 @@ class Routing:
         debug_miner: Miner | None = None,
         trusted_miner: Miner | None = None,
     ) -> None:
+        for field, miner in (("debug_miner", debug_miner), ("trusted_miner", trusted_miner)):
+            if miner is not None and not isinstance(miner, Miner):
+                raise InvalidInput(field, miner, "a Miner")
         self._book = book
         self._debug_miner = debug_miner
         self._trusted_miner = trusted_miner or Miner("127.0.0.1", 4, 8000, TRUSTED_MINER_FAKE_KEY)
@@ -42,7 +45,10 @@ class Routing:
         """
         if self._debug_miner is not None:
             return JobRoute(self._debug_miner, [], None, None)
-        if getattr(request, "on_trusted_miner", False):
+        trusted = getattr(request, "on_trusted_miner", None) or False
+        if not isinstance(trusted, int):
+            raise InvalidInput("on_trusted_miner", trusted, "True or False")
+        if trusted:
             return JobRoute(self._trusted_miner, None, None, None)
         book = self._book if isinstance(self._book, Allowance) else self._book()
         route: JobRoute = await book.change(

@@ -10,7 +10,7 @@ from typing import Any
 from ledger import InvalidInput, Miner, Settings, current_runtime
 
 from .book import Allowance
-from .environment import Configuration, from_environment
+from .environment import VARIABLES, Configuration, from_environment, naming
 from .router import Routing
 
 _UNSET: Any = object()
@@ -24,6 +24,7 @@ def _renew_guard() -> None:
 
 os.register_at_fork(after_in_child=_renew_guard)
 
+_NONE_MEANS_NONE = ("settings", "debug_miner")
 _overrides: dict[str, Any] = {}
 _allowance: Allowance | None = None
 _routing: Routing | None = None
@@ -39,7 +40,8 @@ def configure(
 ) -> None:
     """Sets up `routing()` and `allowance()` in code; what is left out comes from the environment.
 
-    To be called before their first use, or after `reset()`.
+    `debug_miner=None` routes jobs on the ledger, and `settings=None` adopts the recorded ones, whatever the
+    environment says. To be called before their first use, or after `reset()`.
     """
     given = {
         "database_url": database_url,
@@ -62,11 +64,12 @@ def allowance() -> Allowance:
             configuration = _configuration()
             if not configuration.validator_ss58:
                 raise InvalidInput("ALLOWANCE_VALIDATOR_SS58", "", "this validator's hotkey")
-            _allowance = Allowance.open(
-                configuration.database_url,
-                validator_ss58=configuration.validator_ss58,
-                settings=configuration.settings,
-            )
+            with naming({field: variable for field, variable in VARIABLES.items() if field not in _overrides}):
+                _allowance = Allowance.open(
+                    configuration.database_url,
+                    validator_ss58=configuration.validator_ss58,
+                    settings=configuration.settings,
+                )
         return _allowance
 
 
@@ -93,4 +96,5 @@ def reset() -> None:
 
 
 def _configuration() -> Configuration:
-    return replace(from_environment(), **{name: value for name, value in _overrides.items() if value is not None})
+    given = {name: value for name, value in _overrides.items() if value is not None or name in _NONE_MEANS_NONE}
+    return replace(from_environment(), **given)

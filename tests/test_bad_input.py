@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from decimal import Context, Decimal, Inexact, localcontext
+from enum import IntEnum, StrEnum
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -53,10 +54,14 @@ AMOUNTS: list[Any] = [
     "5",
     None,
     [],
+    10**400,
+    Decimal("NaN"),
+    Decimal("sNaN"),
+    Decimal("Infinity"),
 ]
 BLOCKS: list[Any] = [0, -1, -100, 10**30, 2**63, True, 1.0, "7", None]
 COUNTS: list[Any] = [-1, -100, 10**30, True, 1.5, "2", None]
-STAKES: list[Any] = [-1.0, -100, math.nan, math.inf, 10**30, 1e300, True, "1", None]
+STAKES: list[Any] = [-1.0, -100, math.nan, math.inf, 10**30, 1e300, True, "1", None, [], Decimal("sNaN"), 10**400]
 
 
 def miner(hotkey_ss58: Any = "5Miner", address: Any = "192.0.2.1", ip_version: Any = 4, port: Any = 8000) -> Miner:
@@ -157,6 +162,15 @@ async def test_an_executor_count_that_is_none_is_refused(book: Allowance, bad: A
         Settings(executors_max_per_class={"gpu": bad})
 
 
+@pytest.mark.parametrize(
+    "bad", [1.5, -1, "-1", "x", "1/0", "nan", "1001", "1e999999999", "1e-999999999", None], ids=repr
+)
+def test_a_multiplier_that_is_none_is_refused(bad: Any) -> None:
+    """Multipliers are exact, from 0 to 1000; a huge exponent is refused before it is written out in digits."""
+    with pytest.raises(InvalidInput):
+        Settings(allowance_multiplier=bad)
+
+
 @pytest.mark.parametrize("bad", STAKES, ids=repr)
 async def test_a_stake_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
     """Stakes are finite numbers from 0 on."""
@@ -167,8 +181,9 @@ async def test_a_stake_that_is_none_is_refused(book: Allowance, bad: Any) -> Non
 @pytest.mark.parametrize(
     "bad",
     [
-        miner(ip_version=5), miner(ip_version=True), miner(ip_version="4"), miner(port=-1), miner(port=65_536),
-        miner(port=True), miner(port="80"), miner(address=""), miner(address="x" * 254), miner(address="a\x00"),
+        miner(ip_version=5), miner(ip_version=True), miner(ip_version="4"), miner(ip_version=4.0),
+        miner(port=-1), miner(port=65_536), miner(port=True), miner(port="80"), miner(address=""),
+        miner(address="x" * 254), miner(address="a\x00"),
         miner(address=None), miner(hotkey_ss58=["x"]), "5Miner", None, {"hotkey_ss58": "5Miner"},
     ],
     ids=repr,
@@ -222,18 +237,25 @@ async def test_an_id_that_is_no_number_is_refused(book: Allowance, bad: Any) -> 
 
 @pytest.mark.parametrize(
     "bad",
-    [{"limit": 0}, {"limit": True}, {"limit": 10**9}, {"status": "open"}, {"after": "x"}, {"after": "é"}, {"after": 5}],
-)
+    [
+        {"limit": 0}, {"limit": True}, {"limit": 10**9}, {"status": "open"}, {"after": "x"}, {"after": "é"},
+        {"after": 5}, {"newest_first": "no"},
+    ],
+)  # fmt: skip
 async def test_a_page_that_cannot_be_is_refused(book: Allowance, bad: dict[str, Any]) -> None:
     """Limits, statuses and cursors are checked."""
     assert isinstance(await refused(book, lambda: book.history(**bad)), InvalidInput)
 
 
-@pytest.mark.parametrize("url", ["", "mysql://x", "sqlite:x", "sqlite://x", "sqlite:////\x00", None, 5, "x" * 10_000])
+@pytest.mark.parametrize(
+    "url",
+    ["", "mysql://x", "sqlite:x", "sqlite://x", "sqlite://a:secret@b/c", "sqlite:////\x00", None, 5, "x" * 10_000],
+)
 def test_a_database_url_that_is_none_is_refused(url: Any) -> None:
-    """The error says which URLs there are."""
-    with pytest.raises(InvalidInput):
+    """The error says which URLs there are, and not who logs in."""
+    with pytest.raises(InvalidInput) as error:
         Allowance.open(url, validator_ss58="5Validator")
+    assert "secret" not in str(error.value)
 
 
 async def test_subclasses_of_str_are_taken_at_their_value(book: Allowance) -> None:
@@ -254,6 +276,64 @@ async def test_subclasses_of_str_are_taken_at_their_value(book: Allowance) -> No
     route = await Routing(book).pick_miner_for_job_request(request)
     assert (await book.reservation_for_job(str(job))).reservation_id == route.allowance_reservation_id
     assert [each.hotkey_ss58 for each in await book.find_miners(1.0, Old("gpu"), 3)] == ["5Miner"]
+
+
+async def test_subclasses_of_int_are_taken_at_their_value(book: Allowance) -> None:
+    """Miners come back as plain values, whatever they were given as."""
+
+    class Version(IntEnum):
+        IPV4 = 4
+
+    at = START + timedelta(seconds=48)
+    await book.record_block(4, at, [miner(ip_version=Version.IPV4, port=Version.IPV4)], {"5Validator": 1.0})
+    (recorded,) = await book.miners()
+    assert (type(recorded.ip_version), type(recorded.port)) == (int, int)
+
+
+@pytest.mark.parametrize("context", [Context(prec=3), Context(traps=[Inexact])], ids=["rounds", "raises"])
+async def test_the_callers_decimal_context_changes_no_amount(book: Allowance, context: Context) -> None:
+    """An amount is what it is, whatever precision and traps the calling code works with.
+
+    Catches: scaling in the thread's own context, which rounded 1.23456789 s to three digits.
+    """
+    with localcontext(context):
+        reservation = await book.reserve("5Miner", "gpu", 1.23456789, 3)
+    assert reservation.allowance_seconds == 1.23456789
+
+
+async def test_a_long_decimal_is_rounded_once(book: Allowance) -> None:
+    """Just above half a nanosecond is up; rounding to 28 digits first would make it half, and half-even down."""
+    amount: Any = Decimal("1.2345678905" + "0" * 30 + "1")
+    reservation = await book.reserve("5Miner", "gpu", amount, 3)
+    assert reservation.allowance_seconds == 1.234567891
+
+
+async def test_a_confirmation_that_is_no_flag_is_refused(book: Allowance) -> None:
+    """`confirm="no"` confirms nothing."""
+    confirm: Any = "no"
+    at = START + timedelta(days=100)
+    error = await refused(book, lambda: book.record_block(200_000, at, [], {}, confirm=confirm))
+    assert isinstance(error, InvalidInput)
+
+
+@pytest.mark.parametrize("bad", ["false", "no", [0], 1.0], ids=repr)
+async def test_a_trusted_flag_that_is_none_is_refused(book: Allowance, bad: Any) -> None:
+    """A text such as "false" sends no job past the ledger to the trusted miner."""
+    request = SimpleNamespace(
+        uuid="job", executor_class="gpu", download_time_limit=1, execution_time_limit=1,
+        upload_time_limit=1, on_trusted_miner=bad,
+    )  # fmt: skip
+    error = await refused(book, lambda: Routing(book).pick_miner_for_job_request(request))
+    assert isinstance(error, InvalidInput)
+
+
+def test_a_miner_to_send_jobs_to_must_be_one(book: Allowance) -> None:
+    """A debug or trusted miner is a `Miner`: jobs go there unchecked."""
+    text: Any = "5Debug"
+    with pytest.raises(InvalidInput):
+        Routing(book, debug_miner=text)
+    with pytest.raises(InvalidInput):
+        Routing(book, trusted_miner=text)
 
 
 async def test_a_request_without_a_field_is_refused(book: Allowance) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import fields
 from fractions import Fraction
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import pytest
 
 from ledger import InvalidInput, Miner, Settings
-from routing import TRUSTED_MINER_FAKE_KEY
+from routing import TRUSTED_MINER_FAKE_KEY, NotEnoughAllowanceException, allowance, configure, reset, routing
+from routing.cli.connection import ledger_of
 from routing.environment import from_environment
+
+from .small import job
 
 RIGHT: dict[str, tuple[str, Any]] = {
     "ALLOWANCE_BLOCK_EXPIRY_BLOCKS": ("10", 10),
@@ -86,3 +90,54 @@ def test_debug_and_trusted_miners_come_from_the_environment() -> None:
     )
     assert configuration.debug_miner == Miner("::1", 6, 9, "5Debug")
     assert configuration.trusted_miner == Miner("192.0.2.9", 4, 10, TRUSTED_MINER_FAKE_KEY)
+
+
+@pytest.mark.parametrize(
+    ("variable", "wrong"),
+    [("ALLOWANCE_DATABASE_URL", "mysql://somebody:secret@host/db"), ("ALLOWANCE_VALIDATOR_SS58", "two\nlines")],
+)
+def test_a_wrong_ledger_is_refused_by_the_name_of_its_variable(
+    variable: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the ledger is, and whose, are refused by the variable too, in the library and on the command line."""
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Validator")
+    monkeypatch.setenv(variable, wrong)
+    reset()
+    for refuse in (allowance, lambda: ledger_of(argparse.Namespace(database=None, validator=None))):
+        with pytest.raises(InvalidInput) as refused:
+            refuse()
+        assert refused.value.field == variable
+        assert str(refused.value).startswith(f"{variable}: '")
+        assert "secret" not in str(refused.value)
+
+
+def test_a_wrong_ledger_given_otherwise_goes_by_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option is called by its own name, and what code configures by its parameter's."""
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Validator")
+    with pytest.raises(InvalidInput) as refused:
+        ledger_of(argparse.Namespace(database="x", validator=None))
+    assert refused.value.field == "--database"
+    reset()
+    configure(database_url="x")
+    try:
+        with pytest.raises(InvalidInput) as refused:
+            allowance()
+        assert refused.value.field == "database_url"
+    finally:
+        reset()
+
+
+async def test_none_in_code_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that asks for no debug miner gets none, though the environment names one.
+
+    Catches: `configure(debug_miner=None)` taken for left out, and every job sent unchecked to the debug miner.
+    """
+    monkeypatch.setenv("DEBUG_MINER_KEY", "5Debug")
+    reset()
+    configure(debug_miner=None, database_url="sqlite://", validator_ss58="5Validator")
+    try:
+        with pytest.raises(NotEnoughAllowanceException):
+            await routing().pick_miner_for_job_request(job("one"))
+    finally:
+        await allowance().close()
+        reset()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import msgspec
 import pytest
 from pydantic import TypeAdapter
 
+from ledger.sqlite import SqliteStore
 from projections.draw import permuted
 from routing import (
     TRUSTED_MINER_FAKE_KEY,
@@ -25,7 +27,7 @@ from routing import (
     Settings,
 )
 
-from .small import GPU, Clock, job, record_blocks, small_book
+from .small import GPU, VALIDATOR, Clock, job, record_blocks, small_book
 
 
 async def test_a_route_says_where_what_it_holds_and_what_it_is_worth() -> None:
@@ -112,6 +114,28 @@ async def test_miners_at_capacity_are_passed_over_and_then_all_are_busy() -> Non
         assert refused.value.busy == 2
         clock.advance(102)
         assert (await router.pick_miner_for_job_request(job("one more", 1.0))).allowance_blocks
+
+
+async def test_who_had_a_candidate_and_lost_it_is_told_that_all_are_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pick whose only miner another process took in between fails as `AllMinersBusy`: it did have the allowance.
+
+    Catches: `NotEnoughAllowanceException` for a race that was lost. SQLite is made to decide before the lock, as
+    PostgreSQL does.
+    """
+    monkeypatch.setattr(SqliteStore, "optimistic", True)
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    async with (
+        small_book(url=url, offers={"5Anna": 1}) as book,
+        Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=book._clock_ns) as other,
+    ):
+        await other.reserve("5Anna", GPU, 60.0, 11)
+        with pytest.raises(AllMinersBusy) as busy:
+            await Routing(book).pick_miner_for_job_request(job("one"))
+        assert (busy.value.busy, busy.value.lost) == (0, 1)
+        with pytest.raises(NotEnoughAllowanceException):
+            await Routing(book).pick_miner_for_job_request(job("two"))
 
 
 async def test_respecting_executor_counts_can_be_turned_off() -> None:

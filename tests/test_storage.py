@@ -204,6 +204,19 @@ async def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "my notes, " * 1000
 
 
+async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """The error says which file, and what is the matter with it."""
+    (tmp_path / "text").write_text("no database\n" * 100)
+    for path, reason in ((tmp_path, "is a directory"), (tmp_path / "text", "not a database")):
+        with pytest.raises(StorageUnavailable) as unavailable:
+            await Allowance.open(f"sqlite:///{path}", validator_ss58=VALIDATOR)
+        assert str(path) in unavailable.value.reason
+        assert reason in unavailable.value.reason
+    with pytest.raises(StorageUnavailable) as unavailable:
+        await Allowance.open(f"sqlite:///{tmp_path}/absent", validator_ss58=VALIDATOR, read_only=True)
+    assert unavailable.value.reason == f"there is no file {tmp_path}/absent"
+
+
 async def test_a_file_that_may_only_be_read_takes_no_change(url: str, monkeypatch: Any) -> None:
     """A typed error for the change, and the same answers to the same questions."""
     async with small_book(url=url) as book:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..book import Allowance
-from ..environment import from_environment
+from ..environment import VARIABLES, from_environment, naming
 from .failure import WrongUsage
 
 Answer = TypeVar("Answer")
@@ -56,12 +56,17 @@ def ledger_of(arguments: argparse.Namespace, *, read_only: bool = False) -> Allo
     validator_ss58 = arguments.validator or configuration.validator_ss58
     if not validator_ss58:
         raise WrongUsage("whose ledger? give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58")
-    return Allowance.open(
-        arguments.database or configuration.database_url,
-        validator_ss58=validator_ss58,
-        settings=configuration.settings,
-        read_only=read_only,
-    )
+    names = {
+        "database_url": "--database" if arguments.database else VARIABLES["database_url"],
+        "validator_ss58": "--validator" if arguments.validator else VARIABLES["validator_ss58"],
+    }
+    with naming(names):
+        return Allowance.open(
+            arguments.database or configuration.database_url,
+            validator_ss58=validator_ss58,
+            settings=configuration.settings,
+            read_only=read_only,
+        )
 
 
 async def _answer(question: Awaitable[Answer]) -> Answer:

@@ -1,0 +1,98 @@
+"""Cancelled callers: what they had under way on SQLite is left in order, and holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger import sqlite
+from ledger.interruption import interruptible, uninterrupted
+from routing import Routing
+
+from .small import job, small_book
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///{}/ledger.db"])
+@pytest.mark.parametrize("access", ["reading", "writing"])
+async def test_cancelled_in_the_middle_of_a_statement_locks_nobody_out(
+    url: str, access: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a caller gave up while its statement ran, the next change is made at once.
+
+    Catches: a connection that is given up with its cursor open, whose locks outlive it, while the loop that would
+    free them waits for the lock.
+    """
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.5)
+    running, go_on = threading.Event(), threading.Event()
+
+    def hold() -> int:
+        running.set()
+        go_on.wait()
+        return 1
+
+    async with small_book(url=url.format(tmp_path)) as book:
+        opened = await book._ready()
+
+        async def statement() -> None:
+            async with getattr(opened.store, access)() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                await driver.create_function("hold", 0, hold)
+                await connection.exec_driver_sql("SELECT hold() FROM allowance_events")
+
+        caller = asyncio.create_task(opened.runtime.run(statement()))
+        await asyncio.to_thread(running.wait)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        route = await Routing(book).pick_miner_for_job_request(job("one"))
+        assert route.allowance_blocks == [1]
+
+
+async def test_cancellation_comes_between_what_may_not_be_interrupted() -> None:
+    """Work is cancelled after the part that may not be, and does not begin the next."""
+    inside, go_on = asyncio.Event(), asyncio.Event()
+    done = []
+
+    async def work() -> None:
+        for part in range(2):
+            with uninterrupted():
+                inside.set()
+                await go_on.wait()
+                done.append(part)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(interruptible(work()))
+    await inside.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == [0]
+
+
+async def test_cancellation_outside_comes_at_once() -> None:
+    """Work that is in no such part is cancelled where it waits, and can clean up."""
+    cleaned = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.append(True)
+
+    task = asyncio.create_task(interruptible(work()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned == [True]
