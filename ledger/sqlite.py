@@ -35,6 +35,7 @@ from .log import (
     is_sqlalchemy_error,
 )
 from .runtime import inherits_connections
+from .sqlite_reader import BUSY_TIMEOUT_SECONDS, SqliteReader, sqlite_reader, transaction
 from .values import LARGEST_INTEGER
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ try:
     import fcntl
 except ImportError:  # pragma: no cover - no fair queue where there is no flock
     fcntl = None
-
-BUSY_TIMEOUT_SECONDS = 30.0
 
 _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 _HEAD = """SELECT position, hash, recorded_at_ns, (SELECT version FROM allowance_schema)
@@ -167,6 +166,16 @@ class SqliteStore:
         with _StorageErrors():
             async with self._between_writes():
                 return self._open_connection().execute(statement).fetchall()
+
+    @asynccontextmanager
+    async def reader(self) -> AsyncIterator[SqliteReader]:
+        if self._path is not None:
+            with sqlite_reader(self._path) as reader:
+                yield reader
+            return
+        async with self._turn:
+            with transaction(self._uri()) as connection:
+                yield SqliteReader(connection)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -373,6 +382,7 @@ class SqliteTransaction:
 
     async def append(self, rows: list[Row]) -> None:
         self._store._append(self._head, rows)
+        self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
 
 
 class Gate:
