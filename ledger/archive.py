@@ -156,7 +156,7 @@ class ArchiveReader:
     def check_undisturbed(self) -> None:
         """A file is put in its place once it is whole."""
 
-    def _rows(self, file: IO[bytes]) -> Iterator[Row]:
+    def _rows(self, file: gzip.GzipFile) -> Iterator[Row]:
         count = 0
         while True:
             line = _line(file)
@@ -173,7 +173,7 @@ class ArchiveReader:
             raise ValueError("something stands after the last line")
         self._end = decoded
 
-    def _header(self, file: IO[bytes]) -> Header:
+    def _header(self, file: gzip.GzipFile) -> Header:
         try:
             line = _line(file)
             version = msgspec.json.decode(line, type=_Version).version
@@ -184,7 +184,7 @@ class ArchiveReader:
             raise InvalidInput("source", str(self._path), EXPECTED) from None
 
     @contextmanager
-    def _opened(self) -> Iterator[IO[bytes]]:
+    def _opened(self) -> Iterator[gzip.GzipFile]:
         try:
             stream = gzip.open(self._path, "rb")  # noqa: SIM115 - closed below; what the body raises is not about opening
         except (OSError, ValueError) as cause:
@@ -201,7 +201,7 @@ class _Version(msgspec.Struct, tag="allowance-ledger-export"):
     version: int
 
 
-def _line(file: IO[bytes]) -> bytes:
+def _line(file: gzip.GzipFile) -> bytes:
     line = file.readline(LONGEST_LINE)
     if len(line) == LONGEST_LINE:
         raise ValueError(f"a line of more than {LONGEST_LINE} bytes")

@@ -82,6 +82,8 @@ class Transaction(Protocol):
 class Store(Protocol):
     """One ledger's log in one database."""
 
+    validator_ss58: str
+
     @property
     def ledger(self) -> int:
         """The ledger's local id."""

@@ -58,7 +58,7 @@ MOST_CREATION_ATTEMPTS = 100
 
 _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 _HEAD = """SELECT position, hash, recorded_at_ns, fence, (SELECT version FROM allowance_schema)
-           FROM allowance_ledgers WHERE ledger = $1"""
+           FROM allowance_ledgers WHERE ledger = $1 AND validator_ss58 = $2"""
 _LOCK_HEAD = f"{_HEAD} FOR UPDATE"
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3"
 _FIND = f"""
@@ -148,7 +148,9 @@ class PostgresStore:
     async def head(self) -> Head:
         with _StorageErrors():
             await self._settle()
-            return self._head(await self._reads.run(lambda connection: connection.fetchrow(_HEAD, self.ledger)))
+            return self._head(
+                await self._reads.run(lambda connection: connection.fetchrow(_HEAD, self.ledger, self.validator_ss58))
+            )
 
     async def read(self, after: int) -> list[Row]:
         with _StorageErrors():
@@ -246,7 +248,7 @@ class PostgresStore:
         """Opens a transaction alone at the head: each later statement in it sees what was committed before it."""
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
-            return connection, self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger))
+            return connection, self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger, self.validator_ss58))
         except BaseException:
             await self._roll_back(connection)
             raise

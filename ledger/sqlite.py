@@ -35,7 +35,7 @@ from .log import (
     is_sqlalchemy_error,
 )
 from .runtime import inherits_connections
-from .sqlite_reader import BUSY_TIMEOUT_SECONDS, SqliteReader, sqlite_reader, transaction
+from .sqlite_reader import BUSY_TIMEOUT_SECONDS, SqliteReader, access_to, sqlite_reader, transaction
 from .values import LARGEST_INTEGER
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ except ImportError:  # pragma: no cover - no fair queue where there is no flock
 
 _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 _HEAD = """SELECT position, hash, recorded_at_ns, (SELECT version FROM allowance_schema)
-           FROM allowance_ledgers WHERE ledger = ?"""
+           FROM allowance_ledgers WHERE ledger = ? AND validator_ss58 = ?"""
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND position > ? ORDER BY position LIMIT ?"
 _BY_KEY = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND key = ?"
 _BY_JOB = f"""SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND job_uuid = ?
@@ -76,6 +76,8 @@ class SqliteStore:
         self._memory_name = f"/allowance-{uuid4().hex}"
         self._connection: sqlite3.Connection | None = None
         self._engine: AsyncEngine | None = None
+        self._way_in: object = None
+        self._engines_way_in: object = None
         self._lock = None if path is None or read_only else FileLock(f"{path}.lock")
         self._turn = asyncio.Lock()
         """Writers of this process take turns here, since a writer that SQLite made wait would stop the loop."""
@@ -180,13 +182,13 @@ class SqliteStore:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._between_writes(), self._gate.passed(), self._open_engine().connect() as connection:
+            async with self._between_writes(), self._gate.passed(), (await self._open_engine()).connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._in_line(), self._gate.passed(), self._open_engine().connect() as connection:
+            async with self._in_line(), self._gate.passed(), (await self._open_engine()).connect() as connection:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
                 try:
@@ -232,8 +234,11 @@ class SqliteStore:
             finally:
                 self._lock.release()
 
-    def _open_engine(self) -> AsyncEngine:
+    async def _open_engine(self) -> AsyncEngine:
+        if self._engine is not None and self._engines_way_in != self._find_way_in():
+            await self._dispose()
         if self._engine is None:
+            self._engines_way_in = self._find_way_in()
             self._engine = _engine(self._uri(), in_memory=self._path is None)
         return self._engine
 
@@ -248,15 +253,34 @@ class SqliteStore:
             raise CommitUncertain(str(cause)) from cause
 
     def _open_connection(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = self._connect()
-        return self._connection
+        connection = self._connection
+        if connection is not None and not connection.in_transaction and self._way_in != self._find_way_in():
+            connection.close()
+            connection = self._connection = None
+        if connection is None:
+            self._way_in = self._find_way_in()
+            connection = self._connection = self._connect()
+            if self.ledger:
+                # In a file that took the place of the one before, the ledger may have another number.
+                self._check_schema()
+                self.ledger = self._find_ledger()
+        return connection
+
+    def _find_way_in(self) -> object:
+        """By what one sees that the connection leads to a file that is no longer the one, or in a way that is not."""
+        if self._path is None:
+            return None
+        if self._read_only:
+            return access_to(self._path)
+        found = self._path.stat()
+        return found.st_dev, found.st_ino
 
     def _uri(self) -> str:
         if self._path is None:
             return f"file:{self._memory_name}?vfs=memdb"
-        mode = "ro" if self._read_only else "rw"
-        return f"file:{quote(str(self._path.absolute()))}?mode={mode}"
+        if self._read_only:
+            return access_to(self._path).uri
+        return f"file:{quote(str(self._path.absolute()))}?mode=rw"
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -313,9 +337,11 @@ class SqliteStore:
         return int(row[0])
 
     def _head(self) -> Head:
-        position, a_hash, recorded_at_ns, schema_version = (
-            self._open_connection().execute(_HEAD, (self.ledger,)).fetchone()
-        )
+        connection = self._open_connection()
+        stored = connection.execute(_HEAD, (self.ledger, self.validator_ss58)).fetchone()
+        if stored is None:
+            raise LedgerNotFound(self.validator_ss58)
+        position, a_hash, recorded_at_ns, schema_version = stored
         check_schema_version(schema_version)
         return Head(position, a_hash, recorded_at_ns)
 

@@ -26,7 +26,7 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
     `position` and `hash`: where its log ends. `findings`: the first of `found`, by position; none means that what
     is stored is what was written, but for what `not_excluded` says. `noted`: positions of the heads noted elsewhere
-    that the log agrees with. `validator_ss58` is as the head row says, or else the first event; None where neither does.
+    that the log agrees with. `validator_ss58` is as the head row says, or else the first event.
     """
 
     validator_ss58: str | None
@@ -97,7 +97,7 @@ class _Check:
         self.findings = Findings()
         self.noted: list[int] = []
         self.events = 0
-        self._heads = sorted(set((head.position, head.hash) for head in heads))
+        self._heads = sorted({(head.position, head.hash) for head in heads})
         self._asked = {position for position, _ in self._heads}
         self._found: dict[int, object] = {0: Head().hash}
         """The hashes of the rows at the noted positions."""
