@@ -537,7 +537,7 @@ class _StorageErrors:
         return None
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, (sqlite3.Error, OSError)) or is_sqlalchemy_error(error):
+        if isinstance(error, (sqlite3.Error, OSError, UnicodeDecodeError)) or is_sqlalchemy_error(error):
             raise StorageUnavailable(str(error)) from error
 
 

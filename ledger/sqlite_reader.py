@@ -155,10 +155,13 @@ def transaction(uri: str) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def sqlite_errors() -> Iterator[None]:
-    """Turns the driver's and the file system's errors into `StorageUnavailable`."""
+    """Turns the driver's and the file system's errors into `StorageUnavailable`.
+
+    Where it quotes a damaged schema, the driver stumbles over bytes that are no text.
+    """
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         raise StorageUnavailable(str(error)) from error
 
 

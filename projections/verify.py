@@ -164,7 +164,7 @@ class _Check:
             return
         if type(head.position) is not int or type(head.hash) is not bytes or type(head.recorded_at_ns) is not int:
             found = {name: shortened(value) for name, value in head._asdict().items()}
-            self._add_head_finding(position, "the head row has a value that no head can have", **found)
+            self._add_head_finding(position, "the head row has a value that no head can have", head_row=found)
         elif head.position > position:
             message = f"the log ends at {position}, while its head row says that it reaches {head.position}"
             self._add_head_finding(position + 1, message, expected=head.position)

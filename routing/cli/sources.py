@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from .inputs import opened_input
 
-HASH_BYTES = 32
+DIGITS = 64
 MOST_DIGITS = 18
 SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -39,18 +40,8 @@ def opened_source(source: str) -> Iterator[str]:
 
 def noted_head(text: str) -> tuple[int, bytes]:
     """Understands a head as `health`, `export` and `verify` show it."""
-    position, separator, digits = text.partition(":")
-    try:
-        a_hash = bytes.fromhex(digits)
-    except ValueError:
-        a_hash = b""
-    if (
-        not separator
-        or not position.isascii()
-        or not position.isdigit()
-        or len(a_hash) != HASH_BYTES
-        or len(position) > MOST_DIGITS
-    ):
-        message = f"{text!r} is not a head as `allowance health` shows it: a position, a colon, and 64 digits"
+    found = re.fullmatch(rf"([0-9]{{1,{MOST_DIGITS}}}):([0-9a-f]{{{DIGITS}}})", text, re.ASCII | re.IGNORECASE)
+    if found is None:
+        message = f"{text!r} is no head as `allowance health` shows it: a position, a colon, and {DIGITS} digits"
         raise argparse.ArgumentTypeError(message)
-    return int(position), a_hash
+    return int(found[1]), bytes.fromhex(found[2])

@@ -93,7 +93,7 @@ COMMAND = Command(
     ),
     examples=(
         "allowance verify",
-        "allowance verify ledger.db --head 1234:9f2c…",
+        f"allowance verify ledger.db --head 1234:{'9f2c' * 16}",
         "allowance verify backup.jsonl.gz --json",
         "allowance verify postgresql://auditor@db/allowance --validator 5Grwva…",
     ),
