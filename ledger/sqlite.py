@@ -182,13 +182,13 @@ class SqliteStore:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._between_writes(), self._gate.passed(), (await self._open_engine()).connect() as connection:
+            async with self._between_writes(), self._gate.passed(), (await self._renewed_engine()).connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._in_line(), self._gate.passed(), (await self._open_engine()).connect() as connection:
+            async with self._in_line(), self._gate.passed(), (await self._renewed_engine()).connect() as connection:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
                 yield connection
                 try:
@@ -234,11 +234,15 @@ class SqliteStore:
             finally:
                 self._lock.release()
 
-    async def _open_engine(self) -> AsyncEngine:
-        if self._engine is not None and self._engines_way_in != self._find_way_in():
+    async def _renewed_engine(self) -> AsyncEngine:
+        if self._has_moved() or self._engines_way_in != self._way_in:
+            self._open_connection()
             await self._dispose()
+        return self._open_engine()
+
+    def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
-            self._engines_way_in = self._find_way_in()
+            self._engines_way_in = self._way_in
             self._engine = _engine(self._uri(), in_memory=self._path is None)
         return self._engine
 
@@ -253,21 +257,32 @@ class SqliteStore:
             raise CommitUncertain(str(cause)) from cause
 
     def _open_connection(self) -> sqlite3.Connection:
-        connection = self._connection
-        if connection is not None and not connection.in_transaction and self._way_in != self._find_way_in():
-            connection.close()
-            connection = self._connection = None
-        if connection is None:
-            self._way_in = self._find_way_in()
-            connection = self._connection = self._connect()
-            if self.ledger:
-                # In a file that took the place of the one before, the ledger may have another number.
-                self._check_schema()
-                self.ledger = self._find_ledger()
-        return connection
+        if self._connection is not None and (self._connection.in_transaction or not self._has_moved()):
+            return self._connection
+        if self._connection is not None:
+            self._connection.close()
+        self._way_in = self._find_way_in()
+        self._connection = self._connect()
+        if self.ledger:
+            # In a file that took the place of the one before, the ledger may have another number.
+            self._check_schema()
+            self.ledger = self._find_ledger()
+        return self._connection
+
+    def _has_moved(self) -> bool:
+        """Whether the file is to be opened anew. Raises where another one took its place under a writer.
+
+        What lies beside the file, its log of changes above all, may then belong to the one before.
+        """
+        found = self._find_way_in()
+        if self._way_in in (None, found):
+            return False
+        if not self._read_only:
+            raise StorageUnavailable(f"another file took the place of {self._path}: start this process anew")
+        return True
 
     def _find_way_in(self) -> object:
-        """By what one sees that the connection leads to a file that is no longer the one, or in a way that is not."""
+        """What an open file is known by; to a reader, also how it can be read without a trace."""
         if self._path is None:
             return None
         if self._read_only:
@@ -519,6 +534,10 @@ def _nothing() -> None:
 def _create_private(path: Path) -> None:
     """Makes the file readable by its owner only, before SQLite makes it readable by others."""
     if not path.exists():
+        left = [file for file in (path.with_name(f"{path.name}-{part}") for part in ("wal", "shm")) if file.exists()]
+        if left:
+            # SQLite would take them for the new file's own.
+            raise StorageUnavailable(f"{left[0]} belongs to a file that was moved: stop what has it open, move it too")
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

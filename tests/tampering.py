@@ -221,10 +221,13 @@ def _bit_flipped(value: Value, draw: random.Random) -> Value:
 
 def _rewritten(row: Row, previous: bytes, draw: random.Random) -> Row:
     """The row with something else in it, such as any row may have, and the hash that fits."""
-    column, value = draw.choice(
-        [("payload", row.payload + b" "), ("recorded_at_ns", row.recorded_at_ns + 1), ("key", f"{row.key} too")]
+    row = draw.choice(
+        [
+            row._replace(payload=row.payload + b" "),
+            row._replace(recorded_at_ns=row.recorded_at_ns + 1),
+            row._replace(key=f"{row.key} too"),
+        ]
     )
-    row = row._replace(**{column: value})
     return row._replace(hash=row_hash(previous, row))
 
 

@@ -50,7 +50,7 @@ COMMAND = Command(
     ),
     examples=(
         "allowance restore backup.jsonl.gz --database sqlite:///ledger.db",
-        "allowance restore sqlite:///ledger.db --database postgresql://…  # without a file in between",
+        "allowance restore sqlite:///ledger.db --database postgresql://…",
         "ssh elsewhere 'cat backup.jsonl.gz' | allowance restore - --database sqlite:///ledger.db",
     ),
     add_arguments=add_arguments,
