@@ -30,7 +30,7 @@ from .commands import (
     refuse_other_content,
     standing_reservation,
 )
-from .database import reader_of, store_for
+from .database import store_for
 from .draft import Command, Draft
 from .errors import (
     AllMinersBusy,
@@ -213,7 +213,6 @@ __all__ = [
     "need_job",
     "next_attempt",
     "numbers",
-    "reader_of",
     "refuse_on_loop",
     "refuse_other_content",
     "reservation_id",

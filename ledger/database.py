@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractAsyncContextManager, nullcontext
-from pathlib import Path
 
 from .errors import InvalidInput
 from .log import Store
-from .reader import Reader
 from .values import name
 
 LONGEST_URL = 4096
 EXPECTED = "sqlite:///path, sqlite:// (memory) or postgresql://…"
-NOBODY = "nobody"
-"""Whose ledger is opened where all of a database are read."""
-
 _secrets = re.compile(r"(?<=://).*@|(?<=password=)[^&#]*")
 
 
@@ -35,15 +29,6 @@ def store_for(database_url: str, validator_ss58: str, *, read_only: bool) -> Sto
     if separator and scheme in ("postgresql", "postgres"):
         return _postgres_store(database_url, validator_ss58, read_only=read_only)
     raise InvalidInput("database_url", without_secrets(database_url), EXPECTED)
-
-
-def reader_of(source: str) -> AbstractAsyncContextManager[Reader]:
-    """All that a database at a URL, or an export in a file, holds; reading it leaves no trace."""
-    if "://" in source:
-        return store_for(source, NOBODY, read_only=True).reader()
-    from .archive import ArchiveReader
-
-    return nullcontext(ArchiveReader(Path(source)))
 
 
 def without_secrets(database_url: object) -> object:

@@ -172,8 +172,9 @@ class SqliteStore:
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[SqliteReader]:
         if self._path is not None:
-            with sqlite_reader(self._path) as reader:
-                yield reader
+            async with self._gate.passed():
+                with sqlite_reader(self._path) as reader:
+                    yield reader
             return
         async with self._turn:
             with transaction(self._uri()) as connection:
@@ -182,7 +183,11 @@ class SqliteStore:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
-            async with self._between_writes(), self._gate.passed(), (await self._renewed_engine()).connect() as connection:
+            async with (
+                self._between_writes(),
+                self._gate.passed(),
+                (await self._renewed_engine()).connect() as connection,
+            ):
                 yield connection
 
     @asynccontextmanager

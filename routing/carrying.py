@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
 from ledger import (
+    ArchiveReader,
     Head,
     InvalidInput,
     LedgerNotFound,
@@ -17,7 +19,6 @@ from ledger import (
     current_runtime,
     integer,
     name,
-    reader_of,
     store_for,
 )
 from projections import (
@@ -35,6 +36,7 @@ from projections import (
 
 HASH_BYTES = 32
 NOBODY = "nobody"
+"""Whose ledger is meant where all of a database are read."""
 MEMORY = "sqlite://"
 ONE_LEDGER = "the validator whose ledger it is: there are those of "
 
@@ -115,7 +117,7 @@ def checked_heads(heads: Iterable[Head]) -> list[Head]:
 async def _verify(
     source: str, validator_ss58: str | None, heads: Collection[Head], progress: ProgressReport | None
 ) -> list[VerifyReport]:
-    async with reader_of(source) as reader:
+    async with _opened(source) as reader:
         found = await _ledgers(reader, validator_ss58)
         if heads and len(found) > 1:
             raise InvalidInput("validator_ss58", validator_ss58, ONE_LEDGER + _names(found))
@@ -125,17 +127,40 @@ async def _verify(
 async def _restore(
     source: str, database_url: str, validator_ss58: str | None, progress: ProgressReport | None
 ) -> RestoreReport:
-    async with reader_of(source) as reader:
+    async with _opened(source) as reader:
         stored = await _only(reader, validator_ss58)
         verified = await verify_log(reader, stored, (), progress)
         refuse_findings(verified, is_export="://" not in source)
         owner = name(verified.validator_ss58, "validator_ss58")
         store = store_for(database_url, owner, read_only=False)
-        try:
-            await store.open(schema())
-            return await restore_log(reader, stored, verified, store, progress)
-        finally:
-            await store.close()
+        async with _parked_at_forks(store):
+            try:
+                await store.open(schema)
+                return await restore_log(reader, stored, verified, store, progress)
+            finally:
+                await store.close()
+
+
+@asynccontextmanager
+async def _opened(source: str) -> AsyncIterator[Reader]:
+    """All that a database at a URL, or an export in a file, holds."""
+    if "://" not in source:
+        yield ArchiveReader(Path(source))
+        return
+    store = store_for(source, NOBODY, read_only=True)
+    async with _parked_at_forks(store), store.reader() as reader:
+        yield reader
+
+
+@asynccontextmanager
+async def _parked_at_forks(store: Store) -> AsyncIterator[None]:
+    """While the body uses a store, a fork of the process waits for it, as it does for other writing and reading."""
+    runtime = current_runtime()
+    runtime.at_fork(store.parked)
+    try:
+        yield
+    finally:
+        runtime.not_at_fork(store.parked)
 
 
 async def _only(reader: Reader, validator_ss58: str | None) -> StoredLedger:
