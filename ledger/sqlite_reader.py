@@ -10,7 +10,6 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -76,32 +75,50 @@ class SqliteReader:
             for (version,) in self._connection.execute("SELECT version FROM allowance_schema"):
                 if isinstance(version, int):
                     check_schema_version(version)
+            self._connection.text_factory = _text
             stored = [StoredLedger(*row) for row in self._connection.execute(_HEADS)]
             known = [each.ledger for each in stored]
-            return stored + [StoredLedger(each, has_head=False) for each in self._with_events() if each not in known]
+            stored += [StoredLedger(each, has_head=False) for each in self._with_events() if each not in known]
+            self._connection.text_factory = str
+            return stored
 
     async def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
+        count = 0
+        with sqlite_errors():
+            try:
+                rows = self._connection.execute(_ROWS, (stored.ledger,))
+                while page := list(map(Row._make, rows.fetchmany(PAGE_ROWS))):
+                    count += len(page)
+                    yield page
+                return
+            except (sqlite3.DatabaseError, UnicodeDecodeError):
+                # Something is there that is not as it should be: from here on with care.
+                self._connection.text_factory = _text
+        async for page in self._careful_pages(stored, count):
+            yield page
+
+    async def _careful_pages(self, stored: StoredLedger, skipped: int) -> AsyncIterator[list[Row]]:
+        """The rows after so many that were read: any bytes are text, and each row counts that can be read at all."""
         page: list[Row] = []
         last: object = 0
         with sqlite_errors():
             try:
-                rows = self._connection.execute(_ROWS, (stored.ledger,))
-                while True:
-                    page = []
-                    for row in islice(rows, PAGE_ROWS):
+                for count, row in enumerate(self._connection.execute(_ROWS, (stored.ledger,))):
+                    last = row[0]
+                    if count >= skipped:
                         page.append(Row._make(row))
-                    if not page:
-                        return
-                    last = page[-1].position
-                    yield page
+                    if len(page) == PAGE_ROWS:
+                        yield page
+                        page = []
             except sqlite3.DatabaseError as cause:
                 if cause.sqlite_errorcode & 0xFF not in _CORRUPT:
                     raise
-                if page and page[-1].position != last:
-                    last = page[-1].position
+                if page:
                     yield page
                 position = last + 1 if isinstance(last, int) else 1
                 raise CorruptLedger(position, f"the rows that follow cannot be read: {cause}") from cause
+            if page:
+                yield page
 
     async def head(self, stored: StoredLedger) -> StoredLedger:
         return stored
@@ -141,12 +158,11 @@ def sqlite_reader(path: Path) -> Iterator[SqliteReader]:
 
 @contextmanager
 def transaction(uri: str) -> Iterator[sqlite3.Connection]:
-    """A connection that sees one moment, and takes any text for text."""
+    """A connection that sees one moment."""
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_SECONDS
     )
     try:
-        connection.text_factory = _text
         connection.execute("BEGIN")
         yield connection
     finally:

@@ -60,23 +60,26 @@ class Envelope:
 
     def take(self, row: Row) -> Sequence[Problem]:
         """What is wrong with the next row; usually nothing."""
-        if tuple(map(type, row)) in SHAPES:
-            position, stream, version, _, _, _, attempt, settles, _, stored = row
-            try:
-                computed = row_hash(self.hash, row)
-            except UNHASHABLE:
-                return self._problems(row)
-            if (
-                computed == stored
-                and position == self.position + 1
-                and version == self._versions.get(stream, 0) + 1
-                and attempt != 0
-                and settles != 0
-            ):
-                self.position = position
-                self.hash = stored
-                self._versions[stream] = version
-                return ()
+        position, stream, version, _, _, job_uuid, attempt, settles, _, stored = row
+        try:
+            computed = row_hash(self.hash, row)
+        except UNHASHABLE:
+            return self._problems(row)
+        # Only values of the right types can be hashed; but absent and 0, which never is stored, are hashed alike.
+        if attempt is None:
+            shaped = job_uuid is None and settles != 0
+        else:
+            shaped = job_uuid is not None and settles is None and attempt != 0
+        if (
+            computed == stored
+            and position == self.position + 1
+            and version == self._versions.get(stream, 0) + 1
+            and shaped
+        ):
+            self.position = position
+            self.hash = stored
+            self._versions[stream] = version
+            return ()
         return self._problems(row)
 
     def _problems(self, row: Row) -> list[Problem]:

@@ -555,6 +555,25 @@ async def test_a_log_that_went_another_way_is_noticed(postgres_url: str, further
             assert (await other.verify()).findings == []
 
 
+@pytest.mark.parametrize("asked", ["reserve", "overview"])
+async def test_another_ledger_under_the_same_number_is_nobodys(tmp_path: Path, postgres_url: str, asked: str) -> None:
+    """After a restore the local numbers may be others: a process never takes another validator's log for its own.
+
+    Catches a head that is looked up by its number alone; the second question, folded anew, would be answered from it.
+    """
+    live = f"sqlite:///{tmp_path}/live.db"
+    async with Allowance.open(live, validator_ss58="5Other"):
+        pass
+    async with small_book(url=postgres_url) as book:
+        async with connected(postgres_url) as connection:
+            await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        await restore(live, postgres_url)
+        for _ in range(3):
+            with pytest.raises((LedgerNotFound, StorageUnavailable)):
+                await (book.reserve("5Anna", GPU, 6.0, 11) if asked == "reserve" else book.overview())
+    assert await contents(postgres_url, "5Other") == await contents(live, "5Other")
+
+
 async def test_files_of_a_ledger_that_was_moved_are_not_mixed_with_another(tmp_path: Path) -> None:
     """Where only the database itself was moved away, SQLite would take its log of changes for the new file's."""
     path = tmp_path / "ledger.db"
