@@ -262,12 +262,20 @@ class SqliteStore:
             raise CommitUncertain(str(cause)) from cause
 
     def _open_connection(self) -> sqlite3.Connection:
-        if self._connection is not None and (self._connection.in_transaction or not self._has_moved()):
-            return self._connection
-        if self._connection is not None:
-            self._connection.close()
+        connection = self._connection
+        if connection is not None and connection.in_transaction:
+            return connection
+        has_moved = self._has_moved()
+        if connection is not None and not has_moved:
+            return connection
+        if connection is not None:
+            self._connection = None
+            connection.close()
         self._way_in = self._find_way_in()
         self._connection = self._connect()
+        if not self._read_only:
+            # A layered file system may know a file by another number once it was opened for writing.
+            self._way_in = self._find_way_in()
         if self.ledger:
             # In a file that took the place of the one before, the ledger may have another number.
             self._check_schema()

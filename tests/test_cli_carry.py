@@ -164,6 +164,7 @@ def test_an_export_goes_through_pipes(allowance: Command, path: Path, tmp_path: 
         (["verify", "--head", "14"], 2, "no head"),
         (["verify", "--head", "14:abc"], 2, "no head"),
         (["verify", "nowhere.db"], 2, "cannot read"),
+        (["verify", "one.db", "--database", "sqlite:///two.db"], 2, "not both"),
         (["verify", "sqlite:///nowhere.db"], 3, "StorageUnavailable"),
         (["verify", __file__], 2, "`allowance export` wrote"),
         (["verify", "--validator", "5Stranger"], 1, "LedgerNotFound"),

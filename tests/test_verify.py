@@ -1,4 +1,7 @@
-"""Verify finds every change of what is stored, at the first position where it shows, and leaves no trace itself."""
+"""Verify finds every change of what is stored, at the first position where it shows, and leaves no trace itself.
+
+`TAMPER_CHANGES` in the environment asks for more changes than ten thousand, `TAMPER_SEED` for other ones.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +82,7 @@ async def test_an_honest_log_has_no_findings() -> None:
     assert len(report.not_excluded) == 2
 
 
+@pytest.mark.slow
 async def test_every_change_is_found_at_the_first_bad_position() -> None:
     """Ten thousand random changes of rows and head row: each is found, none somewhere else.
 
@@ -126,6 +130,7 @@ async def test_a_noted_head_narrows_down_where_a_log_was_written_anew() -> None:
     assert "after 8" in report.findings[0].message
 
 
+@pytest.mark.slow
 async def test_changes_in_a_sqlite_file_are_found(tmp_path: Path) -> None:
     """The same changes, as far as SQLite stores them, in real files without triggers or constraints.
 
@@ -423,6 +428,46 @@ async def test_what_is_written_while_it_is_read_is_not_taken_for_damage(tmp_path
         await verify(url)
     monkeypatch.undo()
     assert [report.findings for report in await verify(url)] == [[]]
+
+
+def test_a_fork_waits_for_what_is_being_verified(tmp_path: Path) -> None:
+    """A child inherits no connection of SQLite's in mid-use: the process forks once it is closed; the child can write.
+
+    Catches a reader that the runtime does not know of; see `Runtime.at_fork`.
+    """
+    script = f"""
+    import asyncio, os, threading
+    import ledger.sqlite_reader
+    from ledger import Head
+    from routing.sync import Allowance, verify
+    from tests.logs import append, opened, rows_after
+
+    ledger.sqlite_reader.PAGE_ROWS = 5
+    url = "sqlite:///{tmp_path}/ledger.db"
+
+    async def fill() -> None:
+        async with opened(url) as store:
+            await append(store, rows_after(Head(), 5000))
+
+    asyncio.run(fill())
+    begun, seen = threading.Event(), []
+
+    def show(done: int, total: int) -> None:
+        seen.append(done)
+        begun.set()
+
+    verifying = threading.Thread(target=lambda: verify(url, progress=show))
+    verifying.start()
+    begun.wait()
+    child = os.fork()
+    if child == 0:
+        with Allowance.open(url, validator_ss58="5Child") as book:
+            os._exit(0 if seen[-1] == 5000 and book.head().position == 1 else 1)
+    verifying.join()
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 async def test_verify_on_a_database_without_a_ledger(shared_url: str) -> None:

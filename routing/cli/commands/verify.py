@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..command import Command
-from ..failure import NO
+from ..failure import NO, WrongUsage
 from ..output import Output
 from ..progress import Progress
 from ..render import counted
@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     from ...environment import from_environment
 
+    if arguments.source and arguments.database:
+        raise WrongUsage("give SOURCE or --database, not both")
     heads = [Head(position, a_hash) for position, a_hash in arguments.head]
     source, validator = arguments.source or arguments.database, arguments.validator
     if source is None:
