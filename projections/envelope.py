@@ -65,11 +65,12 @@ class Envelope:
             computed = row_hash(self.hash, row)
         except UNHASHABLE:
             return self._problems(row)
-        # Only values of the right types can be hashed; but absent and 0, which never is stored, are hashed alike.
+        # Only values of the right types can be hashed; but for absent ones, with which 0 and all that is empty is hashed
+        # alike: neither is ever stored.
         if attempt is None:
-            shaped = job_uuid is None and settles != 0
+            shaped = job_uuid is None and (settles is None or settles)
         else:
-            shaped = job_uuid is not None and settles is None and attempt != 0
+            shaped = job_uuid is not None and settles is None and attempt
         if (
             computed == stored
             and position == self.position + 1

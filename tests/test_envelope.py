@@ -41,6 +41,11 @@ def test_an_honest_log_fits() -> None:
     [
         {"attempt": 0},
         {"settles": 0},
+        {"settles": ""},
+        {"settles": b""},
+        {"settles": 0.0},
+        {"attempt": ""},
+        {"job_uuid": "job", "attempt": b""},
         {"attempt": 1},
         {"job_uuid": "job"},
         {"job_uuid": "job", "attempt": 0},
