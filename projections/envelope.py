@@ -65,8 +65,8 @@ class Envelope:
             computed = row_hash(self.hash, row)
         except UNHASHABLE:
             return self._problems(row)
-        # Only values of the right types can be hashed; but for absent ones, with which 0 and all that is empty is hashed
-        # alike: neither is ever stored.
+        # Only values of the right types can be hashed, but for 0 and all that is empty: these are hashed as absent
+        # ones are, and never stored.
         if attempt is None:
             shaped = job_uuid is None and (settles is None or settles)
         else:
