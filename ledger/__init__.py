@@ -1,6 +1,7 @@
 """Facts: events, the append-only log, and the account rules. See ARCHITECTURE.md."""
 
 from .account import Account, Claim, Held, Measure
+from .archive import ArchiveReader, ArchiveWriter
 from .blocks import END, BlockTable, RunSet, Steps, numbers, runs_of
 from .chain import Chain, Metagraph, differences
 from .codec import (
@@ -38,6 +39,7 @@ from .errors import (
     ChainFeedStale,
     ConflictingFact,
     CorruptLedger,
+    DamagedExport,
     IdempotencyConflict,
     ImplausibleFact,
     InvalidInput,
@@ -45,6 +47,7 @@ from .errors import (
     JobRequestConflict,
     JobRoutingException,
     LedgerClosed,
+    LedgerExists,
     LedgerNotFound,
     LedgerOverloaded,
     NewerLedger,
@@ -83,7 +86,8 @@ from .events import (
 )
 from .events import ReservationExpired as ReservationExpiredEvent
 from .intake import BlockFact, Intake, ManifestsFact
-from .log import PAGE_ROWS, SCHEMA_VERSION, CommitUncertain, Head, Known, Lookup, Store, Transaction
+from .log import PAGE_ROWS, SCHEMA_VERSION, CommitUncertain, Contended, Head, Known, Lookup, Store, Transaction
+from .reader import Reader, StoredLedger
 from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation, swept_reservations
 from .runtime import Runtime, current_runtime, refuse_on_loop
 from .settings import RecordedSettings, Settings
@@ -122,6 +126,8 @@ __all__ = [
     "AllMinersBusy",
     "AllowanceException",
     "AllowanceReserved",
+    "ArchiveReader",
+    "ArchiveWriter",
     "Axon",
     "BlockContent",
     "BlockFact",
@@ -134,7 +140,9 @@ __all__ = [
     "Command",
     "CommitUncertain",
     "ConflictingFact",
+    "Contended",
     "CorruptLedger",
+    "DamagedExport",
     "Draft",
     "Event",
     "ExpireDue",
@@ -151,6 +159,7 @@ __all__ = [
     "Known",
     "LedgerActor",
     "LedgerClosed",
+    "LedgerExists",
     "LedgerNotFound",
     "LedgerOpened",
     "LedgerOverloaded",
@@ -168,6 +177,7 @@ __all__ = [
     "PositionOutOfRange",
     "ProjectionStopped",
     "ReadOnlyLedger",
+    "Reader",
     "RebuildOvertaken",
     "RecordFacts",
     "RecordSettings",
@@ -193,6 +203,7 @@ __all__ = [
     "Steps",
     "StorageUnavailable",
     "Store",
+    "StoredLedger",
     "Sweep",
     "TimeOutOfRange",
     "Transaction",

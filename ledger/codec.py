@@ -37,6 +37,8 @@ ID_HASH_BITS = 20
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _tag_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NOT_TO_BE_READ = (msgspec.MsgspecError, UnicodeDecodeError)
+"""What bytes raise that are no event, or no text."""
 _numbers = Struct(">qqqqq")
 _length = Struct(">i")
 _NO_TEXT = _length.pack(-1)
@@ -70,7 +72,7 @@ def decode(position: int, payload: bytes) -> Event:
     """The event in stored bytes; a type of a newer release and bytes that are no event are told apart."""
     try:
         return _decoder.decode(payload)
-    except msgspec.MsgspecError as cause:
+    except _NOT_TO_BE_READ as cause:
         raise _undecodable(position, payload, cause) from cause
 
 
@@ -122,7 +124,7 @@ def event_tag(payload: bytes) -> str | None:
     """The type that stored bytes name; None where they name none."""
     try:
         return msgspec.json.decode(_tag_decoder.decode(payload)["type"], type=str)
-    except (msgspec.MsgspecError, KeyError):
+    except (*_NOT_TO_BE_READ, KeyError):
         return None
 
 

@@ -10,7 +10,6 @@ from .values import name
 
 LONGEST_URL = 4096
 EXPECTED = "sqlite:///path, sqlite:// (memory) or postgresql://…"
-
 _secrets = re.compile(r"(?<=://).*@|(?<=password=)[^&#]*")
 
 

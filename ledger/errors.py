@@ -13,6 +13,8 @@
     ├── ImplausibleFact                     the chain fact needs `confirm=True`
     ├── PositionOutOfRange                  a past that this ledger does not have
     ├── TimeOutOfRange                      a receipt's time that no recorded block covers
+    ├── LedgerExists                        a restore into a database that has another log of this validator
+    ├── DamagedExport                       the file is not what was exported
     ├── LedgerNotFound                      nothing to read for this validator
     ├── ReadOnlyLedger                      a change asked of a read-only ledger
     ├── LedgerClosed                        used after it was closed
@@ -44,6 +46,7 @@ __all__ = [
     "ChainFeedStale",
     "ConflictingFact",
     "CorruptLedger",
+    "DamagedExport",
     "IdempotencyConflict",
     "ImplausibleFact",
     "InvalidInput",
@@ -51,6 +54,7 @@ __all__ = [
     "JobRequestConflict",
     "JobRoutingException",
     "LedgerClosed",
+    "LedgerExists",
     "LedgerNotFound",
     "LedgerOverloaded",
     "NewerLedger",
@@ -241,6 +245,27 @@ class LedgerNotFound(AllowanceException):
         super().__init__(
             f"there is no ledger of {validator_ss58} in this database; opening it without read_only creates one"
         )
+
+
+class LedgerExists(AllowanceException):
+    """The database holds another log of this validator; nothing was restored."""
+
+    def __init__(self, validator_ss58: str, position: int) -> None:
+        self.validator_ss58 = validator_ss58
+        self.position = position
+        super().__init__(
+            f"the database has another log of {validator_ss58}, which stands at position {position};"
+            " restore into one that has none, or that has the beginning of the log to restore"
+        )
+
+
+class DamagedExport(AllowanceException):
+    """The file is not what was exported; `position` is the first event that is wrong or missing."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        self.position = position
+        self.reason = reason
+        super().__init__(f"the export is damaged at position {position}: {reason}")
 
 
 class ReadOnlyLedger(AllowanceException):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from .reader import Reader
+
 SCHEMA_VERSION = 1
 """Of the tables that this release makes and understands."""
 
@@ -73,12 +75,14 @@ class Transaction(Protocol):
         ...
 
     async def append(self, rows: list[Row]) -> None:
-        """Adds rows that follow the head, and moves the head to the last of them."""
+        """Adds rows that follow the head, and moves the head to the last of them; again and again before the commit."""
         ...
 
 
 class Store(Protocol):
     """One ledger's log in one database."""
+
+    validator_ss58: str
 
     @property
     def ledger(self) -> int:
@@ -107,6 +111,10 @@ class Store(Protocol):
 
     async def find(self, lookup: Lookup) -> Known:
         """What is committed about keys, jobs and positions."""
+        ...
+
+    def reader(self) -> AbstractAsyncContextManager[Reader]:
+        """All that the database holds, as it stands at one moment; the store need not be open."""
         ...
 
     @property

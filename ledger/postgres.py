@@ -34,6 +34,7 @@ from .log import (
     check_schema_version,
     is_sqlalchemy_error,
 )
+from .postgres_reader import BROKEN, PostgresReader, postgres_errors
 from .values import LARGEST_INTEGER
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ MOST_CREATION_ATTEMPTS = 100
 
 _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 _HEAD = """SELECT position, hash, recorded_at_ns, fence, (SELECT version FROM allowance_schema)
-           FROM allowance_ledgers WHERE ledger = $1"""
+           FROM allowance_ledgers WHERE ledger = $1 AND validator_ss58 = $2"""
 _LOCK_HEAD = f"{_HEAD} FOR UPDATE"
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3"
 _FIND = f"""
@@ -103,8 +104,6 @@ _CONTENDED = ("40001", "40P01")
 _CONNECTION_LOST = ("08", "57P", "25P03", "25P04")
 _MADE_MEANWHILE = ("23505", *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
 """How a database says that somebody else made the same thing at the same time."""
-_BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What the driver raises, besides the server's own errors; the last where a connection broke at a bad moment."""
 _GUARD_NOT_TO_BE_HAD = ("0A000", "42601", "42710")
 
 log = logging.getLogger("allowance.ledger")
@@ -150,7 +149,9 @@ class PostgresStore:
     async def head(self) -> Head:
         with _StorageErrors():
             await self._settle()
-            return self._head(await self._reads.run(lambda connection: connection.fetchrow(_HEAD, self.ledger)))
+            return self._head(
+                await self._reads.run(lambda connection: connection.fetchrow(_HEAD, self.ledger, self.validator_ss58))
+            )
 
     async def read(self, after: int) -> list[Row]:
         with _StorageErrors():
@@ -198,6 +199,18 @@ class PostgresStore:
             return [tuple(row) for row in await self._reads.run(lambda connection: connection.fetch(statement))]
 
     @asynccontextmanager
+    async def reader(self) -> AsyncIterator[PostgresReader]:
+        with postgres_errors():
+            connection = await self._connect()
+            try:
+                # Whoever reads may take its time between two pages.
+                await connection.execute("SET idle_in_transaction_session_timeout = 0")
+                async with connection.transaction(isolation="repeatable_read", readonly=True):
+                    yield PostgresReader(connection)
+            finally:
+                connection.terminate()
+
+    @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
             async with self._open_engine().connect() as connection:
@@ -236,7 +249,7 @@ class PostgresStore:
         """Opens a transaction alone at the head: each later statement in it sees what was committed before it."""
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
-            return connection, self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger))
+            return connection, self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger, self.validator_ss58))
         except BaseException:
             await self._roll_back(connection)
             raise
@@ -343,6 +356,7 @@ class PostgresTransaction:
     async def append(self, rows: list[Row]) -> None:
         if not await self._store._append(self._connection, self._head, rows):
             raise StorageUnavailable("the head moved inside a write transaction: its row is not locked")
+        self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
 
 
 class Lane:
@@ -389,7 +403,7 @@ class Lane:
         if connection is not None:
             try:
                 await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
-            except (asyncpg.PostgresError, *_BROKEN):
+            except (asyncpg.PostgresError, *BROKEN):
                 connection.terminate()
 
 
@@ -482,7 +496,7 @@ def _is_contended(error: BaseException) -> bool:
 
 def _is_lost(error: BaseException) -> bool:
     """Whether the connection is gone, or cannot be trusted any more."""
-    if isinstance(error, _BROKEN):
+    if isinstance(error, BROKEN):
         return True
     return (_sqlstate(error) or "").startswith(_CONNECTION_LOST)
 
@@ -507,5 +521,5 @@ class _StorageErrors:
             return
         if self._in_transaction and _is_contended(error):
             raise Contended(str(error)) from error
-        if isinstance(error, (asyncpg.PostgresError, *_BROKEN)) or is_sqlalchemy_error(error):
+        if isinstance(error, (asyncpg.PostgresError, *BROKEN)) or is_sqlalchemy_error(error):
             raise StorageUnavailable(str(error) or type(error).__name__) from error

@@ -36,6 +36,7 @@ from .log import (
     is_sqlalchemy_error,
 )
 from .runtime import inherits_connections
+from .sqlite_reader import BUSY_TIMEOUT_SECONDS, SqliteReader, access_to, sqlite_reader, transaction
 from .values import LARGEST_INTEGER
 
 if TYPE_CHECKING:
@@ -48,11 +49,9 @@ try:
 except ImportError:  # pragma: no cover - no fair queue where there is no flock
     fcntl = None
 
-BUSY_TIMEOUT_SECONDS = 30.0
-
 _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 _HEAD = """SELECT position, hash, recorded_at_ns, (SELECT version FROM allowance_schema)
-           FROM allowance_ledgers WHERE ledger = ?"""
+           FROM allowance_ledgers WHERE ledger = ? AND validator_ss58 = ?"""
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND position > ? ORDER BY position LIMIT ?"
 _BY_KEY = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND key = ?"
 _BY_JOB = f"""SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND job_uuid = ?
@@ -79,6 +78,8 @@ class SqliteStore:
         self._memory_name = f"/allowance-{uuid4().hex}"
         self._connection: sqlite3.Connection | None = None
         self._engine: AsyncEngine | None = None
+        self._way_in: object = None
+        self._engines_way_in: object = None
         self._lock = None if path is None or read_only else FileLock(f"{path}.lock")
         self._turn = asyncio.Lock()
         """Writers of this process take turns here, since a writer that SQLite made wait would stop the loop."""
@@ -171,6 +172,17 @@ class SqliteStore:
                 return self._open_connection().execute(statement).fetchall()
 
     @asynccontextmanager
+    async def reader(self) -> AsyncIterator[SqliteReader]:
+        if self._path is not None:
+            async with self._gate.passed():
+                with sqlite_reader(self._path) as reader:
+                    yield reader
+            return
+        async with self._turn:
+            with transaction(self._uri()) as connection:
+                yield SqliteReader(connection)
+
+    @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         with _StorageErrors():
             async with self._between_writes(), self._gate.passed(), self._read_models() as connection:
@@ -193,7 +205,7 @@ class SqliteStore:
     @asynccontextmanager
     async def _read_models(self) -> AsyncIterator[AsyncConnection]:
         with uninterrupted():
-            async with self._open_engine().connect() as connection:
+            async with (await self._renewed_engine()).connect() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -231,8 +243,15 @@ class SqliteStore:
             finally:
                 self._lock.release()
 
+    async def _renewed_engine(self) -> AsyncEngine:
+        if self._has_moved() or self._engines_way_in != self._way_in:
+            self._open_connection()
+            await self._dispose()
+        return self._open_engine()
+
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
+            self._engines_way_in = self._way_in
             self._engine = _engine(self._uri(), in_memory=self._path is None)
         return self._engine
 
@@ -247,15 +266,53 @@ class SqliteStore:
             raise CommitUncertain(str(cause)) from cause
 
     def _open_connection(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = self._connect()
+        connection = self._connection
+        if connection is not None and connection.in_transaction:
+            return connection
+        has_moved = self._has_moved()
+        if connection is not None and not has_moved:
+            return connection
+        if connection is not None:
+            self._connection = None
+            connection.close()
+        self._way_in = self._find_way_in()
+        self._connection = self._connect()
+        if not self._read_only:
+            # A layered file system may know a file by another number once it was opened for writing.
+            self._way_in = self._find_way_in()
+        if self.ledger:
+            # In a file that took the place of the one before, the ledger may have another number.
+            self._check_schema()
+            self.ledger = self._find_ledger()
         return self._connection
+
+    def _has_moved(self) -> bool:
+        """Whether the file is to be opened anew. Raises where another one took its place under a writer.
+
+        What lies beside the file, its log of changes above all, may then belong to the one before.
+        """
+        found = self._find_way_in()
+        if self._way_in in (None, found):
+            return False
+        if not self._read_only:
+            raise StorageUnavailable(f"another file took the place of {self._path}: start this process anew")
+        return True
+
+    def _find_way_in(self) -> object:
+        """What an open file is known by; to a reader, also how it can be read without a trace."""
+        if self._path is None:
+            return None
+        if self._read_only:
+            return access_to(self._path)
+        found = self._path.stat()
+        return found.st_dev, found.st_ino
 
     def _uri(self) -> str:
         if self._path is None:
             return f"file:{self._memory_name}?vfs=memdb"
-        mode = "ro" if self._read_only else "rw"
-        return f"file:{quote(str(self._path.absolute()))}?mode={mode}"
+        if self._read_only:
+            return access_to(self._path).uri
+        return f"file:{quote(str(self._path.absolute()))}?mode=rw"
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -327,9 +384,11 @@ class SqliteStore:
         return int(row[0])
 
     def _head(self) -> Head:
-        position, a_hash, recorded_at_ns, schema_version = (
-            self._open_connection().execute(_HEAD, (self.ledger,)).fetchone()
-        )
+        connection = self._open_connection()
+        stored = connection.execute(_HEAD, (self.ledger, self.validator_ss58)).fetchone()
+        if stored is None:
+            raise LedgerNotFound(self.validator_ss58)
+        position, a_hash, recorded_at_ns, schema_version = stored
         check_schema_version(schema_version)
         return Head(position, a_hash, recorded_at_ns)
 
@@ -396,6 +455,7 @@ class SqliteTransaction:
 
     async def append(self, rows: list[Row]) -> None:
         self._store._append(self._head, rows)
+        self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
 
 
 class Gate:
@@ -506,6 +566,10 @@ def _nothing() -> None:
 def _create_private(path: Path) -> None:
     """Makes the file readable by its owner only, before SQLite makes it readable by others."""
     if not path.exists():
+        left = [file for file in (path.with_name(f"{path.name}-{part}") for part in ("wal", "shm")) if file.exists()]
+        if left:
+            # SQLite would take them for the new file's own.
+            raise StorageUnavailable(f"{left[0]} belongs to a file that was moved: stop what has it open, move it too")
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -524,7 +588,7 @@ class _StorageErrors:
         return None
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, (sqlite3.Error, OSError)) or is_sqlalchemy_error(error):
+        if isinstance(error, (sqlite3.Error, OSError, UnicodeDecodeError)) or is_sqlalchemy_error(error):
             raise StorageUnavailable(str(error)) from error
 
 

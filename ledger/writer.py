@@ -196,7 +196,8 @@ class LedgerActor(Generic[S]):
             if appended:
                 self._count(draft)
             return appended
-        return (await self.store.head()).position == draft.head.position
+        head = await self.store.head()
+        return (head.position, head.hash) == (draft.head.position, draft.head.hash)
 
     async def _commit_locked(self, commands: list[Ticket]) -> None:
         """Decides at the head, alone on the ledger, and appends."""

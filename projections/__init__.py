@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .audit import AccountTotals, AccountUsage, AuditReport, BlockUsage, audit
 from .availability import Availability, Candidate, Entry, is_busy
+from .carry import ExportReport, RestoreReport, export_log, new_file, refuse_findings, restore_log
 from .draw import drawn
 from .history import Filters, History, Page
 from .rebuild import Difference, Rebuild, RebuildReport
@@ -13,6 +14,7 @@ from .receipts import Bookkeeper, Receipt, ReceiptOutcome
 from .recorded import describe_conflict
 from .rules import RULES, Finding, Rule
 from .snapshots import ProgressReport, Snapshots, Taken, folded_to
+from .verify import VerifyReport, verify_log
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -28,6 +30,7 @@ __all__ = [
     "Candidate",
     "Difference",
     "Entry",
+    "ExportReport",
     "Filters",
     "Finding",
     "History",
@@ -37,15 +40,22 @@ __all__ = [
     "RebuildReport",
     "Receipt",
     "ReceiptOutcome",
+    "RestoreReport",
     "Rule",
     "Snapshots",
     "Taken",
+    "VerifyReport",
     "audit",
     "describe_conflict",
     "drawn",
+    "export_log",
     "folded_to",
     "is_busy",
+    "new_file",
+    "refuse_findings",
+    "restore_log",
     "schema",
+    "verify_log",
 ]
 
 

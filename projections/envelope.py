@@ -60,62 +60,75 @@ class Envelope:
 
     def take(self, row: Row) -> Sequence[Problem]:
         """What is wrong with the next row; usually nothing."""
-        if tuple(map(type, row)) in SHAPES:
-            position, stream, version, _, _, _, attempt, settles, _, stored = row
-            try:
-                computed = row_hash(self.hash, row)
-            except UNHASHABLE:
-                return self._problems(row)
-            if (
-                computed == stored
-                and position == self.position + 1
-                and version == self._versions.get(stream, 0) + 1
-                and attempt != 0
-                and settles != 0
-            ):
-                self.position = position
-                self.hash = stored
-                self._versions[stream] = version
-                return ()
+        position, stream, version, _, _, job_uuid, attempt, settles, _, stored = row
+        try:
+            computed = row_hash(self.hash, row)
+        except UNHASHABLE:
+            return self._problems(row)
+        # Only values of the right types can be hashed, but for 0 and all that is empty: these are hashed as absent
+        # ones are, and never stored.
+        if attempt is None:
+            shaped = job_uuid is None and (settles is None or settles)
+        else:
+            shaped = job_uuid is not None and settles is None and attempt
+        if (
+            computed == stored
+            and position == self.position + 1
+            and version == self._versions.get(stream, 0) + 1
+            and shaped
+        ):
+            self.position = position
+            self.hash = stored
+            self._versions[stream] = version
+            return ()
         return self._problems(row)
 
     def _problems(self, row: Row) -> list[Problem]:
         place = self.position + 1
-        problems = [Problem(place, Rule.ROW_COLUMNS, message, details) for message, details in _misshapen(row)]
-        if row.position != place:
-            problems.append(_misplaced(place, row))
-        if not problems or row.position == place:
+        if type(row.position) is not int or row.position < place:
+            # The row belongs nowhere, and the log goes on as if it were not there.
+            at = place if type(row.position) is not int else min(max(row.position, 1), place)
+            return [*self._misshapen(at, row), _misplaced(at, place, row)]
+        problems = self._misshapen(place, row)
+        if row.position > place:
+            problems.append(_missing(place, row.position))
+        else:
             problems += self._unchained(place, row)
         if type(row.stream) is str and type(row.version) is int:
-            problems += self._misversioned(place, row)
+            problems += self._misversioned(row)
             self._versions[row.stream] = row.version
-        self.position = row.position if type(row.position) is int and row.position > self.position else place
+        self.position = row.position
         self.hash = row.hash if type(row.hash) is bytes else b""
         return problems
+
+    def _misshapen(self, place: int, row: Row) -> list[Problem]:
+        return [Problem(place, Rule.ROW_COLUMNS, message, details) for message, details in _misshapen(row)]
 
     def _unchained(self, place: int, row: Row) -> list[Problem]:
         computed = _hash_of(self.hash, row)
         if computed == row.hash:
             return []
-        details = {"stored": _shown(row.hash), "computed": computed.hex()}
+        details = {"stored": _shown(row.hash), "computed": None if computed is None else computed.hex()}
         return [Problem(place, Rule.HASH_CHAIN, "the row is not what was hashed after the row before it", details)]
 
-    def _misversioned(self, place: int, row: Row) -> list[Problem]:
+    def _misversioned(self, row: Row) -> list[Problem]:
         expected = self._versions.get(row.stream, 0) + 1
         if row.version == expected:
             return []
-        at = row.position if type(row.position) is int and row.position > place else place
         message = f"version {row.version} of a stream that stands at {expected - 1}"
-        return [Problem(at, Rule.DENSE_VERSIONS, message, {"stream": _shown(row.stream), "expected": expected})]
+        details = {"stream": _shown(row.stream), "expected": expected}
+        return [Problem(row.position, Rule.DENSE_VERSIONS, message, details)]
 
 
-def _misplaced(place: int, row: Row) -> Problem:
-    if type(row.position) is int and row.position > place:
-        last = row.position - 1
-        missing = f"position {place} is missing" if last == place else f"positions {place} to {last} are missing"
-        return Problem(place, Rule.DENSE_POSITIONS, missing, {"expected": place, "found": row.position})
+def _missing(place: int, found: int) -> Problem:
+    last = found - 1
+    missing = f"position {place} is missing" if last == place else f"positions {place} to {last} are missing"
+    return Problem(place, Rule.DENSE_POSITIONS, missing, {"expected": place, "found": found})
+
+
+def _misplaced(at: int, place: int, row: Row) -> Problem:
     message = f"a row that says it is at {shortened(row.position)} stands where {place} belongs"
-    return Problem(place, Rule.DENSE_POSITIONS, message, {"expected": place, "found": _shown(row.position)})
+    return Problem(at, Rule.DENSE_POSITIONS, message, {"expected": place, "found": _shown(row.position)})
 
 
 def _misshapen(row: Row) -> list[tuple[str, dict[str, Any]]]:
@@ -131,12 +144,12 @@ def _misshapen(row: Row) -> list[tuple[str, dict[str, Any]]]:
     return [("job_uuid and attempt go together, and neither with settles", details)]
 
 
-def _hash_of(previous: bytes, row: Row) -> bytes:
-    """The row's hash after another; nothing that could be one where its columns cannot be hashed."""
+def _hash_of(previous: bytes, row: Row) -> bytes | None:
+    """The row's hash after another; None where its columns cannot be hashed."""
     try:
         return row_hash(previous, row)
     except UNHASHABLE:
-        return b""
+        return None
 
 
 def _shown(value: object) -> Any:

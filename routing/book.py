@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from ledger import (
     Command,
     ConflictingFact,
     ExpireDue,
+    Head,
     Intake,
     InvalidInput,
     LedgerActor,
@@ -57,17 +58,20 @@ from ledger import (
 from projections import (
     AuditReport,
     Availability,
+    ExportReport,
     History,
     ProgressReport,
     Rebuild,
     RebuildReport,
     Snapshots,
     Taken,
+    VerifyReport,
     audit,
     describe_conflict,
     schema,
 )
 
+from .carrying import export_store, verify_store
 from .past import Past, moment_of
 from .questions import Questions, Sources, checked_id
 
@@ -85,12 +89,13 @@ class Health(msgspec.Struct, frozen=True):
     """How a ledger is.
 
     `projection_lag` counts events that the history model has yet to take; `projection_error` says what keeps it from
-    taking the next ones, if anything does.
+    taking the next ones, if anything does. `head`: the position and the hash there, to be noted elsewhere for `verify`.
     """
 
     database: str
     schema_version: int
     position: int
+    head: str
     projection_lag: int
     projection_error: str | None
     newest_block: int | None
@@ -372,12 +377,12 @@ class Allowance(Questions):
     async def health(self) -> Health:
         """How the ledger is. Raises `StorageUnavailable` where the database does not answer."""
 
-        def look(state: Availability, now_ns: int) -> tuple[int, int, int, int, int]:
+        def look(state: Availability, now_ns: int) -> tuple[int, bytes, int, int, int, int]:
             newest = state.chain.blocks.newest
             age_ns = now_ns - state.chain.blocks.created_at_ns(newest) if newest else 0
-            return state.position, newest, age_ns, len(state.held), len(state.overdue(now_ns))
+            return state.position, state.hash, newest, age_ns, len(state.held), len(state.overdue(now_ns))
 
-        position, newest, age_ns, reserved, overdue = await self._ask(look)
+        position, a_hash, newest, age_ns, reserved, overdue = await self._ask(look)
         opened = await self._ready()
         lag = await opened.runtime.run(opened.history.lag(position))
         stopped = await opened.runtime.run(opened.history.stopped()) if lag else None
@@ -385,6 +390,7 @@ class Allowance(Questions):
             self._database_url.partition("://")[0],
             SCHEMA_VERSION,
             position,
+            f"{position}:{a_hash.hex()}",
             lag,
             None if stopped is None else str(stopped),
             newest or None,
@@ -425,6 +431,26 @@ class Allowance(Questions):
         return await opened.runtime.run(
             audit(opened.store, self._validator_ss58, until, progress, live=live, usage_buckets=buckets)
         )
+
+    async def verify(self, heads: Iterable[Head] = (), progress: ProgressReport | None = None) -> VerifyReport:
+        """Checks that every stored event is what was written, and that the log goes through `heads` noted elsewhere.
+
+        Findings stand by position, the first bad one first; `routing.verify` does the same without opening a ledger.
+        `progress` as for `rebuild`. Raises `StorageUnavailable`.
+        """
+        opened = await self._ready()
+        return await opened.runtime.run(verify_store(opened.store, self._validator_ss58, heads, progress))
+
+    async def export(
+        self, target: str | os.PathLike[str] | IO[bytes], progress: ProgressReport | None = None
+    ) -> ExportReport:
+        """Writes the ledger as it stands now, events and all, to a new file or a stream of bytes.
+
+        `routing.restore` and `routing.verify` read it. Changes go on meanwhile. `progress` as for `rebuild`. Raises
+        `CorruptLedger`, and `InvalidInput` where the file is there already.
+        """
+        opened = await self._ready()
+        return await opened.runtime.run(export_store(opened.store, self._validator_ss58, target, progress))
 
     async def counters(self) -> dict[str, int]:
         """What this process has done to the ledger since it was opened: batches, commands, conflicts, …"""

@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from ledger import Miner, Settings, current_runtime, refuse_on_loop
+from projections import RestoreReport, VerifyReport
 
-from . import book, router, singletons
+from . import book, carrying, router, singletons
 from .pick import JobRoute
 
 P = ParamSpec("P")
@@ -95,6 +96,8 @@ class Allowance:
     overview = _blocking_allowance(book.Allowance.overview)
     receipts = _blocking_allowance(book.Allowance.receipts)
     settings = _blocking_allowance(book.Allowance.settings)
+    verify = _blocking_allowance(book.Allowance.verify)
+    export = _blocking_allowance(book.Allowance.export)
     audit = _blocking_allowance(book.Allowance.audit)
     rebuild = _blocking_allowance(book.Allowance.rebuild)
     health = _blocking_allowance(book.Allowance.health)
@@ -121,6 +124,20 @@ class Routing:
         """As `routing.Routing.pick_miner_for_job_request`."""
         refuse_on_loop()
         return current_runtime().run_blocking(self.asynchronous.pick_miner_for_job_request(request))
+
+
+@wraps(carrying.verify)
+def verify(*args: Any, **kwargs: Any) -> list[VerifyReport]:
+    """As `routing.verify`."""
+    refuse_on_loop()
+    return current_runtime().run_blocking(carrying.verify(*args, **kwargs))
+
+
+@wraps(carrying.restore)
+def restore(*args: Any, **kwargs: Any) -> RestoreReport:
+    """As `routing.restore`."""
+    refuse_on_loop()
+    return current_runtime().run_blocking(carrying.restore(*args, **kwargs))
 
 
 def allowance() -> Allowance:

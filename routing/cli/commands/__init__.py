@@ -8,6 +8,7 @@ from . import (
     audit,
     demo,
     explain,
+    export,
     health,
     history,
     import_facts,
@@ -16,8 +17,10 @@ from . import (
     rebuild,
     receipts,
     replay,
+    restore,
     settle,
     show,
+    verify,
     why,
 )
 
@@ -35,6 +38,9 @@ COMMANDS: tuple[Command, ...] = (
     audit.COMMAND,
     replay.COMMAND,
     receipts.COMMAND,
+    verify.COMMAND,
+    export.COMMAND,
+    restore.COMMAND,
     rebuild.COMMAND,
     health.COMMAND,
 )

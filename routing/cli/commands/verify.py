@@ -1,0 +1,104 @@
+"""`allowance verify`: is what is stored what was written?"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..command import Command
+from ..failure import NO, WrongUsage
+from ..output import Output
+from ..progress import Progress
+from ..render import counted
+from ..sources import SOURCES, noted_head, opened_source
+
+if TYPE_CHECKING:
+    from routing import VerifyReport
+
+MOST_LINES = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to verify, and against what."""
+    parser.add_argument(
+        "source", nargs="?", metavar="SOURCE", help="a database or an export; the configured database if left out"
+    )
+    parser.add_argument(
+        "--head",
+        action="append",
+        default=[],
+        type=noted_head,
+        metavar="POSITION:HASH",
+        help="a head noted elsewhere, now or long ago, as `allowance health` shows it; may be given again",
+    )
+
+
+def run(arguments: argparse.Namespace, out: Output) -> int:
+    """Verifies every ledger that is meant, and tells where each goes wrong first."""
+    import routing.sync
+    from routing import Head
+
+    from ...environment import from_environment
+
+    if arguments.source and arguments.database:
+        raise WrongUsage("give SOURCE or --database, not both")
+    heads = [Head(position, a_hash) for position, a_hash in arguments.head]
+    source, validator = arguments.source or arguments.database, arguments.validator
+    if source is None:
+        configuration = from_environment()
+        source, validator = configuration.database_url, validator or configuration.validator_ss58
+    with opened_source(source) as opened, Progress("verify", "events") as progress:
+        reports = routing.sync.verify(
+            opened,
+            validator_ss58=validator,
+            heads=heads,
+            progress=lambda done, total: progress.show(done, total=total),
+        )
+    for report in reports:
+        _tell(report, out)
+    return NO if any(report.findings for report in reports) else 0
+
+
+def _tell(report: VerifyReport, out: Output) -> None:
+    from ..documents import as_fields
+
+    head = f"{report.position}:{report.hash}"
+    if out.json_wanted:
+        out.document({**as_fields(report), "head": head})
+        return
+    whose = report.validator_ss58 or "a ledger without a name"
+    rate = f"{counted(report.events, 'event')}, {report.events_per_second:,.0f} events/s"
+    if not report.findings:
+        out.line(f"{whose}: what is stored is what was written ({rate})")
+    else:
+        out.line(f"{whose}: first bad position {report.first_bad_position:,} ({rate})")
+    for finding in report.findings[:MOST_LINES]:
+        out.line(f"  {finding.position:,}  {finding.rule}  {finding.message}")
+    if report.found > MOST_LINES:
+        out.line(f"  … {counted(report.found, 'finding')} in all")
+    out.line(f"  head {head}")
+    for position in report.noted:
+        out.line(f"  agrees with the head noted at {position:,}")
+    for possibility in report.not_excluded:
+        out.line(f"  not excluded: {possibility}")
+
+
+COMMAND = Command(
+    name="verify",
+    summary="Check that every stored event is what was written, and name the first position that is not.",
+    details=(
+        "Leaves no trace where it reads, and needs no permission to write. "
+        f"{SOURCES}\n\n"
+        "The hashes alone cannot tell that a log's end was cut off together with its head row, or that a log was\n"
+        "written anew as a whole. For that, note heads elsewhere from time to time, and give them with --head.\n"
+        "Exit code 1: something is not what was written."
+    ),
+    examples=(
+        "allowance verify",
+        f"allowance verify ledger.db --head 1234:{'9f2c' * 16}",
+        "allowance verify backup.jsonl.gz --json",
+        "allowance verify postgresql://auditor@db/allowance --validator 5Grwva…",
+    ),
+    add_arguments=add_arguments,
+    run=run,
+)
