@@ -4,8 +4,8 @@ The write connection is the standard library's, used from the ledger's own threa
 much as the file system asks and nothing more. Read models go through SQLAlchemy and aiosqlite, on connections of
 their own, so that a long read never holds up a write (WAL).
 
-A file lock stands in front of `BEGIN IMMEDIATE`: SQLite's own waiting is by polling, and starves some processes
-for seconds. Nothing rests on the file lock but fairness.
+A queue of file locks stands in front of `BEGIN IMMEDIATE`: SQLite's own waiting is by polling, and starves some
+processes for seconds. Nothing rests on the queue but fairness.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import uuid4
 
 from .codec import GENESIS_HASH, Row
 from .errors import LedgerNotFound, StorageUnavailable
+from .line import WritersLine
 from .log import (
     PAGE_ROWS,
     SCHEMA_VERSION,
@@ -31,8 +30,10 @@ from .log import (
     Head,
     Known,
     Lookup,
+    Meanwhile,
     check_schema_version,
     is_sqlalchemy_error,
+    nothing_meanwhile,
 )
 from .runtime import inherits_connections
 from .values import LARGEST_INTEGER
@@ -40,12 +41,6 @@ from .values import LARGEST_INTEGER
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - no fair queue where there is no flock
-    fcntl = None
 
 BUSY_TIMEOUT_SECONDS = 30.0
 
@@ -77,7 +72,7 @@ class SqliteStore:
         self._memory_name = f"/allowance-{uuid4().hex}"
         self._connection: sqlite3.Connection | None = None
         self._engine: AsyncEngine | None = None
-        self._lock = None if path is None or read_only else FileLock(f"{path}.lock")
+        self._line = None if path is None or read_only else WritersLine(path)
         self._turn = asyncio.Lock()
         """Writers of this process take turns here, since a writer that SQLite made wait would stop the loop."""
         self._gate = Gate()
@@ -127,8 +122,8 @@ class SqliteStore:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._lock is not None:
-            self._lock.close()
+        if self._line is not None:
+            self._line.close()
 
     async def head(self) -> Head:
         with _StorageErrors():
@@ -146,9 +141,9 @@ class SqliteStore:
                 return self._find(lookup)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SqliteTransaction]:
+    async def transaction(self, meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[SqliteTransaction]:
         with _StorageErrors():
-            async with self._exclusive():
+            async with self._exclusive(meanwhile):
                 yield SqliteTransaction(self, self._head())
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
@@ -189,9 +184,9 @@ class SqliteStore:
                     raise
 
     @asynccontextmanager
-    async def _exclusive(self) -> AsyncIterator[None]:
+    async def _exclusive(self, meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[None]:
         """Alone on the database; commits at the end, rolls back at an exception."""
-        async with self._in_line():
+        async with self._in_line(meanwhile):
             connection = self._open_connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -211,17 +206,17 @@ class SqliteStore:
                 yield
 
     @asynccontextmanager
-    async def _in_line(self) -> AsyncIterator[None]:
-        """Alone among the writers of this process and, by the file lock, of all processes."""
+    async def _in_line(self, meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[None]:
+        """Alone among the writers of this process and, by the file locks, of all processes."""
         async with self._turn:
-            if self._lock is None:
+            if self._line is None:
                 yield
                 return
-            await self._lock.acquire()
+            await self._line.acquire(meanwhile)
             try:
                 yield
             finally:
-                self._lock.release()
+                self._line.release()
 
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
@@ -402,78 +397,6 @@ class Gate:
                 self._left.clear()
                 await self._left.wait()
             yield
-
-
-class FileLock:
-    """A lock file in front of the write lock: whoever waits is woken in turn, and no time is spent polling.
-
-    Free, it is taken at once; held by another process, a thread of its own waits for it, so that this process
-    goes on answering reads meanwhile.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: int | None = None
-        self._waiting: SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None] | None = None
-        os.register_at_fork(after_in_child=self._forget)
-
-    async def acquire(self) -> None:
-        """Waits until this process alone may write."""
-        if fcntl is None:
-            return
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            await self._wait()
-
-    def release(self) -> None:
-        """Lets the next one write."""
-        if self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Gives the file back, and ends the waiting thread."""
-        if self._waiting is not None:
-            self._waiting.put(None)
-            self._waiting = None
-        self._forget()
-
-    async def _wait(self) -> None:
-        if self._waiting is None:
-            self._waiting = SimpleQueue()
-            threading.Thread(
-                target=self._wait_in_turn, args=(self._waiting,), name="allowance-lock", daemon=True
-            ).start()
-        loop = asyncio.get_running_loop()
-        locked = loop.create_future()
-        self._waiting.put((loop, locked))
-        await locked
-
-    def _wait_in_turn(
-        self, waiting: SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None]
-    ) -> None:
-        while (one := waiting.get()) is not None:
-            loop, locked = one
-            if self._file is None:
-                return
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
-                loop.call_soon_threadsafe(_wake, locked, self)
-
-    def _forget(self) -> None:
-        """Closes the file; a forked child must not keep its parent's lock alive."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _wake(locked: asyncio.Future[None], lock: FileLock) -> None:
-    if locked.done():
-        lock.release()
-    else:
-        locked.set_result(None)
 
 
 def _nothing() -> None:
