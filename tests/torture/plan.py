@@ -8,7 +8,9 @@ import msgspec
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How many do what for how long. A run ends after `seconds`, or after `claims` claims and `least_kills` kills.
+    """How many do what for how long. A run ends after `seconds`, or when `claims` claims stand in the log.
+
+    With `least_kills`, it ends when there were as many kills too, and takes the time that it needs.
 
     With a `fault`, it also ends when nothing comes of the workers any more.
     """

@@ -28,7 +28,7 @@ HALTED_SECONDS = 4.0
 SETTLED_IN_BYTES = 3_000
 """A worker whose diary is that long is worth killing: it has made some twenty calls."""
 PATIENCE = 5
-"""On a slow machine the run lasts so many times as long, until there was anybody to kill."""
+"""On a slow machine a run that has to reach something lasts so many times as long."""
 POLL_SECONDS = 0.05
 COUNTING_SHARE = 50
 """Counting the claims of a long log takes its time: so many times as long nobody counts."""
@@ -132,9 +132,7 @@ def _stir(plan: Plan, database: Database, company: _Company, report: Report, rng
     """Kills and disturbs until the time is up, the claims are made, or a fault has brought everything to a halt."""
     began = moved = counted = time.monotonic()
     claims = 0
-    while (now := time.monotonic()) < began + plan.seconds * (
-        1 if report.kills or not plan.kills_per_second else PATIENCE
-    ):
+    while (now := time.monotonic()) < began + plan.seconds * (PATIENCE if _waited_for(plan, report) else 1):
         if report.kills < (now - began) * plan.kills_per_second - 1:
             report.kills += company.kill_one(rng)
         if report.disturbances < (now - began) * plan.disturbances_per_second - 1:
@@ -150,6 +148,11 @@ def _stir(plan: Plan, database: Database, company: _Company, report: Report, rng
             return
         company.look_after(report)
         time.sleep(POLL_SECONDS)
+
+
+def _waited_for(plan: Plan, report: Report) -> bool:
+    """Whether a run that takes longer than it should goes on."""
+    return bool(plan.least_kills) or (plan.kills_per_second > 0 and not report.kills)
 
 
 def _end(call: Call) -> str:
