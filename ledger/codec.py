@@ -107,9 +107,24 @@ def reservation_position(an_id: int) -> int:
     return an_id >> ID_HASH_BITS
 
 
-def lost_key(row: Row) -> str:
-    """A key for a change whose outcome was lost and that had none of its own: it names the row it would have made."""
-    return f"{LOST_KEY}{row.position}:{row.hash.hex()}"
+def lost_key(row: Row, request: str = "") -> str:
+    """A key for a change whose outcome was lost and that had none of its own: it names the row it would have made.
+
+    `request` is the digest of what was asked for, where the row does not tell it.
+    """
+    key = f"{LOST_KEY}{row.position}:{row.hash.hex()}"
+    return f"{key}:{request}" if request else key
+
+
+def names_row(key: str, row: Row) -> bool:
+    """Whether the key is a `lost_key` of the row, for whatever request."""
+    named = lost_key(row)
+    return key == named or key.startswith(f"{named}:")
+
+
+def lost_request(key: str) -> str:
+    """The request that a `lost_key` tells; empty where it tells none."""
+    return key.removeprefix(LOST_KEY).partition(":")[2].partition(":")[2]
 
 
 def lost_position(key: str) -> int | None:

@@ -6,11 +6,13 @@ Each reads the draft's state, decides, and appends. None reads a clock or a data
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 from .account import Held
 from .chain import Chain, Metagraph, block_digest, manifests_digest, new_block, new_manifests
-from .codec import lost_position, reservation_position
+from .codec import Row, lost_key, lost_position, lost_request, reservation_position
 from .codec import reservation_id as id_of
 from .draft import Draft
 from .errors import (
@@ -29,6 +31,7 @@ from .events import (
     SETTINGS_STREAM,
     AllowanceReserved,
     BlockRecorded,
+    Event,
     LedgerOpened,
     ManifestsRecorded,
     ReservationExpired,
@@ -43,6 +46,8 @@ from .settings import RecordedSettings
 from .state import LedgerState
 from .values import instant, seconds
 
+REQUEST_BYTES = 16
+
 
 class BlockContent(NamedTuple):
     """A block, checked and exact."""
@@ -51,12 +56,52 @@ class BlockContent(NamedTuple):
     created_at_ns: int
     metagraph: Metagraph
 
+    @property
+    def stream(self) -> str:
+        """Where it is recorded."""
+        return CHAIN_STREAM
+
+    @property
+    def title(self) -> str:
+        """What errors call it."""
+        return f"block {self.number}"
+
+    def decide(self, chain: Chain, confirm: bool) -> BlockRecorded | int:
+        """The event that records it, or the position at which the same was recorded; refusals raise."""
+        return new_block(chain, *self, confirm)
+
+    def digest(self) -> bytes:
+        """Bytes that tell it from any other fact."""
+        return b"block" + self.number.to_bytes(8, "big") + block_digest(self.created_at_ns, self.metagraph)
+
 
 class ManifestsContent(NamedTuple):
     """A manifest sync, checked and exact."""
 
     block: int
     manifests: dict[str, dict[str, int]]
+
+    @property
+    def stream(self) -> str:
+        """Where it is recorded."""
+        return MANIFESTS_STREAM
+
+    @property
+    def title(self) -> str:
+        """What errors call it."""
+        return f"the manifest sync at block {self.block}"
+
+    def decide(self, chain: Chain, confirm: bool) -> ManifestsRecorded | int:
+        """The event that records it, or the position at which the same was recorded; refusals raise."""
+        return new_manifests(chain, *self, confirm)
+
+    def digest(self) -> bytes:
+        """Bytes that tell it from any other fact."""
+        return b"sync" + self.block.to_bytes(8, "big") + manifests_digest(self.manifests)
+
+
+FactsOutcome = tuple[list[int], ConflictingFact | ImplausibleFact | None]
+"""The positions of the facts up to one that was refused, and the refusal."""
 
 
 class RecordSettings:
@@ -71,6 +116,9 @@ class RecordSettings:
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
         pass
 
+    def told_by(self, row: Row) -> str:
+        return lost_key(row)
+
     def execute(self, draft: Draft[Any]) -> int:
         state = draft.state
         if state.position == 0:
@@ -82,49 +130,77 @@ class RecordSettings:
 
 
 class RecordFacts:
-    """Records facts in order up to the first that is refused; answers the positions and the refusal.
+    """Records facts in order up to the first that is refused; answers the positions and the refusal."""
 
-    The key stands in the first row that they append. Facts are told by their content: where the key is there already,
-    those of the same request are all recorded, and answer with their first positions.
-    """
+    revertible = False
 
     def __init__(self, facts: Sequence[BlockContent | ManifestsContent], confirm: bool, key: str | None = None) -> None:
         self.facts = facts
         self.confirm = confirm
         self.key = key
-        self.revertible = False
+
+    @cached_property
+    def request(self) -> str:
+        """The digest of all that is to be recorded."""
+        return blake2b(b"".join(fact.digest() for fact in self.facts), digest_size=REQUEST_BYTES).hexdigest()
 
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
         need_key(self.key, lookup)
 
-    def execute(self, draft: Draft[Any]) -> tuple[list[int], ConflictingFact | ImplausibleFact | None]:
+    def told_by(self, row: Row) -> str:
+        return self.key or lost_key(row, self.request)
+
+    def execute(self, draft: Draft[Any]) -> FactsOutcome:
         first = draft.first_outcome(self.key)
-        recorded = None if first is None else first[0].position
-        if recorded is not None and not any(_position_of(draft.state.chain, fact) == recorded for fact in self.facts):
-            raise IdempotencyConflict(str(self.key), recorded)
+        if first is not None:
+            self._refuse_other_content(*first)
+            return self._first_outcome(draft.state.chain, first[0].position)
+        before = len(draft.rows)
+        outcome = self._record(draft)
+        if self.key is not None and len(draft.rows) > before:
+            draft.sign(self.key, self.request)
+        return outcome
+
+    def _record(self, draft: Draft[Any]) -> FactsOutcome:
         positions: list[int] = []
-        key = self.key
         for fact in self.facts:
             try:
-                event = self._event(draft.state.chain, fact)
+                decided = fact.decide(draft.state.chain, self.confirm)
             except (ConflictingFact, ImplausibleFact) as refused:
                 refused.fact_index = len(positions)
                 return positions, refused
-            if isinstance(event, int):
-                positions.append(event)
-            elif recorded is not None:
-                raise IdempotencyConflict(str(self.key), recorded)
-            else:
-                stream = CHAIN_STREAM if isinstance(event, BlockRecorded) else MANIFESTS_STREAM
-                positions.append(draft.append(stream, event, key=key).position)
-                key = None
+            if not isinstance(decided, int):
+                decided = draft.append(fact.stream, decided).position
+            positions.append(decided)
         return positions, None
 
-    def _event(self, chain: Chain, fact: BlockContent | ManifestsContent) -> BlockRecorded | ManifestsRecorded | int:
-        """What records the fact, or the position that recorded it before."""
-        if isinstance(fact, BlockContent):
-            return new_block(chain, *fact, self.confirm)
-        return new_manifests(chain, *fact, self.confirm)
+    def _refuse_other_content(self, row: Row, event: Event) -> None:
+        key = str(self.key)
+        request = event.request if isinstance(event, (BlockRecorded, ManifestsRecorded)) else ""
+        if self.request != (request if row.key == key else lost_request(key)):
+            raise IdempotencyConflict(key, row.position)
+
+    def _first_outcome(self, chain: Chain, last_position: int) -> FactsOutcome:
+        """What the call answered when the last fact that it recorded came to stand at the position.
+
+        All but what it refused was in the log by then. What has come since, or could come now, was implausible.
+        """
+        positions: list[int] = []
+        for fact in self.facts:
+            refused: ConflictingFact | ImplausibleFact
+            try:
+                decided = fact.decide(chain, self.confirm)
+                if isinstance(decided, int) and decided <= last_position:
+                    positions.append(decided)
+                    continue
+                if self.confirm:
+                    raise IdempotencyConflict(str(self.key), last_position)
+                refused = ImplausibleFact(fact.title, "it was when it was first given with this key")
+            except (ConflictingFact, ImplausibleFact) as still_refused:
+                refused = still_refused
+            refused.fact_index = len(positions)
+            return positions, refused
+        return positions, None
 
 
 class Reserve:
@@ -152,6 +228,9 @@ class Reserve:
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
         need_key(self.key, lookup)
         need_job(self.job_uuid, state, lookup)
+
+    def told_by(self, row: Row) -> str:
+        return self.key or lost_key(row)
 
     def execute(self, draft: Draft[Any]) -> Reservation:
         validator_ss58 = draft.state.chain.validator_ss58
@@ -211,6 +290,9 @@ class Settle:
         if self.key is not None or self.reservation_id not in state.held:
             lookup.positions.add(reservation_position(self.reservation_id))
 
+    def told_by(self, row: Row) -> str:
+        return self.key or lost_key(row)
+
     def execute(self, draft: Draft[Any]) -> Reservation:
         state = draft.state
         first = draft.first_outcome(self.key)
@@ -249,13 +331,16 @@ class ExpireDue:
     The key stands in the last of the sweep's rows, which says how many there are.
     """
 
+    revertible = True
+
     def __init__(self, key: str | None = None) -> None:
         self.key = key
-        self.revertible = key is None
-        """With a key it is decided at the head: a sweep that finds nothing due has no row to clash with the key's."""
 
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
         need_key(self.key, lookup)
+
+    def told_by(self, row: Row) -> str:
+        return self.key or lost_key(row)
 
     def execute(self, draft: Draft[Any]) -> list[Reservation] | Sweep:
         first = draft.first_outcome(self.key)
@@ -273,15 +358,6 @@ class ExpireDue:
             row = draft.settle(held, event, self.key if is_last else None)
             expired.append(of_held(held, validator_ss58, "expired", row.recorded_at_ns))
         return expired
-
-
-def _position_of(chain: Chain, fact: BlockContent | ManifestsContent) -> int | None:
-    """Where just this fact is recorded; None where it is not, or with other content."""
-    if isinstance(fact, BlockContent):
-        same = fact.number in chain.blocks and chain.blocks.digest(fact.number) == block_digest(*fact[1:])
-        return chain.blocks.position(fact.number) if same else None
-    sync = chain.syncs.get(fact.block)
-    return sync.position if sync is not None and sync.digest == manifests_digest(fact.manifests) else None
 
 
 def check_amount(amount_ns: int, settings: RecordedSettings) -> None:

@@ -37,6 +37,7 @@ class Counters:
     __slots__ = (
         "attempts",
         "batches",
+        "claims",
         "commands",
         "conflicts",
         "foreign_rows",
@@ -52,6 +53,8 @@ class Counters:
         self.rows = 0
         self.attempts = 0
         """Commands decided, first or again."""
+        self.claims = 0
+        """Reservations decided, first or again."""
         self.conflicts = 0
         """Batches decided on a head that turned out to have moved."""
         self.retries = 0

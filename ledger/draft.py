@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
 from .account import Account, Claim, Held
-from .codec import Row, decode, encode, lost_key, lost_position, reservation_position, row_hash
+from .codec import Row, decode, encode, lost_position, names_row, reservation_position, row_hash
 from .events import AllowanceReserved, Axon, Event, ReservationExpired, Settlement
 from .log import Head, Known, Lookup
 from .reservation import settlement_of
@@ -32,6 +34,10 @@ class Command(Protocol[S_contra]):
         """Asks for what must be known of the stored past."""
         ...
 
+    def told_by(self, row: Row) -> str:
+        """The key with which the same call tells what became of it; `row` is the last that it would append."""
+        ...
+
     def execute(self, draft: Draft[Any]) -> Any:
         """Decides, appends, and gives the caller's answer, which is told once the batch is committed."""
         ...
@@ -56,6 +62,8 @@ class Draft(Generic[S]):
         self.events: list[Event] = []
         self.ended: dict[int, tuple[Row, Settlement]] = {}
         """What this batch has settled, by reservation id."""
+        self.claims = 0
+        """Reservations decided."""
         self.moved_picks = 0
         """Jobs that had to leave the miner that was chosen for them on an earlier head."""
         self._ended_jobs: dict[str, LastOfJob] = {}
@@ -97,6 +105,14 @@ class Draft(Generic[S]):
         state.evolve(row, event)
         return row
 
+    def sign(self, key: str, request: str) -> None:
+        """Puts a key, and the digest of the call that has it, on the fact that was appended last."""
+        signed = msgspec.structs.replace(self.events[-1], request=request)
+        before = self.rows[-2].hash if len(self.rows) > 1 else self.head.hash
+        row = self.rows[-1]._replace(key=key, payload=encode(signed))
+        row = row._replace(hash=row_hash(before, row))
+        self.rows[-1], self.events[-1], self.state.hash = row, signed, row.hash
+
     def reserve(
         self,
         account: Account,
@@ -123,6 +139,7 @@ class Draft(Generic[S]):
             kept=kept,
         )
         self.append(account.stream, event, key=key, job=job)
+        self.claims += 1
         held = next(reversed(account.held.values()))
         self._moved.append((held, event))
         return held
@@ -157,7 +174,7 @@ class Draft(Generic[S]):
         row = self.known.keys.get(key)
         if row is None and (position := lost_position(key)) is not None:
             row = self.known.rows.get(position)
-            row = row if row is not None and lost_key(row) == key else None
+            row = row if row is not None and names_row(key, row) else None
         return None if row is None else (row, decode(row.position, row.payload))
 
     def reservation_row(self, reservation_id: int) -> tuple[Row, AllowanceReserved] | None:

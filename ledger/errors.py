@@ -342,7 +342,7 @@ class OutcomeUnknown(AllowanceException):
         self.operation = operation
         super().__init__(
             f"whether {operation} was done is unknown: the answer was lost."
-            f" Repeat the call with idempotency_key={idempotency_key!r}: it is done once at the most"
+            f" The same call with the key {idempotency_key!r} tells, and does it once at the most"
         )
 
 

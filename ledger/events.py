@@ -44,7 +44,8 @@ class BlockRecorded(_Event, frozen=True, tag="block-recorded"):
     """A block and its metagraph, told as the difference to the block recorded just before it in this log.
 
     `registered` are miners new or moved, `deregistered` those gone; `staked` are validators' stakes in
-    billionths, new or changed, `unstaked` those gone.
+    billionths, new or changed, `unstaked` those gone. `request` stands where the call had an idempotency key, on the
+    last fact that it recorded: the digest of all that it asked to record.
     """
 
     number: int
@@ -53,18 +54,20 @@ class BlockRecorded(_Event, frozen=True, tag="block-recorded"):
     deregistered: list[str] = []
     staked: dict[str, int] = {}
     unstaked: list[str] = []
+    request: str = ""
 
 
 class ManifestsRecorded(_Event, frozen=True, tag="manifests-recorded"):
     """A manifest sync, told as the difference to the sync recorded just before it in this log.
 
     `offered` has the whole `{executor_class: count}` of each miner that is new or differs, `absent` the miners
-    that are gone.
+    that are gone. `request` as for a block.
     """
 
     block: int
     offered: dict[str, dict[str, int]] = {}
     absent: list[str] = []
+    request: str = ""
 
 
 class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,6 +21,14 @@ SCHEMA_VERSION = 1
 
 PAGE_ROWS = 1000
 """Rows read at a time; smaller pages cost more round trips than they save memory."""
+
+
+Meanwhile = Callable[[], Awaitable[object]]
+"""What a writer does while it waits for its turn."""
+
+
+async def nothing_meanwhile() -> None:
+    """Waits."""
 
 
 class Head(NamedTuple):
@@ -146,9 +154,10 @@ class Store(Protocol):
         """A transaction to write the read models in; commits at a normal end."""
         ...
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+    def transaction(self, meanwhile: Meanwhile = nothing_meanwhile) -> AbstractAsyncContextManager[Transaction]:
         """A write transaction; commits at a normal end, undoes everything at an exception.
 
+        `meanwhile` may be done while the transaction waits for its turn, once at the most.
         Raises `StorageUnavailable` where nothing was done, `CommitUncertain` where that is not known.
         """
         ...

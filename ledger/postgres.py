@@ -31,8 +31,10 @@ from .log import (
     Head,
     Known,
     Lookup,
+    Meanwhile,
     check_schema_version,
     is_sqlalchemy_error,
+    nothing_meanwhile,
 )
 from .postgres_reader import BROKEN, PostgresReader, postgres_errors
 from .values import LARGEST_INTEGER
@@ -164,7 +166,7 @@ class PostgresStore:
             return await self._reads.run(lambda connection: _find(connection, self.ledger, lookup))
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[PostgresTransaction]:
+    async def transaction(self, _meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[PostgresTransaction]:
         with _StorageErrors(in_transaction=True):
             await self._settle()
             async with self._writes.turn:

@@ -4,8 +4,8 @@ The write connection is the standard library's, used from the ledger's own threa
 much as the file system asks and nothing more. Read models go through SQLAlchemy and aiosqlite, on connections of
 their own, so that a long read never holds up a write (WAL).
 
-A file lock stands in front of `BEGIN IMMEDIATE`: SQLite's own waiting is by polling, and starves some processes
-for seconds. Nothing rests on the file lock but fairness.
+A queue of file locks stands in front of `BEGIN IMMEDIATE`: SQLite's own waiting is by polling, and starves some
+processes for seconds. Nothing rests on the queue but fairness.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -25,6 +23,7 @@ from uuid import uuid4
 from .codec import GENESIS_HASH, Row
 from .errors import LedgerNotFound, StorageUnavailable
 from .interruption import uninterrupted
+from .line import WritersLine
 from .log import (
     PAGE_ROWS,
     SCHEMA_VERSION,
@@ -32,8 +31,10 @@ from .log import (
     Head,
     Known,
     Lookup,
+    Meanwhile,
     check_schema_version,
     is_sqlalchemy_error,
+    nothing_meanwhile,
 )
 from .runtime import inherits_connections
 from .sqlite_reader import BUSY_TIMEOUT_SECONDS, SqliteReader, access_to, sqlite_reader, transaction
@@ -43,11 +44,6 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - no fair queue where there is no flock
-    fcntl = None
 
 _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 _HEAD = """SELECT position, hash, recorded_at_ns, (SELECT version FROM allowance_schema)
@@ -80,7 +76,7 @@ class SqliteStore:
         self._engine: AsyncEngine | None = None
         self._way_in: object = None
         self._engines_way_in: object = None
-        self._lock = None if path is None or read_only else FileLock(f"{path}.lock")
+        self._line = None if path is None or read_only else WritersLine(path)
         self._turn = asyncio.Lock()
         """Writers of this process take turns here, since a writer that SQLite made wait would stop the loop."""
         self._gate = Gate()
@@ -130,8 +126,8 @@ class SqliteStore:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._lock is not None:
-            self._lock.close()
+        if self._line is not None:
+            self._line.close()
 
     async def head(self) -> Head:
         with _StorageErrors():
@@ -149,9 +145,9 @@ class SqliteStore:
                 return self._find(lookup)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[SqliteTransaction]:
+    async def transaction(self, meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[SqliteTransaction]:
         with _StorageErrors():
-            async with self._exclusive():
+            async with self._exclusive(meanwhile):
                 yield SqliteTransaction(self, self._head())
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
@@ -209,9 +205,9 @@ class SqliteStore:
                 yield connection
 
     @asynccontextmanager
-    async def _exclusive(self) -> AsyncIterator[None]:
+    async def _exclusive(self, meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[None]:
         """Alone on the database; commits at the end, rolls back at an exception."""
-        async with self._in_line():
+        async with self._in_line(meanwhile):
             connection = self._open_connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -231,17 +227,17 @@ class SqliteStore:
                 yield
 
     @asynccontextmanager
-    async def _in_line(self) -> AsyncIterator[None]:
-        """Alone among the writers of this process and, by the file lock, of all processes."""
+    async def _in_line(self, meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[None]:
+        """Alone among the writers of this process and, by the file locks, of all processes."""
         async with self._turn:
-            if self._lock is None:
+            if self._line is None:
                 yield
                 return
-            await self._lock.acquire()
+            await self._line.acquire(meanwhile)
             try:
                 yield
             finally:
-                self._lock.release()
+                self._line.release()
 
     async def _renewed_engine(self) -> AsyncEngine:
         if self._has_moved() or self._engines_way_in != self._way_in:
@@ -302,9 +298,12 @@ class SqliteStore:
         """What an open file is known by; to a reader, also how it can be read without a trace."""
         if self._path is None:
             return None
-        if self._read_only:
-            return access_to(self._path)
-        found = self._path.stat()
+        try:
+            if self._read_only:
+                return access_to(self._path)
+            found = self._path.stat()
+        except FileNotFoundError as cause:
+            raise StorageUnavailable(f"there is no file {self._path}") from cause
         return found.st_dev, found.st_ino
 
     def _uri(self) -> str:
@@ -327,7 +326,7 @@ class SqliteStore:
             return str(error)
         if path.is_dir():
             return f"{path} is a directory; name a file in it"
-        return f"{path}: {error}" if path.exists() else f"there is no file {path}"
+        return f"{path}: {error}"
 
     def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -485,78 +484,6 @@ class Gate:
                 self._left.clear()
                 await self._left.wait()
             yield
-
-
-class FileLock:
-    """A lock file in front of the write lock: whoever waits is woken in turn, and no time is spent polling.
-
-    Free, it is taken at once; held by another process, a thread of its own waits for it, so that this process
-    goes on answering reads meanwhile.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file: int | None = None
-        self._waiting: SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None] | None = None
-        os.register_at_fork(after_in_child=self._forget)
-
-    async def acquire(self) -> None:
-        """Waits until this process alone may write."""
-        if fcntl is None:
-            return
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            await self._wait()
-
-    def release(self) -> None:
-        """Lets the next one write."""
-        if self._file is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Gives the file back, and ends the waiting thread."""
-        if self._waiting is not None:
-            self._waiting.put(None)
-            self._waiting = None
-        self._forget()
-
-    async def _wait(self) -> None:
-        if self._waiting is None:
-            self._waiting = SimpleQueue()
-            threading.Thread(
-                target=self._wait_in_turn, args=(self._waiting,), name="allowance-lock", daemon=True
-            ).start()
-        loop = asyncio.get_running_loop()
-        locked = loop.create_future()
-        self._waiting.put((loop, locked))
-        await locked
-
-    def _wait_in_turn(
-        self, waiting: SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None]
-    ) -> None:
-        while (one := waiting.get()) is not None:
-            loop, locked = one
-            if self._file is None:
-                return
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
-                loop.call_soon_threadsafe(_wake, locked, self)
-
-    def _forget(self) -> None:
-        """Closes the file; a forked child must not keep its parent's lock alive."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _wake(locked: asyncio.Future[None], lock: FileLock) -> None:
-    if locked.done():
-        lock.release()
-    else:
-        locked.set_result(None)
 
 
 def _nothing() -> None:

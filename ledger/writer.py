@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from .codec import Row, lost_key, row_hash
+from .codec import Row, row_hash
 from .counters import Counters
 from .draft import Command, Draft
 from .errors import LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
@@ -167,8 +167,8 @@ class LedgerActor(Generic[S]):
             draft = Draft(state, Known(), self._clock_ns())
             try:
                 self._decide(draft, commands)
-                refused = any(ticket.error is not None for ticket in commands)
-                settled = await self._append_at(draft, lookup, refused=refused)
+                answered = any(ticket.row is None for ticket in commands)
+                settled = await self._append_at(draft, lookup, answered=answered)
             except CommitUncertain as cause:
                 await self._find_out(commands, draft, cause)
                 settled = True
@@ -183,11 +183,12 @@ class LedgerActor(Generic[S]):
                 self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
             return settled
 
-    async def _append_at(self, draft: Draft[S], lookup: Lookup, *, refused: bool) -> bool:
+    async def _append_at(self, draft: Draft[S], lookup: Lookup, *, answered: bool) -> bool:
         """Appends a draft if the head is where it was decided; whether what was decided stands."""
         # Keys and jobs are not looked up before: the database refuses one that is there already. But a command that
-        # was refused appends nothing that could be; it may have been done before, and then that is the answer.
-        if lookup and (refused or not draft.rows):
+        # was refused, or answered, without a row has none to be refused; it may have been done before, and then that
+        # is the answer.
+        if lookup and answered:
             known = await self.store.find(lookup)
             if known.keys or known.jobs:
                 return False
@@ -204,7 +205,7 @@ class LedgerActor(Generic[S]):
         for attempt in range(MOST_CONTENDED_ATTEMPTS):
             try:
                 if self._state is None:
-                    await self._fold_anew()
+                    await self._follow()
                 await self._commit_at_head(commands)
                 return
             except (Contended, _StateLost) as error:
@@ -226,7 +227,7 @@ class LedgerActor(Generic[S]):
                 # A question holds the state while it waits for its turn to read: in that order here too.
                 await self._state_lock.acquire()
                 alone = True
-            async with self.store.transaction() as transaction:
+            async with self.store.transaction(self._follow) as transaction:
                 self.counters.lock_waits.add(time.perf_counter_ns() - asked_ns)
                 if not alone:
                     await self._state_lock.acquire()
@@ -250,8 +251,8 @@ class LedgerActor(Generic[S]):
             if alone:
                 self._state_lock.release()
 
-    async def _fold_anew(self) -> None:
-        """Brings a new state near the head before the lock is taken, since that may be long work."""
+    async def _follow(self) -> None:
+        """Brings the state near the head before the lock is taken: what is folded then keeps nobody waiting."""
         async with self._state_lock:
             await self._caught_up(self.store)
 
@@ -268,6 +269,7 @@ class LedgerActor(Generic[S]):
                 if len(draft.rows) != before:
                     raise  # Half a change may not stand: the whole batch is given up.
                 ticket.error = error
+        self.counters.claims += draft.claims
 
     def _count(self, draft: Draft[S]) -> None:
         self.counters.rows += len(draft.rows)
@@ -309,12 +311,11 @@ class LedgerActor(Generic[S]):
             stored = await self.store.read(rows[0].position - 1) if rows else []
         except Exception:
             for ticket in commands:
-                if ticket.error is not None:
-                    # It was refused on what the batch would have made true, and nobody knows whether that is.
+                if ticket.row is None:
+                    # It was answered from what the batch would have made true, and nobody knows whether that is.
                     ticket.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
-                    continue
-                key = ticket.work.key or ("" if ticket.row is None else lost_key(ticket.row))
-                ticket.error = OutcomeUnknown(key, type(ticket.work).__name__)
+                else:
+                    ticket.error = OutcomeUnknown(ticket.work.told_by(ticket.row), type(ticket.work).__name__)
             return
         if not stored or stored[0].hash != rows[0].hash:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")

@@ -31,6 +31,7 @@ from ledger import (
     Lookup,
     ManifestsFact,
     Miner,
+    OutcomeUnknown,
     ReadOnlyLedger,
     RecordFacts,
     RecordSettings,
@@ -301,7 +302,8 @@ class Allowance(Questions):
         """Records many facts in one commit, in order; answers their positions.
 
         A refused fact's error has its index as `fact_index`: those before it are recorded, it and all after are
-        not.
+        not. The same call with the same key is answered alike, refusal and all, and records no more; one that recorded
+        nothing, since all was refused or recorded before, leaves nothing behind under its key.
         """
         contents, malformed = self._intake.contents(facts)
         command = RecordFacts(contents, flag(confirm, "confirm"), _key(idempotency_key))
@@ -523,7 +525,7 @@ class Allowance(Questions):
             opened = _Opened(here, store, self._clock_ns, self._validator_ss58, read_only=self._read_only)
             if not self._read_only:
                 settings = None if self._settings is None else self._settings.to_recorded()
-                await opened.actor.change(RecordSettings(self._validator_ss58, settings))
+                await _record_settings(opened.actor, RecordSettings(self._validator_ss58, settings))
         except BaseException:
             here.not_at_fork(store.parked)
             await store.close()
@@ -531,6 +533,14 @@ class Allowance(Questions):
         self._opened = opened
         here.at_exit(opened.close)
         return opened
+
+
+async def _record_settings(actor: LedgerActor[Availability], command: RecordSettings) -> None:
+    try:
+        await actor.change(command)
+    except OutcomeUnknown as unknown:
+        # The key would tell of this, and not of what the caller asked for, who has not been heard yet.
+        raise StorageUnavailable("the answer was lost while the ledger was opened; open it again") from unknown
 
 
 def _key(value: str | None) -> str | None:

@@ -13,6 +13,7 @@ from ledger import (
     JobRequestConflict,
     Lookup,
     Miner,
+    Row,
     check_amount,
     need_job,
     next_attempt,
@@ -54,6 +55,9 @@ class Pick:
 
     def needs(self, state: Availability, lookup: Lookup) -> None:
         need_job(self.job_uuid, state, lookup)
+
+    def told_by(self, row: Row) -> str:
+        return self.job_uuid
 
     def execute(self, draft: Draft[Availability]) -> JobRoute:
         standing = standing_reservation(draft, self.job_uuid)

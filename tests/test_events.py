@@ -65,6 +65,11 @@ GOLDEN: list[tuple[Event, bytes]] = [
         b'{"type":"manifests-recorded","block":9,"offered":{"5Miner":{"gpu":3}},"absent":["5Gone"]}',
     ),
     (
+        BlockRecorded(9, 13, request="c0ffee"),
+        b'{"type":"block-recorded","number":9,"created_at_ns":13,"request":"c0ffee"}',
+    ),
+    (ManifestsRecorded(10, request="c0ffee"), b'{"type":"manifests-recorded","block":10,"request":"c0ffee"}'),
+    (
         AllowanceReserved(5_500_000_000, [(1, 3), (7, 7)], 9, 105_500_000_012),
         b'{"type":"allowance-reserved","amount_ns":5500000000,"blocks":[[1,3],[7,7]],"job_start_block":9,'
         b'"expires_at_ns":105500000012}',

@@ -60,7 +60,7 @@ async def test_state_lost_before_a_change_has_the_lock_is_folded_before_it(monke
     async with small_book() as book:
 
         async def story(_store: SqliteStore, actor: LedgerActor[Any]) -> None:
-            fold_anew, folds = actor._fold_anew, 0
+            fold_anew, folds = actor._follow, 0
 
             async def folded_in_vain_at_first() -> None:
                 nonlocal folds
@@ -69,7 +69,7 @@ async def test_state_lost_before_a_change_has_the_lock_is_folded_before_it(monke
                 if folds == 1:
                     actor._state = None
 
-            monkeypatch.setattr(actor, "_fold_anew", folded_in_vain_at_first)
+            monkeypatch.setattr(actor, "_follow", folded_in_vain_at_first)
             actor._state = None
             await Routing(book).pick_miner_for_job_request(job("one"))
             assert folds == 2

@@ -39,7 +39,7 @@ def tortured(database: Database, directory: Path, **details: object) -> Report:
     return report
 
 
-def findings(fault: str, directory: Path, claims: int = 400, facts: int = 1) -> set[str]:
+def findings(fault: str, directory: Path, claims: int = 200, facts: int = 1) -> set[str]:
     """The kinds of what is found wrong where the workers have a defect."""
     details = {"seconds": 40.0, "claims": claims, "facts": facts, "miners": 10, "kills_per_second": 3.0}
     return tortured(SqliteDatabase(directory), directory, fault=fault, **details).kinds
@@ -93,7 +93,7 @@ def test_appending_without_comparing_the_head_is_found(
 ) -> None:
     """On PostgreSQL, where an append takes no lock beforehand, the comparison alone keeps writers apart."""
     database = PostgresDatabase(postgres_url)
-    report = tortured(database, tmp_path, fault="no-compare", seconds=40.0, claims=400, kills_per_second=0.5)
+    report = tortured(database, tmp_path, fault="no-compare", seconds=40.0, claims=200, kills_per_second=0.5)
 
     assert "positions" in report.kinds
 
@@ -107,7 +107,7 @@ def test_claims_that_do_not_check_their_accounts_version_are_found(tmp_path: Pat
 @pytest.mark.slow
 def test_claims_that_outrun_a_drop_are_found(tmp_path: Path) -> None:
     """A claim was decided on its own account's newest version, but on facts that a drop had overtaken."""
-    assert "invalidated block claimed" in findings("outrun-drops", tmp_path, claims=600, facts=5)
+    assert "invalidated block claimed" in findings("outrun-drops", tmp_path, claims=300, facts=5)
 
 
 @pytest.mark.slow

@@ -133,6 +133,8 @@ class Replay:
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
         if row.job_uuid is not None or row.settles is not None:
             self._note_columns(row, "a fact is about no job and settles nothing")
+        if (row.key is not None) != bool(getattr(event, "request", "")):
+            self._note_columns(row, "a fact has a key and the digest of its call, or neither")
         take(row, event)
 
     def _reserve(self, row: Row, event: AllowanceReserved) -> None:

@@ -35,6 +35,7 @@ CASES = {
     "memory": "replaying:memory",
     "library": "library:on_sqlite",
     "processes": "sharing:processes",
+    "contention": "contending:both_engines",
     "library-postgres": "library:on_postgres",
     "row-per-grant": "row_per_grant:against_row_per_grant",
 }
@@ -95,7 +96,8 @@ def _say(text: str) -> None:
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
-    given = {name: value for name in ("miners", "blocks", "repeat", "events") if (value := getattr(options, name))}
+    names = ("miners", "blocks", "repeat", "events", "contended_seconds")
+    given = {name: value for name in names if (value := getattr(options, name))}
     sizes = replace(QUICK if options.quick else Sizes(), **given)
     # A smaller network has executors for fewer callers.
     return replace(
@@ -118,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         ("events", "in the long ledger"),
     ):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default: {getattr(sizes, name):,})")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        dest="contended_seconds",
+        help=f"for which sixteen processes contend on each engine (default: {sizes.contended_seconds:g})",
+    )
     parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help=f"of {', '.join(CASES)}")
     parser.add_argument("--quick", action="store_true", help="so small that it only shows that everything runs")
     parser.add_argument("--json", action="store_true", help="one document, with all samples")

@@ -28,6 +28,8 @@ class Sizes:
     processes: int = 4
     library_events: int = 20_000
     """That the general library replays."""
+    contended_seconds: float = 10.0
+    """Of sixteen processes that pick at once, on each engine."""
     memory_picks: int = 100_000
     """In all, by the process whose memory is watched."""
 
@@ -44,6 +46,7 @@ QUICK = Sizes(
     appends=30,
     bare_rows=200,
     library_events=1000,
+    contended_seconds=2.0,
     memory_picks=500,
 )
 """Enough to see that everything runs; the figures mean nothing."""

@@ -19,7 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description="Tortures a ledger, then judges it.")
     parser.add_argument("--engine", choices=("sqlite", "postgres-16", "postgres-18"), default="sqlite")
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--claims", type=int, help="end early when about so many claims and settlements are stored")
+    parser.add_argument("--claims", type=int, help="end after so many and all kills, sooner or later")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--callers", type=int, default=6, help="concurrent callers in each process")
     parser.add_argument("--miners", type=int, default=4)
@@ -50,6 +50,7 @@ def _subject(given: argparse.Namespace, directory: Path, stack: ExitStack) -> tu
         seed=given.seed,
         seconds=given.seconds,
         claims=given.claims,
+        least_kills=given.kills if given.claims else 0,
         processes=given.processes,
         callers=given.callers,
         miners=given.miners,

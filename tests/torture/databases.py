@@ -15,7 +15,8 @@ from .replay import Stored
 
 COLUMNS = ", ".join(Stored._fields)
 ALL_ROWS = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = 1 ORDER BY position"
-COUNT_CLAIMS = "SELECT count(*) FROM allowance_events WHERE ledger = 1 AND (job_uuid IS NOT NULL OR key IS NOT NULL)"
+COUNT_CLAIMS = "SELECT count(*) FROM allowance_events WHERE ledger = 1 AND settles IS NULL AND stream LIKE '%\t%'"
+"""An account's stream has a tab in its name; what in it settles nothing is a reservation."""
 CRASHED_SHARE = 0.3
 """Of the disturbances of a PostgreSQL database that may be crashed at all."""
 
@@ -30,7 +31,7 @@ class Database(Protocol):
         ...
 
     def claims(self) -> int:
-        """About how many claims and settlements are stored."""
+        """How many reservations are stored."""
         ...
 
     def strip(self) -> None:

@@ -29,7 +29,7 @@ async def perform(plan: Plan, book: Allowance, wish: Wish) -> Answer:
             route = await Routing(book).pick_miner_for_job_request(request)
             return Answer(route.allowance_reservation_id or 0, route.miner.hotkey_ss58, route.allowance_blocks or [])
         case "expire":
-            return Answer(expired=[each.reservation_id for each in await book.expire_due()])
+            return Answer(expired=[each.reservation_id for each in await book.expire_due(idempotency_key=wish.key)])
         case "block" | "sync":
             return Answer(position=await _record(plan, book, wish))
         case "list":
@@ -56,9 +56,11 @@ async def _reservation(book: Allowance, wish: Wish) -> Reservation:
 
 async def _record(plan: Plan, book: Allowance, wish: Wish) -> int:
     if wish.what == "sync":
-        return await book.record_manifests(wish.number, network.manifests(wish.number, plan.miners, plan.seed))
+        manifests = network.manifests(wish.number, plan.miners, plan.seed)
+        return await book.record_manifests(wish.number, manifests, idempotency_key=wish.key)
     miners = network.miners(wish.number, plan.miners)
-    return await book.record_block(wish.number, network.created_at(wish.number), miners, network.STAKES)
+    created_at = network.created_at(wish.number)
+    return await book.record_block(wish.number, created_at, miners, network.STAKES, idempotency_key=wish.key)
 
 
 async def attempt(plan: Plan, book: Allowance, n: int, wish: Wish) -> Outcome:

@@ -10,6 +10,8 @@ import msgspec
 class Plan(msgspec.Struct, frozen=True):
     """How many do what for how long. A run ends after `seconds`, or when `claims` claims stand in the log.
 
+    With `least_kills`, it ends when there were as many kills too, and takes the time that it needs.
+
     With a `fault`, it also ends when nothing comes of the workers any more.
     """
 
@@ -18,6 +20,7 @@ class Plan(msgspec.Struct, frozen=True):
     seed: int
     seconds: float = 6.0
     claims: int | None = None
+    least_kills: int = 0
     processes: int = 4
     callers: int = 6
     """Concurrent callers in each process."""

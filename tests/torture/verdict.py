@@ -91,9 +91,20 @@ class _Trial:
                 if wish.number not in (event.get("number"), event.get("block")):
                     self._find("acknowledged but absent", call, f"position {answer.position} is {event}")
             case "expire":
-                for expired in answer.expired:
-                    if self.replay.ends.get(expired >> ID_BITS, ("",))[0] != "expired":
-                        self._find("acknowledged but absent", call, f"{expired} has not expired")
+                self._swept(call, answer.expired)
+
+    def _swept(self, call: Call, expired: list[int]) -> None:
+        """All of them have expired; with a key, in one sweep that bears it."""
+        ends = [self.replay.ends.get(each >> ID_BITS, ("reserved", None)) for each in expired]
+        for each, (how, _) in zip(expired, ends, strict=True):
+            if how != "expired":
+                self._find("acknowledged but absent", call, f"{each} has not expired")
+        if expired and call.wish.key is not None:
+            keyed = self.replay.by_key.get(call.wish.key)
+            told = [None if row is None else row.position for _, row in ends]
+            last = 0 if keyed is None else keyed.position
+            if told != list(range(last - len(expired) + 1, last + 1)):
+                self._find("acknowledged but absent", call, f"the key is at {last}, the expiries are at {told}")
 
     def _claimed(self, call: Call, answer: Answer) -> None:
         wish = call.wish

@@ -90,6 +90,10 @@ class Worker:
     def _name(self) -> str:
         return f"{self.name}-{self.wishes}"
 
+    def _maybe_name(self) -> str | None:
+        """A key for every other call that can do without."""
+        return self._name() if self.wishes % 2 else None
+
     def _pick(self) -> Wish:
         return Wish("pick", job=self._name(), amount=self.rng.choice(network.AMOUNTS_S))
 
@@ -113,14 +117,14 @@ class Worker:
         return Wish(self.rng.choice(("spend", "release", "release")), key=self._name(), reservation_id=held)
 
     def _expire(self) -> Wish:
-        return Wish("expire")
+        return Wish("expire", key=self._maybe_name())
 
     def _block(self) -> Wish:
         """Mostly the next block; sometimes one beyond it, sometimes one that was left out."""
-        return Wish("block", number=self.newest + self.rng.choice((1, 1, 1, 2, 0, -1)))
+        return Wish("block", key=self._maybe_name(), number=self.newest + self.rng.choice((1, 1, 1, 2, 0, -1)))
 
     def _sync(self) -> Wish:
-        return Wish("sync", number=self.newest + self.rng.choice((1, 0, -3)))
+        return Wish("sync", key=self._maybe_name(), number=self.newest + self.rng.choice((1, 0, -3)))
 
     def _look(self) -> Wish:
         return Wish("look", reservation_id=self.rng.choice(self.live)) if self.live else self._list()

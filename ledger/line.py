@@ -1,0 +1,157 @@
+"""A line in which the writers of a SQLite file wait for their turn, whatever process they are in.
+
+Two lock files make it: whoever writes holds the one, whoever is next holds the other and waits for the first. All
+others wait for the place of the next, where the system wakes them in the order in which they came; so a writer that
+comes back at once cannot be served twice before them. A process that is killed leaves the line.
+
+The one who is next uses the time: it folds what the others have appended, so that less is left to do in its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+from .log import Meanwhile
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - no line where there is no flock
+    fcntl = None
+
+
+class _Files(NamedTuple):
+    """The open lock files, by descriptor."""
+
+    next: int
+    turn: int
+
+
+class _Waiting(NamedTuple):
+    """One who waits: told when it is next, and when it is its turn."""
+
+    loop: asyncio.AbstractEventLoop
+    next: asyncio.Future[None]
+    turn: asyncio.Future[None]
+
+
+class WritersLine:
+    """One process's place in the line.
+
+    Where nobody waits, the turn is taken at once; else a thread of its own waits for it, so that this process goes
+    on answering reads meanwhile.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._files: _Files | None = None
+        self._queue: SimpleQueue[_Waiting | None] | None = None
+        self._waiting = 0
+        """How many the thread still waits for, those who gave up among them."""
+        os.register_at_fork(after_in_child=self._forget)
+
+    async def acquire(self, meanwhile: Meanwhile) -> None:
+        """Waits until this process alone may write; `meanwhile` is done while it is next."""
+        if fcntl is None:
+            return
+        files = self._files = self._files or self._open()
+        if self._waiting or not _taken_at_once(files):
+            await self._wait(files, meanwhile)
+
+    def release(self) -> None:
+        """Lets the next one write."""
+        if self._files is not None:
+            fcntl.flock(self._files.turn, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Gives the files back, and ends the waiting thread."""
+        if self._queue is not None:
+            self._queue.put(None)
+            self._queue = None
+        self._forget()
+
+    def _open(self) -> _Files:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        return _Files(*(os.open(f"{self._path}.{name}", flags, 0o600) for name in ("lock-next", "lock")))
+
+    async def _wait(self, files: _Files, meanwhile: Meanwhile) -> None:
+        loop = asyncio.get_running_loop()
+        one = _Waiting(loop, loop.create_future(), loop.create_future())
+        self._waiting += 1
+        self._thread_queue(files).put(one)
+        try:
+            await one.next
+            await meanwhile()
+            await one.turn
+        except BaseException:
+            if one.turn.done() and not one.turn.cancelled() and one.turn.exception() is None:
+                self.release()
+            else:
+                one.turn.cancel()  # the turn that comes all the same is given back
+            raise
+
+    def _thread_queue(self, files: _Files) -> SimpleQueue[_Waiting | None]:
+        if self._queue is None:
+            self._queue = SimpleQueue()
+            threading.Thread(
+                target=self._wait_in_turn, args=(files, self._queue), name="allowance-line", daemon=True
+            ).start()
+        return self._queue
+
+    def _wait_in_turn(self, files: _Files, queue: SimpleQueue[_Waiting | None]) -> None:
+        while (one := queue.get()) is not None:
+            error: OSError | None = None
+            try:
+                fcntl.flock(files.next, fcntl.LOCK_EX)
+                _tell(one, _is_next, one)
+                fcntl.flock(files.turn, fcntl.LOCK_EX)
+                fcntl.flock(files.next, fcntl.LOCK_UN)
+            except OSError as refused:
+                error = refused
+            _tell(one, self._has_turn, one, error)
+
+    def _has_turn(self, one: _Waiting, error: OSError | None) -> None:
+        self._waiting -= 1
+        _is_next(one)
+        if one.turn.done():
+            self.release()
+        elif error is not None:
+            one.turn.set_exception(error)
+        else:
+            one.turn.set_result(None)
+
+    def _forget(self) -> None:
+        """Closes the files; a forked child must not keep its parent's locks alive."""
+        files, self._files, self._waiting = self._files, None, 0
+        for file in files or ():
+            os.close(file)
+
+
+def _taken_at_once(files: _Files) -> bool:
+    """Whether nobody is in the line, and the turn could be taken."""
+    try:
+        fcntl.flock(files.next, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    try:
+        fcntl.flock(files.turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        fcntl.flock(files.next, fcntl.LOCK_UN)
+    return True
+
+
+def _tell(one: _Waiting, what: Any, *arguments: Any) -> None:
+    with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
+        one.loop.call_soon_threadsafe(what, *arguments)
+
+
+def _is_next(one: _Waiting) -> None:
+    if not one.next.done():
+        one.next.set_result(None)

@@ -1,0 +1,220 @@
+"""Group commit: what callers of one process, who share a commit, are told; and what they are spared."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import ledger.writer
+from ledger import CommitUncertain
+from routing import (
+    Allowance,
+    CannotReserveAllowanceException,
+    JobRoute,
+    LedgerOverloaded,
+    NotEnoughAllowanceException,
+    OutcomeUnknown,
+    Routing,
+    Settings,
+    StorageUnavailable,
+)
+
+from .small import GPU, START, Clock, job, small_book
+from .stalling import queued, stalled
+from .stories import events_of
+
+SETTINGS = Settings(respect_executor_count=False)
+ALL_S = 60.0
+"""What Anna's ten blocks are worth together."""
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(START + timedelta(seconds=132))
+
+
+@pytest.fixture
+async def book(database_url: str, clock: Clock) -> AsyncIterator[Allowance]:
+    """Anna's ten blocks of 6 s; she may run any number of jobs."""
+    async with small_book(url=database_url, offers={"5Anna": 1}, clock=clock, settings=SETTINGS) as opened:
+        yield opened
+
+
+def fail_the_append(book: Allowance, monkeypatch: pytest.MonkeyPatch, *, readable: bool) -> None:
+    """The next append is not done, and its answer does not say so; after it the log can be read, or not."""
+    assert book._opened is not None
+    store: Any = book._opened.store
+    appending = "compare_and_append" if store.optimistic else "_append"
+    append, read = getattr(store, appending), store.read
+    commit: Any = getattr(store, "_commit", None)
+    lost = asyncio.Event()
+
+    async def append_nothing(*_: Any) -> bool:
+        lost.set()
+        raise CommitUncertain("the answer was lost")
+
+    def append_in_vain(*arguments: Any) -> None:
+        append(*arguments)
+        lost.set()
+
+    def commit_unless_lost(connection: Any) -> None:
+        if not lost.is_set():
+            commit(connection)
+            return
+        connection.execute("ROLLBACK")
+        raise CommitUncertain("the answer was lost")
+
+    async def read_unless_lost(after: int) -> Any:
+        if lost.is_set() and not readable:
+            raise StorageUnavailable("out of reach")
+        return await read(after)
+
+    if store.optimistic:
+        monkeypatch.setattr(store, appending, append_nothing)
+    else:
+        monkeypatch.setattr(store, appending, append_in_vain)
+        monkeypatch.setattr(store, "_commit", commit_unless_lost)
+    monkeypatch.setattr(store, "read", read_unless_lost)
+
+
+async def test_changes_that_wait_together_are_committed_together(book: Allowance) -> None:
+    """Fifty changes queued behind one make one batch, in the order in which they came."""
+    async with stalled(book) as opened:
+        batches = opened.actor.counters.batches
+        held = [asyncio.create_task(book.reserve("5Anna", GPU, 0.1, 11, job_uuid=f"job-{n}")) for n in range(10)]
+        await queued(opened, 10)
+    blocks = [(await each).blocks for each in held]
+    assert blocks == [[n] for n in range(1, 11)]
+    assert opened.actor.counters.batches == batches + 1
+
+
+async def test_one_that_is_refused_in_a_batch_fails_alone(book: Allowance) -> None:
+    """Between two that fit, one asks for too much: it is refused, and they are done."""
+    async with stalled(book) as opened:
+        changes = [asyncio.create_task(book.reserve("5Anna", GPU, amount, 11)) for amount in (6.0, ALL_S, 6.0)]
+        await queued(opened, 3)
+    first, refused, last = await asyncio.gather(*changes, return_exceptions=True)
+    assert isinstance(refused, CannotReserveAllowanceException)
+    assert refused.available_allowance_seconds == ALL_S - 6.0
+    assert [getattr(each, "blocks", each) for each in (first, last)] == [[1], [2]]
+
+
+async def test_a_full_queue_refuses_and_forgets(book: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond its capacity the queue takes nothing: a typed error says how many wait, and nothing of it is done later.
+
+    Catches a queue without a bound, and one that refuses but keeps.
+    """
+    monkeypatch.setattr(ledger.writer, "QUEUE_CAPACITY", 5)
+    async with stalled(book) as opened:
+        waiting = [asyncio.create_task(book.reserve("5Anna", GPU, 6.0, 11, job_uuid=f"job-{n}")) for n in range(5)]
+        await queued(opened, 5)
+        with pytest.raises(LedgerOverloaded) as refused:
+            await book.reserve("5Anna", GPU, 6.0, 11, job_uuid="one too many")
+    assert refused.value.waiting == 5
+    assert [(await each).blocks for each in waiting] == [[1], [2], [3], [4], [5]]
+    assert (await book.reserve("5Anna", GPU, 6.0, 11)).blocks == [6]
+    assert all(row.job_uuid != "one too many" for row in await events_of(book))
+
+
+async def _decided(book: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits until the next batch has been decided."""
+    assert book._opened is not None
+    actor, loop, decided = book._opened.actor, asyncio.get_running_loop(), asyncio.Event()
+    decide = actor._decide
+
+    def decide_and_tell(*arguments: Any) -> None:
+        decide(*arguments)
+        loop.call_soon_threadsafe(decided.set)
+
+    monkeypatch.setattr(actor, "_decide", decide_and_tell)
+    await decided.wait()
+
+
+async def test_a_cancelled_caller_neither_loses_nor_repeats(book: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled while it waits, nothing is done; cancelled once it is being done, it stands and is found by its job.
+
+    Catches a batch that does what nobody waits for any more, and one that takes back what is decided.
+    """
+    router = Routing(book)
+    async with stalled(book) as opened:
+        early = asyncio.create_task(router.pick_miner_for_job_request(job("early")))
+        await queued(opened, 1)
+        early.cancel()
+        await asyncio.gather(early, return_exceptions=True)
+    await book.expire_due()  # whatever was queued has been worked off
+    assert all(row.job_uuid != "early" for row in await events_of(book))
+
+    late = asyncio.create_task(router.pick_miner_for_job_request(job("late")))
+    with monkeypatch.context() as watched:
+        await _decided(book, watched)
+        late.cancel()
+        await asyncio.gather(late, return_exceptions=True)
+    held = await router.pick_miner_for_job_request(job("late"))
+    assert held.allowance_reservation_id == (await book.reservation_for_job("late")).reservation_id
+    assert [row.job_uuid for row in await events_of(book) if row.job_uuid] == ["late"]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+async def test_nobody_is_refused_on_what_then_failed_to_commit(
+    book: Allowance, monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    """One takes all there is, the next in its batch finds nothing left, and the commit fails: both may try again.
+
+    Catches a refusal that is spoken although what it was decided on never came to be, and a state that keeps it.
+    """
+    router = Routing(book)
+    with monkeypatch.context() as failing:
+        async with stalled(book) as opened:
+            whole = asyncio.create_task(router.pick_miner_for_job_request(job("whole", ALL_S)))
+            rest = asyncio.create_task(router.pick_miner_for_job_request(job("rest")))
+            await queued(opened, 2)
+            fail_the_append(book, failing, readable=readable)
+        first, second = await asyncio.gather(whole, rest, return_exceptions=True)
+    assert isinstance(first, StorageUnavailable if readable else OutcomeUnknown)
+    assert isinstance(second, StorageUnavailable)
+    assert isinstance(await router.pick_miner_for_job_request(job("rest")), JobRoute)
+    with pytest.raises(NotEnoughAllowanceException):
+        await router.pick_miner_for_job_request(job("whole", ALL_S))
+
+
+async def test_a_job_whose_outcome_is_unknown_is_told_by_its_uuid(
+    book: Allowance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pick takes no other key: the error names the job's, and routing it again tells.
+
+    Who appended nothing in the same batch hears that nothing was done, and is given no key.
+    """
+    router = Routing(book)
+    await router.pick_miner_for_job_request(job("standing"))
+    with monkeypatch.context() as failing:
+        async with stalled(book) as opened:
+            standing = asyncio.create_task(router.pick_miner_for_job_request(job("standing")))
+            new = asyncio.create_task(router.pick_miner_for_job_request(job("new")))
+            await queued(opened, 2)
+            fail_the_append(book, failing, readable=False)
+        answered, unknown = await asyncio.gather(standing, new, return_exceptions=True)
+    assert isinstance(answered, StorageUnavailable)
+    assert isinstance(unknown, OutcomeUnknown)
+    assert unknown.idempotency_key == "new"
+    assert (await router.pick_miner_for_job_request(job(unknown.idempotency_key))).allowance_blocks == [2]
+
+
+async def test_a_repeated_sweep_beside_a_claim_is_told_its_first_outcome(book: Allowance, clock: Clock) -> None:
+    """A sweep that finds nothing due has no row that its key could clash with; it is looked up all the same.
+
+    Catches, where appends are decided before the lock, a look-up that is left out since others of the batch append.
+    """
+    held = await book.reserve("5Anna", GPU, 6.0, 11)
+    clock.advance(1000)
+    swept = await book.expire_due(idempotency_key="sweep")
+    async with stalled(book) as opened:
+        again = asyncio.create_task(book.expire_due(idempotency_key="sweep"))
+        beside = asyncio.create_task(book.reserve("5Anna", GPU, 6.0, 11))
+        await queued(opened, 2)
+    assert [each.reservation_id for each in swept] == [held.reservation_id]
+    assert await again == swept
+    assert (await beside).blocks == [1]
