@@ -1,0 +1,131 @@
+"""Charts of what the blocks granted and what became of it: of all classes, of each, and of each miner in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from math import fsum
+from typing import TYPE_CHECKING
+
+from ..render import counted, seconds_text
+from .markup import NUMBER, Markup, element, joined, table, text
+from .svg import Layer, chart, sparkline, stack_height
+from .totals import AMOUNT_HEADERS, amounts
+
+if TYPE_CHECKING:
+    from routing import AccountTotals, AccountUsage, AuditReport
+
+SPARK_BUCKETS = 40
+STATES = ("spent", "held", "invalidated", "free")
+"""What an account's allowance is, from the bottom of a chart up; together all that was granted."""
+
+
+def usage_section(report: AuditReport) -> Markup:
+    """The charts, and a table of miners for each class, folded away."""
+    heading = element("h2", "Allowance by block")
+    usage = report.usage
+    if usage is None:
+        return element("section", heading, element("p", "Not asked for.", class_="soft"))
+    if len(usage.starts) <= 1 or not usage.accounts:
+        return element("section", heading, element("p", "No block has granted anything yet.", class_="soft"))
+    width = usage.starts[1] - usage.starts[0]
+    step = "a step is one block" if width == 1 else f"a step is the average of {width:,} blocks"
+    told = (
+        f"What each block granted, and what has become of it by the end of the log; {step}."
+        " The miners of a class share one scale."
+    )
+    totals = {(each.miner_ss58, each.executor_class): each for each in report.totals}
+    by_class: dict[str, list[AccountUsage]] = defaultdict(list)
+    for account in usage.accounts:
+        by_class[account.executor_class].append(account)
+    classes = (_class(usage.starts, name, theirs, totals) for name, theirs in sorted(by_class.items()))
+    everything = _figure(usage.starts, "All classes", usage.accounts)
+    return element("section", heading, element("p", told), everything, *classes)
+
+
+def _class(
+    starts: Sequence[int],
+    executor_class: str,
+    accounts: list[AccountUsage],
+    totals: dict[tuple[str, str], AccountTotals],
+) -> Markup:
+    rough = _Rough(starts)
+    accounts.sort(key=lambda each: (-fsum(each.spent) - fsum(each.held), -fsum(each.granted), each.miner_ss58))
+    scale = max(stack_height(rough.layers(each)) for each in accounts)
+    rows = (
+        (
+            sparkline(rough.starts, rough.layers(each), scale, f"{each.miner_ss58}: {_told(each)}"),
+            element("span", text(each.miner_ss58), class_="hotkey"),
+            *amounts([totals[each.miner_ss58, executor_class]]),
+        )
+        for each in accounts
+    )
+    caption = f"Miners of {executor_class}, most spent and held first"
+    miners = table(caption, ("By block", "Miner", *AMOUNT_HEADERS), rows, ("", "", *[NUMBER] * len(AMOUNT_HEADERS)))
+    summary = element("summary", counted(len(accounts), "miner"), ", most spent and held first")
+    return joined((_figure(starts, executor_class, accounts), element("details", summary, miners)))
+
+
+def _figure(starts: Sequence[int], title: str, accounts: Iterable[AccountUsage]) -> Markup:
+    summed = _summed(accounts)
+    sums = {name: fsum(values) for name, values in summed.items()}
+    key = [
+        element("li", element("i", class_=name), f"{name} ", element("b", seconds_text(sums[name])))
+        for name in ("granted", *STATES)
+    ]
+    amounts_told = ", ".join(f"{name} {seconds_text(amount)}" for name, amount in sums.items())
+    described = f"Executor-seconds granted by blocks {starts[0]:,} to {starts[-1] - 1:,}: {amounts_told}."
+    layers = [Layer(name, _per_block(starts, summed[name])) for name in STATES]
+    hints = list(_hints(starts, summed))
+    return element(
+        "figure",
+        element("figcaption", element("h3", text(title)), element("ul", *key, class_="key")),
+        chart(starts, layers, hints, title, described),
+    )
+
+
+def _hints(starts: Sequence[int], summed: dict[str, list[float]]) -> Iterator[str]:
+    """What each step of a chart says when it is pointed at."""
+    for place, (start, end) in enumerate(pairwise(starts)):
+        blocks = f"Block {start:,}" if end - start == 1 else f"Blocks {start:,} to {end - 1:,}"
+        amounts_told = ", ".join(f"{name} {seconds_text(values[place])}" for name, values in summed.items())
+        yield f"{blocks}: {amounts_told}"
+
+
+def _summed(accounts: Iterable[AccountUsage]) -> dict[str, list[float]]:
+    """Bucket by bucket, what was granted and what of that is in each state."""
+    theirs = list(accounts)
+    summed = {
+        name: [fsum(bucket) for bucket in zip(*(getattr(each, name) for each in theirs), strict=True)]
+        for name in ("granted", "spent", "held", "invalidated")
+    }
+    summed["free"] = [
+        max(0.0, granted - spent - held - invalidated)
+        for granted, spent, held, invalidated in zip(*summed.values(), strict=True)
+    ]
+    return summed
+
+
+def _told(account: AccountUsage) -> str:
+    return f"granted {seconds_text(fsum(account.granted))}, spent {seconds_text(fsum(account.spent))}"
+
+
+def _per_block(starts: Sequence[int], values: Sequence[float]) -> list[float]:
+    return [value / (end - start) for (start, end), value in zip(pairwise(starts), values, strict=True)]
+
+
+class _Rough:
+    """Buckets drawn together until there are few enough for a small chart."""
+
+    def __init__(self, starts: Sequence[int]) -> None:
+        buckets = len(starts) - 1
+        self._edges = [*range(0, buckets, -(-buckets // SPARK_BUCKETS)), buckets]
+        self.starts = [starts[edge] for edge in self._edges]
+
+    def layers(self, account: AccountUsage) -> list[Layer]:
+        summed = _summed([account])
+        return [
+            Layer(name, _per_block(self.starts, [fsum(summed[name][a:b]) for a, b in pairwise(self._edges)]))
+            for name in STATES
+        ]
