@@ -139,6 +139,15 @@ class Chunk:
         """Brings the running sums up to date with the units."""
         self.sums = array("q", accumulate(self.units_ns, initial=0))
 
+    def fix(self, offset: int, unit_ns: int) -> None:
+        """Sets a block's unit, of which there was none; after it there mostly is none either."""
+        self.units_ns[offset] = unit_ns
+        sums = self.sums
+        if sums[offset] == sums[CHUNK]:
+            sums[offset + 1 :] = array("q", [sums[offset] + unit_ns]) * (CHUNK - offset)
+        else:
+            self.sum_up()
+
 
 class BlockTable:
     """Per block: its creation time, log position, content digest, and unit (what it grants per executor, ns).
@@ -203,9 +212,7 @@ class BlockTable:
     def finalize(self, block: int, unit_ns: int) -> None:
         """Fixes what the block grants per executor."""
         number, offset = divmod(block, CHUNK)
-        chunk = self.chunks[number]
-        chunk.units_ns[offset] = unit_ns
-        chunk.sum_up()
+        self.chunks[number].fix(offset, unit_ns)
         self._sum_up_from(number)
         self.first_finalized = min(self.first_finalized, block)
         self.last_finalized = max(self.last_finalized, block)

@@ -392,8 +392,7 @@ class SqliteStore:
         return Head(position, a_hash, recorded_at_ns)
 
     def _read(self, after: int) -> list[Row]:
-        rows = self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))
-        return [Row(*row) for row in rows]
+        return list(map(Row._make, self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))))
 
     def _find(self, lookup: Lookup) -> Known:
         known = Known()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ledger import Account, Steps
 from routing import Allowance, BlockFact, JobRoute, Routing, Settings
 
 from .small import GPU, START, VALIDATOR, job, miner, small_book
@@ -18,9 +22,11 @@ MINERS = {f"5Miner{place:02}": 1 for place in range(20)}
 BLOCKS = 31
 """Of 6 s for each of the miners: 600 jobs' worth."""
 ANY_NUMBER_OF_JOBS = Settings(respect_executor_count=False)
-STATEMENTS_PER_SQLITE_COMMIT = 5
-"""BEGIN, the head, one look into the past, the head moved, COMMIT; rows and looks of further commands come on top."""
+STATEMENTS_PER_SQLITE_COMMIT = 4
+"""BEGIN, the head, the head moved, COMMIT; rows, and looks into the past, come on top."""
 ROWS_BEFORE_SNAPSHOT = 1000
+QUEUED_SECONDS = 60.0
+"""Calls that do not get as far as the queue in this time never will."""
 
 
 class Statements(list[str]):
@@ -39,11 +45,10 @@ class Statements(list[str]):
         return [each for each in self if each.startswith("SELECT") and "allowance_events" in each]
 
 
-def store_of(book: Allowance) -> Any:
-    """The open ledger's store, whose connections are nobody else's business."""
-    opened = book._opened
-    assert opened is not None
-    return opened.store
+def opened(book: Allowance) -> Any:
+    """The open ledger's insides: its thread, its queue, and its store, whose connections are nobody else's business."""
+    assert book._opened is not None
+    return book._opened
 
 
 @asynccontextmanager
@@ -52,7 +57,7 @@ async def counted(book: Allowance) -> AsyncIterator[Statements]:
 
     Some versions of Python tell a statement again for every trigger that it sets off; no two changes are the same.
     """
-    connection: sqlite3.Connection = store_of(book)._connection
+    connection: sqlite3.Connection = opened(book).store._connection
     statements = Statements()
 
     def note(told: str) -> None:
@@ -69,7 +74,7 @@ async def counted(book: Allowance) -> AsyncIterator[Statements]:
 @asynccontextmanager
 async def counted_on_postgres(book: Allowance) -> AsyncIterator[list[str]]:
     """The queries that the log's two connections send meanwhile: a round trip each."""
-    store = store_of(book)
+    store = opened(book).store
     lanes = [await lane.connection() for lane in (store._writes, store._reads)]
     queries: list[str] = []
 
@@ -91,20 +96,45 @@ async def book_at(place: Path | str) -> AsyncIterator[Allowance]:
         yield book
 
 
+async def at_once(book: Allowance, calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Makes calls that the ledger finds waiting together: its thread stands still until all of them are queued."""
+    standing, queued = threading.Event(), threading.Event()
+
+    def stand_still() -> None:
+        standing.set()
+        queued.wait(QUEUED_SECONDS)
+
+    opened(book).runtime.loop.call_soon_threadsafe(stand_still)
+    assert standing.wait(QUEUED_SECONDS)
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        while len(opened(book).actor._changes._waiting) < len(tasks):
+            assert not any(task.done() for task in tasks)
+            await asyncio.sleep(0)
+    finally:
+        queued.set()
+    return await asyncio.gather(*tasks)
+
+
 async def picks(book: Allowance, count: int, *, first: int = 0) -> list[JobRoute]:
     """So many jobs, all routed at once."""
     router = Routing(book)
-    return await asyncio.gather(
-        *(router.pick_miner_for_job_request(job(f"job-{first + number}")) for number in range(count))
+    return await at_once(
+        book, [router.pick_miner_for_job_request(job(f"job-{first + number}")) for number in range(count)]
     )
 
 
+def reservation_ids(routes: list[JobRoute]) -> list[int]:
+    """What the routes reserved."""
+    return [route.allowance_reservation_id or 0 for route in routes]
+
+
 async def test_a_pick_is_one_commit_of_few_statements(tmp_path: Path) -> None:
-    """A pick by a lone caller inserts a row and costs what a commit costs."""
+    """A pick by a lone caller looks its job up, inserts a row, and costs what a commit costs."""
     async with book_at(tmp_path / "ledger.db") as book, counted(book) as statements:
         await picks(book, 1)
     assert statements.commits == statements.inserted == 1
-    assert len(statements) <= STATEMENTS_PER_SQLITE_COMMIT + 1, statements
+    assert len(statements) == STATEMENTS_PER_SQLITE_COMMIT + 2, statements
 
 
 async def test_a_pick_on_a_longer_log_costs_no_more_statements(tmp_path: Path) -> None:
@@ -112,21 +142,22 @@ async def test_a_pick_on_a_longer_log_costs_no_more_statements(tmp_path: Path) -
     async with book_at(tmp_path / "ledger.db") as book:
         async with counted(book) as before:
             await picks(book, 1)
-        for round_number in range(3):  # fewer rows than after which the read models are brought up beside
+        for round_number in range(4):
             routes = await picks(book, 100, first=1000 * (round_number + 1))
-            await asyncio.gather(*(book.release(route.allowance_reservation_id or 0) for route in routes))
+            await at_once(book, map(book.release, reservation_ids(routes)))
+        # From here on the read models would be looked after, which asks for the head beside the pick.
+        assert (await book.head()).position < ROWS_BEFORE_SNAPSHOT
         async with counted(book) as after:
             await picks(book, 1, first=1)
-    assert len(after) == len(before)
+    assert len(after) == len(before), after
 
 
-async def test_callers_at_once_share_commits(tmp_path: Path) -> None:
-    """Two hundred callers at once take a few commits, not two hundred, and each adds a row and a look-up."""
+async def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
+    """Two hundred callers at once take one commit, not two hundred, and each adds a row and a look-up."""
     async with book_at(tmp_path / "ledger.db") as book, counted(book) as statements:
         await picks(book, 200)
-    assert statements.inserted == 200
-    assert statements.commits <= 4
-    assert len(statements) <= 2 * 200 + STATEMENTS_PER_SQLITE_COMMIT * statements.commits
+    assert (statements.commits, statements.inserted) == (1, 200)
+    assert len(statements) == 2 * 200 + STATEMENTS_PER_SQLITE_COMMIT
 
 
 async def test_settling_at_once_looks_nothing_up(tmp_path: Path) -> None:
@@ -134,10 +165,10 @@ async def test_settling_at_once_looks_nothing_up(tmp_path: Path) -> None:
     async with book_at(tmp_path / "ledger.db") as book:
         routes = await picks(book, 100)
         async with counted(book) as statements:
-            await asyncio.gather(*(book.spend(route.allowance_reservation_id or 0) for route in routes))
-    assert statements.inserted == 100
-    assert statements.commits <= 4
+            await at_once(book, map(book.spend, reservation_ids(routes)))
+    assert (statements.commits, statements.inserted) == (1, 100)
     assert statements.reads_of_events == []
+    assert len(statements) == 100 + STATEMENTS_PER_SQLITE_COMMIT
 
 
 async def test_a_search_reads_the_head_and_no_row(tmp_path: Path) -> None:
@@ -148,7 +179,26 @@ async def test_a_search_reads_the_head_and_no_row(tmp_path: Path) -> None:
             for number in range(10):
                 await book.find_miners(1.0 + number, GPU, BLOCKS)
     assert statements.reads_of_events == []
-    assert len(statements) <= 10
+    assert len(statements) == 10, statements
+
+
+async def test_a_search_after_a_claim_measures_one_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ranking is kept: the account that a claim moved is measured again, and no other."""
+    measured: list[str] = []
+    measure = Account.measure
+
+    def counting(account: Account, *about: Any) -> Any:
+        measured.append(account.miner_ss58)
+        return measure(account, *about)
+
+    async with book_at(tmp_path / "ledger.db") as book:
+        await book.find_miners(1.0, GPU, BLOCKS)
+        monkeypatch.setattr(Account, "measure", counting)
+        await book.find_miners(1.0, GPU, BLOCKS)
+        assert measured == []
+        (route,) = await picks(book, 1)
+        await book.find_miners(1.0, GPU, BLOCKS)
+    assert measured == [route.miner.hotkey_ss58]
 
 
 async def test_an_unchanged_block_adds_a_row_as_small_for_many_miners_as_for_few(tmp_path: Path) -> None:
@@ -168,12 +218,30 @@ async def test_an_unchanged_block_adds_a_row_as_small_for_many_miners_as_for_few
     assert await stored_bytes(200) == await stored_bytes(2) <= 200
 
 
+async def test_an_unchanged_block_looks_at_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts hold until something changes: folding a block that changes nothing asks for none of them."""
+    asked: list[int] = []
+    at = Steps.at
+
+    def counting(steps: Steps, block: int) -> int:
+        asked.append(block)
+        return at(steps, block)
+
+    async with book_at(tmp_path / "ledger.db") as book:
+        monkeypatch.setattr(Steps, "at", counting)
+        await book.record_facts(_blocks(BLOCKS + 1, 10))
+        assert asked == []
+        await book.record_manifests(BLOCKS + 11, {hotkey: {GPU: 2} for hotkey in MINERS})
+    assert asked != []
+
+
 async def test_facts_of_one_call_are_one_commit(tmp_path: Path) -> None:
     """An import's batch is committed once, without a look at any other event."""
     async with book_at(tmp_path / "ledger.db") as book, counted(book) as statements:
         await book.record_facts(_blocks(BLOCKS + 1, 300))
     assert (statements.commits, statements.inserted) == (1, 300)
     assert statements.reads_of_events == []
+    assert len(statements) == 300 + STATEMENTS_PER_SQLITE_COMMIT
 
 
 async def test_opening_folds_only_what_came_after_the_snapshot(tmp_path: Path) -> None:
@@ -198,22 +266,32 @@ async def test_one_process_decides_every_command_once(database_url: str) -> None
     assert counters["conflicts"] == counters["retries"] == 0
 
 
-async def test_a_pick_on_postgres_is_one_round_trip(postgres_url: str) -> None:
-    """Uncontended, the statement that compares the head also moves it and inserts the row; it commits by itself."""
+async def test_callers_at_once_share_a_round_trip_on_postgres(postgres_url: str) -> None:
+    """Uncontended, one statement compares the head, moves it and inserts the rows; it commits by itself.
+
+    So it is for a lone pick, for two hundred at once, and for their settlements.
+    """
     async with book_at(postgres_url) as book:
         await picks(book, 1)
-        async with counted_on_postgres(book) as queries:
+        async with counted_on_postgres(book) as alone:
             await picks(book, 1, first=1)
-    assert len(queries) == 1, queries
+        async with counted_on_postgres(book) as together:
+            routes = await picks(book, 200, first=2)
+        async with counted_on_postgres(book) as settled:
+            await at_once(book, map(book.spend, reservation_ids(routes)))
+    assert (len(alone), len(together), len(settled)) == (1, 1, 1)
 
 
-async def test_callers_at_once_share_round_trips_on_postgres(postgres_url: str) -> None:
-    """Two hundred callers at once take a few statements."""
+async def test_a_search_on_postgres_is_one_round_trip_and_a_block_is_four(postgres_url: str) -> None:
+    """A search asks for the head; a block begins, locks the head, appends and commits."""
     async with book_at(postgres_url) as book:
-        await picks(book, 1)
-        async with counted_on_postgres(book) as queries:
-            await picks(book, 200, first=1)
-    assert len(queries) <= 4, queries
+        await book.find_miners(1.0, GPU, BLOCKS)
+        async with counted_on_postgres(book) as searched:
+            await book.find_miners(1.0, GPU, BLOCKS)
+        async with counted_on_postgres(book) as recorded:
+            await book.record_facts(_blocks(BLOCKS + 1, 1))
+    assert len(searched) == 1, searched
+    assert len(recorded) == 4, recorded
 
 
 def _blocks(first: int, count: int) -> list[BlockFact]:
