@@ -1,7 +1,8 @@
 """Facts: events, the append-only log, and the account rules. See ARCHITECTURE.md."""
 
+from typing import TYPE_CHECKING
+
 from .account import Account, Claim, Held, Measure
-from .archive import ArchiveReader, ArchiveWriter
 from .blocks import END, BlockTable, RunSet, Steps, numbers, runs_of
 from .chain import Chain, Metagraph, differences
 from .codec import (
@@ -86,6 +87,7 @@ from .events import (
 )
 from .events import ReservationExpired as ReservationExpiredEvent
 from .intake import BlockFact, Intake, ManifestsFact
+from .later import later
 from .log import PAGE_ROWS, SCHEMA_VERSION, CommitUncertain, Contended, Head, Known, Lookup, Store, Transaction
 from .reader import Reader, StoredLedger
 from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation, swept_reservations
@@ -108,6 +110,11 @@ from .values import (
     seconds,
 )
 from .writer import LedgerActor
+
+if TYPE_CHECKING:
+    from .archive import ArchiveReader, ArchiveWriter
+else:
+    __getattr__ = later(__name__, {".archive": ("ArchiveReader", "ArchiveWriter")})
 
 __all__ = [
     "CHAIN_STREAM",
@@ -223,6 +230,7 @@ __all__ = [
     "instant_ns",
     "integer",
     "job_name",
+    "later",
     "load",
     "name",
     "need_job",

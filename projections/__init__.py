@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .audit import AccountTotals, AccountUsage, AuditReport, BlockUsage, audit
+from ledger import later
+
 from .availability import Availability, Candidate, Entry, is_busy
-from .carry import ExportReport, RestoreReport, export_log, new_file, refuse_findings, restore_log
 from .draw import drawn
 from .history import Filters, History, Page
-from .rebuild import Difference, Rebuild, RebuildReport
-from .receipts import Bookkeeper, Receipt, ReceiptOutcome
 from .recorded import describe_conflict
-from .rules import RULES, Finding, Rule
 from .snapshots import ProgressReport, Snapshots, Taken, folded_to
-from .verify import VerifyReport, verify_log
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
+
+    from .audit import AccountTotals, AccountUsage, AuditReport, BlockUsage, audit_log
+    from .carry import ExportReport, RestoreReport, export_log, new_file, refuse_findings, restore_log
+    from .rebuild import Difference, Rebuild, RebuildReport
+    from .receipts import Bookkeeper, Receipt, ReceiptOutcome
+    from .rules import RULES, Finding, Rule
+    from .verify import VerifyReport, verify_log
+else:
+    __getattr__ = later(
+        __name__,
+        {
+            ".audit": ("AccountTotals", "AccountUsage", "AuditReport", "BlockUsage", "audit_log"),
+            ".carry": ("ExportReport", "RestoreReport", "export_log", "new_file", "refuse_findings", "restore_log"),
+            ".rebuild": ("Difference", "Rebuild", "RebuildReport"),
+            ".receipts": ("Bookkeeper", "Receipt", "ReceiptOutcome"),
+            ".rules": ("RULES", "Finding", "Rule"),
+            ".verify": ("VerifyReport", "verify_log"),
+        },
+    )
 
 __all__ = [
     "RULES",
@@ -45,7 +60,7 @@ __all__ = [
     "Snapshots",
     "Taken",
     "VerifyReport",
-    "audit",
+    "audit_log",
     "describe_conflict",
     "drawn",
     "export_log",

@@ -1,5 +1,7 @@
 """Choices: picks a miner, claims it, tells why; and the face of the whole library. See ARCHITECTURE.md."""
 
+from typing import TYPE_CHECKING
+
 from ledger import (
     AllMinersBusy,
     AllowanceException,
@@ -37,35 +39,62 @@ from ledger import (
     Settings,
     StorageUnavailable,
     TimeOutOfRange,
+    later,
 )
-from projections import (
-    RULES,
-    AccountTotals,
-    AccountUsage,
-    AuditReport,
-    BlockUsage,
-    Bookkeeper,
-    Candidate,
-    Difference,
-    ExportReport,
-    Finding,
-    Page,
-    RebuildReport,
-    Receipt,
-    ReceiptOutcome,
-    RestoreReport,
-    Rule,
-    VerifyReport,
-)
+from projections import Candidate, Page
 
 from .book import Allowance, Health
-from .carrying import restore, verify
 from .explain import Considered, Explanation
 from .past import Past
 from .pick import JobRoute
 from .router import TRUSTED_MINER_FAKE_KEY, Routing
 from .singletons import allowance, configure, reset, routing
 from .sums import ClassTotals, Overview, Usage
+
+if TYPE_CHECKING:
+    from projections import (
+        RULES,
+        AccountTotals,
+        AccountUsage,
+        AuditReport,
+        BlockUsage,
+        Bookkeeper,
+        Difference,
+        ExportReport,
+        Finding,
+        RebuildReport,
+        Receipt,
+        ReceiptOutcome,
+        RestoreReport,
+        Rule,
+        VerifyReport,
+    )
+
+    from .carrying import restore, verify
+else:
+    __getattr__ = later(
+        __name__,
+        {
+            "projections": (
+                "RULES",
+                "AccountTotals",
+                "AccountUsage",
+                "AuditReport",
+                "BlockUsage",
+                "Bookkeeper",
+                "Difference",
+                "ExportReport",
+                "Finding",
+                "RebuildReport",
+                "Receipt",
+                "ReceiptOutcome",
+                "RestoreReport",
+                "Rule",
+                "VerifyReport",
+            ),
+            ".carrying": ("restore", "verify"),
+        },
+    )
 
 __all__ = [
     "RULES",

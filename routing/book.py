@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -56,25 +56,13 @@ from ledger import (
     stored_reservation,
     swept_reservations,
 )
-from projections import (
-    AuditReport,
-    Availability,
-    ExportReport,
-    History,
-    ProgressReport,
-    Rebuild,
-    RebuildReport,
-    Snapshots,
-    Taken,
-    VerifyReport,
-    audit,
-    describe_conflict,
-    schema,
-)
+from projections import Availability, History, ProgressReport, Snapshots, Taken, describe_conflict, schema
 
-from .carrying import export_store, verify_store
 from .past import Past, moment_of
 from .questions import Questions, Sources, checked_id
+
+if TYPE_CHECKING:
+    from projections import AuditReport, ExportReport, RebuildReport, VerifyReport
 
 R = TypeVar("R")
 
@@ -139,6 +127,8 @@ class _Opened:
 
     async def rebuild(self, progress: ProgressReport | None) -> RebuildReport:
         """Makes everything derived anew; the state in memory too, where it is not what the log says."""
+        from projections import Rebuild
+
         rebuild = Rebuild(self.store, self.snapshots)
         report = await rebuild.run(progress)
         position, payload = await self.actor.ask(lambda state, _: (state.position, dump(state)))
@@ -426,12 +416,14 @@ class Allowance(Questions):
         `usage_buckets` asks for `usage` by blocks, in so many buckets at the most. `progress` as for `rebuild`. Raises
         `PositionOutOfRange`.
         """
+        from projections import audit_log
+
         until = None if until_position is None else integer(until_position, "until_position", 0)
         buckets = integer(usage_buckets, "usage_buckets", 0, MOST_BUCKETS)
         live = None if self._read_only else await self._live_state()
         opened = await self._ready()
         return await opened.runtime.run(
-            audit(opened.store, self._validator_ss58, until, progress, live=live, usage_buckets=buckets)
+            audit_log(opened.store, self._validator_ss58, until, progress, live=live, usage_buckets=buckets)
         )
 
     async def verify(self, heads: Iterable[Head] = (), progress: ProgressReport | None = None) -> VerifyReport:
@@ -440,6 +432,8 @@ class Allowance(Questions):
         Findings stand by position, the first bad one first; `routing.verify` does the same without opening a ledger.
         `progress` as for `rebuild`. Raises `StorageUnavailable`.
         """
+        from .carrying import verify_store
+
         opened = await self._ready()
         return await opened.runtime.run(verify_store(opened.store, self._validator_ss58, heads, progress))
 
@@ -451,6 +445,8 @@ class Allowance(Questions):
         `routing.restore` and `routing.verify` read it. Changes go on meanwhile. `progress` as for `rebuild`. Raises
         `CorruptLedger`, and `InvalidInput` where the file is there already.
         """
+        from .carrying import export_store
+
         opened = await self._ready()
         return await opened.runtime.run(export_store(opened.store, self._validator_ss58, target, progress))
 

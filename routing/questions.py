@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
@@ -28,10 +28,13 @@ from ledger import (
     job_name,
     name,
 )
-from projections import Availability, Bookkeeper, Candidate, Filters, History, Page
+from projections import Availability, Candidate, Filters, History, Page
 
 from .explain import Explanation, explained
 from .sums import Overview, Usage, overview_of, usage_of
+
+if TYPE_CHECKING:
+    from projections import Bookkeeper
 
 R = TypeVar("R")
 
@@ -165,6 +168,8 @@ class Questions(ABC):
 
         Given one, that one is brought up to date, and what it has spent stays spent.
         """
+        from projections import Bookkeeper
+
         keeper = Bookkeeper() if keeper is None else keeper
         head = (await self.head()).position
         sources = await self._sources()

@@ -1,6 +1,6 @@
 """The audit: every rule of the ledger checked again, by replay from nothing."""
 
 from .report import AccountTotals, AccountUsage, AuditReport, BlockUsage
-from .run import audit
+from .run import audit_log
 
-__all__ = ["AccountTotals", "AccountUsage", "AuditReport", "BlockUsage", "audit"]
+__all__ = ["AccountTotals", "AccountUsage", "AuditReport", "BlockUsage", "audit_log"]

@@ -16,7 +16,7 @@ from .report import AuditReport, totals_of, usage_of
 from .states import States
 
 
-async def audit(
+async def audit_log(
     store: Store,
     validator_ss58: str,
     until_position: int | None = None,
