@@ -472,7 +472,12 @@ class FileLock:
         loop = asyncio.get_running_loop()
         locked = loop.create_future()
         self._waiting.put((loop, locked))
-        await locked
+        try:
+            await locked
+        except asyncio.CancelledError:
+            if not locked.cancelled():  # The lock came, and the cancellation right after it.
+                self.release()
+            raise
 
     def _wait_in_turn(
         self, waiting: SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None]

@@ -55,6 +55,32 @@ async def test_cancelled_in_the_middle_of_a_statement_locks_nobody_out(
         assert route.allowance_blocks == [1]
 
 
+async def test_cancelled_just_when_the_lock_came_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is cancelled between getting the file lock and going on leaves it to others.
+
+    Catches: a lock that nobody in this process knows of, and that keeps every other process from writing.
+    """
+    path = str(tmp_path / "lock")
+    holder, waiter, other = sqlite.FileLock(path), sqlite.FileLock(path), sqlite.FileLock(path)
+    wake = sqlite._wake
+
+    def wake_and_cancel(locked: asyncio.Future[None], lock: sqlite.FileLock) -> None:
+        wake(locked, lock)
+        waiting.cancel()
+
+    await holder.acquire()
+    waiting = asyncio.create_task(waiter.acquire())
+    await asyncio.sleep(0)
+    monkeypatch.setattr(sqlite, "_wake", wake_and_cancel)
+    holder.release()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    monkeypatch.setattr(sqlite, "_wake", wake)
+    await asyncio.wait_for(other.acquire(), 20)
+    for lock in (holder, waiter, other):
+        lock.close()
+
+
 async def test_cancellation_comes_between_what_may_not_be_interrupted() -> None:
     """Work is cancelled after the part that may not be, and does not begin the next."""
     inside, go_on = asyncio.Event(), asyncio.Event()
