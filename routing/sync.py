@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -19,27 +20,55 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from ledger import Miner, Settings, current_runtime, refuse_on_loop
 from projections import RestoreReport, VerifyReport
 
-from . import book, carrying, router, singletons
+from . import book, carrying, past, questions, router, singletons
 from .pick import JobRoute
 
+__all__ = ["Allowance", "Past", "Routing", "allowance", "restore", "routing", "verify"]
+
+A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _blocking_allowance(
-    method: Callable[Concatenate[book.Allowance, P], Coroutine[Any, Any, R]],
-) -> Callable[Concatenate[Allowance, P], R]:
+def _blocking(method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Any, P], R]:
     """The method as a blocking call, same parameters and results."""
 
     @wraps(method)
-    def call(self: Allowance, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
         refuse_on_loop()
         return current_runtime().run_blocking(method(self.asynchronous, *args, **kwargs))
 
-    return cast("Callable[Concatenate[Allowance, P], R]", call)
+    return cast("Callable[Concatenate[Any, P], R]", call)
 
 
-class Allowance:
+class _Questions:
+    """What can be asked, now or of the past, as blocking calls."""
+
+    find_miners = _blocking(questions.Questions.find_miners)
+    reservation = _blocking(questions.Questions.reservation)
+    reservation_for_job = _blocking(questions.Questions.reservation_for_job)
+    history = _blocking(questions.Questions.history)
+    current_block = _blocking(questions.Questions.current_block)
+    miners = _blocking(questions.Questions.miners)
+    manifests = _blocking(questions.Questions.manifests)
+    explain = _blocking(questions.Questions.explain)
+    why = _blocking(questions.Questions.why)
+    overview = _blocking(questions.Questions.overview)
+    receipts = _blocking(questions.Questions.receipts)
+    settings = _blocking(questions.Questions.settings)
+    head = _blocking(questions.Questions.head)
+
+
+class Past(_Questions):
+    """`routing.Past` as blocking calls; made by `Allowance.at`."""
+
+    def __init__(self, asynchronous: past.Past) -> None:
+        self.asynchronous = asynchronous
+
+    fold = _blocking(past.Past.fold)
+
+
+class Allowance(_Questions):
     """`routing.Allowance` as blocking calls; usable as `with`."""
 
     def __init__(self, asynchronous: book.Allowance) -> None:
@@ -76,33 +105,29 @@ class Allowance:
     ) -> None:
         self.close()
 
-    close = _blocking_allowance(book.Allowance.close)
-    record_block = _blocking_allowance(book.Allowance.record_block)
-    record_manifests = _blocking_allowance(book.Allowance.record_manifests)
-    record_facts = _blocking_allowance(book.Allowance.record_facts)
-    find_miners = _blocking_allowance(book.Allowance.find_miners)
-    reserve = _blocking_allowance(book.Allowance.reserve)
-    spend = _blocking_allowance(book.Allowance.spend)
-    release = _blocking_allowance(book.Allowance.release)
-    expire_due = _blocking_allowance(book.Allowance.expire_due)
-    reservation = _blocking_allowance(book.Allowance.reservation)
-    reservation_for_job = _blocking_allowance(book.Allowance.reservation_for_job)
-    history = _blocking_allowance(book.Allowance.history)
-    current_block = _blocking_allowance(book.Allowance.current_block)
-    miners = _blocking_allowance(book.Allowance.miners)
-    manifests = _blocking_allowance(book.Allowance.manifests)
-    explain = _blocking_allowance(book.Allowance.explain)
-    why = _blocking_allowance(book.Allowance.why)
-    overview = _blocking_allowance(book.Allowance.overview)
-    receipts = _blocking_allowance(book.Allowance.receipts)
-    settings = _blocking_allowance(book.Allowance.settings)
-    verify = _blocking_allowance(book.Allowance.verify)
-    export = _blocking_allowance(book.Allowance.export)
-    audit = _blocking_allowance(book.Allowance.audit)
-    rebuild = _blocking_allowance(book.Allowance.rebuild)
-    health = _blocking_allowance(book.Allowance.health)
-    head = _blocking_allowance(book.Allowance.head)
-    counters = _blocking_allowance(book.Allowance.counters)
+    @property
+    def validator_ss58(self) -> str:
+        """Whose ledger it is."""
+        return self.asynchronous.validator_ss58
+
+    def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
+        """As `routing.Allowance.at`."""
+        return Past(self.asynchronous.at(position=position, block=block, time=time))
+
+    close = _blocking(book.Allowance.close)
+    record_block = _blocking(book.Allowance.record_block)
+    record_manifests = _blocking(book.Allowance.record_manifests)
+    record_facts = _blocking(book.Allowance.record_facts)
+    reserve = _blocking(book.Allowance.reserve)
+    spend = _blocking(book.Allowance.spend)
+    release = _blocking(book.Allowance.release)
+    expire_due = _blocking(book.Allowance.expire_due)
+    verify = _blocking(book.Allowance.verify)
+    export = _blocking(book.Allowance.export)
+    audit = _blocking(book.Allowance.audit)
+    rebuild = _blocking(book.Allowance.rebuild)
+    health = _blocking(book.Allowance.health)
+    counters = _blocking(book.Allowance.counters)
 
 
 class Routing:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -431,6 +432,12 @@ def test_a_refused_fact_is_named_by_its_line(filled: Command, tmp_path: Path) ->
     assert filled("health", "--json").document["newest_block"] == 1064
 
 
+def test_the_release_can_be_asked_for(allowance: Command) -> None:
+    """A bug report can say which release it is about."""
+    answer = allowance("--version")
+    assert (answer.code, answer.out) == (0, f"allowance {version('allowance-ledger')}\n")
+
+
 def test_an_implausible_fact_needs_confirm(filled: Command, tmp_path: Path) -> None:
     """What looks like a mistake is recorded only with `--confirm`."""
     leap = BLOCK_1060.replace("1060", "900000").replace("2024", "2025")
@@ -439,6 +446,7 @@ def test_an_implausible_fact_needs_confirm(filled: Command, tmp_path: Path) -> N
     refused = filled("import", file)
     assert refused.code == 2
     assert "ImplausibleFact: line 3: " in refused.err
+    assert "repeat with --confirm if it is right" in refused.err
 
     assert filled("import", file, "--confirm").code == 0
     assert filled("health", "--json").document["newest_block"] == 900000

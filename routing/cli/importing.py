@@ -58,7 +58,8 @@ class RefusedLine(CommandError):
     """The ledger refused a line's fact; stands for the ledger's error and says which line it was."""
 
     def __init__(self, line: int, refusal: Exception) -> None:
-        super().__init__(f"line {line}: {error_message(refusal)}", line=line, **error_fields(refusal))
+        message = error_message(refusal).replace("pass confirm=True", "repeat with --confirm")
+        super().__init__(f"line {line}: {message}", line=line, **error_fields(refusal))
         self.exit_code = exit_code(refusal)
         self._name = type(refusal).__name__
 

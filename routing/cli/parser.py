@@ -22,6 +22,16 @@ New here? `allowance demo` shows everything on made-up data in half a minute.
 """
 
 
+class _Version(argparse.Action):
+    """Prints the installed release; its metadata is read only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"{parser.prog} {version('allowance-ledger')}")
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that leaves reporting what is wrong to its caller."""
 
@@ -39,6 +49,7 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the release and exit")
     parser.set_defaults(command=None)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
