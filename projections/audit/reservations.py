@@ -74,7 +74,7 @@ class Reservations:
         held_by = [
             each.position for each in book.standing.values() if any(a <= last and b >= first for a, b in each.owned)
         ]
-        message = f"blocks of {_run_text(first, last)} are reserved or spent already"
+        message = f"of {_run_text(first, last)} some are reserved or spent already"
         self._findings.add(position, Rule.BLOCKS_TAKEN_ONCE, message, blocks=(first, last), held_by_positions=held_by)
         gaps = [(start, end - 1) for start, end in book.taken.gaps(first, last + 1)]
         for gap in gaps:

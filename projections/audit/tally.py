@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
-from ledger import Account, Axon, BlockRecorded, Chain, ManifestsRecorded, RecordedSettings
+from ledger import END, Account, Axon, BlockRecorded, Chain, ManifestsRecorded, RecordedSettings
 
 from ..rules import Findings, Rule
 
@@ -42,6 +42,8 @@ class Tally:
         """Blocks whose end is unknown: our share of the stake, and who was registered."""
         self._terms: dict[int, Terms] = {}
         """Of the blocks that grant anything."""
+        self._units_ns: dict[int, int] = {}
+        """What the same blocks grant an executor."""
         self._manifests: Manifests = {}
         self._syncs: dict[int, Manifests] = {}
         self._sync_blocks: list[int] = []
@@ -91,6 +93,8 @@ class Tally:
 
     def end(self, position: int) -> None:
         """Compares every account's counts, block by block, where they may differ."""
+        if self._units_ns:
+            self._check_sum(position, 0, END, sum(self._units_ns.values()))
         spans = list(self._spans())
         for account in self._chain.accounts.values():
             starts, values = account.counts.starts, account.counts.values
@@ -124,6 +128,16 @@ class Tally:
             at = bisect_right(self._sync_blocks, block)
             synced_at = self._sync_blocks[at - 1] if at else None
             self._terms[block] = Terms(synced_at, settings.executors_max_per_class, members)
+            self._units_ns[block] = unit_ns
+        self._check_sum(position, block, block + 1, unit_ns)
+
+    def _check_sum(self, position: int, start: int, end: int, expected_ns: int) -> None:
+        """Compares what the fold's running sums make of the blocks of `[start, end)`."""
+        found_ns = self._chain.blocks.sum_before_ns(end) - self._chain.blocks.sum_before_ns(start)
+        if found_ns != expected_ns:
+            which = "all blocks add up" if end == END else f"block {start} adds"
+            message = f"{which} to {found_ns} ns an executor, while the facts say {expected_ns} ns"
+            self._note(position, message, found_ns=found_ns, expected_ns=expected_ns)
 
     def _drop(self, block: int, before: Manifests, after: Manifests) -> None:
         for miner, counts in before.items():

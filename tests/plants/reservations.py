@@ -101,7 +101,7 @@ def a_block_that_was_dropped(log: Forged) -> None:
 
 @PLANTS(
     Rule.BLOCKS_TAKEN_ONCE,
-    "block 1 are reserved or spent",
+    "of block 1 some are reserved or spent",
     "held_by_positions [14]",
     at=2,
     also=[(2, Rule.CONSERVATION)],
