@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,6 +67,7 @@ async def export_log(
         writer.add(page)
         if progress is not None:
             progress(envelope.position, stored.position)
+        await asyncio.sleep(0)  # A long log lets others have the loop between pages.
     reader.check_undisturbed()
     if (envelope.position, envelope.hash) != (stored.position, stored.hash):
         raise CorruptLedger(envelope.position + 1, f"the head row tells of a log that ends at {stored.position}")
@@ -151,6 +153,7 @@ async def _append(
             await transaction.append(missing)
         if progress is not None:
             progress(envelope.position, verified.position)
+        await asyncio.sleep(0)
     reader.check_undisturbed()
     if (envelope.position, envelope.hash) != (verified.position, verified.head.hash):
         raise StorageUnavailable("what is restored was changed while it was read; nothing was done")

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -373,6 +374,33 @@ async def test_a_killed_restore_leaves_nothing_to_be_seen(tmp_path: Path, shared
     assert (await restore(tmp_path / "export.gz", shared_url)).added == 3500
     (report,) = await verify(shared_url, heads=[head])
     assert (report.findings, report.noted) == ([], [3500])
+
+
+async def test_a_cancelled_restore_does_nothing(tmp_path: Path, shared_url: str) -> None:
+    """Cancelled between two pages of its transaction: the ledger is empty, and the next attempt restores it.
+
+    Catches a restore that keeps the library's loop to itself until it is done: nobody else would be answered meanwhile.
+    """
+    live = f"sqlite:///{tmp_path}/live.db"
+    async with opened(live) as store:
+        await append(store, rows_after(Head(), 3500))
+    loop, seen = asyncio.get_running_loop(), []
+
+    def cancel(done: int, _: int) -> None:
+        seen.append(done)
+        if seen.count(1000) == 2:  # verified before, being appended now
+            loop.call_soon_threadsafe(restoring.cancel)
+            while not cancelled.wait(0.01):
+                pass
+
+    cancelled = threading.Event()
+    restoring = asyncio.create_task(restore(live, shared_url, progress=cancel))
+    restoring.add_done_callback(lambda _: cancelled.set())
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    (report,) = await verify(shared_url)
+    assert (report.events, report.findings) == (0, [])
+    assert (await restore(live, shared_url)).added == 3500
 
 
 async def test_a_source_that_changes_between_its_checks_is_not_restored(tmp_path: Path, monkeypatch: Any) -> None:
