@@ -31,6 +31,7 @@ CASES = {
     "rebuild": "replaying:rebuilding",
     "audit": "replaying:auditing",
     "open": "replaying:opening",
+    "pages": "replaying:paging",
     "log": "picking:longer_log",
     "memory": "replaying:memory",
     "library": "library:on_sqlite",
@@ -42,13 +43,19 @@ CASES = {
 """In this order: what leaves the long ledger as it is comes before what picks from it."""
 
 
+INTERRUPTED = 130
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what was asked for and prints it; 1 where something could not be measured."""
     options = _parser().parse_args(arguments)
     sizes = _sizes(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.perf_counter()
-    report, failed = asyncio.run(_measure(options.only or list(CASES), sizes))
+    try:
+        report, failed = asyncio.run(_measure(options.only or list(CASES), sizes))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     seconds = time.perf_counter() - started
     if options.json:
         print(json.dumps(table.document(report, sizes, seconds), ensure_ascii=False, indent=1))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
+from statistics import median
+from typing import Any
 
 from ledger import store_for
 from projections import Availability
+from routing import Allowance
 
 from .chain import HOTKEY
-from .figures import Report, at_least, at_most, interleaved, ratio_at_least
+from .figures import Report, at_least, at_most, interleaved, ratio_at_least, ratio_at_most
 from .limits import read_and_decode
+from .picking import MS
 from .process import worker
 from .world import World
 
+SHORTER_LOG = 100
+PAGE_ITEMS = 100
 REBUILT_SHARE = 10
 """A tenth of the long ledger's events is replayed in each round."""
 
@@ -63,19 +69,56 @@ async def auditing(world: World, report: Report) -> None:
 
 
 async def opening(world: World, report: Report) -> None:
-    """From `Allowance.open` in a new process to the first answer, the import of SQLAlchemy in it."""
-    ledger = await world.long(world.sizes.events)
-    whole, own, memory = [], [], []
-    for _ in range(world.sizes.repeat):
-        async with worker(ledger, world.classes) as process:
-            opened = process.opened
-        whole.append(opened["sqlalchemy_s"] + opened["opened_s"])
-        own.append(opened["opened_s"])
-        memory.append(opened["memory_mb"])
-    name = f"opening a ledger of {world.sizes.events:,} events"
-    report.add(name, "s", whole, target=at_most(0.3), note="SQLAlchemy's import included")
-    report.add(f"{name}, SQLAlchemy loaded", "s", own)
+    """From `Allowance.open` in a new process to the first answer, with all that it imports on the way."""
+    events = world.sizes.events
+    long, short = await world.long(events), await world.long(events // SHORTER_LOG)
+    memory: list[float] = []
+
+    async def open_long() -> float:
+        async with worker(long, world.classes) as process:
+            memory.append(process.opened["memory_mb"])
+            return process.opened["opened_s"]
+
+    async def open_short() -> float:
+        async with worker(short, world.classes) as process:
+            return process.opened["opened_s"]
+
+    ours, beside = await interleaved(world.sizes.repeat, open_long, open_short)
+    name = f"opening a ledger of {events:,} events"
+    report.add(name, "s", ours, target=at_most(0.3))
+    report.add(name, "s", ours, (f"{events // SHORTER_LOG:,} events", beside), ratio_at_most(1.5))
     report.add("memory of a process with that ledger open", "MB", memory, target=at_most(150))
+
+
+async def paging(world: World, report: Report) -> None:
+    """A page of the history, newest first, oldest first and of one miner, in a long ledger and in a shorter one."""
+    events = world.sizes.events
+    async with (
+        (await world.long(events)).open(read_only=True) as long,
+        (await world.long(events // SHORTER_LOG)).open(read_only=True) as short,
+    ):
+
+        async def page_of_long() -> float:
+            return await _page(long, world)
+
+        async def page_of_short() -> float:
+            return await _page(short, world)
+
+        ours, beside = await interleaved(world.sizes.repeat, page_of_long, page_of_short)
+    name = f"a page of the history, {events:,} events"
+    report.add(name, "ms", ours, (f"{events // SHORTER_LOG:,} events", beside), ratio_at_most(1.5))
+
+
+async def _page(book: Allowance, world: World) -> float:
+    (newest,) = (await book.history(limit=1)).items
+    kinds: tuple[dict[str, Any], ...] = ({}, {"newest_first": False}, {"miner_ss58": newest.miner_ss58})
+    taken = []
+    for _ in range(max(1, world.sizes.searches // 10)):
+        started = time.perf_counter()
+        for kind in kinds:
+            await book.history(limit=PAGE_ITEMS, **kind)
+        taken.append((time.perf_counter() - started) / len(kinds) * MS)
+    return median(taken)
 
 
 async def memory(world: World, report: Report) -> None:

@@ -78,6 +78,8 @@ class RowPerGrant:
         self._classes = {executor_class: place for place, executor_class in enumerate(classes)}
         self._rows = _Rows(self._classes)
         self.blocks = 0
+        self.bytes_per_block = 0.0
+        """What a block takes on disk, with its indexes, as densely as it was ever packed: nothing updated yet."""
 
     async def fill(self, facts: list[BlockFact | ManifestsFact]) -> None:
         """Loads all facts, indexes them, and reserves a third."""
@@ -89,6 +91,8 @@ class RowPerGrant:
             else:
                 await self.record_block(fact)
         await connection.execute(_INDEXES)
+        stored: int = await connection.fetchval("SELECT pg_total_relation_size('grants')")
+        self.bytes_per_block = stored / self.blocks
         window = min(WINDOW_BLOCKS, self.blocks)
         await connection.execute(
             "UPDATE grants SET reservation_id = 0 WHERE validator = 0 AND block < $1",
@@ -120,11 +124,6 @@ class RowPerGrant:
     async def release(self, executor_class: int, miner: int, blocks: list[int]) -> None:
         """Gives blocks back."""
         await self._connection.execute(_RELEASE, 0, executor_class, miner, blocks)
-
-    async def bytes_per_block(self) -> float:
-        """What a block takes on disk, with its indexes."""
-        whole: int = await self._connection.fetchval("SELECT pg_total_relation_size('grants')")
-        return whole / self.blocks
 
 
 class _Rows:
@@ -195,7 +194,7 @@ async def against_row_per_grant(world: World, report: Report) -> None:
 
         ours, theirs = await interleaved(world.sizes.repeat, our_picks, their_picks)
         report.add("a pick on PostgreSQL", "ms", ours, ("row per grant", theirs))
-        stored = await design.bytes_per_block()
+        stored = design.bytes_per_block
         await _blocks(world, report, book, design)
     imported = world.new_ledger()
     async with imported.open() as book:

@@ -12,7 +12,6 @@ import os
 import resource
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +40,12 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
     from routing import Allowance, JobRoute, Routing
 
     imported = time.perf_counter()
-    import_module("sqlalchemy.ext.asyncio")
-    import_module("projections.tables")
-    ready = time.perf_counter()
     ahead_ns = start_ns - time.monotonic_ns()
     book = Allowance.open(url, validator_ss58=validator_ss58, clock_ns=lambda: time.monotonic_ns() + ahead_ns)
     newest = await book.current_block()
     await book.find_miners(1.0, classes[0], newest or 1)
     opened = time.perf_counter()
-    tell(routing_s=imported - started, sqlalchemy_s=ready - imported, opened_s=opened - ready)
+    tell(routing_s=imported - started, opened_s=opened - imported)
 
     from random import Random
 

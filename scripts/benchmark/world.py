@@ -36,9 +36,9 @@ class Ledger(NamedTuple):
         """Its file, on SQLite."""
         return Path(self.url.removeprefix("sqlite:///"))
 
-    def open(self) -> Allowance:
+    def open(self, *, read_only: bool = False) -> Allowance:
         """Opens it, at the time at which it was left."""
-        return Allowance.open(self.url, validator_ss58=HOTKEY, clock_ns=Clock(self.start_ns))
+        return Allowance.open(self.url, validator_ss58=HOTKEY, clock_ns=Clock(self.start_ns), read_only=read_only)
 
 
 class World:
