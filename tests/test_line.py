@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger.line import WritersLine
+from ledger.line import WritersLine, _taken_at_once
 
 LOCKS = Path("/proc/locks")
 pytestmark = pytest.mark.skipif(not LOCKS.exists(), reason="who waits for a lock is seen in /proc/locks")
@@ -127,7 +127,7 @@ async def test_the_next_uses_the_time_and_no_other_does(path: str, lines: Callab
     assert told == ["second", "third"]
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", [0, 1, 2])
 async def test_who_gives_up_leaves_the_line(path: str, lines: Callable[[], WritersLine], place: int) -> None:
     """Cancelled while it waits, next or not: the one behind it is served, and it can come again itself."""
     first, others = lines(), [lines() for _ in range(3)]
@@ -138,6 +138,8 @@ async def test_who_gives_up_leaves_the_line(path: str, lines: Callable[[], Write
 
     async def served_again() -> None:
         await others[place].acquire(nothing)
+        assert first._files is not None
+        assert not _taken_at_once(first._files)  # it is held, and was not let go for the one that gave up
         others[place].release()
 
     again = asyncio.create_task(served_again())
