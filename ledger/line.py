@@ -38,6 +38,8 @@ class _Waiting(NamedTuple):
     loop: asyncio.AbstractEventLoop
     next: asyncio.Future[None]
     turn: asyncio.Future[None]
+    heard: threading.Event
+    """Set when the loop has heard of the turn, and has given it back if nobody wanted it any more."""
 
 
 class WritersLine:
@@ -69,11 +71,12 @@ class WritersLine:
             fcntl.flock(self._files.turn, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Gives the files back, and ends the waiting thread."""
-        if self._queue is not None:
-            self._queue.put(None)
-            self._queue = None
-        self._forget()
+        """Gives the files back, and ends the waiting thread; which closes them, since it may still wait for one."""
+        if self._queue is None:
+            self._forget()
+            return
+        self._queue.put(None)
+        self._queue = self._files = None
 
     def _open(self) -> _Files:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -81,7 +84,7 @@ class WritersLine:
 
     async def _wait(self, files: _Files, meanwhile: Meanwhile) -> None:
         loop = asyncio.get_running_loop()
-        one = _Waiting(loop, loop.create_future(), loop.create_future())
+        one = _Waiting(loop, loop.create_future(), loop.create_future(), threading.Event())
         self._waiting += 1
         self._thread_queue(files).put(one)
         try:
@@ -113,7 +116,11 @@ class WritersLine:
                 fcntl.flock(files.next, fcntl.LOCK_UN)
             except OSError as refused:
                 error = refused
-            _tell(one, self._has_turn, one, error)
+            # A turn is the process's, whoever asked for it: nobody else may ask until this one is taken or given back.
+            if _tell(one, self._has_turn, one, error):
+                one.heard.wait()
+        for file in files:
+            os.close(file)
 
     def _has_turn(self, one: _Waiting, error: OSError | None) -> None:
         self._waiting -= 1
@@ -124,6 +131,7 @@ class WritersLine:
             one.turn.set_exception(error)
         else:
             one.turn.set_result(None)
+        one.heard.set()
 
     def _forget(self) -> None:
         """Closes the files; a forked child must not keep its parent's locks alive."""
@@ -147,9 +155,12 @@ def _taken_at_once(files: _Files) -> bool:
     return True
 
 
-def _tell(one: _Waiting, what: Any, *arguments: Any) -> None:
-    with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
+def _tell(one: _Waiting, what: Any, *arguments: Any) -> bool:
+    """Whether the loop is still there, and with it whoever waits."""
+    with suppress(RuntimeError):
         one.loop.call_soon_threadsafe(what, *arguments)
+        return True
+    return False
 
 
 def _is_next(one: _Waiting) -> None:

@@ -484,7 +484,9 @@ class Allowance(Questions):
         lookup = Lookup()
         lookup.positions.add(reservation_position(reservation_id))
         opened = await self._ready()
-        return stored_reservation(await opened.runtime.run(opened.store.find(lookup)), self._validator_ss58)
+        known = await opened.runtime.run(opened.store.find(lookup))
+        await opened.runtime.run(opened.store.head())  # refuses what a newer release may have written
+        return stored_reservation(known, self._validator_ss58)
 
     async def _sources(self) -> Sources:
         opened = await self._ready()

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from ledger import ReservationExpiredEvent, decode
+from ledger import RecordFacts, ReservationExpiredEvent, decode
 from routing import Allowance, BlockFact, ConflictingFact, IdempotencyConflict, ImplausibleFact, ManifestsFact
 
 from .small import GPU, START, VALIDATOR, Clock, miner, small_book
@@ -72,9 +72,42 @@ async def test_a_keyed_batch_of_facts_is_recorded_once(book: Allowance) -> None:
     assert await book.record_facts(batch, idempotency_key="k") == positions
     with pytest.raises(IdempotencyConflict):
         await book.record_facts([a_block(12), a_block(13)], idempotency_key="k")
-    with pytest.raises(IdempotencyConflict):
-        await book.record_facts([a_block(12, late_s=1.0)], idempotency_key="k")
+    for other in ([a_block(12, late_s=1.0)], batch[1:], batch[:2], [*batch, a_block(13)]):
+        with pytest.raises(IdempotencyConflict):
+            await book.record_facts(other, idempotency_key="k")
     assert (await book.head()).position == positions[-1]
+
+
+async def test_what_a_keyed_batch_was_refused_it_is_refused_again(book: Allowance) -> None:
+    """Also where the fact has been recorded since: the first outcome was that this call did not record it.
+
+    Catches an answer that is made from what is in the log now.
+    """
+    far = a_block(200_000)
+    for _ in range(2):
+        with pytest.raises(ImplausibleFact) as refused:
+            await book.record_facts([a_block(12), far], idempotency_key="k")
+        assert refused.value.fact_index == 1
+    await book.record_facts([far], confirm=True)
+    with pytest.raises(ImplausibleFact) as refused:
+        await book.record_facts([a_block(12), far], idempotency_key="k")
+    assert refused.value.fact_index == 1
+    with pytest.raises(IdempotencyConflict):
+        await book.record_facts([a_block(12), far], confirm=True, idempotency_key="k")
+
+
+async def test_a_key_of_a_lost_outcome_tells_its_own_call_alone(book: Allowance) -> None:
+    """Under the key that an unknown outcome carries, other facts are refused, and the same answered as they were."""
+    batch = [a_block(12), a_block(13)]
+    positions = await book.record_facts(batch)
+    contents, _ = book._intake.contents(batch)
+    key = RecordFacts(contents, confirm=False).told_by((await events_of(book))[-1])
+    assert await book.record_facts(batch, idempotency_key=key) == positions
+    for other in ([a_block(13)], [a_block(12), a_block(14)]):
+        with pytest.raises(IdempotencyConflict):
+            await book.record_facts(other, idempotency_key=key)
+    with pytest.raises(IdempotencyConflict):
+        await book.expire_due(idempotency_key=key)
 
 
 async def test_refused_facts_leave_nothing_under_a_key(book: Allowance) -> None:

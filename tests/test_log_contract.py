@@ -20,10 +20,10 @@ import pytest
 import pytest_asyncio
 
 from ledger import PAGE_ROWS, Head, Known, Lookup, Row, Store
-from routing import Allowance, LedgerNotFound, NewerLedger, ReadOnlyLedger, StorageUnavailable
+from routing import Allowance, LedgerNotFound, NewerLedger, ReadOnlyLedger, Routing, StorageUnavailable
 from tests.logs import all_rows, append, head_at, opened, row_after, rows_after
 from tests.servers import connected
-from tests.small import GPU, START, Clock, small_book
+from tests.small import GPU, START, Clock, job, miner, small_book
 from tests.small import VALIDATOR as OWNER
 
 pytestmark = pytest.mark.sqlalchemy
@@ -75,6 +75,36 @@ async def test_a_row_is_read_back_as_it_was_appended(store: Store) -> None:
     assert await append(store, [row]) == await store.head()
     assert await store.read(0) == [row]
     assert all(type(value) is type(given) for value, given in zip((await store.read(0))[0], row, strict=True))
+
+
+@pytest.mark.parametrize("key", ["new", "repeated", "repeated with other content"])
+@pytest.mark.parametrize("stream", ["absent", "present"])
+@pytest.mark.parametrize("expected", ["exact", "new", "behind", "ahead"])
+@pytest.mark.parametrize("how", ["compare_and_append", "transaction"])
+async def test_only_the_next_version_of_a_stream_is_appended(
+    store: Store, how: str, expected: str, stream: str, key: str
+) -> None:
+    """The truth table of appends: of all combinations, those at the exact version with a new key; nothing else stays.
+
+    What a repeated key is answered with is the ledger's to say; the log takes no second row of it, whatever is in it.
+    """
+    current = 2 if stream == "present" else 0
+    version = {"exact": current + 1, "new": 1, "behind": current, "ahead": current + 2}[expected]
+    first = row_after(Head(), "present", 1, key="repeated")
+    head = await append(store, [first, row_after(head_at(first), "present", 2)])
+    payload = b"other content" if key == "repeated with other content" else first.payload
+    row = row_after(head, stream, version, key="new" if key == "new" else "repeated", payload=payload)
+    before = await store.read(0)
+    good = version == current + 1 and key == "new"
+
+    if how == "compare_and_append":
+        assert await store.compare_and_append(head, [row]) is good
+    elif good:
+        await append(store, [row])
+    else:
+        with pytest.raises(StorageUnavailable):
+            await append(store, [row])
+    assert await store.read(0) == [*before, *([row] if good else [])]
 
 
 @pytest.mark.parametrize("key", ["new", "repeated"])
@@ -499,10 +529,42 @@ async def test_an_event_of_a_newer_release_is_never_passed_over(shared_url: str,
     """An unknown type, or an unknown field of a known one: the ledger neither answers nor changes any more."""
     async with small_book(url=shared_url) as book, opened(shared_url, OWNER) as other:
         head = await append(other, [row_after(await other.head(), "lending", 1, payload=payload)])
-        for call in (lambda: book.reserve("5Anna", GPU, 6.0, 11), book.current_block, book.expire_due):
+        await _every_call_stops(book)
+        assert await other.head() == head
+
+
+async def test_a_newer_schema_stops_an_old_process_while_it_runs(shared_url: str) -> None:
+    """During a rolling upgrade: every kind of change and question of the old process is refused; nothing is added."""
+    async with small_book(url=shared_url) as book:
+        held = await book.reserve("5Anna", GPU, 6.0, 11)
+        head = await book.head()
+        await execute(shared_url, "UPDATE allowance_schema SET version = version + 1")
+        await _every_call_stops(book)
+        for call in (lambda: book.reservation(held.reservation_id), lambda: book.at(position=1).current_block()):
             with pytest.raises(NewerLedger):
                 await call()
-        assert await other.head() == head
+        await execute(shared_url, "UPDATE allowance_schema SET version = version - 1")
+        assert await book.head() == head
+        assert (await book.spend(held.reservation_id)).status == "spent"
+
+
+async def _every_call_stops(book: Allowance) -> None:
+    """Picks, claims, settlements, sweeps, facts and reads."""
+    anna = miner("5Anna")
+    for call in (
+        lambda: Routing(book).pick_miner_for_job_request(job("job")),
+        lambda: book.reserve("5Anna", GPU, 6.0, 11),
+        lambda: book.spend(1 << 20),
+        lambda: book.release(1 << 20, idempotency_key="key"),
+        book.expire_due,
+        lambda: book.record_block(12, START + timedelta(seconds=144), [anna], {OWNER: 1.0}),
+        lambda: book.record_manifests(12, {"5Anna": {GPU: 2}}),
+        book.current_block,
+        lambda: book.find_miners(6.0, GPU, 11),
+        book.history,
+    ):
+        with pytest.raises(NewerLedger):
+            await call()
 
 
 async def test_reading_only_makes_nothing(shared_url: str) -> None:

@@ -35,6 +35,7 @@ CASES = {
     "log": "picking:longer_log",
     "memory": "replaying:memory",
     "library": "library:on_sqlite",
+    "callers-postgres": "sharing:one_process",
     "processes": "sharing:processes",
     "contention": "contending:both_engines",
     "library-postgres": "library:on_postgres",

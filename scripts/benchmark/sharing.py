@@ -8,8 +8,26 @@ from contextlib import AsyncExitStack
 
 from .figures import Report, interleaved, ratio_at_least
 from .limits import CONNECTIONS, postgres_rows, reservation_bytes
+from .picking import pick_rate
 from .process import worker
 from .world import World
+
+
+async def one_process(world: World, report: Report) -> None:
+    """One process whose callers all pick at once, beside rows that one connection commits one by one."""
+    ledger = await world.filled_on_postgres()
+    row_bytes = reservation_bytes((await world.filled()).path)
+    async with ledger.open() as book, postgres_rows(world.server_url(), row_bytes, connections=1) as bare:
+
+        async def picks() -> float:
+            return await pick_rate(book, world)
+
+        async def one_row() -> float:
+            return await bare.rate(world.sizes.bare_rows)
+
+        ours, limit = await interleaved(world.sizes.repeat, picks, one_row)
+    name = f"picks on PostgreSQL, {world.sizes.callers} callers"
+    report.add(name, "1/s", ours, ("bare rows, 1 a commit", limit), ratio_at_least(2))
 
 
 async def processes(world: World, report: Report) -> None:

@@ -1,0 +1,210 @@
+"""The line in front of a SQLite file's write lock; each `WritersLine` here stands for a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from ledger.line import WritersLine, _taken_at_once
+
+LOCKS = Path("/proc/locks")
+pytestmark = pytest.mark.skipif(not LOCKS.exists(), reason="who waits for a lock is seen in /proc/locks")
+
+HOLD = """
+import asyncio, sys
+from ledger.line import WritersLine
+
+async def nothing(): pass
+
+async def main():
+    await WritersLine(sys.argv[1]).acquire(nothing)
+    print("holds", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "ledger.db")
+
+
+@pytest.fixture
+def lines(path: str) -> Iterator[Callable[[], WritersLine]]:
+    """Makes places in one line."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(closing(WritersLine(path)))
+
+
+async def nothing() -> None:
+    """What one does who only waits."""
+
+
+def waiting(path: str) -> int:
+    """How many wait for one of the line's two locks."""
+    files = [Path(f"{path}.{name}") for name in ("lock", "lock-next")]
+    inodes = {f":{file.stat().st_ino}" for file in files if file.exists()}
+    return sum(any(inode in text for inode in inodes) for text in LOCKS.read_text().splitlines() if "->" in text)
+
+
+async def waits(
+    path: str, line: WritersLine, meanwhile: Callable[[], Awaitable[object]] = nothing
+) -> asyncio.Task[None]:
+    """Has one more wait, and comes back when it does."""
+    before = waiting(path)
+    task = asyncio.create_task(line.acquire(meanwhile))
+    while waiting(path) == before:  # noqa: ASYNC110 - the system tells nobody
+        await asyncio.sleep(0)
+    return task
+
+
+async def test_a_free_line_is_passed_at_once(path: str, lines: Callable[[], WritersLine]) -> None:
+    """A lone writer waits for nobody, has no thread, and does nothing meanwhile."""
+    threads = threading.active_count()
+
+    async def never() -> None:
+        raise AssertionError("it did not have to wait")
+
+    line = lines()
+    for _ in range(3):
+        await line.acquire(never)
+        line.release()
+    assert threading.active_count() == threads
+
+
+async def test_one_after_the_other_in_the_order_in_which_they_came(path: str, lines: Callable[[], WritersLine]) -> None:
+    """Six wait; each is served in its turn, and only when the one before is done.
+
+    Catches a line without the place of the next, where the system lets whoever asks first after a release go first.
+    """
+    first, others = lines(), [lines() for _ in range(6)]
+    await first.acquire(nothing)
+    tasks = [await waits(path, line) for line in others]
+    served: list[int] = []
+    first.release()
+    while len(served) < len(tasks):
+        await asyncio.wait([task for n, task in enumerate(tasks) if n not in served], return_when="FIRST_COMPLETED")
+        done = [n for n, task in enumerate(tasks) if task.done() and n not in served]
+        assert len(done) == 1
+        served += done
+        others[done[0]].release()
+    assert served == list(range(6))
+
+
+async def test_the_next_uses_the_time_and_no_other_does(path: str, lines: Callable[[], WritersLine]) -> None:
+    """What is to be done meanwhile is done once, by the next alone, before its turn."""
+    first, second, third = lines(), lines(), lines()
+    told: list[str] = []
+
+    def tell(name: str) -> Callable[[], Awaitable[object]]:
+        async def meanwhile() -> None:
+            told.append(name)
+
+        return meanwhile
+
+    await first.acquire(nothing)
+    turns = [await waits(path, second, tell("second")), await waits(path, third, tell("third"))]
+    while not told:  # noqa: ASYNC110 - the system tells nobody
+        await asyncio.sleep(0)
+    assert told == ["second"]
+    assert not turns[0].done()
+    first.release()
+    await turns[0]
+    while len(told) < 2:  # noqa: ASYNC110 - the system tells nobody
+        await asyncio.sleep(0)
+    assert not turns[1].done()
+    second.release()
+    await turns[1]
+    assert told == ["second", "third"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_who_gives_up_leaves_the_line(path: str, lines: Callable[[], WritersLine], place: int) -> None:
+    """Cancelled while it waits, next or not: the one behind it is served, and it can come again itself."""
+    first, others = lines(), [lines() for _ in range(3)]
+    await first.acquire(nothing)
+    turns = [await waits(path, line) for line in others]
+    turns[place].cancel()
+    await asyncio.gather(turns[place], return_exceptions=True)
+
+    async def served_again() -> None:
+        await others[place].acquire(nothing)
+        assert first._files is not None
+        assert not _taken_at_once(first._files)  # it is held, and was not let go for the one that gave up
+        others[place].release()
+
+    again = asyncio.create_task(served_again())
+    first.release()
+    for line, turn in zip(others, turns, strict=True):
+        if not turn.cancelled():
+            await turn
+            line.release()
+    await again
+    await first.acquire(nothing)
+    behind = await waits(path, others[place])
+    assert not behind.done()
+    first.release()
+    await behind
+
+
+async def test_a_turn_is_given_back_where_what_is_done_meanwhile_fails(
+    path: str, lines: Callable[[], WritersLine]
+) -> None:
+    """The error comes out, and nobody behind is kept waiting."""
+    first, second, third = lines(), lines(), lines()
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    await first.acquire(nothing)
+    failing, behind = await waits(path, second, fail), await waits(path, third)
+    with pytest.raises(ValueError, match="no"):
+        await failing
+    first.release()
+    await behind
+
+
+async def test_killed_processes_leave_the_line(path: str, lines: Callable[[], WritersLine]) -> None:
+    """One that writes and one that is next are killed: the third is served."""
+
+    def process() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLD, path]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+
+    with process() as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "holds\n"
+        with process() as following:
+            while waiting(path) < 1:  # noqa: ASYNC110 - the system tells nobody
+                await asyncio.sleep(0)
+            turn = await waits(path, lines())
+            following.kill()
+            writer.kill()
+            await turn
+
+
+async def test_closing_ends_the_thread_and_gives_the_files_back(path: str) -> None:
+    """A ledger that is opened and closed again and again leaves neither behind."""
+    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        first, second = WritersLine(path), WritersLine(path)
+        await first.acquire(nothing)
+        turn = await waits(path, second)
+        first.release()
+        await turn
+        first.close()
+        second.close()
+    for thread in threading.enumerate():
+        if thread.name == "allowance-line":
+            thread.join()
+    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) == files
