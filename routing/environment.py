@@ -59,7 +59,7 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings | None
             try:
                 given[field.name] = read(environment[variable])
                 Settings(**{field.name: given[field.name]})
-            except (ValueError, TypeError) as cause:
+            except (ValueError, TypeError, RecursionError) as cause:
                 raise InvalidInput(variable, environment[variable], expected) from cause
     return Settings(**given) if given else None
 
