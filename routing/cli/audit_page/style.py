@@ -44,7 +44,7 @@ i.spent { background: var(--spent); } i.held { background: var(--held); }
 i.invalidated { background: var(--invalidated); }
 i.free { background: var(--free); box-shadow: inset 0 0 0 1px var(--soft); }
 svg.chart { display: block; overflow: visible; margin-left: 4.25rem; width: calc(100% - 4.25rem); }
-svg.spark { display: block; border-bottom: 1px solid var(--soft); }
+svg.spark { display: block; box-sizing: content-box; border-bottom: 1px solid var(--soft); }
 text { font: 12px system-ui, sans-serif; fill: var(--soft); } .height { text-anchor: end; }
 text.block { text-anchor: middle; } text.axis { font-style: italic; }
 .grid { stroke: var(--rule); } .ground { stroke: var(--soft); }
