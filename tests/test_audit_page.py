@@ -75,6 +75,8 @@ def a_report(accounts: list[AccountUsage], starts: list[int], **fields: Any) -> 
         "elapsed_seconds": 0.5,
         "events_per_second": 14.0,
         "usage": BlockUsage(starts, accounts),
+        "snapshots": 1,
+        "live_state": True,
     }
     return AuditReport(**{**given, **fields})
 
@@ -166,7 +168,7 @@ def test_every_finding_is_told() -> None:
 
 
 def test_each_rule_says_whether_it_holds() -> None:
-    """Broken with how often, holding, or not known: where the history was not compared, or not all findings are told.
+    """Broken with how often, holding, or not known: where nothing was there to compare, or not all findings are told.
 
     Catches a tick for a rule whose findings were only counted.
     """
@@ -182,8 +184,8 @@ def test_each_rule_says_whether_it_holds() -> None:
     assert broken.pop("hash-chain") == "✗ 2 findings"
     assert set(broken.values()) == {"✓"}
     assert holds(findings=findings, findings_count=3)["head-row"] == "not known"
-    uncompared = holds(history_position=None)
-    assert uncompared.pop("history-model") == "not known"
+    uncompared = holds(history_position=None, snapshots=0, live_state=False)
+    assert {uncompared.pop(rule) for rule in ("history-model", "snapshots", "live-state")} == {"not known"}
     assert set(uncompared.values()) == {"✓"}
 
 

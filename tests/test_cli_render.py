@@ -28,6 +28,73 @@ def test_columns_are_aligned_numbers_to_the_right() -> None:
     ]
 
 
+HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
+HEADERS = ("id", "miner", "left", "class", "blocks")
+ROWS = [(7, HOTKEY, "1.000 s", "always_on.gpu-24gb", 96), (1234, "5B", "12.000 s", "cpu", 7)]
+
+
+def test_a_table_that_fits_is_left_alone() -> None:
+    """A terminal of its width, or wider, shows it whole."""
+    whole = list(render.table(HEADERS, ROWS))
+    width = max(map(len, whole))
+    assert render.fitted(HEADERS, ROWS, width) == (whole, False)
+    assert render.fitted(HEADERS, ROWS, width - 1)[1]
+
+
+def test_a_narrow_terminal_gets_short_names_first_and_fewer_columns_then() -> None:
+    """No line is wrapped: hotkeys lose their middle, then words are cut at the edge.
+
+    Catches a row of which the second half stands under the first, unaligned.
+    """
+    assert render.fitted(HEADERS, ROWS, 56) == (
+        [
+            "  id  miner            left  class               blocks",
+            "   7  5Grwva…utQY   1.000 s  always_on.gpu-24gb      96",
+            "1234  5B           12.000 s  cpu                      7",
+        ],
+        True,
+    )
+    assert render.fitted(HEADERS, ROWS, 40)[0] == [
+        "  id  miner            left  class",
+        "   7  5Grwva…utQY   1.000 s  always_on.…",
+        "1234  5B           12.000 s  cpu",
+    ]
+
+
+def test_a_number_is_whole_or_not_there() -> None:
+    """A column of numbers that does not fit is left out, and the header says that there was more.
+
+    Catches a number without its last digits, which would be another number.
+    """
+    rows = [(7, 1234.5, 96), (8, 12.0, 7)]
+    assert render.fitted(("id", "left", "blocks"), rows, 19) == (
+        [
+            "id       left  …",
+            " 7  1,234.500",
+            " 8     12.000",
+        ],
+        True,
+    )
+    assert render.fitted(("id", "left", "blocks"), rows, 16)[0][0] == "id       left  …"
+    assert render.fitted(("id", "left", "blocks"), rows, 15)[0] == ["id  …", " 7", " 8"]
+
+
+@given(st.integers(2, 90), st.lists(st.tuples(st.integers(0, 10**9), st.text(max_size=60)), max_size=4))
+def test_no_line_is_longer_than_the_terminal(columns: int, rows: list[tuple[int, str]]) -> None:
+    """Whatever stands in a table, in any script, it stays in its columns."""
+    lines, _ = render.fitted(("id", "name"), rows, columns)
+    assert all(render.columns_of(line) <= columns for line in lines)
+
+
+def test_wide_letters_take_two_columns_and_marks_none() -> None:
+    """Columns stay aligned whatever script a name is in."""
+    assert render.columns_of("漢字") == 4
+    assert render.columns_of("Za\u0301\u0316") == 2
+    names = ["miner", "漢字", "Za\u0301\u0316"]
+    lines = list(render.table(("name", "left"), [(name, "1 s") for name in names]))
+    assert [render.columns_of(line) for line in lines] == [11, 11, 11, 11]
+
+
 def test_a_table_without_rows_is_its_headers() -> None:
     """An empty answer still says what it would have shown."""
     assert list(render.table(("id", "miner"), [])) == ["id  miner"]
@@ -186,6 +253,19 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Output(json_wanted=False).colour_wanted
 
 
+def test_only_a_terminal_gets_tables_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file or a pipe gets every name whole; a terminal is told that it did not."""
+    monkeypatch.setenv("COLUMNS", "40")
+    piped, watched, notes = io.StringIO(), Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", notes)
+    for stream in (piped, watched):
+        monkeypatch.setattr(sys, "stdout", stream)
+        Output(json_wanted=False).table(HEADERS, ROWS)
+    assert piped.getvalue().splitlines() == list(render.table(HEADERS, ROWS))
+    assert watched.getvalue().splitlines() == render.fitted(HEADERS, ROWS, 40)[0]
+    assert notes.getvalue().count("shortened to fit the terminal") == 1
+
+
 def test_progress_is_for_those_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe gets no progress; a terminal gets one line that is wiped at the end."""
     piped, watched = io.StringIO(), Terminal()
@@ -201,6 +281,7 @@ def test_progress_is_for_those_who_watch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_progress_says_how_far_it_is() -> None:
     """With a known end, both are told."""
-    assert progress_line("route", 1200, 3000, "jobs", "") == "route: 1,200 of 3,000 jobs"
+    assert progress_line("route", 1200, 3000, "jobs", "") == "route [########............] 40 %: 1,200 of 3,000 jobs"
+    assert progress_line("route", 0, 0, "jobs", "") == "route [####################] 100 %: 0 of 0 jobs"
     assert rate_text(350, 1.0, "blocks") == "350 blocks/s"
     assert rate_text(0, 0.0, "blocks") == "0 blocks/s"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from .render import table
+from .render import fitted, table
 
 
 class Output:
@@ -51,9 +52,16 @@ class Output:
         self._write(self._data, text)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Writes aligned columns under their headers."""
-        for line in table(headers, rows):
+        """Writes aligned columns under their headers; a terminal gets them shortened to its width."""
+        if not self._data.isatty():
+            for line in table(headers, rows):
+                self.line(line)
+            return
+        lines, is_shortened = fitted(headers, rows, shutil.get_terminal_size().columns)
+        for line in lines:
             self.line(line)
+        if is_shortened:
+            self.note("shortened to fit the terminal; whole in a file, in a pipe, and with --json")
 
     def note(self, text: str) -> None:
         """Writes one line to standard error."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
 from typing import Self
 
 REDRAW_SECONDS = 0.1
+BAR_COLUMNS = 20
 
 
 class Progress:
@@ -37,7 +39,9 @@ class Progress:
         if not self._watched or now - self._drawn < REDRAW_SECONDS:
             return
         self._drawn = now
-        self._write("\r\x1b[K" + progress_line(self._label, done, self._total, self._unit, rate))
+        line = progress_line(self._label, done, self._total, self._unit, rate)
+        # A longer line would be wrapped, and only its end rewritten.
+        self._write("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1])
 
     def rate(self, done: int, unit: str) -> str:
         """How many a second since the start, in words."""
@@ -53,9 +57,14 @@ class Progress:
 
 
 def progress_line(label: str, done: int, total: int | None, unit: str, rate: str) -> str:
-    """The words of a progress line: `import: 1,200 lines, 350 blocks/s`."""
-    amount = f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
-    return f"{label}: {amount}" + (f", {rate}" if rate else "")
+    """The words of a progress line: `import: 1,200 lines, 350 blocks/s`; with a bar where the end is known."""
+    if total is None:
+        told = f"{label}: {done:,} {unit}"
+    else:
+        share = min(1.0, done / total) if total else 1.0
+        bar = ("#" * int(share * BAR_COLUMNS)).ljust(BAR_COLUMNS, ".")
+        told = f"{label} [{bar}] {int(100 * share)} %: {done:,} of {total:,} {unit}"
+    return told + (f", {rate}" if rate else "")
 
 
 def rate_text(done: int, seconds: float, unit: str) -> str:

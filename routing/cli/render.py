@@ -2,34 +2,100 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 
 GAP = "  "
 SIZE_STEP = 1000
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
 SHORT_ENOUGH = 16
+LONG_NAME = 32
+"""Words longer than this are hotkeys, uuids and the like, of which the ends are enough to know them by."""
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
     """Aligns columns under their headers: numbers to the right, words to the left."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    right = [_is_numeric([row[column] for row in rows]) for column in range(len(headers))]
-    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
-    for line in [list(headers), *cells]:
-        aligned = [
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
-        ]
-        yield GAP.join(aligned).rstrip()
+    return _aligned(headers, [[_cell(value) for value in row] for row in rows], _right(headers, rows))
+
+
+def fitted(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: int) -> tuple[list[str], bool]:
+    """The same in lines of at most so many columns, and whether something was shortened for that.
+
+    Hotkeys and uuids are shortened first, all of them. Where that does not do, the last columns are left out: words
+    may be cut, numbers never.
+    """
+    whole = list(table(headers, rows))
+    if max(map(columns_of, whole)) <= columns:
+        return whole, False
+    cells = [[_shortened(_cell(value)) for value in row] for row in rows]
+    right = _right(headers, rows)
+    shown, is_cut = _fitting(headers, cells, columns), False
+    if shown < len(headers):
+        shown = _fitting(headers, cells, columns - len(GAP) - 1)
+        is_cut = not (shown and right[shown])
+    shown += is_cut
+    lines = list(_aligned(headers[:shown], [row[:shown] for row in cells], right[:shown]))
+    if shown < len(headers) and not is_cut:
+        lines[0] += f"{GAP}…"
+    return [_cut(line, columns) for line in lines], True
+
+
+def _fitting(headers: Sequence[str], cells: Sequence[Sequence[str]], columns: int) -> int:
+    """How many of a table's columns are whole in so many of a terminal's."""
+    ends = accumulate(max(map(columns_of, column)) + len(GAP) for column in zip(headers, *cells, strict=True))
+    return sum(end - len(GAP) <= columns for end in ends)
+
+
+def _right(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> list[bool]:
+    return [_is_numeric([row[column] for row in rows]) for column in range(len(headers))]
+
+
+def _aligned(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
+    widths = [max(map(columns_of, column)) for column in zip(headers, *cells, strict=True)]
+    for line in [headers, *cells]:
+        padded = []
+        for cell, width, to_right in zip(line, widths, right, strict=True):
+            space = " " * (width - columns_of(cell))
+            padded.append(space + cell if to_right else cell + space)
+        yield GAP.join(padded).rstrip()
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes: letters of East Asia take two, marks upon a letter none."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns_of_one, text))
+
+
+def _columns_of_one(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _shortened(cell: str) -> str:
+    return short_hotkey(cell) if len(cell) > LONG_NAME and " " not in cell else cell
+
+
+def _cut(line: str, columns: int) -> str:
+    if columns_of(line) <= columns:
+        return line
+    left = columns - 1
+    for place, character in enumerate(line):
+        left -= _columns_of_one(character)
+        if left < 0:
+            return line[:place] + "…"
+    return line
 
 
 def labelled(pairs: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Writes names and values below each other, the values aligned."""
     known = [(name, _cell(value)) for name, value in pairs]
-    width = max((len(name) for name, _ in known), default=0)
+    width = max((columns_of(name) for name, _ in known), default=0)
     for name, value in known:
-        yield f"{name.ljust(width)}{GAP}{value}".rstrip()
+        yield f"{name}{' ' * (width - columns_of(name))}{GAP}{value}".rstrip()
 
 
 def printable(text: str) -> str:

@@ -54,6 +54,7 @@ def _facts(report: AuditReport) -> Iterator[tuple[str, str]]:
     yield "Position", f"{report.position:,}"
     yield "Head hash", element("code", text(report.head_hash))
     yield "History model", _history(report)
+    yield "Snapshots", f"{counted(report.snapshots, 'snapshot')} compared with the log"
     yield "Replayed in", f"{seconds_text(report.elapsed_seconds)}, {report.events_per_second:,.0f} events a second"
 
 

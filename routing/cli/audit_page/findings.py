@@ -99,9 +99,12 @@ def _mark(broken: int, is_known: bool) -> Markup:
 
 def _is_known(report: AuditReport, rule: str) -> bool:
     """Whether no finding listed means that there is none."""
-    if rule == "history-model" and report.history_position is None:
-        return False
-    return _all_listed(report)
+    compared = {
+        "history-model": report.history_position is not None,
+        "snapshots": report.snapshots > 0,
+        "live-state": report.live_state,
+    }
+    return _all_listed(report) and compared.get(rule, True)
 
 
 def _all_listed(report: AuditReport) -> bool:

@@ -4,10 +4,10 @@ The states' colours differ in lightness as well as in hue, so that eyes that see
 """
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #56606b; --rule: #d9dee4; --panel: #f3f6f8;
+:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #56606b; --rule: #d9dee4;
   --good: #0b6b43; --bad: #b3261e; --spent: #0a5c9e; --held: #f0a30a; --invalidated: #8b8f96; --free: #dbe8f1; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e6e9ec; --soft: #9aa5b1; --rule: #343c45;
-  --panel: #1c2228; --good: #5cd6a0; --bad: #ff8a80; --spent: #58a9ea; --held: #ffc95c; --invalidated: #6b737d;
+  --good: #5cd6a0; --bad: #ff8a80; --spent: #58a9ea; --held: #ffc95c; --invalidated: #6b737d;
   --free: #25323e; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
@@ -44,7 +44,7 @@ i.spent { background: var(--spent); } i.held { background: var(--held); }
 i.invalidated { background: var(--invalidated); }
 i.free { background: var(--free); box-shadow: inset 0 0 0 1px var(--soft); }
 svg.chart { display: block; overflow: visible; margin-left: 4.25rem; width: calc(100% - 4.25rem); }
-svg.spark { display: block; background: var(--panel); }
+svg.spark { display: block; box-sizing: content-box; border-bottom: 1px solid var(--soft); }
 text { font: 12px system-ui, sans-serif; fill: var(--soft); } .height { text-anchor: end; }
 text.block { text-anchor: middle; } text.axis { font-style: italic; }
 .grid { stroke: var(--rule); } .ground { stroke: var(--soft); }

@@ -6,7 +6,7 @@ import argparse
 
 from ..command import Command
 from ..output import Output
-from ..render import labelled
+from ..render import counted, labelled, seconds_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,12 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if out.json_wanted:
         out.document(fields)
         return 0
-    for line in labelled((name.replace("_", " "), value) for name, value in fields.items()):
+    age_seconds = fields.pop("newest_block_age_seconds")
+    facts = {name.replace("_", " "): value for name, value in fields.items()}
+    facts["projection lag"] = counted(health.projection_lag, "event")
+    facts["projection error"] = health.projection_error or "none"
+    facts["newest block"] = f"{health.newest_block}, {seconds_text(age_seconds)} old" if health.newest_block else "none"
+    for line in labelled(facts.items()):
         out.line(line)
     return 0
 
