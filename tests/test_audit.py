@@ -1,0 +1,407 @@
+"""What an audit covers beside the log's own rules, and what it may not do: cry wolf, miss the end, or change anything.
+
+`AUDIT_OPERATIONS` and `AUDIT_SEED` set how long the honest log of the long run is, and which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger import Head, RecordSettings, ReservationExpiredEvent
+from routing import Allowance, AuditReport, InvalidInput, Page, PositionOutOfRange, Routing, Settings
+
+from . import logs
+from .engines import new_database
+from .forged import VALIDATOR as FORGED_VALIDATOR
+from .forged import Forged, audited, stored
+from .small import GPU, VALIDATOR, Clock, job, small_book
+from .stories import CLASSES, SETTINGS, Story, events_of, executed, project, told
+from .test_audit_plants import words
+
+pytestmark = pytest.mark.sqlalchemy
+
+SEED = int(os.environ.get("AUDIT_SEED", "1"))
+OPERATIONS = int(os.environ.get("AUDIT_OPERATIONS", "100000"))
+WORLDS = 20
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return new_database("sqlite", tmp_path)
+
+
+def findings(report: AuditReport) -> list[tuple[int, str]]:
+    return [(each.position, each.rule) for each in report.findings]
+
+
+def timeless(report: AuditReport) -> dict[str, Any]:
+    """What a report says, but for how long it took and what is derived beside the log."""
+    passing = {"elapsed_seconds", "events_per_second", "history_position", "snapshots", "live_state"}
+    return {name: getattr(report, name) for name in report.__struct_fields__ if name not in passing}
+
+
+class EventfulStory(Story):
+    """A story in which settings change too, and callers ask again with the same key."""
+
+    async def goes_on(self, steps: int) -> None:
+        if not self.number:
+            await super().goes_on(0)
+        happenings = (
+            (self.a_block, 20),
+            (self.a_sync, 2),
+            (self.a_job, 25),
+            (self.a_reservation, 6),
+            (self.a_settlement, 22),
+            (self.expiries, 1),
+            (self.other_settings, 1),
+            (self.a_retried_reservation, 6),
+            (self.a_retried_settlement, 4),
+            (self.a_retried_sweep, 1),
+        )
+        for _ in range(steps):
+            await self.one_of(happenings)
+
+    async def other_settings(self) -> None:
+        """As whoever opens the ledger with settings of his own records them."""
+        settings = Settings(
+            block_expiry_blocks=self.draw.choice([60, 30, 8]),
+            reservation_margin_seconds=self.draw.choice([30, 0.5, 0]),
+            longest_job_seconds=self.draw.choice([600, 30]),
+            allowance_multiplier=self.draw.choice(["1", "0.5", "7/3", "2"]),
+            executors_max_per_class=self.draw.choice([{}, {CLASSES[0]: 1}, {CLASSES[1]: 0}, {CLASSES[1]: 2}]),
+            respect_executor_count=self.draw.random() < 0.8,
+            newest_block_max_age_seconds=self.draw.choice([None, None, 100]),
+        )
+        await self.book.change(RecordSettings(VALIDATOR, settings.to_recorded()))
+
+    async def a_retried_reservation(self) -> None:
+        """Asked twice under one key, sometimes for something else the second time."""
+        key = f"key-{self.draw.randrange(10**9)}"
+        start, amount_s = max(1, self.number - self.draw.randrange(5)), self.draw.choice([1.0, 8.0, 30.0])
+        for amount in (amount_s, self.draw.choice([amount_s, 2.0])):
+            request = self.book.reserve("5Anna", CLASSES[0], amount, start, idempotency_key=key)
+            made = await self.unless_refused(request)
+            if made is not None:
+                self.made.append(made.reservation_id)
+
+    async def a_retried_settlement(self) -> None:
+        """Spent or released twice under one key."""
+        if self.made:
+            reservation_id, key = self.draw.choice(self.made[-20:]), f"key-{self.draw.randrange(10**9)}"
+            settle = self.draw.choice([self.book.spend, self.book.release])
+            for _ in range(2):
+                await self.unless_refused(settle(reservation_id, idempotency_key=key))
+
+    async def a_retried_sweep(self) -> None:
+        """Swept twice under one key."""
+        key = f"key-{self.draw.randrange(10**9)}"
+        for _ in range(2):
+            await self.book.expire_due(idempotency_key=key)
+
+
+# Honest logs
+
+
+async def audit_of_a_story(url: str, seed: int, operations: int) -> AuditReport:
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        await EventfulStory(book, clock, seed).goes_on(operations)
+        await project(book)
+        return await book.audit()
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 4))
+async def test_an_honest_log_gives_no_finding(seed: int) -> None:
+    """Whatever the ledger did by its rules, the audit agrees with, and it compared the history and the live state."""
+    with told(seed):
+        report = await audit_of_a_story("sqlite://", seed, 300)
+        assert report.findings == []
+        assert report.live_state
+        assert report.history_position == report.position > 150
+        assert all(report.events.values())
+        assert len(report.events) == 8
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+async def test_an_honest_log_of_many_operations_gives_no_finding() -> None:
+    """`AUDIT_OPERATIONS` in so many worlds."""
+    for seed in range(SEED, SEED + WORLDS):
+        with told(seed):
+            report = await audit_of_a_story("sqlite://", seed, OPERATIONS // WORLDS)
+            assert report.findings == []
+
+
+async def test_totals_are_what_the_ledger_says(url: str) -> None:
+    """Granted is spent, held, invalidated, available and aged together; what is available, the ledger answers too."""
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        await EventfulStory(book, clock, SEED).goes_on(400)
+        clock.now_ns = 0  # Nothing is overdue, as it is not for an audit.
+        report = await book.audit(usage_buckets=7)
+        assert report.usage is not None
+        assert report.totals
+        for totals, usage in zip(report.totals, report.usage.accounts, strict=True):
+            parts = (
+                totals.spent_seconds,
+                totals.held_seconds,
+                totals.invalidated_seconds,
+                totals.available_seconds,
+                totals.aged_seconds,
+            )
+            assert sum(parts) == pytest.approx(totals.granted_seconds, abs=1e-6)
+            said = await book.why(totals.miner_ss58, totals.executor_class)
+            assert said.available_seconds == pytest.approx(totals.available_seconds, abs=1e-9)
+            assert (usage.miner_ss58, usage.executor_class) == (totals.miner_ss58, totals.executor_class)
+            for name in ("granted", "spent", "held", "invalidated"):
+                total = getattr(totals, f"{name}_seconds")
+                assert sum(getattr(usage, name)) == pytest.approx(total, abs=1e-6)
+        assert 2 <= len(report.usage.starts) <= 8
+
+
+# How far
+
+
+async def test_until_a_position_is_an_audit_of_the_prefix(tmp_path: Path) -> None:
+    """What comes after the position makes no difference to what is found, nor to the totals."""
+    log = Forged()
+    log.reserve("5Anna", 6, (2, 2))
+    log.sync(12, {"5Anna": {GPU: 1}})
+    log.block(12)
+    log.reserve("5Bert", 6, (2, 2))
+    for until in range(1, log.position + 1):
+        part = await audited(tmp_path, log.rows, until_position=until)
+        whole = await audited(tmp_path, log.rows[:until])
+        assert timeless(part) == timeless(whole)
+        assert part.position == until
+    assert findings(await audited(tmp_path, log.rows)) == [(14, "blocks-earliest-first"), (17, "blocks-earliest-first")]
+
+
+async def test_until_positions_of_a_story_find_nothing(url: str) -> None:
+    """Not even where the cut parts an expiry from the claim that brought it."""
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        await EventfulStory(book, clock, SEED).goes_on(60)
+        await project(book)
+        for until in range(1, (await book.head()).position + 1):
+            report = await book.audit(until_position=until)
+            assert (report.position, report.findings) == (until, [])
+
+
+async def test_a_position_out_of_range_is_refused(url: str) -> None:
+    """As are positions and buckets that are none."""
+    async with small_book(url=url) as book:
+        for until in (0, 14):
+            with pytest.raises(PositionOutOfRange):
+                await book.audit(until_position=until)
+        with pytest.raises(InvalidInput):
+            await book.audit(until_position=-1)
+        with pytest.raises(InvalidInput):
+            await book.audit(usage_buckets=1_000_000)
+
+
+async def test_appends_go_on_during_an_audit(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit reaches as far as the log did when it began, and finds nothing amiss with what moves meanwhile."""
+    monkeypatch.setattr("ledger.sqlite.PAGE_ROWS", 20)
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        story = EventfulStory(book, clock, SEED)
+        await story.goes_on(200)
+        begun: asyncio.Event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        head = (await book.head()).position
+
+        async def append() -> None:
+            await begun.wait()
+            await story.goes_on(60)
+            await project(book)
+
+        def progress(_done: int, _total: int) -> None:
+            loop.call_soon_threadsafe(begun.set)
+
+        appending = asyncio.create_task(append())
+        report = await book.audit(progress=progress)
+        await appending
+        assert (report.position, report.findings) == (head, [])
+        assert (await book.head()).position > head
+        assert (await book.audit()).findings == []
+
+
+async def test_progress_ends_at_the_end(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told page by page."""
+    monkeypatch.setattr("ledger.sqlite.PAGE_ROWS", 5)
+    async with small_book(url=url) as book:
+        shown: list[tuple[int, int]] = []
+        await book.audit(progress=lambda done, total: shown.append((done, total)))
+        assert shown == [(5, 13), (10, 13), (13, 13)]
+
+
+# Both engines
+
+
+async def test_engines_agree(shared_url: str, tmp_path: Path) -> None:
+    """The same rows, with faults that no constraint refuses, give the same findings and totals in every database."""
+    log = Forged()
+    log.reserve("5Anna", 6, (2, 2))
+    swept = log.reserve("5Anna", 6, (1, 1))
+    log.block(11)
+    row = log.reserve("5Bert", 30, (1, 3), start=12)
+    log.rows[-1] = row._replace(payload=row.payload.replace(b"[1,3]", b"[1,4]"))
+    log.wait(200)
+    log.settle(swept, ReservationExpiredEvent, 1)
+    log.route("job", "5Anna", 6, (3, 3))
+    async with logs.opened(shared_url, FORGED_VALIDATOR) as store:
+        await logs.append(store, log.rows)
+    async with Allowance.open(shared_url, validator_ss58=FORGED_VALIDATOR, read_only=True) as book:
+        report = await book.audit(usage_buckets=5)
+    rules = {each.rule for each in report.findings}
+    assert {"blocks-earliest-first", "facts-once", "hash-chain", "expires-what-is-taken", "routing-decision"} <= rules
+    url = await stored(tmp_path, log.rows)
+    async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as book:
+        assert timeless(report) == timeless(await book.audit(usage_buckets=5))
+
+
+async def test_a_story_is_sound_on_every_engine(shared_url: str) -> None:
+    """With the history beside it."""
+    report = await audit_of_a_story(shared_url, SEED, 120)
+    assert report.findings == []
+    assert report.history_position == report.position
+
+
+# The head
+
+
+@pytest.mark.parametrize(
+    ("head", "at"),
+    [({"hash": bytes(32)}, 14), ({"recorded_at_ns": 1}, 14), ({"position": 16}, 15)],
+    ids=["hash", "time", "position"],
+)
+async def test_a_head_that_is_not_the_last_rows_is_found(tmp_path: Path, head: dict[str, Any], at: int) -> None:
+    """Another hash or time, or a tail that was cut off."""
+    log = Forged()
+    log.reserve("5Anna", 6, (1, 1))
+    assert findings(await audited(tmp_path, log.rows, head=head)) == [(at, "head-row")]
+
+
+# What is derived
+
+
+async def a_ledger_with_everything(url: str) -> int:
+    """A ledger with a history and a snapshot; answers its position."""
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        await EventfulStory(book, clock, SEED).goes_on(150)
+        await project(book)
+        assert book._opened is not None
+        await book._opened.runtime.run(book._opened._take_snapshot(1))
+        position = (await book.head()).position
+        await EventfulStory(book, clock, SEED).goes_on(0)
+    return position
+
+
+DAMAGES = {
+    "a status": "UPDATE allowance_reservations SET status = 'released' WHERE status = 'spent'",
+    "an end that was not": "UPDATE allowance_reservations SET status = 'spent', settled_position = 9, settled_at_ns = 9"
+    " WHERE status = 'reserved'",
+    "an amount": "UPDATE allowance_reservations SET amount_ns = amount_ns + 1",
+    "a line lost": "DELETE FROM allowance_reservations WHERE position = (SELECT max(position) FROM"
+    " allowance_reservations)",
+    "a block": "UPDATE allowance_reserved_blocks SET first_block = first_block - 1",
+    "a piece lost": "DELETE FROM allowance_reserved_blocks WHERE position = (SELECT max(position) FROM"
+    " allowance_reserved_blocks)",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+async def test_a_damaged_history_is_named(url: str, damage: str) -> None:
+    """Reservation by reservation, or for the blocks by bucket; nothing else is blamed."""
+    from sqlalchemy import text
+
+    await a_ledger_with_everything(url)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as book:
+        assert (await book.audit()).findings == []
+        await executed(book, text(damage))
+        report = await book.audit()
+        assert {each.rule for each in report.findings} == {"history-model"}
+        assert all(each.details for each in report.findings)
+
+
+@pytest.mark.parametrize("column", ["payload", "digest", "hash"])
+async def test_a_damaged_snapshot_is_named(url: str, column: str) -> None:
+    """At the position where it was taken; the audit believes none of it."""
+    from sqlalchemy import text
+
+    position = await a_ledger_with_everything(url)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock(), read_only=True) as book:
+        report = await book.audit()
+        assert (report.findings, report.snapshots) == ([], 1)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as book:
+        await executed(book, text(f"UPDATE allowance_snapshots SET {column} = zeroblob(32)"))
+        assert findings(await book.audit()) == [(position, "snapshots")]
+
+
+async def test_a_snapshot_that_says_something_else_is_named(url: str) -> None:
+    """One with a sound digest, of a state in which a block is free that is taken: what differs is told."""
+    from ledger import dump
+    from projections import Snapshots, Taken, folded_to
+
+    position = await a_ledger_with_everything(url)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as book:
+        assert book._opened is not None
+        opened = book._opened
+
+        async def save_another() -> None:
+            state = await folded_to(opened.store, position)
+            account = next(each for each in state.chain.accounts.values() if each.taken.starts)
+            account.taken.starts.pop(), account.taken.ends.pop()
+            await Snapshots(opened.store).save(Taken(position, state.hash, dump(state)), dropped=[position])
+
+        await opened.runtime.run(save_another())
+        report = await book.audit()
+        assert findings(report) == [(position, "snapshots")]
+        assert "the account 5" in words(report.findings[0])
+
+
+async def test_a_snapshot_beyond_the_log_is_named(tmp_path: Path) -> None:
+    """The log's tail was lost, and the snapshot was not."""
+    from projections import Snapshots, Taken
+
+    log = Forged()
+    url = await stored(tmp_path, log.rows)
+    async with logs.opened(url, FORGED_VALIDATOR) as store:
+        await Snapshots(store).save(Taken(20, bytes(32), b"state"))
+    async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as book:
+        assert findings(await book.audit()) == [(20, "snapshots")]
+
+
+async def test_a_live_state_that_went_astray_is_named(url: str) -> None:
+    """The process would decide on a block as free that the log says is taken."""
+    async with small_book(url=url) as book:
+        made = await book.reserve("5Anna", GPU, 12.0, 11)
+        await book.spend(made.reservation_id)
+        assert (await book.audit()).findings == []
+
+        def lose(state: Any, _: int) -> None:
+            state.chain.accounts[f"5Anna\t{GPU}"].taken.remove(1, 1)
+
+        await book._ask(lose)
+        report = await book.audit()
+        assert findings(report) == [((await book.head()).position, "live-state")]
+        assert f"the account 5Anna {GPU}" in words(report.findings[0])
+
+
+async def test_an_audit_changes_nothing(url: str) -> None:
+    """Neither the log nor what is derived from it."""
+    async with small_book(url=url) as book:
+        await Routing(book).pick_miner_for_job_request(job("job-1"))
+        rows, page = await events_of(book), await book.history()
+        await book.audit(usage_buckets=3)
+        assert await events_of(book) == rows
+        assert await book.history() == page
+        assert isinstance(page, Page)
+        assert isinstance(await book.head(), Head)
