@@ -6,10 +6,8 @@ from ledger import (
     CHAIN_STREAM,
     SETTINGS_STREAM,
     BlockRecorded,
-    RecordedSettings,
     ReservationReleased,
     ReservationSpent,
-    SettingsChanged,
     encode,
 )
 from projections import Rule
@@ -146,5 +144,10 @@ def a_key_twice(log: Forged) -> None:
 
 @PLANTS(Rule.KEYS_ONCE, "'key' was used before", at=2)
 def a_key_of_a_fact_and_of_a_claim(log: Forged) -> None:
-    log.append(SETTINGS_STREAM, SettingsChanged(RecordedSettings(block_expiry_blocks=700)), key="key")
+    log.append(CHAIN_STREAM, BlockRecorded(12, created_at_ns(12), request="digest"), key="key")
     log.reserve(ANNA, 6, (1, 1), columns={"key": "key"})
+
+
+@PLANTS(Rule.ROW_COLUMNS, "a fact has a key and the digest of its call, or neither")
+def a_fact_with_a_key_and_no_digest(log: Forged) -> None:
+    log.append(CHAIN_STREAM, BLOCK_12, key="key")
