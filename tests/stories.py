@@ -73,12 +73,9 @@ class Story:
         away = self.draw.choice([None, None, None, *MINERS])
         registered = [miner(hotkey, 8000 + self.draw.randrange(2)) for hotkey in MINERS if hotkey != away]
         stakes = {VALIDATOR: self.draw.choice([1.0, 1.0, 2.5]), "5Other": 1.0}
-        await self.unless_refused(self.book.record_block(number, self.created_at(number), registered, stakes))
+        created_at = START + timedelta(seconds=12 * number)
+        await self.unless_refused(self.book.record_block(number, created_at, registered, stakes))
         self.number = max(self.number, number)
-
-    def created_at(self, number: int) -> datetime:
-        """When the chain made a block."""
-        return START + timedelta(seconds=12 * number)
 
     async def a_sync(self) -> None:
         """Somebody offers more or less."""

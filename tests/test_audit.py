@@ -28,7 +28,6 @@ pytestmark = pytest.mark.sqlalchemy
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
 OPERATIONS = int(os.environ.get("AUDIT_OPERATIONS", "100000"))
 WORLDS = 20
-MULTIPLIERS: list[int | str] = [1, "0.5", "7/3", 2]
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ class EventfulStory(Story):
             block_expiry_blocks=self.draw.choice([60, 30, 8]),
             reservation_margin_seconds=self.draw.choice([30, 0.5, 0]),
             longest_job_seconds=self.draw.choice([600, 30]),
-            allowance_multiplier=self.draw.choice(MULTIPLIERS),
+            allowance_multiplier=self.draw.choice(["1", "0.5", "7/3", "2"]),
             executors_max_per_class=self.draw.choice([{}, {CLASSES[0]: 1}, {CLASSES[1]: 0}, {CLASSES[1]: 2}]),
             respect_executor_count=self.draw.random() < 0.8,
             newest_block_max_age_seconds=self.draw.choice([None, None, 100]),
@@ -138,7 +137,7 @@ async def test_an_honest_log_of_many_operations_gives_no_finding() -> None:
             report = await audit_of_a_story("sqlite://", seed, OPERATIONS // WORLDS)
             assert report.findings == []
             events += report.position
-    print(f"\n{OPERATIONS:,} operations in {WORLDS} worlds from seed {SEED}: {events:,} events, no finding")  # noqa: T201 - the figure
+    print(f"\n{OPERATIONS:,} operations, {WORLDS} worlds, seed {SEED}: {events:,} events, no finding")  # noqa: T201
 
 
 async def test_totals_are_what_the_ledger_says(url: str) -> None:
@@ -225,12 +224,11 @@ async def test_appends_go_on_during_an_audit(url: str, monkeypatch: pytest.Monke
             await story.goes_on(60)
             await project(book)
 
-        appending = asyncio.create_task(append())
-
-        def begin(_done: int, _total: int) -> None:
+        def progress(_done: int, _total: int) -> None:
             loop.call_soon_threadsafe(begun.set)
 
-        report = await book.audit(progress=begin)
+        appending = asyncio.create_task(append())
+        report = await book.audit(progress=progress)
         await appending
         assert (report.position, report.findings) == (head, [])
         assert (await book.head()).position > head

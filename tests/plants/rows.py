@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from ledger import (
     CHAIN_STREAM,
     SETTINGS_STREAM,
@@ -79,16 +77,6 @@ def a_block_for_a_job(log: Forged) -> None:
     log.append(CHAIN_STREAM, BLOCK_12, job_uuid="job", attempt=1)
 
 
-@PLANTS(Rule.ROW_COLUMNS, "a key and the digest of its call, or neither")
-def a_key_of_a_fact_without_its_call(log: Forged) -> None:
-    log.append(CHAIN_STREAM, BLOCK_12, key="key")
-
-
-@PLANTS(Rule.ROW_COLUMNS, "a key and the digest of its call, or neither")
-def a_call_of_a_fact_without_its_key(log: Forged) -> None:
-    log.append(CHAIN_STREAM, msgspec.structs.replace(BLOCK_12, request="of the call"))
-
-
 @PLANTS(Rule.ROW_COLUMNS, "a reservation settles nothing", "settles 5")
 def a_reservation_that_settles(log: Forged) -> None:
     log.reserve(ANNA, 6, (1, 1), columns={"settles": 5})
@@ -156,5 +144,10 @@ def a_key_twice(log: Forged) -> None:
 
 @PLANTS(Rule.KEYS_ONCE, "'key' was used before", at=2)
 def a_key_of_a_fact_and_of_a_claim(log: Forged) -> None:
-    log.append(CHAIN_STREAM, msgspec.structs.replace(BLOCK_12, request="of the call"), key="key")
+    log.append(CHAIN_STREAM, BlockRecorded(12, created_at_ns(12), request="digest"), key="key")
     log.reserve(ANNA, 6, (1, 1), columns={"key": "key"})
+
+
+@PLANTS(Rule.ROW_COLUMNS, "a fact has a key and the digest of its call, or neither")
+def a_fact_with_a_key_and_no_digest(log: Forged) -> None:
+    log.append(CHAIN_STREAM, BLOCK_12, key="key")
