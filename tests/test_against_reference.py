@@ -128,7 +128,7 @@ class Pair:
     def end(self, *, audit: bool) -> None:
         """Audit what came of it, and let go of everything."""
         try:
-            if audit and hasattr(self.book, "audit"):
+            if audit:
                 report = self.run(self.book.audit())
                 assert not report.findings, report.findings
         finally:

@@ -32,15 +32,15 @@ class Balance(NamedTuple):
 
 def balance_of(world: World, book: Book) -> Balance:
     """The account's allowance by state, as the log says: an overdue reservation holds until an event ends it."""
-    units, account, floor = world.chain.blocks, book.account, book.account.floor
-    oldest = units.newest - world.chain.settings.block_expiry_blocks
+    account, floor = book.account, book.account.floor
+    oldest = world.chain.blocks.newest - world.chain.settings.block_expiry_blocks
     invalidated_ns = free_ns = available_ns = 0
     for start, end in book.taken.gaps(0, END):
-        invalidated_ns += account.amount_ns(units, start, min(end, floor))
-        free_ns += account.amount_ns(units, max(start, floor), end)
-        available_ns += account.amount_ns(units, max(start, floor, oldest), end)
+        invalidated_ns += world.amount_ns(account, start, min(end, floor))
+        free_ns += world.amount_ns(account, max(start, floor), end)
+        available_ns += world.amount_ns(account, max(start, floor, oldest), end)
     return Balance(
-        account.amount_ns(units, 0, END),
+        world.amount_ns(account, 0, END),
         book.spent_ns,
         book.held_ns,
         invalidated_ns,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from ledger import END, Account, AllowanceReserved, Chain, Row, Run, RunSet, account_of, reservation_id
 
+from .sums import Sums
+
 if TYPE_CHECKING:
     from .ranks import Ranks
 
@@ -94,6 +96,8 @@ class World:
         self.chain = Chain()
         self.granted = RunSet()
         """The blocks with a unit above 0; what they grant to an account depends on its count."""
+        self.sums = Sums()
+        """Of their units."""
         self.books: dict[str, Book] = {}
         self.strangers: dict[str, Book] = {}
         """Books of accounts that no fact knows yet."""
@@ -118,16 +122,28 @@ class World:
         book.account = account
         return book
 
+    def amount_ns(self, account: Account, start: int, end: int) -> int:
+        """What the blocks of `[start, end)` grant to the account."""
+        starts, values, before_ns = account.counts.starts, account.counts.values, self.sums.before_ns
+        amount_ns = 0
+        at = bisect_right(starts, start) - 1
+        while start < end:
+            step_end = min(starts[at + 1], end) if at + 1 < len(starts) else end
+            amount_ns += values[at] * (before_ns(step_end) - before_ns(start))
+            start = step_end
+            at += 1
+        return amount_ns
+
     def worth_ns(self, book: Book, blocks: list[Run]) -> int:
         """What the blocks grant to the account."""
         worth_ns = 0
         starts, values = book.account.counts.starts, book.account.counts.values
-        sum_before_ns = self.chain.blocks.sum_before_ns
+        sum_before_ns = self.sums.before_ns
         for first, last in blocks:
             if len(starts) == 1:
                 worth_ns += values[0] * (sum_before_ns(last + 1) - sum_before_ns(first))
             else:
-                worth_ns += book.account.amount_ns(self.chain.blocks, first, last + 1)
+                worth_ns += self.amount_ns(book.account, first, last + 1)
         return worth_ns
 
     def free(self, book: Book, oldest: int) -> Iterator[tuple[int, int, int]]:

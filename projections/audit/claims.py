@@ -27,7 +27,7 @@ class Claims:
             return NO_WORTH
         first, last = event.blocks[0]
         world, account = self._world, book.account
-        counts, sum_before_ns = account.counts, world.chain.blocks.sum_before_ns
+        counts, sum_before_ns = account.counts, world.sums.before_ns
         untaken, beyond = _first_gap(book.taken, max(oldest, account.floor))
         step = bisect_right(counts.starts, first)
         if not untaken <= first <= last < beyond or (step < len(counts.starts) and counts.starts[step] <= last):
@@ -48,7 +48,7 @@ class Claims:
                 blocks[-1] = (blocks[-1][0], last)
             else:
                 blocks.append((start, last))
-            sum_before_ns = self._world.chain.blocks.sum_before_ns
+            sum_before_ns = self._world.sums.before_ns
             missing_ns -= count * (sum_before_ns(last + 1) - sum_before_ns(start))
             if missing_ns <= 0:
                 return blocks
@@ -76,7 +76,7 @@ class Claims:
 
     def _last_needed(self, start: int, end: int, units_ns: int) -> int:
         """The first block of `[start, end)` up to which the units reach so much, else the last block there is."""
-        sum_before_ns = self._world.chain.blocks.sum_before_ns
+        sum_before_ns = self._world.sums.before_ns
         target_ns = sum_before_ns(start) + units_ns
         return bisect_left(range(start, end - 1), target_ns, key=lambda block: sum_before_ns(block + 1)) + start
 

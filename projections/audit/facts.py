@@ -117,6 +117,7 @@ class Facts:
         for block in (number - 1, number):
             if block in blocks and block + 1 in blocks and blocks.unit_ns(block) > 0:
                 granted.add(block, block)
+                self._world.sums.add(block, blocks.unit_ns(block))
 
     def _is_in_time(self, position: int, event: BlockRecorded) -> bool:
         blocks, number = self._chain.blocks, event.number

@@ -47,7 +47,7 @@ class Ranks:
         if self._revision != chain.revision:
             self._revision = chain.revision
             self._oldest = chain.blocks.newest - chain.settings.block_expiry_blocks
-            self._window_ns = chain.blocks.sum_before_ns(END) - chain.blocks.sum_before_ns(self._oldest)
+            self._window_ns = self._world.sums.before_ns(END) - self._world.sums.before_ns(self._oldest)
             self._measure_all()
         while self.stale:
             self._measure_again(self.stale.pop())
@@ -127,18 +127,18 @@ class Ranks:
 
     def _measured_in_steps(self, book: Book) -> tuple[int, int, int]:
         """Total and available, in ns, and the earliest free block, whatever the counts are."""
-        account, units = book.account, self._world.chain.blocks
+        account, world = book.account, self._world
         start = max(self._oldest, account.floor)
-        total_ns = available_ns = account.amount_ns(units, start, END)
+        total_ns = available_ns = world.amount_ns(account, start, END)
         for taken_start, taken_end in book.occupied().between(start, END):
-            available_ns -= account.amount_ns(units, taken_start, taken_end)
+            available_ns -= world.amount_ns(account, taken_start, taken_end)
         return total_ns, available_ns, next(self._world.free(book, start))[0] if available_ns else 0
 
     def _measured_at_once(self, book: Book) -> tuple[int, int, int]:
         """The same for a plain account."""
         count = book.account.counts.values[-1]
         oldest, available_ns = self._oldest, self._window_ns
-        sum_before_ns = self._world.chain.blocks.sum_before_ns
+        sum_before_ns = self._world.sums.before_ns
         starts, ends = book.taken.starts, book.taken.ends
         for at in range(bisect_right(ends, oldest), len(starts)):
             start = starts[at]

@@ -122,10 +122,10 @@ def _usage(world: World, book: Book, starts: list[int]) -> AccountUsage:
 
 def _by_bucket(world: World, book: Book, blocks: RunSet, starts: list[int]) -> list[float]:
     """What some blocks of the account grant, in seconds, bucket by bucket."""
-    units, amounts = world.chain.blocks, []
+    amounts = []
     for start, end in pairwise(starts):
         at = bisect_right(blocks.ends, start)
         is_empty = at == len(blocks.starts) or blocks.starts[at] >= end
         runs = () if is_empty else blocks.between(start, end)
-        amounts.append(seconds(sum(book.account.amount_ns(units, *run) for run in runs)))
+        amounts.append(seconds(sum(world.amount_ns(book.account, *run) for run in runs)))
     return amounts
