@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from . import logs
 from .engines import new_database
 from .forged import VALIDATOR as FORGED_VALIDATOR
 from .forged import Forged, audited, stored
-from .small import GPU, VALIDATOR, Clock, job, small_book
+from .plants.routes import job_that_draws
+from .small import GPU, START, VALIDATOR, Clock, job, small_book
 from .stories import CLASSES, SETTINGS, Story, events_of, executed, project, told
 from .test_audit_plants import words
 
@@ -131,7 +133,6 @@ async def test_an_honest_log_gives_no_finding(seed: int) -> None:
 @pytest.mark.timeout(3600)
 async def test_an_honest_log_of_many_operations_gives_no_finding() -> None:
     """`AUDIT_OPERATIONS` in so many worlds."""
-    events = 0
     for seed in range(SEED, SEED + WORLDS):
         with told(seed):
             report = await audit_of_a_story("sqlite://", seed, OPERATIONS // WORLDS)
@@ -408,3 +409,22 @@ async def test_an_audit_changes_nothing(url: str) -> None:
         assert await book.history() == page
         assert isinstance(page, Page)
         assert isinstance(await book.head(), Head)
+
+
+async def test_a_spent_reservation_that_was_overdue_is_free_no_more(url: str) -> None:
+    """A route counted its blocks as free; it was spent late; the next route must not be expected to take them.
+
+    Catches a ranking that keeps what it measured while the reservation was overdue.
+    """
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_book(url=url, clock=clock, offers={"5Anna": 2, "5Bert": 2}) as book:
+        late = await book.reserve("5Anna", GPU, 12.0, 11)
+        clock.advance(200)
+        first = await Routing(book).pick_miner_for_job_request(job(job_that_draws(1, of=2), 12.0))
+        await book.spend(late.reservation_id)
+        await book.spend(first.allowance_reservation_id or 0)
+        again = job(job_that_draws(1, of=2, called="other"), 12.0)
+        second = await Routing(book).pick_miner_for_job_request(again)
+        assert (first.miner.hotkey_ss58, second.miner.hotkey_ss58) == ("5Bert", "5Bert")
+        assert second.allowance_blocks == [2]
+        assert (await book.audit()).findings == []

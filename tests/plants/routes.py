@@ -22,11 +22,11 @@ def one_each() -> Forged:
     return Forged(offers={ANNA: 1, BERT: 1})
 
 
-def job_that_draws(place: int, *, of: int) -> str:
+def job_that_draws(place: int, *, of: int, called: str = "job") -> str:
     """A job that of so many equals tries the one at a place first."""
     return next(
         name
-        for name in (f"job-{number}" for number in count())
+        for name in (f"{called}-{number}" for number in count())
         if int.from_bytes(blake2b(name.encode(), digest_size=16).digest(), "big") % of == place
     )
 
