@@ -133,6 +133,7 @@ async def test_an_honest_log_gives_no_finding(seed: int) -> None:
 @pytest.mark.timeout(3600)
 async def test_an_honest_log_of_many_operations_gives_no_finding() -> None:
     """`AUDIT_OPERATIONS` in so many worlds."""
+    events = 0
     for seed in range(SEED, SEED + WORLDS):
         with told(seed):
             report = await audit_of_a_story("sqlite://", seed, OPERATIONS // WORLDS)
