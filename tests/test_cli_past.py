@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -314,3 +315,55 @@ def test_a_malformed_receipt_is_named_by_its_line(allowance: Command, tmp_path: 
     assert [told.split(":")[0] for told in answer.out.splitlines()] == ["line 1"]
     assert answer.err.startswith("allowance: BadLine: line 3: ")
     assert answer.err.count("\n") == 1
+
+
+AUDIT_KEYS = {
+    *("validator_ss58", "position", "head_hash", "findings", "findings_count", "events", "totals"),
+    *("history_position", "snapshots", "live_state", "elapsed_seconds", "events_per_second"),
+}
+
+
+def test_audit_finds_nothing_in_a_sound_ledger(allowance: Command, filled: Filled, tmp_path: Path) -> None:
+    """Counts and totals for people, one document for programs, a page where one is asked for; exit code 0."""
+    answer = allowance("audit")
+    assert answer.code == 0
+    assert f"no finding in {filled.head} events" in answer.out
+    assert "allowance-reserved" in answer.out
+    assert GPU in answer.out
+    assert "5Anna" not in answer.out
+    assert "5Anna" in allowance("audit", "--accounts").out
+
+    page = tmp_path / "audit.html"
+    answer = allowance("audit", "--json", "--html", page)
+    (document,) = answer.documents
+    assert answer.code == 0
+    assert set(document) == AUDIT_KEYS
+    assert (document["position"], document["findings"]) == (filled.head, [])
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    assert allowance("audit", "--until", 5, "--json").documents[0]["position"] == 5
+
+
+def test_audit_names_what_it_finds(allowance: Command, filled: Filled) -> None:
+    """A changed row is named by position and rule, in text and in JSON; exit code 1."""
+    connection = sqlite3.connect(filled.url.removeprefix("sqlite:///"), isolation_level=None)
+    for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        connection.execute(f"DROP TRIGGER {trigger}")
+    connection.execute("UPDATE allowance_events SET recorded_at_ns = recorded_at_ns + 1 WHERE position = 5")
+    connection.close()
+
+    answer = allowance("audit")
+    assert answer.code == 1
+    assert "position 5: hash-chain: " in answer.out
+    (document,) = allowance("audit", "--json").documents
+    first = document["findings"][0]
+    assert (first["position"], first["rule"]) == (5, "hash-chain")
+
+
+def test_audit_refuses_what_it_cannot_do(allowance: Command, filled: Filled, tmp_path: Path) -> None:
+    """A position that the log has not is out of range; a page that cannot be written is wrong input."""
+    answer = allowance("audit", "--until", filled.head + 1)
+    assert answer.code == 1
+    assert "PositionOutOfRange" in answer.err
+    answer = allowance("audit", "--html", tmp_path / "nowhere" / "audit.html")
+    assert answer.code == 2
+    assert "cannot write" in answer.err

@@ -78,7 +78,7 @@ async def test_a_free_line_is_passed_at_once(path: str, lines: Callable[[], Writ
     for _ in range(3):
         await line.acquire(never)
         line.release()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 async def test_one_after_the_other_in_the_order_in_which_they_came(path: str, lines: Callable[[], WritersLine]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -22,6 +23,7 @@ from .long_ledger import grow
 from .server import postgres
 from .sizes import Sizes
 
+REMOVALS, REMOVAL_PAUSE_SECONDS = 50, 0.1
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,6 +43,15 @@ class Ledger(NamedTuple):
         return Allowance.open(self.url, validator_ss58=HOTKEY, clock_ns=Clock(self.start_ns), read_only=read_only)
 
 
+def _remove(directory: Path) -> None:
+    """Removes a directory in which the ledger's own thread may still make a file while it lets go."""
+    for _ in range(REMOVALS):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(REMOVAL_PAUSE_SECONDS)
+
+
 class World:
     """The temporary directory, what is in it, and the PostgreSQL server, which is started when it is first needed.
 
@@ -55,7 +66,7 @@ class World:
         (self.directory / ".gitignore").write_text("*\n")
         self.classes = executor_classes(sizes.classes)
         self._closing = ExitStack()
-        self._closing.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self._closing.callback(_remove, self.directory)
         self._server_url: str | None = None
         self._ledgers: dict[str, Ledger] = {}
         self._files = 0
