@@ -841,6 +841,8 @@ def test_demo_finds_nothing_held_twice(allowance: Command) -> None:
     assert "reserved" not in result["reservations"]
     assert result["check"]["held_twice"] == 0
     assert result["check"]["blocks"] > 0
+    assert result["audit"]["findings"] == 0
+    assert result["audit"]["events"] > result["check"]["reservations"]
     assert result["window"]["columns"]
 
 

@@ -37,7 +37,7 @@ from .progress import Progress, rate_text
 from .traffic import Clock, Traffic, draw_jobs, route_and_settle
 
 if TYPE_CHECKING:
-    from routing import Reservation
+    from routing import AuditReport, Reservation
 
 FIRST_BLOCK = 1000
 CHART_COLUMNS = 60
@@ -72,10 +72,11 @@ class Results:
     reservations: list[Reservation]
     window: Window | None
     check: Check
+    audit: AuditReport
 
 
 def run_demo(arguments: argparse.Namespace, out: Output) -> int:
-    """Runs the demo step by step, telling at each what is to be seen; 1 if a block was held twice."""
+    """Runs the demo step by step, telling at each what is to be seen; 1 if anything was found to be wrong."""
     started = time.monotonic()
     story = Story(out)
     with _world(arguments) as world:
@@ -85,8 +86,8 @@ def run_demo(arguments: argparse.Namespace, out: Output) -> int:
         story.farewell(
             time.monotonic() - started, world.database_bytes(), world.facts.parent if arguments.keep else None
         )
-    sound = results.check.held_twice == 0 and results.traffic.answered_differently == 0
-    return 0 if sound else NO
+    wrong = results.check.held_twice + results.traffic.answered_differently + results.audit.findings_count
+    return NO if wrong else 0
 
 
 def _steps(arguments: argparse.Namespace, world: World, story: Story) -> Results:
@@ -111,7 +112,9 @@ def _steps(arguments: argparse.Namespace, world: World, story: Story) -> Results
         story.one_reservation(most_eventful(reservations))
         check = check_blocks(reservations)
         story.checked(check)
-    return Results(world, summary, traffic, expired, reservations, window, check)
+        audit = _audit(connection)
+        story.audited(audit)
+    return Results(world, summary, traffic, expired, reservations, window, check, audit)
 
 
 @contextmanager
@@ -173,6 +176,11 @@ def _route(arguments: argparse.Namespace, connection: Connection, clock: Clock) 
         )
 
 
+def _audit(connection: Connection) -> AuditReport:
+    with Progress("audit", "events") as progress:
+        return connection.run(connection.book.audit(progress=lambda done, total: progress.show(done, total=total)))
+
+
 def _window(connection: Connection, reservations: list[Reservation]) -> Window | None:
     book = connection.book
     newest_block = connection.run(book.current_block())
@@ -214,5 +222,10 @@ def _document(arguments: argparse.Namespace, results: Results, seconds: float) -
         "window": None if results.window is None else asdict(results.window),
         "reservation": None if shown is None else reservation_document(shown),
         "check": asdict(results.check),
+        "audit": {
+            "head": f"{results.audit.position}:{results.audit.head_hash}",
+            "events": results.audit.position,
+            "findings": results.audit.findings_count,
+        },
         "seconds": seconds,
     }

@@ -18,7 +18,7 @@ from .render import counted, milliseconds_text, percent_text, seconds_text, shor
 from .traffic import Traffic
 
 if TYPE_CHECKING:
-    from routing import Reservation
+    from routing import AuditReport, Reservation
 
     from .demo import World
 
@@ -130,6 +130,19 @@ class Story:
                 f"{check.blocks:,} blocks in {check.reservations:,} reservations"
                 f" of {check.accounts:,} accounts, {check.held_twice:,} of them held twice",
                 GREEN if sound else RED,
+                wanted=self._out.colour_wanted,
+            )
+        )
+
+    def audited(self, report: AuditReport) -> None:
+        """Whether the log keeps every rule."""
+        self._heading("Every rule, checked again from nothing")
+        self._say("The audit replays the log and decides each claim anew, by code of its own.")
+        found = "no finding" if not report.findings_count else f"{report.findings_count:,} findings"
+        self._fact(
+            painted(
+                f"{report.position:,} events: {found}",
+                RED if report.findings_count else GREEN,
                 wanted=self._out.colour_wanted,
             )
         )
