@@ -15,11 +15,11 @@ class Sizes:
     blocks: int = 1100
     events: int = 1_000_000
     """In the long ledger."""
-    repeat: int = 5
+    repeat: int = 4
     callers: int = 256
     picks: int = 300
     """By one caller."""
-    picks_per_caller: int = 3
+    picks_per_caller: int = 2
     """By each of many callers, between two settlings."""
     settlings: int = 5
     searches: int = 200
@@ -30,7 +30,7 @@ class Sizes:
     """That the general library replays."""
     contended_seconds: float = 10.0
     """Of sixteen processes that pick at once, on each engine."""
-    memory_picks: int = 100_000
+    memory_picks: int = 50_000
     """In all, by the process whose memory is watched."""
 
 
