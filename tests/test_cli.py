@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -893,3 +894,19 @@ def test_a_demo_on_a_chain_that_grants_nothing(allowance: Command) -> None:
 
     assert answer.code == 0
     assert "3 jobs were refused: NotEnoughAllowanceException" in answer.out
+
+
+def test_control_c_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where whatever runs just then swallows the exception, as a finalizer does, the command still ends as interrupted.
+
+    Catches an exit code that says all is done.
+    """
+
+    def swallow(*_: object) -> int:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr("routing.cli._run", swallow)
+    assert main(["health"]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from .failure import STORAGE_UNAVAILABLE, WrongUsage, report
+from .interrupts import watched_interrupts
 from .output import Output
 from .parser import build_parser
 
@@ -41,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_reporting_errors(words: Sequence[str], out: Output) -> int:
     try:
-        return _run(words, out)
+        with watched_interrupts() as came:
+            code = _run(words, out)
+            if came():
+                raise KeyboardInterrupt
+        return code
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
