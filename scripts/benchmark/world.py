@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import sqlite3
 import tempfile
@@ -23,7 +24,7 @@ from .long_ledger import grow
 from .server import postgres
 from .sizes import Sizes
 
-REMOVALS, REMOVAL_PAUSE_SECONDS = 50, 0.1
+REMOVALS, SURELY_GONE, REMOVAL_PAUSE_SECONDS = 100, 4, 0.1
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -44,12 +45,14 @@ class Ledger(NamedTuple):
 
 
 def _remove(directory: Path) -> None:
-    """Removes a directory in which the ledger's own thread may still make a file while it lets go."""
+    """Removes a directory that the ledger's own thread, cancelled while it opens a ledger, may make once more."""
+    gone = 0
     for _ in range(REMOVALS):
         shutil.rmtree(directory, ignore_errors=True)
-        if not directory.exists():
-            return
         time.sleep(REMOVAL_PAUSE_SECONDS)
+        gone = 0 if directory.exists() else gone + 1
+        if gone == SURELY_GONE:
+            return
 
 
 class World:
@@ -66,14 +69,15 @@ class World:
         (self.directory / ".gitignore").write_text("*\n")
         self.classes = executor_classes(sizes.classes)
         self._closing = ExitStack()
-        self._closing.callback(_remove, self.directory)
+        # Registered before the ledger's runtime is there, it comes after the runtime has closed what was open.
+        atexit.register(_remove, self.directory)
         self._server_url: str | None = None
         self._ledgers: dict[str, Ledger] = {}
         self._files = 0
         self._jobs = Random(f"jobs {SEED}")
 
     def close(self) -> None:
-        """Stops the server and removes the directory."""
+        """Stops the server; the directory goes when the process ends, after whatever still has a ledger open in it."""
         self._closing.close()
 
     def jobs(self, count: int) -> list[JobRequest]:
