@@ -67,6 +67,15 @@ def no_version_check() -> None:
     _decide_before_reading(lambda row, moved: True)
 
 
+def keep_blocks() -> None:
+    """A claim whose account has moved on is numbered anew, but keeps the blocks that it was decided on."""
+
+    def may_stand(row: Row, moved: set[str]) -> bool:
+        return row.stream not in moved or (b"allowance-reserved" in row.payload and all("\t" in each for each in moved))
+
+    _decide_before_reading(may_stand, numbered_anew=True)
+
+
 def acknowledge_before_commit() -> None:
     """Callers are told as soon as their request is decided; and now and then the process dies just after."""
     decide, commit, commits = LedgerActor._decide, SqliteStore._commit, itertools.count(1)
@@ -157,7 +166,7 @@ def break_the_chain() -> None:
     _replace(ledger.draft, "row_hash", lambda before, row: row_hash(bytes(32), row))
 
 
-def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool]) -> None:
+def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool], *, numbered_anew: bool = False) -> None:
     """Batches are decided on the state as it was after the one before; what came since is read only then.
 
     What may stand is moved behind it as it is, and what may not is decided again.
@@ -178,7 +187,8 @@ def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool]) -> None:
             tail = await transaction.read(draft.head.position)
             if not all(may_stand(row, {each.stream for each in tail}) for row in draft.rows):
                 draft, tail = await decided(self, transaction, commands, current=True), []
-            rows = _moved_behind(await transaction.head(), draft.rows) if tail else draft.rows
+            versions = {row.stream: row.version for row in tail} if numbered_anew else {}
+            rows = _moved_behind(await transaction.head(), draft.rows, versions) if tail else draft.rows
             if rows:
                 await transaction.append(rows)
         if tail:
@@ -189,11 +199,15 @@ def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool]) -> None:
     _replace(LedgerActor, "_commit_at_head", commit)
 
 
-def _moved_behind(head: Head, rows: list[Row]) -> list[Row]:
+def _moved_behind(head: Head, rows: list[Row], versions: dict[str, int]) -> list[Row]:
+    """The rows behind the head; in a stream whose newest version is given, with the versions that follow it."""
     moved: list[Row] = []
     before = head.hash
     for position, row in enumerate(rows, head.position + 1):
         at = row._replace(position=position)
+        if row.stream in versions:
+            versions[row.stream] += 1
+            at = at._replace(version=versions[row.stream])
         moved.append(at._replace(hash=row_hash(before, at)))
         before = moved[-1].hash
     return moved
@@ -227,6 +241,7 @@ FAULTS: dict[str, Callable[[], None]] = {
         no_compare,
         outrun_drops,
         no_version_check,
+        keep_blocks,
         acknowledge_before_commit,
         serve_failed_commits,
         reuse_ids,
