@@ -71,7 +71,7 @@ class LedgerActor(Generic[S]):
         load_state: Callable[[], Awaitable[S]],
         clock_ns: Callable[[], int],
         runtime: Runtime,
-        committed: Callable[[S], None] = lambda state: None,
+        committed: Callable[[int, int], None] = lambda position, appended: None,
     ) -> None:
         self.store = store
         self.counters = Counters()
@@ -137,6 +137,7 @@ class LedgerActor(Generic[S]):
             return commands
         self.counters.batches += 1
         self.counters.commands += len(commands)
+        rows_before = self.counters.rows
         try:
             if not await self._commit_unlocked(commands):
                 await self._commit_locked(commands)
@@ -147,7 +148,7 @@ class LedgerActor(Generic[S]):
             _fail(commands, error)
         try:
             if self._state is not None:
-                self._committed(self._state)
+                self._committed(self._state.position, self.counters.rows - rows_before)
         except Exception:
             log.exception("what follows a commit failed")
         return commands

@@ -36,7 +36,15 @@ class Snapshots:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.newest = 0
-        """The position of the newest snapshot that was loaded or saved here."""
+        """The position of the newest snapshot that was loaded, saved or looked for here."""
+
+    async def look(self) -> None:
+        """Finds out which snapshot is the newest, whoever saved it."""
+        rows = await self._store.select(
+            f"SELECT max(position) FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
+            f" AND model_version = {SNAPSHOT_VERSION}"
+        )
+        self.newest = max(self.newest, *(position or 0 for (position,) in rows))
 
     def take(self, state: Availability, every_rows: int) -> Taken | None:
         """A snapshot of a committed state, if so many rows have come since the newest."""

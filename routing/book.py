@@ -121,6 +121,7 @@ class _Opened:
         await self.store.close()
 
     async def _take_snapshot(self, every_rows: int) -> None:
+        await self.snapshots.look()
         taken = await self.actor.ask(lambda state, _: self.snapshots.take(state, every_rows))
         if taken is not None:
             await self.snapshots.save(taken)
@@ -136,10 +137,13 @@ class _Opened:
             await self.actor.adopt(rebuild.state)
         return rebuild.report_with(report)
 
-    def _look_after(self, state: Availability) -> None:
-        """After a commit: keeps the derived tables near the log, a piece at a time, beside the next batches."""
-        behind = state.position - max(self.history.projected, self.snapshots.newest)
-        if behind >= CARED_FOR_EVERY_ROWS and (self._caring is None or self._caring.done()):
+    def _look_after(self, position: int, appended: int) -> None:
+        """After a commit: keeps the derived tables near the log, a piece at a time, beside the next batches.
+
+        Of all processes that append, the one does so whose row completes the thousand: they need not ask each other.
+        """
+        completes = position % CARED_FOR_EVERY_ROWS < appended
+        if completes and (self._caring is None or self._caring.done()):
             self._caring = self.runtime.loop.create_task(self._care())
 
     async def _care(self) -> None:
@@ -149,7 +153,7 @@ class _Opened:
         except LedgerClosed:
             return
         except Exception:
-            # What is derived can wait: readers fold the tail themselves, and the next commit tries again.
+            # What is derived can wait: readers fold the tail themselves, and after the next thousand it is tried again.
             log.warning("the read models could not be brought up to date", exc_info=True)
 
 

@@ -167,6 +167,24 @@ async def test_a_long_ledger_takes_snapshots_by_itself(url: str, monkeypatch: py
         assert max(position for (position,) in stored) > (await book.head()).position - 40
 
 
+async def test_of_all_writers_one_looks_after_what_is_derived(any_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose row completes the number: were all to do so who see it, sixteen would do the same work at once."""
+    monkeypatch.setattr("routing.book.CARED_FOR_EVERY_ROWS", 10)
+    carers: list[object] = []
+
+    async def care(self: object) -> None:
+        carers.append(self)
+
+    monkeypatch.setattr("routing.book._Opened._care", care)
+    opened = Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=(clock := Clock()))
+    async with small_book(url=any_url, clock=clock) as book, opened as other:
+        for _ in range(20):
+            for each in (book, other, other):
+                await each.release((await each.reserve("5Anna", GPU, 1.0, 11)).reservation_id)
+        assert len(carers) == (await book.head()).position // 10 == 13
+        assert len(set(carers)) == 2
+
+
 async def test_an_auditor_takes_no_snapshot(url: str) -> None:
     """Reading only, nothing is written, also when it is closed."""
     async with small_book(url=url) as book:
