@@ -93,7 +93,7 @@ def run_demo(arguments: argparse.Namespace, out: Output) -> int:
 def _steps(arguments: argparse.Namespace, world: World, story: Story) -> Results:
     story.opening(arguments)
     newest_at = _write_facts(arguments, world.facts)
-    story.made_up(world)
+    story.made_up(world.validator_ss58)
     clock = Clock((int(newest_at.timestamp()) + 1) * 10**9)
     book = Allowance.open(world.url, validator_ss58=world.validator_ss58, clock_ns=clock)
     with opened(book) as connection:

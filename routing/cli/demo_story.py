@@ -20,8 +20,6 @@ from .traffic import Traffic
 if TYPE_CHECKING:
     from routing import AuditReport, Reservation
 
-    from .demo import World
-
 WIDTH = 88
 STATUSES = ("spent", "released", "expired", "reserved")
 
@@ -44,10 +42,10 @@ class Story:
             f" {counted(arguments.miners, 'miner')} and {counted(arguments.validators, 'validator')}."
         )
 
-    def made_up(self, world: World) -> None:
+    def made_up(self, validator_ss58: str) -> None:
         """Whose ledger it is."""
         self._heading("The chain's facts go in")
-        self._say(f"The validator is {short_hotkey(world.validator_ss58)}. Its facts come as a file, one a line:")
+        self._say(f"The validator is {short_hotkey(validator_ss58)}. Its facts come as a file, one a line:")
 
     def imported(self, summary: ImportSummary) -> None:
         """How the import went."""
