@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -41,7 +40,6 @@ from ledger import (
     Settings,
     Settle,
     StorageUnavailable,
-    Store,
     Sweep,
     amount,
     current_runtime,
@@ -56,8 +54,9 @@ from ledger import (
     stored_reservation,
     swept_reservations,
 )
-from projections import Availability, History, ProgressReport, Snapshots, Taken, describe_conflict, schema
+from projections import Availability, ProgressReport, Taken, describe_conflict, schema
 
+from .opened import Opened
 from .past import Past, moment_of
 from .questions import Questions, Sources, checked_id
 
@@ -67,11 +66,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 LONGEST_KEY = 256
-CARED_FOR_EVERY_ROWS = 1000
-SNAPSHOT_EVERY_ROWS = 10_000
 MOST_BUCKETS = 10_000
-
-log = logging.getLogger("allowance.ledger")
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -93,70 +88,6 @@ class Health(msgspec.Struct, frozen=True):
     overdue: int
 
 
-class _Opened:
-    """What an open ledger holds on to in this process."""
-
-    def __init__(
-        self, here: Runtime, store: Store, clock_ns: Callable[[], int], validator_ss58: str, *, read_only: bool
-    ) -> None:
-        self.pid = here.pid
-        self._read_only = read_only
-        self.runtime = here
-        self.store = store
-        self.history = History(store, validator_ss58, read_only=read_only)
-        self.snapshots = Snapshots(store)
-        self.actor = LedgerActor(store, self.snapshots.load, clock_ns, here, self._look_after)
-        self._caring: asyncio.Task[None] | None = None
-
-    async def close(self) -> None:
-        """Finishes what is queued, leaves a snapshot where much has come since the last, and lets go."""
-        self.runtime.not_at_exit(self.close)
-        if not self._read_only:
-            with suppress(AllowanceException):
-                await self._take_snapshot(CARED_FOR_EVERY_ROWS)
-        await self.actor.close()
-        if self._caring is not None:
-            await asyncio.wait([self._caring])
-        self.runtime.not_at_fork(self.store.parked)
-        await self.store.close()
-
-    async def _take_snapshot(self, every_rows: int) -> None:
-        await self.snapshots.look()
-        taken = await self.actor.ask(lambda state, _: self.snapshots.take(state, every_rows))
-        if taken is not None:
-            await self.snapshots.save(taken)
-
-    async def rebuild(self, progress: ProgressReport | None) -> RebuildReport:
-        """Makes everything derived anew; the state in memory too, where it is not what the log says."""
-        from projections import Rebuild
-
-        rebuild = Rebuild(self.store, self.snapshots)
-        report = await rebuild.run(progress)
-        position, payload = await self.actor.ask(lambda state, _: (state.position, dump(state)))
-        if not await rebuild.compare_state(position, payload):
-            await self.actor.adopt(rebuild.state)
-        return rebuild.report_with(report)
-
-    def _look_after(self, position: int, appended: int) -> None:
-        """After a commit: keeps the derived tables near the log, a piece at a time, beside the next batches.
-
-        Of all processes that append, the one does so whose row completes the thousand: they need not ask each other.
-        """
-        completes = position % CARED_FOR_EVERY_ROWS < appended
-        if completes and (self._caring is None or self._caring.done()):
-            self._caring = self.runtime.loop.create_task(self._care())
-
-    async def _care(self) -> None:
-        try:
-            await self._take_snapshot(SNAPSHOT_EVERY_ROWS)
-            await self.history.project(await self.actor.ask(lambda state, _: state.position))
-        except LedgerClosed:
-            return
-        except Exception:
-            # What is derived can wait: readers fold the tail themselves, and after the next thousand it is tried again.
-            log.warning("the read models could not be brought up to date", exc_info=True)
-
-
 _guard = threading.Lock()
 """Held while any ledger of the process begins to open or to close."""
 
@@ -168,7 +99,7 @@ def _renew_guard() -> None:
 
 os.register_at_fork(after_in_child=_renew_guard)
 
-_left_to_parents: list[_Opened] = []
+_left_to_parents: list[Opened] = []
 """What a forked child found open: its parent's, never closed here, since closing would touch the parent's locks."""
 
 
@@ -199,8 +130,8 @@ class Allowance(Questions):
         self._clock_ns = clock_ns
         self._read_only = read_only
         self._intake = Intake()
-        self._opened: _Opened | None = None
-        self._opening: Future[_Opened] | None = None
+        self._opened: Opened | None = None
+        self._opening: Future[Opened] | None = None
         self._opening_pid = 0
         self._closed = False
         store_for(database_url, self._validator_ss58, read_only=read_only)
@@ -496,14 +427,14 @@ class Allowance(Questions):
         opened = await self._ready()
         return Sources(opened.runtime, opened.store, opened.history, self._validator_ss58)
 
-    async def _ready(self) -> _Opened:
+    async def _ready(self) -> Opened:
         opened = self._opened
         if opened is not None and opened.pid == os.getpid():
             return opened
         # Shielded: others may wait for the same opening.
         return await asyncio.shield(asyncio.wrap_future(self._open_once()))
 
-    def _open_once(self) -> Future[_Opened]:
+    def _open_once(self) -> Future[Opened]:
         with _guard:
             if self._closed:
                 raise LedgerClosed
@@ -515,7 +446,7 @@ class Allowance(Questions):
                 self._opening = asyncio.run_coroutine_threadsafe(self._open(here), here.loop)
             return self._opening
 
-    async def _open(self, here: Runtime) -> _Opened:
+    async def _open(self, here: Runtime) -> Opened:
         if self._opened is not None:
             if self._database_url == "sqlite://":
                 raise StorageUnavailable("a ledger in memory does not survive a fork; open one in the child")
@@ -524,7 +455,7 @@ class Allowance(Questions):
         here.at_fork(store.parked)
         try:
             await store.open(None if self._read_only else schema)
-            opened = _Opened(here, store, self._clock_ns, self._validator_ss58, read_only=self._read_only)
+            opened = Opened(here, store, self._clock_ns, self._validator_ss58, read_only=self._read_only)
             if not self._read_only:
                 settings = None if self._settings is None else self._settings.to_recorded()
                 await _record_settings(opened.actor, RecordSettings(self._validator_ss58, settings))

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from routing import Allowance
-from routing.book import _Opened
+from routing.opened import Opened
 
 
 @asynccontextmanager
-async def stalled(book: Allowance) -> AsyncIterator[_Opened]:
+async def stalled(book: Allowance) -> AsyncIterator[Opened]:
     """Until left, nothing is committed: a change without effect is under way, and what comes after it waits."""
     opened = book._opened
     assert opened is not None
@@ -29,7 +29,7 @@ async def stalled(book: Allowance) -> AsyncIterator[_Opened]:
         await asyncio.gather(first, return_exceptions=True)
 
 
-async def queued(opened: _Opened, changes: int) -> None:
+async def queued(opened: Opened, changes: int) -> None:
     """Waits until so many changes wait."""
     while len(opened.actor._changes._waiting) < changes:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0)

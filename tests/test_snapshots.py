@@ -146,8 +146,8 @@ async def test_opening_reads_only_what_came_after_the_snapshot(url: str, monkeyp
 
 async def test_a_long_ledger_takes_snapshots_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it grows and as it is closed; the two newest are kept."""
-    monkeypatch.setattr("routing.book.CARED_FOR_EVERY_ROWS", 40)
-    monkeypatch.setattr("routing.book.SNAPSHOT_EVERY_ROWS", 60)
+    monkeypatch.setattr("routing.opened.CARED_FOR_EVERY_ROWS", 40)
+    monkeypatch.setattr("routing.opened.SNAPSHOT_EVERY_ROWS", 60)
     clock = Clock()
     seen: set[int] = set()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
@@ -169,13 +169,13 @@ async def test_a_long_ledger_takes_snapshots_by_itself(url: str, monkeypatch: py
 
 async def test_of_all_writers_one_looks_after_what_is_derived(any_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose row completes the number: were all to do so who see it, sixteen would do the same work at once."""
-    monkeypatch.setattr("routing.book.CARED_FOR_EVERY_ROWS", 10)
+    monkeypatch.setattr("routing.opened.CARED_FOR_EVERY_ROWS", 10)
     carers: list[object] = []
 
     async def care(self: object) -> None:
         carers.append(self)
 
-    monkeypatch.setattr("routing.book._Opened._care", care)
+    monkeypatch.setattr("routing.opened.Opened._care", care)
     opened = Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=(clock := Clock()))
     async with small_book(url=any_url, clock=clock) as book, opened as other:
         for _ in range(20):
