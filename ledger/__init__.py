@@ -88,7 +88,19 @@ from .events import (
 from .events import ReservationExpired as ReservationExpiredEvent
 from .intake import BlockFact, Intake, ManifestsFact
 from .later import later
-from .log import PAGE_ROWS, SCHEMA_VERSION, CommitUncertain, Contended, Head, Known, Lookup, Store, Transaction
+from .log import (
+    PAGE_ROWS,
+    SCHEMA_VERSION,
+    CommitUncertain,
+    Contended,
+    Head,
+    Known,
+    Lookup,
+    RowsThere,
+    Statements,
+    Store,
+    Transaction,
+)
 from .reader import Reader, StoredLedger
 from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation, swept_reservations
 from .runtime import Runtime, current_runtime, refuse_on_loop
@@ -199,6 +211,7 @@ __all__ = [
     "ReservationSpent",
     "Reserve",
     "Row",
+    "RowsThere",
     "Run",
     "RunSet",
     "Runtime",
@@ -206,6 +219,7 @@ __all__ = [
     "SettingsChanged",
     "Settle",
     "Settlement",
+    "Statements",
     "Status",
     "Steps",
     "StorageUnavailable",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -22,6 +22,9 @@ SCHEMA_VERSION = 1
 PAGE_ROWS = 1000
 """Rows read at a time; smaller pages cost more round trips than they save memory."""
 
+
+Value = int | str | bytes | None
+"""What a column of the read models holds."""
 
 Meanwhile = Callable[[], Awaitable[object]]
 """What a writer does while it waits for its turn."""
@@ -65,6 +68,18 @@ class Known:
         self.rows: dict[int, Row] = {}
         self.settlements: dict[int, Row] = {}
         """By the position of the reservation that they settle."""
+
+
+class Statements(Protocol):
+    """A transaction on what is derived from the log, in plain SQL with `?` for values."""
+
+    async def rows(self, statement: str, *values: Value) -> list[tuple[Any, ...]]:
+        """What a statement answers with."""
+        ...
+
+    async def many(self, statement: str, rows: Sequence[tuple[Value, ...]]) -> None:
+        """Executes a statement once for each row. Raises `RowsThere`; the transaction is then to be given up."""
+        ...
 
 
 class Transaction(Protocol):
@@ -150,8 +165,12 @@ class Store(Protocol):
         """A connection to query the read models with."""
         ...
 
-    def writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A transaction to write the read models in; commits at a normal end."""
+    def writing(self) -> AbstractAsyncContextManager[Statements]:
+        """A transaction to write the read models in; commits at a normal end, undoes everything at an exception.
+
+        Whoever appends writes them too, so SQLAlchemy is left out: in sixteen processes its import alone would hold
+        up all the others for seconds.
+        """
         ...
 
     def transaction(self, meanwhile: Meanwhile = nothing_meanwhile) -> AbstractAsyncContextManager[Transaction]:
@@ -167,6 +186,10 @@ def is_sqlalchemy_error(error: BaseException | None) -> bool:
     """Whether SQLAlchemy raised it; asked without importing SQLAlchemy, which may never have been needed."""
     raised = sys.modules.get("sqlalchemy.exc")
     return raised is not None and isinstance(error, raised.SQLAlchemyError)
+
+
+class RowsThere(Exception):
+    """Rows were to be inserted where there are some already."""
 
 
 class CommitUncertain(Exception):

@@ -2,7 +2,8 @@
 
 Only tables, row locks and single statements: no advisory lock, `LISTEN` or sequence. An append that meets no other
 is one statement, which moves the head from where it is believed to stand and inserts the rows; contended, a
-transaction takes the head's row lock first. Read models go through SQLAlchemy, on connections made the same way.
+transaction takes the head's row lock first. Read models are queried through SQLAlchemy, on
+connections made the same way.
 
 An append whose answer was lost may still be on its way to the server. Before anything else is read or written,
 the head's fence is raised: that waits for whoever holds the head, and shuts out what names the old fence. What is
@@ -14,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -32,6 +34,8 @@ from .log import (
     Known,
     Lookup,
     Meanwhile,
+    RowsThere,
+    Value,
     check_schema_version,
     is_sqlalchemy_error,
     nothing_meanwhile,
@@ -127,6 +131,8 @@ class PostgresStore:
         self._in_doubt = False
         self._writes = Lane(self._connect)
         self._reads = Lane(self._connect)
+        self._derived = Lane(self._connect)
+        """For writing the read models: appends do not wait for it."""
         self._engine: AsyncEngine | None = None
 
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
@@ -142,6 +148,7 @@ class PostgresStore:
             self._engine = None
         await self._writes.close()
         await self._reads.close()
+        await self._derived.close()
 
     @asynccontextmanager
     async def parked(self) -> AsyncIterator[Callable[[], None]]:
@@ -174,7 +181,7 @@ class PostgresStore:
                 try:
                     yield PostgresTransaction(self, connection, head)
                 except BaseException:
-                    await self._roll_back(connection)
+                    await _roll_back(self._writes, connection)
                     raise
                 await self._commit(connection)
 
@@ -219,13 +226,16 @@ class PostgresStore:
                 yield connection
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
+    async def writing(self) -> AsyncIterator[PostgresStatements]:
         with _StorageErrors():
-            async with self._open_engine().begin() as connection:
-                # Those who write read models take turns, as on SQLite; appends do not wait for this lock.
-                stored = await connection.exec_driver_sql(f"{_SCHEMA_VERSION} FOR UPDATE")
-                check_schema_version(stored.scalar_one())
-                yield connection
+            async with self._derived.turn:
+                connection = await self._derived.attempt(self._begin_to_derive)
+                try:
+                    yield PostgresStatements(connection)
+                    _check_committed(await connection.execute("COMMIT"))
+                except BaseException:
+                    await _roll_back(self._derived, connection)
+                    raise
 
     async def _connect(self) -> asyncpg.Connection:
         try:
@@ -253,8 +263,18 @@ class PostgresStore:
         try:
             return connection, self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger, self.validator_ss58))
         except BaseException:
-            await self._roll_back(connection)
+            await _roll_back(self._writes, connection)
             raise
+
+    async def _begin_to_derive(self, connection: asyncpg.Connection) -> asyncpg.Connection:
+        """Opens a transaction alone among those who write read models, as on SQLite; appends do not wait for it."""
+        await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        try:
+            check_schema_version(await connection.fetchval(f"{_SCHEMA_VERSION} FOR UPDATE"))
+        except BaseException:
+            await _roll_back(self._derived, connection)
+            raise
+        return connection
 
     async def _commit(self, connection: asyncpg.Connection) -> None:
         try:
@@ -266,17 +286,7 @@ class PostgresStore:
             if isinstance(error, Exception):
                 raise CommitUncertain(str(error)) from error
             raise
-        if status != "COMMIT":
-            raise StorageUnavailable(f"the database answered {status} to a COMMIT; nothing was done")
-
-    async def _roll_back(self, connection: asyncpg.Connection) -> None:
-        try:
-            await connection.execute("ROLLBACK")
-        except Exception:
-            self._writes.drop()
-        except BaseException:
-            self._writes.drop()
-            raise
+        _check_committed(status)
 
     async def _append(self, connection: asyncpg.Connection, head: Head, rows: list[Row]) -> bool:
         """Inserts the rows and moves the head to the last of them, if it stands at `head`; whether it did."""
@@ -361,6 +371,31 @@ class PostgresTransaction:
         self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
 
 
+class PostgresStatements:
+    """A transaction on the read models."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, statement: str, *values: Value) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self._connection.fetch(_numbered(statement), *values)]
+
+    async def many(self, statement: str, rows: Sequence[tuple[Value, ...]]) -> None:
+        if not rows:
+            return
+        try:
+            await self._connection.executemany(_numbered(statement), rows)
+        except asyncpg.IntegrityConstraintViolationError as cause:
+            raise RowsThere(str(cause)) from cause
+
+
+@lru_cache(maxsize=128)
+def _numbered(statement: str) -> str:
+    """A statement whose values are marked `?`, as PostgreSQL wants them: `$1`, `$2`, …"""
+    first, *parts = statement.split("?")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(parts, 1))
+
+
 class Lane:
     """One connection, used by one task at a time, and made anew where it was lost."""
 
@@ -407,6 +442,21 @@ class Lane:
                 await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
             except (asyncpg.PostgresError, *BROKEN):
                 connection.terminate()
+
+
+def _check_committed(status: str) -> None:
+    if status != "COMMIT":
+        raise StorageUnavailable(f"the database answered {status} to a COMMIT; nothing was done")
+
+
+async def _roll_back(lane: Lane, connection: asyncpg.Connection) -> None:
+    try:
+        await connection.execute("ROLLBACK")
+    except Exception:
+        lane.drop()
+    except BaseException:
+        lane.drop()
+        raise
 
 
 async def _read(connection: asyncpg.Connection, ledger: int, after: int) -> list[Row]:

@@ -1,8 +1,8 @@
 """The log on SQLite.
 
 The write connection is the standard library's, used from the ledger's own thread: one durable commit costs as
-much as the file system asks and nothing more. Read models go through SQLAlchemy and aiosqlite, on connections of
-their own, so that a long read never holds up a write (WAL).
+much as the file system asks and nothing more. Read models are queried through SQLAlchemy and aiosqlite, on
+connections of their own, so that a long read never holds up a write (WAL).
 
 A queue of file locks stands in front of `BEGIN IMMEDIATE`: SQLite's own waiting is by polling, and starves some
 processes for seconds. Nothing rests on the queue but fairness.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ from .log import (
     Known,
     Lookup,
     Meanwhile,
+    RowsThere,
+    Value,
     check_schema_version,
     is_sqlalchemy_error,
     nothing_meanwhile,
@@ -185,18 +187,14 @@ class SqliteStore:
                 yield connection
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
+    async def writing(self) -> AsyncIterator[SqliteStatements]:
         with _StorageErrors():
-            async with self._in_line(), self._gate.passed(), self._read_models() as connection:
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-                yield connection
-                try:
-                    await connection.commit()
-                except BaseException:
-                    # SQLAlchemy takes the transaction for ended, SQLite may not: whoever got this connection next
-                    # would be inside it, and everybody else locked out.
-                    await connection.invalidate()
-                    raise
+            try:
+                async with self._exclusive():
+                    self._check_schema()
+                    yield SqliteStatements(self._open_connection())
+            except CommitUncertain as cause:
+                raise StorageUnavailable(str(cause)) from cause
 
     @asynccontextmanager
     async def _read_models(self) -> AsyncIterator[AsyncConnection]:
@@ -433,6 +431,22 @@ class SqliteStore:
         )
         if moved.rowcount != 1:
             raise StorageUnavailable("the head moved inside a write transaction: the file is not locked")
+
+
+class SqliteStatements:
+    """A transaction on the read models."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    async def rows(self, statement: str, *values: Value) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, values).fetchall()
+
+    async def many(self, statement: str, rows: Sequence[tuple[Value, ...]]) -> None:
+        try:
+            self._connection.executemany(statement, rows)
+        except sqlite3.IntegrityError as cause:
+            raise RowsThere(str(cause)) from cause
 
 
 class SqliteTransaction:

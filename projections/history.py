@@ -7,19 +7,23 @@ log's head, and opening a ledger for reading writes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 import msgspec
 
-from ledger import InvalidInput, ProjectionStopped, Reservation, Store
+from ledger import InvalidInput, ProjectionStopped, Reservation, Row, Store
 
 from .lines import Filters, Line, Tail, absent, folded
 from .model import LIVE, NOWHERE, HistoryModel, Place
 from .pages import Pages, View
+from .projecting import Projector
 from .sweep import sweep
 
 __all__ = ["Filters", "History", "Page", "cursor", "cursor_position"]
 
+ROWS_AT_ONCE = 200
+"""In one transaction of the projector, which all who append to a file wait for."""
 TAIL_ROWS = 1000
 """A reader with write access brings the model up to date first when the tail is longer."""
 
@@ -37,6 +41,7 @@ class History:
     def __init__(self, store: Store, validator_ss58: str, *, read_only: bool) -> None:
         self._store = store
         self._model = HistoryModel(store)
+        self._projector = Projector(store)
         self._pages = Pages(self._model)
         self._validator_ss58 = validator_ss58
         self._read_only = read_only
@@ -69,21 +74,26 @@ class History:
         return (await self._live()).position
 
     async def project(self, until: int) -> None:
-        """Brings the read model up to a position at least, a page of events in each transaction.
+        """Brings the read model up to a position at least, some events in each transaction.
 
         Raises `ProjectionStopped` at an event that it cannot take; all before it are taken.
         """
         if until <= 0:
             return
         place = await self._live()
+        rows: list[Row] = []
         while place.position < until:
             if place == NOWHERE:
-                place = await self._model.live_for_writing()
-            tail, stopped = folded(place.position, await self._store.read(place.position))
-            place = await self._model.advance(LIVE, place, tail)
+                place = await self._projector.live_for_writing()
+            if not rows or rows[0].position != place.position + 1:
+                rows = await self._store.read(place.position)
+            tail, stopped = folded(place.position, rows[:ROWS_AT_ONCE])
+            place = await self._projector.advance(LIVE, place, tail)
+            rows = rows[ROWS_AT_ONCE:]
             self.projected = place.position
             if stopped is not None and place.position == tail.position:
                 raise stopped
+            await asyncio.sleep(0)
         if not self._swept:
             await sweep(self._store)
             self._swept = True
@@ -95,7 +105,7 @@ class History:
         if not rows:
             return None
         tail, stopped = folded(place.position, rows)
-        return await self._model.refusal(place, tail) or stopped
+        return await self._projector.refusal(place, tail) or stopped
 
     async def _live(self) -> Place:
         place = await self._model.live()
@@ -118,7 +128,7 @@ class History:
         """The view's first lines; None where the model was made anew, or went beyond the head, while they were read."""
         async with self._store.reading() as connection:
             found = {line.position: line for line in await self._pages.lines(connection, view, limit)}
-            live = await self._model.place(connection, LIVE) or NOWHERE
+            live = await self._model.live_within(connection)
         if not view.holds(live):
             return None
         for line in view.tail.lines.values():

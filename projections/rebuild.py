@@ -18,6 +18,7 @@ from ledger import AllowanceException, RebuildOvertaken, Row, Store, dump
 from .availability import Availability
 from .lines import Line, Piece, folded
 from .model import NOWHERE, SHADOW, HistoryModel, Place
+from .projecting import Projector
 from .snapshots import ProgressReport, Snapshots, Taken
 from .sweep import sweep
 
@@ -65,6 +66,7 @@ class Rebuild:
         self._store = store
         self._snapshots = snapshots
         self._model = HistoryModel(store)
+        self._projector = Projector(store)
         self._stored: dict[int, Taken] = {}
         self._different = 0
         self._differences: list[Difference] = []
@@ -78,18 +80,17 @@ class Rebuild:
         """
         self._stored = await self._snapshots.stored()
         snapshots = len(self._stored)
-        async with self._store.writing() as connection:
-            shadow = await self._model.begin(connection, SHADOW)
+        shadow = await self._projector.begin_shadow()
         await sweep(self._store)
         try:
             shadow = await self._build(shadow, progress)
             compared_until = await self._compare(shadow)
             shadow = await self._build(shadow, progress)
-            if not await self._model.go_live(shadow):
+            if not await self._projector.go_live(shadow):
                 raise RebuildOvertaken(shadow.position)
         except Exception:
             with suppress(AllowanceException):
-                await self._model.give_up(shadow)
+                await self._projector.give_up(shadow)
                 await sweep(self._store)
             raise
         await sweep(self._store)
@@ -122,7 +123,7 @@ class Rebuild:
             if stopped is not None:
                 raise stopped
             expected = Place(shadow.generation, tail.position)
-            if await self._model.advance(SHADOW, shadow, tail) != expected:
+            if await self._projector.advance(SHADOW, shadow, tail) != expected:
                 raise RebuildOvertaken(shadow.position)
             shadow = expected
             self._fold(rows)

@@ -18,6 +18,9 @@ from .availability import Availability
 
 KEPT_SNAPSHOTS = 2
 
+_INSERT = """INSERT INTO allowance_snapshots (ledger, position, model_version, hash, digest, payload)
+             VALUES (?, ?, ?, ?, ?, ?)"""
+
 ProgressReport = Callable[[int, int], None]
 """Called with how many events were read, and how many there are to read, on the ledger's own thread."""
 
@@ -70,43 +73,29 @@ class Snapshots:
 
     async def stored(self) -> dict[int, Taken]:
         """The stored snapshots by position, sound or not; where the stored digest is wrong, so is the payload here."""
-        from sqlalchemy import select
-
-        from .tables import snapshots
-
-        query = select(snapshots).where(
-            snapshots.c.ledger == self._store.ledger, snapshots.c.model_version == SNAPSHOT_VERSION
+        rows = await self._store.select(
+            f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
+            f" AND model_version = {SNAPSHOT_VERSION}"
         )
-        async with self._store.reading() as connection:
-            rows = (await connection.execute(query)).all()
-        return {row.position: Taken(row.position, bytes(row.hash), _sealed(row.payload, row.digest)) for row in rows}
+        return {
+            position: Taken(position, bytes(a_hash), _sealed(payload, digest))
+            for position, a_hash, digest, payload in rows
+        }
 
     async def save(self, taken: Taken, dropped: Collection[int] = ()) -> None:
         """Stores a snapshot; drops those named, and the oldest beyond those kept."""
-        from sqlalchemy import delete, insert, select
-
-        from .tables import snapshots
-
-        position = taken.position
-        ledger = self._store.ledger
-        async with self._store.writing() as connection:
-            mine = snapshots.c.ledger == ledger
-            positions = set((await connection.execute(select(snapshots.c.position).where(mine))).scalars())
+        position, ledger = taken.position, self._store.ledger
+        async with self._store.writing() as statements:
+            rows = await statements.rows("SELECT position FROM allowance_snapshots WHERE ledger = ?", ledger)
+            positions = {each for (each,) in rows}
             kept = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
             gone = [each for each in positions if each not in kept or each == position]
-            await connection.execute(delete(snapshots).where(mine, snapshots.c.position.in_(gone)))
+            await statements.many(
+                "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?", [(ledger, each) for each in gone]
+            )
             if position in kept:
-                await connection.execute(
-                    insert(snapshots),
-                    {
-                        "ledger": ledger,
-                        "position": position,
-                        "model_version": SNAPSHOT_VERSION,
-                        "hash": taken.hash,
-                        "digest": _digest(taken.payload),
-                        "payload": taken.payload,
-                    },
-                )
+                values = (ledger, position, SNAPSHOT_VERSION, taken.hash, _digest(taken.payload), taken.payload)
+                await statements.many(_INSERT, [values])
         self.newest = max(self.newest, position)
 
     async def _newest(self, before: int) -> Taken | None:
@@ -115,9 +104,7 @@ class Snapshots:
             f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION} AND position < {before} ORDER BY position DESC LIMIT 1"
         )
-        for position, a_hash, digest, payload in rows:
-            return Taken(position, bytes(a_hash), _sealed(payload, digest))
-        return None
+        return _taken(*rows[0]) if rows else None
 
     async def _is_of_this_log(self, taken: Taken) -> bool:
         """Whether the log has the row that it was taken at."""
@@ -137,6 +124,10 @@ async def folded_to(store: Store, position: int, progress: ProgressReport | None
             progress(state.position, position)
         await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
     return state
+
+
+def _taken(position: int, a_hash: bytes, digest: bytes, payload: bytes) -> Taken:
+    return Taken(position, bytes(a_hash), _sealed(payload, digest))
 
 
 def _sealed(payload: bytes, digest: bytes) -> bytes:

@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from ledger import Store
 
-if TYPE_CHECKING:
-    from sqlalchemy import Table
-    from sqlalchemy.ext.asyncio import AsyncConnection
+from .projecting import CHECKPOINTS, LINES, PIECES
 
 SWEPT_ROWS = 1000
 
 
 async def sweep(store: Store) -> None:
     """Deletes the rows of generations that no checkpoint names, some in each transaction."""
-    from .tables import reservations, reserved_blocks
+    for table, column in ((PIECES, "bucket"), (LINES, "position")):
+        # Looked for first without a lock: there is hardly ever anything.
+        while await _forsaken(store.select, table, store.ledger) is not None:
+            await _sweep_some(store, table, column)
 
-    for table, column in ((reserved_blocks, "bucket"), (reservations, "position")):
-        while await _swept_some(store, table, column):
-            pass
 
-
-async def _swept_some(store: Store, table: Table, column: str) -> bool:
-    from sqlalchemy import delete, select
-
-    async with store.writing() as connection:
-        generation = await _forsaken(connection, table, store.ledger)
+async def _sweep_some(store: Store, table: str, column: str) -> None:
+    async with store.writing() as statements:
+        generation = await _forsaken(statements.rows, table, store.ledger)
         if generation is None:
-            return False
-        its = [table.c.ledger == store.ledger, table.c.generation == generation]
-        some = select(table.c[column]).where(*its).order_by(table.c[column]).limit(SWEPT_ROWS)
-        last = list((await connection.execute(some)).scalars())[-1]
-        await connection.execute(delete(table).where(*its, table.c[column] <= last))
-        return True
+            return
+        its = f"FROM {table} WHERE ledger = ? AND generation = ?"
+        some = f"SELECT {column} {its} ORDER BY {column} LIMIT {SWEPT_ROWS}"
+        ((last,),) = (await statements.rows(some, store.ledger, generation))[-1:]
+        await statements.rows(f"DELETE {its} AND {column} <= ?", store.ledger, generation, last)
 
 
-async def _forsaken(connection: AsyncConnection, table: Table, ledger: int) -> int | None:
+async def _forsaken(ask: Callable[[str], Awaitable[list[tuple[Any, ...]]]], table: str, ledger: int) -> int | None:
     """The lowest generation with rows that no checkpoint names; found without reading the others' rows."""
-    from sqlalchemy import func, select
-
-    from .tables import checkpoints
-
-    named = select(checkpoints.c.generation).where(checkpoints.c.ledger == ledger)
-    kept = set((await connection.execute(named)).scalars())
+    kept = {row[0] for row in await ask(f"SELECT generation FROM {CHECKPOINTS} WHERE ledger = {ledger}")}
     generation = 0
     while True:
-        query = select(func.min(table.c.generation)).where(table.c.ledger == ledger, table.c.generation > generation)
-        found: int | None = (await connection.execute(query)).scalar()
+        query = f"SELECT min(generation) FROM {table} WHERE ledger = {ledger} AND generation > {generation}"
+        found: int | None = (await ask(query))[0][0]
         if found is None or found not in kept:
             return found
         generation = found

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from sqlalchemy.dialects import sqlite
+
 from ledger import Row, Store
 from projections import History
 from routing import (
@@ -156,15 +158,16 @@ async def there(book: Allowance, work: Callable[[], Awaitable[T]]) -> T:
     return await book._opened.runtime.run(do())
 
 
-async def executed(book: Allowance, *statements: Any) -> list[Any]:
-    """Executes statements on the read models, in one transaction; answers the last one's rows."""
+async def executed(book: Allowance, *statements: Any) -> list[tuple[Any, ...]]:
+    """Executes statements on the read models, in one transaction; answers the last one's rows, as tuples."""
 
-    async def work() -> list[Any]:
-        async with store_of(book).writing() as connection:
-            rows: list[Any] = []
+    async def work() -> list[tuple[Any, ...]]:
+        async with store_of(book).writing() as transaction:
+            rows: list[tuple[Any, ...]] = []
             for each in statements:
-                result = await connection.execute(each)
-                rows = list(result) if result.returns_rows else []
+                compiled = each.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
+                values = [compiled.params[name] for name in compiled.positiontup]
+                rows = await transaction.rows(str(compiled), *values)
             return rows
 
     return await there(book, work)

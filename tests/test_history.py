@@ -303,7 +303,7 @@ async def test_a_cursor_of_another_order_or_none_at_all_is_refused(url: str) -> 
 async def rows_of(book: Allowance) -> tuple[list[Any], list[Any]]:
     """The checkpoints (generation, position), and the positions of all lines."""
     places = await executed(book, select(checkpoints.c.generation, checkpoints.c.position))
-    return [tuple(place) for place in places], [row.position for row in await executed(book, select(reservations))]
+    return places, [position for (position,) in await executed(book, select(reservations.c.position))]
 
 
 @pytest.mark.parametrize("projected", [0, 1, 150, 300])

@@ -420,16 +420,16 @@ async def test_closing_twice_is_closing(database_url: str) -> None:
 async def test_writers_of_read_models_take_turns(shared_url: str) -> None:
     """Of two that read a value and write the next, the second reads what the first has written."""
     async with opened(shared_url) as one, opened(shared_url) as two:
-        async with one.writing() as connection:
-            await connection.exec_driver_sql("CREATE TABLE counted AS SELECT 0 AS value")
+        async with one.writing() as statements:
+            await statements.rows("CREATE TABLE counted AS SELECT 0 AS value")
         barrier = asyncio.Barrier(2)
 
         async def count_up(store: Store) -> None:
             await barrier.wait()
             for _ in range(10):
-                async with store.writing() as connection:
-                    value = (await connection.exec_driver_sql("SELECT value FROM counted")).scalar_one()
-                    await connection.exec_driver_sql(f"UPDATE counted SET value = {value + 1}")
+                async with store.writing() as statements:
+                    ((value,),) = await statements.rows("SELECT value FROM counted")
+                    await statements.rows("UPDATE counted SET value = ?", value + 1)
 
         await asyncio.gather(count_up(one), count_up(two))
         async with two.reading() as connection:
@@ -445,12 +445,12 @@ async def test_appends_do_not_wait_for_writers_of_read_models(postgres_url: str)
 
 async def test_an_exception_undoes_what_was_written_to_a_read_model(store: Store) -> None:
     """Checkpoint and read model are in one transaction: both or neither."""
-    async with store.writing() as connection:
-        await connection.exec_driver_sql("CREATE TABLE counted AS SELECT 0 AS value")
+    async with store.writing() as statements:
+        await statements.rows("CREATE TABLE counted AS SELECT 0 AS value")
 
     async def fail() -> None:
-        async with store.writing() as connection:
-            await connection.exec_driver_sql("UPDATE counted SET value = 1")
+        async with store.writing() as statements:
+            await statements.rows("UPDATE counted SET value = 1")
             raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
@@ -461,20 +461,25 @@ async def test_an_exception_undoes_what_was_written_to_a_read_model(store: Store
 
 async def test_a_drivers_error_is_only_a_cause(store: Store) -> None:
     """Whatever the driver raises where a read model is asked or written comes out as `StorageUnavailable`."""
-    for connect in (store.reading, store.writing):
-        with pytest.raises(StorageUnavailable) as unavailable:
-            async with connect() as connection:
-                await connection.exec_driver_sql("SELECT * FROM no_such_table")
-        assert unavailable.value.__cause__ is not None
+    with pytest.raises(StorageUnavailable) as unavailable:
+        async with store.reading() as connection:
+            await connection.exec_driver_sql("SELECT * FROM no_such_table")
+    assert unavailable.value.__cause__ is not None
+    with pytest.raises(StorageUnavailable) as unavailable:
+        async with store.writing() as statements:
+            await statements.rows("SELECT * FROM no_such_table")
+    assert unavailable.value.__cause__ is not None
 
 
 async def test_every_connection_to_a_file_flushes_every_commit(tmp_path: Path) -> None:
     """WAL and synchronous FULL, on SQLAlchemy's connections too."""
     async with opened(f"sqlite:///{tmp_path}/ledger.db") as store:
-        for connect in (store.reading, store.writing):
-            async with connect() as connection:
-                assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one() == "wal"
-                assert (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one() == 2
+        async with store.reading() as connection:
+            assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one() == "wal"
+            assert (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one() == 2
+        async with store.writing() as statements:
+            assert await statements.rows("PRAGMA journal_mode") == [("wal",)]
+            assert await statements.rows("PRAGMA synchronous") == [(2,)]
 
 
 # What is refused

@@ -229,11 +229,12 @@ async def test_killed_backends_are_replaced(store: PostgresStore, postgres_url: 
     assert await append(store, rows[2:4]) == head_at(rows[3])
     await terminate_backends(postgres_url)
     assert await store.compare_and_append(head_at(rows[3]), rows[4:])
-    for connect in (store.writing, store.reading):
-        for _ in range(2):
-            async with connect() as connection:
-                await connection.exec_driver_sql("SELECT 1")
-            await terminate_backends(postgres_url)
+    for _ in range(2):
+        async with store.writing() as statements:
+            await statements.rows("SELECT 1")
+        async with store.reading() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+        await terminate_backends(postgres_url)
     assert await store.read(0) == rows
 
 
@@ -475,7 +476,7 @@ async def test_every_session_says_who_it_is_and_does_not_wait_for_ever(store: Po
         "default_transaction_read_only": "off",
         "synchronous_commit": "on",
     }
-    for lane in (store._reads, store._writes):
+    for lane in (store._reads, store._writes, store._derived):
         connection = await lane.connection()
         assert {name: await connection.fetchval(f"SHOW {name}") for name in expected} == expected
     async with store.reading() as read:
