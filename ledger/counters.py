@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-FINE_BITS = 3
-"""Waits are told apart to an eighth of a power of two."""
+FINE_BITS = 5
+"""Waits are told apart to a thirty-second of a power of two."""
 
 
 class Waits:
-    """How long something was waited for: a histogram of a fixed size, exact to 13 %."""
+    """How long something was waited for: a histogram of a fixed size, exact to 3 %."""
 
     __slots__ = ("_counts", "longest_ns")
 
