@@ -7,6 +7,7 @@ function of the block, what is invalidated as a floor, and what is taken as runs
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -96,6 +97,8 @@ class Account:
 
     def overdue(self, now_ns: int) -> list[Held]:
         """The reservations whose due time has passed, oldest first."""
+        if not self.held:
+            return []
         overdue = [held for held in self.held.values() if held.expires_at_ns <= now_ns]
         overdue.sort(key=_reservation_id)
         return overdue
@@ -117,8 +120,9 @@ class Account:
         occupied = self.occupied(now_ns)
         total_ns = self.amount_ns(units, start, END)
         available_ns = total_ns
-        for taken_start, taken_end in occupied.between(start, END):
-            available_ns -= self.amount_ns(units, taken_start, taken_end)
+        if occupied.ends and occupied.ends[-1] > start:
+            for taken_start, taken_end in occupied.between(start, END):
+                available_ns -= self.amount_ns(units, taken_start, taken_end)
         earliest = self._earliest_free(units, occupied, start) if available_ns else 0
         return Measure(total_ns, available_ns, earliest)
 
@@ -158,20 +162,18 @@ class Account:
         claimed = RunSet([first for first, _ in blocks], [last + 1 for _, last in blocks])
         return [held for held in overdue if any(claimed.overlaps(*run) for run in held.blocks)]
 
-    def _free_steps(self, occupied: RunSet, start: int) -> list[tuple[int, int, int]]:
+    def _free_steps(self, occupied: RunSet, start: int) -> Iterator[tuple[int, int, int]]:
         """The unoccupied blocks from `start` on, as `(start, end, count)` with a count above 0, ascending."""
         starts, values = self.counts.starts, self.counts.values
-        steps = []
         for gap_start, gap_end in occupied.gaps(start, END):
             at = bisect_right(starts, gap_start) - 1
             step_start = gap_start
             while step_start < gap_end:
                 step_end = min(starts[at + 1], gap_end) if at + 1 < len(starts) else gap_end
                 if values[at]:
-                    steps.append((step_start, step_end, values[at]))
+                    yield step_start, step_end, values[at]
                 step_start = step_end
                 at += 1
-        return steps
 
     def _earliest_free(self, units: BlockTable, occupied: RunSet, start: int) -> int:
         for free_start, free_end, _ in self._free_steps(occupied, start):

@@ -232,6 +232,15 @@ class BlockTable:
 
     def granted_runs(self, start: int, end: int) -> list[Run]:
         """The blocks of `[start, end)` with a unit above 0, as runs, ascending."""
+        chunk = self.chunks.get(start // CHUNK)
+        offset = start % CHUNK
+        if (
+            chunk
+            and start < end
+            and offset + end - start <= CHUNK
+            and 0 not in chunk.units_ns[offset : offset + end - start]
+        ):
+            return [(start, end - 1)]  # Nearly always: told at once, not block by block.
         runs: list[Run] = []
         first = last = -2
         for block in self._granted(start, end):
