@@ -52,7 +52,15 @@ _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, s
 _HEAD = """SELECT position, hash, recorded_at_ns, (SELECT version FROM allowance_schema)
            FROM allowance_ledgers WHERE ledger = ? AND validator_ss58 = ?"""
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND position > ? ORDER BY position LIMIT ?"
-_MATCHING = f"SELECT {_COLUMNS} FROM allowance_events AS event WHERE ledger = ? AND {{column}} IN ({{values}})"
+_MATCHING = f"""SELECT {_COLUMNS} FROM allowance_events AS event {{index}}
+                WHERE ledger = ? AND {{column}} IN ({{values}}) AND {{column}} IS NOT NULL"""
+_INDEXES = {
+    "key": "INDEXED BY allowance_events_key",
+    "job_uuid": "INDEXED BY allowance_events_job_uuid",
+    "settles": "INDEXED BY allowance_events_settles",
+    "position": "",
+}
+"""Named, since SQLite knows no better than that one ledger has few rows, and would rather read all of them."""
 _LAST_OF_JOB = """ AND attempt = (SELECT max(attempt) FROM allowance_events
                                   WHERE ledger = event.ledger AND job_uuid = event.job_uuid)"""
 LOOKED_UP = 500
@@ -414,7 +422,7 @@ class SqliteStore:
         wanted = iter(values)
         while portion := list(islice(wanted, LOOKED_UP)):
             marks = ", ".join("?" * len(portion))
-            query = _MATCHING.format(column=column, values=marks) + condition
+            query = _MATCHING.format(index=_INDEXES[column], column=column, values=marks) + condition
             yield from map(Row._make, self._open_connection().execute(query, (self.ledger, *portion)))
 
     def _append(self, head: Head, rows: list[Row]) -> None:

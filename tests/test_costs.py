@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ledger import Account, Steps
+from ledger import Account, Lookup, Steps
 from routing import Allowance, BlockFact, JobRoute, Routing, Settings
 
 from .small import GPU, START, VALIDATOR, job, miner, small_book
@@ -158,6 +158,29 @@ async def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
         await picks(book, 200)
     assert (statements.commits, statements.inserted) == (1, 200)
     assert len(statements) == 200 + 1 + STATEMENTS_PER_SQLITE_COMMIT
+
+
+async def test_looking_up_reads_no_more_of_a_longer_log(tmp_path: Path) -> None:
+    """Keys, jobs, positions and settlements are each found through their index, however many are asked for at once.
+
+    Catches: SQLite, which knows nothing of how long the log is, reading all of it for a batch.
+    """
+    async with book_at(tmp_path / "ledger.db") as book:
+        (route,) = await picks(book, 1)
+        await book.spend(route.allowance_reservation_id or 0, idempotency_key="spent")
+        lookup = Lookup()
+        lookup.keys.update({"spent", *map(str, range(300))})
+        lookup.jobs.update({"job-0", *map(str, range(300))})
+        lookup.positions.update(range(1, 300))
+        async with counted(book) as statements:
+            known = await opened(book).runtime.run(opened(book).store.find(lookup))
+        assert [set(known.keys), set(known.jobs), len(known.settlements)] == [{"spent"}, {"job-0"}, 1]
+        connection: sqlite3.Connection = opened(book).store._connection
+        plans = [connection.execute(f"EXPLAIN QUERY PLAN {each}").fetchall() for each in statements]
+    assert len(plans) == 4
+    for *_, step in (row for plan in plans for row in plan):
+        assert "SCAN" not in step
+        assert not step.endswith("(ledger=?)")
 
 
 async def test_settling_at_once_looks_nothing_up(tmp_path: Path) -> None:
