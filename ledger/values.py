@@ -17,6 +17,7 @@ from typing import TypeGuard
 from .errors import InvalidInput
 
 NANOSECONDS = 1_000_000_000
+PLACES = 9
 LARGEST_INTEGER = 2**63 - 1
 """The largest integer that both databases store."""
 LONGEST_NAME = 128
@@ -72,17 +73,29 @@ def billionths(value: object, field: str, *, least: int = 0, most: int = LARGEST
 
     Taken: `int`, `float`, `Decimal`. A float stands for the shortest decimal that names it, as `repr` gives.
     """
-    expected = f"a finite number from {least / NANOSECONDS:g} to {most / NANOSECONDS:g}"
-    if not is_finite(value) or not -LARGEST_INTEGER < value < LARGEST_INTEGER:
-        raise InvalidInput(field, value, expected)
+    if is_finite(value) and -LARGEST_INTEGER < value < LARGEST_INTEGER:
+        scaled = _scaled(value)
+        if least <= scaled <= most:
+            return scaled
+    raise InvalidInput(field, value, f"a finite number from {least / NANOSECONDS:g} to {most / NANOSECONDS:g}")
+
+
+def _scaled(value: float | Decimal) -> int:
     if isinstance(value, int):
-        scaled = value * NANOSECONDS
-    else:
-        exact = Decimal(float.__repr__(value)) if isinstance(value, float) else value
-        scaled = int(exact.scaleb(9, _EXACT).to_integral_value(ROUND_HALF_EVEN, _EXACT))
-    if not least <= scaled <= most:
-        raise InvalidInput(field, value, expected)
-    return scaled
+        return value * NANOSECONDS
+    if not isinstance(value, float):
+        return int(value.scaleb(PLACES, _EXACT).to_integral_value(ROUND_HALF_EVEN, _EXACT))
+    text = float.__repr__(value)
+    if "e" in text:
+        return _scaled(Decimal(text))
+    # Every pick comes by here three times, and whole numbers are three times as fast as decimal ones.
+    whole, _, fraction = text.partition(".")
+    more = len(fraction) - PLACES
+    if more <= 0:
+        return int(whole + fraction + "0" * -more)
+    unit: int = 10**more
+    scaled, rest = divmod(int(whole + fraction), unit)
+    return scaled + (2 * rest > unit or (2 * rest == unit and scaled % 2 == 1))
 
 
 def is_finite(value: object) -> TypeGuard[int | float | Decimal]:
