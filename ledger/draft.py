@@ -87,7 +87,7 @@ class Draft(Generic[S]):
         """Appends an event at its stream's next version and evolves the state by it."""
         state = self.state
         job_uuid, attempt = job or (None, None)
-        row = Row(
+        unhashed = Row(
             state.position + 1,
             stream,
             state.version(stream) + 1,
@@ -99,7 +99,7 @@ class Draft(Generic[S]):
             encode(event),
             b"",
         )
-        row = row._replace(hash=row_hash(state.hash, row))
+        row = Row(*unhashed[:-1], row_hash(state.hash, unhashed))
         self.rows.append(row)
         self.events.append(event)
         state.evolve(row, event)
