@@ -491,8 +491,14 @@ async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Me
         return
     from .tables import postgres_guards, postgres_schema
 
+    schema_table, *others = postgres_schema(tables())
     async with connection.transaction():
-        for statement in postgres_schema(tables()):
+        # Of those who make it at once one goes on. Others wait here and then fail, or find it made: were they to go
+        # through the rest as well, its locks would meet those of the ledgers that are in use by then.
+        await connection.execute(schema_table)
+        if await connection.fetchval(_SCHEMA_VERSION) is not None:
+            return
+        for statement in others:
             await connection.execute(statement)
         for statement in postgres_guards():
             await _create_guard(connection, statement)

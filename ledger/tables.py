@@ -165,8 +165,9 @@ def postgres_guards() -> list[str]:
 
 
 def _create(tables: MetaData, dialect: Dialect) -> list[str]:
+    """Statements in order; the schema's own table comes first, for whoever makes it to be alone with the rest."""
     statements = []
-    for table in tables.sorted_tables:
+    for table in sorted(tables.sorted_tables, key=lambda each: each.name != schema.name):
         statements.append(str(CreateTable(table, if_not_exists=True).compile(dialect=dialect)))
         for index in sorted(table.indexes, key=lambda each: str(each.name)):
             statements.append(str(CreateIndex(index, if_not_exists=True).compile(dialect=dialect)))

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from ledger import CommitUncertain, Head, Lookup, Row, Store, dump
+from ledger import CommitUncertain, Head, Lookup, Row, Store, dump, postgres
 from ledger.log import Contended
 from ledger.postgres import PostgresStore
 from routing import (
@@ -667,3 +667,32 @@ async def test_the_public_face_on_postgresql(postgres_url: str) -> None:
         assert await book.head() == head
         assert await book._ask(lambda state, _: dump(state)) == state
         assert [each.status for each in (await book.history()).items] == ["expired", "released", "spent"]
+
+
+async def test_who_comes_late_to_make_the_schema_makes_nothing(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Having looked before the schema was there, it takes none of the locks that making the rest of it takes.
+
+    Catches: the deadlock of such a process with the ledgers that are in use by then.
+    """
+    look = postgres._stored_schema_version
+    queries: list[str] = []
+    looks = 0
+
+    async def look_too_early(connection: asyncpg.Connection) -> int | None:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            return await look(connection)
+        connection.add_query_logger(lambda query: queries.append(query.query))
+        return None
+
+    async with opened(postgres_url):
+        pass
+    monkeypatch.setattr(postgres, "_stored_schema_version", look_too_early)
+    async with opened(postgres_url):
+        pass
+    made = [query for query in queries if "CREATE" in query or "ALTER" in query]
+    assert len(made) == 1
+    assert "allowance_schema" in made[0]
