@@ -67,8 +67,9 @@ class SqliteDatabase:
             connection.execute("DROP TABLE allowance_events")
             connection.execute("ALTER TABLE bare RENAME TO allowance_events")
             for column in ("position", "stream, version", "key", "job_uuid", "settles"):
-                name = column.partition(",")[0]
-                connection.execute(f"CREATE INDEX bare_{name} ON allowance_events (ledger, {column})")
+                # Under the names that look-ups know them by, but unique no more.
+                name = f"allowance_events_{column.partition(',')[0]}"
+                connection.execute(f"CREATE INDEX {name} ON allowance_events (ledger, {column})")
 
     def disturb(self, rng: random.Random) -> None:
         """Nothing: there is no server to disturb."""
