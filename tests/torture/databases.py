@@ -109,6 +109,7 @@ class PostgresDatabase:
 
 
 _STRIP = """
+    DROP TRIGGER allowance_ledgers_no_step_back ON allowance_ledgers;
     CREATE TABLE bare AS SELECT * FROM allowance_events;
     DROP TABLE allowance_events;
     ALTER TABLE bare RENAME TO allowance_events;
