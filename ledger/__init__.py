@@ -121,7 +121,7 @@ from .values import (
     name,
     seconds,
 )
-from .writer import LedgerActor
+from .writer import LedgerActor, give_way
 
 if TYPE_CHECKING:
     from .archive import ArchiveReader, ArchiveWriter
@@ -240,6 +240,7 @@ __all__ = [
     "encode",
     "event_tag",
     "flag",
+    "give_way",
     "instant",
     "instant_ns",
     "integer",

@@ -16,6 +16,9 @@ import msgspec
 from .blocks import END, BlockTable, RunSet, Steps
 from .events import Axon, Run, account_stream
 
+NEVER_NS = 2**63
+"""Later than any time."""
+
 
 class Held(msgspec.Struct, frozen=True, eq=False):
     """A reservation whose status is `reserved`."""
@@ -54,6 +57,7 @@ class Account:
     __slots__ = (
         "counts",
         "executor_class",
+        "first_due_ns",
         "floor",
         "held",
         "miner_ss58",
@@ -77,27 +81,34 @@ class Account:
         self.taken = RunSet()
         """Blocks in a reservation that is reserved or spent."""
         self.held: dict[int, Held] = {}
+        """Standing reservations by id; only `hold` and `let_go` change it."""
+        self.first_due_ns = NEVER_NS
+        """When the first of them is due."""
+
+    def hold(self, held: Held) -> None:
+        """Puts a reservation among the standing ones."""
+        self.held[held.reservation_id] = held
+        self.first_due_ns = min(self.first_due_ns, held.expires_at_ns)
+
+    def let_go(self, held: Held) -> None:
+        """Takes a reservation out from among the standing ones."""
+        del self.held[held.reservation_id]
+        if held.expires_at_ns == self.first_due_ns:
+            self.first_due_ns = min((each.expires_at_ns for each in self.held.values()), default=NEVER_NS)
 
     def amount_ns(self, units: BlockTable, start: int, end: int) -> int:
         """What the account's granted blocks in `[start, end)` add up to."""
-        counts = self.counts
-        starts, values = counts.starts, counts.values
-        at = bisect_right(starts, start) - 1
-        steps = len(starts)
         sum_before_ns = units.sum_before_ns
-        total_ns = 0
-        while start < end:
-            step_end = starts[at + 1] if at + 1 < steps else END
-            step_end = min(step_end, end)
-            if values[at]:
-                total_ns += values[at] * (sum_before_ns(step_end) - sum_before_ns(start))
-            start = step_end
-            at += 1
-        return total_ns
+        if self.counts.starts[-1] <= start:
+            return self.counts.values[-1] * (sum_before_ns(end) - sum_before_ns(start)) if start < end else 0
+        return sum(
+            count * (sum_before_ns(step_end) - sum_before_ns(step_start))
+            for step_start, step_end, count in self._counted(start, end)
+        )
 
     def overdue(self, now_ns: int) -> list[Held]:
         """The reservations whose due time has passed, oldest first."""
-        if not self.held:
+        if now_ns < self.first_due_ns:
             return []
         overdue = [held for held in self.held.values() if held.expires_at_ns <= now_ns]
         overdue.sort(key=_reservation_id)
@@ -117,14 +128,15 @@ class Account:
     def measure(self, units: BlockTable, window_start: int, now_ns: int) -> Measure:
         """The account's allowance in the window that starts at a block."""
         start = max(window_start, self.floor)
-        occupied = self.occupied(now_ns)
-        total_ns = self.amount_ns(units, start, END)
-        available_ns = total_ns
-        if occupied.ends and occupied.ends[-1] > start:
-            for taken_start, taken_end in occupied.between(start, END):
-                available_ns -= self.amount_ns(units, taken_start, taken_end)
-        earliest = self._earliest_free(units, occupied, start) if available_ns else 0
-        return Measure(total_ns, available_ns, earliest)
+        sum_before_ns = units.sum_before_ns
+        available_ns = earliest = 0
+        for free_start, free_end, count in self._free_steps(self.occupied(now_ns), start):
+            before_ns = sum_before_ns(free_start)
+            free_ns = sum_before_ns(free_end) - before_ns
+            if free_ns:
+                available_ns += count * free_ns
+                earliest = earliest or units.reach(before_ns + 1) - 1
+        return Measure(self.amount_ns(units, start, END), available_ns, earliest)
 
     def unspent_ns(self, units: BlockTable, window_start: int) -> int:
         """The usable blocks in no spent reservation, summed."""
@@ -139,19 +151,20 @@ class Account:
 
     def claim(self, units: BlockTable, window_start: int, amount_ns: int, now_ns: int) -> Claim | None:
         """The free blocks from the earliest on, whole, that add up to the amount; None where they do not."""
-        start = max(window_start, self.floor)
-        occupied = self.occupied(now_ns)
         blocks: list[Run] = []
         missing_ns = amount_ns
-        for free_start, free_end, count in self._free_steps(occupied, start):
-            before_ns = units.sum_before_ns(free_start)
+        sum_before_ns = units.sum_before_ns
+        for free_start, free_end, count in self._free_steps(self.occupied(now_ns), max(window_start, self.floor)):
+            before_ns, end_ns = sum_before_ns(free_start), sum_before_ns(free_end)
+            if before_ns == end_ns:
+                continue
             needed_ns = before_ns + -(-missing_ns // count)
-            enough = units.sum_before_ns(free_end) >= needed_ns
-            taken_end = units.reach(needed_ns) if enough else free_end
-            _extend(blocks, units.granted_runs(free_start, min(taken_end, units.last_finalized + 1)))
-            missing_ns -= count * (units.sum_before_ns(taken_end) - before_ns)
+            enough = end_ns >= needed_ns
+            taken_end = units.reach(needed_ns) if enough else min(free_end, units.last_finalized + 1)
+            _extend(blocks, units.granted_runs(free_start, taken_end))
             if enough:
                 return Claim(blocks, self._cut_into(blocks, now_ns))
+            missing_ns -= count * (end_ns - before_ns)
         return None
 
     def _cut_into(self, blocks: list[Run], now_ns: int) -> list[Held]:
@@ -162,25 +175,33 @@ class Account:
         claimed = RunSet([first for first, _ in blocks], [last + 1 for _, last in blocks])
         return [held for held in overdue if any(claimed.overlaps(*run) for run in held.blocks)]
 
-    def _free_steps(self, occupied: RunSet, start: int) -> Iterator[tuple[int, int, int]]:
+    def _free_steps(self, occupied: RunSet, start: int) -> list[tuple[int, int, int]]:
         """The unoccupied blocks from `start` on, as `(start, end, count)` with a count above 0, ascending."""
-        starts, values = self.counts.starts, self.counts.values
-        for gap_start, gap_end in occupied.gaps(start, END):
-            at = bisect_right(starts, gap_start) - 1
-            step_start = gap_start
-            while step_start < gap_end:
-                step_end = min(starts[at + 1], gap_end) if at + 1 < len(starts) else gap_end
-                if values[at]:
-                    yield step_start, step_end, values[at]
-                step_start = step_end
-                at += 1
+        if self.counts.starts[-1] > start:
+            return [step for gap in occupied.gaps(start, END) for step in self._counted(*gap)]
+        # Nearly always: one count holds for all of them.
+        count = self.counts.values[-1]
+        if not count:
+            return []
+        taken_starts, taken_ends = occupied.starts, occupied.ends
+        steps: list[tuple[int, int, int]] = []
+        for at in range(bisect_right(taken_ends, start), len(taken_ends)):
+            if start < taken_starts[at]:
+                steps.append((start, taken_starts[at], count))
+            start = taken_ends[at]
+        steps.append((start, END, count))
+        return steps
 
-    def _earliest_free(self, units: BlockTable, occupied: RunSet, start: int) -> int:
-        for free_start, free_end, _ in self._free_steps(occupied, start):
-            before_ns = units.sum_before_ns(free_start)
-            if units.sum_before_ns(free_end) > before_ns:
-                return units.reach(before_ns + 1) - 1
-        return 0
+    def _counted(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """The blocks of `[start, end)` by their count, where that is above 0."""
+        starts, values = self.counts.starts, self.counts.values
+        at = bisect_right(starts, start) - 1
+        while start < end:
+            step_end = min(starts[at + 1], end) if at + 1 < len(starts) else end
+            if values[at]:
+                yield start, step_end, values[at]
+            start = step_end
+            at += 1
 
 
 _reservation_id = attrgetter("reservation_id")

@@ -128,7 +128,8 @@ class LedgerState:
     def hold(self, held: Held) -> None:
         """Puts a reservation among the standing ones."""
         account, held_id = held.account, held.reservation_id
-        account.held[held_id] = self.held[held_id] = held
+        self.held[held_id] = held
+        account.hold(held)
         if held.job_uuid is not None:
             self.jobs[held.job_uuid] = held
         insort(self.due, (held.expires_at_ns, held_id))
@@ -158,7 +159,8 @@ class LedgerState:
     def _let_go(self, held: Held) -> None:
         """Takes a reservation out from among the standing ones."""
         account, held_id = held.account, held.reservation_id
-        del account.held[held_id], self.held[held_id]
+        del self.held[held_id]
+        account.let_go(held)
         if held.job_uuid is not None:
             del self.jobs[held.job_uuid]
         del self.due[bisect_left(self.due, (held.expires_at_ns, held_id))]

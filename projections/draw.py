@@ -20,9 +20,16 @@ def drawn(entries: list[T], amount_ns: int, job_uuid: str) -> Iterator[T]:
     routers at work at once do not all run into the same miner. The draw is pure: it can be replayed.
     """
     seed: int | None = None
-    start = 0
-    while start < len(entries):
-        equals = entries[start][:2]
+    start, after = 0, len(entries)
+    while start < after:
+        entry = entries[start]
+        equals = entry[:2]
+        if start + 1 == after or entries[start + 1][:2] != equals:
+            # Nobody equals it, as is usual once a class is in use.
+            start += 1
+            if -entry[2] >= amount_ns:
+                yield entry
+            continue
         end = bisect_left(entries, (*equals, 1), start)
         # Equals are ordered by what is available, so those with enough come first.
         enough = bisect_left(entries, (*equals, 1 - amount_ns), start, end)

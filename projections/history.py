@@ -7,12 +7,11 @@ log's head, and opening a ledger for reading writes nothing.
 
 from __future__ import annotations
 
-import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 import msgspec
 
-from ledger import InvalidInput, ProjectionStopped, Reservation, Row, Store
+from ledger import InvalidInput, ProjectionStopped, Reservation, Row, Store, give_way
 
 from .lines import Filters, Line, Tail, absent, folded
 from .model import LIVE, NOWHERE, HistoryModel, Place
@@ -87,13 +86,14 @@ class History:
                 place = await self._projector.live_for_writing()
             if not rows or rows[0].position != place.position + 1:
                 rows = await self._store.read(place.position)
+                await give_way()
             tail, stopped = folded(place.position, rows[:ROWS_AT_ONCE])
             place = await self._projector.advance(LIVE, place, tail)
             rows = rows[ROWS_AT_ONCE:]
             self.projected = place.position
             if stopped is not None and place.position == tail.position:
                 raise stopped
-            await asyncio.sleep(0)
+            await give_way()
         if not self._swept:
             await sweep(self._store)
             self._swept = True

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select
 
+from ledger import LedgerActor
 from projections import History
 from projections import history as history_module
 from projections import model as model_module
+from projections.projecting import Projector
 from projections.tables import checkpoints, reservations
 from routing import Allowance, InvalidInput, Page, Reservation
 
@@ -345,3 +347,35 @@ async def test_projectors_at_once_leave_one_model(any_url: str, short_pages: Non
             assert places == [(1, head)]
             assert len(lines) == len(set(lines)) == len(await whole_history(book))
             assert (await book.rebuild()).different == 0
+
+
+async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece stops the ledger's loop; whoever asked meanwhile waits for that one. Without `give_way`, for two."""
+    monkeypatch.setattr(history_module, "ROWS_AT_ONCE", 2)
+    loop = asyncio.get_running_loop()
+    done: list[str] = []
+    async with small_book(url=url) as book:
+        assert book._opened is not None
+        changes = book._opened.actor._changes
+        asked: list[Any] = []
+        advance, commit = Projector.advance, LedgerActor._commit_locked
+
+        async def advance_while_asked(self: Projector, *arguments: Any) -> Any:
+            moved = await advance(self, *arguments)
+            done.append("piece")
+            asked.append(asyncio.run_coroutine_threadsafe(book.reserve("5Anna", GPU, 1.0, 11), loop))
+            while not changes._waiting and not asked[-1].done():
+                pass  # The loop is to stand still.
+            return moved
+
+        async def commit_and_tell(self: LedgerActor[Any], commands: Any) -> None:
+            await commit(self, commands)
+            done.append("change")
+
+        monkeypatch.setattr(Projector, "advance", advance_while_asked)
+        monkeypatch.setattr(LedgerActor, "_commit_locked", commit_and_tell)
+        await there(book, lambda: history_of(book).project(9))
+        await asyncio.gather(*map(asyncio.wrap_future, asked))
+    assert done[:8] == ["piece", "change"] * 4
