@@ -98,11 +98,11 @@ class Account:
 
     def amount_ns(self, units: BlockTable, start: int, end: int) -> int:
         """What the account's granted blocks in `[start, end)` add up to."""
-        sum_before_ns = units.sum_before_ns
+        sums_before_ns = units.sums_before_ns
         if self.counts.starts[-1] <= start:
-            return self.counts.values[-1] * (sum_before_ns(end) - sum_before_ns(start)) if start < end else 0
+            return self.counts.values[-1] * (sums_before_ns[end] - sums_before_ns[start]) if start < end else 0
         return sum(
-            count * (sum_before_ns(step_end) - sum_before_ns(step_start))
+            count * (sums_before_ns[step_end] - sums_before_ns[step_start])
             for step_start, step_end, count in self._counted(start, end)
         )
 
@@ -116,11 +116,10 @@ class Account:
 
     def occupied(self, now_ns: int) -> RunSet:
         """The blocks that nobody else may have now: taken, and not by an overdue reservation."""
-        overdue = self.overdue(now_ns)
-        if not overdue:
+        if now_ns < self.first_due_ns:
             return self.taken
         occupied = self.taken.copy()
-        for held in overdue:
+        for held in self.overdue(now_ns):
             for first, last in held.blocks:
                 occupied.remove(first, last)
         return occupied
@@ -128,11 +127,11 @@ class Account:
     def measure(self, units: BlockTable, window_start: int, now_ns: int) -> Measure:
         """The account's allowance in the window that starts at a block."""
         start = max(window_start, self.floor)
-        sum_before_ns = units.sum_before_ns
+        sums_before_ns = units.sums_before_ns
         available_ns = earliest = 0
         for free_start, free_end, count in self._free_steps(self.occupied(now_ns), start):
-            before_ns = sum_before_ns(free_start)
-            free_ns = sum_before_ns(free_end) - before_ns
+            before_ns = sums_before_ns[free_start]
+            free_ns = sums_before_ns[free_end] - before_ns
             if free_ns:
                 available_ns += count * free_ns
                 earliest = earliest or units.reach(before_ns + 1) - 1
@@ -153,9 +152,9 @@ class Account:
         """The free blocks from the earliest on, whole, that add up to the amount; None where they do not."""
         blocks: list[Run] = []
         missing_ns = amount_ns
-        sum_before_ns = units.sum_before_ns
+        sums_before_ns = units.sums_before_ns
         for free_start, free_end, count in self._free_steps(self.occupied(now_ns), max(window_start, self.floor)):
-            before_ns, end_ns = sum_before_ns(free_start), sum_before_ns(free_end)
+            before_ns, end_ns = sums_before_ns[free_start], sums_before_ns[free_end]
             if before_ns == end_ns:
                 continue
             needed_ns = before_ns + -(-missing_ns // count)
@@ -169,11 +168,10 @@ class Account:
 
     def _cut_into(self, blocks: list[Run], now_ns: int) -> list[Held]:
         """The overdue reservations that hold any of these blocks."""
-        overdue = self.overdue(now_ns)
-        if not overdue:
+        if now_ns < self.first_due_ns:
             return []
         claimed = RunSet([first for first, _ in blocks], [last + 1 for _, last in blocks])
-        return [held for held in overdue if any(claimed.overlaps(*run) for run in held.blocks)]
+        return [held for held in self.overdue(now_ns) if any(claimed.overlaps(*run) for run in held.blocks)]
 
     def _free_steps(self, occupied: RunSet, start: int) -> list[tuple[int, int, int]]:
         """The unoccupied blocks from `start` on, as `(start, end, count)` with a count above 0, ascending."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from .events import Run
@@ -149,6 +149,20 @@ class Chunk:
             self.sum_up()
 
 
+class SumsBefore(dict[int, int]):
+    """By block, the sum of the units of all blocks below it, in ns; worked out where it is first asked for."""
+
+    __slots__ = ("_work_out",)
+
+    def __init__(self, work_out: Callable[[int], int]) -> None:
+        super().__init__()
+        self._work_out = work_out
+
+    def __missing__(self, block: int) -> int:
+        sum_ns = self[block] = self._work_out(block)
+        return sum_ns
+
+
 class BlockTable:
     """Per block: its creation time, log position, content digest, and unit (what it grants per executor, ns).
 
@@ -156,7 +170,7 @@ class BlockTable:
     blocks cost two look-ups.
     """
 
-    __slots__ = ("_cum", "before_ns", "chunk_numbers", "chunks", "first_finalized", "last_finalized", "newest")
+    __slots__ = ("before_ns", "chunk_numbers", "chunks", "first_finalized", "last_finalized", "newest", "sums_before_ns")
 
     def __init__(self) -> None:
         self.chunks: dict[int, Chunk] = {}
@@ -165,7 +179,7 @@ class BlockTable:
         self.newest = 0
         self.first_finalized = END
         self.last_finalized = 0
-        self._cum: dict[int, int] = {}
+        self.sums_before_ns = SumsBefore(self._sum_before_ns)
 
     def __contains__(self, block: int) -> bool:
         return self.created_at_ns(block) >= 0
@@ -219,10 +233,7 @@ class BlockTable:
 
     def sum_before_ns(self, block: int) -> int:
         """The sum of the units of all blocks below this one."""
-        known = self._cum.get(block)
-        if known is None:
-            known = self._cum[block] = self._sum_before_ns(block)
-        return known
+        return self.sums_before_ns[block]
 
     def reach(self, target_ns: int) -> int:
         """The least `block` with `sum_before_ns(block) >= target_ns`; the sum of all units must reach it."""
@@ -287,11 +298,14 @@ class BlockTable:
         totals = [self.chunks[each].sums[CHUNK] for each in self.chunk_numbers[at:]]
         before_ns = self.before_ns[at - 1] + self.chunks[self.chunk_numbers[at - 1]].sums[CHUNK] if at else 0
         self.before_ns[at:] = accumulate(totals[:-1], initial=before_ns)
-        self._cum.clear()
+        self.sums_before_ns.clear()
 
 
-def numbers(runs: Iterable[Run]) -> list[int]:
+def numbers(runs: Sequence[Run]) -> list[int]:
     """Every block of the runs."""
+    if len(runs) == 1:
+        first, last = runs[0]
+        return list(range(first, last + 1))
     return [block for first, last in runs for block in range(first, last + 1)]
 
 

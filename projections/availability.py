@@ -184,5 +184,4 @@ def is_busy(state: LedgerState, account: Account, now_ns: int) -> bool:
     """Whether the miner runs as many jobs of the class as it has executors for, overdue ones not counted."""
     if not state.chain.settings.respect_executor_count:
         return False
-    running = sum(1 for held in account.held.values() if held.expires_at_ns > now_ns)
-    return running >= state.chain.count_now(account)
+    return len(account.held) - len(account.overdue(now_ns)) >= state.chain.count_now(account)

@@ -244,7 +244,7 @@ def sums_up_too_much(patch: Patch) -> None:
     def sum_before_ns(original: Any, table: Any, block: int) -> int:
         return int(original(table, block)) * 3 // 2
 
-    wrapped(patch, BlockTable, "sum_before_ns", sum_before_ns)
+    wrapped(patch, BlockTable, "_sum_before_ns", sum_before_ns)
     wrapped(patch, BlockTable, "reach", lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)))
 
 
