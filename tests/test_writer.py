@@ -23,7 +23,7 @@ from routing import (
     StorageUnavailable,
 )
 
-from .small import GPU, START, Clock, job, small_book
+from .small import GPU, START, VALIDATOR, Clock, job, small_book
 from .stalling import queued, stalled
 from .stories import events_of
 
@@ -112,12 +112,25 @@ async def test_a_full_queue_refuses_and_forgets(book: Allowance, monkeypatch: py
     async with stalled(book) as opened:
         waiting = [asyncio.create_task(book.reserve("5Anna", GPU, 6.0, 11, job_uuid=f"job-{n}")) for n in range(5)]
         await queued(opened, 5)
-        with pytest.raises(LedgerOverloaded) as refused:
-            await book.reserve("5Anna", GPU, 6.0, 11, job_uuid="one too many")
-    assert refused.value.waiting == 5
+        refused = asyncio.create_task(book.reserve("5Anna", GPU, 6.0, 11, job_uuid="one too many"))
+        while not refused.done() and len(opened.actor._changes._waiting) == 5:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+    (error,) = await asyncio.gather(refused, return_exceptions=True)
+    assert isinstance(error, LedgerOverloaded)
+    assert error.waiting == 5
     assert [(await each).blocks for each in waiting] == [[1], [2], [3], [4], [5]]
     assert (await book.reserve("5Anna", GPU, 6.0, 11)).blocks == [6]
     assert all(row.job_uuid != "one too many" for row in await events_of(book))
+
+
+async def test_two_calls_with_one_key_in_one_batch_are_done_once(book: Allowance) -> None:
+    """Both are answered with the one outcome. Catches two of a key that are decided on the same stored past."""
+    async with stalled(book) as opened:
+        twice = [asyncio.create_task(book.reserve("5Anna", GPU, 6.0, 11, idempotency_key="once")) for _ in range(2)]
+        await queued(opened, 2)
+    first, second = await asyncio.gather(*twice)
+    assert first == second
+    assert [row.key for row in await events_of(book)].count("once") == 1
 
 
 async def _decided(book: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +192,32 @@ async def test_nobody_is_refused_on_what_then_failed_to_commit(
     assert isinstance(await router.pick_miner_for_job_request(job("rest")), JobRoute)
     with pytest.raises(NotEnoughAllowanceException):
         await router.pick_miner_for_job_request(job("whole", ALL_S))
+
+
+async def test_a_commit_whose_place_another_one_took_has_failed(
+    shared_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the answer was lost, a row at the position is no proof; it is another process's, as its hash tells.
+
+    Catches a commit taken for done because something stands where it would.
+    """
+    other = Allowance.open(shared_url, validator_ss58=VALIDATOR, clock_ns=clock)
+    async with small_book(url=shared_url, clock=clock, settings=SETTINGS) as book, other:
+        await other.miners()
+        with monkeypatch.context() as failing:
+            fail_the_append(book, failing, readable=True)
+            assert book._opened is not None
+            store: Any = book._opened.store
+            read = store.read
+
+            async def read_after_the_other(after: int) -> Any:
+                await other.reserve("5Bert", GPU, 6.0, 11)
+                return await read(after)
+
+            failing.setattr(store, "read", read_after_the_other)
+            with pytest.raises(StorageUnavailable, match="nothing was done"):
+                await book.reserve("5Anna", GPU, 6.0, 11)
+        assert (await book.reserve("5Anna", GPU, 6.0, 11)).blocks == [1]
 
 
 async def test_a_job_whose_outcome_is_unknown_is_told_by_its_uuid(
