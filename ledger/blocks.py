@@ -170,7 +170,15 @@ class BlockTable:
     blocks cost two look-ups.
     """
 
-    __slots__ = ("before_ns", "chunk_numbers", "chunks", "first_finalized", "last_finalized", "newest", "sums_before_ns")
+    __slots__ = (
+        "before_ns",
+        "chunk_numbers",
+        "chunks",
+        "first_finalized",
+        "last_finalized",
+        "newest",
+        "sums_before_ns",
+    )
 
     def __init__(self) -> None:
         self.chunks: dict[int, Chunk] = {}

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -47,22 +47,21 @@ if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+V = TypeVar("V")
 
 _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 _HEAD = """SELECT position, hash, recorded_at_ns, (SELECT version FROM allowance_schema)
            FROM allowance_ledgers WHERE ledger = ? AND validator_ss58 = ?"""
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND position > ? ORDER BY position LIMIT ?"
-_MATCHING = f"""SELECT {_COLUMNS} FROM allowance_events AS event {{index}}
-                WHERE ledger = ? AND {{column}} IN ({{values}}) AND {{column}} IS NOT NULL"""
-_INDEXES = {
-    "key": "INDEXED BY allowance_events_key",
-    "job_uuid": "INDEXED BY allowance_events_job_uuid",
-    "settles": "INDEXED BY allowance_events_settles",
-    "position": "",
-}
-"""Named, since SQLite knows no better than that one ledger has few rows, and would rather read all of them."""
-_LAST_OF_JOB = """ AND attempt = (SELECT max(attempt) FROM allowance_events
-                                  WHERE ledger = event.ledger AND job_uuid = event.job_uuid)"""
+_PLACES = """WITH asked (value) AS (VALUES {values})
+             SELECT (SELECT position FROM allowance_events INDEXED BY allowance_events_{column}
+                     WHERE ledger = ? AND {column} = asked.value {of_many})
+             FROM asked"""
+"""A look-up in the index for each value. Asked by `IN` or a join, SQLite, which takes a ledger to have few rows, would
+rather read all that is in the index."""
+_OF_MANY = {"job_uuid": "ORDER BY attempt DESC LIMIT 1"}
+"""Which row is meant where several have the value."""
+_ROWS = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND position IN ({{values}})"
 LOOKED_UP = 500
 """Values in one statement: SQLite limits how many it may carry."""
 _INSERT = f"INSERT INTO allowance_events (ledger, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -403,26 +402,35 @@ class SqliteStore:
 
     def _find(self, lookup: Lookup) -> Known:
         known = Known()
-        for row in self._matching("key", lookup.keys):
-            if row.key is not None:
+        of_keys, of_jobs = self._places("key", lookup.keys), self._places("job_uuid", lookup.jobs)
+        asked = {position for position in lookup.positions if position <= LARGEST_INTEGER}
+        for row in self._rows({*of_keys, *of_jobs, *asked}):
+            if row.position in of_keys and row.key is not None:
                 known.keys[row.key] = row
-        for row in self._matching("job_uuid", lookup.jobs, _LAST_OF_JOB):
-            if row.job_uuid is not None:
+            if row.position in of_jobs and row.job_uuid is not None:
                 known.jobs[row.job_uuid] = row
-        positions = [position for position in lookup.positions if position <= LARGEST_INTEGER]
-        known.rows.update((row.position, row) for row in self._matching("position", positions))
-        made = {*known.rows, *(row.position for row in known.jobs.values())}
-        for row in self._matching("settles", made):
+            if row.position in asked:
+                known.rows[row.position] = row
+        made = {*known.rows, *of_jobs}
+        for row in self._rows(self._places("settles", made)):
             if row.settles is not None:
                 known.settlements[row.settles] = row
         return known
 
-    def _matching(self, column: str, values: Collection[str | int], condition: str = "") -> Iterator[Row]:
-        """The rows that have one of the values: many in a statement cost a tenth of a statement for each."""
-        wanted = iter(values)
-        while portion := list(islice(wanted, LOOKED_UP)):
-            marks = ", ".join("?" * len(portion))
-            query = _MATCHING.format(index=_INDEXES[column], column=column, values=marks) + condition
+    def _places(self, column: str, values: Collection[str | int]) -> set[int]:
+        """Where the rows with one of the values stand: many in a statement cost a tenth of a statement for each."""
+        places: set[int] = set()
+        for portion in _portions(values):
+            values_asked = ", ".join(["(?)"] * len(portion))
+            query = _PLACES.format(column=column, values=values_asked, of_many=_OF_MANY.get(column, ""))
+            found = self._open_connection().execute(query, (*portion, self.ledger))
+            places.update(position for (position,) in found if position is not None)
+        return places
+
+    def _rows(self, positions: Collection[int]) -> Iterator[Row]:
+        """The rows at these positions, as far as they are there."""
+        for portion in _portions(positions):
+            query = _ROWS.format(values=", ".join("?" * len(portion)))
             yield from map(Row._make, self._open_connection().execute(query, (self.ledger, *portion)))
 
     def _append(self, head: Head, rows: list[Row]) -> None:
@@ -501,6 +509,13 @@ class Gate:
                 self._left.clear()
                 await self._left.wait()
             yield
+
+
+def _portions(values: Collection[V]) -> Iterator[list[V]]:
+    """The values, as many at a time as one statement takes."""
+    wanted = iter(values)
+    while portion := list(islice(wanted, LOOKED_UP)):
+        yield portion
 
 
 def _nothing() -> None:

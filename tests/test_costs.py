@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ledger import Account, Lookup, Steps
+from ledger import Account, Lookup, Steps, reservation_position
 from routing import Allowance, BlockFact, JobRoute, Routing, Settings
 
 from .small import GPU, START, VALIDATOR, job, miner, small_book
@@ -42,7 +42,7 @@ class Statements(list[str]):
 
     @property
     def reads_of_events(self) -> list[str]:
-        return [each for each in self if each.startswith("SELECT") and "allowance_events" in each]
+        return [each for each in self if each.startswith(("SELECT", "WITH")) and "allowance_events" in each]
 
 
 def opened(book: Allowance) -> Any:
@@ -160,27 +160,39 @@ async def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
     assert len(statements) == 200 + 1 + STATEMENTS_PER_SQLITE_COMMIT
 
 
-async def test_looking_up_reads_no_more_of_a_longer_log(tmp_path: Path) -> None:
-    """Keys, jobs, positions and settlements are each found through their index, however many are asked for at once.
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_looking_up_reads_no_more_of_a_longer_log(tmp_path: Path, analyzed: bool) -> None:
+    """Keys, jobs, positions and settlements are each found by all of their index, however many are asked for at once.
 
-    Catches: SQLite, which knows nothing of how long the log is, reading all of it for a batch.
+    Catches: SQLite, whatever it knows of how long the log is, reading all of it, or of an index, for a batch.
     """
     async with book_at(tmp_path / "ledger.db") as book:
-        (route,) = await picks(book, 1)
+        route, *others = await picks(book, 60)
         await book.spend(route.allowance_reservation_id or 0, idempotency_key="spent")
+        await at_once(book, map(book.release, reservation_ids(others)))
+        connection: sqlite3.Connection = opened(book).store._connection
+        if analyzed:
+            connection.execute("ANALYZE")
+            connection.execute("ANALYZE sqlite_master")  # This connection is to know of it.
         lookup = Lookup()
         lookup.keys.update({"spent", *map(str, range(300))})
         lookup.jobs.update({"job-0", *map(str, range(300))})
-        lookup.positions.update(range(1, 300))
+        lookup.positions.update(map(reservation_position, reservation_ids([route, *others])))
         async with counted(book) as statements:
             known = await opened(book).runtime.run(opened(book).store.find(lookup))
-        assert [set(known.keys), set(known.jobs), len(known.settlements)] == [{"spent"}, {"job-0"}, 1]
-        connection: sqlite3.Connection = opened(book).store._connection
-        plans = [connection.execute(f"EXPLAIN QUERY PLAN {each}").fetchall() for each in statements]
-    assert len(plans) == 4
-    for *_, step in (row for plan in plans for row in plan):
-        assert "SCAN" not in step
-        assert not step.endswith("(ledger=?)")
+        assert [set(known.keys), set(known.jobs), len(known.settlements)] == [{"spent"}, {"job-0"}, 60]
+        plans = [
+            [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")] for statement in statements
+        ]
+    searches = sorted(step for plan in plans for step in plan if "SEARCH" in step)
+    assert len(plans) == len(searches) == 5
+    assert {search.rpartition("allowance_events USING ")[2] for search in searches} == {
+        "PRIMARY KEY (ledger=? AND position=?)",
+        "COVERING INDEX allowance_events_key (ledger=? AND key=?)",
+        "COVERING INDEX allowance_events_job_uuid (ledger=? AND job_uuid=?)",
+        "COVERING INDEX allowance_events_settles (ledger=? AND settles=?)",
+    }
+    assert not any(step.startswith("BLOOM") or "SCAN allowance" in step for plan in plans for step in plan)
 
 
 async def test_settling_at_once_looks_nothing_up(tmp_path: Path) -> None:
