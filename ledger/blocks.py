@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from .events import Run
@@ -152,15 +152,26 @@ class Chunk:
 class SumsBefore(dict[int, int]):
     """By block, the sum of the units of all blocks below it, in ns; worked out where it is first asked for."""
 
-    __slots__ = ("_work_out",)
+    __slots__ = ("_before_ns", "_chunk_numbers", "_chunks")
 
-    def __init__(self, work_out: Callable[[int], int]) -> None:
+    def __init__(self, chunks: dict[int, Chunk], chunk_numbers: list[int], before_ns: list[int]) -> None:
+        # The table's parts and not the table: with a cycle in it, a state that is let go of would not be freed at once.
         super().__init__()
-        self._work_out = work_out
+        self._chunks = chunks
+        self._chunk_numbers = chunk_numbers
+        self._before_ns = before_ns
 
     def __missing__(self, block: int) -> int:
         sum_ns = self[block] = self._work_out(block)
         return sum_ns
+
+    def _work_out(self, block: int) -> int:
+        number, offset = divmod(block, CHUNK)
+        at = bisect_right(self._chunk_numbers, number) - 1
+        if at < 0:
+            return 0
+        below = self._chunk_numbers[at]
+        return self._before_ns[at] + self._chunks[below].sums[offset if below == number else CHUNK]
 
 
 class BlockTable:
@@ -187,7 +198,7 @@ class BlockTable:
         self.newest = 0
         self.first_finalized = END
         self.last_finalized = 0
-        self.sums_before_ns = SumsBefore(self._sum_before_ns)
+        self.sums_before_ns = SumsBefore(self.chunks, self.chunk_numbers, self.before_ns)
 
     def __contains__(self, block: int) -> bool:
         return self.created_at_ns(block) >= 0
@@ -291,14 +302,6 @@ class BlockTable:
             for offset in range(max(start - base, 0), min(end - base, CHUNK)):
                 if units_ns[offset]:
                     yield base + offset
-
-    def _sum_before_ns(self, block: int) -> int:
-        number, offset = divmod(block, CHUNK)
-        at = bisect_right(self.chunk_numbers, number) - 1
-        if at < 0:
-            return 0
-        below = self.chunk_numbers[at]
-        return self.before_ns[at] + self.chunks[below].sums[offset if below == number else CHUNK]
 
     def _sum_up_from(self, number: int) -> None:
         """Brings the sums before the chunks after this one up to date."""

@@ -120,6 +120,8 @@ class WritersLine:
             if _tell(one, self._has_turn, one, error):
                 one.heard.wait()
         for file in files:
+            # A child that was forked meanwhile shares the lock; closing alone would leave it to the child.
+            fcntl.flock(file, fcntl.LOCK_UN)
             os.close(file)
 
     def _has_turn(self, one: _Waiting, error: OSError | None) -> None:

@@ -364,6 +364,8 @@ class _Inbox:
             if not self._waiting:
                 return
             deliver(await self._work(self._waiting))
+            # Where nothing else makes it wait, a busy inbox would keep the loop from all others.
+            await asyncio.sleep(0)
 
 
 async def give_way() -> None:

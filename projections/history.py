@@ -16,13 +16,11 @@ from ledger import InvalidInput, ProjectionStopped, Reservation, Row, Store, giv
 from .lines import Filters, Line, Tail, absent, folded
 from .model import LIVE, NOWHERE, HistoryModel, Place
 from .pages import Pages, View
-from .projecting import Projector
+from .projecting import Projector, rows_at_once
 from .sweep import sweep
 
 __all__ = ["Filters", "History", "Page", "cursor", "cursor_position"]
 
-ROWS_AT_ONCE = 200
-"""In one transaction of the projector, which all who append to a file wait for."""
 TAIL_ROWS = 1000
 """A reader with write access brings the model up to date first when the tail is longer."""
 
@@ -86,10 +84,10 @@ class History:
                 place = await self._projector.live_for_writing()
             if not rows or rows[0].position != place.position + 1:
                 rows = await self._store.read(place.position)
-                await give_way()
-            tail, stopped = folded(place.position, rows[:ROWS_AT_ONCE])
+            piece = rows[: rows_at_once(until - place.position)]
+            tail, stopped = folded(place.position, piece)
             place = await self._projector.advance(LIVE, place, tail)
-            rows = rows[ROWS_AT_ONCE:]
+            rows = rows[len(piece) :]
             self.projected = place.position
             if stopped is not None and place.position == tail.position:
                 raise stopped

@@ -14,6 +14,11 @@ from ledger import ProjectionStopped, RowsThere, Statements, Store
 from .lines import Line, Piece, Tail
 from .model import LIVE, MODEL_VERSION, NOWHERE, SHADOW, Place, in_portions, place_query
 
+ROWS_AT_ONCE = 200
+"""Events in one transaction, which all who append to a file wait for."""
+CAUGHT_UP_IN = 10
+"""Transactions in which whatever the model is behind is caught up with, where that asks for larger ones."""
+
 CHECKPOINTS, LINES, PIECES = "allowance_checkpoints", "allowance_reservations", "allowance_reserved_blocks"
 
 _BEGIN = f"INSERT INTO {CHECKPOINTS} (ledger, projection, model_version, generation, position) VALUES (?, ?, ?, ?, ?)"
@@ -130,6 +135,11 @@ class Projector:
                 f"SELECT position FROM {LINES} WHERE ledger = {self._store.ledger} AND generation = {place.generation}"
                 f" AND status = 'reserved' AND position IN ({', '.join(map(str, positions))})"
             )
+
+
+def rows_at_once(behind: int) -> int:
+    """How many events to write in one transaction: more where the model falls behind those who append meanwhile."""
+    return max(ROWS_AT_ONCE, behind // CAUGHT_UP_IN)
 
 
 def _check_ends(tail: Tail, standing: set[int]) -> None:

@@ -13,12 +13,12 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from ledger import AllowanceException, RebuildOvertaken, Row, Store, dump
+from ledger import AllowanceException, RebuildOvertaken, Row, Store, dump, give_way
 
 from .availability import Availability
 from .lines import Line, Piece, folded
 from .model import NOWHERE, SHADOW, HistoryModel, Place
-from .projecting import Projector
+from .projecting import ROWS_AT_ONCE, Projector
 from .snapshots import ProgressReport, Snapshots, Taken
 from .sweep import sweep
 
@@ -105,6 +105,7 @@ class Rebuild:
         while self.state.position < position:
             rows = await self._store.read(self.state.position)
             self.state.fold([row for row in rows if row.position <= position])
+            await give_way()
         rebuilt = dump(self.state)
         if rebuilt != payload:
             self._differ("state", position, {"digest": _digest(payload)}, {"digest": _digest(rebuilt)})
@@ -119,17 +120,23 @@ class Rebuild:
         head = (await self._store.head()).position
         while shadow.position < head:
             rows = await self._store.read(shadow.position)
-            tail, stopped = folded(shadow.position, rows)
-            if stopped is not None:
-                raise stopped
-            expected = Place(shadow.generation, tail.position)
-            if await self._projector.advance(SHADOW, shadow, tail) != expected:
-                raise RebuildOvertaken(shadow.position)
-            shadow = expected
-            self._fold(rows)
+            for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
+                shadow = await self._advance(shadow, rows[start : start + ROWS_AT_ONCE])
+                await give_way()
             if progress is not None:
                 progress(shadow.position, head)
         return shadow
+
+    async def _advance(self, shadow: Place, rows: list[Row]) -> Place:
+        """Takes the next rows into the shadow, and into the state."""
+        tail, stopped = folded(shadow.position, rows)
+        if stopped is not None:
+            raise stopped
+        expected = Place(shadow.generation, tail.position)
+        if await self._projector.advance(SHADOW, shadow, tail) != expected:
+            raise RebuildOvertaken(shadow.position)
+        self._fold(rows)
+        return expected
 
     def _fold(self, rows: list[Row]) -> None:
         """Evolves the state, and looks at each stored snapshot as it comes by."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ledger import Store
+from ledger import Store, give_way
 
 from .projecting import CHECKPOINTS, LINES, PIECES
 
@@ -14,21 +14,23 @@ SWEPT_ROWS = 1000
 
 async def sweep(store: Store) -> None:
     """Deletes the rows of generations that no checkpoint names, some in each transaction."""
-    for table, column in ((PIECES, "bucket"), (LINES, "position")):
+    for table, key in ((PIECES, "bucket, position"), (LINES, "position")):
         # Looked for first without a lock: there is hardly ever anything.
         while await _forsaken(store.select, table, store.ledger) is not None:
-            await _sweep_some(store, table, column)
+            await _sweep_some(store, table, key)
+            await give_way()
 
 
-async def _sweep_some(store: Store, table: str, column: str) -> None:
+async def _sweep_some(store: Store, table: str, key: str) -> None:
     async with store.writing() as statements:
         generation = await _forsaken(statements.rows, table, store.ledger)
         if generation is None:
             return
         its = f"FROM {table} WHERE ledger = ? AND generation = ?"
-        some = f"SELECT {column} {its} ORDER BY {column} LIMIT {SWEPT_ROWS}"
-        ((last,),) = (await statements.rows(some, store.ledger, generation))[-1:]
-        await statements.rows(f"DELETE {its} AND {column} <= ?", store.ledger, generation, last)
+        some = f"SELECT {key} {its} ORDER BY {key} LIMIT {SWEPT_ROWS}"
+        last = (await statements.rows(some, store.ledger, generation))[-1]
+        marks = ", ".join("?" for _ in last)
+        await statements.rows(f"DELETE {its} AND ({key}) <= ({marks})", store.ledger, generation, *last)
 
 
 async def _forsaken(ask: Callable[[str], Awaitable[list[tuple[Any, ...]]]], table: str, ledger: int) -> int | None:

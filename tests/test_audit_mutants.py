@@ -240,11 +240,12 @@ def grants_a_nanosecond_too_much(patch: Patch) -> None:
 def sums_up_too_much(patch: Patch) -> None:
     """What blocks are worth is summed with a mistake, wherever the ledger sums."""
     from ledger import BlockTable
+    from ledger.blocks import SumsBefore
 
     def sum_before_ns(original: Any, table: Any, block: int) -> int:
         return int(original(table, block)) * 3 // 2
 
-    wrapped(patch, BlockTable, "_sum_before_ns", sum_before_ns)
+    wrapped(patch, SumsBefore, "_work_out", sum_before_ns)
     wrapped(patch, BlockTable, "reach", lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)))
 
 

@@ -353,7 +353,7 @@ async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A piece stops the ledger's loop; whoever asked meanwhile waits for that one. Without `give_way`, for two."""
-    monkeypatch.setattr(history_module, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("projections.projecting.ROWS_AT_ONCE", 2)
     loop = asyncio.get_running_loop()
     done: list[str] = []
     async with small_book(url=url) as book:

@@ -208,3 +208,33 @@ async def test_closing_ends_the_thread_and_gives_the_files_back(path: str) -> No
             thread.join()
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+async def test_a_forked_child_keeps_no_turn_that_came_too_late(path: str, lines: Callable[[], WritersLine]) -> None:
+    """One gave up and closed, and its process forked, before its turn came: the turn is given back all the same.
+
+    Catches a lock that is only closed: the child has the file open too, and would hold the lock as long as it lives.
+    """
+    first, leaving, behind = lines(), lines(), lines()
+    await first.acquire(nothing)
+    turn = await waits(path, leaving)
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
+    leaving.close()
+    told, telling = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(telling)
+        os.read(told, 1)
+        os._exit(0)
+    try:
+        first.release()
+        while any(thread.name == "allowance-line" for thread in threading.enumerate()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        behind._files = behind._open()
+        assert _taken_at_once(behind._files)
+    finally:
+        os.close(telling)
+        os.waitpid(child, 0)
+        os.close(told)
