@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger import Store
 
 from .lines import Line, Piece
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement, Table
+    from sqlalchemy import ColumnElement, TableClause
     from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.sql.base import ReadOnlyColumnCollection
+
+    Columns = ReadOnlyColumnCollection[str, Any]
 
 MODEL_VERSION = 1
 """Moves whenever the rows that events make are others than before."""
@@ -61,20 +64,22 @@ class HistoryModel:
         self,
         connection: AsyncConnection,
         generation: int,
-        conditions: Sequence[ColumnElement[bool]],
+        conditions: Callable[[Columns], Sequence[ColumnElement[bool]]],
         *,
         newest_first: bool,
         limit: int,
+        index: str | None = None,
     ) -> list[Line]:
-        """Lines of a generation under conditions, in order."""
+        """Lines of a generation under conditions on their columns, in order; found by one of the table's indexes."""
         from sqlalchemy import select
 
-        from .tables import reservations
+        from .tables import Indexed
 
-        position = reservations.c.position
+        table = Indexed(index)
+        position = table.c.position
         query = (
-            select(*(reservations.c[name] for name in Line._fields))
-            .where(self.in_generation(reservations, generation), *conditions)
+            select(*(table.c[name] for name in Line._fields))
+            .where(self.in_generation(table, generation), *conditions(table.c))
             .order_by(position.desc() if newest_first else position.asc())
             .limit(limit)
         )
@@ -98,7 +103,7 @@ class HistoryModel:
         )
         return [Piece(*row) for row in await connection.execute(query)]
 
-    def in_generation(self, table: Table, generation: int) -> ColumnElement[bool]:
+    def in_generation(self, table: TableClause, generation: int) -> ColumnElement[bool]:
         """That a row is this ledger's and of a generation."""
         from sqlalchemy import and_
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .lines import BUCKET_BLOCKS, Filters, Line, Tail
-from .model import HistoryModel, Place, in_portions
+from .model import LOOKED_UP, HistoryModel, Place, in_portions
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from .model import Columns
 
 FEWEST_READ = 100
 """Lines read at a time, at least: some of them may turn out not to pass."""
@@ -52,6 +56,13 @@ class View(NamedTuple):
         return line.as_of(self.head) if end is None else line.ended(end)
 
 
+class Bounds(NamedTuple):
+    """The filters' times as positions: from the one on, and before the other; None where there is no bound."""
+
+    first: int | None = None
+    end: int | None = None
+
+
 class Pages:
     """Reads views out of one ledger's read model."""
 
@@ -64,29 +75,65 @@ class Pages:
         if bounds is None:
             return []
         lines = await self._moved_into_status(connection, view, limit)
-        conditions = [*self._conditions(view), *bounds]
-        many = max(limit, FEWEST_READ)
+        read_next = self._next if view.filters.block is None else self._next_with_block
         start, passed = view.start, 0
         while passed < limit:
-            read = await self._model.lines(
-                connection,
-                view.generation,
-                [*conditions, *_after(start, view.newest_first)],
-                newest_first=view.newest_first,
-                limit=many,
-            )
+            read, start = await read_next(connection, view, bounds, start, max(limit, FEWEST_READ))
             passing = [line for line in map(view.as_of_head, read) if line.passes(view.filters)]
             lines += passing
             passed += len(passing)
-            if len(read) < many:
+            if start is None:
                 break
-            start = read[-1].position
         return lines
+
+    async def _next(
+        self, connection: AsyncConnection, view: View, bounds: Bounds, start: int | None, many: int
+    ) -> tuple[list[Line], int | None]:
+        """The next lines, and where it goes on after them; None at the end."""
+        read = await self._model.lines(
+            connection,
+            view.generation,
+            lambda columns: [*_conditions(columns, view), *_between(columns.position, view, bounds, start)],
+            newest_first=view.newest_first,
+            limit=many,
+            index=_index(view),
+        )
+        return read, read[-1].position if len(read) == many else None
+
+    async def _next_with_block(
+        self, connection: AsyncConnection, view: View, bounds: Bounds, start: int | None, many: int
+    ) -> tuple[list[Line], int | None]:
+        """The same of lines that have the block: found first, then read."""
+        from sqlalchemy import select
+
+        from .tables import reserved_blocks
+
+        columns, block, many = reserved_blocks.c, view.filters.block or 0, min(many, LOOKED_UP)
+        query = (
+            select(columns.position)
+            .distinct()
+            .where(
+                self._model.in_generation(reserved_blocks, view.generation),
+                columns.bucket == block // BUCKET_BLOCKS,
+                columns.first_block <= block,
+                columns.last_block >= block,
+                *_between(columns.position, view, bounds, start),
+            )
+            .order_by(columns.position.desc() if view.newest_first else columns.position.asc())
+            .limit(many)
+        )
+        found = [int(position) for (position,) in await connection.execute(query)]
+        read = await self._model.lines(
+            connection,
+            view.generation,
+            lambda columns: [*_conditions(columns, view), *_among(found, columns)],
+            newest_first=view.newest_first,
+            limit=many,
+        )
+        return read, found[-1] if len(found) == many else None
 
     async def _moved_into_status(self, connection: AsyncConnection, view: View, limit: int) -> list[Line]:
         """The first lines of the model whose status only the tail has made the one asked for."""
-        from .tables import reservations
-
         ends = view.tail.ends
         moved = [at for at, end in ends.items() if end.status == view.filters.status and view.is_beyond(at)]
         moved.sort(reverse=view.newest_first)
@@ -95,7 +142,7 @@ class Pages:
             read = await self._model.lines(
                 connection,
                 view.generation,
-                [reservations.c.position.in_(positions)],
+                partial(_among, positions),
                 newest_first=view.newest_first,
                 limit=len(positions),
             )
@@ -104,70 +151,80 @@ class Pages:
                 break
         return lines
 
-    def _conditions(self, view: View) -> list[ColumnElement[bool]]:
-        from sqlalchemy import or_, select
-
-        from .tables import reservations, reserved_blocks
-
-        columns, filters = reservations.c, view.filters
-        conditions: list[ColumnElement[bool]] = [columns.position <= view.checkpoint]
-        if filters.miner_ss58 is not None:
-            conditions.append(columns.miner_ss58 == filters.miner_ss58)
-        if filters.executor_class is not None:
-            conditions.append(columns.executor_class == filters.executor_class)
-        if filters.job_uuid is not None:
-            conditions.append(columns.job_uuid == filters.job_uuid)
-        if filters.status == "reserved" and view.is_past:
-            conditions.append(or_(columns.status == "reserved", columns.settled_position > view.head))
-        elif filters.status == "reserved":
-            conditions.append(columns.status == "reserved")
-        elif filters.status is not None:
-            conditions += [columns.status == filters.status, columns.settled_position <= view.head]
-        if filters.block is not None:
-            conditions.append(
-                columns.position.in_(
-                    select(reserved_blocks.c.position).where(
-                        self._model.in_generation(reserved_blocks, view.generation),
-                        reserved_blocks.c.bucket == filters.block // BUCKET_BLOCKS,
-                        reserved_blocks.c.first_block <= filters.block,
-                        reserved_blocks.c.last_block >= filters.block,
-                    )
-                )
-            )
-        return conditions
-
-    async def _time_bounds(self, connection: AsyncConnection, view: View) -> list[ColumnElement[bool]] | None:
+    async def _time_bounds(self, connection: AsyncConnection, view: View) -> Bounds | None:
         """The filters' times as positions, since recorded times never go back; None where nothing is so late."""
         from sqlalchemy import select
 
-        from .tables import reservations
+        from .tables import Indexed
+
+        table = Indexed("reserved_at_ns")
 
         async def first_since(at_ns: int) -> int | None:
             query = (
-                select(reservations.c.position)
-                .where(self._model.in_generation(reservations, view.generation), reservations.c.reserved_at_ns >= at_ns)
-                .order_by(reservations.c.reserved_at_ns, reservations.c.position)
+                select(table.c.position)
+                .where(self._model.in_generation(table, view.generation), table.c.reserved_at_ns >= at_ns)
+                .order_by(table.c.reserved_at_ns, table.c.position)
                 .limit(1)
             )
             row = (await connection.execute(query)).first()
             return None if row is None else int(row[0])
 
-        bounds: list[ColumnElement[bool]] = []
-        if view.filters.reserved_from_ns is not None:
-            first = await first_since(view.filters.reserved_from_ns)
+        filters = view.filters
+        first = end = None
+        if filters.reserved_from_ns is not None:
+            first = await first_since(filters.reserved_from_ns)
             if first is None:
                 return None
-            bounds.append(reservations.c.position >= first)
-        if view.filters.reserved_until_ns is not None:
-            last = await first_since(view.filters.reserved_until_ns)
-            bounds += [reservations.c.position < last] if last is not None else []
-        return bounds
+        if filters.reserved_until_ns is not None:
+            end = await first_since(filters.reserved_until_ns)
+        return Bounds(first, end)
 
 
-def _after(start: int | None, newest_first: bool) -> list[ColumnElement[bool]]:
-    """That a line comes after a position, in the order asked for."""
-    from .tables import reservations
+def _index(view: View) -> str | None:
+    """The index that leads to the fewest lines which the other filters then let through; None for their positions."""
+    filters = view.filters
+    has_status = filters.status is not None and not _stood(view)
+    if filters.job_uuid is not None:
+        return "job_uuid"
+    if has_status and filters.status == "reserved":
+        return "status"
+    if filters.miner_ss58 is not None:
+        return "miner" if filters.executor_class is None else "account"
+    if has_status and (filters.status != "spent" or filters.executor_class is None):
+        return "status"
+    return None if filters.executor_class is None else "executor_class"
 
-    if start is None:
-        return []
-    return [reservations.c.position < start if newest_first else reservations.c.position > start]
+
+def _stood(view: View) -> bool:
+    """Whether those are asked for that stood at a position which the model has gone beyond."""
+    return view.filters.status == "reserved" and view.is_past
+
+
+def _conditions(columns: Columns, view: View) -> list[ColumnElement[bool]]:
+    """What the filters ask of a line's columns, but for the block and the times."""
+    from sqlalchemy import or_
+
+    filters = view.filters
+    conditions: list[ColumnElement[bool]] = [
+        columns[name] == value
+        for name in ("miner_ss58", "executor_class", "job_uuid")
+        if (value := getattr(filters, name)) is not None
+    ]
+    if _stood(view):
+        conditions.append(or_(columns.status == "reserved", columns.settled_position > view.head))
+    elif filters.status is not None:
+        conditions.append(columns.status == filters.status)
+        conditions += [columns.settled_position <= view.head] if filters.status != "reserved" else []
+    return conditions
+
+
+def _between(position: ColumnElement[int], view: View, bounds: Bounds, start: int | None) -> list[ColumnElement[bool]]:
+    """That a line stands in the model, between the bounds, and after a position in the order asked for."""
+    conditions = [position <= view.checkpoint]
+    if bounds.first is not None:
+        conditions.append(position >= bounds.first)
+    if bounds.end is not None:
+        conditions.append(position < bounds.end)
+    if start is not None:
+        conditions.append(position < start if view.newest_first else position > start)
+    return conditions

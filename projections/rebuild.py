@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from hashlib import blake2b
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +22,11 @@ from .model import NOWHERE, SHADOW, HistoryModel, Place
 from .projecting import ROWS_AT_ONCE, Projector
 from .snapshots import ProgressReport, Snapshots, Taken
 from .sweep import sweep
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+
+    from .model import Columns
 
 T = TypeVar("T", Line, Piece)
 
@@ -180,14 +186,15 @@ class Rebuild:
         return at
 
     async def _lines(self, generation: int, at: int) -> AsyncIterator[Line]:
-        from .tables import reservations
-
-        position = reservations.c.position
         after = 0
         while True:
             async with self._store.reading() as connection:
                 lines = await self._model.lines(
-                    connection, generation, [position > after, position <= at], newest_first=False, limit=READ_LINES
+                    connection,
+                    generation,
+                    partial(_after, after, at),
+                    newest_first=False,
+                    limit=READ_LINES,
                 )
             for line in lines:
                 yield line.as_of(at)
@@ -219,6 +226,11 @@ class Rebuild:
         self._different += 1
         if len(self._differences) < LISTED:
             self._differences.append(Difference(what, position, found, rebuilt))
+
+
+def _after(after: int, until: int, columns: Columns) -> list[ColumnElement[bool]]:
+    """That a line stands after one position, up to another."""
+    return [columns.position > after, columns.position <= until]
 
 
 async def _apart(

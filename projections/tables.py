@@ -6,11 +6,15 @@ and becomes live by a change of the checkpoint row that names it.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, Text
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, TableClause, Text, column
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.visitors import InternalTraversal
 
 from ledger.tables import metadata
 
-__all__ = ["checkpoints", "metadata", "reservations", "reserved_blocks", "snapshots"]
+__all__ = ["Indexed", "checkpoints", "metadata", "reservations", "reserved_blocks", "snapshots"]
 
 checkpoints = Table(
     "allowance_checkpoints",
@@ -67,15 +71,42 @@ reserved_blocks = Table(
 )
 
 
-def _index(*columns: str) -> None:
+INDEXES = {
+    "miner": ("miner_ss58",),
+    "account": ("miner_ss58", "executor_class"),
+    "executor_class": ("executor_class",),
+    "job_uuid": ("job_uuid",),
+    "status": ("status",),
+    "reserved_at_ns": ("reserved_at_ns",),
+}
+"""By name: what the lines are found by, in the order of their positions."""
+
+for _name, _columns in INDEXES.items():
     Index(
-        f"allowance_reservations_{columns[0]}",
-        *(reservations.c[column] for column in ("ledger", "generation", *columns, "position")),
+        f"{reservations.name}_{_name}",
+        *(reservations.c[each] for each in ("ledger", "generation", *_columns, "position")),
     )
 
 
-_index("miner_ss58", "executor_class")
-_index("executor_class")
-_index("job_uuid")
-_index("status")
-_index("reserved_at_ns")
+class Indexed(TableClause):
+    """The reservations, read by one of their indexes; by their positions where none is named.
+
+    SQLite has to be told which: it takes a generation to have few rows, and would rather read all of them.
+    """
+
+    _traverse_internals: ClassVar[Any] = [*TableClause._traverse_internals, ("hint", InternalTraversal.dp_string)]
+    inherit_cache = True
+
+    def __init__(self, index: str | None) -> None:
+        super().__init__(reservations.name, *(column(each.name, each.type) for each in reservations.c))
+        self.hint = "" if index is None else f" INDEXED BY {reservations.name}_{index}"
+
+
+@compiles(Indexed)
+def _compile(element: Indexed, compiler: Any, **options: Any) -> str:
+    return str(compiler.visit_table(element, **options))
+
+
+@compiles(Indexed, "sqlite")
+def _compile_on_sqlite(element: Indexed, compiler: Any, **options: Any) -> str:
+    return str(compiler.visit_table(element, **options)) + (element.hint if options.get("asfrom") else "")

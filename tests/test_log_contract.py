@@ -234,8 +234,11 @@ async def test_a_page_is_full_until_the_last(store: Store) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_find_answers_as_a_scan_of_the_log_would(store: Store, seed: int) -> None:
-    """Keys, jobs' last attempts and positions, with the ends of what was found, stored or not."""
+async def test_find_answers_as_a_scan_of_the_log_would(
+    store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys, jobs' last attempts and positions, with the ends of what was found, stored or not; in several portions."""
+    monkeypatch.setattr("ledger.sqlite.LOOKED_UP", 2)
     rng = random.Random(seed)
     rows = _random_log(rng, 200)
     await append(store, rows)
@@ -429,6 +432,7 @@ async def test_writers_of_read_models_take_turns(shared_url: str) -> None:
             for _ in range(10):
                 async with store.writing() as statements:
                     ((value,),) = await statements.rows("SELECT value FROM counted")
+                    await asyncio.sleep(0)  # The other one may go on, if nothing holds it.
                     await statements.rows("UPDATE counted SET value = ?", value + 1)
 
         await asyncio.gather(count_up(one), count_up(two))
