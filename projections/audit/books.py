@@ -7,15 +7,17 @@ log alone says.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ledger import END, Account, AllowanceReserved, Chain, Row, Run, RunSet, account_of, reservation_id
 
 from .sums import Sums
 
-if TYPE_CHECKING:
-    from .ranks import Ranks
+Member = tuple[int, int, str, "Book"]
+"""What is taken beyond the first free block, in ns an executor; less the executors; the hotkey; the book."""
+Place = tuple[int, int, Member | None]
+"""The first free block; what is taken beyond it, in ns; what stands for the account among those with that block."""
 
 
 class Standing:
@@ -47,14 +49,15 @@ class Book:
         "last_position",
         "miner_ss58",
         "overdue",
-        "ranks",
+        "place",
         "spent_ns",
+        "stale",
         "standing",
         "stream",
         "taken",
     )
 
-    def __init__(self, stream: str, account: Account) -> None:
+    def __init__(self, stream: str, account: Account, stale: set[Book]) -> None:
         self.stream = stream
         self.miner_ss58, self.executor_class = account_of(stream)
         self.account = account
@@ -67,16 +70,17 @@ class Book:
         """Those of the standing that are due at the clock of `Dues`."""
         self.held_ns = 0
         self.spent_ns = 0
-        self.ranks: Ranks | None = None
-        """The ranking that it stands in."""
+        self.place: Place | None = None
+        """In the ranking of its class."""
+        self.stale = stale
+        """The accounts of its class that are to be measured before they are ranked."""
         self.last_position = 0
         self.is_uneven = False
         """Whether it was found not to add up."""
 
     def touch(self) -> None:
         """What is free of it has changed: it is to be measured again before it is ranked."""
-        if self.ranks is not None:
-            self.ranks.stale.add(self)
+        self.stale.add(self)
 
     def occupied(self) -> RunSet:
         """The blocks that nobody else may have at the clock of `Dues`."""
@@ -105,6 +109,14 @@ class World:
         """By the position that made them."""
         self.moved: set[Book] = set()
         """Books that something was done to since they were last balanced."""
+        self.stale: dict[str, set[Book]] = defaultdict(set)
+        """By class, the books of which something else is free than when they were last measured."""
+        self.facts = 0
+        """How many facts and settings were taken."""
+        self.turns = 0
+        """How often they may have changed counts from some block on, floors, or who is registered."""
+        self.upheavals = 0
+        """How often they may have changed anything else than what the next block brings."""
 
     def book(self, stream: str) -> Book:
         """The account's book; one that is never granted anything where no fact knows the account."""
@@ -115,21 +127,25 @@ class World:
         account = self.chain.accounts.get(stream)
         if account is None:
             if stream not in self.strangers:
-                self.strangers[stream] = Book(stream, Account(*account_of(stream)))
+                self.strangers[stream] = self._open(stream, Account(*account_of(stream)))
             return self.strangers[stream]
         known = self.strangers.pop(stream, None)
-        book = self.books[stream] = Book(stream, account) if known is None else known
+        book = self.books[stream] = self._open(stream, account) if known is None else known
         book.account = account
         return book
 
+    def _open(self, stream: str, account: Account) -> Book:
+        _, executor_class = account_of(stream)
+        return Book(stream, account, self.stale[executor_class])
+
     def amount_ns(self, account: Account, start: int, end: int) -> int:
         """What the blocks of `[start, end)` grant to the account."""
-        starts, values, before_ns = account.counts.starts, account.counts.values, self.sums.before_ns
+        starts, values, sums = account.counts.starts, account.counts.values, self.sums
         amount_ns = 0
         at = bisect_right(starts, start) - 1
         while start < end:
             step_end = min(starts[at + 1], end) if at + 1 < len(starts) else end
-            amount_ns += values[at] * (before_ns(step_end) - before_ns(start))
+            amount_ns += values[at] * (sums[step_end] - sums[start])
             start = step_end
             at += 1
         return amount_ns
@@ -138,10 +154,10 @@ class World:
         """What the blocks grant to the account."""
         worth_ns = 0
         starts, values = book.account.counts.starts, book.account.counts.values
-        sum_before_ns = self.sums.before_ns
+        sums = self.sums
         for first, last in blocks:
             if len(starts) == 1:
-                worth_ns += values[0] * (sum_before_ns(last + 1) - sum_before_ns(first))
+                worth_ns += values[0] * (sums[last + 1] - sums[first])
             else:
                 worth_ns += self.amount_ns(book.account, first, last + 1)
         return worth_ns
@@ -168,14 +184,15 @@ class World:
     def first_free(self, book: Book, start: int) -> int:
         """The first block from one on with a unit above 0 that nobody has; `END` where there is none."""
         starts, ends = book.taken.starts, book.taken.ends
-        block = self._first_granted(start)
+        block = self.first_granted(start)
         at = bisect_right(ends, start)
         while at < len(starts) and starts[at] <= block:
-            block = self._first_granted(max(ends[at], block))
+            block = self.first_granted(max(ends[at], block))
             at += 1
         return block
 
-    def _first_granted(self, start: int) -> int:
+    def first_granted(self, start: int) -> int:
+        """The first block from one on with a unit above 0; `END` where there is none."""
         starts = self.granted.starts
         at = bisect_right(self.granted.ends, start)
         return END if at == len(starts) else max(starts[at], start)

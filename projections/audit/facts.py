@@ -76,8 +76,13 @@ class Facts:
             message = f"block {number} was recorded at position {blocks.position(number)}"
             self._findings.add(row.position, Rule.FACTS_ONCE, message, block=number)
         elif self._is_in_time(row.position, event):
+            newest, plan, members = blocks.newest, self._chain.high_plan, self._chain.metagraph.members
             self._chain.apply_block(row.position, sound)
             self._grant(number)
+            self._world.facts += 1
+            self._world.upheavals += number < newest
+            # Counts from a block on are others only where they are settled by another plan.
+            self._world.turns += plan != self._chain.high_plan or members is not self._chain.metagraph.members
             self._tally.take_block(row.position, sound, is_new=True)
             return
         self._tally.take_block(row.position, sound, is_new=False)
@@ -100,6 +105,8 @@ class Facts:
             self._tally.take_sync(row.position, sound, is_new=False)
             return
         chain.apply_manifests(row.position, sound)
+        self._world.facts += 1
+        self._world.turns += 1
         self._tally.take_sync(row.position, sound, is_new=True)
 
     def _apply_settings(self, row: Row, settings: RecordedSettings) -> None:
@@ -109,6 +116,8 @@ class Facts:
             self._findings.add(row.position, Rule.SETTINGS_POSSIBLE, str(refused), field=refused.field)
             return
         self._chain.apply_settings(settings)
+        self._world.facts += 1
+        self._world.upheavals += 1
         self._tally.take_settings(row.position, settings)
 
     def _grant(self, number: int) -> None:

@@ -39,8 +39,8 @@ from .dues import Dues
 from .endings import Endings
 from .facts import Facts, is_name
 from .jobs import Jobs
-from .ranks import Routes
 from .reservations import Reservations
+from .routes import Routes
 
 BALANCED_EVERY_ROWS = 10_000
 """In between, an event moves what is taken by what its reservation is worth; one that does not is balanced at once."""
@@ -147,7 +147,6 @@ class Replay:
         self._dues.move_to(now_ns)
         if self._endings.expiries:
             self._endings.explain(row, event, now_ns)
-        noted = self.findings.count
         worth_ns = self._reservations.check(row, event, book)
         if event.axon is not None:
             self._routes.check(row, event, book, now_ns)
@@ -156,8 +155,6 @@ class Replay:
             self.findings.add(row.position, Rule.ROUTING_DECISION, message)
         self._jobs.reserved(row)
         self._reservations.stand(row, event, book, worth_ns)
-        if event.axon is not None and self.findings.count == noted:
-            self._routes.took(book, event.blocks[-1][1], worth_ns)
         self.page.append((row, event))
 
     def _settle(self, row: Row, event: Settlement) -> None:
