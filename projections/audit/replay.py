@@ -34,7 +34,7 @@ from ledger import (
 from ..envelope import SHAPES, Envelope
 from ..rules import Findings, Rule
 from .balance import balance_moved, balance_of, note_uneven
-from .books import Book, World
+from .books import Book, Standing, World
 from .dues import Dues
 from .endings import Endings
 from .facts import Facts, is_name
@@ -57,7 +57,7 @@ class Replay:
         """Events by type."""
         self.recorded_at_ns = 0
         self.envelope = Envelope()
-        self.page: list[tuple[Row, AllowanceReserved | Settlement]] = []
+        self.page: list[Standing | tuple[Row, Settlement]] = []
         """Reservations and settlements since whoever compares them with the read models last took them."""
         self._dues = Dues(self.world)
         self._jobs = Jobs(self.findings)
@@ -154,8 +154,7 @@ class Replay:
             message = "no router made the reservation, yet its miner is said to be kept"
             self.findings.add(row.position, Rule.ROUTING_DECISION, message)
         self._jobs.reserved(row)
-        self._reservations.stand(row, event, book, worth_ns)
-        self.page.append((row, event))
+        self.page.append(self._reservations.stand(row, event, book, worth_ns))
 
     def _settle(self, row: Row, event: Settlement) -> None:
         if row.settles is None or row.job_uuid is not None:

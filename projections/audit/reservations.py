@@ -46,7 +46,7 @@ class Reservations:
             self._check_blocks(row.position, book, event, oldest)
         return self._world.worth_ns(book, [run for run in event.blocks if is_run(*run)])
 
-    def stand(self, row: Row, event: AllowanceReserved, book: Book, worth_ns: int) -> None:
+    def stand(self, row: Row, event: AllowanceReserved, book: Book, worth_ns: int) -> Standing:
         """Lets a reservation stand, with those of its blocks that no other one has."""
         owned: list[Run] = []
         is_even = True
@@ -68,6 +68,7 @@ class Reservations:
         self._dues.add(standing)
         if not is_even:
             note_uneven(self._findings, book, balance_of(self._world, book))
+        return standing
 
     def _rest(self, position: int, book: Book, first: int, last: int) -> list[Run]:
         """What of a run nobody has; that somebody has the others is noted."""
