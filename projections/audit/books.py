@@ -16,8 +16,8 @@ from .sums import Sums
 
 Member = tuple[int, int, str, "Book"]
 """What is taken beyond the first free block, in ns an executor; less the executors; the hotkey; the book."""
-Place = tuple[int, int, Member | None]
-"""The first free block; what is taken beyond it, in ns; what stands for the account among those with that block."""
+Place = tuple[int, int, int, Member | None]
+"""The first free block; the next taken one; what is taken from there on, in ns; the member, where there is one."""
 
 
 class Standing:
@@ -116,7 +116,13 @@ class World:
         self.turns = 0
         """How often they may have changed counts from some block on, floors, or who is registered."""
         self.upheavals = 0
-        """How often they may have changed anything else than what the next block brings."""
+        """How often anything else may have changed than what the next block brings: then all is measured anew."""
+
+    def change(self, *, turn: bool = False, upheaval: bool = False) -> None:
+        """A fact was taken, or something that nobody thought of has happened."""
+        self.facts += 1
+        self.turns += turn
+        self.upheavals += upheaval
 
     def book(self, stream: str) -> Book:
         """The account's book; one that is never granted anything where no fact knows the account."""
@@ -181,18 +187,23 @@ class World:
         at = bisect_right(self.granted.starts, first) - 1
         return at >= 0 and self.granted.ends[at] > last
 
-    def first_free(self, book: Book, start: int) -> int:
-        """The first block from one on with a unit above 0 that nobody has; `END` where there is none."""
-        starts, ends = book.taken.starts, book.taken.ends
+    def first_free(self, taken: RunSet, start: int) -> tuple[int, int]:
+        """The first block from one on with a unit above 0 that is not taken, and the next taken one; `END` for none."""
+        starts, ends = taken.starts, taken.ends
+        at, count = bisect_right(ends, start), len(starts)
         block = self.first_granted(start)
-        at = bisect_right(ends, start)
-        while at < len(starts) and starts[at] <= block:
-            block = self.first_granted(max(ends[at], block))
+        while at < count:
+            if starts[at] > block:
+                return block, starts[at]
+            if ends[at] > block:
+                block = self.first_granted(ends[at])
             at += 1
-        return block
+        return block, END
 
     def first_granted(self, start: int) -> int:
         """The first block from one on with a unit above 0; `END` where there is none."""
-        starts = self.granted.starts
-        at = bisect_right(self.granted.ends, start)
+        starts, ends = self.granted.starts, self.granted.ends
+        if starts and starts[-1] <= start:
+            return start if start < ends[-1] else END
+        at = bisect_right(ends, start)
         return END if at == len(starts) else max(starts[at], start)

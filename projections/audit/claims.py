@@ -29,11 +29,9 @@ class Claims:
         world, account = self._world, book.account
         counts, sums = account.counts, world.sums
         floor, steps = account.floor, counts.starts
-        if first > last or first != world.first_free(book, floor if floor > oldest else oldest):
-            return NO_WORTH
-        taken, step = book.taken.starts, bisect_right(steps, first)
-        at = bisect_right(taken, first)
-        if (at < len(taken) and taken[at] <= last) or (step < len(steps) and steps[step] <= last):
+        start, until = world.first_free(book.taken, floor if floor > oldest else oldest)
+        step = bisect_right(steps, first)
+        if not start == first <= last < until or (step < len(steps) and steps[step] <= last):
             return NO_WORTH
         count, first_ns = counts.values[step - 1], sums[first]
         worth_ns = count * (sums[last + 1] - first_ns)

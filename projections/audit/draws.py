@@ -7,13 +7,14 @@ from hashlib import blake2b
 from math import gcd
 
 
-def drawn_places(count: int, job_uuid: str) -> Iterator[int]:
-    """The order in which a job tries so many equals: where its digest says, and on in even steps that meet them all."""
-    drawn = int.from_bytes(blake2b(job_uuid.encode(), digest_size=16).digest(), "big")
-    first = drawn % count
-    yield first
+def drawn_number(job_uuid: str) -> int:
+    """What a job draws with: its digest."""
+    return int.from_bytes(blake2b(job_uuid.encode(), digest_size=16).digest(), "big")
+
+
+def further_places(count: int, drawn: int) -> Iterator[int]:
+    """Which of so many equals a job tries after the one at `drawn % count`: in even steps that meet them all."""
     step = drawn // count % count
     while gcd(step, count) > 1:
         step += 1
-    for tried in range(1, count):
-        yield (first + tried * step) % count
+    return ((drawn + tried * step) % count for tried in range(1, count))

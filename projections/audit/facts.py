@@ -79,10 +79,9 @@ class Facts:
             newest, plan, members = blocks.newest, self._chain.high_plan, self._chain.metagraph.members
             self._chain.apply_block(row.position, sound)
             self._grant(number)
-            self._world.facts += 1
-            self._world.upheavals += number < newest
             # Counts from a block on are others only where they are settled by another plan.
-            self._world.turns += plan != self._chain.high_plan or members is not self._chain.metagraph.members
+            turn = plan != self._chain.high_plan or members is not self._chain.metagraph.members
+            self._world.change(turn=turn, upheaval=number < newest)
             self._tally.take_block(row.position, sound, is_new=True)
             return
         self._tally.take_block(row.position, sound, is_new=False)
@@ -105,8 +104,7 @@ class Facts:
             self._tally.take_sync(row.position, sound, is_new=False)
             return
         chain.apply_manifests(row.position, sound)
-        self._world.facts += 1
-        self._world.turns += 1
+        self._world.change(turn=True)
         self._tally.take_sync(row.position, sound, is_new=True)
 
     def _apply_settings(self, row: Row, settings: RecordedSettings) -> None:
@@ -116,8 +114,7 @@ class Facts:
             self._findings.add(row.position, Rule.SETTINGS_POSSIBLE, str(refused), field=refused.field)
             return
         self._chain.apply_settings(settings)
-        self._world.facts += 1
-        self._world.upheavals += 1
+        self._world.change(upheaval=True)
         self._tally.take_settings(row.position, settings)
 
     def _grant(self, number: int) -> None:

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ledger import Row, Settlement, Status, Store, status_after
+from ledger import (
+    ReservationExpiredEvent,
+    ReservationReleased,
+    ReservationSpent,
+    Row,
+    Settlement,
+    Status,
+    Store,
+)
 
 from ..lines import BUCKET_BLOCKS, Line
 from ..model import HistoryModel, Place
@@ -40,6 +48,12 @@ class Pieces(NamedTuple):
 
 
 NO_PIECES = Pieces(0, 0, 0, 0)
+_STATUS: dict[type[Settlement], Status] = {
+    ReservationSpent: "spent",
+    ReservationReleased: "released",
+    ReservationExpiredEvent: "expired",
+}
+"""What an end is called in the history."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -153,7 +167,7 @@ class HistoryCheck:
         if settles not in self._standing:
             return  # Its line is missing, or it ends nothing; either is noted elsewhere.
         self._standing.discard(settles)
-        expected: End = (status_after(event), row.position, row.recorded_at_ns)
+        expected: End = (_STATUS[type(event)], row.position, row.recorded_at_ns)
         told = self._told.pop(settles, STANDS)
         if told != expected:
             self._note(settles, "the history tells of another end", _end_fields(told), _end_fields(expected))

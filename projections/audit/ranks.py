@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
 
-from ledger import END
+from ledger import END, Account, Run, RunSet
 
-from .books import Book, Member, World
-from .draws import drawn_places
+from .books import Book, Member, Place, World
+from .draws import drawn_number, further_places
 
 SHARE_UNIT = 10**9
 AGED = 0
@@ -55,6 +55,8 @@ class Ranks:
         """The first granted block of the window."""
         self._window_ns = self._end_ns = 0
         """What the window's blocks grant an executor, and what all do."""
+        self._granted_end = 0
+        """The block after the last that grants anything."""
         self._levels: dict[int, Level] = {}
         self._starts: list[int] = []
         """The levels' first free blocks, ascending; `AGED` is always there."""
@@ -63,6 +65,7 @@ class Ranks:
         self._serial = count()
         self._restless: set[Book] = set()
         """Accounts that the next granted block may move."""
+        self._accounts: list[tuple[Book, Account]] = []
         self._seen: dict[Book, tuple[int, int, int, bool]] = {}
         """What facts say of each account: the last step of its counts, its floor, whether it is registered."""
 
@@ -76,16 +79,20 @@ class Ranks:
 
     def candidates(self, amount_ns: int, job_uuid: str) -> Iterator[Book]:
         """The accounts with the amount, in the order in which a job tries them."""
-        if self._first == END:
+        self.bring_up_to_date()
+        first, sums, end_ns, drawn = self._first, self._world.sums, self._end_ns, -1
+        if first == END:
             return
-        sums, end_ns = self._world.sums, self._end_ns
         for start in self._starts:
-            free_ns = end_ns - sums[start or self._first]
-            for members, at, enough in self._groups(self._levels[start], free_ns, amount_ns):
+            level = self._levels[start]
+            for members, at, enough in self._groups(level, end_ns - sums[start or first], amount_ns):
                 if enough == 1:
                     yield members[at][-1]
                 elif enough:
-                    for place in drawn_places(enough, job_uuid):
+                    if drawn < 0:
+                        drawn = drawn_number(job_uuid)
+                    yield members[at + drawn % enough][-1]
+                    for place in further_places(enough, drawn):
                         yield members[at + place][-1]
 
     def available_ns(self, book: Book) -> int:
@@ -93,11 +100,26 @@ class Ranks:
         place = book.place
         if place is None:
             return 0
-        start, beyond_ns, member = place
+        start, _, beyond_ns, member = place
         start = max(start, self._first)
         if member is None:
             return self._world.amount_ns(book.account, start, END) - beyond_ns
         return -member[1] * (self._end_ns - self._world.sums[start] - beyond_ns)
+
+    def move(self, book: Book, blocks: list[Run]) -> None:
+        """A claim of blocks is about to stand: the account's place is the one that it will have then."""
+        place = book.place
+        if place is not None and len(blocks) == 1 and not book.overdue:
+            start, until, beyond_ns, member = place
+            first, last = blocks[0]
+            is_next = first == max(start, self._first) and first <= last < until - 1
+            if is_next and member is not None and self._world.covers(last + 1, last + 1):
+                # Of its first free run something is left: what is taken beyond it stays as it is.
+                self._remove(book, place)
+                book.place = last + 1, until, beyond_ns, member
+                insort(self._level(last + 1).plain, member)
+                return
+        book.touch()
 
     # Order
 
@@ -170,7 +192,8 @@ class Ranks:
         chain = world.chain
         self._facts = world.facts
         self._first = world.first_granted(chain.blocks.newest - chain.settings.block_expiry_blocks)
-        self._end_ns = world.sums.total_ns
+        self._end_ns = world.sums[END]
+        self._granted_end = world.granted.ends[-1] if world.granted.ends else 0
         self._window_ns = self._end_ns - world.sums[self._first]
         if self._upheavals != world.upheavals:
             self._begin()
@@ -211,10 +234,13 @@ class Ranks:
     def _turn(self) -> None:
         """Looks for the accounts whose counts, floors or registration changed."""
         world, members = self._world, self._world.chain.metagraph.members
+        accounts = world.chain.classes.get(self._executor_class, {})
         self._turns = world.turns
-        for hotkey_ss58, account in world.chain.classes.get(self._executor_class, {}).items():
-            book, counts = world.book(account.stream), account.counts
-            seen = counts.starts[-1], counts.values[-1], account.floor, hotkey_ss58 in members
+        if len(self._accounts) < len(accounts):
+            self._accounts = [(world.book(account.stream), account) for account in accounts.values()]
+        for book, account in self._accounts:
+            counts = account.counts
+            seen = counts.starts[-1], counts.values[-1], account.floor, book.miner_ss58 in members
             if self._seen.get(book) != seen:
                 self._seen[book] = seen
                 self._stale.add(book)
@@ -224,49 +250,43 @@ class Ranks:
     def _measure(self, book: Book) -> None:
         """Puts an account where it belongs."""
         if book.place is not None:
-            self._remove(book)
+            self._remove(book, book.place)
         if book.miner_ss58 not in self._world.chain.metagraph.members:
             return
-        occupied, granted = book.occupied() if book.overdue else book.taken, self._world.granted
-        if not granted.ends or (occupied.ends and occupied.ends[-1] > granted.ends[-1]):
-            self._restless.add(book)
-        counts, first = book.account.counts, self._first
-        if counts.starts[-1] <= first >= book.account.floor:
-            self._place_plain(book, counts.values[-1])
-        else:
-            self._place_odd(book)
-
-    def _place_plain(self, book: Book, executors: int) -> None:
-        """Places an account with one count in the whole window."""
+        account, first = book.account, self._first
         occupied = book.occupied() if book.overdue else book.taken
-        sums, starts, ends = self._world.sums, occupied.starts, occupied.ends
-        start = self._world.first_granted(self._first)
-        at, end = bisect_right(ends, start), len(starts)
-        while at < end and starts[at] <= start:
-            start = self._world.first_granted(max(ends[at], start))
-            at += 1
+        starts, ends = occupied.starts, occupied.ends
+        if ends and ends[-1] > self._granted_end:
+            self._restless.add(book)
+        if account.counts.starts[-1] > first or account.floor > first:
+            self._place_odd(book, occupied)
+            return
+        executors = account.counts.values[-1]
+        start, until = self._world.first_free(occupied, first)
         if start == END or not executors:
             self._restless.add(book)
             return
         beyond_ns = 0
-        if at < end:
-            heappush(self._ends, (starts[at], next(self._serial), book))
-            for each in range(at, end):
-                beyond_ns += sums[ends[each]] - sums[starts[each]]
+        if until != END:
+            sums = self._world.sums
+            heappush(self._ends, (until, next(self._serial), book))
+            for at in range(bisect_left(starts, until), len(starts)):
+                beyond_ns += sums[ends[at]] - sums[starts[at]]
         member = beyond_ns, -executors, book.miner_ss58, book
-        book.place = start, beyond_ns, member
+        book.place = start, until, beyond_ns, member
         insort(self._level(start).plain, member)
 
-    def _place_odd(self, book: Book) -> None:
-        """Places any other account."""
+    def _place_odd(self, book: Book, occupied: RunSet) -> None:
+        """Places an account whose counts, or floor, change within the window."""
         world, account = self._world, book.account
         start, until, _ = next(world.free(book, self._first), (END, END, 0))
         if start == END:
             self._restless.add(book)
             return
-        beyond_ns = sum(world.amount_ns(account, *run) for run in book.occupied().between(start, END))
-        heappush(self._ends, (min(until, max(account.counts.starts[-1], account.floor)), next(self._serial), book))
-        book.place = start, beyond_ns, None
+        until = min(until, max(account.counts.starts[-1], account.floor))
+        beyond_ns = sum(world.amount_ns(account, *run) for run in occupied.between(start, END))
+        heappush(self._ends, (until, next(self._serial), book))
+        book.place = start, until, beyond_ns, None
         level = self._level(start)
         level.odd.add(book)
         if level.ranked_at == self._facts:
@@ -280,9 +300,8 @@ class Ranks:
             insort(self._starts, key)
         return level
 
-    def _remove(self, book: Book) -> None:
-        assert book.place is not None
-        start, _, member = book.place
+    def _remove(self, book: Book, place: Place) -> None:
+        start, _, _, member = place
         book.place = None
         key = start if start > self._first else AGED
         level = self._levels[key]
@@ -291,7 +310,7 @@ class Ranks:
         else:
             level.odd.remove(book)
             level.ranked = [each for each in level.ranked if each[3] is not book]
-        if key != AGED and not level.plain and not level.odd:
+        if not level.plain and not level.odd and key != AGED:
             del self._levels[key], self._starts[bisect_left(self._starts, key)]
 
 

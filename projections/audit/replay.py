@@ -106,6 +106,7 @@ class Replay:
         except Exception as error:  # A log may hold what nobody thought of; the audit goes on all the same.
             message = f"the event cannot be taken: {shortened(error)}"
             self.findings.add(row.position, Rule.READABLE_EVENTS, message)
+            self.world.change(upheaval=True)
         self.recorded_at_ns = row.recorded_at_ns
         if row.position % BALANCED_EVERY_ROWS == 0:
             balance_moved(self.world, self.findings)
@@ -150,9 +151,11 @@ class Replay:
         worth_ns = self._reservations.check(row, event, book)
         if event.axon is not None:
             self._routes.check(row, event, book, now_ns)
-        elif event.kept:
-            message = "no router made the reservation, yet its miner is said to be kept"
-            self.findings.add(row.position, Rule.ROUTING_DECISION, message)
+        else:
+            book.touch()
+            if event.kept:
+                message = "no router made the reservation, yet its miner is said to be kept"
+                self.findings.add(row.position, Rule.ROUTING_DECISION, message)
         self._jobs.reserved(row)
         self.page.append(self._reservations.stand(row, event, book, worth_ns))
 

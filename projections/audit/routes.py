@@ -18,7 +18,7 @@ class Routes:
         self._ranks: dict[str, Ranks] = {}
 
     def check(self, row: Row, event: AllowanceReserved, book: Book, now_ns: int) -> None:
-        """Checks a routed claim that is about to stand; `Dues` stand at its clock."""
+        """Checks a routed claim, and ranks its account as the claim will leave it; `Dues` stand at its clock."""
         chain = self._world.chain
         newest = chain.blocks.newest
         if event.job_start_block != newest:
@@ -32,15 +32,18 @@ class Routes:
         ranks = self._ranks.get(book.executor_class)
         if ranks is None:
             ranks = self._ranks[book.executor_class] = Ranks(self._world, book.executor_class)
-        ranks.bring_up_to_date()
         first = self._first(ranks, event.amount_ns, row.job_uuid or "")
         if event.kept:
             self._check_kept(row.position, event, book, ranks.available_ns(book), is_first=first is book)
         elif first is not book:
             self._note_other(row.position, event, book, first)
+        ranks.move(book, event.blocks)
 
     def _first(self, ranks: Ranks, amount_ns: int, job_uuid: str) -> Book | None:
-        """The first account with the amount that is not busy, in the order in which the job tries them."""
+        """The first account with the amount that is not busy, in the order in which the job tries them.
+
+        Busy is who runs as many jobs as it has executors for by the newest sync, capped; those overdue not counted.
+        """
         for book in ranks.candidates(amount_ns, job_uuid):
             if not self._is_busy(book):
                 return book
@@ -73,6 +76,9 @@ class Routes:
 
     def _is_busy(self, book: Book) -> bool:
         """Whether the miner runs as many jobs as it has executors for, those overdue not counted."""
-        chain = self._world.chain
+        settings, executors = self._world.chain.settings, book.account.offered.values[-1]
         running = len(book.standing) - len(book.overdue)
-        return chain.settings.respect_executor_count and running >= chain.count_now(book.account)
+        if running < executors and not settings.executors_max_per_class:
+            return False
+        counted = min(executors, settings.executors_max_per_class.get(book.executor_class, executors))
+        return settings.respect_executor_count and running >= counted

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from ledger import END
+
 
 class Sums(dict[int, int]):
     """By block, what all blocks below it grant together: `sums[block]` is there for every block.
 
-    A dictionary, since most sums are asked for again and again: what was summed once costs one look-up. Kept are only
-    sums that a block beyond all others does not change.
+    A dictionary, since most sums are asked for again and again: what was summed once costs one look-up. But for the
+    sum of all blocks, before `END`, only sums are kept that a block beyond all others does not change.
     """
 
-    __slots__ = ("_blocks", "_sums_ns", "total_ns")
+    __slots__ = ("_blocks", "_sums_ns")
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,23 +22,24 @@ class Sums(dict[int, int]):
         """Those with a unit above 0, ascending."""
         self._sums_ns = [0]
         """Before each of them, and at the end."""
-        self.total_ns = 0
-        """Of all blocks."""
+        self[END] = 0
 
     def add(self, block: int, unit_ns: int) -> None:
         """Adds a block that is not there; those after it are summed anew."""
-        self.total_ns += unit_ns
+        total_ns = self[END] + unit_ns
         if not self._blocks or block > self._blocks[-1]:
             self._blocks.append(block)
-            self._sums_ns.append(self.total_ns)
+            self._sums_ns.append(total_ns)
+            self[END] = total_ns
             return
         at = bisect_left(self._blocks, block)
         self._blocks.insert(at, block)
         self._sums_ns[at + 1 :] = [sum_ns + unit_ns for sum_ns in self._sums_ns[at:]]
         self.clear()
+        self[END] = total_ns
 
     def __missing__(self, block: int) -> int:
         if not self._blocks or block > self._blocks[-1]:
-            return self.total_ns
+            return self[END]
         self[block] = sum_ns = self._sums_ns[bisect_left(self._blocks, block)]
         return sum_ns
