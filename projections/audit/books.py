@@ -113,15 +113,14 @@ class World:
         """By class, the books of which something else is free than when they were last measured."""
         self.facts = 0
         """How many facts and settings were taken."""
-        self.turns = 0
-        """How often they may have changed counts from some block on, floors, or who is registered."""
+        self.turns: list[frozenset[str] | None] = []
+        """Whose counts, floors or registrations they may have changed from some block on; None for everybody's."""
         self.upheavals = 0
         """How often anything else may have changed than what the next block brings: then all is measured anew."""
 
-    def change(self, *, turn: bool = False, upheaval: bool = False) -> None:
+    def change(self, *, upheaval: bool = False) -> None:
         """A fact was taken, or something that nobody thought of has happened."""
         self.facts += 1
-        self.turns += turn
         self.upheavals += upheaval
 
     def book(self, stream: str) -> Book:
@@ -184,8 +183,11 @@ class World:
 
     def covers(self, first: int, last: int) -> bool:
         """Whether every block of the run has a unit above 0."""
-        at = bisect_right(self.granted.starts, first) - 1
-        return at >= 0 and self.granted.ends[at] > last
+        starts, ends = self.granted.starts, self.granted.ends
+        if starts and starts[-1] <= first:
+            return last < ends[-1]
+        at = bisect_right(starts, first) - 1
+        return at >= 0 and ends[at] > last
 
     def first_free(self, taken: RunSet, start: int) -> tuple[int, int]:
         """The first block from one on with a unit above 0 that is not taken, and the next taken one; `END` for none."""

@@ -35,8 +35,9 @@ class Claims:
             return NO_WORTH
         count, first_ns = counts.values[step - 1], sums[first]
         worth_ns = count * (sums[last + 1] - first_ns)
-        is_due = count * (sums[last] - first_ns) < event.amount_ns <= worth_ns and world.covers(first, last)
-        return worth_ns if is_due else NO_WORTH
+        if worth_ns >= event.amount_ns > count * (sums[last] - first_ns) and world.covers(first, last):
+            return worth_ns
+        return NO_WORTH
 
     def due_blocks(self, book: Book, amount_ns: int, oldest: int) -> list[Run] | None:
         """The free blocks from the earliest on, whole, that add up to the amount; None where they do not."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
 
-from ledger import END, Account, Run, RunSet
+from ledger import END, Run, RunSet
 
 from .books import Book, Member, Place, World
 from .draws import drawn_number, further_places
@@ -49,8 +49,9 @@ class Ranks:
         self._world = world
         self._executor_class = executor_class
         self._stale = world.stale[executor_class]
-        self._facts = self._turns = self._upheavals = -1
-        """As of which counts of the world's it stands."""
+        self._facts = self._upheavals = -1
+        self._turns = 0
+        """How much of what the world counts it has followed."""
         self._first = END
         """The first granted block of the window."""
         self._window_ns = self._end_ns = 0
@@ -65,7 +66,6 @@ class Ranks:
         self._serial = count()
         self._restless: set[Book] = set()
         """Accounts that the next granted block may move."""
-        self._accounts: list[tuple[Book, Account]] = []
         self._seen: dict[Book, tuple[int, int, int, bool]] = {}
         """What facts say of each account: the last step of its counts, its floor, whether it is registered."""
 
@@ -112,7 +112,7 @@ class Ranks:
         if place is not None and len(blocks) == 1 and not book.overdue:
             start, until, beyond_ns, member = place
             first, last = blocks[0]
-            is_next = first == max(start, self._first) and first <= last < until - 1
+            is_next = first == (start if start > self._first else self._first) and first <= last < until - 1
             if is_next and member is not None and self._world.covers(last + 1, last + 1):
                 # Of its first free run something is left: what is taken beyond it stays as it is.
                 self._remove(book, place)
@@ -197,16 +197,18 @@ class Ranks:
         self._window_ns = self._end_ns - world.sums[self._first]
         if self._upheavals != world.upheavals:
             self._begin()
-        elif self._first > before:
-            self._age()
-        if self._turns != world.turns:
-            self._turn()
+        else:
+            if self._first > before:
+                self._age()
+            if self._turns < len(world.turns):
+                self._turn(world.turns[self._turns :])
+        self._turns = len(world.turns)
         self._stale |= self._restless
         self._restless.clear()
 
     def _begin(self) -> None:
         """Forgets everything: all accounts are measured."""
-        self._upheavals, self._turns = self._world.upheavals, -1
+        self._upheavals = self._world.upheavals
         self._levels = {AGED: Level()}
         self._starts = [AGED]
         self._ends.clear()
@@ -214,6 +216,7 @@ class Ranks:
         for book in self._seen:
             book.place = None
         self._seen.clear()
+        self._look_over()
 
     def _age(self) -> None:
         """The window begins at a later block: nobody has an earlier one free, and some had only those."""
@@ -231,16 +234,22 @@ class Ranks:
             del self._starts[1:passed]
             aged.plain.sort()
 
-    def _turn(self) -> None:
-        """Looks for the accounts whose counts, floors or registration changed."""
-        world, members = self._world, self._world.chain.metagraph.members
-        accounts = world.chain.classes.get(self._executor_class, {})
-        self._turns = world.turns
-        if len(self._accounts) < len(accounts):
-            self._accounts = [(world.book(account.stream), account) for account in accounts.values()]
-        for book, account in self._accounts:
-            counts = account.counts
-            seen = counts.starts[-1], counts.values[-1], account.floor, book.miner_ss58 in members
+    def _turn(self, turns: list[frozenset[str] | None]) -> None:
+        """Measures those whose counts, floors or registration may have changed."""
+        accounts = self._world.chain.classes.get(self._executor_class, {})
+        for movers in turns:
+            for hotkey_ss58 in movers or ():
+                if hotkey_ss58 in accounts:
+                    self._stale.add(self._world.book(accounts[hotkey_ss58].stream))
+        if None in turns:
+            self._look_over()
+
+    def _look_over(self) -> None:
+        """Looks for the accounts that facts say something else of than when it looked last."""
+        members = self._world.chain.metagraph.members
+        for account in self._world.chain.classes.get(self._executor_class, {}).values():
+            book, counts = self._world.book(account.stream), account.counts
+            seen = counts.starts[-1], counts.values[-1], account.floor, account.miner_ss58 in members
             if self._seen.get(book) != seen:
                 self._seen[book] = seen
                 self._stale.add(book)

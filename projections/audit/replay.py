@@ -148,7 +148,7 @@ class Replay:
         self._dues.move_to(now_ns)
         if self._endings.expiries:
             self._endings.explain(row, event, now_ns)
-        worth_ns = self._reservations.check(row, event, book)
+        worth_ns, is_free_run = self._reservations.check(row, event, book)
         if event.axon is not None:
             self._routes.check(row, event, book, now_ns)
         else:
@@ -157,7 +157,7 @@ class Replay:
                 message = "no router made the reservation, yet its miner is said to be kept"
                 self.findings.add(row.position, Rule.ROUTING_DECISION, message)
         self._jobs.reserved(row)
-        self.page.append(self._reservations.stand(row, event, book, worth_ns))
+        self.page.append(self._reservations.stand(row, event, book, worth_ns, is_free_run=is_free_run))
 
     def _settle(self, row: Row, event: Settlement) -> None:
         if row.settles is None or row.job_uuid is not None:

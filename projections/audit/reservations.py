@@ -23,8 +23,8 @@ class Reservations:
         self._chain = world.chain
         self._standing, self._moved = world.standing, world.moved
 
-    def check(self, row: Row, event: AllowanceReserved, book: Book) -> int:
-        """Checks a reservation that is about to stand; answers what its blocks are worth.
+    def check(self, row: Row, event: AllowanceReserved, book: Book) -> tuple[int, bool]:
+        """Checks a reservation that is about to stand; answers what its blocks are worth, and if they are a free run.
 
         `Dues` stand at the clock that decided.
         """
@@ -43,15 +43,19 @@ class Reservations:
         oldest = event.job_start_block - settings.block_expiry_blocks
         worth_ns = self._claims.worth_as_due(book, event, oldest)
         if worth_ns != NO_WORTH:
-            return worth_ns
+            return worth_ns, True
         if event.blocks != self._claims.due_blocks(book, amount_ns, oldest):
             self._check_blocks(row.position, book, event, oldest)
-        return self._world.worth_ns(book, [run for run in event.blocks if is_run(*run)])
+        return self._world.worth_ns(book, [run for run in event.blocks if is_run(*run)]), False
 
-    def stand(self, row: Row, event: AllowanceReserved, book: Book, worth_ns: int) -> Standing:
+    def stand(self, row: Row, event: AllowanceReserved, book: Book, worth_ns: int, *, is_free_run: bool) -> Standing:
         """Lets a reservation stand, with those of its blocks that no other one has; who calls it touches the book."""
         position, blocks = row.position, event.blocks
-        owned, is_even = self._own(position, book, blocks)
+        if is_free_run:
+            owned, is_even = blocks, True
+            book.taken.add(*blocks[0])
+        else:
+            owned, is_even = self._own(position, book, blocks)
         standing = Standing(row, event, book, owned, worth_ns)
         book.standing[position] = self._standing[position] = standing
         book.held_ns += worth_ns
@@ -64,9 +68,6 @@ class Reservations:
 
     def _own(self, position: int, book: Book, blocks: list[Run]) -> tuple[list[Run], bool]:
         """Takes those of the blocks that nobody has; whether these are all."""
-        if len(blocks) == 1 and is_run(*blocks[0]) and not book.taken.overlaps(*blocks[0]):
-            book.taken.add(*blocks[0])
-            return blocks, True
         owned: list[Run] = []
         is_even = True
         for first, last in blocks:
