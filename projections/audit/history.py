@@ -6,6 +6,7 @@ compared as they come; what the model says of an end waits until the log comes t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ class HistoryCheck:
         self._told: dict[int, End] = {}
         """Ends that the model tells, and that the log has not come to."""
         self._standing: set[int] = set()
-        self._pieces: dict[int, list[int]] = {}
+        self._pieces: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         """What the log makes of each bucket of blocks, as `Pieces`."""
 
     @classmethod
@@ -110,7 +111,7 @@ class HistoryCheck:
             self._note(position, "the history tells of an end that the log does not", _end_fields(told), {})
         told_pieces = await self._pieces_told()
         for bucket in sorted(told_pieces.keys() | self._pieces.keys()):
-            told_here, here = told_pieces.get(bucket, NO_PIECES), Pieces(*self._pieces.get(bucket, NO_PIECES))
+            told_here, here = told_pieces.get(bucket, NO_PIECES), Pieces(*self._pieces[bucket])
             if told_here != here:
                 first = bucket * BUCKET_BLOCKS
                 message = (
@@ -151,16 +152,16 @@ class HistoryCheck:
 
     def _cut(self, position: int, blocks: Sequence[tuple[int, int]]) -> None:
         """Adds up a reservation's blocks by bucket, runs cut at the borders of buckets."""
-        for first, last in blocks:
-            for bucket in range(first // BUCKET_BLOCKS, last // BUCKET_BLOCKS + 1):
-                start = bucket * BUCKET_BLOCKS
-                pieces = self._pieces.get(bucket)
-                if pieces is None:
-                    pieces = self._pieces[bucket] = [0, 0, 0, 0]
+        for run_first, run_last in blocks:
+            first, end = run_first, run_last // BUCKET_BLOCKS
+            for bucket in range(run_first // BUCKET_BLOCKS, end + 1):
+                last = run_last if bucket == end else bucket * BUCKET_BLOCKS + BUCKET_BLOCKS - 1
+                pieces = self._pieces[bucket]
                 pieces[0] += 1
                 pieces[1] += position % MODULUS
-                pieces[2] += max(first, start) % MODULUS
-                pieces[3] += min(last, start + BUCKET_BLOCKS - 1) % MODULUS
+                pieces[2] += first % MODULUS
+                pieces[3] += last % MODULUS
+                first = last + 1
 
     def _end(self, row: Row, event: Settlement) -> None:
         settles = row.settles or 0

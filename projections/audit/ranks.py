@@ -8,7 +8,7 @@ block moves only the accounts that something ends for, and what everybody has le
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import count
 
@@ -84,8 +84,7 @@ class Ranks:
         if first == END:
             return
         for start in self._starts:
-            level = self._levels[start]
-            for members, at, enough in self._groups(level, end_ns - sums[start or first], amount_ns):
+            for members, at, enough in self._groups(self._levels[start], end_ns - sums[start or first], amount_ns):
                 if enough == 1:
                     yield members[at][-1]
                 elif enough:
@@ -123,11 +122,19 @@ class Ranks:
 
     # Order
 
-    def _groups(self, level: Level, free_ns: int, amount_ns: int) -> Iterator[Group]:
+    def _groups(self, level: Level, free_ns: int, amount_ns: int) -> Iterable[Group]:
         """Equals of a level, best first; `free_ns` is what its blocks grant an executor from the first free one on.
 
         Equal is who has an equal share, to the billionth; who has the same beyond the first free block always is.
         """
+        plain = level.plain
+        if level.odd or not plain or plain[0][0] != plain[-1][0]:
+            return self._told_apart(level, free_ns, amount_ns)
+        needed = -(-amount_ns // (free_ns - plain[0][0]))
+        return ((plain, 0, len(plain) if needed <= -plain[-1][1] else bisect_left(plain, (plain[0][0], 1 - needed))),)
+
+    def _told_apart(self, level: Level, free_ns: int, amount_ns: int) -> Iterator[Group]:
+        """The same of any level."""
         plain, odd = level.plain, self._ranked(level) if level.odd else []
         at, odd_at, end, odd_end = 0, 0, len(plain), len(odd)
         while at < end:

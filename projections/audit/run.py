@@ -77,9 +77,11 @@ async def _replay(
             rows = [row for row in rows if not _is_beyond(row, until)]
         if not rows:
             break
+        last = rows[-1].position
+        awaits = type(last) is not int or any(after < position <= last for position in awaited)
         for row in rows:
             take(row)
-            if row.position in awaited:
+            if awaits and row.position in awaited:
                 states.compare(replay.world, replay.envelope, row.recorded_at_ns)
         await history.take(replay.position, replay.page)
         replay.page.clear()
