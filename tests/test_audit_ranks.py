@@ -52,12 +52,12 @@ class Measured(NamedTuple):
 class History(Forged):
     """Whatever a log may tell, likely or not: the audit's books follow also what breaks a rule."""
 
-    def __init__(self, draw: Random) -> None:
+    def __init__(self, draw: Random, replay: Replay) -> None:
         self.draw = draw
+        self.replay = replay
         self.registered = set(MINERS)
         self.offered: dict[str, dict[str, int]] = {}
         self.newest = 11
-        self.known = set(range(1, 12))
         self.made: list[Row] = []
         settings = RecordedSettings(block_expiry_blocks=draw.choice([8, 16, 30]), reservation_margin_ns=9 * SECOND_NS)
         super().__init__(settings, offers={})
@@ -70,6 +70,7 @@ class History(Forged):
         happenings = {
             self.next_block: 30,
             self.a_claim: 40,
+            self.a_routed_claim: 30,
             self.any_claim: 4,
             self.an_end: 28,
             self.a_sync: 2,
@@ -127,6 +128,15 @@ class History(Forged):
         """A few blocks from somewhere near the window's beginning on, most often where many others claim too."""
         first = max(1, self.newest - self.settings.block_expiry_blocks) + self.draw.choice([0, 0, 0, 1, 1, 2, 5, 9])
         self._claim((first, first + self.draw.choice([0, 0, 1, 2, 6])))
+
+    def a_routed_claim(self) -> None:
+        """From an account's first free block on, most often; it may be any account's."""
+        hotkey, seconds = self.draw.choice(MINERS[:6]), self.draw.choice([1, 8, 8, 60])
+        found = measured(self.replay, self.replay.world.book(account_stream(hotkey, GPU)))
+        first = (found.earliest_block if found else self.newest) + self.draw.choice([0, 0, 0, 0, 0, 1])
+        run = first, first + self.draw.choice([0, 0, 1, 2])
+        columns = {"job_uuid": f"job {self.position}", "attempt": 1}
+        self.made.append(self.reserve(hotkey, seconds, run, start=self.newest, columns=columns, axon=AXON))
 
     def any_claim(self) -> None:
         """Runs anywhere, blocks that nobody was granted yet among them."""
@@ -204,9 +214,9 @@ def test_the_ranking_is_the_one_measured_anew(seed: int, share_of_events: float)
     """After every event, or after some with what several of them changed at once."""
     with told(seed):
         draw = Random(f"{seed} {share_of_events}")
-        history = History(draw)
         replay = Replay(VALIDATOR)
-        ranks = Ranks(replay.world, GPU)
+        history = History(draw, replay)
+        ranks = replay._routes.ranks(GPU)
         taken = 0
         while history.position < EVENTS:
             history.goes_on()

@@ -29,15 +29,19 @@ class Routes:
             self._findings.add(row.position, Rule.ROUTING_AXON, "the miner listened elsewhere", **details)
         if chain.settings.newest_block_max_age_ns is not None:
             self._check_feed(row.position, newest, now_ns, chain.settings.newest_block_max_age_ns)
-        ranks = self._ranks.get(book.executor_class)
-        if ranks is None:
-            ranks = self._ranks[book.executor_class] = Ranks(self._world, book.executor_class)
+        ranks = self._ranks.get(book.executor_class) or self.ranks(book.executor_class)
         first = self._first(ranks, event.amount_ns, row.job_uuid or "")
         if event.kept:
             self._check_kept(row.position, event, book, ranks.available_ns(book), is_first=first is book)
         elif first is not book:
             self._note_other(row.position, event, book, first)
         ranks.move(book, event.blocks)
+
+    def ranks(self, executor_class: str) -> Ranks:
+        """The ranking of a class."""
+        if executor_class not in self._ranks:
+            self._ranks[executor_class] = Ranks(self._world, executor_class)
+        return self._ranks[executor_class]
 
     def _first(self, ranks: Ranks, amount_ns: int, job_uuid: str) -> Book | None:
         """The first account with the amount that is not busy, in the order in which the job tries them.
