@@ -236,7 +236,6 @@ class Ranks:
             level = self._levels.pop(start)
             aged.plain += level.plain
             aged.odd |= level.odd
-            aged.ranked_at = -1
         if passed > 1:
             del self._starts[1:passed]
             aged.plain.sort()
