@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
+from struct import Struct
 from struct import error as StructError  # noqa: N812 - the standard library names it in lower case
 from types import NoneType
 from typing import Any, NamedTuple
@@ -21,6 +23,9 @@ _TYPES: tuple[tuple[type, ...], ...] = (
 )
 """Of job, attempt and settles: a row is about neither, makes a reservation for a job, or ends a reservation."""
 SHAPES = frozenset((int, str, int, int, key, *about, bytes, bytes) for key in (str, NoneType) for about in _TYPES)
+_numbers = Struct(">qqqqq").pack
+_length = Struct(">i").pack
+_NO_TEXT = _length(-1)
 UNHASHABLE = (StructError, TypeError, AttributeError, ValueError, OverflowError)
 """What columns raise that no row can have had."""
 EXPECTED: dict[str, tuple[type, ...]] = {
@@ -46,23 +51,47 @@ class Problem(NamedTuple):
     details: dict[str, Any]
 
 
+class _Stream:
+    """A stream's last version, and its name as rows are hashed with it: every row of it bears the same."""
+
+    __slots__ = ("hashed", "version")
+
+    def __init__(self, stream: str) -> None:
+        self.version = 0
+        self.hashed = _hashed(stream)
+
+
 class Envelope:
     """Follows a log row by row. After a row that does not fit it goes on from there."""
 
     def __init__(self) -> None:
         self.position = 0
         self.hash: bytes = GENESIS_HASH
-        self._versions: dict[str, int] = {}
+        self._streams: dict[str, _Stream] = {}
 
     def version(self, stream: str) -> int:
         """The last version of a stream; 0 where it has none."""
-        return self._versions.get(stream, 0)
+        known = self._streams.get(stream)
+        return 0 if known is None else known.version
 
     def take(self, row: Row) -> Sequence[Problem]:
-        """What is wrong with the next row; usually nothing."""
-        position, stream, version, _, _, job_uuid, attempt, settles, _, stored = row
+        """What is wrong with the next row; usually nothing.
+
+        What a row nearly always is, is told at once. One that does not fit is looked at anew, by the ledger's own hash.
+        """
+        position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, stored = row
         try:
-            computed = row_hash(self.hash, row)
+            known = self._streams.get(stream) or _Stream(stream)
+            parts = (
+                self.hash,
+                _numbers(position, version, recorded_at_ns, attempt or 0, settles or 0),
+                known.hashed,
+                _NO_TEXT if key is None else _hashed(key),
+                _NO_TEXT if job_uuid is None else _hashed(job_uuid),
+                _length(len(payload)),
+                payload,
+            )
+            computed = sha256(b"".join(parts)).digest()
         except UNHASHABLE:
             return self._problems(row)
         # Only values of the right types can be hashed, but for 0 and all that is empty: these are hashed as absent
@@ -71,15 +100,12 @@ class Envelope:
             shaped = job_uuid is None and (settles is None or settles)
         else:
             shaped = job_uuid is not None and settles is None and attempt
-        if (
-            computed == stored
-            and position == self.position + 1
-            and version == self._versions.get(stream, 0) + 1
-            and shaped
-        ):
+        if computed == stored and position == self.position + 1 and version == known.version + 1 and shaped:
             self.position = position
             self.hash = stored
-            self._versions[stream] = version
+            if version == 1:
+                self._streams[stream] = known
+            known.version = version
             return ()
         return self._problems(row)
 
@@ -96,10 +122,15 @@ class Envelope:
             problems += self._unchained(place, row)
         if type(row.stream) is str and type(row.version) is int:
             problems += self._misversioned(row)
-            self._versions[row.stream] = row.version
+            self._stream(row.stream).version = row.version
         self.position = row.position
         self.hash = row.hash if type(row.hash) is bytes else b""
         return problems
+
+    def _stream(self, stream: str) -> _Stream:
+        if stream not in self._streams:
+            self._streams[stream] = _Stream(stream)
+        return self._streams[stream]
 
     def _misshapen(self, place: int, row: Row) -> list[Problem]:
         return [Problem(place, Rule.ROW_COLUMNS, message, details) for message, details in _misshapen(row)]
@@ -112,12 +143,21 @@ class Envelope:
         return [Problem(place, Rule.HASH_CHAIN, "the row is not what was hashed after the row before it", details)]
 
     def _misversioned(self, row: Row) -> list[Problem]:
-        expected = self._versions.get(row.stream, 0) + 1
+        expected = self.version(row.stream) + 1
         if row.version == expected:
             return []
         message = f"version {row.version} of a stream that stands at {expected - 1}"
         details = {"stream": _shown(row.stream), "expected": expected}
         return [Problem(row.position, Rule.DENSE_VERSIONS, message, details)]
+
+
+def _hashed(text: str) -> bytes:
+    """A text as rows are hashed with it."""
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        encoded = text.encode("utf-8", "surrogatepass")
+    return _length(len(encoded)) + encoded
 
 
 def _missing(place: int, found: int) -> Problem:

@@ -7,15 +7,17 @@ log alone says.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ledger import END, Account, AllowanceReserved, Chain, Row, Run, RunSet, account_of, reservation_id
 
 from .sums import Sums
 
-if TYPE_CHECKING:
-    from .ranks import Ranks
+Member = tuple[int, int, str, "Book"]
+"""What is taken beyond the first free block, in ns an executor; less the executors; the hotkey; the book."""
+Place = tuple[int, int, int, Member | None]
+"""The first free block; the next taken one; what is taken from there on, in ns; the member, where there is one."""
 
 
 class Standing:
@@ -47,14 +49,15 @@ class Book:
         "last_position",
         "miner_ss58",
         "overdue",
-        "ranks",
+        "place",
         "spent_ns",
+        "stale",
         "standing",
         "stream",
         "taken",
     )
 
-    def __init__(self, stream: str, account: Account) -> None:
+    def __init__(self, stream: str, account: Account, stale: set[Book]) -> None:
         self.stream = stream
         self.miner_ss58, self.executor_class = account_of(stream)
         self.account = account
@@ -67,16 +70,17 @@ class Book:
         """Those of the standing that are due at the clock of `Dues`."""
         self.held_ns = 0
         self.spent_ns = 0
-        self.ranks: Ranks | None = None
-        """The ranking that it stands in."""
+        self.place: Place | None = None
+        """In the ranking of its class."""
+        self.stale = stale
+        """The accounts of its class that are to be measured before they are ranked."""
         self.last_position = 0
         self.is_uneven = False
         """Whether it was found not to add up."""
 
     def touch(self) -> None:
         """What is free of it has changed: it is to be measured again before it is ranked."""
-        if self.ranks is not None:
-            self.ranks.stale.add(self)
+        self.stale.add(self)
 
     def occupied(self) -> RunSet:
         """The blocks that nobody else may have at the clock of `Dues`."""
@@ -105,6 +109,19 @@ class World:
         """By the position that made them."""
         self.moved: set[Book] = set()
         """Books that something was done to since they were last balanced."""
+        self.stale: dict[str, set[Book]] = defaultdict(set)
+        """By class, the books of which something else is free than when they were last measured."""
+        self.facts = 0
+        """How many facts and settings were taken."""
+        self.turns: list[frozenset[str] | None] = []
+        """Whose counts, floors or registrations they may have changed from some block on; None for everybody's."""
+        self.upheavals = 0
+        """How often anything else may have changed than what the next block brings: then all is measured anew."""
+
+    def change(self, *, upheaval: bool = False) -> None:
+        """A fact was taken, or something that nobody thought of has happened."""
+        self.facts += 1
+        self.upheavals += upheaval
 
     def book(self, stream: str) -> Book:
         """The account's book; one that is never granted anything where no fact knows the account."""
@@ -115,21 +132,25 @@ class World:
         account = self.chain.accounts.get(stream)
         if account is None:
             if stream not in self.strangers:
-                self.strangers[stream] = Book(stream, Account(*account_of(stream)))
+                self.strangers[stream] = self._open(stream, Account(*account_of(stream)))
             return self.strangers[stream]
         known = self.strangers.pop(stream, None)
-        book = self.books[stream] = Book(stream, account) if known is None else known
+        book = self.books[stream] = self._open(stream, account) if known is None else known
         book.account = account
         return book
 
+    def _open(self, stream: str, account: Account) -> Book:
+        _, executor_class = account_of(stream)
+        return Book(stream, account, self.stale[executor_class])
+
     def amount_ns(self, account: Account, start: int, end: int) -> int:
         """What the blocks of `[start, end)` grant to the account."""
-        starts, values, before_ns = account.counts.starts, account.counts.values, self.sums.before_ns
+        starts, values, sums = account.counts.starts, account.counts.values, self.sums
         amount_ns = 0
         at = bisect_right(starts, start) - 1
         while start < end:
             step_end = min(starts[at + 1], end) if at + 1 < len(starts) else end
-            amount_ns += values[at] * (before_ns(step_end) - before_ns(start))
+            amount_ns += values[at] * (sums[step_end] - sums[start])
             start = step_end
             at += 1
         return amount_ns
@@ -138,10 +159,10 @@ class World:
         """What the blocks grant to the account."""
         worth_ns = 0
         starts, values = book.account.counts.starts, book.account.counts.values
-        sum_before_ns = self.sums.before_ns
+        sums = self.sums
         for first, last in blocks:
             if len(starts) == 1:
-                worth_ns += values[0] * (sum_before_ns(last + 1) - sum_before_ns(first))
+                worth_ns += values[0] * (sums[last + 1] - sums[first])
             else:
                 worth_ns += self.amount_ns(book.account, first, last + 1)
         return worth_ns
@@ -162,20 +183,29 @@ class World:
 
     def covers(self, first: int, last: int) -> bool:
         """Whether every block of the run has a unit above 0."""
-        at = bisect_right(self.granted.starts, first) - 1
-        return at >= 0 and self.granted.ends[at] > last
+        starts, ends = self.granted.starts, self.granted.ends
+        if starts and starts[-1] <= first:
+            return last < ends[-1]
+        at = bisect_right(starts, first) - 1
+        return at >= 0 and ends[at] > last
 
-    def first_free(self, book: Book, start: int) -> int:
-        """The first block from one on with a unit above 0 that nobody has; `END` where there is none."""
-        starts, ends = book.taken.starts, book.taken.ends
-        block = self._first_granted(start)
-        at = bisect_right(ends, start)
-        while at < len(starts) and starts[at] <= block:
-            block = self._first_granted(max(ends[at], block))
+    def first_free(self, taken: RunSet, start: int) -> tuple[int, int]:
+        """The first block from one on with a unit above 0 that is not taken, and the next taken one; `END` for none."""
+        starts, ends = taken.starts, taken.ends
+        at, count = bisect_right(ends, start), len(starts)
+        block = self.first_granted(start)
+        while at < count:
+            if starts[at] > block:
+                return block, starts[at]
+            if ends[at] > block:
+                block = self.first_granted(ends[at])
             at += 1
-        return block
+        return block, END
 
-    def _first_granted(self, start: int) -> int:
-        starts = self.granted.starts
-        at = bisect_right(self.granted.ends, start)
+    def first_granted(self, start: int) -> int:
+        """The first block from one on with a unit above 0; `END` where there is none."""
+        starts, ends = self.granted.starts, self.granted.ends
+        if starts and starts[-1] <= start:
+            return start if start < ends[-1] else END
+        at = bisect_right(ends, start)
         return END if at == len(starts) else max(starts[at], start)

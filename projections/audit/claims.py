@@ -21,22 +21,23 @@ class Claims:
         """What the blocks are worth, if plainly exactly those that were to be taken; 0 where that is not plain.
 
         Plain is one run without a gap, a change of count, or an overdue reservation in its way: then it is right if
-        nothing granted lies between the first untaken block and it, and its last block is what makes it enough.
+        it begins at the first free block, and its last block is what makes it enough.
         """
         if len(event.blocks) != 1 or book.overdue:
             return NO_WORTH
         first, last = event.blocks[0]
         world, account = self._world, book.account
-        counts, sum_before_ns = account.counts, world.sums.before_ns
-        untaken, beyond = _first_gap(book.taken, max(oldest, account.floor))
-        step = bisect_right(counts.starts, first)
-        if not untaken <= first <= last < beyond or (step < len(counts.starts) and counts.starts[step] <= last):
+        counts, sums = account.counts, world.sums
+        floor, steps = account.floor, counts.starts
+        start, until = world.first_free(book.taken, floor if floor > oldest else oldest)
+        step = bisect_right(steps, first)
+        if not start == first <= last < until or (step < len(steps) and steps[step] <= last):
             return NO_WORTH
-        count, first_ns = counts.values[step - 1], sum_before_ns(first)
-        worth_ns = count * (sum_before_ns(last + 1) - first_ns)
-        enough = count * (sum_before_ns(last) - first_ns) < event.amount_ns <= worth_ns
-        is_due = enough and sum_before_ns(untaken) == first_ns and world.covers(first, last)
-        return worth_ns if is_due else NO_WORTH
+        count, first_ns = counts.values[step - 1], sums[first]
+        worth_ns = count * (sums[last + 1] - first_ns)
+        if worth_ns >= event.amount_ns > count * (sums[last] - first_ns) and world.covers(first, last):
+            return worth_ns
+        return NO_WORTH
 
     def due_blocks(self, book: Book, amount_ns: int, oldest: int) -> list[Run] | None:
         """The free blocks from the earliest on, whole, that add up to the amount; None where they do not."""
@@ -48,8 +49,7 @@ class Claims:
                 blocks[-1] = (blocks[-1][0], last)
             else:
                 blocks.append((start, last))
-            sum_before_ns = self._world.sums.before_ns
-            missing_ns -= count * (sum_before_ns(last + 1) - sum_before_ns(start))
+            missing_ns -= count * (self._world.sums[last + 1] - self._world.sums[start])
             if missing_ns <= 0:
                 return blocks
         return None
@@ -76,9 +76,9 @@ class Claims:
 
     def _last_needed(self, start: int, end: int, units_ns: int) -> int:
         """The first block of `[start, end)` up to which the units reach so much, else the last block there is."""
-        sum_before_ns = self._world.sums.before_ns
-        target_ns = sum_before_ns(start) + units_ns
-        return bisect_left(range(start, end - 1), target_ns, key=lambda block: sum_before_ns(block + 1)) + start
+        sums = self._world.sums
+        target_ns = sums[start] + units_ns
+        return bisect_left(range(start, end - 1), target_ns, key=lambda block: sums[block + 1]) + start
 
 
 def is_run(first: int, last: int) -> bool:
@@ -94,13 +94,3 @@ def ascend(blocks: list[Run]) -> bool:
             return False
         end = last + 1
     return bool(blocks)
-
-
-def _first_gap(taken: RunSet, start: int) -> tuple[int, int]:
-    """The first untaken block from one on, and the first taken block after it."""
-    starts, ends = taken.starts, taken.ends
-    at = bisect_right(ends, start)
-    while at < len(starts) and starts[at] <= start:
-        start = ends[at]
-        at += 1
-    return start, starts[at] if at < len(starts) else END

@@ -27,10 +27,9 @@ class Dues:
             self._compact()
 
     def remove(self, standing: Standing) -> None:
-        """A reservation was settled."""
-        if standing.position in self._overdue:
-            del self._overdue[standing.position], standing.book.overdue[standing.position]
-            standing.book.touch()  # It counted as free; spent, it does not.
+        """An overdue reservation was settled; one that is not overdue is passed over when it comes up."""
+        del self._overdue[standing.position], standing.book.overdue[standing.position]
+        standing.book.touch()  # It counted as free; spent, it does not.
 
     def move_to(self, now_ns: int) -> None:
         """Sets the clock; the accounts whose reservations it makes overdue, or no longer overdue, are touched."""

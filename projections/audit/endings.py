@@ -28,7 +28,7 @@ class Endings:
     """Takes settlements; keeps the expiries since the last other event, until that explains them."""
 
     def __init__(self, world: World, dues: Dues, jobs: Jobs, findings: Findings) -> None:
-        self._world = world
+        self._standing, self._moved = world.standing, world.moved
         self._dues = dues
         self._jobs = jobs
         self._findings = findings
@@ -36,22 +36,22 @@ class Endings:
 
     def settle(self, row: Row, event: Settlement, after_ns: int) -> None:
         """Ends a standing reservation, if there is the one that row and event name; the row before is of `after_ns`."""
-        standing = self._world.standing.get(row.settles or 0)
+        standing = self._standing.get(row.settles or 0)
         if standing is None or standing.reservation_id != event.reservation_id or standing.book.stream != row.stream:
             self._refuse(row, event, standing)
             return
-        book = standing.book
-        is_expiry = type(event) is ReservationExpiredEvent
-        if is_expiry:
+        if type(event) is ReservationExpiredEvent:
             self._check_overdue(row, standing)
             in_turn = self._dues.is_first(standing)
             clock_ns = row.recorded_at_ns if row.recorded_at_ns > after_ns else standing.due_ns
             self.expiries.append(_Expiry(row.position, row.recorded_at_ns, standing, in_turn, clock_ns))
-        del book.standing[standing.position], self._world.standing[standing.position]
-        self._dues.remove(standing)
-        self._account(row.position, standing, spent=type(event) is ReservationSpent)
-        self._jobs.settled(standing.row.job_uuid, spent=type(event) is ReservationSpent)
-        if isinstance(event, ReservationExpiredEvent) and event.swept:
+        book, position, spent = standing.book, standing.position, type(event) is ReservationSpent
+        del book.standing[position], self._standing[position]
+        if position in book.overdue:
+            self._dues.remove(standing)
+        self._account(row.position, standing, spent=spent)
+        self._jobs.settled(standing.row.job_uuid, spent=spent)
+        if type(event) is ReservationExpiredEvent and event.swept:
             self._sweep(event.swept)
 
     def explain(self, row: Row | None = None, event: AllowanceReserved | None = None, now_ns: int = 0) -> None:
@@ -78,7 +78,7 @@ class Endings:
     def _account(self, position: int, standing: Standing, *, spent: bool) -> None:
         book = standing.book
         book.last_position = position
-        self._world.moved.add(book)
+        self._moved.add(book)
         book.held_ns -= standing.worth_ns
         if spent:
             book.spent_ns += standing.worth_ns

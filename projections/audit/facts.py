@@ -42,6 +42,9 @@ class Facts:
         self._findings = findings
         self._tally = Tally(world.chain, findings)
         self.opened = False
+        self._plan = world.chain.high_plan
+        """By what the counts of the last finalized block were settled."""
+        self._members = world.chain.metagraph.members
 
     def open(self, row: Row, event: LedgerOpened) -> None:
         """The ledger began."""
@@ -76,8 +79,11 @@ class Facts:
             message = f"block {number} was recorded at position {blocks.position(number)}"
             self._findings.add(row.position, Rule.FACTS_ONCE, message, block=number)
         elif self._is_in_time(row.position, event):
+            newest = blocks.newest
             self._chain.apply_block(row.position, sound)
             self._grant(number)
+            self._note_turns()
+            self._world.change(upheaval=number < newest)
             self._tally.take_block(row.position, sound, is_new=True)
             return
         self._tally.take_block(row.position, sound, is_new=False)
@@ -100,6 +106,8 @@ class Facts:
             self._tally.take_sync(row.position, sound, is_new=False)
             return
         chain.apply_manifests(row.position, sound)
+        self._world.turns.append(None)
+        self._world.change()
         self._tally.take_sync(row.position, sound, is_new=True)
 
     def _apply_settings(self, row: Row, settings: RecordedSettings) -> None:
@@ -109,6 +117,7 @@ class Facts:
             self._findings.add(row.position, Rule.SETTINGS_POSSIBLE, str(refused), field=refused.field)
             return
         self._chain.apply_settings(settings)
+        self._world.change(upheaval=True)
         self._tally.take_settings(row.position, settings)
 
     def _grant(self, number: int) -> None:
@@ -118,6 +127,18 @@ class Facts:
             if block in blocks and block + 1 in blocks and blocks.unit_ns(block) > 0:
                 granted.add(block, block)
                 self._world.sums.add(block, blocks.unit_ns(block))
+
+    def _note_turns(self) -> None:
+        """Notes whose counts, or registration, a block may have changed."""
+        plan, members = self._chain.high_plan, self._chain.metagraph.members
+        if members is not self._members:
+            self._world.turns.append(members ^ self._members)
+        if plan is not None and plan != self._plan:
+            if self._plan is None or plan[:2] != self._plan[:2]:
+                self._world.turns.append(None)
+            else:
+                self._world.turns.append(plan.members ^ self._plan.members)
+        self._plan, self._members = plan, members
 
     def _is_in_time(self, position: int, event: BlockRecorded) -> bool:
         blocks, number = self._chain.blocks, event.number

@@ -6,15 +6,30 @@ compared as they come; what the model says of an end waits until the log comes t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from ledger import AllowanceReserved, Row, Settlement, Status, Store, status_after
+import msgspec
 
-from ..lines import BUCKET_BLOCKS, Line, Piece, line_of
+from ledger import (
+    ReservationExpiredEvent,
+    ReservationReleased,
+    ReservationSpent,
+    Row,
+    Settlement,
+    Status,
+    Store,
+)
+
+from ..lines import BUCKET_BLOCKS, Line
 from ..model import HistoryModel, Place
+from ..projecting import LINES
 from ..rules import Findings, Rule
+from .books import Standing
 
+Stored = tuple[Any, ...]
+"""A line as it is stored, its fields in the order of `Line`."""
 End = tuple[Status, int | None, int | None]
 """Status, and position and time of the settlement."""
 STANDS: End = ("reserved", None, None)
@@ -32,17 +47,15 @@ class Pieces(NamedTuple):
     first_blocks: int
     last_blocks: int
 
-    def with_one(self, piece: Piece) -> Pieces:
-        """These and one more."""
-        return Pieces(
-            self.number + 1,
-            self.positions + piece.position % MODULUS,
-            self.first_blocks + piece.first_block % MODULUS,
-            self.last_blocks + piece.last_block % MODULUS,
-        )
-
 
 NO_PIECES = Pieces(0, 0, 0, 0)
+_STATUS: dict[type[Settlement], Status] = {
+    ReservationSpent: "spent",
+    ReservationReleased: "released",
+    ReservationExpiredEvent: "expired",
+}
+"""What an end is called in the history."""
+_encode = msgspec.json.Encoder().encode
 
 
 class HistoryCheck:
@@ -59,8 +72,8 @@ class HistoryCheck:
         self._told: dict[int, End] = {}
         """Ends that the model tells, and that the log has not come to."""
         self._standing: set[int] = set()
-        self._pieces: dict[int, Pieces] = {}
-        """What the log makes of each bucket of blocks."""
+        self._pieces: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        """What the log makes of each bucket of blocks, as `Pieces`."""
 
     @classmethod
     async def begin(cls, store: Store, until: int) -> HistoryCheck:
@@ -71,21 +84,25 @@ class HistoryCheck:
         """Whether the generation was not replaced by another meanwhile."""
         return (await self._model.live()).generation == self.place.generation
 
-    async def take(self, position: int, page: Sequence[tuple[Row, AllowanceReserved | Settlement]]) -> None:
+    async def take(self, position: int, page: Sequence[Standing | tuple[Row, Settlement]]) -> None:
         """Compares what the log made and ended up to a position with what the model says of it."""
         position = min(position, self.until)
         if position <= self._position:
             return
-        lines = {line.position: line for line in await self._lines(position)}
-        for row, event in page:
-            if row.position > self.until:
-                break
-            if isinstance(event, AllowanceReserved):
-                self._begin(line_of(row, event), lines.pop(row.position, None))
-            else:
+        until, lines = self.until, {line[0]: line for line in await self._lines(position)}
+        for each in page:
+            if type(each) is Standing:
+                if each.position > until:
+                    break
+                self._begin(each, lines.pop(each.position, None))
+            elif type(each) is tuple:
+                row, event = each
+                if row.position > until:
+                    break
                 self._end(row, event)
         for line in lines.values():
-            self._note(line.position, "the history has a reservation that the log has not", line._asdict(), {})
+            told = Line._make(line)._asdict()
+            self._note(line[0], "the history has a reservation that the log has not", told, {})
         self._position = position
 
     async def end(self) -> None:
@@ -94,7 +111,7 @@ class HistoryCheck:
             self._note(position, "the history tells of an end that the log does not", _end_fields(told), {})
         told_pieces = await self._pieces_told()
         for bucket in sorted(told_pieces.keys() | self._pieces.keys()):
-            told_here, here = told_pieces.get(bucket, NO_PIECES), self._pieces.get(bucket, NO_PIECES)
+            told_here, here = told_pieces.get(bucket, NO_PIECES), Pieces(*self._pieces[bucket])
             if told_here != here:
                 first = bucket * BUCKET_BLOCKS
                 message = (
@@ -102,43 +119,66 @@ class HistoryCheck:
                 )
                 self._note(self.until, message, told_here._asdict(), here._asdict())
 
-    def _begin(self, expected: Line, line: Line | None) -> None:
-        for piece in expected.pieces():
-            self._pieces[piece.bucket] = self._pieces.get(piece.bucket, NO_PIECES).with_one(piece)
+    def _begin(self, standing: Standing, line: Stored | None) -> None:
+        position, row, event, book = standing.position, standing.row, standing.event, standing.book
+        blocks = event.blocks
+        self._cut(position, blocks)
+        expected: Stored = (
+            position,
+            standing.reservation_id,
+            book.miner_ss58,
+            book.executor_class,
+            row.job_uuid,
+            event.amount_ns,
+            _encode(blocks),
+            event.job_start_block,
+            row.recorded_at_ns,
+            event.expires_at_ns,
+        )
         if line is None:
-            self._note(expected.position, "the history lacks a reservation", {}, expected._asdict())
+            self._note(position, "the history lacks a reservation", {}, Line._make(expected + STANDS)._asdict())
             return
-        self._standing.add(line.position)
-        if line[:BEGINNING] != expected[:BEGINNING]:
-            told, of_log = line._asdict(), expected._asdict()
-            names = [name for name in Line._fields[:BEGINNING] if told[name] != of_log[name]]
-            message = f"the history differs in {', '.join(names)}"
-            self._note(
-                expected.position, message, {name: told[name] for name in names}, {name: of_log[name] for name in names}
-            )
-        as_of = line.as_of(self.until)
-        end: End = (as_of.status, as_of.settled_position, as_of.settled_at_ns)
-        if end != STANDS:
-            self._told[line.position] = end
+        self._standing.add(position)
+        if line[:BEGINNING] != expected:
+            differing = [at for at in range(BEGINNING) if line[at] != expected[at]]
+            message = f"the history differs in {', '.join(Line._fields[at] for at in differing)}"
+            told, of_log = ({Line._fields[at]: fields[at] for at in differing} for fields in (line, expected))
+            self._note(position, message, told, of_log)
+        settled_position = line[BEGINNING + 1]
+        if settled_position is None or settled_position <= self.until:
+            end: End = line[BEGINNING:]
+            if end != STANDS:
+                self._told[position] = end
+
+    def _cut(self, position: int, blocks: Sequence[tuple[int, int]]) -> None:
+        """Adds up a reservation's blocks by bucket, runs cut at the borders of buckets."""
+        for run_first, run_last in blocks:
+            first, end = run_first, run_last // BUCKET_BLOCKS
+            for bucket in range(run_first // BUCKET_BLOCKS, end + 1):
+                last = run_last if bucket == end else bucket * BUCKET_BLOCKS + BUCKET_BLOCKS - 1
+                pieces = self._pieces[bucket]
+                pieces[0] += 1
+                pieces[1] += position % MODULUS
+                pieces[2] += first % MODULUS
+                pieces[3] += last % MODULUS
+                first = last + 1
 
     def _end(self, row: Row, event: Settlement) -> None:
         settles = row.settles or 0
         if settles not in self._standing:
             return  # Its line is missing, or it ends nothing; either is noted elsewhere.
         self._standing.discard(settles)
-        expected: End = (status_after(event), row.position, row.recorded_at_ns)
+        expected: End = (_STATUS[type(event)], row.position, row.recorded_at_ns)
         told = self._told.pop(settles, STANDS)
         if told != expected:
             self._note(settles, "the history tells of another end", _end_fields(told), _end_fields(expected))
 
-    async def _lines(self, position: int) -> Iterable[Line]:
-        from ..tables import reservations
-
-        between = [reservations.c.position > self._position, reservations.c.position <= position]
-        async with self._store.reading() as connection:
-            return await self._model.lines(
-                connection, self.place.generation, between, newest_first=False, limit=position - self._position
-            )
+    async def _lines(self, position: int) -> list[Stored]:
+        return await self._store.select(
+            f"SELECT {', '.join(Line._fields)} FROM {LINES} WHERE ledger = {self._store.ledger}"
+            f" AND generation = {self.place.generation} AND position > {self._position} AND position <= {position}"
+            " ORDER BY position"
+        )
 
     async def _pieces_told(self) -> dict[int, Pieces]:
         from sqlalchemy import func, select

@@ -1,237 +1,333 @@
-"""Routing decisions made again: the ranking of a class as it was, and who was first of it and not busy."""
+"""The ranking of a class by the audit's own books: who is tried first for a job at the newest block.
+
+It follows the log instead of being measured after every block. An account's place is told by its first free block and
+by what is taken beyond that: neither changes when a block ages that it has taken, nor when one more is granted. So a
+block moves only the accounts that something ends for, and what everybody has left is worked out when it is asked for.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
-from hashlib import blake2b
-from math import gcd
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+from itertools import count
 
-from ledger import END, AllowanceReserved, Row, seconds
+from ledger import END, Run, RunSet
 
-from ..rules import Findings, Rule
-from .books import Book, World
+from .books import Book, Member, Place, World
+from .draws import drawn_number, further_places
 
 SHARE_UNIT = 10**9
+AGED = 0
+"""The start of the level of all whose first free block is the window's first."""
 
-Rank = tuple[int, int]
-"""The earliest free block, and less the billionths of the total that are available."""
-Member = tuple[int, str, Book]
-"""An account of a rank: less what is available in ns, its hotkey, its book; in this order among equals."""
+Odd = tuple[int, int, str, Book]
+"""Less the billionths of the total that are available, less what is available in ns, hotkey, book."""
+Group = tuple[list[Member] | list[Odd] | list[tuple[int, str, Book]], int, int]
+"""Equals, best first, in a list from an index on: how many of them have enough. Each ends with its book."""
 
-Ranked = tuple[Rank, Member, int]
-"""An account's rank, its membership in it, and its total in ns."""
+
+class Level:
+    """The accounts with the same first free block."""
+
+    __slots__ = ("odd", "plain", "ranked", "ranked_at")
+
+    def __init__(self) -> None:
+        self.plain: list[Member] = []
+        """Those with one count in the whole window, in order: their order by what is left is the one by `Member`."""
+        self.odd: set[Book] = set()
+        """The others."""
+        self.ranked: list[Odd] = []
+        """The odd in order, as of a number of facts."""
+        self.ranked_at = -1
 
 
 class Ranks:
-    """The registered accounts of one class with anything available at the newest block, by rank."""
-
-    __slots__ = ("_executor_class", "_of", "_oldest", "_revision", "_window_ns", "_world", "groups", "order", "stale")
+    """The registered accounts of one class with anything available at the newest block."""
 
     def __init__(self, world: World, executor_class: str) -> None:
         self._world = world
         self._executor_class = executor_class
-        self._revision = -1
-        self._oldest = self._window_ns = 0
-        self._of: dict[Book, Ranked] = {}
-        self.order: list[Rank] = []
-        """The ranks that anybody has, best first."""
-        self.groups: dict[Rank, list[Member]] = {}
-        """Who has each, in order."""
-        self.stale: set[Book] = set()
-        """Accounts of which something else is free than when they were measured."""
+        self._stale = world.stale[executor_class]
+        self._facts = self._upheavals = -1
+        self._turns = 0
+        """How much of what the world counts it has followed."""
+        self._first = END
+        """The first granted block of the window."""
+        self._window_ns = self._end_ns = 0
+        """What the window's blocks grant an executor, and what all do."""
+        self._granted_end = 0
+        """The block after the last that grants anything."""
+        self._levels: dict[int, Level] = {}
+        self._starts: list[int] = []
+        """The levels' first free blocks, ascending; `AGED` is always there."""
+        self._ends: list[tuple[int, int, Book]] = []
+        """At which first block of the window an account is to be measured again, a heap."""
+        self._serial = count()
+        self._restless: set[Book] = set()
+        """Accounts that the next granted block may move."""
+        self._seen: dict[Book, tuple[int, int, int, bool]] = {}
+        """What facts say of each account: the last step of its counts, its floor, whether it is registered."""
 
     def bring_up_to_date(self) -> None:
-        """Measures again what has changed: after a fact everything, else the accounts that were touched."""
-        chain = self._world.chain
-        if self._revision != chain.revision:
-            self._revision = chain.revision
-            self._oldest = chain.blocks.newest - chain.settings.block_expiry_blocks
-            self._window_ns = self._world.sums.before_ns(END) - self._world.sums.before_ns(self._oldest)
-            self._measure_all()
-        while self.stale:
-            self._measure_again(self.stale.pop())
+        """Follows the facts that came since it was last asked for, and measures the accounts that were touched."""
+        if self._facts != self._world.facts:
+            self._follow()
+        stale = self._stale
+        while stale:
+            self._measure(stale.pop())
 
-    def take(self, book: Book, last: int, worth_ns: int) -> None:
-        """Moves an account of which a claim just took the earliest free blocks, without measuring it again."""
-        if self._is_plain(book) and self._revision == self._world.chain.revision:
-            self.stale.discard(book)
-            rank, member, total_ns = self._of.pop(book)
-            self._remove(rank, member)
-            available_ns = -member[0] - worth_ns
-            if available_ns:
-                self._insert(book, self._ranked(book, total_ns, available_ns, self._world.first_free(book, last + 1)))
+    def candidates(self, amount_ns: int, job_uuid: str) -> Iterator[Book]:
+        """The accounts with the amount, in the order in which a job tries them."""
+        self.bring_up_to_date()
+        first, sums, end_ns, drawn = self._first, self._world.sums, self._end_ns, -1
+        if first == END:
+            return
+        for start in self._starts:
+            for members, at, enough in self._groups(self._levels[start], end_ns - sums[start or first], amount_ns):
+                if enough == 1:
+                    yield members[at][-1]
+                elif enough:
+                    if drawn < 0:
+                        drawn = drawn_number(job_uuid)
+                    yield members[at + drawn % enough][-1]
+                    for place in further_places(enough, drawn):
+                        yield members[at + place][-1]
 
     def available_ns(self, book: Book) -> int:
         """What the account has available; 0 for one that is not ranked."""
-        ranked = self._of.get(book)
-        return 0 if ranked is None else -ranked[1][0]
+        place = book.place
+        if place is None:
+            return 0
+        start, _, beyond_ns, member = place
+        start = max(start, self._first)
+        if member is None:
+            return self._world.amount_ns(book.account, start, END) - beyond_ns
+        return -member[1] * (self._end_ns - self._world.sums[start] - beyond_ns)
 
-    def _measure_all(self) -> None:
-        self._of.clear()
-        self.groups.clear()
-        self.stale.clear()
-        members = self._world.chain.metagraph.members
-        for hotkey_ss58, account in self._world.chain.classes.get(self._executor_class, {}).items():
-            book = self._world.book(account.stream)
-            book.ranks = self
-            if hotkey_ss58 in members:
-                ranked = self._measured(book)
-                if ranked is not None:
-                    self._of[book] = ranked
-                    self.groups.setdefault(ranked[0], []).append(ranked[1])
-        for group in self.groups.values():
-            group.sort()
-        self.order = sorted(self.groups)
+    def move(self, book: Book, blocks: list[Run]) -> None:
+        """A claim of blocks is about to stand: the account's place is the one that it will have then."""
+        place = book.place
+        if place is not None and len(blocks) == 1 and not book.overdue:
+            start, until, beyond_ns, member = place
+            first, last = blocks[0]
+            is_next = first == (start if start > self._first else self._first) and first <= last < until - 1
+            if is_next and member is not None and self._world.covers(last + 1, last + 1):
+                # Of its first free run something is left: what is taken beyond it stays as it is.
+                self._remove(book, place)
+                book.place = last + 1, until, beyond_ns, member
+                insort(self._level(last + 1).plain, member)
+                return
+        book.touch()
 
-    def _measure_again(self, book: Book) -> None:
-        old = self._of.pop(book, None)
-        if old is not None:
-            self._remove(old[0], old[1])
-        if book.miner_ss58 in self._world.chain.metagraph.members:
-            ranked = self._measured(book)
-            if ranked is not None:
-                self._insert(book, ranked)
+    # Order
 
-    def _remove(self, rank: Rank, member: Member) -> None:
-        group = self.groups[rank]
-        if len(group) == 1:
-            del self.groups[rank], self.order[bisect_left(self.order, rank)]
-        else:
-            del group[bisect_left(group, member)]
+    def _groups(self, level: Level, free_ns: int, amount_ns: int) -> Iterable[Group]:
+        """Equals of a level, best first; `free_ns` is what its blocks grant an executor from the first free one on.
 
-    def _insert(self, book: Book, ranked: Ranked) -> None:
-        self._of[book] = ranked
-        rank, member, _ = ranked
-        group = self.groups.get(rank)
-        if group is None:
-            self.groups[rank] = [member]
-            insort(self.order, rank)
-        else:
-            insort(group, member)
+        Equal is who has an equal share, to the billionth; who has the same beyond the first free block always is.
+        """
+        plain = level.plain
+        if level.odd or not plain or plain[0][0] != plain[-1][0]:
+            return self._told_apart(level, free_ns, amount_ns)
+        needed = -(-amount_ns // (free_ns - plain[0][0]))
+        return ((plain, 0, len(plain) if needed <= -plain[-1][1] else bisect_left(plain, (plain[0][0], 1 - needed))),)
 
-    def _is_plain(self, book: Book) -> bool:
-        """Whether one count holds in the whole window and nothing is overdue, as it mostly is."""
-        account, oldest = book.account, self._oldest
-        return not book.overdue and account.floor <= oldest and account.counts.starts[-1] <= oldest
-
-    def _measured(self, book: Book) -> Ranked | None:
-        """The account's place at the clock of `Dues`; None where nothing is available."""
-        measure = self._measured_at_once if self._is_plain(book) else self._measured_in_steps
-        total_ns, available_ns, earliest_block = measure(book)
-        return self._ranked(book, total_ns, available_ns, earliest_block) if available_ns else None
-
-    def _ranked(self, book: Book, total_ns: int, available_ns: int, earliest_block: int) -> Ranked:
-        minus_share = -(available_ns * SHARE_UNIT // total_ns)
-        return (earliest_block, minus_share), (-available_ns, book.miner_ss58, book), total_ns
-
-    def _measured_in_steps(self, book: Book) -> tuple[int, int, int]:
-        """Total and available, in ns, and the earliest free block, whatever the counts are."""
-        account, world = book.account, self._world
-        start = max(self._oldest, account.floor)
-        total_ns = available_ns = world.amount_ns(account, start, END)
-        for taken_start, taken_end in book.occupied().between(start, END):
-            available_ns -= world.amount_ns(account, taken_start, taken_end)
-        return total_ns, available_ns, next(self._world.free(book, start))[0] if available_ns else 0
-
-    def _measured_at_once(self, book: Book) -> tuple[int, int, int]:
-        """The same for a plain account."""
-        count = book.account.counts.values[-1]
-        oldest, available_ns = self._oldest, self._window_ns
-        sum_before_ns = self._world.sums.before_ns
-        starts, ends = book.taken.starts, book.taken.ends
-        for at in range(bisect_right(ends, oldest), len(starts)):
-            start = starts[at]
-            available_ns -= sum_before_ns(ends[at]) - sum_before_ns(start if start > oldest else oldest)
-        return self._window_ns * count, available_ns * count, self._world.first_free(book, oldest)
-
-
-def drawn_places(count: int, job_uuid: str) -> Iterator[int]:
-    """The order in which a job tries so many equals: where its digest says, and on in even steps that meet them all.
-
-    Said here once more, so that a router that draws otherwise is found out.
-    """
-    drawn = int(blake2b(job_uuid.encode(), digest_size=16).hexdigest(), 16)
-    first, step = drawn % count, drawn // count % count
-    while gcd(step, count) > 1:
-        step += 1
-    return ((first + tried * step) % count for tried in range(count))
-
-
-class Routes:
-    """Holds routed claims against the ranking at the position just before them."""
-
-    def __init__(self, world: World, findings: Findings) -> None:
-        self._world = world
-        self._findings = findings
-        self._ranks: dict[str, Ranks] = {}
-
-    def check(self, row: Row, event: AllowanceReserved, book: Book, now_ns: int) -> None:
-        """Checks a routed claim that is about to stand; `Dues` stand at its clock."""
-        chain = self._world.chain
-        newest = chain.blocks.newest
-        if event.job_start_block != newest:
-            message = f"it starts at block {event.job_start_block}, while the newest block was {newest}"
-            self._findings.add(row.position, Rule.ROUTING_DECISION, message, newest_block=newest)
-        if chain.metagraph.miners.get(book.miner_ss58) != event.axon:
-            details = {"axon": event.axon, "expected": chain.metagraph.miners.get(book.miner_ss58)}
-            self._findings.add(row.position, Rule.ROUTING_AXON, "the miner listened elsewhere", **details)
-        if chain.settings.newest_block_max_age_ns is not None:
-            self._check_feed(row.position, newest, now_ns, chain.settings.newest_block_max_age_ns)
-        ranks = self._ranks.get(book.executor_class)
-        if ranks is None:
-            ranks = self._ranks[book.executor_class] = Ranks(self._world, book.executor_class)
-        ranks.bring_up_to_date()
-        first = self._first(ranks, event.amount_ns, row.job_uuid or "")
-        if event.kept:
-            self._check_kept(row.position, event, book, ranks.available_ns(book), is_first=first is book)
-        elif first is not book:
-            self._note_other(row.position, event, book, first)
-
-    def took(self, book: Book, last: int, worth_ns: int) -> None:
-        """A routed claim that broke no rule stands now, and reaches up to a block."""
-        if book.ranks is not None:
-            book.ranks.take(book, last, worth_ns)
-
-    def _note_other(self, position: int, event: AllowanceReserved, book: Book, first: Book | None) -> None:
-        expected = None if first is None else first.miner_ss58
-        message = "no candidate had the amount and was not busy" if first is None else f"{expected} came first"
-        details = {"miner_ss58": book.miner_ss58, "expected": expected, "amount_ns": event.amount_ns}
-        self._findings.add(position, Rule.ROUTING_DECISION, message, **details)
-
-    def _first(self, ranks: Ranks, amount_ns: int, job_uuid: str) -> Book | None:
-        """The first account with the amount that is not busy, in the order in which the job tries them."""
-        for rank in ranks.order:
-            group = ranks.groups[rank]
+    def _told_apart(self, level: Level, free_ns: int, amount_ns: int) -> Iterator[Group]:
+        """The same of any level."""
+        plain, odd = level.plain, self._ranked(level) if level.odd else []
+        at, odd_at, end, odd_end = 0, 0, len(plain), len(odd)
+        while at < end:
+            beyond_ns = plain[at][0]
+            left_ns = free_ns - beyond_ns
+            next_at = end if plain[-1][0] == beyond_ns else bisect_left(plain, (beyond_ns + 1,), at)
+            # Shares that differ by less than the unit are told apart only where they may be equal.
+            if odd_at < odd_end or (next_at < end and self._is_near(plain[next_at][0] - beyond_ns)):
+                share = self._share(left_ns)
+                while odd_at < odd_end and -odd[odd_at][0] > share:
+                    group = self._odd_group(odd, odd_at, amount_ns)
+                    yield group
+                    odd_at = self._odd_end(odd, odd_at)
+                equal_end = next_at
+                while equal_end < end and self._share(free_ns - plain[equal_end][0]) == share:
+                    equal_end += 1
+                equal_odd = bisect_right(odd, -share, odd_at, key=_minus_share)
+                if equal_end > next_at or equal_odd > odd_at:
+                    equals = [(each[1] * (free_ns - each[0]), each[2], each[3]) for each in plain[at:equal_end]]
+                    equals += [each[1:] for each in odd[odd_at:equal_odd]]
+                    equals.sort()
+                    yield equals, 0, bisect_left(equals, (1 - amount_ns,))
+                    at, odd_at = equal_end, equal_odd
+                    continue
             # Equals are ordered by what is available, so those with enough come first.
-            enough = len(group) if -group[-1][0] >= amount_ns else bisect_left(group, (1 - amount_ns,))
-            for place in drawn_places(enough, job_uuid) if enough > 1 else range(enough):
-                book = group[place][2]
-                if not self._is_busy(book):
-                    return book
-        return None
+            needed = -(-amount_ns // left_ns)
+            yield plain, at, bisect_left(plain, (beyond_ns, 1 - needed), at, next_at) - at
+            at = next_at
+        while odd_at < odd_end:
+            yield self._odd_group(odd, odd_at, amount_ns)
+            odd_at = self._odd_end(odd, odd_at)
 
-    def _check_kept(
-        self, position: int, event: AllowanceReserved, book: Book, available_ns: int, *, is_first: bool
-    ) -> None:
-        """A miner that was chosen before the log moved may be kept, but only while it still qualifies."""
-        if is_first:
-            message = "the miner is said to be kept, while it came first"
-        elif available_ns < event.amount_ns or self._is_busy(book):
-            message = "the miner was kept although it was busy, or had not the amount any more"
+    def _odd_group(self, odd: list[Odd], at: int, amount_ns: int) -> Group:
+        end = self._odd_end(odd, at)
+        return odd, at, bisect_left(odd, (odd[at][0], 1 - amount_ns), at, end) - at
+
+    def _odd_end(self, odd: list[Odd], at: int) -> int:
+        return bisect_right(odd, odd[at][0], at, key=_minus_share)
+
+    def _is_near(self, difference_ns: int) -> bool:
+        return difference_ns * SHARE_UNIT <= self._window_ns
+
+    def _share(self, left_ns: int) -> int:
+        """Billionths of the window."""
+        return left_ns * SHARE_UNIT // self._window_ns
+
+    def _ranked(self, level: Level) -> list[Odd]:
+        if level.ranked_at != self._facts:
+            level.ranked_at = self._facts
+            level.ranked = sorted(map(self._odd, level.odd))
+        return level.ranked
+
+    def _odd(self, book: Book) -> Odd:
+        available_ns = self.available_ns(book)
+        total_ns = self._world.amount_ns(book.account, max(self._first, book.account.floor), END)
+        return -(available_ns * SHARE_UNIT // total_ns), -available_ns, book.miner_ss58, book
+
+    # Facts
+
+    def _follow(self) -> None:
+        world, before = self._world, self._first
+        chain = world.chain
+        self._facts = world.facts
+        self._first = world.first_granted(chain.blocks.newest - chain.settings.block_expiry_blocks)
+        self._end_ns = world.sums[END]
+        self._granted_end = world.granted.ends[-1] if world.granted.ends else 0
+        self._window_ns = self._end_ns - world.sums[self._first]
+        if self._upheavals != world.upheavals:
+            self._begin()
         else:
+            if self._first > before:
+                self._age()
+            if self._turns < len(world.turns):
+                self._turn(world.turns[self._turns :])
+        self._turns = len(world.turns)
+        self._stale |= self._restless
+        self._restless.clear()
+
+    def _begin(self) -> None:
+        """Forgets everything: all accounts are measured."""
+        self._upheavals = self._world.upheavals
+        self._levels = {AGED: Level()}
+        self._starts = [AGED]
+        self._ends.clear()
+        self._restless.clear()
+        for book in self._seen:
+            book.place = None
+        self._seen.clear()
+        self._look_over()
+
+    def _age(self) -> None:
+        """The window begins at a later block: nobody has an earlier one free, and some had only those."""
+        first, ends = self._first, self._ends
+        while ends and ends[0][0] <= first:
+            self._stale.add(heappop(ends)[2])
+        passed = bisect_right(self._starts, first)
+        aged = self._levels[AGED]
+        for start in self._starts[1:passed]:
+            level = self._levels.pop(start)
+            aged.plain += level.plain
+            aged.odd |= level.odd
+        if passed > 1:
+            del self._starts[1:passed]
+            aged.plain.sort()
+
+    def _turn(self, turns: list[frozenset[str] | None]) -> None:
+        """Measures those whose counts, floors or registration may have changed."""
+        accounts = self._world.chain.classes.get(self._executor_class, {})
+        for movers in turns:
+            for hotkey_ss58 in movers or ():
+                if hotkey_ss58 in accounts:
+                    self._stale.add(self._world.book(accounts[hotkey_ss58].stream))
+        if None in turns:
+            self._look_over()
+
+    def _look_over(self) -> None:
+        """Looks for the accounts that facts say something else of than when it looked last."""
+        members = self._world.chain.metagraph.members
+        for account in self._world.chain.classes.get(self._executor_class, {}).values():
+            book, counts = self._world.book(account.stream), account.counts
+            seen = counts.starts[-1], counts.values[-1], account.floor, account.miner_ss58 in members
+            if self._seen.get(book) != seen:
+                self._seen[book] = seen
+                self._stale.add(book)
+
+    # Accounts
+
+    def _measure(self, book: Book) -> None:
+        """Puts an account where it belongs."""
+        if book.place is not None:
+            self._remove(book, book.place)
+        if book.miner_ss58 not in self._world.chain.metagraph.members:
             return
-        details = {"miner_ss58": book.miner_ss58, "available_ns": available_ns, "amount_ns": event.amount_ns}
-        self._findings.add(position, Rule.ROUTING_DECISION, message, **details)
+        account, first = book.account, self._first
+        occupied = book.occupied() if book.overdue else book.taken
+        starts, ends = occupied.starts, occupied.ends
+        if ends and ends[-1] > self._granted_end:
+            self._restless.add(book)
+        if account.counts.starts[-1] > first or account.floor > first:
+            self._place_odd(book, occupied)
+            return
+        executors = account.counts.values[-1]
+        start, until = self._world.first_free(occupied, first)
+        if start == END or not executors:
+            self._restless.add(book)
+            return
+        beyond_ns = 0
+        if until != END:
+            sums = self._world.sums
+            heappush(self._ends, (until, next(self._serial), book))
+            for at in range(bisect_left(starts, until), len(starts)):
+                beyond_ns += sums[ends[at]] - sums[starts[at]]
+        member = beyond_ns, -executors, book.miner_ss58, book
+        book.place = start, until, beyond_ns, member
+        insort(self._level(start).plain, member)
 
-    def _check_feed(self, position: int, newest: int, now_ns: int, most_ns: int) -> None:
-        age_ns = now_ns - self._world.chain.blocks.created_at_ns(newest)
-        if age_ns > most_ns:
-            message = f"the newest block was {seconds(age_ns)} s old, more than {seconds(most_ns)} s"
-            self._findings.add(position, Rule.ROUTING_FEED, message, newest_block=newest, age_ns=age_ns)
+    def _place_odd(self, book: Book, occupied: RunSet) -> None:
+        """Places an account whose counts, or floor, change within the window."""
+        world, account = self._world, book.account
+        start, until, _ = next(world.free(book, self._first), (END, END, 0))
+        if start == END:
+            self._restless.add(book)
+            return
+        until = min(until, max(account.counts.starts[-1], account.floor))
+        beyond_ns = sum(world.amount_ns(account, *run) for run in occupied.between(start, END))
+        heappush(self._ends, (until, next(self._serial), book))
+        book.place = start, until, beyond_ns, None
+        level = self._level(start)
+        level.odd.add(book)
+        if level.ranked_at == self._facts:
+            insort(level.ranked, self._odd(book))
 
-    def _is_busy(self, book: Book) -> bool:
-        """Whether the miner runs as many jobs as it has executors for, those overdue not counted."""
-        chain = self._world.chain
-        running = len(book.standing) - len(book.overdue)
-        return chain.settings.respect_executor_count and running >= chain.count_now(book.account)
+    def _level(self, start: int) -> Level:
+        key = start if start > self._first else AGED
+        level = self._levels.get(key)
+        if level is None:
+            level = self._levels[key] = Level()
+            insort(self._starts, key)
+        return level
+
+    def _remove(self, book: Book, place: Place) -> None:
+        start, _, _, member = place
+        book.place = None
+        key = start if start > self._first else AGED
+        level = self._levels[key]
+        if member is not None:
+            del level.plain[bisect_left(level.plain, member)]
+        else:
+            level.odd.remove(book)
+            level.ranked = [each for each in level.ranked if each[3] is not book]
+        if not level.plain and not level.odd and key != AGED:
+            del self._levels[key], self._starts[bisect_left(self._starts, key)]
+
+
+def _minus_share(odd: Odd) -> int:
+    return odd[0]

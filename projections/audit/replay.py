@@ -34,13 +34,13 @@ from ledger import (
 from ..envelope import SHAPES, Envelope
 from ..rules import Findings, Rule
 from .balance import balance_moved, balance_of, note_uneven
-from .books import Book, World
+from .books import Book, Standing, World
 from .dues import Dues
 from .endings import Endings
 from .facts import Facts, is_name
 from .jobs import Jobs
-from .ranks import Routes
 from .reservations import Reservations
+from .routes import Routes
 
 BALANCED_EVERY_ROWS = 10_000
 """In between, an event moves what is taken by what its reservation is worth; one that does not is balanced at once."""
@@ -57,7 +57,7 @@ class Replay:
         """Events by type."""
         self.recorded_at_ns = 0
         self.envelope = Envelope()
-        self.page: list[tuple[Row, AllowanceReserved | Settlement]] = []
+        self.page: list[Standing | tuple[Row, Settlement]] = []
         """Reservations and settlements since whoever compares them with the read models last took them."""
         self._dues = Dues(self.world)
         self._jobs = Jobs(self.findings)
@@ -106,6 +106,7 @@ class Replay:
         except Exception as error:  # A log may hold what nobody thought of; the audit goes on all the same.
             message = f"the event cannot be taken: {shortened(error)}"
             self.findings.add(row.position, Rule.READABLE_EVENTS, message)
+            self.world.change(upheaval=True)
         self.recorded_at_ns = row.recorded_at_ns
         if row.position % BALANCED_EVERY_ROWS == 0:
             balance_moved(self.world, self.findings)
@@ -147,18 +148,16 @@ class Replay:
         self._dues.move_to(now_ns)
         if self._endings.expiries:
             self._endings.explain(row, event, now_ns)
-        noted = self.findings.count
-        worth_ns = self._reservations.check(row, event, book)
+        worth_ns, is_free_run = self._reservations.check(row, event, book)
         if event.axon is not None:
             self._routes.check(row, event, book, now_ns)
-        elif event.kept:
-            message = "no router made the reservation, yet its miner is said to be kept"
-            self.findings.add(row.position, Rule.ROUTING_DECISION, message)
+        else:
+            book.touch()
+            if event.kept:
+                message = "no router made the reservation, yet its miner is said to be kept"
+                self.findings.add(row.position, Rule.ROUTING_DECISION, message)
         self._jobs.reserved(row)
-        self._reservations.stand(row, event, book, worth_ns)
-        if event.axon is not None and self.findings.count == noted:
-            self._routes.took(book, event.blocks[-1][1], worth_ns)
-        self.page.append((row, event))
+        self.page.append(self._reservations.stand(row, event, book, worth_ns, is_free_run=is_free_run))
 
     def _settle(self, row: Row, event: Settlement) -> None:
         if row.settles is None or row.job_uuid is not None:

@@ -20,13 +20,15 @@ class Reservations:
         self._dues = dues
         self._findings = findings
         self._claims = Claims(world)
+        self._chain = world.chain
+        self._standing, self._moved = world.standing, world.moved
 
-    def check(self, row: Row, event: AllowanceReserved, book: Book) -> int:
-        """Checks a reservation that is about to stand; answers what its blocks are worth.
+    def check(self, row: Row, event: AllowanceReserved, book: Book) -> tuple[int, bool]:
+        """Checks a reservation that is about to stand; answers what its blocks are worth, and if they are a free run.
 
         `Dues` stand at the clock that decided.
         """
-        settings = self._world.chain.settings
+        settings = self._chain.settings
         amount_ns = event.amount_ns
         if not 1 <= event.job_start_block <= LARGEST:
             message = f"the job starts at block {shortened(event.job_start_block)}"
@@ -41,33 +43,43 @@ class Reservations:
         oldest = event.job_start_block - settings.block_expiry_blocks
         worth_ns = self._claims.worth_as_due(book, event, oldest)
         if worth_ns != NO_WORTH:
-            return worth_ns
+            return worth_ns, True
         if event.blocks != self._claims.due_blocks(book, amount_ns, oldest):
             self._check_blocks(row.position, book, event, oldest)
-        return self._world.worth_ns(book, [run for run in event.blocks if is_run(*run)])
+        return self._world.worth_ns(book, [run for run in event.blocks if is_run(*run)]), False
 
-    def stand(self, row: Row, event: AllowanceReserved, book: Book, worth_ns: int) -> None:
-        """Lets a reservation stand, with those of its blocks that no other one has."""
+    def stand(self, row: Row, event: AllowanceReserved, book: Book, worth_ns: int, *, is_free_run: bool) -> Standing:
+        """Lets a reservation stand, with those of its blocks that no other one has; who calls it touches the book."""
+        position, blocks = row.position, event.blocks
+        if is_free_run:
+            owned, is_even = blocks, True
+            book.taken.add(*blocks[0])
+        else:
+            owned, is_even = self._own(position, book, blocks)
+        standing = Standing(row, event, book, owned, worth_ns)
+        book.standing[position] = self._standing[position] = standing
+        book.held_ns += worth_ns
+        book.last_position = position
+        self._moved.add(book)
+        self._dues.add(standing)
+        if not is_even:
+            note_uneven(self._findings, book, balance_of(self._world, book))
+        return standing
+
+    def _own(self, position: int, book: Book, blocks: list[Run]) -> tuple[list[Run], bool]:
+        """Takes those of the blocks that nobody has; whether these are all."""
         owned: list[Run] = []
         is_even = True
-        for first, last in event.blocks:
+        for first, last in blocks:
             if not is_run(first, last):
                 continue  # A finding of its own.
             try:
                 book.taken.add(first, last)
                 owned.append((first, last))
             except ValueError:
-                owned += self._rest(row.position, book, first, last)
+                owned += self._rest(position, book, first, last)
                 is_even = False
-        standing = Standing(row, event, book, owned, worth_ns)
-        book.standing[row.position] = self._world.standing[row.position] = standing
-        book.held_ns += worth_ns
-        book.last_position = row.position
-        self._world.moved.add(book)
-        book.touch()
-        self._dues.add(standing)
-        if not is_even:
-            note_uneven(self._findings, book, balance_of(self._world, book))
+        return owned, is_even
 
     def _rest(self, position: int, book: Book, first: int, last: int) -> list[Run]:
         """What of a run nobody has; that somebody has the others is noted."""

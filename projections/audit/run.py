@@ -70,14 +70,18 @@ async def audit_log(
 async def _replay(
     store: Store, replay: Replay, until: int, states: States, history: HistoryCheck, progress: ProgressReport | None
 ) -> None:
-    after = 0
+    after, take, awaited = 0, replay.take, states.positions
     while replay.position < until:
-        rows = [row for row in await store.read(after) if not _is_beyond(row, until)]
+        rows = await store.read(after)
+        if rows and rows[-1].position != min(after + len(rows), until):
+            rows = [row for row in rows if not _is_beyond(row, until)]
         if not rows:
             break
+        last = rows[-1].position
+        awaits = type(last) is not int or any(after < position <= last for position in awaited)
         for row in rows:
-            replay.take(row)
-            if row.position in states.positions:
+            take(row)
+            if awaits and row.position in awaited:
                 states.compare(replay.world, replay.envelope, row.recorded_at_ns)
         await history.take(replay.position, replay.page)
         replay.page.clear()

@@ -95,13 +95,21 @@ class Tally:
         """Compares every account's counts, block by block, where they may differ."""
         if self._units_ns:
             self._check_sum(position, 0, END, sum(self._units_ns.values()))
-        spans = list(self._spans())
+        nobody: Manifests = {}
+        nothing: dict[str, int] = {}
+        spans = [
+            (first, last, nobody if terms.manifests_at is None else self._syncs[terms.manifests_at], terms)
+            for first, last, terms in self._spans()
+        ]
         for account in self._chain.accounts.values():
+            miner, executor_class = account.miner_ss58, account.executor_class
             starts, values = account.counts.starts, account.counts.values
-            for first, last, terms in spans:
-                expected = self._count(account, terms)
-                steps = range(bisect_right(starts, first) - 1, bisect_right(starts, last))
-                if any(values[step] != expected for step in steps):
+            for first, last, manifests, terms in spans:
+                offered = manifests.get(miner, nothing).get(executor_class, 0) if miner in terms.members else 0
+                expected = min(offered, terms.caps.get(executor_class, offered))
+                step = bisect_right(starts, first)
+                steps = values[step - 1 : bisect_right(starts, last, step)]
+                if steps.count(expected) != len(steps):
                     self._check_counts(position, account, first, last, expected)
 
     def _patch(self, event: BlockRecorded) -> None:
@@ -172,13 +180,6 @@ class Tally:
             last = block
         if terms is not None:
             yield first, last, terms
-
-    def _count(self, account: Account, terms: Terms) -> int:
-        """How many executors of the account counted under the terms."""
-        if terms.manifests_at is None or account.miner_ss58 not in terms.members:
-            return 0
-        offered = self._syncs[terms.manifests_at].get(account.miner_ss58, {}).get(account.executor_class, 0)
-        return min(offered, terms.caps.get(account.executor_class, offered))
 
     def _check_counts(self, position: int, account: Account, first: int, last: int, expected: int) -> None:
         """Names the first block of a span that counts otherwise; where none grants, a count says nothing."""
