@@ -218,6 +218,11 @@ def _conditions(columns: Columns, view: View) -> list[ColumnElement[bool]]:
     return conditions
 
 
+def _among(positions: Sequence[int], columns: Columns) -> list[ColumnElement[bool]]:
+    """That a line stands at one of these positions."""
+    return [columns.position.in_(positions)]
+
+
 def _between(position: ColumnElement[int], view: View, bounds: Bounds, start: int | None) -> list[ColumnElement[bool]]:
     """That a line stands in the model, between the bounds, and after a position in the order asked for."""
     conditions = [position <= view.checkpoint]

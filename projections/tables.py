@@ -6,11 +6,10 @@ and becomes live by a change of the checkpoint row that names it.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, TableClause, Text, column
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.visitors import InternalTraversal
 
 from ledger.tables import metadata
 
@@ -94,8 +93,7 @@ class Indexed(TableClause):
     SQLite has to be told which: it takes a generation to have few rows, and would rather read all of them.
     """
 
-    _traverse_internals: ClassVar[Any] = [*TableClause._traverse_internals, ("hint", InternalTraversal.dp_string)]
-    inherit_cache = True
+    inherit_cache = False
 
     def __init__(self, index: str | None) -> None:
         super().__init__(reservations.name, *(column(each.name, each.type) for each in reservations.c))

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, select
+from sqlalchemy import Engine, delete, event, select
 
 from ledger import LedgerActor
 from projections import History
 from projections import history as history_module
 from projections import model as model_module
-from projections.projecting import Projector
+from projections.lines import Tail
+from projections.model import Place
+from projections.projecting import CAUGHT_UP_IN, Projector
 from projections.tables import checkpoints, reservations
 from routing import Allowance, InvalidInput, Page, Reservation
 
@@ -173,6 +175,51 @@ def a_filter(story: Story, scan: list[Reservation]) -> dict[str, Any]:
         "block": max(1, story.number - draw.randrange(0, 70)),
     }
     return {name: value for name, value in values.items() if draw.random() < 0.3}
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_filtered_page_is_read_by_an_index(url: str, analyzed: bool) -> None:
+    """Whatever the filters, and whatever SQLite knows of how much there is: no page reads or sorts all of the history.
+
+    Catches: SQLite, left to itself, reading it by positions until enough lines have passed the filters.
+    """
+    asked: list[tuple[str, tuple[Any, ...]]] = []
+
+    def note(_c: object, _cursor: object, statement: str, values: tuple[Any, ...], *_: object) -> None:
+        if "FROM allowance_res" in statement:
+            asked.append((statement, values))
+
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=(clock := Clock())) as book:
+        await Story(book, clock, SEED).goes_on(150)
+        await project(book)
+        store: Any = store_of(book)
+        connection = store._connection
+        if analyzed:
+            connection.execute("ANALYZE")
+            connection.execute("ANALYZE sqlite_master")  # This connection is to know of it.
+        line = (await book.history(limit=1)).items[0]
+        one_of: dict[str, Any] = {
+            "miner_ss58": line.miner_ss58,
+            "executor_class": line.executor_class,
+            "job_uuid": "job-1",
+            "status": "released",
+            "block": line.blocks[0],
+            "reserved_from": line.reserved_at - timedelta(days=1),
+        }
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            for number in range(1, len(one_of) + 1):
+                for names in itertools.combinations(one_of, number):
+                    asked.clear()
+                    await book.history(limit=2, **{name: one_of[name] for name in names})
+                    plans = [connection.execute(f"EXPLAIN QUERY PLAN {each}", values) for each, values in asked]
+                    steps = [step for plan in plans for *_, step in plan]
+                    assert not [step for step in steps if "SCAN" in step or "TEMP B-TREE" in step]
+                    by_position = "PRIMARY KEY (ledger=? AND generation=? AND position"
+                    ranges = [step for step in steps if f"{by_position}<" in step or f"{by_position}>" in step]
+                    assert bool(ranges) == (set(names) == {"reserved_from"}), names
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
 
 
 async def test_times_are_from_and_until(url: str) -> None:
@@ -379,3 +426,22 @@ async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
         await there(book, lambda: history_of(book).project(9))
         await asyncio.gather(*map(asyncio.wrap_future, asked))
     assert done[:8] == ["piece", "change"] * 4
+
+
+async def test_what_is_far_behind_is_caught_up_with_in_larger_pieces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes go first between two pieces: were pieces not to grow with the backlog, so would the backlog."""
+    monkeypatch.setattr("projections.projecting.ROWS_AT_ONCE", 2)
+    pieces: list[int] = []
+    advance = Projector.advance
+
+    async def advance_and_count(self: Projector, slot: str, place: Place, tail: Tail) -> Any:
+        pieces.append(tail.position - place.position)
+        return await advance(self, slot, place, tail)
+
+    async with small_book(url=url) as book:
+        for _ in range(50):
+            await book.release((await book.reserve("5Anna", GPU, 1.0, 11)).reservation_id)
+        monkeypatch.setattr(Projector, "advance", advance_and_count)
+        await project(book)
+    assert pieces[0] == sum(pieces) // CAUGHT_UP_IN > 2
+    assert pieces[-1] <= 2

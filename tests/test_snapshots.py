@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from routing import Allowance
 
 from .engines import ENGINES, new_database
 from .small import GPU, VALIDATOR, Clock, small_book
+from .stalling import queued, stalled
 from .stories import SETTINGS, Story, events_of, executed, store_of, there, told
 
 pytestmark = pytest.mark.sqlalchemy
@@ -183,6 +185,26 @@ async def test_of_all_writers_one_looks_after_what_is_derived(any_url: str, monk
                 await each.release((await each.reserve("5Anna", GPU, 1.0, 11)).reservation_id)
         assert len(carers) == (await book.head()).position // 10 == 13
         assert len(set(carers)) == 2
+
+
+async def test_a_batch_that_steps_over_the_number_is_looked_after(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last row need not be the one that completes the number; with many callers it hardly ever is."""
+    monkeypatch.setattr("routing.opened.CARED_FOR_EVERY_ROWS", 20)
+    cared: list[object] = []
+
+    async def care(self: object) -> None:
+        cared.append(self)
+
+    async with small_book(url=url) as book:
+        assert (await book.head()).position == 13
+        monkeypatch.setattr("routing.opened.Opened._care", care)
+        async with stalled(book) as opened:
+            changes = [asyncio.create_task(book.reserve("5Anna", GPU, 0.1, 11)) for _ in range(8)]
+            await queued(opened, 8)
+        await asyncio.gather(*changes)
+        await there(book, lambda: asyncio.sleep(0))
+        assert (await book.head()).position == 21
+    assert len(cared) == 1
 
 
 async def test_an_auditor_takes_no_snapshot(url: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ledger.writer
-from ledger import CommitUncertain
+from ledger import CommitUncertain, ExpireDue
+from ledger.writer import Ticket
 from routing import (
     Allowance,
     CannotReserveAllowanceException,
@@ -131,6 +133,36 @@ async def test_two_calls_with_one_key_in_one_batch_are_done_once(book: Allowance
     first, second = await asyncio.gather(*twice)
     assert first == second
     assert [row.key for row in await events_of(book)].count("once") == 1
+
+
+async def test_questions_are_answered_between_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many changes keep coming. Catches a loop that a busy inbox never gives to anybody else."""
+    async with small_book(url=f"sqlite:///{tmp_path}/ledger.db") as book:
+        await _asked_between_batches(book, monkeypatch)
+
+
+async def _asked_between_batches(book: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asks after the first of forty batches; each of them queues the next."""
+    assert book._opened is not None
+    actor, loop, left = book._opened.actor, asyncio.get_running_loop(), 40
+    answered = loop.create_future()
+    deliver = ledger.writer.deliver
+
+    def deliver_and_ask_for_more(tickets: list[Ticket]) -> None:
+        nonlocal left
+        deliver(tickets)
+        if not left or not any(isinstance(ticket.work, ExpireDue) for ticket in tickets):
+            return
+        if left == 40:
+            actor._questions.put(Ticket(lambda state, _: left, loop, answered))
+        left -= 1
+        actor._changes._waiting.extend(Ticket(each.work, loop, loop.create_future()) for each in tickets)
+
+    monkeypatch.setattr(ledger.writer, "deliver", deliver_and_ask_for_more)
+    await book.expire_due()
+    assert await answered > 0
+    while left:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0)
 
 
 async def _decided(book: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
