@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ledger import Head, RecordSettings, ReservationExpiredEvent
+from projections.audit.replay import Replay
 from projections.envelope import Envelope
 from routing import Allowance, AuditReport, InvalidInput, Page, PositionOutOfRange, Routing, Settings
 
@@ -393,6 +394,26 @@ async def test_a_snapshot_beyond_the_log_is_named(tmp_path: Path) -> None:
         await Snapshots(store).save(Taken(20, bytes(32), b"state"))
     async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as book:
         assert findings(await book.audit()) == [(20, "snapshots")]
+
+
+async def test_blocks_across_a_bucket_are_compared_with_the_history(url: str) -> None:
+    """The history cuts a run where its buckets meet; catches a comparison that cuts it elsewhere."""
+    async with small_book(url=url, blocks=140) as book:
+        await book.reserve("5Anna", GPU, 12.0 * 133, 140)
+        await project(book)
+        report = await book.audit()
+        assert (report.findings, report.history_position) == ([], report.position)
+
+
+def test_counts_that_no_fact_tells_of_are_named_also_in_between() -> None:
+    """A fold that counts otherwise for some blocks only, in the midst of many that were settled alike."""
+    replay = Replay(FORGED_VALIDATOR)
+    for row in Forged().rows:
+        replay.take(row)
+    replay.world.chain.accounts[f"5Bert\t{GPU}"].counts.assign(5, 7, 9)
+    replay.end(at_head=True)
+    finding = next(each for each in replay.findings.listed if each.rule == "grants-follow")
+    assert "block 5 counts 9 executors, while the facts say 2" in finding.message
 
 
 async def test_a_live_state_that_went_astray_is_named(url: str) -> None:

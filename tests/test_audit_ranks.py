@@ -211,6 +211,25 @@ def check(replay: Replay, ranks: Ranks, draw: Random) -> None:
             assert found == tried(entries, nearly_ns, job_uuid)
 
 
+def test_after_an_accident_everything_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim moved its account, and then could not be taken for a reason that nobody thought of."""
+    draw, replay = Random(SEED), Replay(VALIDATOR)
+    history = History(draw, replay)
+    ranks = replay._routes.ranks(GPU)
+    history.sync(2, {MINERS[0]: {GPU: 3}, MINERS[1]: {GPU: 3}})
+    for _ in range(9):
+        history.next_block()
+    for row in history.rows:
+        replay.take(row)
+    check(replay, ranks, draw)
+    hotkey, first = ranking(replay)[0].hotkey_ss58, ranking(replay)[0].earliest_block
+    monkeypatch.setattr(replay._reservations, "stand", lambda *_, **__: 1 // 0)
+    columns = {"job_uuid": "job", "attempt": 1}
+    replay.take(history.reserve(hotkey, 8, (first, first), start=history.newest, columns=columns, axon=AXON))
+    assert replay.findings.listed[-1].rule == "readable-events"
+    check(replay, ranks, draw)
+
+
 @pytest.mark.parametrize("share_of_events", [1.0, 0.1])
 @pytest.mark.parametrize("seed", range(SEED, SEED + HISTORIES))
 def test_the_ranking_is_the_one_measured_anew(seed: int, share_of_events: float) -> None:

@@ -184,28 +184,29 @@ class World:
     def covers(self, first: int, last: int) -> bool:
         """Whether every block of the run has a unit above 0."""
         starts, ends = self.granted.starts, self.granted.ends
-        if starts and starts[-1] <= first:
-            return last < ends[-1]
         at = bisect_right(starts, first) - 1
         return at >= 0 and ends[at] > last
 
     def first_free(self, taken: RunSet, start: int) -> tuple[int, int]:
         """The first block from one on with a unit above 0 that is not taken, and the next taken one; `END` for none."""
+        granted = self.granted
+        if not granted.starts:
+            return END, END
+        # Mostly it is in the last run of granted blocks, which needs no search.
+        last_start, last_end = granted.starts[-1], granted.ends[-1]
         starts, ends = taken.starts, taken.ends
-        at, count = bisect_right(ends, start), len(starts)
-        block = self.first_granted(start)
-        while at < count:
+        block = start if last_start <= start < last_end else self.first_granted(start)
+        for at in range(bisect_right(ends, start), len(starts)):
             if starts[at] > block:
                 return block, starts[at]
             if ends[at] > block:
-                block = self.first_granted(ends[at])
-            at += 1
+                block = ends[at]
+                if not last_start <= block < last_end:
+                    block = self.first_granted(block)
         return block, END
 
     def first_granted(self, start: int) -> int:
         """The first block from one on with a unit above 0; `END` where there is none."""
         starts, ends = self.granted.starts, self.granted.ends
-        if starts and starts[-1] <= start:
-            return start if start < ends[-1] else END
         at = bisect_right(ends, start)
         return END if at == len(starts) else max(starts[at], start)

@@ -27,17 +27,21 @@ class Claims:
             return NO_WORTH
         first, last = event.blocks[0]
         world, account = self._world, book.account
-        counts, sums = account.counts, world.sums
-        floor, steps = account.floor, counts.starts
+        floor, counts = account.floor, account.counts
         start, until = world.first_free(book.taken, floor if floor > oldest else oldest)
-        step = bisect_right(steps, first)
-        if not start == first <= last < until or (step < len(steps) and steps[step] <= last):
+        if not start == first <= last < until or (first < last and not world.covers(first, last)):
             return NO_WORTH
-        count, first_ns = counts.values[step - 1], sums[first]
+        sums, steps = world.sums, counts.starts
+        if first >= steps[-1]:
+            count = counts.values[-1]
+        else:
+            step = bisect_right(steps, first)
+            if steps[step] <= last:
+                return NO_WORTH
+            count = counts.values[step - 1]
+        first_ns = sums[first]
         worth_ns = count * (sums[last + 1] - first_ns)
-        if worth_ns >= event.amount_ns > count * (sums[last] - first_ns) and world.covers(first, last):
-            return worth_ns
-        return NO_WORTH
+        return worth_ns if worth_ns >= event.amount_ns > count * (sums[last] - first_ns) else NO_WORTH
 
     def due_blocks(self, book: Book, amount_ns: int, oldest: int) -> list[Run] | None:
         """The free blocks from the earliest on, whole, that add up to the amount; None where they do not."""

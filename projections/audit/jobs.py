@@ -31,7 +31,8 @@ class Jobs:
     def settled(self, job_uuid: str | None, *, spent: bool) -> None:
         """A job's reservation came to its end."""
         if job_uuid is not None:
-            self._of[job_uuid] += (_SPENT if spent else _ENDED) - self._of[job_uuid] % 3
+            last = self._of[job_uuid]
+            self._of[job_uuid] = last - last % 3 + (_SPENT if spent else _ENDED)
 
     def keyed(self, position: int, key: str) -> None:
         """A row bears a key."""

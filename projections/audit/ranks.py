@@ -56,8 +56,8 @@ class Ranks:
         """The first granted block of the window."""
         self._window_ns = self._end_ns = 0
         """What the window's blocks grant an executor, and what all do."""
-        self._granted_end = 0
-        """The block after the last that grants anything."""
+        self._granted_start = self._granted_end = 0
+        """The last run of blocks that grant anything."""
         self._levels: dict[int, Level] = {}
         self._starts: list[int] = []
         """The levels' first free blocks, ascending; `AGED` is always there."""
@@ -84,7 +84,10 @@ class Ranks:
         if first == END:
             return
         for start in self._starts:
-            for members, at, enough in self._groups(self._levels[start], end_ns - sums[start or first], amount_ns):
+            level = self._levels[start]
+            if not level.plain and not level.odd:
+                continue  # As where nobody has the window's first block free.
+            for members, at, enough in self._groups(level, end_ns - sums[start or first], amount_ns):
                 if enough == 1:
                     yield members[at][-1]
                 elif enough:
@@ -111,12 +114,13 @@ class Ranks:
         if place is not None and len(blocks) == 1 and not book.overdue:
             start, until, beyond_ns, member = place
             first, last = blocks[0]
-            is_next = first == (start if start > self._first else self._first) and first <= last < until - 1
-            if is_next and member is not None and self._world.covers(last + 1, last + 1):
+            after = last + 1
+            is_first = first == (start if start > self._first else self._first)
+            if is_first and first < after < until and self._granted_start <= after < self._granted_end and member:
                 # Of its first free run something is left: what is taken beyond it stays as it is.
                 self._remove(book, place)
-                book.place = last + 1, until, beyond_ns, member
-                insort(self._level(last + 1).plain, member)
+                book.place = after, until, beyond_ns, member
+                insort(self._level(after).plain, member)
                 return
         book.touch()
 
@@ -128,7 +132,7 @@ class Ranks:
         Equal is who has an equal share, to the billionth; who has the same beyond the first free block always is.
         """
         plain = level.plain
-        if level.odd or not plain or plain[0][0] != plain[-1][0]:
+        if level.odd or plain[0][0] != plain[-1][0]:
             return self._told_apart(level, free_ns, amount_ns)
         needed = -(-amount_ns // (free_ns - plain[0][0]))
         return ((plain, 0, len(plain) if needed <= -plain[-1][1] else bisect_left(plain, (plain[0][0], 1 - needed))),)
@@ -200,7 +204,8 @@ class Ranks:
         self._facts = world.facts
         self._first = world.first_granted(chain.blocks.newest - chain.settings.block_expiry_blocks)
         self._end_ns = world.sums[END]
-        self._granted_end = world.granted.ends[-1] if world.granted.ends else 0
+        if world.granted.ends:
+            self._granted_start, self._granted_end = world.granted.starts[-1], world.granted.ends[-1]
         self._window_ns = self._end_ns - world.sums[self._first]
         if self._upheavals != world.upheavals:
             self._begin()

@@ -77,6 +77,22 @@ def a_block_that_is_not_final(log: Forged) -> None:
     log.reserve(ANNA, 121, (1, 11))
 
 
+def with_a_hole() -> Forged:
+    """Blocks 11 and 12 grant nothing as long as nobody knows block 12."""
+    log = Forged()
+    for number in (13, 14):
+        log.block(number)
+    log.reserve(ANNA, 120, (1, 10), start=14)
+    log.reserve(BERT, 108, (1, 9), start=14)
+    return log
+
+
+@PLANTS(Rule.BLOCKS_GRANTED, "block 11 grants nothing", logs=with_a_hole)
+def blocks_on_both_sides_of_a_hole_as_one_run(log: Forged) -> None:
+    """Their worth is right; it would be told as two runs."""
+    log.reserve(BERT, 18, (10, 13), start=14)
+
+
 @PLANTS(
     Rule.BLOCKS_GRANTED,
     "block 1 grants nothing",
@@ -109,6 +125,20 @@ def a_block_that_was_dropped(log: Forged) -> None:
 def a_block_of_another_reservation(log: Forged) -> None:
     log.reserve(ANNA, 6, (1, 1))
     log.reserve(ANNA, 6, (1, 1))
+
+
+@PLANTS(
+    Rule.BLOCKS_TAKEN_ONCE,
+    "blocks 1 to 2",
+    "held_by_positions [15]",
+    at=4,
+    also=[(4, Rule.CONSERVATION)],
+)
+def blocks_from_the_first_free_one_into_taken_ones(log: Forged) -> None:
+    first = log.reserve(ANNA, 6, (1, 1))
+    log.reserve(ANNA, 6, (2, 2))
+    log.settle(first, ReservationReleased)
+    log.reserve(ANNA, 18, (1, 2))
 
 
 @PLANTS(
