@@ -30,7 +30,7 @@ from projections.audit.books import Book
 from projections.audit.ranks import Ranks
 from projections.audit.replay import Replay
 
-from .forged import GPU, SECOND_NS, VALIDATOR, Forged, created_at_ns
+from .forged import ANNA, GPU, SECOND_NS, VALIDATOR, Forged, created_at_ns
 from .stories import told
 
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
@@ -213,19 +213,13 @@ def check(replay: Replay, ranks: Ranks, draw: Random) -> None:
 
 def test_after_an_accident_everything_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim moved its account, and then could not be taken for a reason that nobody thought of."""
-    draw, replay = Random(SEED), Replay(VALIDATOR)
-    history = History(draw, replay)
+    draw, replay, log = Random(SEED), Replay(VALIDATOR), Forged()
     ranks = replay._routes.ranks(GPU)
-    history.sync(2, {MINERS[0]: {GPU: 3}, MINERS[1]: {GPU: 3}})
-    for _ in range(9):
-        history.next_block()
-    for row in history.rows:
+    for row in log.rows:
         replay.take(row)
     check(replay, ranks, draw)
-    hotkey, first = ranking(replay)[0].hotkey_ss58, ranking(replay)[0].earliest_block
     monkeypatch.setattr(replay._reservations, "stand", lambda *_, **__: 1 // 0)
-    columns = {"job_uuid": "job", "attempt": 1}
-    replay.take(history.reserve(hotkey, 8, (first, first), start=history.newest, columns=columns, axon=AXON))
+    replay.take(log.route("job", ANNA, 6, (1, 1)))
     assert replay.findings.listed[-1].rule == "readable-events"
     check(replay, ranks, draw)
 
