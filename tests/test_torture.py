@@ -113,7 +113,7 @@ def test_claims_that_are_not_decided_again_are_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_claims_that_outrun_a_drop_are_found(tmp_path: Path) -> None:
     """A claim was decided on its own account's newest version, but on facts that a drop had overtaken."""
-    assert "invalidated block claimed" in findings("outrun-drops", tmp_path, claims=300, facts=5)
+    assert "invalidated block claimed" in findings("outrun-drops", tmp_path, claims=1200, facts=5)
 
 
 @pytest.mark.slow
