@@ -30,7 +30,7 @@ EVENTS_PER_COMMIT = 20_000
 SNAPSHOT_AGE_EVENTS = 9000
 HISTORY_LAG_EVENTS = 500
 QUIET_SHARE = 100
-"""The last of so many parts of the log is quiet."""
+"""The last of so many parts of the log is quiet, and all that comes after the snapshot, so that all logs end alike."""
 BLOCKS_BEFORE_JOBS = 20
 """There has to be some allowance first."""
 EXPIRED_EVERY_BLOCKS = 25
@@ -61,7 +61,8 @@ async def grow(
     taken = None
     with _Bulk(path, store.ledger) as bulk:
         state = Availability()
-        traffic = _Traffic(sizes, quiet_from=events - events // QUIET_SHARE, routed=routed)
+        quiet = max(events // QUIET_SHARE, SNAPSHOT_AGE_EVENTS)
+        traffic = _Traffic(sizes, quiet_from=events - quiet, routed=routed)
         while state.position < events:
             draft: Draft[Availability] = Draft(state, Known(), 0)
             until = min(events, state.position + EVENTS_PER_COMMIT)

@@ -15,7 +15,7 @@ class Sizes:
     blocks: int = 1100
     events: int = 1_000_000
     """In the long ledger."""
-    repeat: int = 4
+    repeat: int = 3
     callers: int = 256
     picks: int = 300
     """By one caller."""
