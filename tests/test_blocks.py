@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +80,17 @@ def test_sums_over_blocks_are_those_of_a_loop(units: dict[int, int], data: st.Da
 def test_runs_name_every_block_once(some: set[int]) -> None:
     """Blocks to runs and back gives the same blocks."""
     assert numbers(runs_of(sorted(some))) == sorted(some)
+
+
+def test_a_table_that_is_let_go_of_is_freed_at_once() -> None:
+    """Its arrays are nothing to the collector of cycles. Catches a cycle by way of the sums that it keeps."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(each, BlockTable) for each in gc.get_objects())
+        table = BlockTable()
+        assert table.sum_before_ns(5) == 0
+        del table
+        assert sum(isinstance(each, BlockTable) for each in gc.get_objects()) == before
+    finally:
+        gc.enable()

@@ -16,6 +16,7 @@ from ledger import LedgerActor
 from projections import History
 from projections import history as history_module
 from projections import model as model_module
+from projections import sweep as sweep_module
 from projections.lines import Tail
 from projections.model import Place
 from projections.projecting import CAUGHT_UP_IN, Projector
@@ -396,23 +397,52 @@ async def test_projectors_at_once_leave_one_model(any_url: str, short_pages: Non
             assert (await book.rebuild()).different == 0
 
 
+async def project_nine(book: Allowance) -> None:
+    """Four pieces of two events, and one more."""
+    await there(book, lambda: history_of(book).project(9))
+
+
+async def rebuild_all(book: Allowance) -> None:
+    """As many pieces of the shadow, and some for what has come since."""
+    await book.rebuild()
+
+
+async def sweep_five(book: Allowance) -> None:
+    """Five lines of a generation that no checkpoint names any more."""
+    for _ in range(5):
+        await book.reserve("5Bert", GPU, 1.0, 11)
+    await project(book)
+    await executed(book, delete(checkpoints))
+    await there(book, lambda: sweep_module.sweep(store_of(book)))
+
+
+@pytest.mark.parametrize(
+    ("work", "owner", "piece"),
+    [
+        (project_nine, Projector, "advance"),
+        (rebuild_all, Projector, "advance"),
+        (sweep_five, sweep_module, "_sweep_some"),
+    ],
+)
 async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, monkeypatch: pytest.MonkeyPatch, work: Any, owner: Any, piece: str
 ) -> None:
-    """A piece stops the ledger's loop; whoever asked meanwhile waits for that one. Without `give_way`, for two."""
-    monkeypatch.setattr("projections.projecting.ROWS_AT_ONCE", 2)
+    """A piece stops the ledger's loop; whoever asked meanwhile waits for that one. Without `give_way`, for more."""
+    for rows_at_once in ("projecting.ROWS_AT_ONCE", "rebuild.ROWS_AT_ONCE"):
+        monkeypatch.setattr(f"projections.{rows_at_once}", 2)
+    monkeypatch.setattr("projections.sweep.SWEPT_ROWS", 1)
     loop = asyncio.get_running_loop()
     done: list[str] = []
     async with small_book(url=url) as book:
         assert book._opened is not None
         changes = book._opened.actor._changes
         asked: list[Any] = []
-        advance, commit = Projector.advance, LedgerActor._commit_locked
+        write, commit = getattr(owner, piece), LedgerActor._commit_locked
 
-        async def advance_while_asked(self: Projector, *arguments: Any) -> Any:
-            moved = await advance(self, *arguments)
+        async def write_while_asked(*arguments: Any) -> Any:
+            moved = await write(*arguments)
             done.append("piece")
-            asked.append(asyncio.run_coroutine_threadsafe(book.reserve("5Anna", GPU, 1.0, 11), loop))
+            asked.append(asyncio.run_coroutine_threadsafe(book.reserve("5Anna", GPU, 0.1, 11), loop))
             while not changes._waiting and not asked[-1].done():
                 pass  # The loop is to stand still.
             return moved
@@ -421,11 +451,12 @@ async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
             await commit(self, commands)
             done.append("change")
 
-        monkeypatch.setattr(Projector, "advance", advance_while_asked)
+        monkeypatch.setattr(owner, piece, write_while_asked)
         monkeypatch.setattr(LedgerActor, "_commit_locked", commit_and_tell)
-        await there(book, lambda: history_of(book).project(9))
-        await asyncio.gather(*map(asyncio.wrap_future, asked))
-    assert done[:8] == ["piece", "change"] * 4
+        await work(book)
+        await asyncio.gather(*map(asyncio.wrap_future, asked), return_exceptions=True)
+    first = done.index("piece")
+    assert done[first : first + 8] == ["piece", "change"] * 4
 
 
 async def test_what_is_far_behind_is_caught_up_with_in_larger_pieces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,24 @@ async def test_of_all_writers_one_looks_after_what_is_derived(any_url: str, monk
         assert len(set(carers)) == 2
 
 
+async def test_what_another_ledger_has_just_saved_is_not_saved_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever closes looks first. Catches each process counting from its own last snapshot."""
+    monkeypatch.setattr("routing.opened.CARED_FOR_EVERY_ROWS", 10)
+    saved: list[int] = []
+    save = Snapshots.save
+
+    async def save_and_tell(self: Snapshots, taken: Taken, *arguments: Any) -> None:
+        saved.append(taken.position)
+        await save(self, taken, *arguments)
+
+    monkeypatch.setattr(Snapshots, "save", save_and_tell)
+    opened = Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=(clock := Clock()))
+    async with small_book(url=url, clock=clock) as book, opened as other:
+        await other.miners()
+        assert (await book.head()).position == 13
+    assert saved == [13]
+
+
 async def test_a_batch_that_steps_over_the_number_is_looked_after(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last row need not be the one that completes the number; with many callers it hardly ever is."""
     monkeypatch.setattr("routing.opened.CARED_FOR_EVERY_ROWS", 20)
