@@ -51,11 +51,45 @@ class Steps:
 class RunSet:
     """A set of blocks as ascending runs that neither touch nor overlap."""
 
-    __slots__ = ("ends", "starts")
+    __slots__ = ("_packed", "ends", "starts")
+
+    starts: list[int]
+    ends: list[int]
+    _packed: bytes
+    """The set as bytes, while nobody has looked at it; then `starts` and `ends` are not there."""
 
     def __init__(self, starts: list[int] | None = None, ends: list[int] | None = None) -> None:
         self.starts = starts or []
         self.ends = ends or []
+
+    @classmethod
+    def from_bytes(cls, packed: bytes) -> RunSet:
+        """The set that `to_bytes` packed, unpacked when it is first looked at; `ValueError` for other bytes.
+
+        An old ledger has hundreds of thousands of runs, and its first answer needs few of them.
+        """
+        typecode = packed[:1].decode()
+        if typecode not in ("I", "q") or (len(packed) - 1) % (2 * array(typecode).itemsize):
+            raise ValueError("these bytes are no set of blocks")
+        runs = cls.__new__(cls)
+        runs._packed = packed
+        return runs
+
+    def to_bytes(self) -> bytes:
+        """The set as bytes; equal sets are equal bytes."""
+        if hasattr(self, "_packed"):
+            return self._packed
+        typecode = "I" if not self.ends or self.ends[-1] < 2**32 else "q"
+        return typecode.encode() + array(typecode, self.starts + self.ends).tobytes()
+
+    def __getattr__(self, name: str) -> list[int]:
+        # Called only for what is not there.
+        if name not in ("starts", "ends"):
+            raise AttributeError(name)
+        numbers = array(self._packed[:1].decode(), self._packed[1:]).tolist()
+        self.starts, self.ends = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
+        del self._packed
+        return self.starts if name == "starts" else self.ends
 
     def copy(self) -> RunSet:
         """A set of its own with the same blocks."""
@@ -71,16 +105,16 @@ class RunSet:
         starts, ends = self.starts, self.ends
         end = last + 1
         at = bisect_right(starts, first)
-        joins_left = at > 0 and ends[at - 1] == first
-        joins_right = at < len(starts) and starts[at] == end
-        if (at > 0 and ends[at - 1] > first) or (at < len(starts) and starts[at] < end):
+        end_before = ends[at - 1] if at else -1
+        start_after = starts[at] if at < len(starts) else END
+        if end_before > first or start_after < end:
             raise ValueError(f"blocks {first} to {last} are taken in part")
-        if joins_left and joins_right:
+        if end_before == first and start_after == end:
             ends[at - 1] = ends[at]
             del starts[at], ends[at]
-        elif joins_left:
+        elif end_before == first:
             ends[at - 1] = end
-        elif joins_right:
+        elif start_after == end:
             starts[at] = first
         else:
             starts.insert(at, first)

@@ -16,7 +16,7 @@ from .events import Axon, Run, account_stream
 from .settings import RecordedSettings
 from .state import LedgerState
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 """Moves whenever these structs or what a fold makes of events change: older snapshots are then passed over."""
 
 
@@ -39,7 +39,7 @@ class _Account(_Struct):
     floor: int
     offered: tuple[list[int], list[int]]
     counts: tuple[list[int], list[int]]
-    taken: tuple[list[int], list[int]]
+    taken: bytes
 
 
 class _Held(_Struct):
@@ -214,7 +214,7 @@ def _dump_account(account: Account) -> _Account:
         account.floor,
         (account.offered.starts, account.offered.values),
         (account.counts.starts, account.counts.values),
-        (account.taken.starts, account.taken.ends),
+        account.taken.to_bytes(),
     )
 
 
@@ -223,7 +223,7 @@ def _load_account(stored: _Account, chain: Chain) -> Account:
     account.version, account.floor = stored.version, stored.floor
     account.offered.starts, account.offered.values = stored.offered
     account.counts.starts, account.counts.values = stored.counts
-    account.taken = RunSet(*stored.taken)
+    account.taken = RunSet.from_bytes(stored.taken)
     return account
 
 

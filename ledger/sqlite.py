@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
-from .codec import GENESIS_HASH, Row
+from .codec import GENESIS_HASH, Row, stored_row
 from .errors import LedgerNotFound, StorageUnavailable
 from .interruption import uninterrupted
 from .line import WritersLine
@@ -398,7 +398,7 @@ class SqliteStore:
         return Head(position, a_hash, recorded_at_ns)
 
     def _read(self, after: int) -> list[Row]:
-        return list(map(Row._make, self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))))
+        return list(map(stored_row, self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))))
 
     def _find(self, lookup: Lookup) -> Known:
         known = Known()
@@ -431,7 +431,7 @@ class SqliteStore:
         """The rows at these positions, as far as they are there."""
         for portion in _portions(positions):
             query = _ROWS.format(values=", ".join("?" * len(portion)))
-            yield from map(Row._make, self._open_connection().execute(query, (self.ledger, *portion)))
+            yield from map(stored_row, self._open_connection().execute(query, (self.ledger, *portion)))
 
     def _append(self, head: Head, rows: list[Row]) -> None:
         connection = self._open_connection()

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from urllib.parse import quote
 
-from .codec import Row
+from .codec import Row, stored_row
 from .errors import CorruptLedger, StorageUnavailable
 from .log import PAGE_ROWS, check_schema_version
 from .reader import StoredLedger
@@ -87,7 +87,7 @@ class SqliteReader:
         with sqlite_errors():
             try:
                 rows = self._connection.execute(_ROWS, (stored.ledger,))
-                while page := list(map(Row._make, rows.fetchmany(PAGE_ROWS))):
+                while page := list(map(stored_row, rows.fetchmany(PAGE_ROWS))):
                     count += len(page)
                     yield page
                 return
@@ -106,7 +106,7 @@ class SqliteReader:
                 for count, row in enumerate(self._connection.execute(_ROWS, (stored.ledger,))):
                     last = row[0]
                     if count >= skipped:
-                        page.append(Row._make(row))
+                        page.append(stored_row(row))
                     if len(page) == PAGE_ROWS:
                         yield page
                         page = []

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable
+from typing import Any
 
-from .account import Account, Held
+from .account import NEVER_NS, Account, Held
 from .chain import Chain
 from .codec import GENESIS_HASH, Row, decode, reservation_id, reservation_position
 from .errors import CorruptLedger
@@ -64,40 +66,36 @@ class LedgerState:
 
     def evolve(self, row: Row, event: Event) -> None:
         """Takes the next row of the log."""
-        if row.position != self.position + 1:
-            raise CorruptLedger(row.position, f"it follows position {self.position}")
+        position = row.position
+        if position != self.position + 1:
+            raise CorruptLedger(position, f"it follows position {self.position}")
         try:
-            self._apply(row, event)
+            _EVOLVE[type(event)](self, row, event)
         except (KeyError, ValueError, AttributeError) as cause:
-            raise CorruptLedger(row.position, f"{type(event).__name__} cannot follow here: {cause!r}") from cause
-        self.position = row.position
+            raise CorruptLedger(position, f"{type(event).__name__} cannot follow here: {cause!r}") from cause
+        self.position = position
         self.hash = row.hash
         self.recorded_at_ns = row.recorded_at_ns
 
     def touched(self, account: Account) -> None:
         """Called where one account's availability moved; projections override it."""
 
-    def _apply(self, row: Row, event: Event) -> None:
-        match event:
-            case AllowanceReserved():
-                self._reserve(row, event)
-            case ReservationSpent():
-                self._end(row, event.reservation_id)
-            case ReservationReleased() | ReservationExpired():
-                self._give_back(self._end(row, event.reservation_id))
-            case BlockRecorded():
-                self._next_version(row)
-                self.chain.apply_block(row.position, event)
-            case ManifestsRecorded():
-                self._next_version(row)
-                self.chain.apply_manifests(row.position, event)
-            case SettingsChanged():
-                self._next_version(row)
-                self.chain.apply_settings(event.settings)
-            case LedgerOpened():
-                self._next_version(row)
-                self.chain.validator_ss58 = event.validator_ss58
-                self.chain.apply_settings(event.settings)
+    def _open(self, row: Row, event: LedgerOpened) -> None:
+        self._next_version(row)
+        self.chain.validator_ss58 = event.validator_ss58
+        self.chain.apply_settings(event.settings)
+
+    def _change_settings(self, row: Row, event: SettingsChanged) -> None:
+        self._next_version(row)
+        self.chain.apply_settings(event.settings)
+
+    def _add_block(self, row: Row, event: BlockRecorded) -> None:
+        self._next_version(row)
+        self.chain.apply_block(row.position, event)
+
+    def _sync_manifests(self, row: Row, event: ManifestsRecorded) -> None:
+        self._next_version(row)
+        self.chain.apply_manifests(row.position, event)
 
     def _next_version(self, row: Row) -> None:
         if row.version != self.versions[row.stream] + 1:
@@ -105,8 +103,8 @@ class LedgerState:
         self.versions[row.stream] = row.version
 
     def _reserve(self, row: Row, event: AllowanceReserved) -> None:
-        account = self._account(row)
-        position, _, _, recorded_at_ns, _, job_uuid, attempt, _, _, a_hash = row
+        position, stream, version, recorded_at_ns, _, job_uuid, attempt, _, _, a_hash = row
+        account = self._account(stream, version)
         blocks = event.blocks
         held = Held(
             reservation_id(position, a_hash),
@@ -121,18 +119,27 @@ class LedgerState:
             attempt,
             event.axon,
         )
+        taken = account.taken
         for first, last in blocks:
-            account.taken.add(first, last)
+            taken.add(first, last)
         self.hold(held)
+
+    def _spend(self, row: Row, event: ReservationSpent) -> None:
+        self._let_go(self._ended(row, event.reservation_id))
+
+    def _free(self, row: Row, event: ReservationReleased | ReservationExpired) -> None:
+        held = self._ended(row, event.reservation_id)
+        self._let_go(held)
+        self._give_back(held)
 
     def hold(self, held: Held) -> None:
         """Puts a reservation among the standing ones."""
-        account, held_id = held.account, held.reservation_id
-        self.held[held_id] = held
-        account.hold(held)
+        account, held_id, due_ns = held.account, held.reservation_id, held.expires_at_ns
+        self.held[held_id] = account.held[held_id] = held
+        account.first_due_ns = min(account.first_due_ns, due_ns)
         if held.job_uuid is not None:
             self.jobs[held.job_uuid] = held
-        insort(self.due, (held.expires_at_ns, held_id))
+        insort(self.due, (due_ns, held_id))
         self.touched(account)
 
     def revert(self, held: Held, event: Event) -> None:
@@ -148,32 +155,47 @@ class LedgerState:
                 account.taken.add(first, last)
         self.hold(held)
 
-    def _end(self, row: Row, held_id: int) -> Held:
-        account = self._account(row)
+    def _ended(self, row: Row, held_id: int) -> Held:
+        """The standing reservation that a row ends."""
         if row.settles != reservation_position(held_id):
             raise ValueError(f"the row settles {row.settles}, the event {held_id}")
-        held = account.held[held_id]
-        self._let_go(held)
-        return held
+        return self._account(row.stream, row.version).held[held_id]
 
     def _let_go(self, held: Held) -> None:
         """Takes a reservation out from among the standing ones."""
-        account, held_id = held.account, held.reservation_id
-        del self.held[held_id]
-        account.let_go(held)
+        account, held_id, due_ns = held.account, held.reservation_id, held.expires_at_ns
+        del self.held[held_id], account.held[held_id]
+        if not account.held:
+            account.first_due_ns = NEVER_NS
+        elif due_ns == account.first_due_ns:
+            account.first_due_ns = min(each.expires_at_ns for each in account.held.values())
         if held.job_uuid is not None:
             del self.jobs[held.job_uuid]
-        del self.due[bisect_left(self.due, (held.expires_at_ns, held_id))]
+        del self.due[bisect_left(self.due, (due_ns, held_id))]
         self.touched(account)
 
     def _give_back(self, held: Held) -> None:
+        taken = held.account.taken
         for first, last in held.blocks:
-            held.account.taken.remove(first, last)
+            taken.remove(first, last)
 
-    def _account(self, row: Row) -> Account:
-        account = self.chain.accounts[row.stream]
-        version = row.version
+    def _account(self, stream: str, version: int) -> Account:
+        """The account, moved to its next version."""
+        account = self.chain.accounts[stream]
         if version != account.version + 1:
-            raise ValueError(f"version {version} of {row.stream!r} after {account.version}")
+            raise ValueError(f"version {version} of {stream!r} after {account.version}")
         account.version = version
         return account
+
+
+_EVOLVE: dict[type, Callable[[LedgerState, Row, Any], None]] = {
+    AllowanceReserved: LedgerState._reserve,
+    ReservationSpent: LedgerState._spend,
+    ReservationReleased: LedgerState._free,
+    ReservationExpired: LedgerState._free,
+    BlockRecorded: LedgerState._add_block,
+    ManifestsRecorded: LedgerState._sync_manifests,
+    SettingsChanged: LedgerState._change_settings,
+    LedgerOpened: LedgerState._open,
+}
+"""What each event does to a state."""

@@ -39,6 +39,34 @@ def test_a_run_set_is_a_set_of_blocks(changes: list[tuple[tuple[int, int], bool]
     assert all(end_of < start_of for end_of, start_of in zip(held.ends, held.starts[1:], strict=False))
 
 
+@given(st.lists(st.integers(1, 3), max_size=20), st.sampled_from((1, 2**32 - 8, 2**32, 2**63 - 100)), st.booleans())
+def test_a_packed_run_set_is_the_same_set(lengths: list[int], first: int, before: bool) -> None:
+    """Packed and unpacked, looked at or not, it is equal bytes, and goes on as the set that it was.
+
+    Blocks beyond 32 bits are there, and sets that end just below and just above.
+    """
+    held = RunSet()
+    for length in lengths:
+        held.add(first, first + length - 1)
+        first += length + 1
+    packed = held.to_bytes()
+    again = RunSet.from_bytes(packed)
+    if before:
+        assert again.to_bytes() == packed
+    assert (again.starts, again.ends) == (held.starts, held.ends)
+    assert again.to_bytes() == packed
+    again.add(first, first)
+    assert again.ends == [*held.ends, first + 1]
+    assert (RunSet.from_bytes(packed).ends, held.to_bytes()) == (held.ends, packed)
+
+
+@pytest.mark.parametrize("other", [b"", b"x", b"I" + bytes(4), b"q" + bytes(8), b"q" + bytes(17), b"\xff"])
+def test_other_bytes_are_no_run_set(other: bytes) -> None:
+    """They are refused when they are read, not when the set is first looked at."""
+    with pytest.raises(ValueError, match=r"set of blocks|decode"):
+        RunSet.from_bytes(other)
+
+
 @given(st.lists(st.tuples(blocks, st.one_of(st.just(END), st.integers(1, 20)), st.integers(0, 3)), max_size=30))
 def test_steps_are_a_function_of_the_block(assignments: list[tuple[int, int, int]]) -> None:
     """Assigning ranges gives the value that a loop over every block would give, in the fewest steps."""

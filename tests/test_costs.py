@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ledger import Account, Lookup, Steps, reservation_position
+from ledger import Account, Chain, Lookup, reservation_position
 from routing import Allowance, BlockFact, JobRoute, Routing, Settings
 
 from .small import GPU, START, VALIDATOR, job, miner, small_book
@@ -254,20 +254,21 @@ async def test_an_unchanged_block_adds_a_row_as_small_for_many_miners_as_for_few
 
 
 async def test_an_unchanged_block_looks_at_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts hold until something changes: folding a block that changes nothing asks for none of them."""
-    asked: list[int] = []
-    at = Steps.at
+    """Counts hold until something changes: folding a block that changes nothing works out none of them."""
+    counted_for: list[str] = []
+    capped = Chain._capped
 
-    def counting(steps: Steps, block: int) -> int:
-        asked.append(block)
-        return at(steps, block)
+    def counting(chain: Chain, account: Account, count: int) -> int:
+        counted_for.append(account.miner_ss58)
+        return capped(chain, account, count)
 
     async with book_at(tmp_path / "ledger.db") as book:
-        monkeypatch.setattr(Steps, "at", counting)
+        monkeypatch.setattr(Chain, "_capped", counting)
         await book.record_facts(_blocks(BLOCKS + 1, 10))
-        assert asked == []
+        assert counted_for == []
         await book.record_manifests(BLOCKS + 11, {hotkey: {GPU: 2} for hotkey in MINERS})
-    assert asked != []
+        await book.record_facts(_blocks(BLOCKS + 11, 2))
+    assert sorted(counted_for) == sorted(MINERS)
 
 
 async def test_facts_of_one_call_are_one_commit(tmp_path: Path) -> None:
