@@ -6,7 +6,7 @@ it is next asked. Time moves only the accounts whose reservations came due in be
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 import msgspec
@@ -57,10 +57,12 @@ class Entry(NamedTuple):
 class Ranking:
     """The registered accounts of one class with anything available at the newest block, best first."""
 
-    __slots__ = ("_entries", "_of", "_revision", "_stale", "_window_start")
+    __slots__ = ("_candidates", "_entries", "_of", "_revision", "_stale", "_window_start")
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
+        self._candidates: list[Candidate] | None = None
+        """The entries' public forms, in their order, from when somebody asks for them on."""
         self._of: dict[str, Entry] = {}
         self._revision = -1
         self._window_start = 0
@@ -79,20 +81,34 @@ class Ranking:
             self._window_start = state.window_start(chain.blocks.newest)
             self._entries = measured(state, executor_class, self._window_start, now_ns)
             self._of = {entry.hotkey_ss58: entry for entry in self._entries}
+            self._candidates = None
             self._stale.clear()
         while self._stale:
             self._remeasure(state, accounts[self._stale.pop()], now_ns)
         return self._entries
 
+    def candidates(self) -> list[Candidate]:
+        """The public forms of the entries that `at` gave last, in their order; not to be changed by the caller."""
+        if self._candidates is None:
+            self._candidates = [entry.candidate() for entry in self._entries]
+        return self._candidates
+
     def _remeasure(self, state: LedgerState, account: Account, now_ns: int) -> None:
+        entries, candidates = self._entries, self._candidates
         old = self._of.pop(account.miner_ss58, None)
         if old is not None:
-            del self._entries[bisect_left(self._entries, old)]
+            place = bisect_left(entries, old)
+            del entries[place]
+            if candidates is not None:
+                del candidates[place]
         if account.miner_ss58 in state.chain.metagraph.members:
             entry = entry_of(state, account, self._window_start, now_ns)
             if entry is not None:
                 self._of[account.miner_ss58] = entry
-                insort(self._entries, entry)
+                place = bisect_left(entries, entry)
+                entries.insert(place, entry)
+                if candidates is not None:
+                    candidates.insert(place, entry.candidate())
 
 
 class Availability(LedgerState):
@@ -118,16 +134,15 @@ class Availability(LedgerState):
             ranking = self._rankings[executor_class] = Ranking()
         return ranking.at(self, executor_class, now_ns)
 
-    def entries(self, executor_class: str, job_start_block: int, now_ns: int) -> list[Entry]:
-        """The class's accounts with anything available at a block, best first."""
-        if job_start_block == self.chain.blocks.newest:
-            return self.ranking(executor_class, now_ns)
-        return measured(self, executor_class, self.window_start(job_start_block), now_ns)
-
-    def candidates(self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int) -> list[Entry]:
+    def candidates(self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int) -> list[Candidate]:
         """The accounts with at least the amount, best first; `NotEnoughAllowanceException` where none has."""
-        entries = self.entries(executor_class, job_start_block, now_ns)
-        enough = [entry for entry in entries if -entry[2] >= amount_ns]
+        if job_start_block == self.chain.blocks.newest:
+            entries = self.ranking(executor_class, now_ns)
+            candidates = self._rankings[executor_class].candidates() if entries else []
+        else:
+            entries = measured(self, executor_class, self.window_start(job_start_block), now_ns)
+            candidates = [entry.candidate() for entry in entries]
+        enough = [each for entry, each in zip(entries, candidates, strict=True) if -entry[2] >= amount_ns]
         if not enough:
             raise self.not_enough(executor_class, job_start_block, now_ns)
         return enough

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from ledger import InvalidInput, Miner, Settings, integer, name
@@ -45,6 +43,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Configurati
 
 def default_database_url(environment: Mapping[str, str] = os.environ) -> str:
     """A SQLite file in the user's data directory."""
+    from pathlib import Path  # here, since whoever only imports the library should not wait for it
+
     home = environment.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return f"sqlite:///{Path(home) / 'allowance-ledger' / 'allowance.db'}"
 
@@ -98,6 +98,12 @@ def _flag(text: str) -> bool:
     raise ValueError(text)
 
 
+def _json(text: str) -> Any:
+    import json  # as above
+
+    return json.loads(text)
+
+
 _AGE: tuple[Callable[[str], Any], str] = (int, "a whole number of blocks, 0 or more")
 _SECONDS: tuple[Callable[[str], Any], str] = (float, "a number of seconds, 0 or more")
 _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
@@ -107,7 +113,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "long_block_seconds": _SECONDS,
     "long_block_counts_as_seconds": _SECONDS,
     "allowance_multiplier": (str, "a decimal or a fraction such as 1.5 or 3/2, from 0 to 1000"),
-    "executors_max_per_class": (json.loads, 'a JSON object such as {"always_on.gpu-24gb": 2}'),
+    "executors_max_per_class": (_json, 'a JSON object such as {"always_on.gpu-24gb": 2}'),
     "validation_leeway_lower_blocks": _AGE,
     "validation_leeway_upper_blocks": _AGE,
     "respect_executor_count": (_flag, "true or false"),

@@ -77,8 +77,7 @@ class Questions(ABC):
         def find(state: Availability, now_ns: int) -> list[Candidate]:
             check_amount(amount_ns, state.chain.settings)
             integer(job_start_block, "job_start_block", 1)
-            entries = state.candidates(amount_ns, executor_class, job_start_block, now_ns)
-            return [entry.candidate() for entry in entries]
+            return state.candidates(amount_ns, executor_class, job_start_block, now_ns)
 
         return await self._ask(find)
 
