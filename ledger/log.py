@@ -128,6 +128,10 @@ class Store(Protocol):
         """Where the log stands now."""
         ...
 
+    def glance(self) -> Head | None:
+        """The same, told to any thread without waiting; None where that cannot be done: then `head` tells."""
+        ...
+
     async def read(self, after: int) -> list[Row]:
         """A page of the committed rows after a position, ascending; empty at the end."""
         ...

@@ -162,6 +162,10 @@ class PostgresStore:
                 await self._reads.run(lambda connection: connection.fetchrow(_HEAD, self.ledger, self.validator_ss58))
             )
 
+    def glance(self) -> Head | None:
+        """None: whoever asks the server waits for it."""
+        return None
+
     async def read(self, after: int) -> list[Row]:
         with _StorageErrors():
             await self._settle()

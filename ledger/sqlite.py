@@ -14,7 +14,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,7 @@ from uuid import uuid4
 
 from .codec import GENESIS_HASH, Row, stored_row
 from .errors import LedgerNotFound, StorageUnavailable
+from .glance import Glance
 from .interruption import uninterrupted
 from .line import WritersLine
 from .log import (
@@ -87,6 +88,7 @@ class SqliteStore:
         self._way_in: object = None
         self._engines_way_in: object = None
         self._line = None if path is None or read_only else WritersLine(path)
+        self._glance = None if path is None or read_only else Glance(self._connect)
         self._turn = asyncio.Lock()
         """Writers of this process take turns here, since a writer that SQLite made wait would stop the loop."""
         self._gate = Gate()
@@ -111,6 +113,8 @@ class SqliteStore:
 
     async def close(self) -> None:
         await self._dispose()
+        if self._glance is not None:
+            self._glance.close()
         self._let_go()
 
     @asynccontextmanager
@@ -125,7 +129,8 @@ class SqliteStore:
             return
         async with self._turn, self._gate.shut():
             await self._dispose()
-            yield self._let_go
+            with nullcontext() if self._glance is None else self._glance.parked():
+                yield self._let_go
 
     async def _dispose(self) -> None:
         if self._engine is not None:
@@ -143,6 +148,14 @@ class SqliteStore:
         with _StorageErrors():
             async with self._between_writes():
                 return self._head()
+
+    def glance(self) -> Head | None:
+        with suppress(StorageUnavailable):
+            if self._glance is not None and self._find_way_in() == self._way_in:
+                row = self._glance.row(_HEAD, self.ledger, self.validator_ss58)
+                if row is not None and row[3] == SCHEMA_VERSION:
+                    return Head(*row[:3])
+        return None
 
     async def read(self, after: int) -> list[Row]:
         with _StorageErrors():

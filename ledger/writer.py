@@ -9,13 +9,16 @@ appended on the condition that the head has not moved. Where it has, the batch i
 under the head's lock, on the tail that came in between. Under the lock nothing can move any more.
 
 The actor lives on the runtime's loop; callers wait on loops of their own and are woken once per batch. Questions
-are answered on committed state, while a batch waits for its turn to write.
+are answered on committed state, while a batch waits for its turn to write. A brief one is answered in the thread that
+asks it, if nobody else has the state just then and nothing was committed that the state has not: to be woken by
+another thread takes longer than the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -62,6 +65,38 @@ class Ticket:
         """The last row that the request appends."""
 
 
+class _StateLock:
+    """Held by whoever may touch the state: a coroutine of the runtime's loop, or a thread beside it."""
+
+    def __init__(self) -> None:
+        self._among_coroutines = asyncio.Lock()
+        self._among_threads = threading.Lock()
+
+    async def acquire(self) -> None:
+        """Waits for it, on the runtime's loop; for a thread beside it, which is brief, with the whole loop."""
+        await self._among_coroutines.acquire()
+        self._among_threads.acquire()
+
+    def release(self) -> None:
+        """Gives back what `acquire` took."""
+        self._among_threads.release()
+        self._among_coroutines.release()
+
+    def acquire_beside(self) -> bool:
+        """Takes it in any thread, if nobody has it."""
+        return self._among_threads.acquire(blocking=False)
+
+    def release_beside(self) -> None:
+        """Gives back what `acquire_beside` took."""
+        self._among_threads.release()
+
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
+
 class LedgerActor(Generic[S]):
     """The one that reads and writes a ledger in this process."""
 
@@ -80,15 +115,22 @@ class LedgerActor(Generic[S]):
         self._runtime = runtime
         self._committed = committed
         self._state: S | None = None
-        self._state_lock = asyncio.Lock()
+        self._state_lock = _StateLock()
         """Held while the state is ahead of what is committed."""
         self._locked_batches = 0
         self._closed = False
         self._questions = _Inbox(runtime, self._answer)
         self._changes = _Inbox(runtime, self._change_batch)
 
-    async def ask(self, question: Callable[[S, int], R]) -> R:
-        """The answer of a function of the committed state, brought up to date first, and the clock."""
+    async def ask(self, question: Callable[[S, int], R], *, brief: bool = False) -> R:
+        """The answer of a function of the committed state, brought up to date first, and the clock.
+
+        A brief question may be answered in the caller's thread.
+        """
+        if brief and not self._closed:
+            answered = self._answer_beside(question)
+            if answered is not None:
+                return answered[0]
         answer: R = await self._enter(self._questions, question)
         return answer
 
@@ -115,6 +157,18 @@ class LedgerActor(Generic[S]):
         ticket = Ticket(work, loop, loop.create_future())
         inbox.put(ticket)
         return await ticket.future
+
+    def _answer_beside(self, question: Callable[[S, int], R]) -> tuple[R] | None:
+        """The answer, if the state is nobody's just now and is what is committed; in any thread."""
+        if not self._state_lock.acquire_beside():
+            return None
+        try:
+            state, head = self._state, self.store.glance()
+            if state is None or head is None or (state.position, state.hash) != (head.position, head.hash):
+                return None
+            return (question(state, self._clock_ns()),)
+        finally:
+            self._state_lock.release_beside()
 
     async def _answer(self, inbox: deque[Ticket]) -> list[Ticket]:
         questions = [ticket for ticket in _drained(inbox) if not ticket.future.cancelled()]

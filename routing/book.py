@@ -149,8 +149,8 @@ class Allowance(Questions):
         """The validator's ledger at `sqlite:///path`, `sqlite://` (memory) or `postgresql://…`.
 
         Creates or upgrades the schema and records explicit `settings` that differ from the recorded ones, unless
-        `read_only`. `clock_ns` gives nanoseconds since the epoch. Raises `InvalidInput` here; opening itself, at
-        the first call, raises `StorageUnavailable`, `NewerLedger` or, reading only, `LedgerNotFound`.
+        `read_only`. `clock_ns` gives nanoseconds since the epoch, in any thread. Raises `InvalidInput` here; opening
+        itself, at the first call, raises `StorageUnavailable`, `NewerLedger` or, reading only, `LedgerNotFound`.
         """
         return cls(database_url, validator_ss58, settings, clock_ns, read_only)
 
@@ -412,8 +412,8 @@ class Allowance(Questions):
             opened = await self._ready()
         return await opened.actor.change(command)
 
-    async def _ask(self, ask: Callable[[Availability, int], R]) -> R:
-        return await (await self._ready()).actor.ask(ask)
+    async def _ask(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
+        return await (await self._ready()).actor.ask(question, brief=brief)
 
     async def _stored(self, reservation_id: int) -> Reservation | None:
         lookup = Lookup()

@@ -55,7 +55,7 @@ class Past(Questions):
     async def _sources(self) -> Sources:
         return await self._find_sources()
 
-    async def _ask(self, question: Callable[[Availability, int], R]) -> R:
+    async def _ask(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
         sources = await self._sources()
 
         async def answer() -> R:

@@ -54,8 +54,8 @@ class Questions(ABC):
     """The questions; where the answers come from is left to `Allowance` and its views of the past."""
 
     @abstractmethod
-    async def _ask(self, question: Callable[[Availability, int], R]) -> R:
-        """The answer of a function of the state and the clock."""
+    async def _ask(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
+        """The answer of a function of the state and the clock; a brief one may be worked out in the caller's thread."""
 
     @abstractmethod
     async def _sources(self) -> Sources:
@@ -79,7 +79,7 @@ class Questions(ABC):
             integer(job_start_block, "job_start_block", 1)
             return state.candidates(amount_ns, executor_class, job_start_block, now_ns)
 
-        return await self._ask(find)
+        return await self._ask(find, brief=True)
 
     async def reservation(self, reservation_id: int) -> Reservation:
         """The reservation of an id, settled or not. Raises `ReservationNotFound`."""
@@ -189,7 +189,7 @@ class Questions(ABC):
 
     async def current_block(self) -> int | None:
         """The number of the newest block; None where no block is recorded."""
-        return await self._ask(lambda state, _: state.chain.blocks.newest or None)
+        return await self._ask(lambda state, _: state.chain.blocks.newest or None, brief=True)
 
     async def miners(self) -> list[Miner]:
         """The miners registered at the newest block, by hotkey."""
@@ -207,7 +207,7 @@ class Questions(ABC):
 
     async def head(self) -> Head:
         """The log's position and hash; noted elsewhere, they let `verify` find every later change of the log."""
-        return await self._ask(lambda state, _: Head(state.position, state.hash, state.recorded_at_ns))
+        return await self._ask(lambda state, _: Head(state.position, state.hash, state.recorded_at_ns), brief=True)
 
 
 def checked_id(value: object) -> int:
