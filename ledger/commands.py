@@ -107,11 +107,13 @@ FactsOutcome = tuple[list[int], ConflictingFact | ImplausibleFact | None]
 class RecordSettings:
     """Opens the ledger where it is new, and records settings where they differ from the recorded ones."""
 
+    operation = "open"
+    revertible = False
+
     def __init__(self, validator_ss58: str, settings: RecordedSettings | None) -> None:
         self.validator_ss58 = validator_ss58
         self.settings = settings
         self.key = None
-        self.revertible = False
 
     def needs(self, state: LedgerState, lookup: Lookup) -> None:
         pass
@@ -132,6 +134,7 @@ class RecordSettings:
 class RecordFacts:
     """Records facts in order up to the first that is refused; answers the positions and the refusal."""
 
+    operation = "record_facts"
     revertible = False
 
     def __init__(self, facts: Sequence[BlockContent | ManifestsContent], confirm: bool, key: str | None = None) -> None:
@@ -206,6 +209,7 @@ class RecordFacts:
 class Reserve:
     """Takes an account's free blocks from the earliest on, whole, until they are worth the amount."""
 
+    operation = "reserve"
     revertible = True
 
     def __init__(
@@ -282,6 +286,7 @@ class Settle:
 
     def __init__(self, reservation_id: int, how: Literal["spend", "release"], key: str | None) -> None:
         self.reservation_id = reservation_id
+        self.operation = how
         self.event = (ReservationSpent if how == "spend" else ReservationReleased)(reservation_id)
         self.key = key
 
@@ -331,6 +336,7 @@ class ExpireDue:
     The key stands in the last of the sweep's rows, which says how many there are.
     """
 
+    operation = "expire_due"
     revertible = True
 
     def __init__(self, key: str | None = None) -> None:

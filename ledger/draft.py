@@ -26,6 +26,11 @@ class Command(Protocol[S_contra]):
         ...
 
     @property
+    def operation(self) -> str:
+        """The call that asks for it, by the name that callers know."""
+        ...
+
+    @property
     def revertible(self) -> bool:
         """Whether all that it appends are reservations and settlements, which a state can take back."""
         ...

@@ -218,13 +218,17 @@ class ImplausibleFact(AllowanceException):
 
 
 class PositionOutOfRange(AllowanceException):
-    """The asked-for moment lies outside of what the log holds."""
+    """The asked-for moment lies outside of what the log holds, `first` to `last`; None where that end is open."""
 
     def __init__(self, asked: str, first: object, last: object) -> None:
         self.asked = asked
         self.first = first
         self.last = last
-        super().__init__(f"{asked} is out of range: the ledger holds {first} to {last}")
+        held = f"the ledger holds {first} to {last}"
+        if first is None or last is None:
+            held = "nothing is recorded yet" if first is last else f"the first recorded is {first}"
+            held = held if last is None else f"the last recorded is {last}"
+        super().__init__(f"{asked} is out of range: {held}")
 
 
 class TimeOutOfRange(AllowanceException):
@@ -234,7 +238,8 @@ class TimeOutOfRange(AllowanceException):
         self.asked = asked
         self.first = first
         self.last = last
-        super().__init__(f"{asked} is not covered by the known blocks, which run from {first} to {last}")
+        known = "of which there are none yet" if first is None else f"which run from {first} to {last}"
+        super().__init__(f"{asked} is not covered by the known blocks, {known}")
 
 
 class LedgerNotFound(AllowanceException):
@@ -242,9 +247,7 @@ class LedgerNotFound(AllowanceException):
 
     def __init__(self, validator_ss58: str) -> None:
         self.validator_ss58 = validator_ss58
-        super().__init__(
-            f"there is no ledger of {validator_ss58} in this database; opening it without read_only creates one"
-        )
+        super().__init__(f"there is no ledger of {validator_ss58} here")
 
 
 class LedgerExists(AllowanceException):

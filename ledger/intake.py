@@ -49,11 +49,15 @@ class Intake:
         contents: list[BlockContent | ManifestsContent] = []
         shared: BlockFact | None = None
         metagraph: Metagraph | None = None
+        if not isinstance(facts, Iterable):
+            raise InvalidInput("facts", facts, "a sequence of BlockFact and ManifestsFact")
         for index, fact in enumerate(facts):
             try:
                 if isinstance(fact, ManifestsFact):
                     contents.append(manifests_content(fact))
                     continue
+                if not isinstance(fact, BlockFact):
+                    raise InvalidInput("facts", fact, "a BlockFact or a ManifestsFact")
                 number = integer(fact.number, "number", 1)
                 created_at_ns = instant_ns(fact.created_at, "created_at")
                 if (

@@ -109,7 +109,9 @@ def is_finite(value: object) -> TypeGuard[int | float | Decimal]:
 
 def amount(value: object, field: str) -> int:
     """An amount of executor-seconds in ns; anything above `MOST_SECONDS` counts as that, too much for any job."""
-    return billionths(MOST_SECONDS if is_finite(value) and value > MOST_SECONDS else value, field)
+    if is_finite(value) and value >= 0:
+        return billionths(MOST_SECONDS if value > MOST_SECONDS else value, field)
+    raise InvalidInput(field, value, "a finite number of seconds, 0 or more")
 
 
 def seconds(amount_ns: int) -> float:

@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar
 from .codec import Row, row_hash
 from .counters import Counters
 from .draft import Command, Draft
-from .errors import LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
+from .errors import CorruptLedger, LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
 from .log import CommitUncertain, Contended, Known, Lookup, Store, Transaction
 from .runtime import Runtime
 from .state import LedgerState
@@ -349,7 +349,7 @@ class LedgerActor(Generic[S]):
         while state.position < head.position:
             rows = await source.read(state.position)
             if not rows:
-                raise StorageUnavailable(f"the log ends at {state.position}, its head says {head.position}")
+                raise CorruptLedger(state.position + 1, f"the log ends before it, its head says {head.position}")
             if row_hash(state.hash, rows[0]) != rows[0].hash:
                 raise StorageUnavailable(
                     f"the log was replaced by one that differs at {rows[0].position}: was it restored?"
@@ -370,7 +370,7 @@ class LedgerActor(Generic[S]):
                     # It was answered from what the batch would have made true, and nobody knows whether that is.
                     ticket.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
                 else:
-                    ticket.error = OutcomeUnknown(ticket.work.told_by(ticket.row), type(ticket.work).__name__)
+                    ticket.error = OutcomeUnknown(ticket.work.told_by(ticket.row), ticket.work.operation)
             return
         if not stored or stored[0].hash != rows[0].hash:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")

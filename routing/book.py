@@ -109,6 +109,9 @@ class Allowance(Questions):
     Made by `open`, usable as `async with`, or at once: it opens at the first call. Calls may come from any event
     loop and any thread of the process, and from forked children. Amounts are executor-seconds, times aware UTC.
 
+    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger` and `NewerLedger`, and a change
+    `ReadOnlyLedger`, `LedgerOverloaded` and `OutcomeUnknown`; what else it raises, it says itself.
+
         async with Allowance.open("sqlite:///allowance.db", validator_ss58=HOTKEY) as book:
             reservation = await book.reserve(miner, "always_on.gpu-24gb", 30.0, await book.current_block())
             await book.spend(reservation.reservation_id)
@@ -124,11 +127,15 @@ class Allowance(Questions):
     ) -> None:
         if settings is not None and not isinstance(settings, Settings):
             raise InvalidInput("settings", settings, "Settings or None")
+        clock: object = clock_ns
+        if not callable(clock):
+            raise InvalidInput("clock_ns", clock, "a function that gives nanoseconds since the epoch")
+        integer(clock(), "clock_ns", 0)
         self._database_url = database_url
         self._validator_ss58 = name(validator_ss58, "validator_ss58")
         self._settings = settings
         self._clock_ns = clock_ns
-        self._read_only = read_only
+        self._read_only = flag(read_only, "read_only")
         self._intake = Intake()
         self._opened: Opened | None = None
         self._opening: Future[Opened] | None = None
@@ -271,8 +278,8 @@ class Allowance(Questions):
     async def spend(self, reservation_id: int, *, idempotency_key: str | None = None) -> Reservation:
         """Makes a reservation permanent: the job ran.
 
-        Raises `ReservationNotFound` (also as `ReservationAlreadyReleased` or `ReservationExpired`) and
-        `ReservationAlreadySpent`.
+        Raises `ReservationNotFound` (also as `ReservationAlreadyReleased` or `ReservationExpired`),
+        `ReservationAlreadySpent`, `InvalidInput`, and `IdempotencyConflict` for a key that was used for something else.
         """
         return await self._reservation(Settle(checked_id(reservation_id), "spend", _key(idempotency_key)))
 
@@ -406,7 +413,7 @@ class Allowance(Questions):
 
     async def _change(self, command: Command[Availability]) -> Any:
         if self._read_only:
-            raise ReadOnlyLedger(type(command).__name__)
+            raise ReadOnlyLedger(command.operation)
         opened = self._opened
         if opened is None or opened.pid != os.getpid():
             opened = await self._ready()

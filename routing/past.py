@@ -125,7 +125,7 @@ async def _before_higher_block(
             about = _block_of(event)
             if about > block:
                 if state.chain.blocks.newest == 0 and not state.chain.sync_blocks:
-                    raise PositionOutOfRange(f"block {block}", about, "later")
+                    raise PositionOutOfRange(f"block {block}", about, None)
                 return state, state.recorded_at_ns
             newest = max(newest, about)
             state.evolve(row, event)
@@ -133,7 +133,7 @@ async def _before_higher_block(
             progress(state.position, head)
         await asyncio.sleep(0)
     if block > newest:
-        raise PositionOutOfRange(f"block {block}", "the first recorded", newest)
+        raise PositionOutOfRange(f"block {block}", None, newest or None)
     return state, state.recorded_at_ns
 
 

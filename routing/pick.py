@@ -42,6 +42,7 @@ class JobRoute:
 class Pick:
     """Claims the amount on the first candidate that is not busy; gives back the claim that a job has already."""
 
+    operation = "pick_miner_for_job_request"
     key = None
     revertible = True
 

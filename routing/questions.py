@@ -170,6 +170,8 @@ class Questions(ABC):
         from projections import Bookkeeper
 
         keeper = Bookkeeper() if keeper is None else keeper
+        if not isinstance(keeper, Bookkeeper):
+            raise InvalidInput("keeper", keeper, "a Bookkeeper or None")
         head = (await self.head()).position
         sources = await self._sources()
         await sources.runtime.run(keeper.follow(sources.store, head))

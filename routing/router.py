@@ -31,6 +31,8 @@ class Routing:
         for field, miner in (("debug_miner", debug_miner), ("trusted_miner", trusted_miner)):
             if miner is not None and not isinstance(miner, Miner):
                 raise InvalidInput(field, miner, "a Miner")
+        if not isinstance(book, Allowance) and not callable(book):
+            raise InvalidInput("book", book, "an Allowance, or a function that gives one")
         self._book = book
         self._debug_miner = debug_miner
         self._trusted_miner = trusted_miner or Miner("127.0.0.1", 4, 8000, TRUSTED_MINER_FAKE_KEY)

@@ -17,7 +17,7 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from ledger import Miner, Settings, current_runtime, refuse_on_loop
+from ledger import InvalidInput, Miner, Settings, current_runtime, refuse_on_loop
 from projections import RestoreReport, VerifyReport
 
 from . import book, carrying, past, questions, router, singletons
@@ -136,6 +136,8 @@ class Routing:
     def __init__(
         self, book: Allowance, *, debug_miner: Miner | None = None, trusted_miner: Miner | None = None
     ) -> None:
+        if not isinstance(book, Allowance):
+            raise InvalidInput("book", book, "an Allowance of routing.sync")
         self.asynchronous = router.Routing(book.asynchronous, debug_miner=debug_miner, trusted_miner=trusted_miner)
 
     @classmethod

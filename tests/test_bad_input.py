@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal, Inexact, localcontext
@@ -13,6 +14,7 @@ from uuid import UUID
 
 import pytest
 
+import routing.sync
 from routing import (
     Allowance,
     AllowanceException,
@@ -325,6 +327,46 @@ async def test_a_trusted_flag_that_is_none_is_refused(book: Allowance, bad: Any)
     )  # fmt: skip
     error = await refused(book, lambda: Routing(book).pick_miner_for_job_request(request))
     assert isinstance(error, InvalidInput)
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ({"clock_ns": time.time}, "clock_ns"),
+        ({"clock_ns": lambda: "now"}, "clock_ns"),
+        ({"clock_ns": lambda: -5}, "clock_ns"),
+        ({"clock_ns": lambda: 2**64}, "clock_ns"),
+        ({"clock_ns": 5}, "clock_ns"),
+        ({"read_only": "no"}, "read_only"),
+        ({"settings": {}}, "settings"),
+    ],
+)
+def test_a_ledger_that_cannot_be_opened_so_is_refused(bad: dict[str, Any], field: str) -> None:
+    """A clock in seconds above all: it is refused where it is given, not where its first time is stored."""
+    with pytest.raises(InvalidInput) as refused:
+        Allowance.open("sqlite://", validator_ss58="5Validator", **bad)
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("bad", [None, 5, [5], "abc", [None], [{}]], ids=repr)
+async def test_facts_that_are_none_are_refused(book: Allowance, bad: Any) -> None:
+    """What is no fact is named, and nothing is recorded."""
+    with pytest.raises(InvalidInput, match=r"^facts: .*BlockFact"):
+        await book.record_facts(bad)
+
+
+async def test_what_stands_for_a_ledger_or_a_bookkeeper_must_be_one(book: Allowance) -> None:
+    """A router on nothing is refused when it is made; a router of the other kind of call says which one it takes."""
+    not_one: Any
+    for not_one in (None, 5, "ledger"):
+        with pytest.raises(InvalidInput, match=r"^book: .*an Allowance"):
+            Routing(not_one)
+    other: Any = book
+    with pytest.raises(InvalidInput, match=r"^book: .*routing\.sync"):
+        routing.sync.Routing(other)
+    not_one = 5
+    with pytest.raises(InvalidInput, match=r"^keeper: .*Bookkeeper"):
+        await book.receipts(not_one)
 
 
 def test_a_miner_to_send_jobs_to_must_be_one(book: Allowance) -> None:

@@ -247,6 +247,18 @@ async def test_out_of_range_raises(url: str, moment: dict[str, Any]) -> None:
             await view.history()
 
 
+async def test_what_the_ledger_holds_is_said_where_a_block_is_out_of_range(url: str) -> None:
+    """Blocks below the first recorded, above the newest, and any where there is none."""
+    async with small_book(url=url) as book:
+        with pytest.raises(PositionOutOfRange, match=r"^block 12 is out of range: the last recorded is 11$"):
+            await book.at(block=12).miners()
+        with pytest.raises(PositionOutOfRange, match=r"^block 0 is out of range: the first recorded is 1$"):
+            await book.at(block=0).miners()
+    async with Allowance.open("sqlite://", validator_ss58="5Empty") as empty:
+        with pytest.raises(PositionOutOfRange, match=r"^block 5 is out of range: nothing is recorded yet$"):
+            await empty.at(block=5).miners()
+
+
 @pytest.mark.parametrize(
     "moment",
     [

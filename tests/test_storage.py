@@ -19,6 +19,7 @@ from ledger import Row, dump, row_hash
 from ledger.sqlite import SqliteStore
 from routing import (
     Allowance,
+    CorruptLedger,
     LedgerNotFound,
     NewerLedger,
     OutcomeUnknown,
@@ -318,3 +319,16 @@ async def test_two_ledgers_of_one_file_never_take_one_block_twice(url: str) -> N
         taken = [block for route in routes for block in route.allowance_blocks or []]
         assert sorted(taken) == list(range(1, 41))
         assert await one._ask(lambda state, _: dump(state)) == await two._ask(lambda state, _: dump(state))
+
+
+async def test_a_log_that_is_shorter_than_its_head_says_is_damaged(url: str, tmp_path: Path) -> None:
+    """It is not a matter of trying again later: events are missing, from the position that is named on."""
+    async with small_book(url=url):
+        pass
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    with connection:
+        connection.execute("UPDATE allowance_ledgers SET position = position + 5")
+    connection.close()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock(), read_only=True) as book:
+        with pytest.raises(CorruptLedger, match=r"position 14.*its head says 18"):
+            await book.current_block()
