@@ -109,6 +109,8 @@ class RunSet:
         start_after = starts[at] if at < len(starts) else END
         if end_before > first or start_after < end:
             raise ValueError(f"blocks {first} to {last} are taken in part")
+        if not 0 < first <= last < END - 1:
+            raise ValueError(f"{first} to {last} are no blocks")
         if end_before == first and start_after == end:
             ends[at - 1] = ends[at]
             del starts[at], ends[at]

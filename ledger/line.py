@@ -45,10 +45,11 @@ class _Files(NamedTuple):
 class _Waiting(NamedTuple):
     """One who waits: told when it is next, when its turn comes soon, and when it is its turn.
 
-    `settled` answers the thread, once it has told either of the last two: whether it is done with this one. It is not
-    where the turn is to be waited for by the thread.
+    `settled` answers the thread, which waits for that once it has told either of the last two: whether it is done with
+    this one. It is not where the turn is to be waited for by the thread.
     """
 
+    files: _Files
     loop: asyncio.AbstractEventLoop
     next: asyncio.Future[None]
     soon: asyncio.Future[None]
@@ -91,11 +92,12 @@ class WritersLine:
 
     def close(self) -> None:
         """Gives the files back, and ends the waiting thread; which closes them, since it may still wait for one."""
-        if self._queue is None:
-            self._forget()
-            return
-        self._queue.put(None)
-        self._queue = self._files = None
+        files, queue = self._files, self._queue
+        self._files = self._queue = None
+        if queue is not None:
+            queue.put(None)
+        elif files is not None:
+            _close(files)
 
     def _open(self) -> _Files:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -103,7 +105,7 @@ class WritersLine:
 
     async def _wait(self, files: _Files, meanwhile: Meanwhile) -> None:
         loop = asyncio.get_running_loop()
-        one = _Waiting(loop, loop.create_future(), loop.create_future(), loop.create_future(), SimpleQueue())
+        one = _Waiting(files, loop, loop.create_future(), loop.create_future(), loop.create_future(), SimpleQueue())
         self._waiting += 1
         self._thread_queue(files).put(one)
         looking = True
@@ -111,21 +113,19 @@ class WritersLine:
             await one.next
             await meanwhile()
             await one.soon
-            if await _found_free(files):
-                self._settle(one)
-                return
-            looking = False
-            one.settled.put(False)
-            await one.turn
+            if not await _found_free(files):
+                looking = False
+                one.settled.put(False)
+                await one.turn
         except BaseException:
             if _came(one.turn) or (looking and _came(one.soon)):
-                self.release()
-                if looking:
-                    self._settle(one)
+                _give_back(files)
+                self._settle(one)
             else:
                 one.soon.cancel()
                 one.turn.cancel()  # the turn that comes all the same is given back
             raise
+        self._settle(one)
 
     def _settle(self, one: _Waiting) -> None:
         """Nothing more is to be waited for on behalf of this one."""
@@ -148,7 +148,10 @@ class WritersLine:
                 _tell(one, _is_next, one)
                 fcntl.flock(files.soon, fcntl.LOCK_EX)
                 fcntl.flock(files.next, fcntl.LOCK_UN)
-                if _tell(one, self._comes_soon, one) and one.settled.get():
+                if not _tell(one, self._comes_soon, one):
+                    _give_back(files)
+                    continue
+                if one.settled.get():
                     continue
                 fcntl.flock(files.turn, fcntl.LOCK_EX)
             except OSError as refused:
@@ -158,26 +161,28 @@ class WritersLine:
             # A turn is the process's, whoever asked for it: nobody else may ask until this one is taken or given back.
             if _tell(one, self._has_turn, one, error):
                 one.settled.get()
+            else:
+                _give_back(files)
         for file in files:
             # A child that was forked meanwhile shares the lock; closing alone would leave it to the child.
             fcntl.flock(file, fcntl.LOCK_UN)
-            os.close(file)
+        _close(files)
 
     def _comes_soon(self, one: _Waiting) -> None:
-        if one.soon.done():
-            self.release()
-            self._settle(one)
-        else:
+        if not one.soon.done():
             one.soon.set_result(None)
+            return
+        _give_back(one.files)
+        self._settle(one)
 
     def _has_turn(self, one: _Waiting, error: OSError | None) -> None:
         _is_next(one)
-        if one.turn.done():
-            self.release()
-        elif error is None:
+        if error is None and not one.turn.done():
             one.turn.set_result(None)
-        else:
-            self.release()
+            return
+        # What the thread holds may be of files that are no longer the line's: it goes on after this.
+        _give_back(one.files)
+        if error is not None and not one.turn.done():
             failed = one.turn if one.soon.done() else one.soon
             failed.set_exception(error)
         self._settle(one)
@@ -185,8 +190,8 @@ class WritersLine:
     def _forget(self) -> None:
         """Closes the files; a forked child must not keep its parent's locks alive."""
         files, self._files, self._waiting = self._files, None, 0
-        for file in files or ():
-            os.close(file)
+        if files is not None:
+            _close(files)
 
 
 def _taken_at_once(files: _Files) -> bool:
@@ -230,6 +235,11 @@ def _is_taken(files: _Files) -> bool:
 def _give_back(files: _Files) -> None:
     for file in (files.soon, files.turn):
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _close(files: _Files) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _came(told: asyncio.Future[None]) -> bool:

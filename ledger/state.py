@@ -71,7 +71,7 @@ class LedgerState:
             raise CorruptLedger(position, f"it follows position {self.position}")
         try:
             _EVOLVE[type(event)](self, row, event)
-        except (KeyError, ValueError, AttributeError) as cause:
+        except (LookupError, ValueError, AttributeError) as cause:
             raise CorruptLedger(position, f"{type(event).__name__} cannot follow here: {cause!r}") from cause
         self.position = position
         self.hash = row.hash

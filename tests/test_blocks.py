@@ -60,6 +60,26 @@ def test_a_packed_run_set_is_the_same_set(lengths: list[int], first: int, before
     assert (RunSet.from_bytes(packed).ends, held.to_bytes()) == (held.ends, packed)
 
 
+def test_a_run_across_32_bits_is_packed_whole() -> None:
+    """The packing goes by where the last run ends, not by where it begins."""
+    held = RunSet()
+    held.add(2**32 - 3, 2**32 + 3)
+    assert RunSet.from_bytes(held.to_bytes()).ends == [2**32 + 4]
+
+
+@pytest.mark.parametrize("run", [(0, 1), (-1, 1), (5, 4), (7, 2**63 - 1), (2**63, 2**63)])
+def test_what_no_block_can_be_is_no_run(run: tuple[int, int]) -> None:
+    """Refused like a run that overlaps, with or without neighbours, and the set is as it was.
+
+    Catches ends that are taken for neighbours: the first would then be joined to the last run there is.
+    """
+    for held in (RunSet(), RunSet([3], [4])):
+        before = held.to_bytes()
+        with pytest.raises(ValueError, match=r"no blocks|taken in part"):
+            held.add(*run)
+        assert held.to_bytes() == before
+
+
 @pytest.mark.parametrize("other", [b"", b"x", b"I" + bytes(4), b"q" + bytes(8), b"q" + bytes(17), b"\xff"])
 def test_other_bytes_are_no_run_set(other: bytes) -> None:
     """They are refused when they are read, not when the set is first looked at."""

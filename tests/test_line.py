@@ -190,6 +190,35 @@ async def test_who_gives_up_leaves_the_line(
     await behind
 
 
+@pytest.mark.parametrize("announced", [False, True])
+async def test_who_gives_up_twice_and_closes_keeps_nothing(
+    path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch, announced: bool
+) -> None:
+    """Its thread still waits for both when the line is closed; whoever is behind is served all the same.
+
+    Catches a turn that nobody wants any more and that is given back to the files the line has now, which are none:
+    the thread would wait for its second with the first one's turn in its hand, and everybody else for that.
+    """
+    monkeypatch.setattr(ledger.line, "LOOKING_SECONDS", 0)
+    first, leaving = lines(), WritersLine(path)
+    await first.acquire(nothing)
+    turns = [await waits(path, leaving)]
+    if announced:
+        first.nearly_done()
+        while waiting(path, ("lock",)) < 1:  # noqa: ASYNC110 - the system tells nobody
+            await asyncio.sleep(0)
+    for turn in turns:
+        turn.cancel()
+        await asyncio.gather(turn, return_exceptions=True)
+        if len(turns) == 1:
+            turns.append(asyncio.create_task(leaving.acquire(nothing)))
+            await asyncio.sleep(0)
+    leaving.close()
+    behind = await waits(path, lines())
+    first.release()
+    await asyncio.wait_for(behind, 20)
+
+
 async def test_a_turn_is_given_back_where_what_is_done_meanwhile_fails(
     path: str, lines: Callable[[], WritersLine]
 ) -> None:
