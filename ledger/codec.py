@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .errors import CorruptLedger, NewerLedger
-from .events import Event
+from .events import AllowanceReserved, Event
 
 EVENT_TAGS = tuple(
     sorted(
@@ -29,6 +29,9 @@ EVENT_TAGS = tuple(
 )
 GENESIS_HASH = bytes(32)
 """The hash before the first row."""
+
+MOST_BLOCKS = 2**24
+"""In a reservation: six years of them. Whoever forges a log may write any number; nobody is to count so far."""
 
 LOST_KEY = "lost:"
 MOST_DIGITS = 18
@@ -77,9 +80,16 @@ def encode(event: Event) -> bytes:
 def decode(position: int, payload: bytes) -> Event:
     """The event in stored bytes; a type of a newer release and bytes that are no event are told apart."""
     try:
-        return _decoder.decode(payload)
+        event = _decoder.decode(payload)
     except _NOT_TO_BE_READ as cause:
         raise _undecodable(position, payload, cause) from cause
+    if type(event) is AllowanceReserved:
+        blocks = 0
+        for first, last in event.blocks:
+            blocks += abs(last - first)
+        if blocks > MOST_BLOCKS:
+            raise CorruptLedger(position, f"a reservation of more than {MOST_BLOCKS:,} blocks")
+    return event
 
 
 def row_hash(previous: bytes, row: Row) -> bytes:

@@ -140,6 +140,19 @@ def test_a_type_of_a_newer_release_is_told_from_damage() -> None:
         assert refused.value.position == 5
 
 
+def test_a_reservation_of_more_blocks_than_anybody_can_count_is_damage() -> None:
+    """A forged log may name any number of blocks; who reads it would list them, until its memory is full."""
+
+    def reserved(*runs: tuple[int, int]) -> bytes:
+        return encode(AllowanceReserved(6, list(runs), 1, 2))
+
+    most = 2**24
+    decode(5, reserved((1, most), (most + 2, most + 2)))
+    for runs in ([(1, most + 2)], [(1, most), (9, 11)], [(7, 2**62), (2**62, 7)]):
+        with pytest.raises(CorruptLedger, match="position 5: a reservation of more than 16,777,216 blocks"):
+            decode(5, reserved(*runs))
+
+
 def test_a_reservation_id_carries_its_position_and_bits_of_its_hash() -> None:
     """Ids ascend with positions, and differ where the event's hash does."""
     one, other = reservation_id(7, b"\x00" * 32), reservation_id(7, b"\xff" * 32)
