@@ -53,11 +53,13 @@ def opened(book: Allowance) -> Any:
 
 @asynccontextmanager
 async def counted(book: Allowance) -> AsyncIterator[Statements]:
-    """The statements that SQLite runs on the log's connection meanwhile, without those of its triggers.
+    """The statements that SQLite runs on the log's connections meanwhile, without those of its triggers.
 
     Some versions of Python tell a statement again for every trigger that it sets off; no two changes are the same.
     """
-    connection: sqlite3.Connection = opened(book).store._connection
+    await book.head()  # has the connection opened that only looks at the head
+    store = opened(book).store
+    connections: list[sqlite3.Connection] = [store._connection, store._glance._connection]
     statements = Statements()
 
     def note(told: str) -> None:
@@ -66,9 +68,11 @@ async def counted(book: Allowance) -> AsyncIterator[Statements]:
         if not again and not statement.startswith("--"):
             statements.append(statement)
 
-    connection.set_trace_callback(note)
+    for connection in connections:
+        connection.set_trace_callback(note)
     yield statements
-    connection.set_trace_callback(None)
+    for connection in connections:
+        connection.set_trace_callback(None)
 
 
 @asynccontextmanager
