@@ -231,6 +231,31 @@ def test_wrong_usage_is_told_in_one_line(allowance: Command, words: tuple[str, .
     assert answer.error["message"]
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("verify", ""), "SOURCE"),
+        (("restore", ""), "SOURCE"),
+        (("import", ""), "FACTS.jsonl"),
+        (("export", ""), "FILE"),
+        (("health", "--database", ""), "--database"),
+        (("health", "--validator", ""), "--validator"),
+        (("history", "--miner="), "--miner"),
+        (("audit", "--html", ""), "--html"),
+        (("demo", "--keep", ""), "--keep"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else " ".join(given),
+)
+def test_an_empty_argument_is_not_one_that_was_left_out(filled: Command, words: tuple[str, ...], name: str) -> None:
+    """`--database "$URL"` with nothing in the variable is refused by name.
+
+    Catches: the default database used, verified or restored into, where another was meant.
+    """
+    answer = filled(*words)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith(f"allowance: WrongUsage: argument {name}: is empty")
+
+
 def test_names_that_are_no_names_are_refused(filled: Command) -> None:
     """A NUL in a name reaches no database."""
     for words in (

@@ -31,6 +31,13 @@ def opened_input(path: str) -> Iterator[BufferedIOBase]:
         yield cast(BufferedIOBase, stream)
 
 
+def words(text: str) -> str:
+    """Takes any text but an empty one, which a script hands over whose variable is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a value, or leave it out")
+    return text
+
+
 def whole_number(text: str) -> int:
     """Understands a positive number below 2^63, such as a block's or a reservation's id."""
     if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= LARGEST_NUMBER:
