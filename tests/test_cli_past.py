@@ -367,3 +367,53 @@ def test_audit_refuses_what_it_cannot_do(allowance: Command, filled: Filled, tmp
     answer = allowance("audit", "--html", tmp_path / "nowhere" / "audit.html")
     assert answer.code == 2
     assert "cannot write" in answer.err
+    assert "UnwritableOutput" in answer.err
+
+
+def test_a_page_takes_the_place_of_a_page_and_of_nothing_else(
+    allowance: Command, filled: Filled, tmp_path: Path
+) -> None:
+    """The audited database, a letter and a directory stay as they are; an earlier page is replaced, nothing is left.
+
+    Catches: `--html` with the ledger's own path, which wrote a page over the ledger.
+    """
+    database = Path(filled.url.removeprefix("sqlite:///"))
+    letter = written(tmp_path / "letter.html", "<!doctype html>", "<title>Dear Sir or Madam</title>")
+    before = {path: path.read_bytes() for path in (database, letter)}
+    there = sorted(tmp_path.rglob("*"))
+    for path in (database, letter, tmp_path, "-", ""):
+        answer = allowance("audit", "--html", path, "--json")
+        assert answer.code == 2
+        assert answer.documents[0]["error"]["type"] in ("UnwritableOutput", "WrongUsage")
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(tmp_path.rglob("*")) == there
+
+    page = tmp_path / "page.html"
+    for until in (5, filled.head):
+        assert allowance("audit", "--until", until, "--html", page).code == 0
+        assert f", {until} events</title>" in page.read_text("utf-8")
+    assert sorted(tmp_path.rglob("*")) == sorted([*there, page])
+
+
+def test_a_page_that_cannot_be_written_throws_no_audit_away(
+    allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be known is told before the audit; where writing fails after it, what was found is told all the same.
+
+    Catches: an audit of an hour that is lost since its page has no place.
+    """
+    from routing import Allowance
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("audited in vain")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Allowance, "audit", refuse)
+        assert allowance("audit", "--html", tmp_path / "nowhere" / "audit.html").code == 2
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    answer = allowance("audit", "--html", tmp_path / "audit.html")
+    assert answer.code == 2
+    assert "no finding in" in answer.out
+    assert "No space left on device" in answer.err
+    assert not list(tmp_path.glob("*.html"))
+    assert not list(tmp_path.glob(".*.partial"))

@@ -42,6 +42,13 @@ class UnreadableInput(CommandError):
     """A file that was named cannot be read."""
 
 
+class UnwritableOutput(CommandError):
+    """A file cannot be written where it was asked for; `path` is the name that was given."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot write {path!r}: {reason}", path=path, reason=reason)
+
+
 class WrongInput(CommandError):
     """What a file says cannot be understood; the message says what is wrong and what would be right."""
 
