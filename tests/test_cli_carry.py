@@ -158,6 +158,49 @@ def test_an_export_goes_through_pipes(allowance: Command, path: Path, tmp_path: 
     assert b"DamagedExport" in cut.stderr
 
 
+def test_an_export_ends_quietly_where_nobody_reads_on(allowance: Command) -> None:
+    """`allowance export - | head -c 10`: exit code 0 and not a word, as with every command.
+
+    Catches: the reader's going away told as a database that cannot be used.
+    """
+    command = [sys.executable, "-m", "routing.cli", "export", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as exporting:
+        assert exporting.stdout
+        exporting.stdout.close()
+        assert exporting.stderr
+        said = exporting.stderr.read()
+        assert (exporting.wait(60), said) == (0, b"")
+
+
+@pytest.mark.parametrize("name", ["nowhere/backup.gz", "/dev/full", "/", "a\0b", "."])
+def test_an_export_that_cannot_be_written_is_told_by_its_name(allowance: Command, tmp_path: Path, name: str) -> None:
+    """Exit code 2, the name as it was given, and nothing left behind.
+
+    Catches: a wrong path told as a database that cannot be used, by the name of the file that was to become it.
+    """
+    answer = allowance("export", tmp_path / name, "--json")
+    assert answer.code == 2
+    error = answer.documents[0]["error"]
+    assert (error["type"], error["fields"]["path"]) == ("UnwritableOutput", str(tmp_path / name))
+    assert "partial" not in answer.err
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_an_export_that_ends_early_leaves_nothing(
+    allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up is told by the name that was given, and there is no part of an export."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    answer = allowance("export", tmp_path / "backup.gz")
+    assert answer.code == 2
+    assert "backup.gz': No space left on device" in answer.err
+    assert [path for path in tmp_path.iterdir() if not path.name.startswith("ledger.db")] == []
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -34,11 +34,11 @@ class OutputFile:
         self._name = name
         self._expected = expected
         self._may_replace = may_replace
-        # Through a link, the file that it leads to is meant.
-        self._target = Path(os.path.realpath(name)) if "\0" not in name else Path(name)
-        self._partial = self._target.with_name(f".{secrets.token_hex(8)}.partial")
         with told(name):
+            # Through a link, the file that it leads to is meant.
+            self._target = Path(os.path.realpath(name))
             self._refuse_what_is_there()
+            self._partial = self._target.with_name(f".{secrets.token_hex(8)}.partial")
             descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             self._file = os.fdopen(descriptor, "wb")
 
