@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -314,6 +315,26 @@ def test_reading_makes_no_ledger(allowance: Command, tmp_path: Path) -> None:
         assert answer.code == 3
         assert answer.err.startswith("allowance: StorageUnavailable: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("spend", "1"), ("release", "1"), ("rebuild",), ("pick",)], ids=" ".join)
+def test_only_what_creates_ledgers_makes_one(
+    filled: Command, tmp_path: Path, request_file: Path, database: str, words: tuple[str, ...]
+) -> None:
+    """A mistyped path or validator is answered as `health` does, and nothing is made.
+
+    Catches: `spend` with a typing error in `--database`, which left an empty ledger there.
+    """
+    words = (*words, str(request_file)) if words == ("pick",) else words
+    there = sorted(tmp_path.iterdir())
+    answer = filled(*words, "--database", f"sqlite:///{tmp_path / 'mistyped.db'}", "--json")
+    assert (answer.code, answer.error["type"]) == (3, "StorageUnavailable")
+    assert "there is no file" in answer.err
+    answer = filled(*words, "--validator", "5Mistyped", "--json")
+    assert (answer.code, answer.error["type"]) == (1, "LedgerNotFound")
+    assert sorted(tmp_path.iterdir()) == there
+    with contextlib.closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as stored:
+        assert stored.execute("SELECT validator_ss58 FROM allowance_ledgers").fetchall() == [(ME,)]
 
 
 def test_a_file_that_is_no_database_is_not_touched(allowance: Command, facts: Path, tmp_path: Path) -> None:

@@ -32,8 +32,13 @@ class Connection:
 
 
 @contextmanager
-def connected(arguments: argparse.Namespace, *, read_only: bool = False) -> Iterator[Connection]:
-    """Opens the ledger that the command line and the environment name, and closes it afterwards."""
+def connected(arguments: argparse.Namespace, *, read_only: bool = False, creates: bool = False) -> Iterator[Connection]:
+    """Opens the ledger that the command line and the environment name, and closes it afterwards.
+
+    One that is not there is made only where the command `creates` ledgers.
+    """
+    if not (read_only or creates):
+        asyncio.run(refuse_absent(arguments))
     with opened(ledger_of(arguments, read_only=read_only)) as connection:
         yield connection
 
@@ -48,6 +53,12 @@ def opened(book: Allowance) -> Iterator[Connection]:
             yield connection
         finally:
             connection.run(book.close())
+
+
+async def refuse_absent(arguments: argparse.Namespace) -> None:
+    """Raises what reading a ledger that is not there does: opened for writing, a mistyped one would be made."""
+    async with ledger_of(arguments, read_only=True):
+        return
 
 
 def ledger_of(arguments: argparse.Namespace, *, read_only: bool = False) -> Allowance:

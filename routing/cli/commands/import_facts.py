@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     from ..importing import ImportSummary, import_facts
 
     summary = ImportSummary()
-    with opened_input(arguments.file) as stream, connected(arguments) as connection:
+    with opened_input(arguments.file) as stream, connected(arguments, creates=True) as connection:
         try:
             import_facts(connection, stream, summary, confirm=arguments.confirm)
         except CommandError as error:
