@@ -264,7 +264,10 @@ def written(path: Path, *lines: str) -> Path:
 
 
 def test_receipts_are_taken_in_order(allowance: Command, tmp_path: Path) -> None:
-    """One line each; exit code 1 if any is refused."""
+    """One line each; exit code 1 if any is refused.
+
+    Catches: documents of one list with different keys.
+    """
     good = written(tmp_path / "good.jsonl", receipt(), "", receipt(blocks=[4], allowance_seconds=6))
     answer = allowance("receipts", good)
     assert answer.code == 0
@@ -290,6 +293,8 @@ def test_receipts_are_taken_in_order(allowance: Command, tmp_path: Path) -> None
         (2, False, []),
         (3, False, []),
     ]
+    assert documents[0].keys() == documents[1].keys() == documents[2].keys()
+    assert documents[2]["spendable_seconds"] is None
     assert documents[1]["double_spent"] == [3]
     assert documents[2]["error"]["type"] == "TimeOutOfRange"
 
