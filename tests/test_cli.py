@@ -21,6 +21,8 @@ import pytest
 
 from routing.cli import main, network
 from routing.cli.commands import COMMANDS
+from routing.cli.inputs import MOST_PAGE_ITEMS
+from routing.questions import MOST_ITEMS
 
 pytestmark = pytest.mark.sqlalchemy
 
@@ -782,6 +784,19 @@ def test_history_goes_on_where_a_page_ended(busy: Command) -> None:
         words = ("--after", page.err.partition("--after ")[2].partition(",")[0])
 
     assert seen == ["job-4", "job-3", "job-2", "job-1", "job-0"]
+
+
+def test_a_page_has_a_most_that_is_told(busy: Command) -> None:
+    """What the parser takes is what the library gives; beyond it, the option and its range are named.
+
+    Catches: a refusal of `limit`, which nobody gave, after another one that named a larger range.
+    """
+    assert MOST_PAGE_ITEMS == MOST_ITEMS
+    assert len(jobs(busy("history", "--limit", MOST_ITEMS, "--json"))) == 5
+    for wrong in (0, MOST_ITEMS + 1, 2**63):
+        answer = busy("history", "--limit", wrong)
+        assert answer.code == 2
+        assert f"argument --limit: '{wrong}' is not a whole number from 1 to 10000" in answer.err
 
 
 def test_history_all_pages_to_the_end(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..command import Command
-from ..inputs import moment, whole_number
+from ..inputs import MOST_PAGE_ITEMS, moment, page_items, whole_number
 from ..moments import add_moment, at_moment
 from ..output import Output
 from ..render import time_text
@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
         "--limit",
-        type=whole_number,
+        type=page_items,
         default=PAGE_ITEMS,
         metavar="N",
-        help=f"this many (default: {PAGE_ITEMS})",
+        help=f"this many, {MOST_PAGE_ITEMS} at the most (default: {PAGE_ITEMS})",
     )
     amount.add_argument("--all", action="store_true", help="page after page, until the end")
     add_moment(parser, prefix="at-")
