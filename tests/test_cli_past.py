@@ -230,7 +230,7 @@ def test_rebuild_tells_what_was_wrong(allowance: Command, filled: Filled) -> Non
 
 
 def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled) -> None:
-    """An event that it cannot take is named."""
+    """An event that it cannot take is named; `rebuild` cannot take it either, and does not advise to rebuild."""
     assert allowance("health", "--json").documents[0]["projection_error"] is None
     assert allowance("rebuild").code == 0
     statement(filled.url, "UPDATE allowance_checkpoints SET model_version = 0")
@@ -240,7 +240,11 @@ def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled)
     assert "position 5" in document["projection_error"]
     answer = allowance("rebuild")
     assert answer.code == 3
-    assert answer.err.startswith("allowance: ProjectionStopped: ")
+    assert answer.err.startswith("allowance: ProjectionStopped: the rebuild stopped before position 5")
+    assert "allowance verify" in answer.err
+    assert "allowance rebuild" not in answer.err
+    (document,) = allowance("rebuild", "--json").documents
+    assert document["error"]["fields"]["position"] == 5
 
 
 # Receipts
