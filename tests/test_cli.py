@@ -161,6 +161,7 @@ def test_every_command_has_help_with_examples(allowance: Command, command: Any) 
         assert example in answer.out
     for option in ("--database", "--validator", "--json"):
         assert option in answer.out
+    assert all(len(line) <= 120 for line in answer.out.splitlines())
 
 
 def test_every_example_is_understood() -> None:
@@ -414,6 +415,22 @@ def test_import_in_words(allowance: Command, facts: Path) -> None:
     assert "3 manifest syncs recorded" in answer.out
     assert answer.out.count("\n") == 1
     assert answer.err == ""
+
+
+def test_one_is_told_as_one(filled: Command, tmp_path: Path) -> None:
+    """A line, a block and a sync are not told as several.
+
+    Catches: "1 lines", "1 blocks".
+    """
+    assert "1 line in" in filled("import", written(tmp_path / "sync.jsonl", chain()[0])).out
+    whole = json.loads(next(line for line in chain() if '"miners"' in line))
+    block = json.dumps({**whole, "number": 1060, "created_at": "2024-01-01T12:12:00Z"})
+    answer = filled("import", "--confirm", written(tmp_path / "block.jsonl", block))
+    assert "1 line in" in answer.out
+    assert ": 1 block and 0 manifest syncs recorded" in answer.out
+    least = request(execution_time_limit=0, download_time_limit=0, upload_time_limit=0.001)
+    reservation_id = picked(filled, written(tmp_path / "least.json", least))
+    assert ": 0.001 s in 1 block of" in filled("spend", reservation_id).out
 
 
 def test_import_reads_standard_input(allowance: Command, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ COMMAND = Command(
     name="verify",
     summary="Check that every stored event is what was written, and name the first position that is not.",
     details=(
-        "Leaves no trace where it reads, and needs no permission to write. "
+        "Leaves no trace where it reads, and needs no permission to write.\n"
         f"{SOURCES}\n\n"
         "Where neither --validator nor ALLOWANCE_VALIDATOR_SS58 names one, every ledger that is there is verified.\n"
         "The hashes alone cannot tell that a log's end was cut off together with its head row, or that a log was\n"
