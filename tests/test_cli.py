@@ -828,6 +828,20 @@ def test_history_all_pages_to_the_end(busy: Command, monkeypatch: pytest.MonkeyP
     assert answer.err == ""
 
 
+def test_all_pages_are_one_table(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One header and one layout, as of a single page; written page by page all the same.
+
+    Catches: a header before each page, in the middle of what `sort` or `less` gets.
+    """
+    from routing.cli.commands import history
+
+    whole = busy("history", "--limit", "10")
+    monkeypatch.setattr(history, "PAGE_ITEMS", 2)
+    answer = busy("history", "--all")
+    assert (answer.out, answer.err) == (whole.out, "")
+    assert answer.out.count("reserved at") == 1
+
+
 def test_health_says_how_the_ledger_is(busy: Command) -> None:
     """Position, newest block and what is reserved; a person reads the same names."""
     document = busy("health", "--json").document
