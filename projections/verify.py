@@ -15,7 +15,9 @@ from .envelope import Envelope
 from .rules import Finding, Findings, Rule
 from .snapshots import ProgressReport
 
-REWRITTEN = "the whole log may have been written anew, with hashes that fit: no head noted elsewhere was given"
+REWRITTEN = "the whole log may have been written anew, with hashes that fit: "
+NO_HEAD = "no head noted elsewhere was given"
+HEAD_DISAGREES = "it does not go through the head noted elsewhere at {position}"
 CUT = "its end may have been cut off together with the head row"
 CUT_AFTER = CUT + ", after position {position}"
 REWRITTEN_AFTER = "what stands after position {position} may have been written anew, with hashes that fit"
@@ -148,7 +150,8 @@ class _Check:
         """What may have been done to the log all the same."""
         last = max(self.noted, default=0)
         if last == 0:
-            return [REWRITTEN, CUT]
+            refused = [position for position, _ in self._heads if position not in self.noted]
+            return [REWRITTEN + (HEAD_DISAGREES.format(position=refused[0]) if refused else NO_HEAD), CUT]
         if last >= self.envelope.position:
             return []
         return [REWRITTEN_AFTER.format(position=last), CUT_AFTER.format(position=last)]

@@ -75,10 +75,8 @@ async def restore(
     `validator_ss58` says which ledger of several. Raises `LedgerExists`, `DamagedExport`, `CorruptLedger`,
     `InvalidInput`, `LedgerNotFound`, `NewerLedger`, `StorageUnavailable`.
     """
-    if database_url == MEMORY:
-        raise InvalidInput("database_url", database_url, "a database that outlives this call")
+    check_target(database_url)
     path, validator_ss58 = _checked_source(source), _checked_validator(validator_ss58)
-    store_for(database_url, NOBODY, read_only=False)
     return await current_runtime().run(_restore(path, database_url, validator_ss58, progress))
 
 
@@ -101,6 +99,18 @@ async def export_store(
             return await export_log(reader, stored, target, progress)
         with new_file(Path(target)) as stream:
             return await export_log(reader, stored, stream, progress)
+
+
+def check_target(database_url: str) -> None:
+    """Raises `InvalidInput` for a database that nothing can be restored into."""
+    if database_url == MEMORY:
+        raise InvalidInput("database_url", database_url, "a database that outlives this call")
+    store_for(database_url, NOBODY, read_only=False)
+
+
+def check_database(database_url: str) -> None:
+    """Raises `InvalidInput` for what is no database's URL."""
+    store_for(database_url, NOBODY, read_only=True)
 
 
 def checked_heads(heads: Iterable[Head]) -> list[Head]:

@@ -59,9 +59,19 @@ def settings_from_environment(environment: Mapping[str, str]) -> Settings | None
             try:
                 given[field.name] = read(environment[variable])
                 Settings(**{field.name: given[field.name]})
+            except InvalidInput as refused:
+                right = _expected(refused, field.name, expected)
+                raise InvalidInput(variable, environment[variable], right) from refused
             except (ValueError, TypeError, RecursionError) as cause:
                 raise InvalidInput(variable, environment[variable], expected) from cause
     return Settings(**given) if given else None
+
+
+def _expected(refused: InvalidInput, field: str, as_text: str) -> str:
+    """What would be right: of a number, what `Settings` says, who knows the range; else what the text must be."""
+    if refused.field != field:
+        return f"{as_text}, with {refused.field} {refused.expected}"
+    return refused.expected if _READERS[field][0] in (int, float) else as_text
 
 
 @contextmanager
@@ -101,7 +111,15 @@ def _flag(text: str) -> bool:
 def _json(text: str) -> Any:
     import json  # as above
 
-    return json.loads(text)
+    return json.loads(text, object_pairs_hook=_each_name_once)
+
+
+def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A repeated name would silently replace the value before it."""
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        raise ValueError("a name is there twice")
+    return names
 
 
 _AGE: tuple[Callable[[str], Any], str] = (int, "a whole number of blocks, 0 or more")
@@ -113,7 +131,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "long_block_seconds": _SECONDS,
     "long_block_counts_as_seconds": _SECONDS,
     "allowance_multiplier": (str, "a decimal or a fraction such as 1.5 or 3/2, from 0 to 1000"),
-    "executors_max_per_class": (_json, 'a JSON object such as {"always_on.gpu-24gb": 2}'),
+    "executors_max_per_class": (_json, 'a JSON object such as {"always_on.gpu-24gb": 2}, each name once'),
     "validation_leeway_lower_blocks": _AGE,
     "validation_leeway_upper_blocks": _AGE,
     "respect_executor_count": (_flag, "true or false"),

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ import pytest
 
 from routing.cli import main, network
 from routing.cli.commands import COMMANDS
+from routing.cli.inputs import MOST_PAGE_ITEMS
+from routing.questions import MOST_ITEMS
 
 pytestmark = pytest.mark.sqlalchemy
 
@@ -158,6 +161,7 @@ def test_every_command_has_help_with_examples(allowance: Command, command: Any) 
         assert example in answer.out
     for option in ("--database", "--validator", "--json"):
         assert option in answer.out
+    assert all(len(line) <= 120 for line in answer.out.splitlines())
 
 
 def test_every_example_is_understood() -> None:
@@ -231,6 +235,31 @@ def test_wrong_usage_is_told_in_one_line(allowance: Command, words: tuple[str, .
     assert answer.error["message"]
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("verify", ""), "SOURCE"),
+        (("restore", ""), "SOURCE"),
+        (("import", ""), "FACTS.jsonl"),
+        (("export", ""), "FILE"),
+        (("health", "--database", ""), "--database"),
+        (("health", "--validator", ""), "--validator"),
+        (("history", "--miner="), "--miner"),
+        (("audit", "--html", ""), "--html"),
+        (("demo", "--keep", ""), "--keep"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else " ".join(given),
+)
+def test_an_empty_argument_is_not_one_that_was_left_out(filled: Command, words: tuple[str, ...], name: str) -> None:
+    """`--database "$URL"` with nothing in the variable is refused by name.
+
+    Catches: the default database used, verified or restored into, where another was meant.
+    """
+    answer = filled(*words)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith(f"allowance: WrongUsage: argument {name}: is empty")
+
+
 def test_names_that_are_no_names_are_refused(filled: Command) -> None:
     """A NUL in a name reaches no database."""
     for words in (
@@ -289,6 +318,26 @@ def test_reading_makes_no_ledger(allowance: Command, tmp_path: Path) -> None:
         assert answer.code == 3
         assert answer.err.startswith("allowance: StorageUnavailable: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("spend", "1"), ("release", "1"), ("rebuild",), ("pick",)], ids=" ".join)
+def test_only_what_creates_ledgers_makes_one(
+    filled: Command, tmp_path: Path, request_file: Path, database: str, words: tuple[str, ...]
+) -> None:
+    """A mistyped path or validator is answered as `health` does, and nothing is made.
+
+    Catches: `spend` with a typing error in `--database`, which left an empty ledger there.
+    """
+    words = (*words, str(request_file)) if words == ("pick",) else words
+    there = sorted(tmp_path.iterdir())
+    answer = filled(*words, "--database", f"sqlite:///{tmp_path / 'mistyped.db'}", "--json")
+    assert (answer.code, answer.error["type"]) == (3, "StorageUnavailable")
+    assert "there is no file" in answer.err
+    answer = filled(*words, "--validator", "5Mistyped", "--json")
+    assert (answer.code, answer.error["type"]) == (1, "LedgerNotFound")
+    assert sorted(tmp_path.iterdir()) == there
+    with contextlib.closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as stored:
+        assert stored.execute("SELECT validator_ss58 FROM allowance_ledgers").fetchall() == [(ME,)]
 
 
 def test_a_file_that_is_no_database_is_not_touched(allowance: Command, facts: Path, tmp_path: Path) -> None:
@@ -366,6 +415,22 @@ def test_import_in_words(allowance: Command, facts: Path) -> None:
     assert "3 manifest syncs recorded" in answer.out
     assert answer.out.count("\n") == 1
     assert answer.err == ""
+
+
+def test_one_is_told_as_one(filled: Command, tmp_path: Path) -> None:
+    """A line, a block and a sync are not told as several.
+
+    Catches: "1 lines", "1 blocks".
+    """
+    assert "1 line in" in filled("import", written(tmp_path / "sync.jsonl", chain()[0])).out
+    whole = json.loads(next(line for line in chain() if '"miners"' in line))
+    block = json.dumps({**whole, "number": 1060, "created_at": "2024-01-01T12:12:00Z"})
+    answer = filled("import", "--confirm", written(tmp_path / "block.jsonl", block))
+    assert "1 line in" in answer.out
+    assert ": 1 block and 0 manifest syncs recorded" in answer.out
+    least = request(execution_time_limit=0, download_time_limit=0, upload_time_limit=0.001)
+    reservation_id = picked(filled, written(tmp_path / "least.json", least))
+    assert ": 0.001 s in 1 block of" in filled("spend", reservation_id).out
 
 
 def test_import_reads_standard_input(allowance: Command, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -738,6 +803,19 @@ def test_history_goes_on_where_a_page_ended(busy: Command) -> None:
     assert seen == ["job-4", "job-3", "job-2", "job-1", "job-0"]
 
 
+def test_a_page_has_a_most_that_is_told(busy: Command) -> None:
+    """What the parser takes is what the library gives; beyond it, the option and its range are named.
+
+    Catches: a refusal of `limit`, which nobody gave, after another one that named a larger range.
+    """
+    assert MOST_PAGE_ITEMS == MOST_ITEMS
+    assert len(jobs(busy("history", "--limit", MOST_ITEMS, "--json"))) == 5
+    for wrong in (0, MOST_ITEMS + 1, 2**63):
+        answer = busy("history", "--limit", wrong)
+        assert answer.code == 2
+        assert f"argument --limit: '{wrong}' is not a whole number from 1 to 10000" in answer.err
+
+
 def test_history_all_pages_to_the_end(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--all` asks for page after page."""
     from routing.cli.commands import history
@@ -748,6 +826,20 @@ def test_history_all_pages_to_the_end(busy: Command, monkeypatch: pytest.MonkeyP
 
     assert jobs(answer) == ["job-4", "job-3", "job-2", "job-1", "job-0"]
     assert answer.err == ""
+
+
+def test_all_pages_are_one_table(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One header and one layout, as of a single page; written page by page all the same.
+
+    Catches: a header before each page, in the middle of what `sort` or `less` gets.
+    """
+    from routing.cli.commands import history
+
+    whole = busy("history", "--limit", "10")
+    monkeypatch.setattr(history, "PAGE_ITEMS", 2)
+    answer = busy("history", "--all")
+    assert (answer.out, answer.err) == (whole.out, "")
+    assert answer.out.count("reserved at") == 1
 
 
 def test_health_says_how_the_ledger_is(busy: Command) -> None:

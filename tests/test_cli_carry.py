@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from routing import Allowance
 from routing.cli import main
 
 from .small import GPU, VALIDATOR, small_book
@@ -158,6 +159,49 @@ def test_an_export_goes_through_pipes(allowance: Command, path: Path, tmp_path: 
     assert b"DamagedExport" in cut.stderr
 
 
+def test_an_export_ends_quietly_where_nobody_reads_on(allowance: Command) -> None:
+    """`allowance export - | head -c 10`: exit code 0 and not a word, as with every command.
+
+    Catches: the reader's going away told as a database that cannot be used.
+    """
+    command = [sys.executable, "-m", "routing.cli", "export", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as exporting:
+        assert exporting.stdout
+        exporting.stdout.close()
+        assert exporting.stderr
+        said = exporting.stderr.read()
+        assert (exporting.wait(60), said) == (0, b"")
+
+
+@pytest.mark.parametrize("name", ["nowhere/backup.gz", "/dev/full", "/", "a\0b", "."])
+def test_an_export_that_cannot_be_written_is_told_by_its_name(allowance: Command, tmp_path: Path, name: str) -> None:
+    """Exit code 2, the name as it was given, and nothing left behind.
+
+    Catches: a wrong path told as a database that cannot be used, by the name of the file that was to become it.
+    """
+    answer = allowance("export", tmp_path / name, "--json")
+    assert answer.code == 2
+    error = answer.documents[0]["error"]
+    assert (error["type"], error["fields"]["path"]) == ("UnwritableOutput", str(tmp_path / name))
+    assert "partial" not in answer.err
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_an_export_that_ends_early_leaves_nothing(
+    allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fills up is told by the name that was given, and there is no part of an export."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    answer = allowance("export", tmp_path / "backup.gz")
+    assert answer.code == 2
+    assert "backup.gz': No space left on device" in answer.err
+    assert [path for path in tmp_path.iterdir() if not path.name.startswith("ledger.db")] == []
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -166,10 +210,15 @@ def test_an_export_goes_through_pipes(allowance: Command, path: Path, tmp_path: 
         (["verify", "nowhere.db"], 2, "cannot read"),
         (["verify", "one.db", "--database", "sqlite:///two.db"], 2, "not both"),
         (["verify", "sqlite:///nowhere.db"], 3, "StorageUnavailable"),
+        (["verify", "--database", "ledger.db"], 2, "--database: 'ledger.db' cannot be taken; expected sqlite:///path"),
+        (["verify", "mysql://db"], 2, "SOURCE: 'mysql://db' cannot be taken; expected sqlite:///path"),
         (["verify", __file__], 2, "`allowance export` wrote"),
         (["verify", "--validator", "5Stranger"], 1, "LedgerNotFound"),
         (["export", "-", "--json"], 2, "with --json"),
         (["restore", "nowhere.gz"], 2, "cannot read"),
+        (["restore", "mysql://db"], 2, "SOURCE: 'mysql://db'"),
+        (["restore", __file__, "--database", "copy.db"], 2, "--database: 'copy.db' cannot be taken; expected sqlite"),
+        (["restore", __file__, "--validator", "\n"], 2, "--validator: "),
         (["restore", __file__], 2, "`allowance export` wrote"),
     ],
 )
@@ -180,6 +229,85 @@ def test_what_cannot_be_done_is_told_by_the_exit_code(
     answer = allowance(*words)
     assert answer.code == code
     assert said in answer.err
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> str:
+    """A database with the ledgers of 5Validator and of 5Other."""
+
+    async def fill() -> None:
+        for validator in (VALIDATOR, "5Other"):
+            async with Allowance.open(f"sqlite:///{tmp_path}/two.db", validator_ss58=validator):
+                pass
+
+    asyncio.run(fill())
+    return f"sqlite:///{tmp_path}/two.db"
+
+
+def test_which_ledgers_are_verified(allowance: Command, two: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validator of the environment's, as `--help` says, wherever the ledgers are; of nobody's, all.
+
+    Catches: `verify` with only the database configured, which failed on a validator without a name.
+    """
+
+    def verified(*words: str) -> list[str]:
+        answer = allowance("verify", *words, "--json")
+        assert answer.code == 0
+        return [document["validator_ss58"] for document in answer.documents]
+
+    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", two)
+    for words in ((), (two,), ("--database", two)):
+        assert verified(*words) == [VALIDATOR]
+        assert verified(*words, "--validator", "5Other") == ["5Other"]
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Stranger")
+    answer = allowance("verify", two)
+    assert answer.code == 1
+    assert "LedgerNotFound: there is no ledger of 5Stranger, whom ALLOWANCE_VALIDATOR_SS58 names" in answer.err
+    monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
+    for words in ((), (two,), ("--database", two)):
+        assert verified(*words) == [VALIDATOR, "5Other"]
+    answer = allowance("verify", "--head", f"0:{'0' * 64}")
+    assert (answer.code, "--validator: " in answer.err, "5Other" in answer.err) == (2, True, True)
+
+
+def test_which_of_several_ledgers_is_restored(
+    allowance: Command, path: Path, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--validator`, or else the environment's, where there are several; a single one is meant whoever has it.
+
+    Catches: `restore` that asks for a validator whom the environment names.
+    """
+
+    def restored(name: str, source: str, *words: str) -> str:
+        answer = allowance("restore", source, "--database", f"sqlite:///{tmp_path}/{name}", "--json", *words)
+        assert answer.code == 0, answer.err
+        validator_ss58: str = answer.documents[0]["validator_ss58"]
+        return validator_ss58
+
+    assert restored("one.db", two) == VALIDATOR
+    assert restored("other.db", two, "--validator", "5Other") == "5Other"
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Stranger")
+    assert restored("single.db", str(path)) == VALIDATOR
+    answer = allowance("restore", two, "--database", f"sqlite:///{tmp_path}/none.db")
+    assert answer.code == 1
+    assert "no ledger of 5Stranger, whom ALLOWANCE_VALIDATOR_SS58 names, in what SOURCE names" in answer.err
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "two\nlines")
+    assert "ALLOWANCE_VALIDATOR_SS58: " in allowance("restore", two, "--database", f"sqlite:///{tmp_path}/no.db").err
+    monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
+    answer = allowance("restore", two, "--database", f"sqlite:///{tmp_path}/none.db")
+    assert (answer.code, "--validator: " in answer.err) == (2, True)
+    assert not list(tmp_path.glob("no*.db"))
+
+
+@pytest.mark.parametrize("command", ["verify", "restore"])
+def test_what_came_by_standard_input_goes_by_that_name(
+    allowance: Command, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Catches: an error that names a temporary file, which nobody gave and which is gone."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no export")))
+    answer = allowance(command, "-")
+    assert answer.code == 2
+    assert "SOURCE: 'standard input' cannot be taken; expected a file that `allowance export` wrote" in answer.err
 
 
 def test_a_restore_over_another_log_is_refused(allowance: Command, tmp_path: Path) -> None:

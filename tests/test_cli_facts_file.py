@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import pytest
 from routing import BlockFact, ManifestsFact, Miner
 from routing.cli import facts_file
 from routing.cli.facts_file import BadLine, Fact, numbered_facts
+from routing.cli.receipts_file import numbered_receipts
 
 MINER = {"hotkey_ss58": "miner-a", "address": "192.0.2.7", "ip_version": 4, "port": 8000}
 OTHER = {"hotkey_ss58": "miner-b", "address": "2001:db8::7", "ip_version": 6, "port": 8001}
@@ -204,6 +206,33 @@ def test_bytes_that_are_no_text_are_refused() -> None:
         list(numbered_facts(io.BytesIO(b'{"type":"bl\xffock"}\n')))
 
     assert "UTF-8" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem", "expected"),
+    [
+        (b"\xef\xbb\xbf" + json.dumps(MANIFESTS).encode(), "byte order mark", "without one"),
+        ((json.dumps(MANIFESTS) + "\n").encode("utf-16"), "UTF-16", "in UTF-8"),
+        (gzip.compress(json.dumps(MANIFESTS).encode()), "gzip", "`gunzip`"),
+        (b"SQLite format 3\0" + bytes(100), "SQLite database", "`allowance restore`"),
+    ],
+    ids=["byte order mark", "UTF-16", "gzip", "SQLite"],
+)
+def test_a_file_of_another_kind_is_known_by_its_beginning(content: bytes, problem: str, expected: str) -> None:
+    """What the file is says more than that its first byte is no JSON.
+
+    Catches: "invalid character (byte 0)" about a file that an editor saved, or that is still compressed.
+    """
+    with pytest.raises(BadLine) as caught:
+        list(numbered_facts(io.BytesIO(content)))
+    assert problem in str(caught.value.fields["problem"])
+    assert expected in str(caught.value.fields["expected"])
+    with pytest.raises(BadLine) as caught:
+        list(numbered_receipts(io.BytesIO(content)))
+    assert problem in str(caught.value.fields["problem"])
+    with pytest.raises(BadLine) as caught:
+        list(numbered_facts(io.BytesIO(b"\n" + content)))
+    assert problem not in str(caught.value.fields["problem"])
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def test_rebuild_tells_what_was_wrong(allowance: Command, filled: Filled) -> Non
 
 
 def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled) -> None:
-    """An event that it cannot take is named."""
+    """An event that it cannot take is named; `rebuild` cannot take it either, and does not advise to rebuild."""
     assert allowance("health", "--json").documents[0]["projection_error"] is None
     assert allowance("rebuild").code == 0
     statement(filled.url, "UPDATE allowance_checkpoints SET model_version = 0")
@@ -240,7 +240,11 @@ def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled)
     assert "position 5" in document["projection_error"]
     answer = allowance("rebuild")
     assert answer.code == 3
-    assert answer.err.startswith("allowance: ProjectionStopped: ")
+    assert answer.err.startswith("allowance: ProjectionStopped: the rebuild stopped before position 5")
+    assert "allowance verify" in answer.err
+    assert "allowance rebuild" not in answer.err
+    (document,) = allowance("rebuild", "--json").documents
+    assert document["error"]["fields"]["position"] == 5
 
 
 # Receipts
@@ -264,7 +268,10 @@ def written(path: Path, *lines: str) -> Path:
 
 
 def test_receipts_are_taken_in_order(allowance: Command, tmp_path: Path) -> None:
-    """One line each; exit code 1 if any is refused."""
+    """One line each; exit code 1 if any is refused.
+
+    Catches: documents of one list with different keys.
+    """
     good = written(tmp_path / "good.jsonl", receipt(), "", receipt(blocks=[4], allowance_seconds=6))
     answer = allowance("receipts", good)
     assert answer.code == 0
@@ -290,6 +297,8 @@ def test_receipts_are_taken_in_order(allowance: Command, tmp_path: Path) -> None
         (2, False, []),
         (3, False, []),
     ]
+    assert documents[0].keys() == documents[1].keys() == documents[2].keys()
+    assert documents[2]["spendable_seconds"] is None
     assert documents[1]["double_spent"] == [3]
     assert documents[2]["error"]["type"] == "TimeOutOfRange"
 
@@ -367,3 +376,53 @@ def test_audit_refuses_what_it_cannot_do(allowance: Command, filled: Filled, tmp
     answer = allowance("audit", "--html", tmp_path / "nowhere" / "audit.html")
     assert answer.code == 2
     assert "cannot write" in answer.err
+    assert "UnwritableOutput" in answer.err
+
+
+def test_a_page_takes_the_place_of_a_page_and_of_nothing_else(
+    allowance: Command, filled: Filled, tmp_path: Path
+) -> None:
+    """The audited database, a letter and a directory stay as they are; an earlier page is replaced, nothing is left.
+
+    Catches: `--html` with the ledger's own path, which wrote a page over the ledger.
+    """
+    database = Path(filled.url.removeprefix("sqlite:///"))
+    letter = written(tmp_path / "letter.html", "<!doctype html>", "<title>Dear Sir or Madam</title>")
+    before = {path: path.read_bytes() for path in (database, letter)}
+    there = sorted(tmp_path.rglob("*"))
+    for path in (database, letter, tmp_path, "-", ""):
+        answer = allowance("audit", "--html", path, "--json")
+        assert answer.code == 2
+        assert answer.documents[0]["error"]["type"] in ("UnwritableOutput", "WrongUsage")
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(tmp_path.rglob("*")) == there
+
+    page = tmp_path / "page.html"
+    for until in (5, filled.head):
+        assert allowance("audit", "--until", until, "--html", page).code == 0
+        assert f", {until} events</title>" in page.read_text("utf-8")
+    assert sorted(tmp_path.rglob("*")) == sorted([*there, page])
+
+
+def test_a_page_that_cannot_be_written_throws_no_audit_away(
+    allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be known is told before the audit; where writing fails after it, what was found is told all the same.
+
+    Catches: an audit of an hour that is lost since its page has no place.
+    """
+    from routing import Allowance
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("audited in vain")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Allowance, "audit", refuse)
+        assert allowance("audit", "--html", tmp_path / "nowhere" / "audit.html").code == 2
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    answer = allowance("audit", "--html", tmp_path / "audit.html")
+    assert answer.code == 2
+    assert "no finding in" in answer.out
+    assert "No space left on device" in answer.err
+    assert not list(tmp_path.glob("*.html"))
+    assert not list(tmp_path.glob(".*.partial"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from fractions import Fraction
 
@@ -19,9 +20,19 @@ from routing.cli.output import Output
 from routing.cli.progress import Progress, progress_line, rate_text
 
 
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    whole = render.layout(headers, rows)
+    return [whole.header, *whole.lines(rows)]
+
+
+def fitted(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: int) -> tuple[list[str], bool]:
+    found = render.layout(headers, rows, columns)
+    return [found.header, *found.lines(rows)], found.columns is not None
+
+
 def test_columns_are_aligned_numbers_to_the_right() -> None:
     """Digits stand under digits, words under words."""
-    assert list(render.table(("id", "miner", "left"), [(7, "a", "1.000 s"), (1234, "bcd", "12.000 s")])) == [
+    assert table(("id", "miner", "left"), [(7, "a", "1.000 s"), (1234, "bcd", "12.000 s")]) == [
         "  id  miner      left",
         "   7  a       1.000 s",
         "1234  bcd    12.000 s",
@@ -35,10 +46,10 @@ ROWS = [(7, HOTKEY, "1.000 s", "always_on.gpu-24gb", 96), (1234, "5B", "12.000 s
 
 def test_a_table_that_fits_is_left_alone() -> None:
     """A terminal of its width, or wider, shows it whole."""
-    whole = list(render.table(HEADERS, ROWS))
+    whole = table(HEADERS, ROWS)
     width = max(map(len, whole))
-    assert render.fitted(HEADERS, ROWS, width) == (whole, False)
-    assert render.fitted(HEADERS, ROWS, width - 1)[1]
+    assert fitted(HEADERS, ROWS, width) == (whole, False)
+    assert fitted(HEADERS, ROWS, width - 1)[1]
 
 
 def test_a_narrow_terminal_gets_short_names_first_and_fewer_columns_then() -> None:
@@ -46,7 +57,7 @@ def test_a_narrow_terminal_gets_short_names_first_and_fewer_columns_then() -> No
 
     Catches a row of which the second half stands under the first, unaligned.
     """
-    assert render.fitted(HEADERS, ROWS, 56) == (
+    assert fitted(HEADERS, ROWS, 56) == (
         [
             "  id  miner            left  class               blocks",
             "   7  5Grwva…utQY   1.000 s  always_on.gpu-24gb      96",
@@ -54,7 +65,7 @@ def test_a_narrow_terminal_gets_short_names_first_and_fewer_columns_then() -> No
         ],
         True,
     )
-    assert render.fitted(HEADERS, ROWS, 40)[0] == [
+    assert fitted(HEADERS, ROWS, 40)[0] == [
         "  id  miner            left  class",
         "   7  5Grwva…utQY   1.000 s  always_on.…",
         "1234  5B           12.000 s  cpu",
@@ -67,7 +78,7 @@ def test_a_number_is_whole_or_not_there() -> None:
     Catches a number without its last digits, which would be another number.
     """
     rows = [(7, 1234.5, 96), (8, 12.0, 7)]
-    assert render.fitted(("id", "left", "blocks"), rows, 19) == (
+    assert fitted(("id", "left", "blocks"), rows, 19) == (
         [
             "id       left  …",
             " 7  1,234.500",
@@ -75,15 +86,31 @@ def test_a_number_is_whole_or_not_there() -> None:
         ],
         True,
     )
-    assert render.fitted(("id", "left", "blocks"), rows, 16)[0][0] == "id       left  …"
-    assert render.fitted(("id", "left", "blocks"), rows, 15)[0] == ["id  …", " 7", " 8"]
+    assert fitted(("id", "left", "blocks"), rows, 16)[0][0] == "id       left  …"
+    assert fitted(("id", "left", "blocks"), rows, 15)[0] == ["id  …", " 7", " 8"]
 
 
 @given(st.integers(2, 90), st.lists(st.tuples(st.integers(0, 10**9), st.text(max_size=60)), max_size=4))
 def test_no_line_is_longer_than_the_terminal(columns: int, rows: list[tuple[int, str]]) -> None:
     """Whatever stands in a table, in any script, it stays in its columns."""
-    lines, _ = render.fitted(("id", "name"), rows, columns)
+    lines, _ = fitted(("id", "name"), rows, columns)
     assert all(render.columns_of(line) <= columns for line in lines)
+
+
+def test_later_rows_stand_as_the_first_ones() -> None:
+    """A wider cell stands out, and moves nothing above it; in a terminal a number is whole or not there, too."""
+    whole = render.layout(("id", "miner", "left"), [(7, "5Anna", 12.5)])
+    assert [whole.header, *whole.lines([(7, "5Anna", 12.5), (1234, "5Bernadette", 7.0)])] == [
+        "id  miner    left",
+        " 7  5Anna  12.500",
+        "1234  5Bernadette   7.000",
+    ]
+    narrow = render.layout(("id", "left", "job"), [(7, 12.5, "job-1")], 14)
+    assert list(narrow.lines([(7, 12.5, "job-1"), (123, 12345.5, "j"), (123456789, 1234.5, "j")])) == [
+        " 7  12.500  j…",
+        "123",
+        "123456789",
+    ]
 
 
 def test_wide_letters_take_two_columns_and_marks_none() -> None:
@@ -91,18 +118,18 @@ def test_wide_letters_take_two_columns_and_marks_none() -> None:
     assert render.columns_of("漢字") == 4
     assert render.columns_of("Za\u0301\u0316") == 2
     names = ["miner", "漢字", "Za\u0301\u0316"]
-    lines = list(render.table(("name", "left"), [(name, "1 s") for name in names]))
+    lines = table(("name", "left"), [(name, "1 s") for name in names])
     assert [render.columns_of(line) for line in lines] == [11, 11, 11, 11]
 
 
 def test_a_table_without_rows_is_its_headers() -> None:
     """An empty answer still says what it would have shown."""
-    assert list(render.table(("id", "miner"), [])) == ["id  miner"]
+    assert table(("id", "miner"), []) == ["id  miner"]
 
 
 def test_nothing_is_shown_as_a_dash() -> None:
     """None, as in a reservation that is not settled, is visible."""
-    assert list(render.table(("job", "settled"), [(None, None)]))[1] == "-    -"
+    assert table(("job", "settled"), [(None, None)])[1] == "-    -"
 
 
 def test_labels_are_aligned() -> None:
@@ -261,8 +288,8 @@ def test_only_a_terminal_gets_tables_shortened(monkeypatch: pytest.MonkeyPatch) 
     for stream in (piped, watched):
         monkeypatch.setattr(sys, "stdout", stream)
         Output(json_wanted=False).table(HEADERS, ROWS)
-    assert piped.getvalue().splitlines() == list(render.table(HEADERS, ROWS))
-    assert watched.getvalue().splitlines() == render.fitted(HEADERS, ROWS, 40)[0]
+    assert piped.getvalue().splitlines() == table(HEADERS, ROWS)
+    assert watched.getvalue().splitlines() == fitted(HEADERS, ROWS, 40)[0]
     assert notes.getvalue().count("shortened to fit the terminal") == 1
 
 

@@ -66,6 +66,30 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_variable(variable: str, tex
     assert refused.value.expected
 
 
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("ALLOWANCE_BLOCK_EXPIRY_BLOCKS", "99999999999", "an integer from 0 to 1000000000"),
+        ("ALLOWANCE_LONGEST_JOB_SECONDS", "9e9", "a finite number from 0 to 8.64e+06"),
+        ("ALLOWANCE_LONG_BLOCK_SECONDS", "3601", "a finite number from 0 to 3600"),
+        ("ALLOWANCE_ALLOWANCE_MULTIPLIER", "1001", "a decimal or a fraction such as 1.5 or 3/2, from 0 to 1000"),
+        ("ALLOWANCE_EXECUTORS_MAX_PER_CLASS", '{"gpu": 9999999999}', "['gpu'] an integer from 0 to 1000000000"),
+        ("ALLOWANCE_EXECUTORS_MAX_PER_CLASS", '{"gpu": 2, "cpu": 1, "gpu": 3}', "each name once"),
+        ("ALLOWANCE_EXECUTORS_MAX_PER_CLASS", "[1]", "a JSON object such as"),
+    ],
+)
+def test_a_value_out_of_range_is_told_its_range(variable: str, text: str, expected: str) -> None:
+    """What would be right is said up to its upper limit; a name that stands twice has no one value.
+
+    Catches: "0 or more" as the answer to a number that is too large, and a cap silently replaced by a later one.
+    """
+    with pytest.raises(InvalidInput) as refused:
+        from_environment({variable: text})
+    assert refused.value.field == variable
+    assert expected in refused.value.expected
+    assert expected in str(refused.value)
+
+
 @pytest.mark.parametrize("port", ["x", "-1", "65536", "80 80", "８０"])
 def test_a_wrong_port_is_refused_by_name(port: str) -> None:
     """Ports of the debug and the trusted miner are whole numbers up to 65535."""

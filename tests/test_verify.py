@@ -115,6 +115,21 @@ async def test_what_needs_a_noted_head_is_told_not_to_be_excluded() -> None:
             assert len(report.not_excluded) == 2
 
 
+async def test_a_head_that_disagrees_is_not_one_that_was_not_given() -> None:
+    """Where no head agrees, what is left open names the one that does not.
+
+    Catches: "no head noted elsewhere was given", right below the finding about the one that was.
+    """
+    log = await a_log()
+    for position in (5, log.last + 3):
+        report = await verify_log(StoredReader(log), log.head, [Head(position, b"\1" * 32)])
+        assert report.findings
+        assert f"does not go through the head noted elsewhere at {position}" in report.not_excluded[0]
+        assert len(report.not_excluded) == 2
+    report = await verify_log(StoredReader(log), log.head, [])
+    assert "no head noted elsewhere was given" in report.not_excluded[0]
+
+
 async def test_a_noted_head_narrows_down_where_a_log_was_written_anew() -> None:
     """The finding stands at the first noted head that the log does not go through, and names the last that it does."""
     log = await a_log()

@@ -6,10 +6,10 @@ import argparse
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..book import Allowance
-from ..environment import VARIABLES, from_environment, naming
+from ..environment import VARIABLES, Configuration, from_environment, naming
 from .failure import WrongUsage
 
 Answer = TypeVar("Answer")
@@ -32,8 +32,13 @@ class Connection:
 
 
 @contextmanager
-def connected(arguments: argparse.Namespace, *, read_only: bool = False) -> Iterator[Connection]:
-    """Opens the ledger that the command line and the environment name, and closes it afterwards."""
+def connected(arguments: argparse.Namespace, *, read_only: bool = False, creates: bool = False) -> Iterator[Connection]:
+    """Opens the ledger that the command line and the environment name, and closes it afterwards.
+
+    One that is not there is made only where the command `creates` ledgers.
+    """
+    if not (read_only or creates):
+        asyncio.run(refuse_absent(arguments))
     with opened(ledger_of(arguments, read_only=read_only)) as connection:
         yield connection
 
@@ -50,23 +55,46 @@ def opened(book: Allowance) -> Iterator[Connection]:
             connection.run(book.close())
 
 
+async def refuse_absent(arguments: argparse.Namespace) -> None:
+    """Raises what reading a ledger that is not there does: opened for writing, a mistyped one would be made."""
+    async with ledger_of(arguments, read_only=True):
+        return
+
+
 def ledger_of(arguments: argparse.Namespace, *, read_only: bool = False) -> Allowance:
     """The ledger that the command line names, or else the environment; not opened yet."""
     configuration = from_environment()
-    validator_ss58 = arguments.validator or configuration.validator_ss58
-    if not validator_ss58:
+    database, validator = named_database(arguments, configuration), named_validator(arguments, configuration)
+    if not validator.value:
         raise WrongUsage("whose ledger? give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58")
-    names = {
-        "database_url": "--database" if arguments.database else VARIABLES["database_url"],
-        "validator_ss58": "--validator" if arguments.validator else VARIABLES["validator_ss58"],
-    }
-    with naming(names):
+    with naming({"database_url": database.name, "validator_ss58": validator.name}):
         return Allowance.open(
-            arguments.database or configuration.database_url,
-            validator_ss58=validator_ss58,
+            database.value,
+            validator_ss58=validator.value,
             settings=configuration.settings,
             read_only=read_only,
         )
+
+
+class Named(NamedTuple):
+    """A value, and the option or the variable that gave it."""
+
+    value: str
+    name: str
+
+
+def named_database(arguments: argparse.Namespace, configuration: Configuration) -> Named:
+    """The database's URL."""
+    if arguments.database:
+        return Named(arguments.database, "--database")
+    return Named(configuration.database_url, VARIABLES["database_url"])
+
+
+def named_validator(arguments: argparse.Namespace, configuration: Configuration) -> Named:
+    """The validator's hotkey; empty where nobody says."""
+    if arguments.validator or not configuration.validator_ss58:
+        return Named(arguments.validator or "", "--validator")
+    return Named(configuration.validator_ss58, VARIABLES["validator_ss58"])
 
 
 async def _answer(question: Awaitable[Answer]) -> Answer:

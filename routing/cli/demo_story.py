@@ -50,7 +50,7 @@ class Story:
     def imported(self, summary: ImportSummary) -> None:
         """How the import went."""
         self._fact(
-            f"{summary.lines:,} facts imported in {summary.seconds:.2f} s, {summary.rate}:"
+            f"{counted(summary.lines, 'fact')} imported in {summary.seconds:.2f} s, {summary.rate}:"
             f" {counted(summary.blocks_recorded, 'block')}, {counted(summary.syncs_recorded, 'manifest sync')}"
         )
         self._say(
@@ -67,23 +67,25 @@ class Story:
         """How routing went."""
         self._heading("Jobs are routed")
         self._say(
-            f"{arguments.callers:,} callers at once ask for a miner, job after job. Each gets one and a"
-            " reservation: whole blocks of that miner's allowance, the oldest first. Jobs that ran are"
+            f"Miners are asked for by {counted(arguments.callers, 'caller')} at once, job after job. Each gets one"
+            " and a reservation: whole blocks of that miner's allowance, the oldest first. Jobs that ran are"
             " spent, jobs that failed are released; where a caller never came back, the reservation"
             " expires on its own."
         )
         self._fact(
-            f"{len(traffic.latencies):,} picks, {traffic.picks_per_second:,.0f} a second, each also settled;"
+            f"{counted(len(traffic.latencies), 'pick')}, {traffic.picks_per_second:,.0f} a second, each also settled;"
             f" an answer took {milliseconds_text(traffic.latency(0.5))} (median),"
             f" {milliseconds_text(traffic.latency(0.99))} (p99)"
         )
         ended = ", ".join(f"{statuses[status]:,} {status}" for status in STATUSES if statuses[status])
         self._fact(f"{ended or 'nothing reserved'}, once the demo's clock had moved on by an hour")
         for name, count in sorted(traffic.refused.items()):
-            self._fact(f"{count:,} jobs were refused: {name}")
+            self._fact(f"{counted(count, 'job')} {'was' if count == 1 else 'were'} refused: {name}")
         if traffic.asked_twice:
             same = "the same" if not traffic.answered_differently else "NOT always the same"
-            self._fact(f"{traffic.asked_twice:,} callers asked twice, as after a lost answer: {same} route came back")
+            self._fact(
+                f"{counted(traffic.asked_twice, 'caller')} asked twice, as after a lost answer: {same} route came back"
+            )
 
     def window(self, window: Window | None) -> None:
         """What is left of the busiest account."""
@@ -107,7 +109,7 @@ class Story:
             f"{signs.gone} used, {signs.left} left: {seconds_text(window.left_seconds)} of"
             f" {seconds_text(window.granted_seconds)}"
             f" ({percent_text(window.left_seconds, window.granted_seconds)}); a column is"
-            f" {window.column_blocks} blocks"
+            f" {counted(window.column_blocks, 'block')}"
         )
 
     def one_reservation(self, reservation: Reservation | None) -> None:
@@ -125,8 +127,8 @@ class Story:
         sound = check.held_twice == 0
         self._fact(
             painted(
-                f"{check.blocks:,} blocks in {check.reservations:,} reservations"
-                f" of {check.accounts:,} accounts, {check.held_twice:,} of them held twice",
+                f"{counted(check.blocks, 'block')} in {counted(check.reservations, 'reservation')}"
+                f" of {counted(check.accounts, 'account')}, {check.held_twice:,} of them held twice",
                 GREEN if sound else RED,
                 wanted=self._out.colour_wanted,
             )
@@ -136,10 +138,10 @@ class Story:
         """Whether the log keeps every rule."""
         self._heading("Every rule, checked again from nothing")
         self._say("The audit replays the log and decides each claim anew, by code of its own.")
-        found = "no finding" if not report.findings_count else f"{report.findings_count:,} findings"
+        found = "no finding" if not report.findings_count else counted(report.findings_count, "finding")
         self._fact(
             painted(
-                f"{report.position:,} events: {found}",
+                f"{counted(report.position, 'event')}: {found}",
                 RED if report.findings_count else GREEN,
                 wanted=self._out.colour_wanted,
             )

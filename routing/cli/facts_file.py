@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from routing import BlockFact, ManifestsFact, Miner
 
+from .beginnings import beginning_of
 from .failure import WrongInput
 from .render import printable
 
@@ -130,6 +131,9 @@ def numbered_facts(stream: BufferedIOBase, *, batch_facts: int = BATCH_FACTS) ->
 
 def bad_line(number: int, text: bytes, error: Exception) -> BadLine:
     """Says in words what is wrong with a line and what would be right."""
+    beginning = beginning_of(number, text)
+    if beginning is not None:
+        return BadLine(number, beginning.problem, beginning.expected)
     problem = problem_of(text, error)
     return BadLine(number, problem, _expected(problem))
 

@@ -42,6 +42,24 @@ class UnreadableInput(CommandError):
     """A file that was named cannot be read."""
 
 
+class UnwritableOutput(CommandError):
+    """A file cannot be written where it was asked for; `path` is the name that was given."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot write {path!r}: {reason}", path=path, reason=reason)
+
+
+class NoSuchLedger(CommandError):
+    """What was to be read has no such ledger; stands for the library's error, and says who asked for what."""
+
+    exit_code = NO
+    name = "LedgerNotFound"
+
+    def __init__(self, where: str, validator_ss58: str, named_by: str) -> None:
+        whose = f"ledger of {validator_ss58}, whom {named_by} names," if validator_ss58 else "ledger"
+        super().__init__(f"there is no {whose} in what {where} names", validator_ss58=validator_ss58 or None)
+
+
 class WrongInput(CommandError):
     """What a file says cannot be understood; the message says what is wrong and what would be right."""
 

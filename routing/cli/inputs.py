@@ -14,6 +14,8 @@ from typing import cast
 from .failure import UnreadableInput
 
 LARGEST_NUMBER = 2**63 - 1
+MOST_PAGE_ITEMS = 10_000
+"""As many as the library gives; said here again, since the parser is made without importing it."""
 
 
 @contextmanager
@@ -31,10 +33,24 @@ def opened_input(path: str) -> Iterator[BufferedIOBase]:
         yield cast(BufferedIOBase, stream)
 
 
+def words(text: str) -> str:
+    """Takes any text but an empty one, which a script hands over whose variable is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a value, or leave it out")
+    return text
+
+
 def whole_number(text: str) -> int:
     """Understands a positive number below 2^63, such as a block's or a reservation's id."""
     if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= LARGEST_NUMBER:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 2^63 - 1")
+    return int(text)
+
+
+def page_items(text: str) -> int:
+    """Understands how many items a page should have."""
+    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= MOST_PAGE_ITEMS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_PAGE_ITEMS}")
     return int(text)
 
 

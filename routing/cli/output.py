@@ -6,10 +6,10 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from .render import fitted, table
+from .render import Layout, layout
 
 
 class Output:
@@ -53,14 +53,19 @@ class Output:
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Writes aligned columns under their headers; a terminal gets them shortened to its width."""
-        if not self._data.isatty():
-            for line in table(headers, rows):
+        self.table_of_pages(headers, [rows])
+
+    def table_of_pages(self, headers: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -> None:
+        """Writes one table of pages that come one by one, aligned as the first of them; nothing where there is none."""
+        columns = shutil.get_terminal_size().columns if self._data.isatty() else None
+        found: Layout | None = None
+        for rows in pages:
+            if found is None:
+                found = layout(headers, rows, columns)
+                self.line(found.header)
+            for line in found.lines(rows):
                 self.line(line)
-            return
-        lines, is_shortened = fitted(headers, rows, shutil.get_terminal_size().columns)
-        for line in lines:
-            self.line(line)
-        if is_shortened:
+        if found is not None and found.columns is not None:
             self.note("shortened to fit the terminal; whole in a file, in a pipe, and with --json")
 
     def note(self, text: str) -> None:

@@ -8,6 +8,7 @@ from typing import NoReturn
 from .command import Command
 from .commands import COMMANDS
 from .failure import WrongUsage
+from .inputs import words
 
 ENVIRONMENT = """\
 Environment:
@@ -67,6 +68,8 @@ def _add(subparsers: argparse._SubParsersAction[Parser], command: Command) -> No
         allow_abbrev=False,
     )
     parser.set_defaults(command=command.name, run=command.run)
+    # For arguments without a type of their own: an empty one would count as left out.
+    parser.register("type", None, words)
     command.add_arguments(parser)
     _add_common_arguments(parser)
 

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from routing import Receipt
 
+from .beginnings import beginning_of
 from .facts_file import BadLine, lines_as_they_arrive, problem_of, refuse_repeated_names
 
 EXAMPLE = (
@@ -49,7 +50,14 @@ def numbered_receipts(stream: BufferedIOBase) -> Iterator[NumberedReceipt]:
             try:
                 yield NumberedReceipt(number, _receipt(text))
             except (ValueError, RecursionError) as error:
-                raise BadLine(number, problem_of(text, error), EXAMPLE) from error
+                raise _bad_line(number, text, error) from error
+
+
+def _bad_line(number: int, text: bytes, error: Exception) -> BadLine:
+    beginning = beginning_of(number, text)
+    if beginning is not None:
+        return BadLine(number, beginning.problem, EXAMPLE)
+    return BadLine(number, problem_of(text, error), EXAMPLE)
 
 
 def _receipt(text: bytes) -> Receipt:

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
+from typing import NamedTuple
 
 GAP = "  "
 SIZE_STEP = 1000
@@ -15,51 +16,78 @@ LONG_NAME = 32
 """Words longer than this are hotkeys, uuids and the like, of which the ends are enough to know them by."""
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Aligns columns under their headers: numbers to the right, words to the left."""
-    return _aligned(headers, [[_cell(value) for value in row] for row in rows], _right(headers, rows))
+class Layout(NamedTuple):
+    """How a table is aligned, found from its first rows: a wider cell of a later row stands out.
+
+    `columns` are those of a terminal into which it was shortened to fit, None where it is whole.
+    """
+
+    headers: Sequence[str]
+    widths: Sequence[int]
+    right: Sequence[bool]
+    columns: int | None = None
+    has_more: bool = False
+    """Whether columns were left out."""
+
+    @property
+    def header(self) -> str:
+        """The first line."""
+        line = self._line(self.headers)
+        return line if self.columns is None else _cut(f"{line}{GAP}…" if self.has_more else line, self.columns)
+
+    def lines(self, rows: Iterable[Sequence[object]]) -> Iterator[str]:
+        """Rows, a line each."""
+        for row in rows:
+            cells = [_cell(value) for value in row[: len(self.headers)]]
+            yield self._line(cells) if self.columns is None else self._fitted(cells, self.columns)
+
+    def _fitted(self, cells: Sequence[str], columns: int) -> str:
+        """The line, of which words may be cut, numbers are left out."""
+        cells = [_shortened(cell) for cell in cells]
+        for shown in range(len(cells), 1, -1):
+            line = self._line(cells[:shown])
+            if columns_of(line) <= columns:
+                return line
+            if not self.right[shown - 1] and columns_of(self._line(cells[: shown - 1]) + GAP) < columns:
+                return _cut(line, columns)
+        return _cut(self._line(cells[:1]), columns)
+
+    def _line(self, cells: Sequence[str]) -> str:
+        padded = []
+        for cell, width, to_right in zip(cells, self.widths, self.right, strict=False):
+            space = " " * (width - columns_of(cell))
+            padded.append(space + cell if to_right else cell + space)
+        return GAP.join(padded).rstrip()
 
 
-def fitted(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: int) -> tuple[list[str], bool]:
-    """The same in lines of at most so many columns, and whether something was shortened for that.
+def layout(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: int | None = None) -> Layout:
+    """Aligns columns under their headers, numbers to the right, words to the left; to fit a terminal of so many.
 
     Hotkeys and uuids are shortened first, all of them. Where that does not do, the last columns are left out: words
     may be cut, numbers never.
     """
-    whole = list(table(headers, rows))
-    if max(map(columns_of, whole)) <= columns:
-        return whole, False
-    cells = [[_shortened(_cell(value)) for value in row] for row in rows]
-    right = _right(headers, rows)
-    shown, is_cut = _fitting(headers, cells, columns), False
+    cells = [[_cell(value) for value in row] for row in rows]
+    right = [_is_numeric([row[column] for row in rows]) for column in range(len(headers))]
+    whole = Layout(headers, _widths(headers, cells), right)
+    if columns is None or max(map(columns_of, (whole.header, *whole.lines(rows)))) <= columns:
+        return whole
+    widths = _widths(headers, [[_shortened(cell) for cell in row] for row in cells])
+    shown, is_cut = _fitting(widths, columns), False
     if shown < len(headers):
-        shown = _fitting(headers, cells, columns - len(GAP) - 1)
+        shown = _fitting(widths, columns - len(GAP) - 1)
         is_cut = not (shown and right[shown])
     shown += is_cut
-    lines = list(_aligned(headers[:shown], [row[:shown] for row in cells], right[:shown]))
-    if shown < len(headers) and not is_cut:
-        lines[0] += f"{GAP}…"
-    return [_cut(line, columns) for line in lines], True
+    has_more = shown < len(headers) and not is_cut
+    return Layout(headers[:shown], widths[:shown], right[:shown], columns, has_more)
 
 
-def _fitting(headers: Sequence[str], cells: Sequence[Sequence[str]], columns: int) -> int:
+def _widths(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(columns_of, column)) for column in zip(headers, *cells, strict=True)]
+
+
+def _fitting(widths: Sequence[int], columns: int) -> int:
     """How many of a table's columns are whole in so many of a terminal's."""
-    ends = accumulate(max(map(columns_of, column)) + len(GAP) for column in zip(headers, *cells, strict=True))
-    return sum(end - len(GAP) <= columns for end in ends)
-
-
-def _right(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> list[bool]:
-    return [_is_numeric([row[column] for row in rows]) for column in range(len(headers))]
-
-
-def _aligned(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool]) -> Iterator[str]:
-    widths = [max(map(columns_of, column)) for column in zip(headers, *cells, strict=True)]
-    for line in [headers, *cells]:
-        padded = []
-        for cell, width, to_right in zip(line, widths, right, strict=True):
-            space = " " * (width - columns_of(cell))
-            padded.append(space + cell if to_right else cell + space)
-        yield GAP.join(padded).rstrip()
+    return sum(end - len(GAP) <= columns for end in accumulate(width + len(GAP) for width in widths))
 
 
 def columns_of(text: str) -> int:

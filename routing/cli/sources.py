@@ -14,6 +14,7 @@ from .inputs import opened_input
 
 DIGITS = 64
 MOST_DIGITS = 18
+STANDARD_INPUT = "standard input"
 SQLITE_MAGIC = b"SQLite format 3\0"
 
 SOURCES = """\
@@ -26,16 +27,30 @@ def opened_source(source: str) -> Iterator[str]:
     """The source as `routing.verify` and `routing.restore` take it."""
     if source == "-":
         with opened_input(source) as stream, TemporaryDirectory(prefix="allowance-") as directory:
-            spooled = Path(directory) / "standard input"
+            spooled = Path(directory) / "export"
             with spooled.open("wb") as file:
                 shutil.copyfileobj(stream, file)
-            yield str(spooled)
+            with _told_as_standard_input():
+                yield str(spooled)
     elif "://" in source:
         yield source
     else:
         with opened_input(source) as stream:
             is_database = stream.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
         yield f"sqlite:///{source}" if is_database else source
+
+
+@contextmanager
+def _told_as_standard_input() -> Iterator[None]:
+    """Inside, what is no export is told as what it came from, not as the file that it was written to."""
+    from routing import InvalidInput
+
+    try:
+        yield
+    except InvalidInput as refused:
+        if refused.field != "source":
+            raise
+        raise InvalidInput("source", STANDARD_INPUT, refused.expected) from refused
 
 
 def noted_head(text: str) -> tuple[int, bytes]:

@@ -1,5 +1,5 @@
 """The audit as a page: one file that any browser opens without a network."""
 
-from .document import page
+from .document import is_page, page
 
-__all__ = ["page"]
+__all__ = ["is_page", "page"]

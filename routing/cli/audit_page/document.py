@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..render import counted, seconds_text, short_hotkey
@@ -21,14 +22,25 @@ PREAMBLE = Markup(
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>"
 )
 
+BEGINNING = "<!doctype html>\n"
+TITLE = "Audit of "
+LONGEST_BEFORE_TITLE = 1000
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file begins as every page does, of this release or an earlier one."""
+    with path.open("rb") as file:
+        start = file.read(LONGEST_BEFORE_TITLE)
+    return start.startswith(BEGINNING.encode()) and f"<title>{TITLE}".encode() in start
+
 
 def page(report: AuditReport) -> str:
     """The whole document; with charts where the report was made with `usage_buckets`."""
-    title = element("title", f"Audit of {short_hotkey(report.validator_ss58)}, {counted(report.position, 'event')}")
+    title = element("title", f"{TITLE}{short_hotkey(report.validator_ss58)}, {counted(report.position, 'event')}")
     head = element("head", PREAMBLE, title, element("style", Markup(STYLE)))
     sections = (_summary(report), findings_section(report), totals_section(report), usage_section(report))
     main = element("main", *sections, rules_section(report))
-    return f"<!doctype html>\n{element('html', head, element('body', main), lang='en')}\n"
+    return f"{BEGINNING}{element('html', head, element('body', main), lang='en')}\n"
 
 
 def _summary(report: AuditReport) -> Markup:

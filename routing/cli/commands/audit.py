@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ..command import Command
-from ..failure import NO, UnreadableInput
+from ..failure import NO, WrongUsage
 from ..inputs import whole_number
 from ..output import Output
 from ..progress import Progress
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from routing import AccountTotals, AuditReport
+
+    from ..output_file import OutputFile
 
 PAGE_BUCKETS = 120
 """Columns of the report's charts."""
@@ -30,41 +32,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", metavar="POSITION", type=whole_number, help="audit only up to this position")
     parser.add_argument("--accounts", action="store_true", help="list every account's totals, not only the classes'")
     parser.add_argument(
-        "--html", metavar="FILE", type=Path, help="also write a report with charts that any browser opens"
+        "--html",
+        metavar="FILE",
+        help="also write a report with charts that any browser opens; takes the place of an earlier one only",
     )
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Audits, writes the page where it is asked for, and tells what was found."""
+    with ExitStack() as stack:
+        # Before the audit, which may take long: what cannot be written should not be found out after it.
+        file = stack.enter_context(_page_file(arguments.html)) if arguments.html else None
+        report = _audit(arguments)
+        try:
+            if file is not None:
+                _write_page(file, report)
+        finally:
+            _tell(report, out, accounts=arguments.accounts)
+    return NO if report.findings_count else 0
+
+
+def _page_file(name: str) -> OutputFile:
+    from ..audit_page import is_page
+    from ..output_file import OutputFile
+
+    if name == "-":
+        raise WrongUsage("--html - : the report goes into a file, such as audit.html; standard output has the answer")
+    expected = "a file that is not there yet, or an earlier report of `allowance audit --html`"
+    return OutputFile(name, expected=expected, may_replace=is_page)
+
+
+def _audit(arguments: argparse.Namespace) -> AuditReport:
     from ..connection import connected
-    from ..documents import as_fields
 
     with connected(arguments, read_only=True) as connection, Progress("audit", "events") as progress:
-        report = connection.run(
+        return connection.run(
             connection.book.audit(
                 until_position=arguments.until,
                 usage_buckets=PAGE_BUCKETS if arguments.html else 0,
                 progress=lambda done, total: progress.show(done, progress.rate(done, "events"), total=total),
             )
         )
-    if arguments.html:
-        _write_page(arguments.html, report)
+
+
+def _write_page(file: OutputFile, report: AuditReport) -> None:
+    from ..audit_page import page
+
+    file.stream.write(page(report).encode())
+    file.keep()
+
+
+def _tell(report: AuditReport, out: Output, *, accounts: bool) -> None:
+    from ..documents import as_fields
+
     if out.json_wanted:
         document = as_fields(report)
         del document["usage"]
         out.document(document)
     else:
-        _show(report, out, accounts=arguments.accounts)
-    return NO if report.findings_count else 0
-
-
-def _write_page(path: Path, report: AuditReport) -> None:
-    from ..audit_page import page
-
-    try:
-        path.write_text(page(report), encoding="utf-8")
-    except OSError as error:
-        raise UnreadableInput(f"cannot write {str(path)!r}: {error.strerror or error}", path=str(path)) from error
+        _show(report, out, accounts=accounts)
 
 
 def _show(report: AuditReport, out: Output, *, accounts: bool) -> None:

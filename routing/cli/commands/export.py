@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from ..command import Command
-from ..failure import WrongUsage
+from ..failure import STORAGE_UNAVAILABLE, UnwritableOutput, WrongUsage
 from ..output import Output
 from ..progress import Progress
 from ..render import counted
+
+if TYPE_CHECKING:
+    from routing import ExportReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,30 +23,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Exports, and tells the head to note."""
-    from ..connection import connected
+    if arguments.file == "-":
+        out.note(_text(_export_to_stdout(arguments, out)))
+        return 0
     from ..documents import as_fields
+    from ..output_file import FOR_OWNER, OutputFile
 
-    to_stdout = arguments.file == "-"
-    target = _stdout(out) if to_stdout else arguments.file
-    with connected(arguments, read_only=True) as connection, Progress("export", "events") as progress:
-        report = connection.run(connection.book.export(target, lambda done, total: progress.show(done, total=total)))
-    head = f"{report.position}:{report.hash}"
-    text = f"exported {counted(report.position, 'event')} of {report.validator_ss58}; head {head}"
-    if to_stdout:
-        out.note(text)
-    elif out.json_wanted:
-        out.document({**as_fields(report), "file": arguments.file, "head": head})
+    with OutputFile(arguments.file, expected="a file that is not there yet", mode=FOR_OWNER) as file:
+        report = _export(arguments, file.stream)
+        file.keep()
+    if out.json_wanted:
+        out.document({**as_fields(report), "file": arguments.file, "head": _head(report)})
     else:
-        out.line(text)
+        out.line(_text(report))
     return 0
 
 
+def _export_to_stdout(arguments: argparse.Namespace, out: Output) -> ExportReport:
+    try:
+        return _export(arguments, _stdout(out))
+    except UnwritableOutput as refused:
+        if isinstance(refused.__cause__, BrokenPipeError):
+            # Whoever reads has seen enough: `main` knows what to do then.
+            raise refused.__cause__ from None
+        # As for every other answer that does not fit on a disk.
+        refused.exit_code = STORAGE_UNAVAILABLE
+        raise
+
+
+def _export(arguments: argparse.Namespace, stream: IO[bytes]) -> ExportReport:
+    from ..connection import connected
+
+    with connected(arguments, read_only=True) as connection, Progress("export", "events") as progress:
+        return connection.run(connection.book.export(stream, lambda done, total: progress.show(done, total=total)))
+
+
+def _text(report: ExportReport) -> str:
+    return f"exported {counted(report.position, 'event')} of {report.validator_ss58}; head {_head(report)}"
+
+
+def _head(report: ExportReport) -> str:
+    return f"{report.position}:{report.hash}"
+
+
 def _stdout(out: Output) -> IO[bytes]:
+    from ..output_file import told_stream
+
     if out.json_wanted:
         raise WrongUsage("with --json, give a file: standard output takes one or the other")
     if sys.stdout is None or sys.stdout.isatty():
         raise WrongUsage("an export is no text for a terminal: give a file, or send it into one with >")
-    return sys.stdout.buffer
+    return told_stream(sys.stdout.buffer, "standard output")
 
 
 COMMAND = Command(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..command import Command
-from ..inputs import moment, whole_number
+from ..inputs import MOST_PAGE_ITEMS, moment, page_items, whole_number
 from ..moments import add_moment, at_moment
 from ..output import Output
 from ..render import time_text
 
 if TYPE_CHECKING:
     from routing import Reservation
+
+    from ..connection import Connection
 
 STATUSES = ("reserved", "spent", "released", "expired")
 PAGE_ITEMS = 100
@@ -33,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
         "--limit",
-        type=whole_number,
+        type=page_items,
         default=PAGE_ITEMS,
         metavar="N",
-        help=f"this many (default: {PAGE_ITEMS})",
+        help=f"this many, {MOST_PAGE_ITEMS} at the most (default: {PAGE_ITEMS})",
     )
     amount.add_argument("--all", action="store_true", help="page after page, until the end")
     add_moment(parser, prefix="at-")
@@ -47,10 +49,29 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     from ..connection import connected
 
     with connected(arguments, read_only=True) as connection:
-        book = at_moment(connection.book, arguments)
-        cursor = arguments.after
+        pages = _Pages(connection, arguments)
+        _write((page for page in pages if page), out)
+    if pages.is_empty:
+        out.note("no reservation fits")
+    if pages.next is not None:
+        out.note(f"there are more: repeat with --after {pages.next}, or with --all")
+    return 0
+
+
+class _Pages:
+    """The pages that were asked for, read as they are wanted; `next` is the cursor of what comes after them."""
+
+    def __init__(self, connection: Connection, arguments: argparse.Namespace) -> None:
+        self.next: str | None = arguments.after
+        self.is_empty = self.next is None
+        self._connection = connection
+        self._arguments = arguments
+
+    def __iter__(self) -> Iterator[list[Reservation]]:
+        arguments = self._arguments
+        book = at_moment(self._connection.book, arguments)
         while True:
-            page = connection.run(
+            page = self._connection.run(
                 book.history(
                     miner_ss58=arguments.miner,
                     executor_class=arguments.executor_class,
@@ -59,33 +80,30 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
                     reserved_from=arguments.reserved_from,
                     reserved_until=arguments.reserved_until,
                     block=arguments.block,
-                    after=cursor,
+                    after=self.next,
                     limit=arguments.limit,
                     newest_first=not arguments.oldest_first,
                 )
             )
-            _write(page.items, out)
-            if cursor is None and not page.items:
-                out.note("no reservation fits")
-            cursor = page.next
-            if cursor is None or not arguments.all:
-                break
-    if cursor is not None:
-        out.note(f"there are more: repeat with --after {cursor}, or with --all")
-    return 0
+            self.is_empty = self.is_empty and not page.items
+            self.next = page.next
+            yield page.items
+            if self.next is None or not arguments.all:
+                return
 
 
-def _write(reservations: Sequence[Reservation], out: Output) -> None:
+def _write(pages: Iterable[Sequence[Reservation]], out: Output) -> None:
     from ..documents import reservation_document
 
     if out.json_wanted:
-        for reservation in reservations:
-            out.document(reservation_document(reservation))
-    elif reservations:
-        out.table(
-            ("reservation", "status", "reserved at", "miner", "executor class", "seconds", "blocks", "job"),
-            [_row(reservation) for reservation in reservations],
-        )
+        for page in pages:
+            for reservation in page:
+                out.document(reservation_document(reservation))
+        return
+    out.table_of_pages(
+        ("reservation", "status", "reserved at", "miner", "executor class", "seconds", "blocks", "job"),
+        ([_row(reservation) for reservation in page] for page in pages),
+    )
 
 
 def _row(reservation: Reservation) -> tuple[object, ...]:

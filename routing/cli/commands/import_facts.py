@@ -10,6 +10,7 @@ from ..command import Command
 from ..failure import CommandError
 from ..inputs import opened_input
 from ..output import Output
+from ..render import counted
 
 if TYPE_CHECKING:
     from ..importing import ImportSummary
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     from ..importing import ImportSummary, import_facts
 
     summary = ImportSummary()
-    with opened_input(arguments.file) as stream, connected(arguments) as connection:
+    with opened_input(arguments.file) as stream, connected(arguments, creates=True) as connection:
         try:
             import_facts(connection, stream, summary, confirm=arguments.confirm)
         except CommandError as error:
@@ -44,8 +45,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 def summary_text(summary: ImportSummary) -> str:
     """Tells an import in a sentence."""
     return (
-        f"{summary.lines:,} lines in {summary.seconds:.2f} s ({summary.rate}):"
-        f" {summary.blocks_recorded:,} blocks and {summary.syncs_recorded:,} manifest syncs recorded,"
+        f"{counted(summary.lines, 'line')} in {summary.seconds:.2f} s ({summary.rate}):"
+        f" {counted(summary.blocks_recorded, 'block')} and {counted(summary.syncs_recorded, 'manifest sync')} recorded,"
         f" {summary.blocks_repeated:,} and {summary.syncs_repeated:,} known before;"
         f" the log stands at position {summary.position:,}"
     )

@@ -43,7 +43,7 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
     from routing import Routing
 
     from ...environment import from_environment
-    from ..connection import ledger_of
+    from ..connection import ledger_of, refuse_absent
 
     books: list[Allowance] = []
 
@@ -53,6 +53,8 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
 
     async def pick() -> JobRoute:
         configuration = from_environment()
+        if configuration.debug_miner is None and not request.on_trusted_miner:
+            await refuse_absent(arguments)
         router = Routing(book, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner)
         try:
             return await router.pick_miner_for_job_request(request)

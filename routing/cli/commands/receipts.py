@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 
     from ..receipts_file import NumberedReceipt
 
+_NOT_CHECKED: dict[str, object] = {
+    "receipt": None,
+    "spent": False,
+    "blocks": [],
+    "job_start_block": None,
+    "spendable_seconds": None,
+    "outside_range": [],
+    "double_spent": [],
+    "invalidated": [],
+    "without_grant": [],
+    "spendable": [],
+}
+"""The fields of a `ReceiptOutcome` for a receipt that came to none: its blocks were not looked at."""
 REASONS = ("outside_range", "double_spent", "invalidated", "without_grant")
 
 
@@ -85,8 +98,8 @@ def _tell_refusal(numbered: NumberedReceipt, error: Exception, out: Output) -> N
     name, message = error_name(error), error_message(error)
     if out.json_wanted:
         told = {"type": name, "message": message, "fields": error_fields(error)}
-        receipt = as_fields(numbered.receipt)
-        out.document({"line": numbered.line, "receipt": receipt, "spent": False, "blocks": [], "error": told})
+        refused = {**_NOT_CHECKED, "receipt": as_fields(numbered.receipt)}
+        out.document({"line": numbered.line, **refused, "error": told})
         return
     out.line(f"line {numbered.line}: refused, {name}: {message}")
 

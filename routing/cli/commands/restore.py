@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..command import Command
+from ..failure import NoSuchLedger
 from ..output import Output
 from ..progress import Progress
 from ..render import counted
 from ..sources import SOURCES, opened_source
+
+if TYPE_CHECKING:
+    from routing import RestoreReport
+
+    from ..connection import Named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,19 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Restores, and tells where the ledger stands."""
-    import routing.sync
-
-    from ...environment import from_environment
+    from ...carrying import check_target
+    from ...environment import from_environment, naming
+    from ..connection import named_database, named_validator
     from ..documents import as_fields
 
-    database_url = arguments.database or from_environment().database_url
-    with opened_source(arguments.source) as source, Progress("restore", "events") as progress:
-        report = routing.sync.restore(
-            source,
-            database_url,
-            validator_ss58=arguments.validator,
-            progress=lambda done, total: progress.show(done, total=total),
-        )
+    configuration = from_environment()
+    database = named_database(arguments, configuration)
+    with naming({"database_url": database.name}):
+        check_target(database.value)
+    with (
+        naming({"source": "SOURCE", "database_url": "SOURCE", "validator_ss58": "--validator"}),
+        opened_source(arguments.source) as source,
+    ):
+        report = _restore(source, database.value, arguments.validator, named_validator(arguments, configuration))
     head = f"{report.position}:{report.hash}"
     if out.json_wanted:
         out.document({**as_fields(report), "head": head})
@@ -40,11 +48,36 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
+def _restore(source: str, database_url: str, validator_ss58: str | None, validator: Named) -> RestoreReport:
+    """Restores the ledger that is there, or of several that of the validator whom the environment names."""
+    import routing.sync
+    from routing import InvalidInput, LedgerNotFound
+
+    from ...environment import naming
+
+    try:
+        with Progress("restore", "events") as progress:
+            return routing.sync.restore(
+                source,
+                database_url,
+                validator_ss58=validator_ss58,
+                progress=lambda done, total: progress.show(done, total=total),
+            )
+    except InvalidInput as refused:
+        if refused.field != "validator_ss58" or validator_ss58 or not validator.value:
+            raise
+        with naming({"validator_ss58": validator.name}):
+            return _restore(source, database_url, validator.value, validator)
+    except LedgerNotFound as absent:
+        raise NoSuchLedger("SOURCE", validator_ss58 or "", validator.name) from absent
+
+
 COMMAND = Command(
     name="restore",
     summary="Make a ledger anew from an export or from another database: same positions, same hashes.",
     details=(
-        f"{SOURCES}\n\n"
+        f"{SOURCES}\n"
+        "Of several ledgers in it, --validator or else ALLOWANCE_VALIDATOR_SS58 names the one.\n\n"
         "What is restored is verified first; then all is done in one transaction, or nothing. The database that\n"
         "--database names has no log of the validator yet, or the beginning of this one, which is then added to."
     ),

@@ -7,7 +7,7 @@ import argparse
 from ..command import Command
 from ..inputs import whole_number
 from ..output import Output
-from ..render import seconds_text
+from ..render import counted, seconds_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def _settle(how: str, arguments: argparse.Namespace, out: Output) -> int:
     amount = seconds_text(reservation.allowance_seconds)
     out.line(
         f"reservation {reservation.reservation_id} is {reservation.status}:"
-        f" {amount} in {len(reservation.blocks)} blocks"
+        f" {amount} in {counted(len(reservation.blocks), 'block')}"
         f" of {reservation.miner_ss58}, {reservation.executor_class}"
     )
     return 0

@@ -6,14 +6,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..command import Command
-from ..failure import NO, WrongUsage
+from ..failure import NO, NoSuchLedger, WrongUsage
 from ..output import Output
 from ..progress import Progress
 from ..render import counted
 from ..sources import SOURCES, noted_head, opened_source
 
 if TYPE_CHECKING:
-    from routing import VerifyReport
+    from routing import Head, VerifyReport
+
+    from ..connection import Named
 
 MOST_LINES = 20
 
@@ -35,28 +37,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Verifies every ledger that is meant, and tells where each goes wrong first."""
-    import routing.sync
     from routing import Head
 
-    from ...environment import from_environment
+    from ...carrying import check_database
+    from ...environment import from_environment, naming
+    from ..connection import Named, named_database, named_validator
 
     if arguments.source and arguments.database:
         raise WrongUsage("give SOURCE or --database, not both")
+    configuration = from_environment()
+    if arguments.source:
+        source = Named(arguments.source, "SOURCE")
+    else:
+        source = named_database(arguments, configuration)
+        with naming({"database_url": source.name}):
+            check_database(source.value)
     heads = [Head(position, a_hash) for position, a_hash in arguments.head]
-    source, validator = arguments.source or arguments.database, arguments.validator
-    if source is None:
-        configuration = from_environment()
-        source, validator = configuration.database_url, validator or configuration.validator_ss58
-    with opened_source(source) as opened, Progress("verify", "events") as progress:
-        reports = routing.sync.verify(
-            opened,
-            validator_ss58=validator,
-            heads=heads,
-            progress=lambda done, total: progress.show(done, total=total),
-        )
+    reports = _verify(source, named_validator(arguments, configuration), heads)
     for report in reports:
         _tell(report, out)
     return NO if any(report.findings for report in reports) else 0
+
+
+def _verify(source: Named, validator: Named, heads: list[Head]) -> list[VerifyReport]:
+    import routing.sync
+    from routing import LedgerNotFound
+
+    from ...environment import naming
+
+    names = {"source": source.name, "database_url": source.name, "validator_ss58": validator.name}
+    with naming(names), opened_source(source.value) as opened, Progress("verify", "events") as progress:
+        try:
+            return routing.sync.verify(
+                opened,
+                validator_ss58=validator.value or None,
+                heads=heads,
+                progress=lambda done, total: progress.show(done, total=total),
+            )
+        except LedgerNotFound as absent:
+            raise NoSuchLedger(source.name, validator.value, validator.name) from absent
 
 
 def _tell(report: VerifyReport, out: Output) -> None:
@@ -87,8 +106,9 @@ COMMAND = Command(
     name="verify",
     summary="Check that every stored event is what was written, and name the first position that is not.",
     details=(
-        "Leaves no trace where it reads, and needs no permission to write. "
+        "Leaves no trace where it reads, and needs no permission to write.\n"
         f"{SOURCES}\n\n"
+        "Where neither --validator nor ALLOWANCE_VALIDATOR_SS58 names one, every ledger that is there is verified.\n"
         "The hashes alone cannot tell that a log's end was cut off together with its head row, or that a log was\n"
         "written anew as a whole. For that, note heads elsewhere from time to time, and give them with --head.\n"
         "Exit code 1: something is not what was written."
