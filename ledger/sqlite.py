@@ -234,8 +234,6 @@ class SqliteStore:
             except BaseException:
                 _roll_back(connection)
                 raise
-            if self._line is not None:
-                self._line.nearly_done()
             self._commit(connection)
 
     @asynccontextmanager

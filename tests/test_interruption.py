@@ -11,6 +11,8 @@ import pytest
 
 from ledger import sqlite
 from ledger.interruption import interruptible, uninterrupted
+from ledger.line import WritersLine
+from ledger.log import nothing_meanwhile
 from routing import Routing
 
 from .small import job, small_book
@@ -52,6 +54,32 @@ async def test_cancelled_in_the_middle_of_a_statement_locks_nobody_out(
         asyncio.get_running_loop().call_later(0.1, go_on.set)
         route = await Routing(book).pick_miner_for_job_request(job("one"))
         assert route.allowance_blocks == [1]
+
+
+async def test_cancelled_just_when_the_lock_came_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is cancelled between getting the file lock and going on leaves it to others.
+
+    Catches: a lock that nobody in this process knows of, and that keeps every other process from writing.
+    """
+    path = str(tmp_path / "ledger.db")
+    holder, waiter, other = WritersLine(path), WritersLine(path), WritersLine(path)
+    has_turn = WritersLine._has_turn
+
+    def has_turn_and_is_cancelled(line: WritersLine, *arguments: Any) -> None:
+        has_turn(line, *arguments)
+        waiting.cancel()
+
+    await holder.acquire(nothing_meanwhile)
+    waiting = asyncio.create_task(waiter.acquire(nothing_meanwhile))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(WritersLine, "_has_turn", has_turn_and_is_cancelled)
+    holder.release()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    monkeypatch.setattr(WritersLine, "_has_turn", has_turn)
+    await asyncio.wait_for(other.acquire(nothing_meanwhile), 20)
+    for line in (holder, waiter, other):
+        line.close()
 
 
 async def test_cancellation_comes_between_what_may_not_be_interrupted() -> None:

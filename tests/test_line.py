@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import subprocess
 import sys
@@ -11,16 +10,10 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import ledger.line
 from ledger.line import WritersLine, _taken_at_once
-from ledger.sqlite import SqliteStore
-from routing import Routing
-
-from .small import job, small_book
 
 LOCKS = Path("/proc/locks")
 pytestmark = pytest.mark.skipif(not LOCKS.exists(), reason="who waits for a lock is seen in /proc/locks")
@@ -32,10 +25,7 @@ from ledger.line import WritersLine
 async def nothing(): pass
 
 async def main():
-    line = WritersLine(sys.argv[1])
-    await line.acquire(nothing)
-    if "nearly done" in sys.argv:
-        line.nearly_done()
+    await WritersLine(sys.argv[1]).acquire(nothing)
     print("holds", flush=True)
     await asyncio.Event().wait()
 
@@ -59,9 +49,9 @@ async def nothing() -> None:
     """What one does who only waits."""
 
 
-def waiting(path: str, locks: tuple[str, ...] = ("lock", "lock-soon", "lock-next")) -> int:
-    """How many wait for one of the line's locks."""
-    files = [Path(f"{path}.{name}") for name in locks]
+def waiting(path: str) -> int:
+    """How many wait for one of the line's two locks."""
+    files = [Path(f"{path}.{name}") for name in ("lock", "lock-next")]
     inodes = {f":{file.stat().st_ino}" for file in files if file.exists()}
     return sum(any(inode in text for inode in inodes) for text in LOCKS.read_text().splitlines() if "->" in text)
 
@@ -91,37 +81,21 @@ async def test_a_free_line_is_passed_at_once(path: str, lines: Callable[[], Writ
     assert threading.active_count() <= threads
 
 
-@pytest.mark.parametrize("looking_seconds", [0, 60])
-@pytest.mark.parametrize("announced", [False, True])
-async def test_one_after_the_other_in_the_order_in_which_they_came(
-    path: str,
-    lines: Callable[[], WritersLine],
-    monkeypatch: pytest.MonkeyPatch,
-    announced: bool,
-    looking_seconds: float,
-) -> None:
-    """Six wait; each is served in its turn, and only when the one before is done, announced or not.
+async def test_one_after_the_other_in_the_order_in_which_they_came(path: str, lines: Callable[[], WritersLine]) -> None:
+    """Six wait; each is served in its turn, and only when the one before is done.
 
     Catches a line without the place of the next, where the system lets whoever asks first after a release go first.
     """
-    monkeypatch.setattr(ledger.line, "LOOKING_SECONDS", looking_seconds)
     first, others = lines(), [lines() for _ in range(6)]
     await first.acquire(nothing)
     tasks = [await waits(path, line) for line in others]
     served: list[int] = []
-    if announced:
-        first.nearly_done()
-        for _ in range(100):
-            await asyncio.sleep(0)
-        assert not any(task.done() for task in tasks)
     first.release()
     while len(served) < len(tasks):
         await asyncio.wait([task for n, task in enumerate(tasks) if n not in served], return_when="FIRST_COMPLETED")
         done = [n for n, task in enumerate(tasks) if task.done() and n not in served]
         assert len(done) == 1
         served += done
-        if announced:
-            others[done[0]].nearly_done()
         others[done[0]].release()
     assert served == list(range(6))
 
@@ -153,20 +127,12 @@ async def test_the_next_uses_the_time_and_no_other_does(path: str, lines: Callab
     assert told == ["second", "third"]
 
 
-@pytest.mark.parametrize("announced", [False, True])
 @pytest.mark.parametrize("place", [0, 1, 2])
-async def test_who_gives_up_leaves_the_line(
-    path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch, place: int, announced: bool
-) -> None:
-    """Cancelled while it waits, next or not, its turn announced or not: the one behind it is served, and it again."""
-    monkeypatch.setattr(ledger.line, "LOOKING_SECONDS", 0)
+async def test_who_gives_up_leaves_the_line(path: str, lines: Callable[[], WritersLine], place: int) -> None:
+    """Cancelled while it waits, next or not: the one behind it is served, and it can come again itself."""
     first, others = lines(), [lines() for _ in range(3)]
     await first.acquire(nothing)
     turns = [await waits(path, line) for line in others]
-    if announced:
-        first.nearly_done()
-        while waiting(path, ("lock",)) < 1:  # noqa: ASYNC110 - the system tells nobody
-            await asyncio.sleep(0)
     turns[place].cancel()
     await asyncio.gather(turns[place], return_exceptions=True)
 
@@ -190,23 +156,15 @@ async def test_who_gives_up_leaves_the_line(
     await behind
 
 
-@pytest.mark.parametrize("announced", [False, True])
-async def test_who_gives_up_twice_and_closes_keeps_nothing(
-    path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch, announced: bool
-) -> None:
+async def test_who_gives_up_twice_and_closes_keeps_nothing(path: str, lines: Callable[[], WritersLine]) -> None:
     """Its thread still waits for both when the line is closed; whoever is behind is served all the same.
 
     Catches a turn that nobody wants any more and that is given back to the files the line has now, which are none:
     the thread would wait for its second with the first one's turn in its hand, and everybody else for that.
     """
-    monkeypatch.setattr(ledger.line, "LOOKING_SECONDS", 0)
     first, leaving = lines(), WritersLine(path)
     await first.acquire(nothing)
     turns = [await waits(path, leaving)]
-    if announced:
-        first.nearly_done()
-        while waiting(path, ("lock",)) < 1:  # noqa: ASYNC110 - the system tells nobody
-            await asyncio.sleep(0)
     for turn in turns:
         turn.cancel()
         await asyncio.gather(turn, return_exceptions=True)
@@ -236,116 +194,23 @@ async def test_a_turn_is_given_back_where_what_is_done_meanwhile_fails(
     await behind
 
 
-@pytest.mark.parametrize("how_far", ["begun", "nearly done"])
-async def test_killed_processes_leave_the_line(path: str, lines: Callable[[], WritersLine], how_far: str) -> None:
+async def test_killed_processes_leave_the_line(path: str, lines: Callable[[], WritersLine]) -> None:
     """One that writes and one that is next are killed: the third is served."""
-    locks = ("lock-soon",) if how_far == "begun" else ("lock",)
 
     def process() -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", HOLD, path, how_far]
+        command = [sys.executable, "-c", HOLD, path]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
 
     with process() as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "holds\n"
         with process() as following:
-            while waiting(path, locks) < 1:  # noqa: ASYNC110 - the system tells nobody
+            while waiting(path) < 1:  # noqa: ASYNC110 - the system tells nobody
                 await asyncio.sleep(0)
             turn = await waits(path, lines())
             following.kill()
             writer.kill()
             await turn
-
-
-async def test_the_next_finds_the_turn_itself_when_it_was_announced(
-    path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is not served before the turn is free; then it is without its thread, and the loop went on meanwhile.
-
-    Catches a turn that is not announced, or that is taken from whoever still has it.
-    """
-    monkeypatch.setattr(ledger.line, "LOOKING_SECONDS", 60)
-    first, second, third = lines(), lines(), lines()
-    announced = asyncio.Event()
-    comes_soon = WritersLine._comes_soon
-
-    def heard(line: WritersLine, *arguments: Any) -> None:
-        comes_soon(line, *arguments)
-        announced.set()
-
-    monkeypatch.setattr(WritersLine, "_comes_soon", heard)
-    monkeypatch.setattr(WritersLine, "_has_turn", lambda *_: pytest.fail("the thread was asked"))
-    await first.acquire(nothing)
-    turns = [await waits(path, second), await waits(path, third)]
-    first.nearly_done()
-    await asyncio.wait_for(announced.wait(), 20)
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert not any(turn.done() for turn in turns)
-    first.release()
-    await turns[0]
-    assert not turns[1].done()
-    second.release()
-    await turns[1]
-
-
-@pytest.mark.parametrize("told", ["_comes_soon", "_has_turn"])
-async def test_cancelled_just_when_it_is_told_it_leaves_the_line(
-    path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch, told: str
-) -> None:
-    """Who is cancelled between being told, of the turn or that it comes soon, and going on leaves it to others.
-
-    Catches: a lock that nobody in this process knows of, and that keeps every other process from writing.
-    """
-    monkeypatch.setattr(ledger.line, "LOOKING_SECONDS", 0)
-    holder, waiter, other = lines(), lines(), lines()
-    await holder.acquire(nothing)
-    turn = await waits(path, waiter)
-    if told == "_has_turn":
-        holder.nearly_done()
-        while waiting(path, ("lock",)) < 1:  # noqa: ASYNC110 - the system tells nobody
-            await asyncio.sleep(0)
-    tell = getattr(WritersLine, told)
-
-    def told_and_cancelled(line: WritersLine, *arguments: Any) -> None:
-        tell(line, *arguments)
-        turn.cancel()
-
-    with monkeypatch.context() as patched:
-        patched.setattr(WritersLine, told, told_and_cancelled)
-        holder.release()
-        with pytest.raises(asyncio.CancelledError):
-            await turn
-    for line in (other, waiter):
-        await asyncio.wait_for(line.acquire(nothing), 20)
-        line.release()
-
-
-async def test_a_turn_is_announced_before_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a writer commits, the next may get ready, and still may not write."""
-    path = tmp_path / "ledger.db"
-    free: list[list[bool]] = []
-    commit = SqliteStore._commit
-
-    def is_free(name: str) -> bool:
-        file = os.open(f"{path}.{name}", os.O_RDWR)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(file)
-        return True
-
-    def looking(store: SqliteStore, *arguments: Any) -> None:
-        free.append([is_free(name) for name in ("lock-next", "lock-soon", "lock")])
-        commit(store, *arguments)
-
-    async with small_book(url=f"sqlite:///{path}") as book:
-        with monkeypatch.context() as patched:
-            patched.setattr(SqliteStore, "_commit", looking)
-            await Routing(book).pick_miner_for_job_request(job("job"))
-    assert free == [[True, True, False]]
 
 
 async def test_closing_ends_the_thread_and_gives_the_files_back(path: str) -> None:

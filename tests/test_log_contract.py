@@ -680,7 +680,7 @@ def test_a_file_that_may_not_be_written_is_left_alone() -> None:
         path = pathlib.Path(directory, "ledger.db")
         async with opened(f"sqlite:///{path}"):
             pass
-        for name in ("ledger.db.lock", "ledger.db.lock-soon", "ledger.db.lock-next"):
+        for name in ("ledger.db.lock", "ledger.db.lock-next"):
             (path.parent / name).unlink()
         before = path.read_bytes()
         path.chmod(0o444)
