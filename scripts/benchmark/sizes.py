@@ -21,9 +21,9 @@ class Sizes:
     """By one caller."""
     picks_per_caller: int = 2
     """By each of many callers, between two settlings."""
-    settlings: int = 5
-    searches: int = 200
-    appends: int = 300
+    settlings: int = 4
+    searches: int = 150
+    appends: int = 250
     bare_rows: int = 2000
     processes: int = 4
     library_events: int = 20_000
