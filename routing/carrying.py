@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
+from io import TextIOBase
 from pathlib import Path
 from typing import IO
 
@@ -93,6 +94,9 @@ async def export_store(
     store: Store, validator_ss58: str, target: Source | IO[bytes], progress: ProgressReport | None
 ) -> ExportReport:
     """Writes one ledger to a file that is not there yet, or to a stream of bytes."""
+    is_path = isinstance(target, (str, os.PathLike)) and bool(os.fspath(target))
+    if not is_path and (isinstance(target, (str, TextIOBase)) or not hasattr(target, "write")):
+        raise InvalidInput("target", target, "a path, or a stream of bytes to write to")
     async with store.reader() as reader:
         stored = await _only(reader, validator_ss58)
         if not isinstance(target, (str, os.PathLike)):
@@ -115,6 +119,8 @@ def check_database(database_url: str) -> None:
 
 def checked_heads(heads: Iterable[Head]) -> list[Head]:
     """Heads that a log can have had."""
+    if not isinstance(heads, Iterable):
+        raise InvalidInput("heads", heads, "Head objects")
     known = list(heads)
     for head in known:
         is_head: bool = isinstance(head, Head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -367,6 +368,20 @@ async def test_what_stands_for_a_ledger_or_a_bookkeeper_must_be_one(book: Allowa
     not_one = 5
     with pytest.raises(InvalidInput, match=r"^keeper: .*Bookkeeper"):
         await book.receipts(not_one)
+
+
+@pytest.mark.parametrize("bad", [None, 5, "", b"", io.StringIO()], ids=repr)
+async def test_an_export_goes_to_a_path_or_a_stream_of_bytes(book: Allowance, bad: Any) -> None:
+    """Told before anything is read, and not as if the database were to blame."""
+    with pytest.raises(InvalidInput, match=r"^target: .*stream of bytes"):
+        await book.export(bad)
+
+
+@pytest.mark.parametrize("bad", [None, 5, [5], ["1:ab"]], ids=repr)
+async def test_heads_that_are_none_are_refused(book: Allowance, bad: Any) -> None:
+    """Whatever stands for them."""
+    with pytest.raises(InvalidInput, match=r"^heads: .*Head"):
+        await book.verify(bad)
 
 
 def test_a_miner_to_send_jobs_to_must_be_one(book: Allowance) -> None:
