@@ -159,11 +159,16 @@ def test_an_export_goes_through_pipes(allowance: Command, path: Path, tmp_path: 
     assert b"DamagedExport" in cut.stderr
 
 
-def test_an_export_ends_quietly_where_nobody_reads_on(allowance: Command) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_export_ends_quietly_where_nobody_reads_on(
+    allowance: Command, monkeypatch: pytest.MonkeyPatch, unbuffered: str
+) -> None:
     """`allowance export - | head -c 10`: exit code 0 and not a word, as with every command.
 
-    Catches: the reader's going away told as a database that cannot be used.
+    Catches: the reader's going away told as a database that cannot be used; and, where Python keeps back what is
+    written, an export that is told as done before it is out.
     """
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     command = [sys.executable, "-m", "routing.cli", "export", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as exporting:
         assert exporting.stdout

@@ -15,6 +15,8 @@ from ..render import counted
 if TYPE_CHECKING:
     from routing import ExportReport
 
+STANDARD_OUTPUT = "standard output"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to."""
@@ -40,8 +42,13 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _export_to_stdout(arguments: argparse.Namespace, out: Output) -> ExportReport:
+    from ..output_file import told
+
     try:
-        return _export(arguments, _stdout(out))
+        report = _export(arguments, _stdout(out))
+        with told(STANDARD_OUTPUT):
+            sys.stdout.flush()  # It is not exported before it is out.
+        return report
     except UnwritableOutput as refused:
         if isinstance(refused.__cause__, BrokenPipeError):
             # Whoever reads has seen enough: `main` knows what to do then.
@@ -73,7 +80,7 @@ def _stdout(out: Output) -> IO[bytes]:
         raise WrongUsage("with --json, give a file: standard output takes one or the other")
     if sys.stdout is None or sys.stdout.isatty():
         raise WrongUsage("an export is no text for a terminal: give a file, or send it into one with >")
-    return told_stream(sys.stdout.buffer, "standard output")
+    return told_stream(sys.stdout.buffer, STANDARD_OUTPUT)
 
 
 COMMAND = Command(
