@@ -81,9 +81,22 @@ class Account:
         self.taken = RunSet()
         """Blocks in a reservation that is reserved or spent."""
         self.held: dict[int, Held] = {}
-        """Standing reservations by id; the ledger's state puts them there and takes them out."""
+        """Standing reservations by id; only `hold` and `let_go` change it."""
         self.first_due_ns = NEVER_NS
         """When the first of them is due."""
+
+    def hold(self, held: Held) -> None:
+        """Puts a reservation among the standing ones."""
+        self.held[held.reservation_id] = held
+        self.first_due_ns = min(self.first_due_ns, held.expires_at_ns)
+
+    def let_go(self, held: Held) -> None:
+        """Takes a reservation out from among the standing ones."""
+        del self.held[held.reservation_id]
+        if not self.held:
+            self.first_due_ns = NEVER_NS
+        elif held.expires_at_ns == self.first_due_ns:
+            self.first_due_ns = min(each.expires_at_ns for each in self.held.values())
 
     def amount_ns(self, units: BlockTable, start: int, end: int) -> int:
         """What the account's granted blocks in `[start, end)` add up to."""

@@ -28,7 +28,9 @@ class Steps:
 
     def at(self, block: int) -> int:
         """The value at the block."""
-        return self.values[bisect_right(self.starts, block) - 1]
+        starts = self.starts
+        # Mostly it is asked for beyond the last change.
+        return self.values[-1 if block >= starts[-1] else bisect_right(starts, block) - 1]
 
     def assign(self, start: int, end: int, value: int) -> None:
         """Sets the value on `[start, end)`; neighbours that come to be equal become one step."""

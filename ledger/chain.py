@@ -137,17 +137,15 @@ class Chain:
         if end == END:
             self.manifests = manifests
         self._open_accounts(manifests)
-        none: dict[str, int] = {}
         for account in self.accounts.values():
-            count = manifests.get(account.miner_ss58, none).get(account.executor_class, 0)
-            offered = account.offered
-            # There is no sync between the one before and this one: the count from there still holds at this block.
-            count_before = offered.values[-1] if end == END else offered.at(block)
+            count = manifests.get(account.miner_ss58, {}).get(account.executor_class, 0)
+            # What the sync before this one offered still holds at this block.
+            count_before = account.offered.at(block)
             if count == count_before:
                 continue
             if count < count_before and self._capped(account, count) < self._capped(account, count_before):
                 self.drop(account, block)
-            offered.assign(block, end, count)
+            account.offered.assign(block, end, count)
         self.sync_blocks.insert(at, block)
         self.syncs[block] = Sync(position, manifests_digest(manifests), executors(manifests))
         self.revision += 1
@@ -206,16 +204,11 @@ class Chain:
             known, self.low_plan, start = self.low_plan, plan, 0
         if known == plan:
             return
-        sync_block, members = plan.sync_block, plan.members
-        is_newest_sync = sync_block == self.sync_blocks[-1] if self.sync_blocks else False
         for account in self._concerned(known, plan):
-            count = 0
-            if sync_block >= 0 and account.miner_ss58 in members:
-                offered = account.offered
-                count = self._capped(account, offered.values[-1] if is_newest_sync else offered.at(sync_block))
-            counts = account.counts
-            if (counts.values[-1] if end == END else counts.at(block)) != count:
-                counts.assign(start, end, count)
+            registered = plan.sync_block >= 0 and account.miner_ss58 in plan.members
+            count = self._capped(account, account.offered.at(plan.sync_block)) if registered else 0
+            if account.counts.at(block) != count:
+                account.counts.assign(start, end, count)
 
     def _concerned(self, known: Plan | None, plan: Plan) -> Iterable[Account]:
         """The accounts whose counts may differ between two plans."""

@@ -224,10 +224,14 @@ class PositionOutOfRange(AllowanceException):
         self.asked = asked
         self.first = first
         self.last = last
-        held = f"the ledger holds {first} to {last}"
-        if first is None or last is None:
-            held = "nothing is recorded yet" if first is last else f"the first recorded is {first}"
-            held = held if last is None else f"the last recorded is {last}"
+        if first is None and last is None:
+            held = "nothing is recorded yet"
+        elif last is None:
+            held = f"the first recorded is {first}"
+        elif first is None:
+            held = f"the last recorded is {last}"
+        else:
+            held = f"the ledger holds {first} to {last}"
         super().__init__(f"{asked} is out of range: {held}")
 
 
@@ -325,7 +329,7 @@ class ProjectionStopped(AllowanceException):
         self.reason = reason
         super().__init__(
             f"the history stopped before position {position}, {event_type}: {reason}."
-            " `allowance verify` checks the log, `allowance rebuild` makes the history anew from it"
+            " `allowance verify` names the first event that is not what was written"
         )
 
 

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from typing import Any
 
-from .account import NEVER_NS, Account, Held
+from .account import Account, Held
 from .chain import Chain
 from .codec import GENESIS_HASH, Row, decode, reservation_id, reservation_position
 from .errors import CorruptLedger
@@ -71,7 +71,7 @@ class LedgerState:
             raise CorruptLedger(position, f"it follows position {self.position}")
         try:
             _EVOLVE[type(event)](self, row, event)
-        except (LookupError, ValueError, AttributeError) as cause:
+        except (KeyError, ValueError, AttributeError) as cause:
             raise CorruptLedger(position, f"{type(event).__name__} cannot follow here: {cause!r}") from cause
         self.position = position
         self.hash = row.hash
@@ -134,12 +134,12 @@ class LedgerState:
 
     def hold(self, held: Held) -> None:
         """Puts a reservation among the standing ones."""
-        account, held_id, due_ns = held.account, held.reservation_id, held.expires_at_ns
-        self.held[held_id] = account.held[held_id] = held
-        account.first_due_ns = min(account.first_due_ns, due_ns)
+        account, held_id = held.account, held.reservation_id
+        self.held[held_id] = held
+        account.hold(held)
         if held.job_uuid is not None:
             self.jobs[held.job_uuid] = held
-        insort(self.due, (due_ns, held_id))
+        insort(self.due, (held.expires_at_ns, held_id))
         self.touched(account)
 
     def revert(self, held: Held, event: Event) -> None:
@@ -163,15 +163,12 @@ class LedgerState:
 
     def _let_go(self, held: Held) -> None:
         """Takes a reservation out from among the standing ones."""
-        account, held_id, due_ns = held.account, held.reservation_id, held.expires_at_ns
-        del self.held[held_id], account.held[held_id]
-        if not account.held:
-            account.first_due_ns = NEVER_NS
-        elif due_ns == account.first_due_ns:
-            account.first_due_ns = min(each.expires_at_ns for each in account.held.values())
+        account, held_id = held.account, held.reservation_id
+        del self.held[held_id]
+        account.let_go(held)
         if held.job_uuid is not None:
             del self.jobs[held.job_uuid]
-        del self.due[bisect_left(self.due, (due_ns, held_id))]
+        del self.due[bisect_left(self.due, (held.expires_at_ns, held_id))]
         self.touched(account)
 
     def _give_back(self, held: Held) -> None:

@@ -94,15 +94,23 @@ async def export_store(
     store: Store, validator_ss58: str, target: Source | IO[bytes], progress: ProgressReport | None
 ) -> ExportReport:
     """Writes one ledger to a file that is not there yet, or to a stream of bytes."""
-    is_path = isinstance(target, (str, os.PathLike)) and bool(os.fspath(target))
-    if not is_path and (isinstance(target, (str, TextIOBase)) or not hasattr(target, "write")):
-        raise InvalidInput("target", target, "a path, or a stream of bytes to write to")
+    _check_written_to(target)
     async with store.reader() as reader:
         stored = await _only(reader, validator_ss58)
         if not isinstance(target, (str, os.PathLike)):
             return await export_log(reader, stored, target, progress)
         with new_file(Path(target)) as stream:
             return await export_log(reader, stored, stream, progress)
+
+
+def _check_written_to(target: object) -> None:
+    """Raises `InvalidInput` for what an export cannot go to."""
+    if isinstance(target, (str, os.PathLike)):
+        is_one = bool(os.fspath(target))
+    else:
+        is_one = hasattr(target, "write") and not isinstance(target, TextIOBase)
+    if not is_one:
+        raise InvalidInput("target", target, "a path, or a stream of bytes to write to")
 
 
 def check_target(database_url: str) -> None:

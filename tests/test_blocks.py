@@ -60,6 +60,14 @@ def test_a_packed_run_set_is_the_same_set(lengths: list[int], first: int, before
     assert (RunSet.from_bytes(packed).ends, held.to_bytes()) == (held.ends, packed)
 
 
+def test_a_value_is_looked_for_only_before_the_last_change() -> None:
+    """Beyond it, the last value; at it, and just before it, what holds there."""
+    steps = Steps()
+    steps.assign(5, END, 2)
+    steps.assign(9, END, 3)
+    assert [steps.at(block) for block in (0, 4, 5, 8, 9, 10, END - 1)] == [0, 0, 2, 2, 3, 3, 3]
+
+
 def test_a_run_across_32_bits_is_packed_whole() -> None:
     """The packing goes by where the last run ends, not by where it begins."""
     held = RunSet()

@@ -240,7 +240,7 @@ def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled)
     assert "position 5" in document["projection_error"]
     answer = allowance("rebuild")
     assert answer.code == 3
-    assert answer.err.startswith("allowance: ProjectionStopped: the rebuild stopped before position 5")
+    assert answer.err.startswith("allowance: ProjectionStopped: the history stopped before position 5")
     assert "allowance verify" in answer.err
     assert "allowance rebuild" not in answer.err
     (document,) = allowance("rebuild", "--json").documents

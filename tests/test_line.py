@@ -251,7 +251,7 @@ async def test_a_forked_child_keeps_no_turn_that_came_too_late(path: str, lines:
         os._exit(0)
     try:
         first.release()
-        while any(thread.name == "allowance-line" for thread in threading.enumerate()):  # noqa: ASYNC110 - nobody tells
+        while any(thread.name == "allowance-line" for thread in threading.enumerate()):  # noqa: ASYNC110 - its end tells nobody
             await asyncio.sleep(0)
         behind._files = behind._open()
         assert _taken_at_once(behind._files)

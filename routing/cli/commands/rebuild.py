@@ -6,27 +6,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..command import Command
-from ..failure import NO, STORAGE_UNAVAILABLE, CommandError, error_fields
+from ..failure import NO
 from ..output import Output
 from ..progress import Progress
 from ..render import counted
 
 if TYPE_CHECKING:
-    from routing import Difference, ProjectionStopped, RebuildReport
-
-
-class RebuildStopped(CommandError):
-    """The log has an event that no history can take; stands for the library's error, which advises to rebuild."""
-
-    exit_code = STORAGE_UNAVAILABLE
-    name = "ProjectionStopped"
-
-    def __init__(self, stopped: ProjectionStopped) -> None:
-        super().__init__(
-            f"the rebuild stopped before position {stopped.position}, {stopped.event_type}: {stopped.reason}."
-            " Nothing was replaced; `allowance verify` names the first event that is not what was written",
-            **error_fields(stopped),
-        )
+    from routing import Difference, RebuildReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Rebuilds, and tells in what the old differed from the new."""
-    from routing import ProjectionStopped
-
     from ..connection import connected
     from ..documents import as_fields
 
     with connected(arguments) as connection, Progress("rebuild", "events") as progress:
-        try:
-            report = connection.run(connection.book.rebuild(lambda done, total: progress.show(done, total=total)))
-        except ProjectionStopped as stopped:
-            raise RebuildStopped(stopped) from stopped
+        report = connection.run(connection.book.rebuild(lambda done, total: progress.show(done, total=total)))
     if out.json_wanted:
         out.document(as_fields(report))
     else:
