@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ledger.line import WritersLine, _taken_at_once
+import ledger.line
+from ledger.line import WritersLine, _taken_at_once, _Waiting
 
 LOCKS = Path("/proc/locks")
 pytestmark = pytest.mark.skipif(not LOCKS.exists(), reason="who waits for a lock is seen in /proc/locks")
@@ -192,6 +195,52 @@ async def test_a_turn_is_given_back_where_what_is_done_meanwhile_fails(
         await failing
     first.release()
     await behind
+
+
+async def test_a_lock_that_the_system_refuses_is_told_and_stops_nobody_else(
+    path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error comes out, and whoever is behind is served: the place of the next was not kept."""
+    first, refused, behind = lines(), lines(), lines()
+    await first.acquire(nothing)
+    refused._files = refused._open()
+    its_turn = refused._files.turn
+
+    class Refusing:
+        LOCK_EX, LOCK_NB, LOCK_UN = fcntl.LOCK_EX, fcntl.LOCK_NB, fcntl.LOCK_UN
+
+        @staticmethod
+        def flock(file: int, what: int) -> None:
+            if (file, what) == (its_turn, fcntl.LOCK_EX):
+                raise OSError(errno.ENOLCK, "no locks available")
+            fcntl.flock(file, what)
+
+    monkeypatch.setattr(ledger.line, "fcntl", Refusing)
+    with pytest.raises(OSError, match="no locks available"):
+        await refused.acquire(nothing)
+    turn = await waits(path, behind)
+    first.release()
+    await asyncio.wait_for(turn, 20)
+
+
+async def test_a_turn_whose_loop_is_gone_is_given_back(path: str, lines: Callable[[], WritersLine]) -> None:
+    """Nobody is there who could take it, and its thread does not keep it."""
+    first, left, behind = lines(), lines(), lines()
+    await first.acquire(nothing)
+
+    def wait_and_leave() -> None:
+        loop = asyncio.new_event_loop()
+        one = _Waiting(files, loop, loop.create_future(), loop.create_future(), threading.Event())
+        loop.close()
+        left._thread_queue(files).put(one)
+
+    files = left._files = left._open()
+    await asyncio.to_thread(wait_and_leave)
+    while waiting(path) < 1:  # noqa: ASYNC110 - the system tells nobody
+        await asyncio.sleep(0)
+    turn = await waits(path, behind)
+    first.release()
+    await asyncio.wait_for(turn, 20)
 
 
 async def test_killed_processes_leave_the_line(path: str, lines: Callable[[], WritersLine]) -> None:
