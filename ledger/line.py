@@ -58,11 +58,16 @@ class WritersLine:
         self._queue: SimpleQueue[_Waiting | None] | None = None
         self._waiting = 0
         """How many the thread still waits for, those who gave up among them."""
+        self._offered = False
+        """Whether the turn is still this process's, for a writer of it to go on with."""
         os.register_at_fork(after_in_child=self._forget)
 
     async def acquire(self, meanwhile: Meanwhile) -> None:
         """Waits until this process alone may write; `meanwhile` is done while it is next."""
         if fcntl is None:
+            return
+        if self._offered:
+            self._offered = False
             return
         files = self._files = self._files or self._open()
         if self._waiting or not _taken_at_once(files):
@@ -70,13 +75,29 @@ class WritersLine:
 
     def release(self) -> None:
         """Lets the next one write."""
+        self._offered = False
         if self._files is not None:
             _give_back(self._files)
+
+    def offer(self) -> None:
+        """Releases, but lets a writer of this process that waited for it to be done go on with the turn.
+
+        Such a writer is woken in the next round of the loop; so in the one after that, whoever is next may write.
+        """
+        self._offered = True
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, self.withdraw)
+
+    def withdraw(self) -> None:
+        """Releases what was offered, if nobody took it."""
+        if self._offered:
+            self.release()
 
     def close(self) -> None:
         """Gives the files back, and ends the waiting thread; which closes them, since it may still wait for one."""
         files, queue = self._files, self._queue
         self._files = self._queue = None
+        self._offered = False
         if queue is not None:
             queue.put(None)
         elif files is not None:
@@ -152,7 +173,7 @@ class WritersLine:
 
     def _forget(self) -> None:
         """Closes the files; a forked child must not keep its parent's locks alive."""
-        files, self._files, self._waiting = self._files, None, 0
+        files, self._files, self._waiting, self._offered = self._files, None, 0, False
         if files is not None:
             _close(files)
 

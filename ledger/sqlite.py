@@ -211,7 +211,7 @@ class SqliteStore:
     async def writing(self) -> AsyncIterator[SqliteStatements]:
         with _StorageErrors():
             try:
-                async with self._exclusive():
+                async with self._exclusive(derived=True):
                     self._check_schema()
                     yield SqliteStatements(self._open_connection())
             except CommitUncertain as cause:
@@ -224,9 +224,11 @@ class SqliteStore:
                 yield connection
 
     @asynccontextmanager
-    async def _exclusive(self, meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[None]:
+    async def _exclusive(
+        self, meanwhile: Meanwhile = nothing_meanwhile, *, derived: bool = False
+    ) -> AsyncIterator[None]:
         """Alone on the database; commits at the end, rolls back at an exception."""
-        async with self._in_line(meanwhile):
+        async with self._in_line(meanwhile, derived=derived):
             connection = self._open_connection()
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -246,17 +248,29 @@ class SqliteStore:
                 yield
 
     @asynccontextmanager
-    async def _in_line(self, meanwhile: Meanwhile = nothing_meanwhile) -> AsyncIterator[None]:
-        """Alone among the writers of this process and, by the file locks, of all processes."""
+    async def _in_line(
+        self, meanwhile: Meanwhile = nothing_meanwhile, *, derived: bool = False
+    ) -> AsyncIterator[None]:
+        """Alone among the writers of this process and, by the file locks, of all processes.
+
+        Who writes what is derived from the log makes no change wait for the line twice: one that was asked for
+        meanwhile goes on with the same turn.
+        """
         async with self._turn:
-            if self._line is None:
+            line = self._line
+            if line is None:
                 yield
                 return
-            await self._line.acquire(meanwhile)
+            if derived:
+                line.withdraw()
+            await line.acquire(meanwhile)
             try:
                 yield
             finally:
-                self._line.release()
+                if derived:
+                    line.offer()
+                else:
+                    line.release()
 
     async def _renewed_engine(self) -> AsyncEngine:
         if self._has_moved() or self._engines_way_in != self._way_in:

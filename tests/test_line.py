@@ -9,14 +9,18 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ledger.line
+from ledger import Store
 from ledger.line import WritersLine, _taken_at_once, _Waiting
+
+from .logs import opened
 
 LOCKS = Path("/proc/locks")
 pytestmark = pytest.mark.skipif(not LOCKS.exists(), reason="who waits for a lock is seen in /proc/locks")
@@ -195,6 +199,82 @@ async def test_a_turn_is_given_back_where_what_is_done_meanwhile_fails(
         await failing
     first.release()
     await behind
+
+
+async def test_an_offered_turn_is_the_processs_own_for_a_moment(path: str, lines: Callable[[], WritersLine]) -> None:
+    """Taken at once, nothing is done meanwhile, and the one behind waits on; left, it is the next one's.
+
+    Catches an offer that nobody withdraws, which would stop every other process, and one that lasts for two turns.
+    """
+    line, other = lines(), lines()
+
+    async def never() -> None:
+        raise AssertionError("it did not have to wait")
+
+    await line.acquire(nothing)
+    behind = await waits(path, other)
+    line.offer()
+    await line.acquire(never)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert waiting(path) == 1
+    line.offer()
+    await asyncio.wait_for(behind, 20)
+    other.release()
+    await line.acquire(never)
+
+
+@pytest.mark.parametrize("end", ["withdraw", "release", "close"])
+async def test_an_offered_turn_can_be_given_back_at_once(
+    path: str, lines: Callable[[], WritersLine], end: str
+) -> None:
+    """Whoever is behind is served, and what was offered is not had by anyone afterwards."""
+    line, other = lines(), lines()
+    await line.acquire(nothing)
+    behind = await waits(path, other)
+    line.offer()
+    getattr(line, end)()
+    again = asyncio.create_task(line.acquire(nothing))
+    await asyncio.wait_for(behind, 20)
+    assert not again.done()
+    other.release()
+    await asyncio.wait_for(again, 20)
+
+
+@pytest.mark.parametrize("changes", [["change"], []])
+async def test_a_change_asked_for_while_a_read_model_is_written_waits_once(path: str, changes: list[str]) -> None:
+    """It goes on with the turn that its process has; the next read model of its process waits behind all others.
+
+    Catches a process that, once it has written a read model, takes its change to the end of the line, where it waits
+    twice as long as all others; and one that keeps the turn for whatever it has to write.
+    """
+    done: list[str] = []
+
+    async def project(store: Store) -> None:
+        for name in ("read model", "next read model"):
+            async with store.writing():
+                done.append(name)
+
+    async def change(store: Store, name: str) -> None:
+        async with store.transaction():
+            done.append(name)
+
+    async def comes(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Comes back when it waits in the line."""
+        before = waiting(path)
+        task = asyncio.create_task(work)
+        while waiting(path) == before:  # noqa: ASYNC110 - the system tells nobody
+            await asyncio.sleep(0)
+        return task
+
+    url = f"sqlite:///{path}"
+    async with opened(url) as first, opened(url) as mine, opened(url) as another:
+        async with first.transaction():
+            tasks = [await comes(project(mine))]
+            tasks += [asyncio.create_task(change(mine, name)) for name in changes]
+            tasks.append(await comes(change(another, "another's change")))
+        await asyncio.gather(*tasks)
+    assert done == ["read model", *changes, "another's change", "next read model"]
 
 
 async def test_a_lock_that_the_system_refuses_is_told_and_stops_nobody_else(
