@@ -58,6 +58,8 @@ class WritersLine:
         self._queue: SimpleQueue[_Waiting | None] | None = None
         self._waiting = 0
         """How many the thread still waits for, those who gave up among them."""
+        self._holds_next = False
+        """Whether the thread, which has told of a turn, still has the place of the next: others wait behind it."""
         self._offered = False
         """Whether the turn is still this process's, for a writer of it to go on with."""
         os.register_at_fork(after_in_child=self._forget)
@@ -70,7 +72,7 @@ class WritersLine:
             self._offered = False
             return
         files = self._files = self._files or self._open()
-        if self._waiting or not _taken_at_once(files):
+        if self._waiting or self._holds_next or not _taken_at_once(files):
             await self._wait(files, meanwhile)
 
     def release(self) -> None:
@@ -145,13 +147,16 @@ class WritersLine:
                 fcntl.flock(files.next, fcntl.LOCK_EX)
                 _tell(one, _is_next, one)
                 fcntl.flock(files.turn, fcntl.LOCK_EX)
-                fcntl.flock(files.next, fcntl.LOCK_UN)
             except OSError as refused:
                 error = refused
-                with suppress(OSError):
-                    fcntl.flock(files.next, fcntl.LOCK_UN)
+            # Told first: who is let into the place of the next takes a processor, and the turn is waited for by all.
+            self._holds_next = True
+            told = _tell(one, self._has_turn, one, error)
+            with suppress(OSError):
+                fcntl.flock(files.next, fcntl.LOCK_UN)
+            self._holds_next = False
             # A turn is the process's, whoever asked for it: nobody else may ask until this one is taken or given back.
-            if _tell(one, self._has_turn, one, error):
+            if told:
                 one.settled.wait()
             else:
                 _give_back(files)

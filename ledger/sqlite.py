@@ -248,9 +248,7 @@ class SqliteStore:
                 yield
 
     @asynccontextmanager
-    async def _in_line(
-        self, meanwhile: Meanwhile = nothing_meanwhile, *, derived: bool = False
-    ) -> AsyncIterator[None]:
+    async def _in_line(self, meanwhile: Meanwhile = nothing_meanwhile, *, derived: bool = False) -> AsyncIterator[None]:
         """Alone among the writers of this process and, by the file locks, of all processes.
 
         Who writes what is derived from the log makes no change wait for the line twice: one that was asked for

@@ -107,6 +107,39 @@ async def test_one_after_the_other_in_the_order_in_which_they_came(path: str, li
     assert served == list(range(6))
 
 
+async def test_who_comes_back_while_its_thread_lets_the_next_in_is_behind_that_one(
+    path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn is told before the place of the next is free; who has done its turn by then does not take one at once.
+
+    Catches a writer that is served twice before others, whom its own thread's lock keeps it from seeing.
+    """
+    first, line, other = lines(), lines(), lines()
+    free = threading.Event()
+    flock = fcntl.flock
+
+    def free_later(file: int, operation: int) -> None:
+        if line._files is not None and file == line._files.next and operation == fcntl.LOCK_UN:
+            assert free.wait(20)
+        flock(file, operation)
+
+    await first.acquire(nothing)
+    turn, behind = await waits(path, line), await waits(path, other)
+    monkeypatch.setattr(fcntl, "flock", free_later)
+    first.release()
+    await turn
+    line.release()
+    again = asyncio.create_task(line.acquire(nothing))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not again.done()  # though nobody has the turn
+    free.set()
+    for served in asyncio.as_completed([behind, again]):
+        await served
+        for each in (line, other):
+            each.release()
+
+
 async def test_the_next_uses_the_time_and_no_other_does(path: str, lines: Callable[[], WritersLine]) -> None:
     """What is to be done meanwhile is done once, by the next alone, before its turn."""
     first, second, third = lines(), lines(), lines()
@@ -225,9 +258,7 @@ async def test_an_offered_turn_is_the_processs_own_for_a_moment(path: str, lines
 
 
 @pytest.mark.parametrize("end", ["withdraw", "release", "close"])
-async def test_an_offered_turn_can_be_given_back_at_once(
-    path: str, lines: Callable[[], WritersLine], end: str
-) -> None:
+async def test_an_offered_turn_can_be_given_back_at_once(path: str, lines: Callable[[], WritersLine], end: str) -> None:
     """Whoever is behind is served, and what was offered is not had by anyone afterwards."""
     line, other = lines(), lines()
     await line.acquire(nothing)
