@@ -183,6 +183,7 @@ class Account:
         count = self.counts.values[-1]
         if not count:
             return []
+        occupied.look_at(start)
         taken_starts, taken_ends = occupied.starts, occupied.ends
         steps: list[tuple[int, int, int]] = []
         for at in range(bisect_right(taken_ends, start), len(taken_ends)):

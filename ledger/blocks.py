@@ -15,6 +15,8 @@ from .events import Run
 END = 2**63
 """Beyond every block."""
 CHUNK = 512
+NEWEST_RUNS = 32
+"""Unpacked at a time where one of them is looked at; where an older one is, all are."""
 
 
 class Steps:
@@ -53,57 +55,79 @@ class Steps:
 class RunSet:
     """A set of blocks as ascending runs that neither touch nor overlap."""
 
-    __slots__ = ("_packed", "ends", "starts")
+    __slots__ = ("_packed", "_packed_end", "ends", "starts")
 
     starts: list[int]
+    """Where the runs begin. In a set that was packed, only those are here for sure that `look_at` was asked for."""
     ends: list[int]
-    _packed: bytes
-    """The set as bytes, while nobody has looked at it; then `starts` and `ends` are not there."""
+    """Where each of them ends."""
 
     def __init__(self, starts: list[int] | None = None, ends: list[int] | None = None) -> None:
         self.starts = starts or []
         self.ends = ends or []
+        self._packed = b""
+        """The runs before those, as bytes."""
+        self._packed_end = -1
+        """Where they end; `END` while all runs are among them."""
 
     @classmethod
     def from_bytes(cls, packed: bytes) -> RunSet:
-        """The set that `to_bytes` packed, unpacked when it is first looked at; `ValueError` for other bytes.
+        """The set that `to_bytes` packed, each part unpacked when it is first looked at; `ValueError` for other bytes.
 
-        An old ledger has hundreds of thousands of runs, and its first answer needs few of them.
+        An old ledger has hundreds of thousands of runs, and nearly all that is asked or done concerns the newest.
         """
         typecode = packed[:1].decode()
         if typecode not in ("I", "q") or (len(packed) - 1) % (2 * array(typecode).itemsize):
             raise ValueError("these bytes are no set of blocks")
-        runs = cls.__new__(cls)
+        runs = cls()
         runs._packed = packed
+        runs._packed_end = END
         return runs
 
     def to_bytes(self) -> bytes:
         """The set as bytes; equal sets are equal bytes."""
-        if hasattr(self, "_packed"):
+        if self._packed_end == END:
             return self._packed
         typecode = "I" if not self.ends or self.ends[-1] < 2**32 else "q"
-        return typecode.encode() + array(typecode, self.starts + self.ends).tobytes()
+        if self._packed and self._packed[:1].decode() != typecode:
+            self.look_at(0)
+            return self.to_bytes()
+        packed_starts, packed_ends = _halves(self._packed[1:])
+        starts, ends = (array(typecode, each).tobytes() for each in (self.starts, self.ends))
+        return b"".join((typecode.encode(), packed_starts, starts, packed_ends, ends))
 
-    def __getattr__(self, name: str) -> list[int]:
-        # Called only for what is not there.
-        if name not in ("starts", "ends"):
-            raise AttributeError(name)
-        numbers = array(self._packed[:1].decode(), self._packed[1:]).tolist()
-        self.starts, self.ends = numbers[: len(numbers) // 2], numbers[len(numbers) // 2 :]
-        del self._packed
-        return self.starts if name == "starts" else self.ends
+    def look_at(self, block: int) -> None:
+        """Unpacks what has to be there before a block, or a later one, is looked at or changed."""
+        if block > self._packed_end or not self._packed:
+            return
+        typecode = self._packed[:1].decode()
+        starts, ends = _halves(self._packed[1:])
+        older = len(ends) - NEWEST_RUNS * array(typecode).itemsize
+        older_end = array(typecode, ends[:older])[-1] if older > 0 else block
+        if block > older_end:
+            self._packed, self._packed_end = self._packed[:1] + starts[:older] + ends[:older], older_end
+            starts, ends = starts[older:], ends[older:]
+        else:
+            self._packed, self._packed_end = b"", -1
+        self.starts[:0], self.ends[:0] = array(typecode, starts), array(typecode, ends)
 
     def copy(self) -> RunSet:
         """A set of its own with the same blocks."""
-        return RunSet(self.starts.copy(), self.ends.copy())
+        copy = RunSet(self.starts.copy(), self.ends.copy())
+        copy._packed, copy._packed_end = self._packed, self._packed_end
+        return copy
 
     def overlaps(self, first: int, last: int) -> bool:
         """Whether any block of `first` to `last` is in the set."""
+        if first <= self._packed_end:
+            self.look_at(first)
         at = bisect_right(self.starts, last)
         return at > 0 and self.ends[at - 1] > first
 
     def add(self, first: int, last: int) -> None:
         """Adds a run; none of its blocks may be in the set."""
+        if first <= self._packed_end:
+            self.look_at(first)
         starts, ends = self.starts, self.ends
         end = last + 1
         at = bisect_right(starts, first)
@@ -126,6 +150,8 @@ class RunSet:
 
     def remove(self, first: int, last: int) -> None:
         """Removes a run; all of its blocks must be in the set."""
+        if first <= self._packed_end:
+            self.look_at(first)
         starts, ends = self.starts, self.ends
         end = last + 1
         at = bisect_right(starts, first) - 1
@@ -145,6 +171,8 @@ class RunSet:
 
     def between(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The set's runs in `[start, end)`, as `(start, end)`, cut to it, ascending."""
+        if start <= self._packed_end:
+            self.look_at(start)
         starts, ends = self.starts, self.ends
         at = bisect_right(ends, start)
         while at < len(starts) and starts[at] < end:
@@ -159,6 +187,10 @@ class RunSet:
             start = taken_end
         if start < end:
             yield start, end
+
+
+def _halves(packed: bytes) -> tuple[bytes, bytes]:
+    return packed[: len(packed) // 2], packed[len(packed) // 2 :]
 
 
 class Chunk:

@@ -116,8 +116,8 @@ def _account_facts(state: LedgerState, stream: str) -> object:
     account = state.chain.accounts.get(stream)
     if account is None:
         return None
-    taken, steps = account.taken, (account.offered, account.counts)
-    return account.version, account.floor, taken.starts, taken.ends, [(each.starts, each.values) for each in steps]
+    steps = [(each.starts, each.values) for each in (account.offered, account.counts)]
+    return account.version, account.floor, account.taken.to_bytes(), steps
 
 
 def _digest(payload: bytes) -> str:
