@@ -10,7 +10,9 @@ from .values import name
 
 LONGEST_URL = 4096
 EXPECTED = "sqlite:///path, sqlite:// (memory) or postgresql://…"
-_secrets = re.compile(r"(?<=://).*@|(?<=password=)[^&#]*")
+_DRIVER = re.compile(r"postgres(ql)?\+")
+_sqlite_url = re.compile(r"sqlite:///?[^@]*")
+_may_be_secret = re.compile(r"@|pass|(^|\s)postgres", re.IGNORECASE)
 
 
 def store_for(database_url: str, validator_ss58: str, *, read_only: bool) -> Store:
@@ -28,12 +30,20 @@ def store_for(database_url: str, validator_ss58: str, *, read_only: bool) -> Sto
         return SqliteStore(rest[1:] or None, validator_ss58, read_only=read_only)
     if separator and scheme in ("postgresql", "postgres"):
         return _postgres_store(database_url, validator_ss58, read_only=read_only)
-    raise InvalidInput("database_url", without_secrets(database_url), EXPECTED)
+    expected = "postgresql://…, without a driver's name" if _DRIVER.match(scheme) else EXPECTED
+    raise InvalidInput("database_url", without_secrets(database_url), expected)
 
 
 def without_secrets(database_url: object) -> object:
-    """A database URL fit to be shown: without who logs in, and how."""
-    return _secrets.sub("…", database_url) if isinstance(database_url, str) else database_url
+    """What was given as a database URL, fit to be shown: of what may say how to log in, the scheme at the most."""
+    if isinstance(database_url, (bytes, bytearray)):
+        return "…"
+    if not isinstance(database_url, str) or _sqlite_url.fullmatch(database_url):
+        return database_url
+    if not _may_be_secret.search(database_url):
+        return database_url
+    scheme, separator, _ = database_url.partition("://")
+    return f"{scheme}://…" if separator and re.fullmatch(r"[A-Za-z0-9.+-]+", scheme) else "…"
 
 
 def _postgres_store(database_url: str, validator_ss58: str, *, read_only: bool) -> Store:

@@ -186,6 +186,15 @@ class Store(Protocol):
         ...
 
 
+def told_by_driver(error: BaseException) -> str:
+    """What an error of a driver, or one of SQLAlchemy that wraps it, says; without statements and links."""
+    wrapped: BaseException | None = getattr(error, "orig", None)
+    error = error if wrapped is None else wrapped.__cause__ or wrapped
+    if isinstance(error, TimeoutError):
+        return str(error) or "the server did not answer in time"
+    return str(error) or type(error).__name__
+
+
 def is_sqlalchemy_error(error: BaseException | None) -> bool:
     """Whether SQLAlchemy raised it; asked without importing SQLAlchemy, which may never have been needed."""
     raised = sys.modules.get("sqlalchemy.exc")

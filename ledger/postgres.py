@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -39,6 +40,7 @@ from .log import (
     check_schema_version,
     is_sqlalchemy_error,
     nothing_meanwhile,
+    told_by_driver,
 )
 from .postgres_reader import BROKEN, PostgresReader, postgres_errors
 from .values import LARGEST_INTEGER
@@ -56,9 +58,12 @@ IDLE_TRANSACTION_TIMEOUT_SECONDS = 20
 COMMAND_TIMEOUT_SECONDS = 40.0
 """Longer than the server's own timeout, whose answer tells for certain that nothing was done."""
 CLOSE_TIMEOUT_SECONDS = 5.0
+ENCODINGS = ("UTF8", "SQL_ASCII")
+"""Of databases that take every name; another one would refuse some, and with each the whole batch that it is in."""
 SHOWN_URL = "postgresql://…"
 """What a refusal shows of a URL, which may hold a password."""
 EXPECTED_URL = "postgresql://user:password@host:port/database, with %40 for @, %2F for / and so on inside of the parts"
+_SAFE_REASON = re.compile("`ssl|^root certificate file|^direct TLS")
 MOST_PAUSE_SECONDS = 0.05
 MOST_CREATION_ATTEMPTS = 100
 
@@ -108,6 +113,8 @@ _SCHEMA_VERSION = "SELECT version FROM allowance_schema"
 _INTEGRITY = "23"
 _CONTENDED = ("40001", "40P01")
 _CONNECTION_LOST = ("08", "57P", "25P03", "25P04")
+_READ_ONLY = "25006"
+"""What a server says to a writer that stands by for another, or that did when the connection was made."""
 _MADE_MEANWHILE = ("23505", *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
 """How a database says that somebody else made the same thing at the same time."""
 _GUARD_NOT_TO_BE_HAD = ("0A000", "42601", "42710")
@@ -126,7 +133,8 @@ class PostgresStore:
         self.validator_ss58 = validator_ss58
         self.ledger = 0
         self._database_url = database_url
-        self._session = _session(database_url, read_only=read_only)
+        self._session = _session(database_url)
+        self._read_only = read_only
         self._fence = 0
         self._in_doubt = False
         self._writes = Lane(self._connect)
@@ -200,6 +208,8 @@ class PostgresStore:
                     if _is_clash(error) or _is_contended(error):
                         return False
                     if _is_answer(error):
+                        if _wants_another(error):
+                            self._writes.drop()
                         raise
                     self._doubt()
                     if isinstance(error, Exception):
@@ -243,14 +253,31 @@ class PostgresStore:
 
     async def _connect(self) -> asyncpg.Connection:
         try:
-            return await asyncpg.connect(
+            connection = await asyncpg.connect(
                 self._database_url,
                 timeout=CONNECT_TIMEOUT_SECONDS,
                 command_timeout=COMMAND_TIMEOUT_SECONDS,
                 server_settings=self._session,
             )
+        except TimeoutError as cause:
+            raise StorageUnavailable(f"no connection within {CONNECT_TIMEOUT_SECONDS:g} s") from cause
+        except (asyncpg.UndefinedObjectError, asyncpg.CantChangeRuntimeParamError) as cause:
+            raise InvalidInput("database_url", SHOWN_URL, f"parameters that can be set ({cause})") from cause
         except ValueError as cause:
-            raise InvalidInput("database_url", SHOWN_URL, EXPECTED_URL) from cause
+            # Of the driver's reasons only those are told that name no part of a URL, which may be of the password.
+            expected = str(cause) if _SAFE_REASON.search(str(cause)) else EXPECTED_URL
+            raise InvalidInput("database_url", SHOWN_URL, expected) from cause
+        try:
+            encoding = connection.get_settings().server_encoding
+            if encoding not in ENCODINGS:
+                raise InvalidInput("database_url", SHOWN_URL, f"a database whose encoding is UTF8, not {encoding}")
+            if self._read_only:
+                # Said now and not while it connects: a server would be taken for one that only stands by.
+                await connection.execute("SET default_transaction_read_only = on")
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
@@ -419,9 +446,9 @@ class Lane:
         try:
             return await work(connection)
         except Exception as error:
-            if _is_lost(error):
+            if _wants_another(error):
                 self.drop()
-            if not again or isinstance(error, TimeoutError) or not (_is_lost(error) or _is_contended(error)):
+            if not again or isinstance(error, TimeoutError) or not (_wants_another(error) or _is_contended(error)):
                 raise
         await asyncio.sleep(random.uniform(0, MOST_PAUSE_SECONDS))
         return await self.attempt(work, again=False)
@@ -522,7 +549,7 @@ async def _create_guard(connection: asyncpg.Connection, statement: str) -> None:
         log.info("the database takes no such guard", extra={"statement": statement, "reason": str(error)})
 
 
-def _session(database_url: str, *, read_only: bool) -> dict[str, str]:
+def _session(database_url: str) -> dict[str, str]:
     """What each connection is set to, where the URL does not set it otherwise."""
     try:
         url = urlsplit(database_url)
@@ -538,8 +565,6 @@ def _session(database_url: str, *, read_only: bool) -> dict[str, str]:
     }
     session = {name: value for name, value in defaults.items() if name not in given}
     session["default_transaction_isolation"] = "read committed"
-    if read_only:
-        session["default_transaction_read_only"] = "on"
     return session
 
 
@@ -563,6 +588,11 @@ def _is_lost(error: BaseException) -> bool:
     return (_sqlstate(error) or "").startswith(_CONNECTION_LOST)
 
 
+def _wants_another(error: BaseException) -> bool:
+    """Whether another connection may do what this one cannot."""
+    return _is_lost(error) or _sqlstate(error) == _READ_ONLY
+
+
 def _is_answer(error: BaseException) -> bool:
     """Whether the server itself says that the statement failed, so that nothing of it was done."""
     sqlstate = _sqlstate(error)
@@ -584,4 +614,4 @@ class _StorageErrors:
         if self._in_transaction and _is_contended(error):
             raise Contended(str(error)) from error
         if isinstance(error, (asyncpg.PostgresError, *BROKEN)) or is_sqlalchemy_error(error):
-            raise StorageUnavailable(str(error) or type(error).__name__) from error
+            raise StorageUnavailable(told_by_driver(error)) from error

@@ -9,14 +9,13 @@ import asyncpg
 
 from .codec import Row
 from .errors import StorageUnavailable
-from .log import PAGE_ROWS, check_schema_version
-from .reader import StoredLedger
+from .log import PAGE_ROWS, check_schema_version, told_by_driver
+from .reader import TABLES, StoredLedger, are_tables_there
 
 BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What the driver raises, besides the server's own errors; the last where a connection broke at a bad moment."""
 
-_HAS_TABLES = """SELECT to_regclass('allowance_schema') IS NOT NULL AND to_regclass('allowance_ledgers') IS NOT NULL
-                    AND to_regclass('allowance_events') IS NOT NULL"""
+_FOUND = "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL"
 _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM allowance_ledgers ORDER BY ledger"
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > $1 ORDER BY ledger LIMIT 1"
@@ -32,7 +31,7 @@ class PostgresReader:
 
     async def ledgers(self) -> list[StoredLedger]:
         with postgres_errors():
-            if not await self._connection.fetchval(_HAS_TABLES):
+            if not are_tables_there([name for (name,) in await self._connection.fetch(_FOUND, TABLES)]):
                 return []
             version = await self._connection.fetchval("SELECT version FROM allowance_schema")
             if isinstance(version, int):
@@ -65,4 +64,4 @@ def postgres_errors() -> Iterator[None]:
     try:
         yield
     except (asyncpg.PostgresError, *BROKEN, UnicodeError) as error:
-        raise StorageUnavailable(str(error) or type(error).__name__) from error
+        raise StorageUnavailable(told_by_driver(error)) from error

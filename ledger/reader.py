@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol
 
 from .codec import Row
+from .errors import CorruptLedger
 
 
 class StoredLedger(NamedTuple):
@@ -44,6 +45,18 @@ class Reader(Protocol):
     def check_undisturbed(self) -> None:
         """Raises `StorageUnavailable` where what was read may not be of one moment after all."""
         ...
+
+
+TABLES = ("allowance_schema", "allowance_ledgers", "allowance_events")
+"""Without which there is no log."""
+
+
+def are_tables_there(found: Collection[str]) -> bool:
+    """Whether a database with these tables has the log's; `CorruptLedger` where it has only some of them."""
+    missing = [name for name in TABLES if name not in found]
+    if missing and len(missing) < len(TABLES):
+        raise CorruptLedger(1, f"the database has lost the table {' and '.join(missing)}")
+    return not missing
 
 
 OpenReader = AbstractAsyncContextManager[Reader]

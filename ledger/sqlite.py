@@ -39,6 +39,7 @@ from .log import (
     check_schema_version,
     is_sqlalchemy_error,
     nothing_meanwhile,
+    told_by_driver,
 )
 from .runtime import inherits_connections
 from .sqlite_reader import BUSY_TIMEOUT_SECONDS, SqliteReader, access_to, sqlite_reader, transaction
@@ -572,8 +573,10 @@ class _StorageErrors:
         return None
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, (sqlite3.Error, OSError, UnicodeDecodeError)) or is_sqlalchemy_error(error):
-            raise StorageUnavailable(str(error)) from error
+        if error is not None and (
+            isinstance(error, (sqlite3.Error, OSError, UnicodeDecodeError)) or is_sqlalchemy_error(error)
+        ):
+            raise StorageUnavailable(told_by_driver(error)) from error
 
 
 def _engine(uri: str, *, in_memory: bool) -> AsyncEngine:

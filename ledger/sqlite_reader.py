@@ -18,11 +18,10 @@ from urllib.parse import quote
 from .codec import Row, stored_row
 from .errors import CorruptLedger, StorageUnavailable
 from .log import PAGE_ROWS, check_schema_version
-from .reader import StoredLedger
+from .reader import StoredLedger, are_tables_there
 
 BUSY_TIMEOUT_SECONDS = 30.0
 
-_TABLES = ("allowance_schema", "allowance_ledgers", "allowance_events")
 _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM allowance_ledgers ORDER BY ledger"
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > ? ORDER BY ledger LIMIT 1"
@@ -70,7 +69,7 @@ class SqliteReader:
 
     async def ledgers(self) -> list[StoredLedger]:
         with sqlite_errors():
-            if not self._has_tables():
+            if not are_tables_there(self._tables()):
                 return []
             for (version,) in self._connection.execute("SELECT version FROM allowance_schema"):
                 if isinstance(version, int):
@@ -130,9 +129,9 @@ class SqliteReader:
             if access_to(self._path) != self._access:
                 raise StorageUnavailable("a process began to write to the database while it was read; try again")
 
-    def _has_tables(self) -> bool:
+    def _tables(self) -> list[str]:
         rows = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        return set(_TABLES) <= {name for (name,) in rows}
+        return [name for (name,) in rows]
 
     def _with_events(self) -> Iterator[object]:
         found = self._connection.execute(_FIRST_WITH_EVENTS).fetchone()

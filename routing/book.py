@@ -321,7 +321,7 @@ class Allowance(Questions):
         lag = await opened.runtime.run(opened.history.lag(position))
         stopped = await opened.runtime.run(opened.history.stopped()) if lag else None
         return Health(
-            self._database_url.partition("://")[0],
+            "sqlite" if self._database_url.startswith("sqlite") else "postgresql",
             SCHEMA_VERSION,
             position,
             f"{position}:{a_hash.hex()}",

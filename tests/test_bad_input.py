@@ -25,6 +25,7 @@ from routing import (
     Routing,
     Settings,
 )
+from routing.cli import main as cli
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 NAMES: list[Any] = [
@@ -259,6 +260,25 @@ def test_a_database_url_that_is_none_is_refused(url: Any) -> None:
     with pytest.raises(InvalidInput) as error:
         Allowance.open(url, validator_ss58="5Validator")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:/app:Secret@h/led", "postgresql:app:Secret", "postgresql//app:Secret@h/led",
+        "host=h PASSWORD='Secret'", "host=h password = Secret", "Postgresql://app:Secret@h/led", "postgresql+asyncpg://h/led?passwd=Secret",
+        "app:Secret@h/led", b"postgresql://app:Secret@h/led", "sqlite:///x?password@Secret\0", "sqlite://app:Secret@h",
+    ],
+)  # fmt: skip
+def test_a_mistyped_database_url_shows_no_password(url: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """However it is mistyped, and wherever on the command line it stands."""
+    with pytest.raises(InvalidInput) as error:
+        Allowance.open(url, validator_ss58="5Validator")
+    assert "Secret" not in str(error.value) + repr(error.value) + str(error.value.value)
+    if isinstance(url, str) and "\0" not in url:
+        for arguments in (["verify", url], ["verify", url, "--json"], ["health", "--databse", url], ["health", url]):
+            assert cli(arguments) != 0
+            assert "Secret" not in "".join(capsys.readouterr())
 
 
 async def test_subclasses_of_str_are_taken_at_their_value(book: Allowance) -> None:

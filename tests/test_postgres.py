@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -617,6 +618,86 @@ async def test_a_url_that_only_the_driver_can_refuse_is_refused_at_opening(postg
     with pytest.raises(InvalidInput):
         async with opened(f"{postgres_url}&port=five"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("&keepalives=1", "keepalives"),
+        ("&ssl=true", "ssl"),
+        ("&sslmode=yes", "`sslmode` parameter must be one of"),
+        ("&sslmode=verify-full&sslrootcert=/nowhere/root.crt", ""),
+    ],
+)
+async def test_a_parameter_that_cannot_be_is_named(postgres_url: str, parameters: str, expected: str) -> None:
+    """Another try would change nothing: it is no unavailable storage."""
+    with pytest.raises((InvalidInput, StorageUnavailable) if not expected else InvalidInput) as refused:
+        async with opened(postgres_url + parameters):
+            pass
+    assert expected in str(refused.value)
+
+
+async def test_a_database_that_would_refuse_some_names_is_refused(server: PostgresServer) -> None:
+    """One name that its encoding does not have would fail all that are appended with it."""
+    create = "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+    await asyncio.to_thread(server.execute, create)
+    try:
+        with pytest.raises(InvalidInput, match="UTF8, not LATIN1"):
+            async with opened(server.url("latin")):
+                pass
+    finally:
+        await asyncio.to_thread(server.execute, "DROP DATABASE latin")
+
+
+async def test_a_server_that_took_no_writes_is_asked_anew(postgres_url: str) -> None:
+    """After a fail-over, or maintenance, the next change goes on, on another connection.
+
+    Catches a connection that is kept although its server takes no writes: every change would be refused until the
+    process starts anew.
+    """
+    name = (await fetch(postgres_url, "SELECT current_database()"))[0][0]
+    async with opened(postgres_url) as store:
+        head = await append(store, [row_after(Head())])
+        for how in HOWS:
+            row = row_after(head, how)
+            async with connected(postgres_url) as other:
+                await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+                await other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OWN_BACKENDS}")
+                try:
+                    with suppress(CommitUncertain, StorageUnavailable):  # It may find the connection gone.
+                        await append_by(how, store, head, [row])
+                    with pytest.raises(StorageUnavailable, match="read-only"):
+                        await append_by(how, store, head, [row])
+                finally:
+                    await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+            assert await append_by(how, store, head, [row])
+            head = head_at(row)
+    async with connected(postgres_url) as other:
+        await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        try:
+            async with opened(postgres_url) as store:
+                with pytest.raises(StorageUnavailable, match="read-only"):
+                    await store.compare_and_append(head, [row_after(head)])
+                await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+                assert await store.compare_and_append(head, [row_after(head)])
+        finally:
+            await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+
+
+async def test_a_server_that_takes_writes_can_be_asked_for(postgres_url: str) -> None:
+    """Reading only, too: what the session is set to is no property of the server."""
+    for read_only in (False, True):
+        async with opened(f"{postgres_url}&target_session_attrs=read-write", read_only=read_only) as store:
+            assert await store.head() == Head()
+
+
+async def test_an_error_of_a_read_model_is_the_servers_own(postgres_url: str) -> None:
+    """Neither the statement nor a link to a library's manual."""
+    async with opened(postgres_url) as store:
+        with pytest.raises(StorageUnavailable) as unavailable:
+            async with store.reading() as connection:
+                await connection.exec_driver_sql("SELECT * FROM no_such_table")
+        assert str(unavailable.value).endswith('relation "no_such_table" does not exist')
 
 
 async def test_both_spellings_of_the_scheme_are_taken(postgres_url: str) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -23,8 +24,18 @@ import pytest
 
 from ledger import Head, Row, StoredLedger, row_hash
 from projections import verify_log
-from routing import Allowance, AllowanceException, InvalidInput, LedgerNotFound, NewerLedger, StorageUnavailable, verify
+from routing import (
+    Allowance,
+    AllowanceException,
+    CorruptLedger,
+    InvalidInput,
+    LedgerNotFound,
+    NewerLedger,
+    StorageUnavailable,
+    verify,
+)
 
+from .engines import statement
 from .servers import connected
 from .small import GPU, VALIDATOR, Clock, small_book
 from .stories import SETTINGS, Story, events_of, told
@@ -273,7 +284,7 @@ async def test_a_bit_of_a_database_file_changes_nothing_unnoticed(tmp_path: Path
             path.write_bytes(damaged)
             try:
                 (report,) = await verify(f"sqlite:///{path}", validator_ss58=VALIDATOR, heads=[head])
-            except (StorageUnavailable, LedgerNotFound, NewerLedger):
+            except (StorageUnavailable, LedgerNotFound, NewerLedger, CorruptLedger):
                 outcomes["refused"] += 1
                 continue
             if report.findings:
@@ -298,6 +309,17 @@ async def test_events_without_a_head_row_are_found(tmp_path: Path) -> None:
     assert [(report.validator_ss58, report.first_bad_position) for report in reports] == [(VALIDATOR, 4), (None, 1)]
     reports = await verify(f"sqlite:///{path}", validator_ss58=VALIDATOR)
     assert [report.first_bad_position for report in reports] == [4]
+
+
+@pytest.mark.parametrize("table", ["allowance_events", "allowance_ledgers"])
+async def test_a_lost_table_is_damage(shared_url: str, table: str) -> None:
+    """A database without any of the tables has no ledger; one that has lost one of them had one."""
+    async with small_book(url=shared_url):
+        pass
+    drop = f"DROP TABLE {table}" + (" CASCADE" if shared_url.startswith("postgres") else "")
+    await asyncio.to_thread(statement, shared_url, drop)
+    with pytest.raises(CorruptLedger, match=f"lost the table {table}"):
+        await verify(shared_url)
 
 
 async def test_whose_ledger_is_asked_for_must_be_clear(tmp_path: Path) -> None:

@@ -37,10 +37,11 @@ def connected(arguments: argparse.Namespace, *, read_only: bool = False, creates
 
     One that is not there is made only where the command `creates` ledgers.
     """
-    if not (read_only or creates):
-        asyncio.run(refuse_absent(arguments))
-    with opened(ledger_of(arguments, read_only=read_only)) as connection:
-        yield connection
+    with naming({"database_url": named_database(arguments, from_environment()).name}):
+        if not (read_only or creates):
+            asyncio.run(refuse_absent(arguments))
+        with opened(ledger_of(arguments, read_only=read_only)) as connection:
+            yield connection
 
 
 @contextmanager

@@ -153,7 +153,12 @@ class Story:
         self._line()
         self._line(f"That took {seconds:.1f} s{size}.")
         if kept is not None:
-            self._line(f"Kept in {kept}: facts.jsonl and demo.db, for `allowance history` and the others.")
+            files = (
+                "facts.jsonl"
+                if database_bytes is None
+                else "facts.jsonl and demo.db, for `allowance history` and others"
+            )
+            self._line(f"Kept in {kept}: {files}.")
 
     def _heading(self, text: str) -> None:
         self._chapter += 1

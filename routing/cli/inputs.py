@@ -28,7 +28,10 @@ def opened_input(path: str) -> Iterator[BufferedIOBase]:
         stream = open(path, "rb")  # noqa: SIM115 - closed below; what the body raises is not about opening
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UnreadableInput(f"cannot read {path!r}: {reason}", path=path) from error
+        from ledger.database import without_secrets
+
+        shown = without_secrets(path)  # A mistyped URL is taken for a file's name.
+        raise UnreadableInput(f"cannot read {shown!r}: {reason}", path=shown) from error
     with stream:
         yield cast(BufferedIOBase, stream)
 

@@ -38,6 +38,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises `WrongUsage`, with where to look."""
+        said, separator, arguments = message.partition("unrecognized arguments: ")
+        if separator:
+            from ledger.database import without_secrets
+
+            message = f"{said}{separator}{without_secrets(arguments)}"
         raise WrongUsage(f"{message}; see `{self.prog} --help`")
 
 

@@ -37,9 +37,8 @@ COMMAND = Command(
     name="demo",
     summary="Show everything on made-up data: import, routing, settling, history, checks.",
     details=(
-        "Works in a temporary directory, never in the ledger of ALLOWANCE_DATABASE_URL; --database\n"
-        "names another place, such as a PostgreSQL server. The clock is made up too: it starts at\n"
-        "the newest block."
+        "Works in a temporary directory, whatever ALLOWANCE_DATABASE_URL says; --database names another\n"
+        "place, such as a PostgreSQL server. The clock is made up too: it starts at the newest block."
     ),
     examples=(
         "allowance demo",
