@@ -677,9 +677,9 @@ async def test_a_server_that_took_no_writes_is_asked_anew(postgres_url: str) -> 
         try:
             async with opened(postgres_url) as store:
                 with pytest.raises(StorageUnavailable, match="read-only"):
-                    await store.compare_and_append(head, [row_after(head)])
+                    await store.compare_and_append(head, [row_after(head, "last")])
                 await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
-                assert await store.compare_and_append(head, [row_after(head)])
+                assert await store.compare_and_append(head, [row_after(head, "last")])
         finally:
             await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
 
