@@ -16,7 +16,7 @@ END = 2**63
 """Beyond every block."""
 CHUNK = 512
 NEWEST_RUNS = 32
-"""Unpacked at a time where one of them is looked at; where an older one is, all are."""
+"""Of those that are packed still, so many are unpacked; where that does not reach far enough, all are."""
 
 
 class Steps:
@@ -97,13 +97,17 @@ class RunSet:
         return b"".join((typecode.encode(), packed_starts, starts, packed_ends, ends))
 
     def look_at(self, block: int) -> None:
-        """Unpacks what has to be there before a block, or a later one, is looked at or changed."""
+        """Unpacks what has to be there before a block, or a later one, is looked at or changed.
+
+        Not to be asked for an older block while runs are iterated over.
+        """
         if block > self._packed_end or not self._packed:
             return
         typecode = self._packed[:1].decode()
         starts, ends = _halves(self._packed[1:])
-        older = len(ends) - NEWEST_RUNS * array(typecode).itemsize
-        older_end = array(typecode, ends[:older])[-1] if older > 0 else block
+        size = array(typecode).itemsize
+        older = len(ends) - NEWEST_RUNS * size
+        older_end = array(typecode, ends[older - size : older])[0] if older > 0 else block
         if block > older_end:
             self._packed, self._packed_end = self._packed[:1] + starts[:older] + ends[:older], older_end
             starts, ends = starts[older:], ends[older:]

@@ -2,7 +2,7 @@
 
 Two lock files make it: whoever writes holds the one, whoever is next holds the other and waits for the first. All
 others wait for the place of the next, where the system wakes them in the order in which they came; so a writer that
-comes back at once cannot be served twice before them. A process that is killed leaves the line.
+comes back at once is hardly ever served twice before them. A process that is killed leaves the line.
 
 The one who is next uses the time: it folds what the others have appended, so that less is left to do in its turn.
 """
@@ -82,12 +82,12 @@ class WritersLine:
             _give_back(self._files)
 
     def offer(self) -> None:
-        """Releases, but lets a writer of this process that waited for it to be done go on with the turn.
+        """Keeps the turn for two rounds of the loop, for a writer of this process that waits; then releases it.
 
-        Such a writer is woken in the next round of the loop; so in the one after that, whoever is next may write.
+        Such a writer is woken in the first of them.
         """
-        self._offered = True
         loop = asyncio.get_running_loop()
+        self._offered = self._files is not None
         loop.call_soon(loop.call_soon, self.withdraw)
 
     def withdraw(self) -> None:

@@ -92,6 +92,8 @@ class SqliteStore:
         self._glance = None if path is None or read_only else Glance(self._connect)
         self._turn = asyncio.Lock()
         """Writers of this process take turns here, since a writer that SQLite made wait would stop the loop."""
+        self._changes_waiting = 0
+        """How many changes wait for that turn."""
         self._gate = Gate()
         """Whoever uses the read models' connections passes it."""
 
@@ -252,10 +254,10 @@ class SqliteStore:
     async def _in_line(self, meanwhile: Meanwhile = nothing_meanwhile, *, derived: bool = False) -> AsyncIterator[None]:
         """Alone among the writers of this process and, by the file locks, of all processes.
 
-        Who writes what is derived from the log makes no change wait for the line twice: one that was asked for
-        meanwhile goes on with the same turn.
+        Who writes what is derived from the log makes no change wait for the line twice: one that waits for it goes
+        on with the same turn, though it has then to fold under the lock what others have appended meanwhile.
         """
-        async with self._turn:
+        async with self._own_turn(derived=derived):
             line = self._line
             if line is None:
                 yield
@@ -266,10 +268,23 @@ class SqliteStore:
             try:
                 yield
             finally:
-                if derived:
+                if derived and self._changes_waiting:
                     line.offer()
                 else:
                     line.release()
+
+    @asynccontextmanager
+    async def _own_turn(self, *, derived: bool) -> AsyncIterator[None]:
+        """Alone among the writers of this process."""
+        self._changes_waiting += not derived
+        try:
+            await self._turn.acquire()
+        finally:
+            self._changes_waiting -= not derived
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def _renewed_engine(self) -> AsyncEngine:
         if self._has_moved() or self._engines_way_in != self._way_in:

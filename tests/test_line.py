@@ -107,12 +107,12 @@ async def test_one_after_the_other_in_the_order_in_which_they_came(path: str, li
     assert served == list(range(6))
 
 
-async def test_who_comes_back_while_its_thread_lets_the_next_in_is_behind_that_one(
+async def test_who_comes_back_while_its_thread_lets_the_next_in_takes_no_turn_at_once(
     path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A turn is told before the place of the next is free; who has done its turn by then does not take one at once.
 
-    Catches a writer that is served twice before others, whom its own thread's lock keeps it from seeing.
+    Catches a writer whose own thread's lock keeps it from seeing that others wait.
     """
     first, line, other = lines(), lines(), lines()
     free = threading.Event()
@@ -308,6 +308,16 @@ async def test_a_change_asked_for_while_a_read_model_is_written_waits_once(path:
     assert done == ["read model", *changes, "another's change", "next read model"]
 
 
+async def test_a_read_model_written_while_no_change_waits_keeps_no_turn(path: str) -> None:
+    """The next process goes on at once. Catches a turn that is kept for nobody while this process does other things."""
+    async with opened(f"sqlite:///{path}") as store:
+        async with store.writing():
+            pass
+        with closing(WritersLine(path)) as other:
+            other._files = other._open()
+            assert _taken_at_once(other._files)
+
+
 async def test_a_lock_that_the_system_refuses_is_told_and_stops_nobody_else(
     path: str, lines: Callable[[], WritersLine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +385,9 @@ async def test_killed_processes_leave_the_line(path: str, lines: Callable[[], Wr
 
 async def test_closing_ends_the_thread_and_gives_the_files_back(path: str) -> None:
     """A ledger that is opened and closed again and again leaves neither behind."""
+    for thread in threading.enumerate():
+        if thread.name == "allowance-line":
+            thread.join()  # of the test before
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         first, second = WritersLine(path), WritersLine(path)
