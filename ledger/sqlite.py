@@ -262,8 +262,6 @@ class SqliteStore:
             if line is None:
                 yield
                 return
-            if derived:
-                line.withdraw()
             await line.acquire(meanwhile)
             try:
                 yield
