@@ -10,8 +10,8 @@ from .values import name
 
 LONGEST_URL = 4096
 EXPECTED = "sqlite:///path, sqlite:// (memory) or postgresql://…"
-_DRIVER = re.compile(r"postgres(ql)?\+")
-_sqlite_url = re.compile(r"sqlite:///?[^@]*")
+_with_driver = re.compile(r"postgres(ql)?\+")
+_sqlite_url = re.compile(r"sqlite:///?[^@?]*")
 _may_be_secret = re.compile(r"@|pass|(^|\s)postgres", re.IGNORECASE)
 
 
@@ -30,7 +30,7 @@ def store_for(database_url: str, validator_ss58: str, *, read_only: bool) -> Sto
         return SqliteStore(rest[1:] or None, validator_ss58, read_only=read_only)
     if separator and scheme in ("postgresql", "postgres"):
         return _postgres_store(database_url, validator_ss58, read_only=read_only)
-    expected = "postgresql://…, without a driver's name" if _DRIVER.match(scheme) else EXPECTED
+    expected = "postgresql://…, without a driver's name" if _with_driver.match(scheme) else EXPECTED
     raise InvalidInput("database_url", without_secrets(database_url), expected)
 
 

@@ -266,8 +266,10 @@ def test_a_database_url_that_is_none_is_refused(url: Any) -> None:
     "url",
     [
         "postgresql:/app:Secret@h/led", "postgresql:app:Secret", "postgresql//app:Secret@h/led",
-        "host=h PASSWORD='Secret'", "host=h password = Secret", "Postgresql://app:Secret@h/led", "postgresql+asyncpg://h/led?passwd=Secret",
-        "app:Secret@h/led", b"postgresql://app:Secret@h/led", "sqlite:///x?password@Secret\0", "sqlite://app:Secret@h",
+        "host=h PASSWORD='Secret'", "host=h password = Secret", "Postgresql://app:Secret@h/led",
+        "postgresql+asyncpg://h/led?passwd=Secret",
+        "app:Secret@h/led", b"postgresql://app:Secret@h/led", "sqlite:///x?password@Secret\0",
+        "sqlite:///x?password=Secret\0", "sqlite://app:Secret@h",
     ],
 )  # fmt: skip
 def test_a_mistyped_database_url_shows_no_password(url: Any, capsys: pytest.CaptureFixture[str]) -> None:
