@@ -31,7 +31,7 @@ from .commands import (
     refuse_other_content,
     standing_reservation,
 )
-from .database import store_for
+from .database import is_for_all_processes, store_for
 from .draft import Command, Draft
 from .errors import (
     AllMinersBusy,
@@ -244,6 +244,7 @@ __all__ = [
     "instant",
     "instant_ns",
     "integer",
+    "is_for_all_processes",
     "job_name",
     "later",
     "load",

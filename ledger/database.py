@@ -34,6 +34,11 @@ def store_for(database_url: str, validator_ss58: str, *, read_only: bool) -> Sto
     raise InvalidInput("database_url", without_secrets(database_url), expected)
 
 
+def is_for_all_processes(database_url: str) -> bool:
+    """Whether other processes find the same database at the URL: not one in this process's memory."""
+    return database_url.partition("://")[2] != ""
+
+
 def without_secrets(database_url: object) -> object:
     """What was given as a database URL, fit to be shown: of what may say how to log in, the scheme at the most."""
     if isinstance(database_url, (bytes, bytearray)):

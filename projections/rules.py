@@ -132,6 +132,11 @@ class Findings:
             plain = {name: _plain(value) for name, value in details.items()}
             self.listed.append(Finding(position, rule.value, message, plain))
 
+    def join(self, later: Findings) -> None:
+        """Takes the findings of somebody who went on from here."""
+        self.count += later.count
+        self.listed += later.listed[: MOST_FINDINGS - len(self.listed)]
+
 
 def _plain(value: Any) -> Any:
     """A value of the log as a finding shows it: small, and such as JSON and a terminal can take."""

@@ -67,6 +67,7 @@ R = TypeVar("R")
 
 LONGEST_KEY = 256
 MOST_BUCKETS = 10_000
+MOST_PROCESSES = 64
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -350,22 +351,34 @@ class Allowance(Questions):
         *,
         until_position: int | None = None,
         usage_buckets: int = 0,
+        processes: int = 1,
         progress: ProgressReport | None = None,
     ) -> AuditReport:
         """Checks every rule of the ledger again, by replay from nothing, up to a position or the head.
 
         Works on a damaged log too; changes nothing. Unless `read_only`, the state in memory is compared as well.
-        `usage_buckets` asks for `usage` by blocks, in so many buckets at the most. `progress` as for `rebuild`. Raises
-        `PositionOutOfRange`.
+        `usage_buckets` asks for `usage` by blocks, in so many buckets at the most. Of a long log, and one that is not
+        in memory, so many `processes` audit a stretch each, this one being one of them; what they find is the same.
+        Each needs the memory that one alone would. `progress` as for `rebuild`. Raises `PositionOutOfRange`.
         """
         from projections import audit_log
 
         until = None if until_position is None else integer(until_position, "until_position", 0)
         buckets = integer(usage_buckets, "usage_buckets", 0, MOST_BUCKETS)
+        processes = integer(processes, "processes", 1, MOST_PROCESSES)
         live = None if self._read_only else await self._live_state()
         opened = await self._ready()
         return await opened.runtime.run(
-            audit_log(opened.store, self._validator_ss58, until, progress, live=live, usage_buckets=buckets)
+            audit_log(
+                opened.store,
+                self._validator_ss58,
+                until,
+                progress,
+                live=live,
+                usage_buckets=buckets,
+                database_url=self._database_url,
+                processes=processes,
+            )
         )
 
     async def verify(self, heads: Iterable[Head] = (), progress: ProgressReport | None = None) -> VerifyReport:

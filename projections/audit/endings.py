@@ -45,14 +45,18 @@ class Endings:
             in_turn = self._dues.is_first(standing)
             clock_ns = row.recorded_at_ns if row.recorded_at_ns > after_ns else standing.due_ns
             self.expiries.append(_Expiry(row.position, row.recorded_at_ns, standing, in_turn, clock_ns))
-        book, position, spent = standing.book, standing.position, type(event) is ReservationSpent
-        del book.standing[position], self._standing[position]
-        if position in book.overdue:
-            self._dues.remove(standing)
-        self._account(row.position, standing, spent=spent)
-        self._jobs.settled(standing.row.job_uuid, spent=spent)
+        self.end(row.position, standing, type(event))
         if type(event) is ReservationExpiredEvent and event.swept:
             self._sweep(event.swept)
+
+    def end(self, position: int, standing: Standing, kind: type[Settlement]) -> None:
+        """Ends a reservation, by an event at a position."""
+        book, spent = standing.book, kind is ReservationSpent
+        del book.standing[standing.position], self._standing[standing.position]
+        if standing.position in book.overdue:
+            self._dues.remove(standing)
+        self._account(position, standing, spent=spent)
+        self._jobs.settled(standing.row.job_uuid, spent=spent)
 
     def explain(self, row: Row | None = None, event: AllowanceReserved | None = None, now_ns: int = 0) -> None:
         """Holds the expiries so far, of which no sweep told, against what follows: a claim with its clock, or else."""

@@ -6,7 +6,7 @@ something else than the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 from ledger import CHAIN_STREAM, MANIFESTS_STREAM, SETTINGS_STREAM, Head, Held, LedgerState, dump, load
@@ -23,17 +23,16 @@ MOST_NAMED = 10
 class States:
     """Waits for the positions at which the states were taken."""
 
-    def __init__(self, snapshots: Iterable[Taken], live: Taken | None, findings: Findings) -> None:
-        self._waiting = [(Rule.SNAPSHOTS, taken) for taken in snapshots]
-        if live is not None:
-            self._waiting.append((Rule.LIVE_STATE, live))
-        self.positions = frozenset(taken.position for _, taken in self._waiting)
+    def __init__(self, waiting: Sequence[tuple[Rule, Taken]], findings: Findings) -> None:
+        self._waiting = waiting
+        """Each with the rule that it is held to: one of a snapshot, or one of a live state."""
+        self.positions = frozenset(taken.position for _, taken in waiting)
         self.compared: dict[Rule, int] = dict.fromkeys((Rule.SNAPSHOTS, Rule.LIVE_STATE), 0)
         self._findings = findings
 
     def compare(self, world: World, envelope: Envelope, recorded_at_ns: int) -> None:
         """Compares what was taken at the position that the replay has come to."""
-        expected = _dumped(world, envelope, recorded_at_ns)
+        expected = dumped(world, envelope, recorded_at_ns)
         for rule, taken in self._waiting:
             if taken.position == envelope.position:
                 self.compared[rule] += 1
@@ -58,7 +57,7 @@ class States:
         self._findings.add(taken.position, rule, "the state is not what the log comes to here", **details)
 
 
-def _dumped(world: World, envelope: Envelope, recorded_at_ns: int) -> bytes:
+def dumped(world: World, envelope: Envelope, recorded_at_ns: int) -> bytes:
     """The bytes of the state that the books come to."""
     state = LedgerState()
     state.position, state.hash, state.recorded_at_ns = Head(envelope.position, envelope.hash, recorded_at_ns)

@@ -1,0 +1,235 @@
+"""An audit in stretches, each by a process of its own, handed over at borders from each to the next.
+
+Somebody takes over only where nothing was found before, and from just what the one before has come to. Otherwise, and
+where a helper is lost, the one before goes on itself: what is found is what one alone finds, and in the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import accumulate, pairwise
+from typing import Any, Protocol, cast
+
+from ledger import Store, is_for_all_processes
+
+from ..snapshots import ProgressReport
+from .helper import Task
+from .stretch import Assignment, Ending, Part, Stretch
+
+FOLLOWING_COSTS = 0.3
+"""What it takes to follow an event, of what it takes to audit it."""
+LEAST_EVENTS = 25_000
+"""Worth a process of its own, which takes a quarter of a second to start."""
+_PROGRAM = "from projections.audit.helper import main; main()"
+
+log = logging.getLogger("allowance.ledger")
+
+
+class HelperLost(Exception):
+    """A helper ended before its work did."""
+
+
+class Runner(Protocol):
+    """Whoever audits a stretch."""
+
+    passed: int
+    """How many rows it has audited."""
+
+    async def audit(self, border: int) -> bytes | None:
+        """Audits on up to a border; the seal of what it comes to, None where something was found."""
+        ...
+
+    async def part(self) -> Part:
+        """What it came to; it is done."""
+        ...
+
+    async def end(self) -> tuple[Ending, Part]:
+        """What it came to, as the one who came to the end of the log; it is done."""
+        ...
+
+
+class Here:
+    """Audits in this process."""
+
+    def __init__(self, store: Store, assignment: Assignment, passed: Callable[[], None]) -> None:
+        self.passed = 0
+        self._passed = passed
+        self._until = assignment.until
+        self._stretch = Stretch(store, assignment, self._note)
+
+    async def audit(self, border: int) -> bytes | None:
+        """See `Runner`."""
+        await self._stretch.audit(border)
+        return self._stretch.seal() if border < self._until else None
+
+    async def part(self) -> Part:
+        """See `Runner`."""
+        return self._stretch.part()
+
+    async def end(self) -> tuple[Ending, Part]:
+        """See `Runner`."""
+        return await self._stretch.end(), self._stretch.part()
+
+    def _note(self, audited: int) -> None:
+        self.passed = audited
+        self._passed()
+
+
+class Helper:
+    """A process that audits; made on a running loop. Its methods raise `HelperLost` where it is not there any more."""
+
+    def __init__(self, task: Task, passed: Callable[[], None]) -> None:
+        self.passed = 0
+        self.begin = task.begin
+        self._passed = passed
+        self._border = task.end
+        self._loop = asyncio.get_running_loop()
+        self._heard: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+        # How a process was started is for all to see, so what may be secret goes through the pipe. It imports what this
+        # process would, and nothing (-P) from the directory that somebody happens to be in.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        self._listener = threading.Thread(target=self._listen, args=(task,), name="allowance-audit", daemon=True)
+        self._listener.start()
+
+    async def begins(self) -> bytes | None:
+        """The seal of what it begins with; None where it could not follow the log up to there."""
+        try:
+            return cast("bytes | None", await self._answer("begins"))
+        except HelperLost:
+            return None
+
+    async def audit(self, border: int) -> bytes | None:
+        """See `Runner`."""
+        if border != self._border:
+            self._border = border
+            self._say(("on", border))
+        return cast("bytes | None", await self._answer("reached"))
+
+    async def part(self) -> Part:
+        """See `Runner`."""
+        self._say(("part",))
+        return cast(Part, await self._answer("part"))
+
+    async def end(self) -> tuple[Ending, Part]:
+        """See `Runner`."""
+        self._say(("end",))
+        return cast("tuple[Ending, Part]", await self._answer("end"))
+
+    async def stop(self) -> None:
+        """Ends the process, if it has not ended."""
+        self._process.kill()
+        await asyncio.to_thread(self._listener.join)
+
+    async def _answer(self, kind: str) -> Any:
+        while (heard := await self._heard.get())[0] != kind:
+            if heard[0] == "lost":
+                self._heard.put_nowait(heard)
+                raise HelperLost
+            self._passed()
+        return heard[1]
+
+    def _say(self, words: Any) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            pickle.dump(words, pipe)
+            pipe.flush()
+        except (OSError, ValueError) as cause:
+            raise HelperLost from cause
+
+    def _listen(self, task: Task) -> None:
+        """In a thread: hands the task over, and listens until the process ends."""
+        pipe = self._process.stdout
+        assert pipe is not None
+        with self._process, suppress(RuntimeError):  # The loop may be closed by then; nobody listens any more.
+            with suppress(HelperLost, OSError, EOFError, pickle.UnpicklingError):
+                self._say(task)
+                while True:
+                    heard = pickle.load(pipe)
+                    self._loop.call_soon_threadsafe(self._hear, heard)
+            self._loop.call_soon_threadsafe(self._hear, ("lost",))
+
+    def _hear(self, heard: tuple[Any, ...]) -> None:
+        if heard[0] == "passed":
+            self.passed = heard[1]
+            if not self._heard.empty():
+                return  # Who listens next sees how far it is.
+        self._heard.put_nowait(heard)
+
+
+async def audited(
+    store: Store, assignment: Assignment, progress: ProgressReport | None, database_url: str | None, processes: int
+) -> tuple[Ending, list[Part]]:
+    """Audits what was assigned, in as many processes as are worth it; others open the database by its URL."""
+    until = assignment.until
+    relay = _Relay(store, assignment, progress)
+    if database_url is not None and is_for_all_processes(database_url) and sys.executable:
+        borders = borders_of(until, min(processes, until // LEAST_EVENTS))
+        try:
+            return await relay.run(database_url, borders)
+        except HelperLost:
+            log.warning("a process that helped with an audit ended before its work did: the audit begins anew, alone")
+    return await relay.run("", [])
+
+
+def borders_of(until: int, processes: int) -> list[int]:
+    """Where each but the first begins, so that all come to their ends at about the same time."""
+    lengths = [(1 - FOLLOWING_COSTS) ** place for place in range(processes)]
+    return [int(until * sum_of / sum(lengths)) for sum_of in accumulate(lengths[:-1])]
+
+
+class _Relay:
+    """All who take part in an audit."""
+
+    def __init__(self, store: Store, assignment: Assignment, progress: ProgressReport | None) -> None:
+        self._store = store
+        self._assignment = assignment
+        self._progress = progress
+        self._most = 0
+        self._runners: list[Runner] = []
+
+    async def run(self, database_url: str, borders: Sequence[int]) -> tuple[Ending, list[Part]]:
+        """Audits, with a helper from each border on."""
+        until = self._assignment.until
+        parts: list[Part] = []
+        runner: Runner = Here(self._store, self._assignment, self._tell)
+        self._runners = [runner]
+        helpers: list[Helper] = []
+        try:
+            for begin, end in pairwise([*borders, until]):
+                helpers.append(Helper(Task(database_url, self._assignment, begin, end), self._tell))
+            self._runners += helpers
+            for helper in helpers:
+                seal = await runner.audit(helper.begin)
+                if seal is not None and seal == await helper.begins():
+                    parts.append(await runner.part())
+                    runner = helper
+                else:
+                    self._runners.remove(helper)
+                    await helper.stop()
+            await runner.audit(until)
+            ending, part = await runner.end()
+            return ending, [*parts, part]
+        finally:
+            for helper in helpers:
+                await helper.stop()
+
+    def _tell(self) -> None:
+        audited = sum(runner.passed for runner in self._runners)
+        if audited > self._most and self._progress is not None:
+            self._most = audited
+            self._progress(audited, self._assignment.until)

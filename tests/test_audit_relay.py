@@ -1,0 +1,348 @@
+"""An audit by several processes finds what one alone finds, whoever begins where, and whoever is lost on the way.
+
+`AUDIT_SEED` sets where the borders are drawn from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from ledger import Head, store_for
+from projections.audit import relay
+from projections.audit.helper import Task
+from projections.audit.relay import Helper, borders_of
+from projections.audit.stretch import Assignment, Ending, Part, Stretch
+from projections.model import NOWHERE
+from routing import Allowance, AuditReport
+
+from .engines import ENGINES, new_database, statement
+from .forged import VALIDATOR as FORGED_VALIDATOR
+from .forged import Forged, audited, stored
+from .plants import PLANTS, Plant
+from .small import VALIDATOR, Clock
+from .stories import SETTINGS, events_of, project, told
+from .test_audit import EventfulStory
+
+pytestmark = pytest.mark.sqlalchemy
+
+SEED = int(os.environ.get("AUDIT_SEED", "1"))
+
+
+class Beside:
+    """A helper without a process of its own; whatever it is given and gives is pickled all the same."""
+
+    ended: ClassVar[list[int]] = []
+    """Where those began who came to the end."""
+
+    def __init__(self, task: Task, passed: Callable[[], None]) -> None:
+        self.passed = 0
+        self.begin = task.begin
+        self._tell = passed
+        self._task: Task = pickle.loads(pickle.dumps(task))
+        self._store = store_for(task.database_url, task.assignment.validator_ss58, read_only=True)
+        self._stretch = Stretch(self._store, self._task.assignment, self._note)
+        self._beginning = asyncio.create_task(self._begin())
+
+    async def begins(self) -> bytes | None:
+        try:
+            return await self._beginning
+        except Exception:
+            return None
+
+    async def audit(self, border: int) -> bytes | None:
+        await self._stretch.audit(border)
+        return self._stretch.seal()
+
+    async def part(self) -> Part:
+        part: Part = pickle.loads(pickle.dumps(self._stretch.part()))
+        return part
+
+    async def end(self) -> tuple[Ending, Part]:
+        self.ended.append(self.begin)
+        ending: Ending = pickle.loads(pickle.dumps(await self._stretch.end()))
+        return ending, await self.part()
+
+    async def stop(self) -> None:
+        with suppress(Exception):
+            await self._beginning
+        await self._store.close()
+
+    async def _begin(self) -> bytes | None:
+        await self._store.open(None)
+        await self._stretch.follow(self.begin)
+        return self._stretch.seal()
+
+    def _note(self, passed: int) -> None:
+        self.passed = passed
+        self._tell()
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Helpers work beside; gives where those began who came to the end."""
+    monkeypatch.setattr(relay, "Helper", Beside)
+    monkeypatch.setattr(Beside, "ended", [])
+    return Beside.ended
+
+
+@pytest.fixture
+def borders(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets where others begin than who starts the audit."""
+    return lambda *borders: monkeypatch.setattr(relay, "borders_of", lambda until, processes: list(borders))
+
+
+def found(report: AuditReport) -> dict[str, Any]:
+    """All that a report says but how long it took."""
+    fields: dict[str, Any] = msgspec.to_builtins(report)
+    del fields["elapsed_seconds"], fields["events_per_second"]
+    return fields
+
+
+def drawn_borders(draw: random.Random, last: int) -> Sequence[int]:
+    return sorted(draw.sample(range(1, last), min(draw.choice([1, 1, 2, 3]), last - 1)))
+
+
+# The same is found
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.rule.value}: {plant.name}")
+async def test_a_planted_fault_is_found_as_by_one_alone(
+    tmp_path: Path, plant: Plant, borders: Callable[..., None], beside: list[int]
+) -> None:
+    """With the fault before, at and after the borders. Catches a stretch that is handed over although something was
+    found in it, and one that begins with something else than the one before has come to."""
+    log = plant.logs()
+    plant.make(log)
+    draw = random.Random(f"{SEED} {plant.rule.value} {plant.name}")
+    alone = await audited(tmp_path, log.rows)
+    for _ in range(4):
+        chosen = drawn_borders(draw, len(log.rows))
+        borders(*chosen)
+        together = await audited(tmp_path, log.rows)
+        assert found(together) == found(alone), f"borders {chosen}, seed {SEED}"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("seed", range(SEED, SEED + 3))
+async def test_a_story_is_found_honest_and_adds_up_as_by_one_alone(
+    tmp_path: Path, seed: int, engine: str, borders: Callable[..., None], beside: list[int]
+) -> None:
+    """Totals, usage, counts, and how much of the history and which snapshots were compared. The last one to begin comes
+    to the end: of an honest log every stretch is handed over. Catches whatever `Replay.follow` makes otherwise."""
+    url = await asyncio.to_thread(new_database, engine, tmp_path)
+    clock, draw = Clock(), random.Random(f"borders {seed}")
+    with told(seed):
+        async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            story = EventfulStory(book, clock, seed)
+            await story.goes_on(120)
+            await book.rebuild()  # Leaves a snapshot behind.
+            await story.goes_on(120)
+            await project(book)
+            await story.goes_on(10)
+            last = (await book.head()).position
+            alone = await book.audit(usage_buckets=7)
+            for _ in range(12):
+                chosen = drawn_borders(draw, last)
+                borders(*chosen)
+                together = await book.audit(usage_buckets=7)
+                assert found(together) == found(alone), f"borders {chosen}"
+                assert beside.pop() == chosen[-1]
+        assert (alone.findings, alone.live_state, alone.snapshots) == ([], True, 1)
+        assert 0 < (alone.history_position or 0) <= last
+
+
+async def test_a_damaged_history_is_found_as_by_one_alone(
+    tmp_path: Path, borders: Callable[..., None], beside: list[int]
+) -> None:
+    """Lines that tell otherwise of beginnings, of ends on either side of a border, of blocks; that lack, that are too
+    many. Catches ends that are not matched across borders, and blocks that are not added up."""
+    url = new_database("sqlite", tmp_path)
+    clock, draw = Clock(), random.Random(f"damage {SEED}")
+    with told(SEED):
+        async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            await EventfulStory(book, clock, SEED).goes_on(250)
+            await project(book)
+            last = (await book.head()).position
+            lines = [row.position for row in await events_of(book) if b"allowance-reserved" in row.payload]
+        damaged: list[int] = []
+        for damage in (
+            "UPDATE allowance_reservations SET amount_ns = amount_ns + 1 WHERE position = {}",
+            "UPDATE allowance_reservations SET settled_at_ns = settled_at_ns + 1 WHERE position = {}",
+            "UPDATE allowance_reservations SET status = 'spent', settled_position = 9, settled_at_ns = 9"
+            " WHERE position = {} AND status <> 'spent'",
+            "UPDATE allowance_reservations SET status = 'reserved', settled_position = NULL, settled_at_ns = NULL"
+            " WHERE position = {}",
+            "UPDATE allowance_reserved_blocks SET last_block = last_block + 1 WHERE position = {}",
+            "DELETE FROM allowance_reservations WHERE position = {}",
+        ):
+            statement(url, damage.format(draw.choice(lines)))
+            async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+                borders()
+                alone = await book.audit()
+                for _ in range(5):
+                    chosen = drawn_borders(draw, last)
+                    borders(*chosen)
+                    assert found(await book.audit()) == found(alone), f"{damage}, borders {chosen}"
+                    assert beside.pop() == chosen[-1]
+                damaged.append(len(alone.findings))
+        assert damaged == sorted(set(damaged)), "each finds more than the one before"
+
+
+# Processes
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Helper]:
+    """The processes that were started; as many are worth it as are asked for."""
+    helpers: list[Helper] = []
+
+    class Noted(Helper):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            helpers.append(self)
+
+    monkeypatch.setattr(relay, "Helper", Noted)
+    monkeypatch.setattr(relay, "LEAST_EVENTS", 1)
+    return helpers
+
+
+async def a_story(url: str, steps: int = 200) -> None:
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        await EventfulStory(book, clock, SEED).goes_on(steps)
+        await project(book)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_processes_find_what_one_alone_finds(
+    tmp_path: Path, engine: str, started: list[Helper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each finds the database by its URL, which nobody sees who looks at how the process was started; none is left
+    behind. Progress only grows, and comes to the end."""
+    url = await asyncio.to_thread(new_database, engine, tmp_path)
+    await a_story(url)
+    told_progress: list[tuple[int, int]] = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "select.py").write_text("raise RuntimeError('imported from where somebody happened to be')")
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        alone = await book.audit(usage_buckets=5)
+        assert not started
+        together = await book.audit(
+            usage_buckets=5, processes=3, progress=lambda done, of: told_progress.append((done, of))
+        )
+    assert found(together) == found(alone)
+    borders = [helper.begin for helper in started]
+    assert borders == borders_of(alone.position, 3)
+    assert all(helper._process.returncode is not None for helper in started)
+    # A border that falls among the expiries of a sweep is moved to its end.
+    assert 0 <= alone.position - borders[0] - sum(helper.passed for helper in started) < 20
+    assert all(url not in " ".join(map(str, helper._process.args)) for helper in started)  # type: ignore[arg-type]
+    assert told_progress == sorted(set(told_progress))
+    assert told_progress[-1] == (alone.position, alone.position)
+
+
+async def test_a_ledger_in_memory_is_audited_alone(started: list[Helper]) -> None:
+    """Nobody else can open it."""
+    clock = Clock()
+    async with Allowance.open("sqlite://", validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        await EventfulStory(book, clock, SEED).goes_on(60)
+        assert (await book.audit(processes=4)).findings == []
+    assert not started
+
+
+async def test_a_short_log_is_not_worth_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "Helper", None)
+    url = await stored(tmp_path, Forged().rows)
+    async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as book:
+        assert (await book.audit(processes=64)).findings == []
+
+
+@pytest.mark.parametrize("lost", ["at once", "while it follows", "as the one who audits", "at the end"])
+async def test_what_is_found_is_the_same_where_a_process_is_lost(
+    tmp_path: Path, lost: str, started: list[Helper], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It never starts, or it is killed: who was before it goes on, or the audit begins anew, alone, and says so."""
+    url = new_database("sqlite", tmp_path)
+    await a_story(url)
+    begins, audits, ends = Helper.begins, Helper.audit, Helper.end
+
+    async def killed_while_it_follows(self: Helper) -> bytes | None:
+        self._process.kill()
+        return await begins(self)
+
+    async def killed_as_the_one_who_audits(self: Helper, border: int) -> bytes | None:
+        self._process.kill()
+        self._process.wait()
+        await audits(self, border)  # What it said before it was killed counts.
+        return await audits(self, border - 1)
+
+    async def killed_at_the_end(self: Helper) -> tuple[Ending, Part]:
+        self._process.kill()
+        return await ends(self)
+
+    if lost == "at once":
+        monkeypatch.setattr(relay, "_PROGRAM", "raise SystemExit(3)")
+    elif lost == "while it follows":
+        monkeypatch.setattr(Helper, "begins", killed_while_it_follows)
+    elif lost == "as the one who audits":
+        monkeypatch.setattr(Helper, "audit", killed_as_the_one_who_audits)
+    else:
+        monkeypatch.setattr(Helper, "end", killed_at_the_end)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        alone = await book.audit()
+        assert found(await book.audit(processes=2)) == found(alone)
+    assert len(started) == 1
+    assert started[0]._process.returncode not in (None, 0)
+    assert ("begins anew, alone" in caplog.text) == (lost in ("as the one who audits", "at the end"))
+
+
+async def test_a_cancelled_audit_leaves_no_process(
+    tmp_path: Path, started: list[Helper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches helpers that are stopped only where the audit comes to its end."""
+    url = new_database("sqlite", tmp_path)
+    await a_story(url)
+    monkeypatch.setattr(relay, "_PROGRAM", "import time; time.sleep(600)")
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def note(done: int, of: int) -> None:
+            loop.call_soon_threadsafe(begun.set)
+
+        task = asyncio.create_task(book.audit(processes=2, progress=note))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [helper._process.returncode for helper in started] == [-9]
+
+
+def test_a_helper_ends_with_who_started_it(tmp_path: Path) -> None:
+    """Catches one that waits for ever to be told what to do next: a fork of who started it may hold its input open."""
+    url = new_database("sqlite", tmp_path)
+    asyncio.run(a_story(url, 60))
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {relay._PROGRAM!r}]).wait()"
+    # Both pipes stay open here, as in a fork.
+    with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+        assert starter.stdin is not None
+        assert starter.stdout is not None
+        assignment = Assignment(VALIDATOR, Head(50), 50, [], NOWHERE)
+        pickle.dump(Task(url, assignment, 20, 40), starter.stdin)
+        starter.stdin.flush()
+        while pickle.load(starter.stdout)[0] != "reached":
+            pass
+        starter.kill()
+        with pytest.raises(EOFError):  # Which tells that the helper has ended, as only it has the other end by then.
+            pickle.load(starter.stdout)
