@@ -19,10 +19,11 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from ledger import Head, store_for
+from ledger import Head, Row, account_stream, store_for
 from projections.audit import relay
 from projections.audit.helper import Task
 from projections.audit.relay import Helper, borders_of
+from projections.audit.replay import Replay
 from projections.audit.stretch import Assignment, Ending, Part, Stretch
 from projections.model import NOWHERE
 from routing import Allowance, AuditReport
@@ -31,7 +32,7 @@ from .engines import ENGINES, new_database, statement
 from .forged import VALIDATOR as FORGED_VALIDATOR
 from .forged import Forged, audited, stored
 from .plants import PLANTS, Plant
-from .small import VALIDATOR, Clock
+from .small import GPU, VALIDATOR, Clock
 from .stories import SETTINGS, events_of, project, told
 from .test_audit import EventfulStory
 
@@ -163,6 +164,48 @@ async def test_a_story_is_found_honest_and_adds_up_as_by_one_alone(
         assert 0 < (alone.history_position or 0) <= last
 
 
+async def test_nobody_takes_over_where_something_was_found(
+    tmp_path: Path, borders: Callable[..., None], beside: list[int]
+) -> None:
+    """Whatever comes after may be the fault's doing, and what is handed over need not tell of it."""
+    log = Forged()
+    log.reserve("5Anna", 6, (1, 1), expires_at_ns=log.now_ns)
+    fault = log.position
+    for number in range(12, 16):
+        log.block(number)
+    borders(fault - 1)
+    assert [each.position for each in (await audited(tmp_path, log.rows)).findings] == [fault]
+    assert beside.pop() == fault - 1
+    borders(fault + 1)
+    assert [each.position for each in (await audited(tmp_path, log.rows)).findings] == [fault]
+    assert not beside
+
+
+async def test_nobody_takes_over_who_begins_with_something_else(
+    tmp_path: Path, borders: Callable[..., None], beside: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a hand-over without a look at what it begins with: here it missed that blocks were taken, and would find
+    fault with whoever takes others."""
+    log = Forged()
+    log.reserve("5Anna", 6, (1, 1))
+    log.reserve("5Anna", 6, (2, 2))
+    log.block(12)
+    log.reserve("5Anna", 6, (3, 3))
+    follow = Replay.follow
+
+    def follow_but_one(self: Replay, row: Row) -> None:
+        follow(self, row)
+        if row.stream == account_stream("5Anna", GPU) and row.version == 2:
+            self.world.book(row.stream).taken.remove(2, 2)
+
+    borders(log.position - 1)
+    assert (await audited(tmp_path, log.rows)).findings == []
+    assert beside.pop() == log.position - 1
+    monkeypatch.setattr(Replay, "follow", follow_but_one)
+    assert (await audited(tmp_path, log.rows)).findings == []
+    assert not beside
+
+
 async def test_a_damaged_history_is_found_as_by_one_alone(
     tmp_path: Path, borders: Callable[..., None], beside: list[int]
 ) -> None:
@@ -203,14 +246,22 @@ async def test_a_damaged_history_is_found_as_by_one_alone(
 # Processes
 
 
+class Started(list[Helper]):
+    """The processes that were started, and the place of one that is killed before it can say anything."""
+
+    doomed: int | None = None
+
+
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Helper]:
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     """The processes that were started; as many are worth it as are asked for."""
-    helpers: list[Helper] = []
+    helpers = Started()
 
     class Noted(Helper):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
+            if len(helpers) == helpers.doomed:
+                self._process.kill()
             helpers.append(self)
 
     monkeypatch.setattr(relay, "Helper", Noted)
@@ -227,7 +278,7 @@ async def a_story(url: str, steps: int = 200) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_processes_find_what_one_alone_finds(
-    tmp_path: Path, engine: str, started: list[Helper], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, engine: str, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each finds the database by its URL, which nobody sees who looks at how the process was started; none is left
     behind. Progress only grows, and comes to the end."""
@@ -253,7 +304,7 @@ async def test_processes_find_what_one_alone_finds(
     assert told_progress[-1] == (alone.position, alone.position)
 
 
-async def test_a_ledger_in_memory_is_audited_alone(started: list[Helper]) -> None:
+async def test_a_ledger_in_memory_is_audited_alone(started: Started) -> None:
     """Nobody else can open it."""
     clock = Clock()
     async with Allowance.open("sqlite://", validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
@@ -269,18 +320,35 @@ async def test_a_short_log_is_not_worth_a_process(tmp_path: Path, monkeypatch: p
         assert (await book.audit(processes=64)).findings == []
 
 
+async def test_who_loses_the_next_one_goes_on_to_the_end(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a process that is not told that its stretch has become longer."""
+    url = new_database("sqlite", tmp_path)
+    await a_story(url)
+    ends = Helper.end
+    came_to_the_end: list[Helper] = []
+
+    async def noted(self: Helper) -> tuple[Ending, Part]:
+        came_to_the_end.append(self)
+        return await ends(self)
+
+    monkeypatch.setattr(Helper, "end", noted)
+    started.doomed = 1
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        alone = await book.audit()
+        assert found(await book.audit(processes=3)) == found(alone)
+    assert came_to_the_end == [started[0]]
+
+
 @pytest.mark.parametrize("lost", ["at once", "while it follows", "as the one who audits", "at the end"])
 async def test_what_is_found_is_the_same_where_a_process_is_lost(
-    tmp_path: Path, lost: str, started: list[Helper], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, lost: str, started: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It never starts, or it is killed: who was before it goes on, or the audit begins anew, alone, and says so."""
     url = new_database("sqlite", tmp_path)
     await a_story(url)
-    begins, audits, ends = Helper.begins, Helper.audit, Helper.end
-
-    async def killed_while_it_follows(self: Helper) -> bytes | None:
-        self._process.kill()
-        return await begins(self)
+    audits, ends = Helper.audit, Helper.end
 
     async def killed_as_the_one_who_audits(self: Helper, border: int) -> bytes | None:
         self._process.kill()
@@ -295,7 +363,7 @@ async def test_what_is_found_is_the_same_where_a_process_is_lost(
     if lost == "at once":
         monkeypatch.setattr(relay, "_PROGRAM", "raise SystemExit(3)")
     elif lost == "while it follows":
-        monkeypatch.setattr(Helper, "begins", killed_while_it_follows)
+        started.doomed = 0
     elif lost == "as the one who audits":
         monkeypatch.setattr(Helper, "audit", killed_as_the_one_who_audits)
     else:
@@ -309,7 +377,7 @@ async def test_what_is_found_is_the_same_where_a_process_is_lost(
 
 
 async def test_a_cancelled_audit_leaves_no_process(
-    tmp_path: Path, started: list[Helper], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches helpers that are stopped only where the audit comes to its end."""
     url = new_database("sqlite", tmp_path)
@@ -326,6 +394,8 @@ async def test_a_cancelled_audit_leaves_no_process(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        # Who cancels is let go at once; the process ends a little later, or never.
+        await asyncio.to_thread(started[0]._listener.join)
     assert [helper._process.returncode for helper in started] == [-9]
 
 

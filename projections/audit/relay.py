@@ -166,8 +166,6 @@ class Helper:
     def _hear(self, heard: tuple[Any, ...]) -> None:
         if heard[0] == "passed":
             self.passed = heard[1]
-            if not self._heard.empty():
-                return  # Who listens next sees how far it is.
         self._heard.put_nowait(heard)
 
 

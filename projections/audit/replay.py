@@ -139,10 +139,6 @@ class Replay:
         """Whether somebody else may go on from here, at a position or the first after it where nothing is left open."""
         return self.position >= position and not self._endings.expiries and not self._expects_more
 
-    def settle_accounts(self) -> None:
-        """Balances the accounts that something was done to since that was last done."""
-        balance_moved(self.world, self.findings)
-
     def remembered(self) -> Iterator[str]:
         """What is kept beside a `LedgerState`, as text in pieces: the same where the same log was taken."""
         yield from self._jobs.remembered()

@@ -74,12 +74,11 @@ class Stretch:
                 replay.follow(row)
                 if replay.position >= until or replay.is_at_border(border):
                     break
-            if not rows or replay.findings.count:
+            if not rows:
                 raise CorruptLedger(replay.position, "the log cannot be followed from here on")
             self._after = replay.position
             await self._pause(0)
         replay.page.clear()
-        replay.world.moved.clear()
         self._first = self._after
         self._history.start_after(self._first)
 
@@ -107,7 +106,6 @@ class Stretch:
 
     def seal(self) -> bytes | None:
         """A digest of all that what follows is held against; None where anything was found, as nobody goes on then."""
-        self._replay.settle_accounts()
         if self._replay.findings.count:
             return None
         replay = self._replay
