@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from routing import Routing
+from routing import Allowance, Routing
 from routing.cli import main
 
 from .engines import new_database, statement
@@ -436,7 +436,6 @@ def test_a_page_that_cannot_be_written_throws_no_audit_away(
 
     Catches: an audit of an hour that is lost since its page has no place.
     """
-    from routing import Allowance
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("audited in vain")
