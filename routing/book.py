@@ -141,6 +141,8 @@ class Allowance(Questions):
         self._opened: Opened | None = None
         self._opening: Future[Opened] | None = None
         self._opening_pid = 0
+        self._connecting: asyncio.Task[Any] | None = None
+        """The opening, as long as it waits for the database."""
         self._closed = False
         store_for(database_url, self._validator_ss58, read_only=read_only)
 
@@ -181,8 +183,10 @@ class Allowance(Questions):
             opening = self._opening if self._opening_pid == os.getpid() else None
             self._opening = None
         if opening is not None:
+            # A server that does not answer is not waited for.
+            current_runtime().loop.call_soon_threadsafe(self._give_up_connecting)
             with suppress(AllowanceException):  # who waited for the opening is told that it failed
-                opened = await asyncio.shield(asyncio.wrap_future(opening))
+                opened = await self._opened_by(opening)
                 await opened.runtime.run(opened.close())
         self._opened = None
 
@@ -451,8 +455,23 @@ class Allowance(Questions):
         opened = self._opened
         if opened is not None and opened.pid == os.getpid():
             return opened
-        # Shielded: others may wait for the same opening.
-        return await asyncio.shield(asyncio.wrap_future(self._open_once()))
+        return await self._opened_by(self._open_once())
+
+    async def _opened_by(self, opening: Future[Opened]) -> Opened:
+        """Waits for an opening. Shielded: others may wait for the same."""
+        waiting = asyncio.wrap_future(opening)
+        waiting.add_done_callback(_note_outcome)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            if opening.cancelled():
+                raise LedgerClosed from None
+            raise
+
+    def _give_up_connecting(self) -> None:
+        """On the runtime's loop: an opening that has not reached the database ends; one that has is under way."""
+        if self._connecting is not None:
+            self._connecting.cancel()
 
     def _open_once(self) -> Future[Opened]:
         with _guard:
@@ -474,7 +493,11 @@ class Allowance(Questions):
         store = store_for(self._database_url, self._validator_ss58, read_only=self._read_only)
         here.at_fork(store.parked)
         try:
-            await store.open(None if self._read_only else schema)
+            self._connecting = asyncio.current_task()
+            try:
+                await store.open(None if self._read_only else schema)
+            finally:
+                self._connecting = None
             opened = Opened(here, store, self._clock_ns, self._validator_ss58, read_only=self._read_only)
             if not self._read_only:
                 settings = None if self._settings is None else self._settings.to_recorded()
@@ -494,6 +517,12 @@ async def _record_settings(actor: LedgerActor[Availability], command: RecordSett
     except OutcomeUnknown as unknown:
         # The key would tell of this, and not of what the caller asked for, who has not been heard yet.
         raise StorageUnavailable("the answer was lost while the ledger was opened; open it again") from unknown
+
+
+def _note_outcome(opening: asyncio.Future[Opened]) -> None:
+    """Else the loop would complain of a failure that nobody waits for any more."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 def _key(value: str | None) -> str | None:

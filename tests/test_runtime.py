@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import gc
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -246,6 +249,71 @@ async def test_closing_while_it_opens_closes_what_is_opened(url: str) -> None:
     with pytest.raises(LedgerClosed):
         await book.current_block()
     assert book._opened is None
+
+
+async def test_closing_does_not_wait_for_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits hears that the ledger was closed. Catches a close that waits until connecting is given up, which
+    here is never: an interrupted command would seem not to hear."""
+    monkeypatch.setattr("ledger.postgres.CONNECT_TIMEOUT_SECONDS", 1e6)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        book = Allowance.open(f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/db", validator_ss58=VALIDATOR)
+        waiting = [asyncio.create_task(book.current_block()) for _ in range(2)]
+        connection, _ = await asyncio.to_thread(server.accept)
+        with connection:
+            await book.close()
+            for each in waiting:
+                with pytest.raises(LedgerClosed):
+                    await each
+    assert book._connecting is None
+
+
+async def test_closing_while_another_process_writes_leaves_the_line(tmp_path: Path) -> None:
+    """An opening that waits for its turn is given up, and holds up nobody when the turn comes."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    await seed(url)
+    book = Allowance.open(url, validator_ss58=VALIDATOR)
+    with open(tmp_path / "ledger.db.lock", "wb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        waiting = asyncio.create_task(book.current_block())
+        while book._connecting is None:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        await book.close()
+        with pytest.raises(LedgerClosed):
+            await waiting
+    with open(tmp_path / "ledger.db.lock", "wb") as turn:
+        await asyncio.to_thread(fcntl.flock, turn, fcntl.LOCK_EX)
+    async with Allowance.open(url, validator_ss58=VALIDATOR) as again:
+        assert await again.current_block() == 41
+
+
+async def test_an_opening_that_fails_when_nobody_waits_any_more_is_no_ones_complaint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches asyncio's "exception was never retrieved", with a traceback, on an interrupted command."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    begun, failing = threading.Event(), asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        begun.set()
+        await failing.wait()
+        raise StorageUnavailable("no")
+
+    monkeypatch.setattr("ledger.sqlite.SqliteStore.open", fail)
+    book = Allowance.open(f"sqlite:///{tmp_path / 'ledger.db'}", validator_ss58=VALIDATOR)
+    waiting = asyncio.create_task(book.current_block())
+    await asyncio.to_thread(begun.wait)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    opening = book._opening
+    assert opening is not None
+    current_runtime().loop.call_soon_threadsafe(failing.set)
+    await asyncio.gather(asyncio.wrap_future(opening), return_exceptions=True)
+    del opening, book, waiting  # What keeps the futures alive; they complain when they go.
+    await current_runtime().run(asyncio.sleep(0))  # By then the other loop has let go of them as well.
+    gc.collect()
+    assert complaints == []
 
 
 async def test_closing_settles_or_reports_every_change_that_waits(url: str) -> None:
