@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from io import TextIOBase
 from pathlib import Path
 from typing import IO
@@ -34,6 +34,8 @@ from projections import (
     schema,
     verify_log,
 )
+
+from .environment import naming
 
 HASH_BYTES = 32
 NOBODY = "nobody"
@@ -171,8 +173,11 @@ async def _opened(source: str) -> AsyncIterator[Reader]:
     if "://" not in source:
         yield ArchiveReader(Path(source))
         return
-    store = store_for(source, NOBODY, read_only=True)
-    async with _parked_at_forks(store), store.reader() as reader:
+    async with AsyncExitStack() as stack:
+        with naming({"database_url": "source"}):
+            store = store_for(source, NOBODY, read_only=True)
+            await stack.enter_async_context(_parked_at_forks(store))
+            reader = await stack.enter_async_context(store.reader())
         yield reader
 
 

@@ -972,6 +972,15 @@ def test_demo_can_be_kept(allowance: Command, tmp_path: Path) -> None:
     assert "name another directory" in again.err
 
 
+def test_demo_says_what_it_kept(allowance: Command, tmp_path: Path) -> None:
+    """The database too, unless it is one that was there."""
+    said = allowance("demo", *SMALL, "--keep", tmp_path / "both").out
+    assert f"Kept in {tmp_path / 'both'}: facts.jsonl and demo.db, for `allowance history` and others." in said
+    named = ("--database", f"sqlite:///{tmp_path / 'elsewhere.db'}", "--validator", "demo-validator")
+    said = allowance("demo", *SMALL, *named, "--keep", tmp_path / "facts").out
+    assert f"Kept in {tmp_path / 'facts'}: facts.jsonl." in said
+
+
 def test_demo_works_in_a_database_that_is_named(allowance: Command, database: str) -> None:
     """With `--database` the demo's ledger stands beside others there, under its own validator."""
     assert allowance("demo", *SMALL, "--database", database, "--validator", "demo-validator", "--json").code == 0

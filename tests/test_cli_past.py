@@ -16,7 +16,7 @@ import pytest
 from routing import Allowance, Routing
 from routing.cli import main
 
-from .engines import new_database, statement
+from .engines import ENGINES, new_database, statement
 from .small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_book
 from .stories import project
 
@@ -37,6 +37,8 @@ class Answer:
 
 
 Command = Callable[..., Answer]
+on_sqlite = pytest.mark.parametrize("filled", ["sqlite"], indirect=True)
+"""For what a test does to the stored rows itself, or to a file."""
 
 
 @dataclass
@@ -50,9 +52,10 @@ class Filled:
     head: int
 
 
-@pytest.fixture
-def filled(tmp_path: Path) -> Filled:
-    url = new_database("sqlite", tmp_path)
+@pytest.fixture(params=ENGINES)
+def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Filled:
+    """On each engine, unless a test says otherwise."""
+    url = new_database(request.param, tmp_path)
 
     async def fill() -> Filled:
         clock = Clock(START + timedelta(seconds=132))
@@ -84,6 +87,40 @@ def allowance(filled: Filled, capsys: pytest.CaptureFixture[str], monkeypatch: p
         return Answer(code, said.out, said.err)
 
     return run
+
+
+@pytest.mark.parametrize("filled", ["postgresql"], indirect=True)
+def test_health_calls_a_database_by_its_name(
+    allowance: Command, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever way its URL is spelled."""
+    assert filled.url.startswith("postgresql://")
+    for url in (filled.url, filled.url.replace("postgresql://", "postgres://")):
+        monkeypatch.setenv("ALLOWANCE_DATABASE_URL", url)
+        assert allowance("health", "--json").documents[0]["database"] == "postgresql"
+
+
+@pytest.mark.parametrize("filled", ["postgresql"], indirect=True)
+def test_a_url_that_only_a_server_refuses_goes_by_the_name_of_its_option(
+    allowance: Command, filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the option, or of the variable, whichever gave it; a source is no database that the command works on.
+
+    Catches a refusal of a `database_url` that no command has.
+    """
+    wrong = f"{filled.url}&no_such_parameter=1"
+    for words, named in (
+        (("health", "--database", wrong), "--database"),
+        (("verify", wrong), "SOURCE"),
+        (("restore", wrong, "--database", filled.url), "SOURCE"),
+        (("restore", filled.url, "--database", wrong), "--database"),
+    ):
+        answer = allowance(*words)
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err.startswith(f"allowance: InvalidInput: {named}: "), answer.err
+        assert "no_such_parameter" in answer.err
+    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", wrong)
+    assert "ALLOWANCE_DATABASE_URL: " in allowance("health").err
 
 
 def test_explain_shows_the_candidates_in_order(allowance: Command, filled: Filled) -> None:
@@ -211,6 +248,7 @@ def test_a_moment_out_of_range_is_no(allowance: Command, filled: Filled) -> None
 # Rebuild
 
 
+@on_sqlite
 def test_rebuild_tells_what_was_wrong(allowance: Command, filled: Filled) -> None:
     """Exit code 0 where nothing was, 1 where something was; then it is mended."""
     answer = allowance("rebuild")
@@ -229,6 +267,7 @@ def test_rebuild_tells_what_was_wrong(allowance: Command, filled: Filled) -> Non
     assert (document["different"], document["reservations"], document["position"]) == (0, 2, filled.head)
 
 
+@on_sqlite
 def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled) -> None:
     """An event that it cannot take is named; `rebuild` cannot take it either, and does not advise to rebuild."""
     assert allowance("health", "--json").documents[0]["projection_error"] is None
@@ -352,6 +391,7 @@ def test_audit_finds_nothing_in_a_sound_ledger(allowance: Command, filled: Fille
     assert allowance("audit", "--until", 5, "--json").documents[0]["position"] == 5
 
 
+@on_sqlite
 def test_audit_names_what_it_finds(allowance: Command, filled: Filled) -> None:
     """A changed row is named by position and rule, in text and in JSON; exit code 1."""
     connection = sqlite3.connect(filled.url.removeprefix("sqlite:///"), isolation_level=None)
@@ -404,6 +444,7 @@ def test_audit_refuses_what_it_cannot_do(allowance: Command, filled: Filled, tmp
     assert "UnwritableOutput" in answer.err
 
 
+@on_sqlite
 def test_a_page_takes_the_place_of_a_page_and_of_nothing_else(
     allowance: Command, filled: Filled, tmp_path: Path
 ) -> None:

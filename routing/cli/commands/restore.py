@@ -34,9 +34,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     database = named_database(arguments, configuration)
     with naming({"database_url": database.name}):
         check_target(database.value)
-    named = "SOURCE" if "://" in arguments.source else database.name
     with (
-        naming({"source": "SOURCE", "database_url": named, "validator_ss58": "--validator"}),
+        naming({"source": "SOURCE", "database_url": database.name, "validator_ss58": "--validator"}),
         opened_source(arguments.source) as source,
     ):
         report = _restore(source, database.value, arguments.validator, named_validator(arguments, configuration))
