@@ -31,7 +31,7 @@ from .commands import (
     refuse_other_content,
     standing_reservation,
 )
-from .database import is_for_all_processes, store_for
+from .database import store_for, url_for_others
 from .draft import Command, Draft
 from .errors import (
     AllMinersBusy,
@@ -244,7 +244,6 @@ __all__ = [
     "instant",
     "instant_ns",
     "integer",
-    "is_for_all_processes",
     "job_name",
     "later",
     "load",
@@ -265,4 +264,5 @@ __all__ = [
     "store_for",
     "stored_reservation",
     "swept_reservations",
+    "url_for_others",
 ]

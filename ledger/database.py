@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from .errors import InvalidInput
 from .log import Store
@@ -34,9 +35,12 @@ def store_for(database_url: str, validator_ss58: str, *, read_only: bool) -> Sto
     raise InvalidInput("database_url", without_secrets(database_url), expected)
 
 
-def is_for_all_processes(database_url: str) -> bool:
-    """Whether other processes find the same database at the URL: not one in this process's memory."""
-    return database_url.partition("://")[2] != ""
+def url_for_others(database_url: str) -> str | None:
+    """The URL by which other processes find the database, whatever directory they are in; None for one in memory."""
+    scheme, _, rest = database_url.partition("://")
+    if scheme != "sqlite":
+        return database_url
+    return f"sqlite:///{Path(rest[1:]).absolute()}" if rest else None
 
 
 def without_secrets(database_url: object) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from math import inf
 from typing import Any
 
 import msgspec
@@ -119,23 +120,44 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Findings:
-    """The findings so far, in the order in which they were made."""
+    """How many findings there are, and those of the lowest positions."""
 
     def __init__(self) -> None:
-        self.listed: list[Finding] = []
         self.count = 0
+        self._kept: list[Finding] = []
+        self._beyond: float = inf
+        """Findings from this position on are too many to be listed."""
+
+    @property
+    def listed(self) -> list[Finding]:
+        """The first by position; of one position in the order in which they were made."""
+        self._trim()
+        return self._kept
 
     def add(self, position: int, rule: Rule, message: str, **details: Any) -> None:
         """Notes that a rule is broken at a position."""
         self.count += 1
-        if len(self.listed) < MOST_FINDINGS:
+        if position < self._beyond:
             plain = {name: _plain(value) for name, value in details.items()}
-            self.listed.append(Finding(position, rule.value, message, plain))
+            self._keep(Finding(position, rule.value, message, plain))
 
     def join(self, later: Findings) -> None:
-        """Takes the findings of somebody who went on from here."""
+        """Takes the findings of somebody who went on from here, or who looked at something else."""
         self.count += later.count
-        self.listed += later.listed[: MOST_FINDINGS - len(self.listed)]
+        for finding in later.listed:
+            if finding.position < self._beyond:
+                self._keep(finding)
+
+    def _keep(self, finding: Finding) -> None:
+        self._kept.append(finding)
+        if len(self._kept) >= 2 * MOST_FINDINGS:
+            self._trim()
+
+    def _trim(self) -> None:
+        self._kept.sort(key=lambda finding: finding.position)
+        if len(self._kept) > MOST_FINDINGS:
+            del self._kept[MOST_FINDINGS:]
+            self._beyond = self._kept[-1].position
 
 
 def _plain(value: Any) -> Any:

@@ -75,7 +75,7 @@ async def verify_log(
     reader.check_undisturbed()
     check.end(await reader.head(stored))
     elapsed_seconds = max(timer() - started, 1e-9)
-    findings = sorted(check.findings.listed, key=lambda finding: finding.position)
+    findings = check.findings.listed
     return VerifyReport(
         check.validator_ss58(stored),
         check.envelope.position,

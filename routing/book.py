@@ -53,6 +53,7 @@ from ledger import (
     store_for,
     stored_reservation,
     swept_reservations,
+    url_for_others,
 )
 from projections import Availability, ProgressReport, Taken, describe_conflict, schema
 
@@ -145,6 +146,7 @@ class Allowance(Questions):
         """The opening, as long as it waits for the database."""
         self._closed = False
         store_for(database_url, self._validator_ss58, read_only=read_only)
+        self._url_for_others = url_for_others(database_url)
 
     @classmethod
     def open(
@@ -380,7 +382,7 @@ class Allowance(Questions):
                 progress,
                 live=live,
                 usage_buckets=buckets,
-                database_url=self._database_url,
+                database_url=self._url_for_others,
                 processes=processes,
             )
         )

@@ -13,13 +13,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
 
-from ledger import Head, Row, account_stream, store_for
+from ledger import Head, ReservationExpiredEvent, Row, account_stream, store_for
 from projections.audit import relay
 from projections.audit.helper import Task
 from projections.audit.relay import Helper, borders_of
@@ -28,6 +29,7 @@ from projections.audit.stretch import Assignment, Ending, Part, Stretch
 from projections.model import NOWHERE
 from routing import Allowance, AuditReport
 
+from . import logs
 from .engines import ENGINES, new_database, statement
 from .forged import VALIDATOR as FORGED_VALIDATOR
 from .forged import Forged, audited, stored
@@ -75,8 +77,11 @@ class Beside:
         ending: Ending = pickle.loads(pickle.dumps(await self._stretch.end()))
         return ending, await self.part()
 
-    async def stop(self) -> None:
-        with suppress(Exception):
+    def stop(self) -> None:
+        self._beginning.cancel()
+
+    async def gone(self) -> None:
+        with suppress(Exception, asyncio.CancelledError):
             await self._beginning
         await self._store.close()
 
@@ -206,6 +211,61 @@ async def test_nobody_takes_over_who_begins_with_something_else(
     assert not beside
 
 
+async def test_nobody_takes_over_where_an_expiry_waits_to_be_explained(
+    tmp_path: Path, borders: Callable[..., None], beside: list[int]
+) -> None:
+    """Which the end of the log leaves for ever. Catches a border that is reached only because the log ends."""
+    log = Forged()
+    made = [log.reserve("5Anna", 6, (1, 1)), log.reserve("5Anna", 6, (2, 2))]
+    log.wait(1000)
+    for each in made:
+        log.settle(each, ReservationExpiredEvent)
+    expected = [(log.position - 1, "expires-what-is-taken"), (log.position, "expires-what-is-taken")]
+    for border in range(1, log.position):
+        borders(border)
+        found_here = [(each.position, each.rule) for each in (await audited(tmp_path, log.rows)).findings]
+        assert found_here == expected, f"border {border}"
+
+
+async def test_what_lies_beyond_the_end_is_found_wherever_pages_end(
+    tmp_path: Path, borders: Callable[..., None], beside: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row at a position that is no number comes after all that are. Catches who stops reading at the last number."""
+    log = Forged()
+    while log.position < 20:
+        log.block(log.position)
+    for page_rows in (5, 7):
+        monkeypatch.setattr("ledger.sqlite.PAGE_ROWS", page_rows)
+        rows = [*log.rows, log.rows[-1]._replace(position=cast(int, "x"))]
+        reports = []
+        for chosen in ((), (3,), (10,), (11, 13)):
+            borders(*chosen)
+            reports.append(found(await audited(tmp_path, rows, head={"position": 20})))
+        assert reports[0]["findings_count"] > 0
+        assert all(report == reports[0] for report in reports)
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+async def test_the_findings_that_are_listed_are_those_of_the_lowest_positions(
+    tmp_path: Path, most: int, borders: Callable[..., None], beside: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, and whoever found them. Catches a list of those that were found first."""
+    monkeypatch.setattr("projections.rules.MOST_FINDINGS", 1000)
+    url = new_database("sqlite", tmp_path)
+    await a_story(url)
+    statement(url, "UPDATE allowance_reservations SET settled_at_ns = settled_at_ns + 1, amount_ns = amount_ns + 1")
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        borders()
+        everything = (await book.audit()).findings
+        monkeypatch.setattr("projections.rules.MOST_FINDINGS", most)
+        draw = random.Random(SEED)
+        for chosen in ((), *(drawn_borders(draw, 100) for _ in range(3))):
+            borders(*chosen)
+            report = await book.audit()
+            assert report.findings == everything[:most], f"borders {chosen}"
+            assert report.findings_count == len(everything) > 8
+
+
 async def test_a_damaged_history_is_found_as_by_one_alone(
     tmp_path: Path, borders: Callable[..., None], beside: list[int]
 ) -> None:
@@ -314,7 +374,7 @@ async def test_a_ledger_in_memory_is_audited_alone(started: Started) -> None:
 
 
 async def test_a_short_log_is_not_worth_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "Helper", None)
+    monkeypatch.setattr(relay, "Helper", None)  # None can be started.
     url = await stored(tmp_path, Forged().rows)
     async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as book:
         assert (await book.audit(processes=64)).findings == []
@@ -403,7 +463,7 @@ def test_a_helper_ends_with_who_started_it(tmp_path: Path) -> None:
     """Catches one that waits for ever to be told what to do next: a fork of who started it may hold its input open."""
     url = new_database("sqlite", tmp_path)
     asyncio.run(a_story(url, 60))
-    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {relay._PROGRAM!r}]).wait()"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {relay._PROGRAM!r}, '1']).wait()"
     # Both pipes stay open here, as in a fork.
     with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
         assert starter.stdin is not None
@@ -416,3 +476,100 @@ def test_a_helper_ends_with_who_started_it(tmp_path: Path) -> None:
         starter.kill()
         with pytest.raises(EOFError):  # Which tells that the helper has ended, as only it has the other end by then.
             pickle.load(starter.stdout)
+
+
+def test_borders_leave_nobody_too_little() -> None:
+    """Each stretch is shorter than the one before, by what it costs to follow the log up to it, and worth a process."""
+    for until in (0, 1, 24_999, 50_000, 100_000, 10**6, 10**7):
+        for processes in (1, 2, 3, 8, 40, 64):
+            chosen = [0, *borders_of(until, processes), until]
+            lengths = [after - before for before, after in pairwise(chosen)]
+            assert len(lengths) <= processes
+            assert lengths == sorted(lengths, reverse=True)
+            assert len(lengths) == 1 or lengths[-1] >= relay.LEAST_EVENTS
+    assert borders_of(100_000, 2) == [58_823]
+    assert len(borders_of(10**6, 64)) >= 4
+
+
+async def test_something_that_prints_is_not_in_the_way(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what a site has imported at every start may. Catches answers on standard output."""
+    url = new_database("sqlite", tmp_path)
+    await a_story(url, 60)
+    monkeypatch.setattr(relay, "_PROGRAM", f"print('site loaded', flush=True); {relay._PROGRAM}")
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        alone = await book.audit()
+        assert found(await book.audit(processes=2)) == found(alone)
+    assert started[0].passed
+
+
+async def test_what_cannot_be_understood_counts_as_lost(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a listener that is gone without a word, for whom the audit waits for ever."""
+    url = new_database("sqlite", tmp_path)
+    await a_story(url, 60)
+    monkeypatch.setattr(
+        relay, "_PROGRAM", "import os, sys, time; os.write(int(sys.argv[1]), b'what?'); time.sleep(600)"
+    )
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        alone = await book.audit()
+        assert found(await book.audit(processes=2)) == found(alone)
+    assert not started[0].passed
+
+
+@pytest.mark.parametrize("startable", [0, 1])
+async def test_where_no_more_can_be_started_those_there_are_audit(
+    tmp_path: Path, startable: int, started: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit of the system's is no finding. Catches a helper that stops at the border of one that never came."""
+    url = new_database("sqlite", tmp_path)
+    await a_story(url)
+    popen = subprocess.Popen
+
+    def refuse(*given: Any, **options: Any) -> Any:
+        if len(started) == startable:
+            raise BlockingIOError("no more processes")
+        return popen(*given, **options)
+
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        alone = await book.audit()
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        assert found(await book.audit(processes=4)) == found(alone)
+    assert len(started) == startable
+    assert f"no more than {startable} processes" in caplog.text
+
+
+async def test_a_relative_path_names_the_same_file_from_anywhere(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a helper that opens what has the same name where the process has gone since."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    await a_story("sqlite:///ledger.db")
+    book = await Allowance.open("sqlite:///ledger.db", validator_ss58=VALIDATOR, read_only=True)
+    assert book._url_for_others == f"sqlite:///{tmp_path}/ledger.db"
+    await book.close()
+
+
+async def test_processes_are_ended_however_often_the_audit_is_cancelled(
+    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches processes that are ended one after the other: who is cancelled meanwhile leaves the rest."""
+    url = new_database("sqlite", tmp_path)
+    await a_story(url)
+    monkeypatch.setattr(relay, "_PROGRAM", "import time; time.sleep(600)")
+    async with logs.opened(url, VALIDATOR, read_only=True) as store:
+        head = await store.head()
+        assignment = Assignment(VALIDATOR, head, head.position, [], NOWHERE)
+        begun = asyncio.Event()
+        task = asyncio.create_task(relay.audited(store, assignment, lambda *_: begun.set(), url, 4))
+        await begun.wait()
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+        assert len(started) == 3
+        for helper in started:
+            await helper.gone()
+    assert [helper._process.returncode for helper in started] == [-9, -9, -9]

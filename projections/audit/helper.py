@@ -11,7 +11,7 @@ import pickle
 import select
 import signal
 import sys
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ledger import store_for
 
@@ -31,17 +31,21 @@ class Task(NamedTuple):
 
 
 def main() -> None:
-    """Helps: takes a `Task` and then words on standard input, and answers on standard output, all of it pickled."""
+    """Helps: takes a `Task` and then words on standard input, and answers on the pipe that it is given by number.
+
+    All of it is pickled. The answers have a pipe of their own, since whatever is imported may print something.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who started it is interrupted as well, and ends it.
-    asyncio.run(_help(os.getppid()))
+    with open(int(sys.argv[1]), "wb") as answers:
+        asyncio.run(_help(answers, os.getppid()))
 
 
-async def _help(parent: int) -> None:
+async def _help(answers: BinaryIO, parent: int) -> None:
     def say(*words: Any) -> None:
         if os.getppid() != parent:
             raise SystemExit
-        pickle.dump(words, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        pickle.dump(words, answers)
+        answers.flush()
 
     task: Task = pickle.load(sys.stdin.buffer)
     store = store_for(task.database_url, task.assignment.validator_ss58, read_only=True)

@@ -52,7 +52,6 @@ class HistoryPart(NamedTuple):
     """What a stretch of the log left to compare, for whoever puts the stretches together."""
 
     findings: Findings
-    position: int
     told: dict[int, End]
     standing: set[int]
     pieces: dict[int, list[int]]
@@ -95,7 +94,7 @@ class HistoryCheck:
 
     def part(self) -> HistoryPart:
         """What was compared, and is still to be, for `join`."""
-        return HistoryPart(self.findings, self._position, self._told, self._standing, dict(self._pieces), self._earlier)
+        return HistoryPart(self.findings, self._told, self._standing, dict(self._pieces), self._earlier)
 
     def join(self, part: HistoryPart) -> None:
         """Takes what somebody compared who went on from here."""
@@ -106,7 +105,6 @@ class HistoryCheck:
         self._standing |= part.standing
         for bucket, sums in part.pieces.items():
             self._pieces[bucket] = [a + b for a, b in zip(self._pieces[bucket], sums, strict=True)]
-        self._position = part.position
 
     async def is_still_live(self) -> bool:
         """Whether the generation was not replaced by another meanwhile."""

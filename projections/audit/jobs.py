@@ -9,7 +9,7 @@ from ledger import Row, shortened
 
 from ..rules import Findings, Rule
 
-JOBS_IN_A_PIECE = 10_000
+IN_A_PIECE = 10_000
 _STANDING, _ENDED, _SPENT = 0, 1, 2
 
 
@@ -47,10 +47,10 @@ class Jobs:
 
     def remembered(self) -> Iterator[str]:
         """All that is kept here, as text in pieces: the same where the same log was taken."""
-        jobs = iter(self._of.items())
-        while some := list(islice(jobs, JOBS_IN_A_PIECE)):
-            yield repr(some)
-        yield repr(sorted(self._keys))
+        for kept in (iter(self._of.items()), iter(sorted(self._keys))):
+            while some := list(islice(kept, IN_A_PIECE)):
+                yield repr(some)
+            yield "."
 
     def _check(self, row: Row, job_uuid: str, attempt: int, last: int | None) -> None:
         last_attempt, state = divmod(last, 3) if last is not None else (0, _ENDED)

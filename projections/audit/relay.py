@@ -18,7 +18,7 @@ from contextlib import suppress
 from itertools import accumulate, pairwise
 from typing import Any, Protocol, cast
 
-from ledger import Store, is_for_all_processes
+from ledger import Store
 
 from ..snapshots import ProgressReport
 from .helper import Task
@@ -40,6 +40,8 @@ class HelperLost(Exception):
 class Runner(Protocol):
     """Whoever audits a stretch."""
 
+    begin: int
+    """The position before its stretch."""
     passed: int
     """How many rows it has audited."""
 
@@ -57,10 +59,10 @@ class Runner(Protocol):
 
 
 class Here:
-    """Audits in this process."""
+    """Audits in this process, from nothing on."""
 
     def __init__(self, store: Store, assignment: Assignment, passed: Callable[[], None]) -> None:
-        self.passed = 0
+        self.begin = self.passed = 0
         self._passed = passed
         self._until = assignment.until
         self._stretch = Stretch(store, assignment, self._note)
@@ -87,36 +89,58 @@ class Helper:
     """A process that audits; made on a running loop. Its methods raise `HelperLost` where it is not there any more."""
 
     def __init__(self, task: Task, passed: Callable[[], None]) -> None:
+        """Starts the process. Raises `OSError` or `RuntimeError` where the system lets none be started."""
         self.passed = 0
         self.begin = task.begin
         self._passed = passed
-        self._border = task.end
+        self._end = task.end
+        self._is_on_its_way = True
+        """Whether it audits up to the end of its task without being told."""
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
-        # How a process was started is for all to see, so what may be secret goes through the pipe. It imports what this
-        # process would, and nothing (-P) from the directory that somebody happens to be in.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        reading, writing = os.pipe()
+        self._answers = open(reading, "rb")  # noqa: SIM115 - closed by who listens
+        try:
+            # How a process was started is for all to see, so what may be secret goes through the pipe. It imports what
+            # this process would, and nothing (-P) from the directory that somebody happens to be in.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                pass_fds=[writing],
+            )
+        except BaseException:
+            self._answers.close()
+            raise
+        finally:
+            os.close(writing)
         self._listener = threading.Thread(target=self._listen, args=(task,), name="allowance-audit", daemon=True)
-        self._listener.start()
+        try:
+            self._listener.start()
+        except RuntimeError:
+            self._process.kill()
+            self._process.wait()
+            self._answers.close()
+            raise
 
     async def begins(self) -> bytes | None:
         """The seal of what it begins with; None where it could not follow the log up to there."""
         try:
             return cast("bytes | None", await self._answer("begins"))
         except HelperLost:
+            log.info("a process that was to help with an audit ended before it could; the audit goes on without it")
             return None
 
     async def audit(self, border: int) -> bytes | None:
         """See `Runner`."""
-        if border != self._border:
-            self._border = border
-            self._say(("on", border))
+        if self._is_on_its_way:
+            self._is_on_its_way = False
+            seal = cast("bytes | None", await self._answer("reached"))
+            if border == self._end:
+                return seal
+        self._say(("on", border))
         return cast("bytes | None", await self._answer("reached"))
 
     async def part(self) -> Part:
@@ -129,9 +153,12 @@ class Helper:
         self._say(("end",))
         return cast("tuple[Ending, Part]", await self._answer("end"))
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Ends the process, if it has not ended."""
         self._process.kill()
+
+    async def gone(self) -> None:
+        """Waits for the end of a process that was stopped."""
         await asyncio.to_thread(self._listener.join)
 
     async def _answer(self, kind: str) -> Any:
@@ -152,16 +179,22 @@ class Helper:
             raise HelperLost from cause
 
     def _listen(self, task: Task) -> None:
-        """In a thread: hands the task over, and listens until the process ends."""
-        pipe = self._process.stdout
-        assert pipe is not None
-        with self._process, suppress(RuntimeError):  # The loop may be closed by then; nobody listens any more.
-            with suppress(HelperLost, OSError, EOFError, pickle.UnpicklingError):
+        """In a thread: hands the task over, and listens until the process ends, or says what cannot be understood."""
+        try:
+            with self._answers as answers:
                 self._say(task)
                 while True:
-                    heard = pickle.load(pipe)
+                    heard = pickle.load(answers)
                     self._loop.call_soon_threadsafe(self._hear, heard)
-            self._loop.call_soon_threadsafe(self._hear, ("lost",))
+        except Exception as ended:
+            log.debug("no more is heard of a process that helps with an audit: %r", ended)
+        finally:
+            self._process.kill()
+            with suppress(OSError), self._process:  # Closes the other pipe, to which something may be left to be said.
+                pass
+            self._process.wait()
+            with suppress(RuntimeError):  # The loop may be closed by then; nobody listens any more.
+                self._loop.call_soon_threadsafe(self._hear, ("lost",))
 
     def _hear(self, heard: tuple[Any, ...]) -> None:
         if heard[0] == "passed":
@@ -175,8 +208,8 @@ async def audited(
     """Audits what was assigned, in as many processes as are worth it; others open the database by its URL."""
     until = assignment.until
     relay = _Relay(store, assignment, progress)
-    if database_url is not None and is_for_all_processes(database_url) and sys.executable:
-        borders = borders_of(until, min(processes, until // LEAST_EVENTS))
+    borders = borders_of(until, processes)
+    if database_url is not None and borders and sys.executable and not getattr(sys, "frozen", False):
         try:
             return await relay.run(database_url, borders)
         except HelperLost:
@@ -185,9 +218,14 @@ async def audited(
 
 
 def borders_of(until: int, processes: int) -> list[int]:
-    """Where each but the first begins, so that all come to their ends at about the same time."""
-    lengths = [(1 - FOLLOWING_COSTS) ** place for place in range(processes)]
-    return [int(until * sum_of / sum(lengths)) for sum_of in accumulate(lengths[:-1])]
+    """Where each but the first begins, so that all come to their ends at about the same time.
+
+    There are as many stretches as there may be, none of them too short for a process of its own.
+    """
+    shares = [(1 - FOLLOWING_COSTS) ** place for place in range(processes)]
+    while len(shares) > 1 and until * shares[-1] < LEAST_EVENTS * sum(shares):
+        shares.pop()
+    return [int(until * share / sum(shares)) for share in accumulate(shares[:-1])]
 
 
 class _Relay:
@@ -208,23 +246,38 @@ class _Relay:
         self._runners = [runner]
         helpers: list[Helper] = []
         try:
-            for begin, end in pairwise([*borders, until]):
-                helpers.append(Helper(Task(database_url, self._assignment, begin, end), self._tell))
-            self._runners += helpers
+            self._start(helpers, database_url, borders)
             for helper in helpers:
                 seal = await runner.audit(helper.begin)
-                if seal is not None and seal == await helper.begins():
+                if seal is None:
+                    break  # Nor will anybody else take over from here on.
+                if seal == await helper.begins():
                     parts.append(await runner.part())
                     runner = helper
                 else:
-                    self._runners.remove(helper)
-                    await helper.stop()
+                    self._dismiss([helper])
+            self._dismiss([helper for helper in helpers if helper.begin > runner.begin])
             await runner.audit(until)
             ending, part = await runner.end()
             return ending, [*parts, part]
         finally:
+            self._dismiss(helpers)
             for helper in helpers:
-                await helper.stop()
+                await helper.gone()
+
+    def _start(self, helpers: list[Helper], database_url: str, borders: Sequence[int]) -> None:
+        try:
+            for begin, end in pairwise([*borders, self._assignment.until]):
+                helpers.append(Helper(Task(database_url, self._assignment, begin, end), self._tell))
+        except (OSError, RuntimeError) as refused:
+            log.warning("no more than %d processes can be started to help with an audit: %s", len(helpers), refused)
+        self._runners += helpers
+
+    def _dismiss(self, helpers: Sequence[Helper]) -> None:
+        for helper in helpers:
+            helper.stop()
+            if helper in self._runners:
+                self._runners.remove(helper)
 
     def _tell(self) -> None:
         audited = sum(runner.passed for runner in self._runners)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ledger import PositionOutOfRange, Store
 
 from ..model import HistoryModel
-from ..rules import MOST_FINDINGS, Finding, Findings, Rule
+from ..rules import Findings, Rule
 from ..snapshots import ProgressReport, Snapshots, Taken
 from .history import HistoryCheck
 from .relay import audited
@@ -56,13 +56,14 @@ async def audit_log(
     for part in parts:
         findings.join(part.findings)
         compared.update(part.compared)
+    findings.join(history.findings)
     elapsed_seconds = max(timer() - started, 1e-9)
     return AuditReport(
         validator_ss58,
         ending.position,
         ending.hash.hex(),
-        _merged(findings, history.findings)[:MOST_FINDINGS],
-        findings.count + history.findings.count,
+        findings.listed,
+        findings.count,
         ending.events,
         ending.totals,
         history.until if history.place.generation else None,
@@ -81,9 +82,3 @@ async def _joined(store: Store, assignment: Assignment, parts: list[Part]) -> Hi
         history.join(part.history)
     await history.end()
     return history
-
-
-def _merged(*all_findings: Findings) -> list[Finding]:
-    return sorted(
-        (finding for findings in all_findings for finding in findings.listed), key=lambda finding: finding.position
-    )

@@ -1,7 +1,7 @@
 """A stretch of a log, audited: from nothing on, or from where somebody else hands the log over.
 
 A log that is long enough is audited by several processes at once, each a stretch of it. Whoever begins further on
-follows the log up to there without a check, which costs a quarter as much. What it begins with counts only if it is
+follows the log up to there without a check, which costs a third as much. What it begins with counts only if it is
 what the one before it has come to, and found nothing on the way: so everything is replayed from nothing all the same.
 """
 
@@ -85,7 +85,7 @@ class Stretch:
     async def audit(self, border: int) -> None:
         """Audits on up to a border, or to the end."""
         replay, until, awaited = self._replay, self._assignment.until, self._states.positions
-        while replay.position < until and not replay.is_at_border(border):
+        while not (border < until and replay.is_at_border(border)):
             rows = await self._rows()
             if not rows:
                 return
@@ -105,10 +105,14 @@ class Stretch:
             await self._pause(replay.position - self._first)
 
     def seal(self) -> bytes | None:
-        """A digest of all that what follows is held against; None where anything was found, as nobody goes on then."""
-        if self._replay.findings.count:
-            return None
+        """A digest of the state that the log comes to; None where nobody is to go on.
+
+        That is where anything was found, or an expiry waits for what explains it. What is not in the digest follows
+        from the facts, which everybody takes in full, or is worked out from the state when it is next asked for.
+        """
         replay = self._replay
+        if replay.findings.count or not replay.is_at_border(0):
+            return None
         digest = blake2b(dumped(replay.world, replay.envelope, replay.recorded_at_ns))
         digest.update(repr(replay.envelope.versions()).encode("utf-8", "backslashreplace"))
         for piece in replay.remembered():
