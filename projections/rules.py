@@ -145,8 +145,7 @@ class Findings:
         """Takes the findings of somebody who went on from here, or who looked at something else."""
         self.count += later.count
         for finding in later.listed:
-            if finding.position < self._beyond:
-                self._keep(finding)
+            self._keep(finding)
 
     def _keep(self, finding: Finding) -> None:
         self._kept.append(finding)
