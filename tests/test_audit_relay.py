@@ -38,8 +38,6 @@ from .small import GPU, VALIDATOR, Clock
 from .stories import SETTINGS, events_of, project, told
 from .test_audit import EventfulStory
 
-pytestmark = pytest.mark.sqlalchemy
-
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
 
 
@@ -133,7 +131,7 @@ async def test_a_planted_fault_is_found_as_by_one_alone(
     plant.make(log)
     draw = random.Random(f"{SEED} {plant.rule.value} {plant.name}")
     alone = await audited(tmp_path, log.rows)
-    for _ in range(4):
+    for _ in range(2):
         chosen = drawn_borders(draw, len(log.rows))
         borders(*chosen)
         together = await audited(tmp_path, log.rows)
@@ -266,6 +264,7 @@ async def test_the_findings_that_are_listed_are_those_of_the_lowest_positions(
             assert report.findings_count == len(everything) > 8
 
 
+@pytest.mark.sqlalchemy
 async def test_a_damaged_history_is_found_as_by_one_alone(
     tmp_path: Path, borders: Callable[..., None], beside: list[int]
 ) -> None:
