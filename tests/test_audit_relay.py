@@ -20,7 +20,7 @@ from typing import Any, ClassVar, cast
 import msgspec
 import pytest
 
-from ledger import Head, ReservationExpiredEvent, Row, account_stream, store_for
+from ledger import Head, ReservationExpiredEvent, Row, StoredLedger, account_stream, store_for
 from projections.audit import relay
 from projections.audit.helper import Task
 from projections.audit.relay import Helper, borders_of
@@ -36,6 +36,7 @@ from .forged import Forged, audited, stored
 from .plants import PLANTS, Plant
 from .small import GPU, VALIDATOR, Clock
 from .stories import SETTINGS, events_of, project, told
+from .tampering import Stored, changed
 from .test_audit import EventfulStory
 
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
@@ -136,6 +137,33 @@ async def test_a_planted_fault_is_found_as_by_one_alone(
         borders(*chosen)
         together = await audited(tmp_path, log.rows)
         assert found(together) == found(alone), f"borders {chosen}, seed {SEED}"
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 4))
+async def test_a_story_that_was_tampered_with_is_found_as_by_one_alone(
+    tmp_path: Path, seed: int, borders: Callable[..., None], beside: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was done to the stored rows, with a border anywhere, and with one just before the first fault."""
+    monkeypatch.setattr("tests.forged.VALIDATOR", VALIDATOR)
+    clock, draw = Clock(), random.Random(f"tampering {seed}")
+    with told(seed):
+        async with Allowance.open("sqlite://", validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            await EventfulStory(book, clock, seed).goes_on(150)
+            rows = await events_of(book)
+        head = StoredLedger(1, VALIDATOR, *logs.head_at(rows[-1]))
+        for _ in range(8):
+            how, log = changed(Stored(rows, head), draw)
+            if how == "the_head_changed":
+                continue  # It says then where there is no log to audit.
+            moved = {"position": log.head.position, "hash": log.head.hash, "recorded_at_ns": log.head.recorded_at_ns}
+            borders()
+            alone = await audited(tmp_path, log.rows, head=moved)
+            chosen = drawn_borders(draw, len(log.rows) - 1)
+            first = min((each.position for each in alone.findings), default=0)
+            for some in (chosen, [first - 1] if 1 < first < len(log.rows) else []):
+                borders(*some)
+                together = await audited(tmp_path, log.rows, head=moved)
+                assert found(together) == found(alone), f"{how}, borders {some}"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
