@@ -157,7 +157,10 @@ async def test_a_story_that_was_tampered_with_is_found_as_by_one_alone(
                 continue  # It says then where there is no log to audit.
             moved = {"position": log.head.position, "hash": log.head.hash, "recorded_at_ns": log.head.recorded_at_ns}
             borders()
-            alone = await audited(tmp_path, log.rows, head=moved)
+            try:
+                alone = await audited(tmp_path, log.rows, head=moved)
+            except UnicodeEncodeError:
+                continue  # No such text can be stored.
             chosen = drawn_borders(draw, len(log.rows) - 1)
             first = min((each.position for each in alone.findings), default=0)
             for some in (chosen, [first - 1] if 1 < first < len(log.rows) else []):
