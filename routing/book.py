@@ -365,7 +365,8 @@ class Allowance(Questions):
         Works on a damaged log too; changes nothing. Unless `read_only`, the state in memory is compared as well.
         `usage_buckets` asks for `usage` by blocks, in so many buckets at the most. Of a long log, and one that is not
         in memory, so many `processes` audit a stretch each, this one being one of them; what they find is the same.
-        Each needs the memory that one alone would. `progress` as for `rebuild`. Raises `PositionOutOfRange`.
+        Each needs the memory that one alone would. `progress` as for `rebuild`. Raises `PositionOutOfRange` and
+        `InvalidInput`.
         """
         from projections import audit_log
 

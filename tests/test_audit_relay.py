@@ -21,13 +21,14 @@ import msgspec
 import pytest
 
 from ledger import Head, ReservationExpiredEvent, Row, StoredLedger, account_stream, store_for
-from projections.audit import relay
+from projections.audit import process, relay
 from projections.audit.helper import Task
-from projections.audit.relay import Helper, borders_of
+from projections.audit.process import Helper
+from projections.audit.relay import borders_of
 from projections.audit.replay import Replay
 from projections.audit.stretch import Assignment, Ending, Part, Stretch
 from projections.model import NOWHERE
-from routing import Allowance, AuditReport
+from routing import Allowance, AuditReport, InvalidInput
 
 from . import logs
 from .engines import ENGINES, new_database, statement
@@ -64,8 +65,7 @@ class Beside:
             return None
 
     async def audit(self, border: int) -> bytes | None:
-        await self._stretch.audit(border)
-        return self._stretch.seal()
+        return await self._stretch.audit(border)
 
     async def part(self) -> Part:
         part: Part = pickle.loads(pickle.dumps(self._stretch.part()))
@@ -86,8 +86,7 @@ class Beside:
 
     async def _begin(self) -> bytes | None:
         await self._store.open(None)
-        await self._stretch.follow(self.begin)
-        return self._stretch.seal()
+        return await self._stretch.follow(self.begin)
 
     def _note(self, passed: int) -> None:
         self.passed = passed
@@ -389,7 +388,7 @@ async def test_processes_find_what_one_alone_finds(
     assert all(helper._process.returncode is not None for helper in started)
     # A border that falls among the expiries of a sweep is moved to its end.
     assert 0 <= alone.position - borders[0] - sum(helper.passed for helper in started) < 20
-    assert all(url not in " ".join(map(str, helper._process.args)) for helper in started)  # type: ignore[arg-type]
+    assert all(url not in str(helper._process.args) for helper in started)
     assert told_progress == sorted(set(told_progress))
     assert told_progress[-1] == (alone.position, alone.position)
 
@@ -451,7 +450,7 @@ async def test_what_is_found_is_the_same_where_a_process_is_lost(
         return await ends(self)
 
     if lost == "at once":
-        monkeypatch.setattr(relay, "_PROGRAM", "raise SystemExit(3)")
+        monkeypatch.setattr(process, "_PROGRAM", "raise SystemExit(3)")
     elif lost == "while it follows":
         started.doomed = 0
     elif lost == "as the one who audits":
@@ -472,7 +471,7 @@ async def test_a_cancelled_audit_leaves_no_process(
     """Catches helpers that are stopped only where the audit comes to its end."""
     url = new_database("sqlite", tmp_path)
     await a_story(url)
-    monkeypatch.setattr(relay, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(process, "_PROGRAM", "import time; time.sleep(600)")
     async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
         begun, loop = asyncio.Event(), asyncio.get_running_loop()
 
@@ -493,7 +492,7 @@ def test_a_helper_ends_with_who_started_it(tmp_path: Path) -> None:
     """Catches one that waits for ever to be told what to do next: a fork of who started it may hold its input open."""
     url = new_database("sqlite", tmp_path)
     asyncio.run(a_story(url, 60))
-    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {relay._PROGRAM!r}, '1']).wait()"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {process._PROGRAM!r}, '1']).wait()"
     # Both pipes stay open here, as in a fork.
     with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
         assert starter.stdin is not None
@@ -527,7 +526,7 @@ async def test_something_that_prints_is_not_in_the_way(
     """As what a site has imported at every start may. Catches answers on standard output."""
     url = new_database("sqlite", tmp_path)
     await a_story(url, 60)
-    monkeypatch.setattr(relay, "_PROGRAM", f"print('site loaded', flush=True); {relay._PROGRAM}")
+    monkeypatch.setattr(process, "_PROGRAM", f"print('site loaded', flush=True); {process._PROGRAM}")
     async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
         alone = await book.audit()
         assert found(await book.audit(processes=2)) == found(alone)
@@ -541,7 +540,7 @@ async def test_what_cannot_be_understood_counts_as_lost(
     url = new_database("sqlite", tmp_path)
     await a_story(url, 60)
     monkeypatch.setattr(
-        relay, "_PROGRAM", "import os, sys, time; os.write(int(sys.argv[1]), b'what?'); time.sleep(600)"
+        process, "_PROGRAM", "import os, sys, time; os.write(int(sys.argv[1]), b'what?'); time.sleep(600)"
     )
     async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
         alone = await book.audit()
@@ -572,15 +571,32 @@ async def test_where_no_more_can_be_started_those_there_are_audit(
 
 
 async def test_a_relative_path_names_the_same_file_from_anywhere(
-    tmp_path: Path, started: Started, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, beside: list[int], borders: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches a helper that opens what has the same name where the process has gone since."""
-    (tmp_path / "elsewhere").mkdir()
+    """A helper is told the path as it was when the ledger was named. Catches one that opens whatever has that name
+    where the process has gone since."""
     monkeypatch.chdir(tmp_path)
     await a_story("sqlite:///ledger.db")
-    book = await Allowance.open("sqlite:///ledger.db", validator_ss58=VALIDATOR, read_only=True)
-    assert book._url_for_others == f"sqlite:///{tmp_path}/ledger.db"
-    await book.close()
+    told_urls: list[str] = []
+
+    class Noted(Beside):
+        def __init__(self, task: Task, passed: Callable[[], None]) -> None:
+            told_urls.append(task.database_url)
+            super().__init__(task, passed)
+
+    monkeypatch.setattr(relay, "Helper", Noted)
+    borders(20)
+    async with Allowance.open("sqlite:///ledger.db", validator_ss58=VALIDATOR, read_only=True) as book:
+        await book.audit()
+    assert told_urls == [f"sqlite:///{tmp_path}/ledger.db"]
+
+
+@pytest.mark.parametrize("processes", [0, -1, 65, True, 2.0, "2", None])
+async def test_a_number_of_processes_that_cannot_be_is_refused(processes: Any, started: Started) -> None:
+    async with Allowance.open("sqlite://", validator_ss58=VALIDATOR) as book:
+        with pytest.raises(InvalidInput, match="processes: ") as refused:
+            await book.audit(processes=processes)
+    assert refused.value.field == "processes"
 
 
 async def test_processes_are_ended_however_often_the_audit_is_cancelled(
@@ -589,7 +605,7 @@ async def test_processes_are_ended_however_often_the_audit_is_cancelled(
     """Catches processes that are ended one after the other: who is cancelled meanwhile leaves the rest."""
     url = new_database("sqlite", tmp_path)
     await a_story(url)
-    monkeypatch.setattr(relay, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(process, "_PROGRAM", "import time; time.sleep(600)")
     async with logs.opened(url, VALIDATOR, read_only=True) as store:
         head = await store.head()
         assignment = Assignment(VALIDATOR, head, head.position, [], NOWHERE)

@@ -1,6 +1,6 @@
 """What a process does that helps with an audit: it audits one stretch of the log, and goes on as it is told.
 
-It is started by a `Helper` (`relay.py`), and ends with the process that started it.
+It is started by a `Helper` (`process.py`), and ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -51,14 +51,12 @@ async def _help(answers: BinaryIO, parent: int) -> None:
     store = store_for(task.database_url, task.assignment.validator_ss58, read_only=True)
     await store.open(None)
     stretch = Stretch(store, task.assignment, lambda audited: say("passed", audited))
-    await stretch.follow(task.begin)
-    say("begins", stretch.seal())
-    await stretch.audit(task.end)
+    say("begins", await stretch.follow(task.begin))
+    say("reached", await stretch.audit(task.end))
     while True:
-        say("reached", stretch.seal())
         match _next_words(parent):
             case ("on", int(border)):
-                await stretch.audit(border)
+                say("reached", await stretch.audit(border))
             case ("part",):
                 say("part", stretch.part())
                 break

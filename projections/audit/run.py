@@ -49,7 +49,7 @@ async def audit_log(
     history = await _joined(store, assignment, parts)
     while not await history.is_still_live():
         # The model was made anew while it was compared: what was compared are rows that may have been gone.
-        assignment = assignment._replace(states=[], history=await HistoryModel(store).live())
+        assignment = assignment._replace(states=[], history=await HistoryModel(store).live(), usage_buckets=0)
         _, parts_again = await audited(store, assignment, None, database_url, processes)
         history = await _joined(store, assignment, parts_again)
     findings, compared = Findings(), Counter[Rule]()

@@ -65,8 +65,11 @@ class Stretch:
         self._first = self._after = 0
         """The positions before its first row, and before the next one to be read."""
 
-    async def follow(self, border: int) -> None:
-        """Takes the log as it is, up to a border. Raises whatever comes of a log that no ledger writes."""
+    async def follow(self, border: int) -> bytes | None:
+        """Takes the log as it is, up to a border, and answers with the seal of what it comes to.
+
+        Raises whatever comes of a log that no ledger writes.
+        """
         replay, until = self._replay, self._assignment.until
         while replay.position < until and not replay.is_at_border(border):
             rows = await self._store.read(self._after)
@@ -81,14 +84,15 @@ class Stretch:
         replay.page.clear()
         self._first = self._after
         self._history.start_after(self._first)
+        return self._seal()
 
-    async def audit(self, border: int) -> None:
-        """Audits on up to a border, or to the end."""
+    async def audit(self, border: int) -> bytes | None:
+        """Audits on up to a border, and answers with the seal of what it comes to; at the end there is none."""
         replay, until, awaited = self._replay, self._assignment.until, self._states.positions
         while not (border < until and replay.is_at_border(border)):
             rows = await self._rows()
             if not rows:
-                return
+                return None  # What is open here, such as an expiry without its claim, is nobody else's to explain.
             last = rows[-1].position
             awaits = type(last) is not int or any(self._after < position <= last for position in awaited)
             ends_here = border < until and (type(last) is not int or border <= last)
@@ -103,21 +107,7 @@ class Stretch:
             replay.page.clear()
             self._after = last
             await self._pause(replay.position - self._first)
-
-    def seal(self) -> bytes | None:
-        """A digest of the state that the log comes to; None where nobody is to go on.
-
-        That is where anything was found, or an expiry waits for what explains it. What is not in the digest follows
-        from the facts, which everybody takes in full, or is worked out from the state when it is next asked for.
-        """
-        replay = self._replay
-        if replay.findings.count or not replay.is_at_border(0):
-            return None
-        digest = blake2b(dumped(replay.world, replay.envelope, replay.recorded_at_ns))
-        digest.update(repr(replay.envelope.versions()).encode("utf-8", "backslashreplace"))
-        for piece in replay.remembered():
-            digest.update(piece.encode("utf-8", "backslashreplace"))
-        return digest.digest()
+        return self._seal()
 
     async def end(self) -> Ending:
         """Checks what can be checked only at the end of what is audited."""
@@ -143,6 +133,21 @@ class Stretch:
     def part(self) -> Part:
         """What it came to so far."""
         return Part(self._replay.findings, self._history.part(), self._states.compared)
+
+    def _seal(self) -> bytes | None:
+        """A digest of the state that the log comes to; None where anything was found, since nobody is to go on then.
+
+        What is not in the digest follows from the facts, which everybody takes in full, or is worked out from the state
+        when it is next asked for.
+        """
+        replay = self._replay
+        if replay.findings.count:
+            return None
+        digest = blake2b(dumped(replay.world, replay.envelope, replay.recorded_at_ns))
+        digest.update(repr(replay.envelope.versions()).encode("utf-8", "backslashreplace"))
+        for piece in replay.remembered():
+            digest.update(piece.encode("utf-8", "backslashreplace"))
+        return digest.digest()
 
     async def _rows(self) -> list[Row]:
         """The next page of what is audited."""

@@ -16,7 +16,7 @@ from .failure import UnreadableInput
 LARGEST_NUMBER = 2**63 - 1
 MOST_PAGE_ITEMS = 10_000
 MOST_PROCESSES = 64
-"""As many as the library takes; said here again, since the parser is made without importing it."""
+"""Both as the library has them; said here again, since the parser is made without importing it."""
 
 
 @contextmanager
