@@ -31,7 +31,7 @@ from .commands import (
     refuse_other_content,
     standing_reservation,
 )
-from .database import store_for, url_for_others
+from .database import store_for
 from .draft import Command, Draft
 from .errors import (
     AllMinersBusy,
@@ -264,5 +264,4 @@ __all__ = [
     "store_for",
     "stored_reservation",
     "swept_reservations",
-    "url_for_others",
 ]

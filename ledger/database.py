@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from .errors import InvalidInput
 from .log import Store
@@ -33,14 +32,6 @@ def store_for(database_url: str, validator_ss58: str, *, read_only: bool) -> Sto
         return _postgres_store(database_url, validator_ss58, read_only=read_only)
     expected = "postgresql://…, without a driver's name" if _with_driver.match(scheme) else EXPECTED
     raise InvalidInput("database_url", without_secrets(database_url), expected)
-
-
-def url_for_others(database_url: str) -> str | None:
-    """The URL by which other processes find the database, whatever directory they are in; None for one in memory."""
-    scheme, _, rest = database_url.partition("://")
-    if scheme != "sqlite":
-        return database_url
-    return f"sqlite:///{Path(rest[1:]).absolute()}" if rest else None
 
 
 def without_secrets(database_url: object) -> object:

@@ -74,10 +74,6 @@ class Envelope:
         known = self._streams.get(stream)
         return 0 if known is None else known.version
 
-    def versions(self) -> list[tuple[str, int]]:
-        """The last versions of all streams."""
-        return sorted((name, stream.version) for name, stream in self._streams.items())
-
     def take(self, row: Row) -> Sequence[Problem]:
         """What is wrong with the next row; usually nothing.
 
@@ -112,12 +108,6 @@ class Envelope:
             known.version = version
             return ()
         return self._problems(row)
-
-    def follow(self, row: Row) -> None:
-        """Goes on after a row that somebody else looks at."""
-        self._stream(row.stream).version = row.version
-        self.position = row.position
-        self.hash = row.hash
 
     def _problems(self, row: Row) -> list[Problem]:
         place = self.position + 1

@@ -53,7 +53,6 @@ from ledger import (
     store_for,
     stored_reservation,
     swept_reservations,
-    url_for_others,
 )
 from projections import Availability, ProgressReport, Taken, describe_conflict, schema
 
@@ -68,7 +67,6 @@ R = TypeVar("R")
 
 LONGEST_KEY = 256
 MOST_BUCKETS = 10_000
-MOST_PROCESSES = 64
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -146,7 +144,6 @@ class Allowance(Questions):
         """The opening, as long as it waits for the database."""
         self._closed = False
         store_for(database_url, self._validator_ss58, read_only=read_only)
-        self._url_for_others = url_for_others(database_url)
 
     @classmethod
     def open(
@@ -357,22 +354,18 @@ class Allowance(Questions):
         *,
         until_position: int | None = None,
         usage_buckets: int = 0,
-        processes: int = 1,
         progress: ProgressReport | None = None,
     ) -> AuditReport:
         """Checks every rule of the ledger again, by replay from nothing, up to a position or the head.
 
         Works on a damaged log too; changes nothing. Unless `read_only`, the state in memory is compared as well.
-        `usage_buckets` asks for `usage` by blocks, in so many buckets at the most. Of a long log, and one that is not
-        in memory, so many `processes` audit a stretch each, this one being one of them; what they find is the same.
-        Each needs the memory that one alone would. `progress` as for `rebuild`. Raises `PositionOutOfRange` and
-        `InvalidInput`.
+        `usage_buckets` asks for `usage` by blocks, in so many buckets at the most. `progress` as for `rebuild`. Raises
+        `PositionOutOfRange` and `InvalidInput`.
         """
         from projections import audit_log
 
         until = None if until_position is None else integer(until_position, "until_position", 0)
         buckets = integer(usage_buckets, "usage_buckets", 0, MOST_BUCKETS)
-        processes = integer(processes, "processes", 1, MOST_PROCESSES)
         live = None if self._read_only else await self._live_state()
         opened = await self._ready()
         return await opened.runtime.run(
@@ -383,8 +376,6 @@ class Allowance(Questions):
                 progress,
                 live=live,
                 usage_buckets=buckets,
-                database_url=self._url_for_others,
-                processes=processes,
             )
         )
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,7 +20,7 @@ from projections.envelope import Envelope
 from routing import Allowance, AuditReport, InvalidInput, Page, PositionOutOfRange, Routing, Settings
 
 from . import logs
-from .engines import new_database
+from .engines import new_database, statement
 from .forged import VALIDATOR as FORGED_VALIDATOR
 from .forged import Forged, audited, stored
 from .plants.routes import job_that_draws
@@ -463,3 +464,63 @@ async def test_a_spent_reservation_that_was_overdue_is_free_no_more(url: str) ->
         assert (first.miner.hotkey_ss58, second.miner.hotkey_ss58) == ("5Bert", "5Bert")
         assert second.allowance_blocks == [2]
         assert (await book.audit()).findings == []
+
+
+async def test_rows_beyond_the_last_position_are_found_at_any_page_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite sorts a position that is no number after all numbers. Catches an audit that stops at the last number."""
+    log = Forged()
+    while log.position < 20:
+        log.block(log.position)
+    rows = [*log.rows, log.rows[-1]._replace(position=cast(int, "x"))]
+    found = []
+    for page_rows in (5, 7, 1000):
+        monkeypatch.setattr("ledger.sqlite.PAGE_ROWS", page_rows)
+        found.append(timeless(await audited(tmp_path, rows, head={"position": 20})))
+    assert found[0]["findings_count"] > 0
+    assert found == [found[0]] * len(found)
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+async def test_the_listed_findings_are_those_of_the_lowest_positions(
+    url: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are. Catches a list of those that were found first."""
+    monkeypatch.setattr("projections.rules.MOST_FINDINGS", 1000)
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+        await EventfulStory(book, clock, SEED).goes_on(250)
+        await project(book)
+    statement(url, "UPDATE allowance_reservations SET settled_at_ns = settled_at_ns + 1, amount_ns = amount_ns + 1")
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+        everything = (await book.audit()).findings
+        monkeypatch.setattr("projections.rules.MOST_FINDINGS", most)
+        report = await book.audit()
+        assert report.findings == everything[:most]
+        assert report.findings_count == len(everything) > 8
+
+
+async def test_each_damage_of_the_history_is_found(url: str) -> None:
+    """Wrong beginnings, wrong ends, wrong blocks, a missing row. Catches a column that the audit does not compare."""
+    clock, draw = Clock(), random.Random(f"damage {SEED}")
+    with told(SEED):
+        async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as book:
+            await EventfulStory(book, clock, SEED).goes_on(250)
+            await project(book)
+            lines = [row.position for row in await events_of(book) if b"allowance-reserved" in row.payload]
+        found: list[int] = []
+        for damage in (
+            "UPDATE allowance_reservations SET amount_ns = amount_ns + 1 WHERE position = {}",
+            "UPDATE allowance_reservations SET settled_at_ns = settled_at_ns + 1 WHERE position = {}",
+            "UPDATE allowance_reservations SET status = 'spent', settled_position = 9, settled_at_ns = 9"
+            " WHERE position = {} AND status <> 'spent'",
+            "UPDATE allowance_reservations SET status = 'reserved', settled_position = NULL, settled_at_ns = NULL"
+            " WHERE position = {}",
+            "UPDATE allowance_reserved_blocks SET last_block = last_block + 1 WHERE position = {}",
+            "DELETE FROM allowance_reservations WHERE position = {}",
+        ):
+            statement(url, damage.format(draw.choice(lines)))
+            async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as book:
+                found.append(len((await book.audit()).findings))
+        assert found == sorted(set(found)), "each finds more than the one before"

@@ -408,31 +408,6 @@ def test_audit_names_what_it_finds(allowance: Command, filled: Filled) -> None:
     assert (first["position"], first["rule"]) == (5, "hash-chain")
 
 
-@pytest.mark.parametrize(("given", "processes"), [((), 4), (("--processes", "3"), 3)])
-def test_audit_is_shared_by_as_many_processes_as_there_are_processors(
-    allowance: Command, filled: Filled, given: tuple[str, ...], processes: int
-) -> None:
-    """Four at the most, unless more are asked for."""
-    audit, asked = Allowance.audit, []
-
-    async def noted(self: Allowance, **given: Any) -> Any:
-        asked.append(given["processes"])
-        return await audit(self, **given)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("os.sched_getaffinity", lambda pid: set(range(48)), raising=False)
-        patched.setattr(Allowance, "audit", noted)
-        assert allowance("audit", *given).code == 0
-    assert asked == [processes]
-
-
-@pytest.mark.parametrize("number", ["0", "65", "many", "-1"])
-def test_audit_refuses_a_number_of_processes(allowance: Command, filled: Filled, number: str) -> None:
-    answer = allowance("audit", f"--processes={number}")
-    assert answer.code == 2
-    assert "is not a whole number from 1 to 64" in answer.err
-
-
 def test_audit_refuses_what_it_cannot_do(allowance: Command, filled: Filled, tmp_path: Path) -> None:
     """A position that the log has not is out of range; a page that cannot be written is wrong input."""
     answer = allowance("audit", "--until", filled.head + 1)

@@ -45,13 +45,13 @@ class Endings:
             in_turn = self._dues.is_first(standing)
             clock_ns = row.recorded_at_ns if row.recorded_at_ns > after_ns else standing.due_ns
             self.expiries.append(_Expiry(row.position, row.recorded_at_ns, standing, in_turn, clock_ns))
-        self.end(row.position, standing, type(event))
+        self._end(row.position, standing, spent=type(event) is ReservationSpent)
         if type(event) is ReservationExpiredEvent and event.swept:
             self._sweep(event.swept)
 
-    def end(self, position: int, standing: Standing, kind: type[Settlement]) -> None:
+    def _end(self, position: int, standing: Standing, *, spent: bool) -> None:
         """Ends a reservation, by an event at a position."""
-        book, spent = standing.book, kind is ReservationSpent
+        book = standing.book
         del book.standing[standing.position], self._standing[standing.position]
         if standing.position in book.overdue:
             self._dues.remove(standing)

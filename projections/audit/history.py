@@ -48,17 +48,6 @@ class Pieces(NamedTuple):
     last_blocks: int
 
 
-class HistoryPart(NamedTuple):
-    """What a stretch of the log left to compare, for whoever puts the stretches together."""
-
-    findings: Findings
-    told: dict[int, End]
-    standing: set[int]
-    pieces: dict[int, list[int]]
-    earlier: list[tuple[int, End]]
-    """How reservations ended that were made before the stretch, by their positions."""
-
-
 NO_PIECES = Pieces(0, 0, 0, 0)
 _STATUS: dict[type[Settlement], Status] = {
     ReservationSpent: "spent",
@@ -79,32 +68,13 @@ class HistoryCheck:
         """Both the model and the audit reach at least so far."""
         self._model = HistoryModel(store)
         self._store = store
-        self._position = self._first = 0
-        """It compares what comes after the first of these positions, and has come to the other."""
+        self._position = 0
+        """How far it has compared."""
         self._told: dict[int, End] = {}
         """Ends that the model tells, and that the log has not come to."""
         self._standing: set[int] = set()
         self._pieces: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
         """What the log makes of each bucket of blocks, as `Pieces`."""
-        self._earlier: list[tuple[int, End]] = []
-
-    def start_after(self, position: int) -> None:
-        """Leaves what the log made up to a position to somebody else."""
-        self._position = self._first = min(position, self.until)
-
-    def part(self) -> HistoryPart:
-        """What was compared, and is still to be, for `join`."""
-        return HistoryPart(self.findings, self._told, self._standing, dict(self._pieces), self._earlier)
-
-    def join(self, part: HistoryPart) -> None:
-        """Takes what somebody compared who went on from here."""
-        for settles, end in part.earlier:
-            self._match(settles, end)
-        self.findings.join(part.findings)
-        self._told |= part.told
-        self._standing |= part.standing
-        for bucket, sums in part.pieces.items():
-            self._pieces[bucket] = [a + b for a, b in zip(self._pieces[bucket], sums, strict=True)]
 
     async def is_still_live(self) -> bool:
         """Whether the generation was not replaced by another meanwhile."""
@@ -191,13 +161,7 @@ class HistoryCheck:
 
     def _end(self, row: Row, event: Settlement) -> None:
         settles = row.settles or 0
-        end: End = (_STATUS[type(event)], row.position, row.recorded_at_ns)
-        if settles <= self._first:
-            self._earlier.append((settles, end))
-        else:
-            self._match(settles, end)
-
-    def _match(self, settles: int, expected: End) -> None:
+        expected: End = (_STATUS[type(event)], row.position, row.recorded_at_ns)
         if settles not in self._standing:
             return  # Its line is missing, or it ends nothing; either is noted elsewhere.
         self._standing.discard(settles)

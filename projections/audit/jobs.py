@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
-
 from ledger import Row, shortened
 
 from ..rules import Findings, Rule
 
-IN_A_PIECE = 10_000
 _STANDING, _ENDED, _SPENT = 0, 1, 2
 
 
@@ -44,13 +40,6 @@ class Jobs:
             message = f"idempotency key {shortened(key)} was used before"
             self._findings.add(position, Rule.KEYS_ONCE, message, key=shortened(key))
         self._keys.add(key)
-
-    def remembered(self) -> Iterator[str]:
-        """All that is kept here, as text in pieces: the same where the same log was taken."""
-        for kept in (iter(self._of.items()), iter(sorted(self._keys))):
-            while some := list(islice(kept, IN_A_PIECE)):
-                yield repr(some)
-            yield "."
 
     def _check(self, row: Row, job_uuid: str, attempt: int, last: int | None) -> None:
         last_attempt, state = divmod(last, 3) if last is not None else (0, _ENDED)

@@ -6,7 +6,7 @@ Nothing that a log may hold stops it: what cannot be used is noted and left out,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ledger import (
@@ -65,8 +65,6 @@ class Replay:
         self._reservations = Reservations(self.world, self._dues, self.findings)
         self._routes = Routes(self.world, self.findings)
         self._endings = Endings(self.world, self._dues, self._jobs, self.findings)
-        self._expects_more = False
-        """Whether the last row that was followed is an expiry that only a later one explains."""
         self._facts_by_type: dict[type, tuple[str, Callable[[Row, Any], None]]] = {
             LedgerOpened: (SETTINGS_STREAM, self._facts.open),
             SettingsChanged: (SETTINGS_STREAM, self._facts.change_settings),
@@ -112,38 +110,6 @@ class Replay:
         self.recorded_at_ns = row.recorded_at_ns
         if row.position % BALANCED_EVERY_ROWS == 0:
             balance_moved(self.world, self.findings)
-
-    def follow(self, row: Row) -> None:
-        """Takes the next row for what it is, where somebody else checks it: only facts are looked at, as ever.
-
-        Raises whatever comes of a row that no ledger writes; this replay is then of no use.
-        """
-        self.envelope.follow(row)
-        if row.key is not None:
-            self._jobs.keyed(row.position, row.key)
-        event = decode(row.position, row.payload)
-        self.counts[type(event)] += 1
-        if isinstance(event, AllowanceReserved):
-            book, blocks = self.world.book(row.stream), event.blocks
-            self._jobs.reserved(row)
-            worth_ns = self.world.worth_ns(book, blocks)
-            self._reservations.stand(row, event, book, worth_ns, is_free_run=len(blocks) == 1)
-        elif isinstance(event, (ReservationSpent, ReservationReleased, ReservationExpiredEvent)):
-            self._endings.end(row.position, self.world.standing[row.settles or 0], type(event))
-        else:
-            self._facts_by_type[type(event)][1](row, event)
-        self._expects_more = type(event) is ReservationExpiredEvent and not event.swept
-        self.recorded_at_ns = row.recorded_at_ns
-
-    def is_at_border(self, position: int) -> bool:
-        """Whether somebody else may go on from here, at a position or the first after it where nothing is left open."""
-        return self.position >= position and not self._endings.expiries and not self._expects_more
-
-    def remembered(self) -> Iterator[str]:
-        """What is kept beside a `LedgerState`, as text in pieces: the same where the same log was taken."""
-        yield from self._jobs.remembered()
-        yield repr(sorted((book.stream, book.spent_ns, book.held_ns) for book in self.world.books.values()))
-        yield repr(sorted((str(kind.__struct_config__.tag), count) for kind, count in self.counts.items()))
 
     def end(self, *, at_head: bool) -> None:
         """Balances every account, and holds what the last events left open against the end, where it is one."""

@@ -15,8 +15,7 @@ from .failure import UnreadableInput
 
 LARGEST_NUMBER = 2**63 - 1
 MOST_PAGE_ITEMS = 10_000
-MOST_PROCESSES = 64
-"""Both as the library has them; said here again, since the parser is made without importing it."""
+"""As the library has it; said here again, since the parser is made without importing it."""
 
 
 @contextmanager
@@ -55,13 +54,6 @@ def page_items(text: str) -> int:
     """Understands how many items a page should have."""
     if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= MOST_PAGE_ITEMS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_PAGE_ITEMS}")
-    return int(text)
-
-
-def process_count(text: str) -> int:
-    """Understands how many processes are to share some work."""
-    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= MOST_PROCESSES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_PROCESSES}")
     return int(text)
 
 

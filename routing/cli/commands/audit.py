@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections import defaultdict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ..command import Command
 from ..failure import NO, WrongUsage
-from ..inputs import process_count, whole_number
+from ..inputs import whole_number
 from ..output import Output
 from ..progress import Progress
 from ..render import counted, labelled, printable, seconds_text, short_hotkey
@@ -25,20 +24,12 @@ if TYPE_CHECKING:
 PAGE_BUCKETS = 120
 """Columns of the report's charts."""
 MOST_LISTED = 50
-MOST_BY_DEFAULT = 4
-"""Processes: each needs the memory of an audit, and the more there are, the less one more is worth."""
 AMOUNTS = ("granted", "spent", "held", "invalidated", "available", "aged")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How far, and what else to show."""
     parser.add_argument("--until", metavar="POSITION", type=whole_number, help="audit only up to this position")
-    parser.add_argument(
-        "--processes",
-        metavar="N",
-        type=process_count,
-        help=f"share the audit of a long log among so many (default: one a processor, {MOST_BY_DEFAULT} at the most)",
-    )
     parser.add_argument("--accounts", action="store_true", help="list every account's totals, not only the classes'")
     parser.add_argument(
         "--html",
@@ -79,15 +70,9 @@ def _audit(arguments: argparse.Namespace) -> AuditReport:
             connection.book.audit(
                 until_position=arguments.until,
                 usage_buckets=PAGE_BUCKETS if arguments.html else 0,
-                processes=arguments.processes or min(_processors(), MOST_BY_DEFAULT),
                 progress=lambda done, total: progress.show(done, progress.rate(done, "events"), total=total),
             )
         )
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_page(file: OutputFile, report: AuditReport) -> None:
@@ -178,7 +163,6 @@ COMMAND = Command(
     examples=(
         "allowance audit",
         "allowance audit --until 120000 --accounts",
-        "allowance audit --processes 1",
         "allowance audit --html audit.html --json > audit.json",
     ),
     add_arguments=add_arguments,
