@@ -1,267 +1,103 @@
-"""Facts: events, the append-only log, and the account rules. See ARCHITECTURE.md."""
+"""Facts: events, the append-only log, and the account rules. See README.md beside this file."""
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .account import Account, Claim, Held, Measure
-from .blocks import END, BlockTable, RunSet, Steps, numbers, runs_of
-from .chain import Chain, Metagraph, differences
-from .codec import (
-    EVENT_TAGS,
-    GENESIS_HASH,
-    Row,
-    decode,
-    encode,
-    event_tag,
-    reservation_id,
-    reservation_position,
-    row_hash,
-)
-from .commands import (
-    BlockContent,
-    ExpireDue,
-    ManifestsContent,
-    RecordFacts,
-    RecordSettings,
-    Reserve,
-    Settle,
-    Sweep,
-    check_amount,
-    need_job,
-    next_attempt,
-    refuse_other_content,
-    standing_reservation,
-)
-from .database import store_for
-from .draft import Command, Draft
-from .errors import (
-    AllMinersBusy,
-    AllowanceException,
-    CannotReserveAllowanceException,
-    ChainFeedStale,
-    ConflictingFact,
-    CorruptLedger,
-    DamagedExport,
-    IdempotencyConflict,
-    ImplausibleFact,
-    InvalidInput,
-    JobAlreadySpent,
-    JobRequestConflict,
-    JobRoutingException,
-    LedgerClosed,
-    LedgerExists,
-    LedgerNotFound,
-    LedgerOverloaded,
-    NewerLedger,
-    NotEnoughAllowanceException,
-    OutcomeUnknown,
-    PositionOutOfRange,
-    ProjectionStopped,
-    ReadOnlyLedger,
-    RebuildOvertaken,
-    ReservationAlreadyReleased,
-    ReservationAlreadySpent,
-    ReservationExpired,
-    ReservationNotFound,
-    StorageUnavailable,
-    TimeOutOfRange,
-    shortened,
-)
-from .events import (
-    CHAIN_STREAM,
-    MANIFESTS_STREAM,
-    SETTINGS_STREAM,
-    AllowanceReserved,
-    Axon,
-    BlockRecorded,
-    Event,
-    Fact,
-    LedgerOpened,
-    ManifestsRecorded,
-    ReservationReleased,
-    ReservationSpent,
-    Run,
-    SettingsChanged,
-    Settlement,
-    account_of,
-    account_stream,
-)
-from .events import ReservationExpired as ReservationExpiredEvent
-from .intake import BlockFact, Intake, ManifestsFact
-from .later import later
-from .log import (
-    PAGE_ROWS,
-    SCHEMA_VERSION,
-    CommitUncertain,
-    Contended,
-    Head,
-    Known,
-    Lookup,
-    RowsThere,
-    Statements,
-    Store,
-    Transaction,
-)
-from .reader import Reader, StoredLedger
-from .reservation import STATUSES, Reservation, Status, status_after, stored_reservation, swept_reservations
-from .runtime import Runtime, current_runtime, refuse_on_loop
-from .settings import RecordedSettings, Settings
-from .snapshot import SNAPSHOT_VERSION, dump, load
-from .state import LedgerState
-from .values import (
-    LARGEST_INTEGER,
-    NANOSECONDS,
-    Miner,
-    amount,
-    billionths,
-    flag,
-    instant,
-    instant_ns,
-    integer,
-    job_name,
-    name,
-    seconds,
-)
-from .writer import LedgerActor, give_way
+from .lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .archive import ArchiveReader, ArchiveWriter
+    from .codec import Row as Row
+    from .domain.account import Account as Account
+    from .domain.account import ActiveReservation as ActiveReservation
+    from .domain.blocks import END as END
+    from .domain.blocks import BlockSet as BlockSet
+    from .domain.blocks import StepFunction as StepFunction
+    from .domain.blocks import block_numbers as block_numbers
+    from .domain.chain import Chain as Chain
+    from .domain.chain import Metagraph as Metagraph
+    from .domain.commands import EarlierExpiry as EarlierExpiry
+    from .domain.commands import ExpireDue as ExpireDue
+    from .domain.commands import RecordFacts as RecordFacts
+    from .domain.commands import RecordSettings as RecordSettings
+    from .domain.commands import Reserve as Reserve
+    from .domain.commands import Settle as Settle
+    from .domain.commands import ValidatedBlock as ValidatedBlock
+    from .domain.commands import ValidatedManifests as ValidatedManifests
+    from .domain.commands import active_reservation_of as active_reservation_of
+    from .domain.commands import check_amount as check_amount
+    from .domain.commands import check_same_request as check_same_request
+    from .domain.commands import look_up_job as look_up_job
+    from .domain.commands import next_attempt as next_attempt
+    from .domain.fact_validation import BlockFact as BlockFact
+    from .domain.fact_validation import FactValidator as FactValidator
+    from .domain.fact_validation import ManifestsFact as ManifestsFact
+    from .domain.lookup import Head as Head
+    from .domain.lookup import Lookup as Lookup
+    from .domain.lookup import LookupResult as LookupResult
+    from .domain.reservation import STATUSES as STATUSES
+    from .domain.reservation import Reservation as Reservation
+    from .domain.reservation import Status as Status
+    from .domain.reservation import active_to_reservation as active_to_reservation
+    from .domain.reservation import found_reservation as found_reservation
+    from .domain.reservation import status_after as status_after
+    from .domain.state import LedgerState as LedgerState
+    from .domain.state_codec import SNAPSHOT_VERSION as SNAPSHOT_VERSION
+    from .domain.state_codec import decode_state as decode_state
+    from .domain.state_codec import encode_state as encode_state
+    from .domain.unit_of_work import Command as Command
+    from .domain.unit_of_work import UnitOfWork as UnitOfWork
+    from .runtime import Runtime as Runtime
+    from .runtime import current_runtime as current_runtime
+    from .runtime import refuse_on_loop as refuse_on_loop
+    from .settings import RecordedSettings as RecordedSettings
+    from .settings import Settings as Settings
+    from .store.contract import SCHEMA_VERSION as SCHEMA_VERSION
+    from .store.contract import CommitOutcomeUnknown as CommitOutcomeUnknown
+    from .store.contract import ReadModelTransaction as ReadModelTransaction
+    from .store.contract import RowExists as RowExists
+    from .store.contract import Store as Store
+    from .store.contract import Transaction as Transaction
+    from .store.contract import TransactionConflict as TransactionConflict
+    from .store.export_file import ExportReader as ExportReader
+    from .store.export_file import ExportWriter as ExportWriter
+    from .store.reader import LogReader as LogReader
+    from .store.reader import StoredLedger as StoredLedger
+    from .store.urls import store_from_url as store_from_url
+    from .values import Miner as Miner
+    from .writer import LedgerWriter as LedgerWriter
+    from .writer import yield_to_writers as yield_to_writers
 else:
-    __getattr__ = later(__name__, {".archive": ("ArchiveReader", "ArchiveWriter")})
-
-__all__ = [
-    "CHAIN_STREAM",
-    "END",
-    "EVENT_TAGS",
-    "GENESIS_HASH",
-    "LARGEST_INTEGER",
-    "MANIFESTS_STREAM",
-    "NANOSECONDS",
-    "PAGE_ROWS",
-    "SCHEMA_VERSION",
-    "SETTINGS_STREAM",
-    "SNAPSHOT_VERSION",
-    "STATUSES",
-    "Account",
-    "AllMinersBusy",
-    "AllowanceException",
-    "AllowanceReserved",
-    "ArchiveReader",
-    "ArchiveWriter",
-    "Axon",
-    "BlockContent",
-    "BlockFact",
-    "BlockRecorded",
-    "BlockTable",
-    "CannotReserveAllowanceException",
-    "Chain",
-    "ChainFeedStale",
-    "Claim",
-    "Command",
-    "CommitUncertain",
-    "ConflictingFact",
-    "Contended",
-    "CorruptLedger",
-    "DamagedExport",
-    "Draft",
-    "Event",
-    "ExpireDue",
-    "Fact",
-    "Head",
-    "Held",
-    "IdempotencyConflict",
-    "ImplausibleFact",
-    "Intake",
-    "InvalidInput",
-    "JobAlreadySpent",
-    "JobRequestConflict",
-    "JobRoutingException",
-    "Known",
-    "LedgerActor",
-    "LedgerClosed",
-    "LedgerExists",
-    "LedgerNotFound",
-    "LedgerOpened",
-    "LedgerOverloaded",
-    "LedgerState",
-    "Lookup",
-    "ManifestsContent",
-    "ManifestsFact",
-    "ManifestsRecorded",
-    "Measure",
-    "Metagraph",
-    "Miner",
-    "NewerLedger",
-    "NotEnoughAllowanceException",
-    "OutcomeUnknown",
-    "PositionOutOfRange",
-    "ProjectionStopped",
-    "ReadOnlyLedger",
-    "Reader",
-    "RebuildOvertaken",
-    "RecordFacts",
-    "RecordSettings",
-    "RecordedSettings",
-    "Reservation",
-    "ReservationAlreadyReleased",
-    "ReservationAlreadySpent",
-    "ReservationExpired",
-    "ReservationExpiredEvent",
-    "ReservationNotFound",
-    "ReservationReleased",
-    "ReservationSpent",
-    "Reserve",
-    "Row",
-    "RowsThere",
-    "Run",
-    "RunSet",
-    "Runtime",
-    "Settings",
-    "SettingsChanged",
-    "Settle",
-    "Settlement",
-    "Statements",
-    "Status",
-    "Steps",
-    "StorageUnavailable",
-    "Store",
-    "StoredLedger",
-    "Sweep",
-    "TimeOutOfRange",
-    "Transaction",
-    "account_of",
-    "account_stream",
-    "amount",
-    "billionths",
-    "check_amount",
-    "current_runtime",
-    "decode",
-    "differences",
-    "dump",
-    "encode",
-    "event_tag",
-    "flag",
-    "give_way",
-    "instant",
-    "instant_ns",
-    "integer",
-    "job_name",
-    "later",
-    "load",
-    "name",
-    "need_job",
-    "next_attempt",
-    "numbers",
-    "refuse_on_loop",
-    "refuse_other_content",
-    "reservation_id",
-    "reservation_position",
-    "row_hash",
-    "runs_of",
-    "seconds",
-    "shortened",
-    "standing_reservation",
-    "status_after",
-    "store_for",
-    "stored_reservation",
-    "swept_reservations",
-]
+    __getattr__, __dir__, __all__ = lazy_exports(
+        __name__,
+        {
+            "ledger.codec": "Row",
+            "ledger.domain.account": "Account ActiveReservation",
+            "ledger.domain.blocks": "BlockSet END StepFunction block_numbers",
+            "ledger.domain.chain": "Chain Metagraph",
+            "ledger.domain.commands": (
+                "EarlierExpiry ExpireDue RecordFacts RecordSettings Reserve Settle ValidatedBlock "
+                "ValidatedManifests active_reservation_of check_amount check_same_request look_up_job "
+                "next_attempt"
+            ),
+            "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",
+            "ledger.domain.lookup": "Head Lookup LookupResult",
+            "ledger.domain.reservation": (
+                "Reservation STATUSES Status active_to_reservation found_reservation status_after"
+            ),
+            "ledger.domain.state": "LedgerState",
+            "ledger.domain.state_codec": "SNAPSHOT_VERSION decode_state encode_state",
+            "ledger.domain.unit_of_work": "Command UnitOfWork",
+            "ledger.runtime": "Runtime current_runtime refuse_on_loop",
+            "ledger.settings": "RecordedSettings Settings",
+            "ledger.store.contract": (
+                "CommitOutcomeUnknown ReadModelTransaction RowExists SCHEMA_VERSION Store Transaction "
+                "TransactionConflict"
+            ),
+            "ledger.store.export_file": "ExportReader ExportWriter",
+            "ledger.store.reader": "LogReader StoredLedger",
+            "ledger.store.urls": "store_from_url",
+            "ledger.values": "Miner",
+            "ledger.writer": "LedgerWriter yield_to_writers",
+        },
+    )

@@ -30,11 +30,11 @@ EVENT_TAGS = tuple(
 GENESIS_HASH = bytes(32)
 """The hash before the first row."""
 
-MOST_BLOCKS = 2**24
+MOST_RESERVED_BLOCKS = 2**24
 """In a reservation: six years of them. Whoever forges a log may write any number; nobody is to count so far."""
 
-LOST_KEY = "lost:"
-MOST_DIGITS = 18
+UNKNOWN_OUTCOME_PREFIX = "lost:"
+MOST_POSITION_DIGITS = 18
 
 ID_HASH_BITS = 20
 """Bits of its event's hash that a reservation id carries below the position."""
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     hash: bytes
 
 
-stored_row: Callable[[Iterable[Any]], Row] = partial(tuple.__new__, Row)
+row_from_columns: Callable[[Iterable[Any]], Row] = partial(tuple.__new__, Row)
 """A row of its ten stored columns; does without the Python call that `Row._make` is."""
 
 
@@ -87,8 +87,8 @@ def decode(position: int, payload: bytes) -> Event:
         blocks = 0
         for first, last in event.blocks:
             blocks += abs(last - first)
-        if blocks > MOST_BLOCKS:
-            raise CorruptLedger(position, f"a reservation of more than {MOST_BLOCKS:,} blocks")
+        if blocks > MOST_RESERVED_BLOCKS:
+            raise CorruptLedger(position, f"a reservation of more than {MOST_RESERVED_BLOCKS:,} blocks")
     return event
 
 
@@ -123,32 +123,32 @@ def reservation_position(an_id: int) -> int:
     return an_id >> ID_HASH_BITS
 
 
-def lost_key(row: Row, request: str = "") -> str:
+def unknown_outcome_key(row: Row, request: str = "") -> str:
     """A key for a change whose outcome was lost and that had none of its own: it names the row it would have made.
 
     `request` is the digest of what was asked for, where the row does not tell it.
     """
-    key = f"{LOST_KEY}{row.position}:{row.hash.hex()}"
+    key = f"{UNKNOWN_OUTCOME_PREFIX}{row.position}:{row.hash.hex()}"
     return f"{key}:{request}" if request else key
 
 
-def names_row(key: str, row: Row) -> bool:
-    """Whether the key is a `lost_key` of the row, for whatever request."""
-    named = lost_key(row)
+def key_names_row(key: str, row: Row) -> bool:
+    """Whether the key is a `unknown_outcome_key` of the row, for whatever request."""
+    named = unknown_outcome_key(row)
     return key == named or key.startswith(f"{named}:")
 
 
-def lost_request(key: str) -> str:
-    """The request that a `lost_key` tells; empty where it tells none."""
-    return key.removeprefix(LOST_KEY).partition(":")[2].partition(":")[2]
+def request_in_key(key: str) -> str:
+    """The request that a `unknown_outcome_key` tells; empty where it tells none."""
+    return key.removeprefix(UNKNOWN_OUTCOME_PREFIX).partition(":")[2].partition(":")[2]
 
 
-def lost_position(key: str) -> int | None:
-    """The position that a `lost_key` names; None for any other key."""
-    position, separator, _ = key.removeprefix(LOST_KEY).partition(":")
-    if not key.startswith(LOST_KEY) or not separator or not position.isascii() or not position.isdigit():
+def position_in_key(key: str) -> int | None:
+    """The position that a `unknown_outcome_key` names; None for any other key."""
+    position, separator, _ = key.removeprefix(UNKNOWN_OUTCOME_PREFIX).partition(":")
+    if not key.startswith(UNKNOWN_OUTCOME_PREFIX) or not separator or not position.isascii() or not position.isdigit():
         return None
-    return int(position) if len(position) <= MOST_DIGITS else None
+    return int(position) if len(position) <= MOST_POSITION_DIGITS else None
 
 
 def event_tag(payload: bytes) -> str | None:

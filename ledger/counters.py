@@ -6,7 +6,7 @@ FINE_BITS = 5
 """Waits are told apart to a thirty-second of a power of two."""
 
 
-class Waits:
+class DurationHistogram:
     """How long something was waited for: a histogram of a fixed size, exact to 3 %."""
 
     __slots__ = ("_counts", "longest_ns")
@@ -17,7 +17,7 @@ class Waits:
 
     def add(self, wait_ns: int) -> None:
         """Notes one wait."""
-        rank = _rank(wait_ns)
+        rank = _bucket(wait_ns)
         self._counts[rank] = self._counts.get(rank, 0) + 1
         self.longest_ns = max(self.longest_ns, wait_ns)
 
@@ -27,7 +27,7 @@ class Waits:
         for rank, count in sorted(self._counts.items()):
             left -= count
             if left <= 0:
-                return min(_most_ns(rank), self.longest_ns)
+                return min(_upper_bound_ns(rank), self.longest_ns)
         return self.longest_ns
 
 
@@ -63,7 +63,7 @@ class Counters:
         """Jobs that, decided again, had to leave the miner that was chosen first."""
         self.foreign_rows = 0
         """Rows of other processes that were folded."""
-        self.lock_waits = Waits()
+        self.lock_waits = DurationHistogram()
         """Between asking for the write lock and having it."""
 
     def to_dict(self) -> dict[str, int]:
@@ -78,13 +78,13 @@ class Counters:
         }
 
 
-def _rank(wait_ns: int) -> int:
+def _bucket(wait_ns: int) -> int:
     """Which bucket a wait falls into: its leading bits, and how many follow them."""
     more = max(0, wait_ns.bit_length() - FINE_BITS - 1)
     return (more << FINE_BITS) + (wait_ns >> more)
 
 
-def _most_ns(rank: int) -> int:
+def _upper_bound_ns(rank: int) -> int:
     """The longest wait of a bucket."""
     more = max(0, (rank >> FINE_BITS) - 1)
     return (((rank - (more << FINE_BITS)) + 1) << more) - 1

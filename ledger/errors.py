@@ -36,6 +36,8 @@ An error writes its own message and keeps what it says in fields.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -73,7 +75,7 @@ __all__ = [
 ]
 
 
-class _Told(Exception):
+class _LedgerError(Exception):
     """What both branches share: fields that can be listed, and that survive the way through a task queue."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,14 +84,14 @@ class _Told(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as message and fields: what an error is made from is not what it keeps."""
-        return _told_again, (type(self), self.args, vars(self).copy())
+        return _unpickle, (type(self), self.args, vars(self).copy())
 
 
-class AllowanceException(_Told):
+class AllowanceException(_LedgerError):
     """The ledger refuses, or cannot answer."""
 
 
-class JobRoutingException(_Told):
+class JobRoutingException(_LedgerError):
     """The job cannot be routed now."""
 
 
@@ -404,7 +406,7 @@ class ChainFeedStale(JobRoutingException):
         )
 
 
-def _told_again(kind: type[_Told], arguments: tuple[Any, ...], fields: dict[str, Any]) -> _Told:
+def _unpickle(kind: type[_LedgerError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> _LedgerError:
     error = kind.__new__(kind, *arguments)
     vars(error).update(fields)
     return error
@@ -422,3 +424,14 @@ def shortened(value: object, limit: int = LONGEST_SHOWN) -> str:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+@contextmanager
+def renamed_fields(names: Mapping[str, str]) -> Iterator[None]:
+    """Inside, a refusal of one of these fields goes by the name under which its value was given."""
+    try:
+        yield
+    except InvalidInput as refused:
+        if refused.field not in names:
+            raise
+        raise refused.named(names[refused.field]) from None

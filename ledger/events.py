@@ -60,7 +60,7 @@ class BlockRecorded(_Event, frozen=True, tag="block-recorded"):
 class ManifestsRecorded(_Event, frozen=True, tag="manifests-recorded"):
     """A manifest sync, told as the difference to the sync recorded just before it in this log.
 
-    `offered` has the whole `{executor_class: count}` of each miner that is new or differs, `absent` the miners
+    `offered` has the whole `{executor_class: count}` of each miner that is new or differs, `missing_event` the miners
     that are gone. `request` as for a block.
     """
 
@@ -99,7 +99,7 @@ class ReservationReleased(_Event, frozen=True, tag="reservation-released"):
     reservation_id: int
 
 
-class ReservationExpired(_Event, frozen=True, tag="reservation-expired"):
+class ExpiryRecorded(_Event, frozen=True, tag="reservation-expired"):
     """Nobody spoke for the reservation until after it was due; its blocks are free again.
 
     `swept` stands in the last expiry of a sweep that ended all that was overdue: how many the sweep ended, this one
@@ -111,7 +111,7 @@ class ReservationExpired(_Event, frozen=True, tag="reservation-expired"):
 
 
 Fact = LedgerOpened | SettingsChanged | BlockRecorded | ManifestsRecorded
-Settlement = ReservationSpent | ReservationReleased | ReservationExpired
+Settlement = ReservationSpent | ReservationReleased | ExpiryRecorded
 Event = Fact | AllowanceReserved | Settlement
 
 

@@ -17,16 +17,16 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeVar
 
-from .interruption import interruptible
+from .cancellation import run_cancellable
 
 R = TypeVar("R")
 
 CLOSING_SECONDS = 10.0
 """How long an exiting process waits for appends under way."""
-PARKING_SECONDS = 40.0
+FORK_PAUSE_SECONDS = 40.0
 """How long a fork waits for what is under way; longer than a write waits for its turn."""
 
-Park = Callable[[], AbstractAsyncContextManager[Callable[[], None]]]
+ForkPause = Callable[[], AbstractAsyncContextManager[Callable[[], None]]]
 """Entered, nothing is under way; it gives what then lets go of everything that a forked child must not inherit."""
 
 log = logging.getLogger("allowance.ledger")
@@ -39,7 +39,7 @@ class Runtime:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self._closers: set[Callable[[], Awaitable[None]]] = set()
-        self._parks: set[Park] = set()
+        self._parks: set[ForkPause] = set()
         self._forking = threading.local()
         self._thread = threading.Thread(target=self._run, name="allowance-ledger", daemon=True)
         self._thread.start()
@@ -48,25 +48,25 @@ class Runtime:
         """Runs a coroutine here, awaited from any event loop; cancelled, it ends between two transactions."""
         if asyncio.get_running_loop() is self.loop:
             return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(interruptible(work), self.loop))
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run_cancellable(work), self.loop))
 
     def run_blocking(self, work: Coroutine[Any, Any, R]) -> R:
         """Runs a coroutine here and waits for it; for code without an event loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
-    def at_exit(self, close: Callable[[], Awaitable[None]]) -> None:
+    def add_closer(self, close: Callable[[], Awaitable[None]]) -> None:
         """Has something closed when the process ends."""
         self._closers.add(close)
 
-    def not_at_exit(self, close: Callable[[], Awaitable[None]]) -> None:
+    def remove_closer(self, close: Callable[[], Awaitable[None]]) -> None:
         """Takes `at_exit` back: it was closed before."""
         self._closers.discard(close)
 
-    def at_fork(self, park: Park) -> None:
+    def add_fork_pause(self, park: ForkPause) -> None:
         """Has something parked while the process forks."""
         self._parks.add(park)
 
-    def not_at_fork(self, park: Park) -> None:
+    def remove_fork_pause(self, park: ForkPause) -> None:
         """Takes `at_fork` back."""
         self._parks.discard(park)
 
@@ -77,10 +77,12 @@ class Runtime:
         if threading.current_thread() is self._thread:
             _inherited.append(self)
             return
-        self._forking.parked, self._forking.resumed = Future[None](), threading.Event()
-        asyncio.run_coroutine_threadsafe(self._stand_still(self._forking.parked, self._forking.resumed), self.loop)
+        self._forking.paused_for_fork, self._forking.resumed = Future[None](), threading.Event()
+        asyncio.run_coroutine_threadsafe(
+            self._stand_still(self._forking.paused_for_fork, self._forking.resumed), self.loop
+        )
         try:
-            self._forking.parked.result(PARKING_SECONDS)
+            self._forking.paused_for_fork.result(FORK_PAUSE_SECONDS)
         except Exception:
             log.warning("forking while a ledger is in use: the child cannot use SQLite", exc_info=True)
             _inherited.append(self)
@@ -93,16 +95,16 @@ class Runtime:
             self._forking.resumed = None
         _inherited.clear()
 
-    async def _stand_still(self, parked: Future[None], resumed: threading.Event) -> None:
+    async def _stand_still(self, paused_for_fork: Future[None], resumed: threading.Event) -> None:
         try:
-            async with asyncio.timeout(PARKING_SECONDS), AsyncExitStack() as stack:
+            async with asyncio.timeout(FORK_PAUSE_SECONDS), AsyncExitStack() as stack:
                 for let_go in [await stack.enter_async_context(park()) for park in tuple(self._parks)]:
                     let_go()
-                parked.set_result(None)
+                paused_for_fork.set_result(None)
                 resumed.wait()
         except Exception as error:
-            if not parked.done():
-                parked.set_exception(error)
+            if not paused_for_fork.done():
+                paused_for_fork.set_exception(error)
 
     def close(self) -> None:
         """Closes what was left open; appends under way are finished or reported first."""
@@ -160,20 +162,20 @@ def inherits_connections() -> bool:
     return any(runtime.pid != os.getpid() for runtime in _inherited)
 
 
-def _park() -> None:
+def _pause_for_fork() -> None:
     if _current is not None:
         _current.park()
 
 
-def _resume() -> None:
+def _resume_after_fork() -> None:
     if _current is not None:
         _current.resume()
 
 
-def _forget_lock() -> None:
+def _renew_lock() -> None:
     """A forked child must not inherit the lock as another thread held it."""
     global _starting  # noqa: PLW0603
     _starting = threading.Lock()
 
 
-os.register_at_fork(before=_park, after_in_parent=_resume, after_in_child=_forget_lock)
+os.register_at_fork(before=_pause_for_fork, after_in_parent=_resume_after_fork, after_in_child=_renew_lock)

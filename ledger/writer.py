@@ -25,13 +25,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from ledger.domain.lookup import Lookup, LookupResult
+from ledger.domain.state import LedgerState
+from ledger.domain.unit_of_work import Command, UnitOfWork
+from ledger.store.contract import CommitOutcomeUnknown, Store, Transaction, TransactionConflict
+
 from .codec import Row, row_hash
 from .counters import Counters
-from .draft import Command, Draft
 from .errors import CorruptLedger, LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
-from .log import CommitUncertain, Contended, Known, Lookup, Store, Transaction
 from .runtime import Runtime
-from .state import LedgerState
 
 S = TypeVar("S", bound=LedgerState)
 R = TypeVar("R")
@@ -46,11 +48,11 @@ MOST_CONTENDED_ATTEMPTS = 20
 log = logging.getLogger("allowance.ledger")
 
 
-class _StateLost(Exception):
+class _StateDiscarded(Exception):
     """The state was thrown away while the lock was waited for; it is folded anew before the lock, not under it."""
 
 
-class Ticket:
+class PendingCall:
     """One caller's request and the future it waits on, in the loop it waits in."""
 
     __slots__ = ("error", "future", "loop", "result", "row", "work")
@@ -82,11 +84,11 @@ class _StateLock:
         self._among_threads.release()
         self._among_coroutines.release()
 
-    def acquire_beside(self) -> bool:
+    def try_acquire(self) -> bool:
         """Takes it in any thread, if nobody has it."""
         return self._among_threads.acquire(blocking=False)
 
-    def release_beside(self) -> None:
+    def release_try(self) -> None:
         """Gives back what `acquire_beside` took."""
         self._among_threads.release()
 
@@ -97,7 +99,7 @@ class _StateLock:
         self.release()
 
 
-class LedgerActor(Generic[S]):
+class LedgerWriter(Generic[S]):
     """The one that reads and writes a ledger in this process."""
 
     def __init__(
@@ -119,26 +121,26 @@ class LedgerActor(Generic[S]):
         """Held while the state is ahead of what is committed."""
         self._locked_batches = 0
         self._closed = False
-        self._questions = _Inbox(runtime, self._answer)
-        self._changes = _Inbox(runtime, self._change_batch)
+        self._questions = _CallQueue(runtime, self._answer)
+        self._changes = _CallQueue(runtime, self._change_batch)
 
-    async def ask(self, question: Callable[[S, int], R], *, brief: bool = False) -> R:
+    async def query(self, question: Callable[[S, int], R], *, brief: bool = False) -> R:
         """The answer of a function of the committed state, brought up to date first, and the clock.
 
         A brief question may be answered in the caller's thread.
         """
         if brief and not self._closed:
-            answered = self._answer_beside(question)
+            answered = self._query_in_caller(question)
             if answered is not None:
                 return answered[0]
         answer: R = await self._enter(self._questions, question)
         return answer
 
-    async def change(self, command: Command[S]) -> Any:
+    async def execute(self, command: Command) -> Any:
         """The outcome of a command, once it is committed."""
         return await self._enter(self._changes, command)
 
-    async def adopt(self, state: S) -> None:
+    async def replace_state(self, state: S) -> None:
         """Goes on from a state that was folded elsewhere, instead of its own."""
         async with self._state_lock:
             if self._state is not None:
@@ -150,31 +152,31 @@ class LedgerActor(Generic[S]):
         for inbox in (self._changes, self._questions):
             await inbox.finish()
 
-    async def _enter(self, inbox: _Inbox, work: Any) -> Any:
+    async def _enter(self, inbox: _CallQueue, work: Any) -> Any:
         if self._closed:
             raise LedgerClosed
         loop = asyncio.get_running_loop()
-        ticket = Ticket(work, loop, loop.create_future())
+        ticket = PendingCall(work, loop, loop.create_future())
         inbox.put(ticket)
         return await ticket.future
 
-    def _answer_beside(self, question: Callable[[S, int], R]) -> tuple[R] | None:
+    def _query_in_caller(self, question: Callable[[S, int], R]) -> tuple[R] | None:
         """The answer, if the state is nobody's just now and is what is committed; in any thread."""
-        if not self._state_lock.acquire_beside():
+        if not self._state_lock.try_acquire():
             return None
         try:
-            state, head = self._state, self.store.glance()
+            state, head = self._state, self.store.probe_head()
             if state is None or head is None or (state.position, state.hash) != (head.position, head.hash):
                 return None
             return (question(state, self._clock_ns()),)
         finally:
-            self._state_lock.release_beside()
+            self._state_lock.release_try()
 
-    async def _answer(self, inbox: deque[Ticket]) -> list[Ticket]:
+    async def _answer(self, inbox: deque[PendingCall]) -> list[PendingCall]:
         questions = [ticket for ticket in _drained(inbox) if not ticket.future.cancelled()]
         try:
             async with self._state_lock:
-                state = await self._caught_up(self.store)
+                state = await self._catch_up(self.store)
                 for ticket in questions:
                     try:
                         ticket.result = ticket.work(state, self._clock_ns())
@@ -185,7 +187,7 @@ class LedgerActor(Generic[S]):
             _fail(questions, error)
         return questions
 
-    async def _change_batch(self, inbox: deque[Ticket]) -> list[Ticket]:
+    async def _change_batch(self, inbox: deque[PendingCall]) -> list[PendingCall]:
         commands = _batch(inbox)
         if not commands:
             return commands
@@ -193,8 +195,8 @@ class LedgerActor(Generic[S]):
         self.counters.commands += len(commands)
         rows_before = self.counters.rows
         try:
-            if not await self._commit_unlocked(commands):
-                await self._commit_locked(commands)
+            if not await self._commit_optimistically(commands):
+                await self._commit_under_lock(commands)
         except Exception as error:
             # Whatever it is, nobody may be left waiting.
             log.exception("a batch failed unexpectedly")
@@ -207,7 +209,7 @@ class LedgerActor(Generic[S]):
             log.exception("what follows a commit failed")
         return commands
 
-    async def _commit_unlocked(self, commands: list[Ticket]) -> bool:
+    async def _commit_optimistically(self, commands: list[PendingCall]) -> bool:
         """Decides on the state at hand and appends if the head has not moved; whether that settled the batch."""
         if not self.store.optimistic or self._locked_batches > 0:
             self._locked_batches -= 1
@@ -219,26 +221,26 @@ class LedgerActor(Generic[S]):
             lookup = self._lookup(state, commands)
             if lookup.positions:
                 return False
-            draft = Draft(state, Known(), self._clock_ns())
+            unit_of_work = UnitOfWork(state, LookupResult(), self._clock_ns())
             try:
-                self._decide(draft, commands)
+                self._decide(unit_of_work, commands)
                 answered = any(ticket.row is None for ticket in commands)
-                settled = await self._append_at(draft, lookup, answered=answered)
-            except CommitUncertain as cause:
-                await self._find_out(commands, draft, cause)
+                settled = await self._append_if_unchanged(unit_of_work, lookup, answered=answered)
+            except CommitOutcomeUnknown as cause:
+                await self._resolve_unknown_outcome(commands, unit_of_work, cause)
                 settled = True
             except Exception as error:
                 self._state = None
                 _fail(commands, error)
                 settled = True
             if not settled:
-                draft.revert()
+                unit_of_work.revert()
                 self.counters.conflicts += 1
                 self.counters.retries += len(commands)
                 self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
             return settled
 
-    async def _append_at(self, draft: Draft[S], lookup: Lookup, *, answered: bool) -> bool:
+    async def _append_if_unchanged(self, unit_of_work: UnitOfWork, lookup: Lookup, *, answered: bool) -> bool:
         """Appends a draft if the head is where it was decided; whether what was decided stands."""
         # Keys and jobs are not looked up before: the database refuses one that is there already. But a command that
         # was refused, or answered, without a row has none to be refused; it may have been done before, and then that
@@ -247,15 +249,15 @@ class LedgerActor(Generic[S]):
             known = await self.store.find(lookup)
             if known.keys or known.jobs:
                 return False
-        if draft.rows:
-            appended = await self.store.compare_and_append(draft.head, draft.rows)
+        if unit_of_work.rows:
+            appended = await self.store.compare_and_append(unit_of_work.head, unit_of_work.rows)
             if appended:
-                self._count(draft)
+                self._count(unit_of_work)
             return appended
         head = await self.store.head()
-        return (head.position, head.hash) == (draft.head.position, draft.head.hash)
+        return (head.position, head.hash) == (unit_of_work.head.position, unit_of_work.head.hash)
 
-    async def _commit_locked(self, commands: list[Ticket]) -> None:
+    async def _commit_under_lock(self, commands: list[PendingCall]) -> None:
         """Decides at the head, alone on the ledger, and appends."""
         for attempt in range(MOST_CONTENDED_ATTEMPTS):
             try:
@@ -263,7 +265,7 @@ class LedgerActor(Generic[S]):
                     await self._follow()
                 await self._commit_at_head(commands)
                 return
-            except (Contended, _StateLost) as error:
+            except (TransactionConflict, _StateDiscarded) as error:
                 self.counters.retries += len(commands)
                 if attempt + 1 == MOST_CONTENDED_ATTEMPTS:
                     unavailable = StorageUnavailable(f"the database kept refusing the transaction: {error}")
@@ -273,12 +275,12 @@ class LedgerActor(Generic[S]):
                 _fail(commands, error)
                 return
 
-    async def _commit_at_head(self, commands: list[Ticket]) -> None:
-        draft: Draft[S] | None = None
+    async def _commit_at_head(self, commands: list[PendingCall]) -> None:
+        unit_of_work: UnitOfWork | None = None
         alone = False
         asked_ns = time.perf_counter_ns()
         try:
-            if self.store.takes_turns:
+            if self.store.readers_block_writers:
                 # A question holds the state while it waits for its turn to read: in that order here too.
                 await self._state_lock.acquire()
                 alone = True
@@ -288,17 +290,17 @@ class LedgerActor(Generic[S]):
                     await self._state_lock.acquire()
                     alone = True
                 if self._state is None:
-                    raise _StateLost("a question failed meanwhile")
-                state = await self._caught_up(transaction)
+                    raise _StateDiscarded("a question failed meanwhile")
+                state = await self._catch_up(transaction)
                 lookup = self._lookup(state, commands)
-                known = await transaction.find(lookup) if lookup else Known()
-                draft = Draft(state, known, self._clock_ns())
-                self._decide(draft, commands)
-                if draft.rows:
-                    await transaction.append(draft.rows)
-            self._count(draft)
-        except CommitUncertain as cause:
-            await self._find_out(commands, draft, cause)
+                known = await transaction.find(lookup) if lookup else LookupResult()
+                unit_of_work = UnitOfWork(state, known, self._clock_ns())
+                self._decide(unit_of_work, commands)
+                if unit_of_work.rows:
+                    await transaction.append(unit_of_work.rows)
+            self._count(unit_of_work)
+        except CommitOutcomeUnknown as cause:
+            await self._resolve_unknown_outcome(commands, unit_of_work, cause)
         except BaseException:
             self._state = None
             raise
@@ -309,34 +311,34 @@ class LedgerActor(Generic[S]):
     async def _follow(self) -> None:
         """Brings the state near the head before the lock is taken: what is folded then keeps nobody waiting."""
         async with self._state_lock:
-            await self._caught_up(self.store)
+            await self._catch_up(self.store)
 
-    def _decide(self, draft: Draft[S], commands: list[Ticket]) -> None:
+    def _decide(self, unit_of_work: UnitOfWork, commands: list[PendingCall]) -> None:
         for ticket in commands:
-            draft.now_ns = self._clock_ns()
-            before = len(draft.rows)
+            unit_of_work.now_ns = self._clock_ns()
+            before = len(unit_of_work.rows)
             self.counters.attempts += 1
             ticket.result = ticket.error = ticket.row = None
             try:
-                ticket.result = ticket.work.execute(draft)
-                ticket.row = draft.rows[-1] if len(draft.rows) > before else None
+                ticket.result = ticket.work.decide(unit_of_work)
+                ticket.row = unit_of_work.rows[-1] if len(unit_of_work.rows) > before else None
             except Exception as error:
-                if len(draft.rows) != before:
+                if len(unit_of_work.rows) != before:
                     raise  # Half a change may not stand: the whole batch is given up.
                 ticket.error = error
-        self.counters.claims += draft.claims
+        self.counters.claims += unit_of_work.claims
 
-    def _count(self, draft: Draft[S]) -> None:
-        self.counters.rows += len(draft.rows)
-        self.counters.moved_picks += draft.moved_picks
+    def _count(self, unit_of_work: UnitOfWork) -> None:
+        self.counters.rows += len(unit_of_work.rows)
+        self.counters.moved_picks += unit_of_work.moved_picks
 
-    def _lookup(self, state: S, commands: list[Ticket]) -> Lookup:
+    def _lookup(self, state: S, commands: list[PendingCall]) -> Lookup:
         lookup = Lookup()
         for ticket in commands:
-            ticket.work.needs(state, lookup)
+            ticket.work.add_lookups(state, lookup)
         return lookup
 
-    async def _caught_up(self, source: Store | Transaction) -> S:
+    async def _catch_up(self, source: Store | Transaction) -> S:
         """The state at the log's head, or beyond where others append meanwhile."""
         state = self._state
         if state is None:
@@ -358,10 +360,12 @@ class LedgerActor(Generic[S]):
         self._state = state
         return state
 
-    async def _find_out(self, commands: list[Ticket], draft: Draft[S] | None, cause: Exception) -> None:
+    async def _resolve_unknown_outcome(
+        self, commands: list[PendingCall], unit_of_work: UnitOfWork | None, cause: Exception
+    ) -> None:
         """After a commit without a clear answer, reads from the log whether the batch stands."""
         self._state = None
-        rows = draft.rows if draft is not None else []
+        rows = unit_of_work.rows if unit_of_work is not None else []
         try:
             stored = await self.store.read(rows[0].position - 1) if rows else []
         except Exception:
@@ -370,7 +374,7 @@ class LedgerActor(Generic[S]):
                     # It was answered from what the batch would have made true, and nobody knows whether that is.
                     ticket.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
                 else:
-                    ticket.error = OutcomeUnknown(ticket.work.told_by(ticket.row), ticket.work.operation)
+                    ticket.error = OutcomeUnknown(ticket.work.retry_key(ticket.row), ticket.work.operation)
             return
         if not stored or stored[0].hash != rows[0].hash:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")
@@ -378,17 +382,17 @@ class LedgerActor(Generic[S]):
             _fail(commands, unavailable)
 
 
-class _Inbox:
+class _CallQueue:
     """What waits for the actor, and the task that works it off."""
 
-    def __init__(self, runtime: Runtime, work: Callable[[deque[Ticket]], Any]) -> None:
+    def __init__(self, runtime: Runtime, work: Callable[[deque[PendingCall]], Any]) -> None:
         self._runtime = runtime
         self._work = work
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[PendingCall] = deque()
         self._woken = False
         self._running: asyncio.Task[None] | None = None
 
-    def put(self, ticket: Ticket) -> None:
+    def put(self, ticket: PendingCall) -> None:
         """Queues a request; from any thread."""
         if len(self._waiting) >= QUEUE_CAPACITY:
             raise LedgerOverloaded(len(self._waiting))
@@ -417,12 +421,12 @@ class _Inbox:
             self._woken = False
             if not self._waiting:
                 return
-            deliver(await self._work(self._waiting))
+            resolve_futures(await self._work(self._waiting))
             # Where nothing else makes it wait, a busy inbox would keep the loop from all others.
             await asyncio.sleep(0)
 
 
-async def give_way() -> None:
+async def yield_to_writers() -> None:
     """Lets changes that were asked for meanwhile go first, for whoever writes pieces on the actor's loop.
 
     One round of the loop wakes the inbox, the next begins the transaction or queues for it, in front of the caller's.
@@ -431,17 +435,17 @@ async def give_way() -> None:
         await asyncio.sleep(0)
 
 
-def _drained(inbox: deque[Ticket]) -> list[Ticket]:
+def _drained(inbox: deque[PendingCall]) -> list[PendingCall]:
     tickets = []
     while inbox:
         tickets.append(inbox.popleft())
     return tickets
 
 
-def _batch(inbox: deque[Ticket]) -> list[Ticket]:
+def _batch(inbox: deque[PendingCall]) -> list[PendingCall]:
     """The next commands; of two with one key, the second stays for the batch after."""
-    commands: list[Ticket] = []
-    kept: list[Ticket] = []
+    commands: list[PendingCall] = []
+    kept: list[PendingCall] = []
     keys: set[str] = set()
     while inbox and len(commands) < BATCH_COMMANDS:
         ticket = inbox.popleft()
@@ -458,22 +462,22 @@ def _batch(inbox: deque[Ticket]) -> list[Ticket]:
     return commands
 
 
-def _fail(tickets: list[Ticket], error: Exception) -> None:
+def _fail(tickets: list[PendingCall], error: Exception) -> None:
     for ticket in tickets:
         ticket.result, ticket.error = None, error
 
 
-def deliver(tickets: list[Ticket]) -> None:
+def resolve_futures(tickets: list[PendingCall]) -> None:
     """Tells the callers, waking each of their loops once."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[PendingCall]] = {}
     for ticket in tickets:
         by_loop.setdefault(ticket.loop, []).append(ticket)
     for loop, theirs in by_loop.items():
         with suppress(RuntimeError):  # their loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_tell, theirs)
+            loop.call_soon_threadsafe(_resolve, theirs)
 
 
-def _tell(tickets: list[Ticket]) -> None:
+def _resolve(tickets: list[PendingCall]) -> None:
     for ticket in tickets:
         if ticket.future.done():
             continue

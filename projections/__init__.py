@@ -1,81 +1,67 @@
-"""Answers: availability, history; folds of the log. See ARCHITECTURE.md."""
+"""Answers: folds of the log. See README.md beside this file."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ledger import later
-
-from .availability import Availability, Candidate, Entry, is_busy
-from .draw import drawn
-from .history import Filters, History, Page
-from .recorded import describe_conflict
-from .snapshots import ProgressReport, Snapshots, Taken, folded_to
+from ledger.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData
-
-    from .audit import AccountTotals, AccountUsage, AuditReport, BlockUsage, audit_log
-    from .carry import ExportReport, RestoreReport, export_log, new_file, refuse_findings, restore_log
-    from .rebuild import Difference, Rebuild, RebuildReport
-    from .receipts import Bookkeeper, Receipt, ReceiptOutcome
-    from .rules import RULES, Finding, Rule
-    from .verify import VerifyReport, verify_log
+    from .audit.report import AccountTotals as AccountTotals
+    from .audit.report import AccountUsage as AccountUsage
+    from .audit.report import AuditReport as AuditReport
+    from .audit.report import BlockUsage as BlockUsage
+    from .audit.run import audit_log as audit_log
+    from .availability import Availability as Availability
+    from .availability import Candidate as Candidate
+    from .availability import RankedAccount as RankedAccount
+    from .availability import is_busy as is_busy
+    from .backup import ExportReport as ExportReport
+    from .backup import RestoreReport as RestoreReport
+    from .backup import atomic_new_file as atomic_new_file
+    from .backup import export_log as export_log
+    from .backup import raise_first_finding as raise_first_finding
+    from .backup import restore_log as restore_log
+    from .conflicts import describe_conflict as describe_conflict
+    from .database_schema import schema as schema
+    from .history.pages import History as History
+    from .history.pages import Page as Page
+    from .history.rows import HistoryFilters as HistoryFilters
+    from .rebuild import Difference as Difference
+    from .rebuild import Rebuild as Rebuild
+    from .rebuild import RebuildReport as RebuildReport
+    from .receipts import Bookkeeper as Bookkeeper
+    from .receipts import Receipt as Receipt
+    from .receipts import ReceiptOutcome as ReceiptOutcome
+    from .rules import RULES as RULES
+    from .rules import Finding as Finding
+    from .rules import Rule as Rule
+    from .snapshots import ProgressReport as ProgressReport
+    from .snapshots import Snapshot as Snapshot
+    from .snapshots import SnapshotStore as SnapshotStore
+    from .snapshots import state_at as state_at
+    from .tie_break import in_trial_order as in_trial_order
+    from .verify import VerifyReport as VerifyReport
+    from .verify import verify_log as verify_log
 else:
-    __getattr__ = later(
+    __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
         {
-            ".audit": ("AccountTotals", "AccountUsage", "AuditReport", "BlockUsage", "audit_log"),
-            ".carry": ("ExportReport", "RestoreReport", "export_log", "new_file", "refuse_findings", "restore_log"),
-            ".rebuild": ("Difference", "Rebuild", "RebuildReport"),
-            ".receipts": ("Bookkeeper", "Receipt", "ReceiptOutcome"),
-            ".rules": ("RULES", "Finding", "Rule"),
-            ".verify": ("VerifyReport", "verify_log"),
+            "projections.audit.report": "AccountTotals AccountUsage AuditReport BlockUsage",
+            "projections.audit.run": "audit_log",
+            "projections.availability": "Availability Candidate RankedAccount is_busy",
+            "projections.backup": (
+                "ExportReport RestoreReport atomic_new_file export_log raise_first_finding restore_log"
+            ),
+            "projections.conflicts": "describe_conflict",
+            "projections.database_schema": "schema",
+            "projections.history.pages": "History Page",
+            "projections.history.rows": "HistoryFilters",
+            "projections.rebuild": "Difference Rebuild RebuildReport",
+            "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
+            "projections.rules": "Finding RULES Rule",
+            "projections.snapshots": "ProgressReport Snapshot SnapshotStore state_at",
+            "projections.tie_break": "in_trial_order",
+            "projections.verify": "VerifyReport verify_log",
         },
     )
-
-__all__ = [
-    "RULES",
-    "AccountTotals",
-    "AccountUsage",
-    "AuditReport",
-    "Availability",
-    "BlockUsage",
-    "Bookkeeper",
-    "Candidate",
-    "Difference",
-    "Entry",
-    "ExportReport",
-    "Filters",
-    "Finding",
-    "History",
-    "Page",
-    "ProgressReport",
-    "Rebuild",
-    "RebuildReport",
-    "Receipt",
-    "ReceiptOutcome",
-    "RestoreReport",
-    "Rule",
-    "Snapshots",
-    "Taken",
-    "VerifyReport",
-    "audit_log",
-    "describe_conflict",
-    "drawn",
-    "export_log",
-    "folded_to",
-    "is_busy",
-    "new_file",
-    "refuse_findings",
-    "restore_log",
-    "schema",
-    "verify_log",
-]
-
-
-def schema() -> MetaData:
-    """All tables, the log's and the read models'; imports SQLAlchemy, which is why it is a function."""
-    from .tables import metadata
-
-    return metadata

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from ledger import Account, LedgerState, NotEnoughAllowanceException, seconds
+from ledger import Account, LedgerState
+from ledger.errors import NotEnoughAllowanceException
+from ledger.values import seconds
 
 SHARE_UNIT = 10**9
 
@@ -26,7 +28,7 @@ class Candidate(msgspec.Struct, frozen=True):
     stream_version: int
 
 
-class Entry(NamedTuple):
+class RankedAccount(NamedTuple):
     """One account in a ranking; entries compare by rank."""
 
     earliest_block: int
@@ -60,10 +62,10 @@ class Ranking:
     __slots__ = ("_candidates", "_entries", "_of", "_revision", "_stale", "_window_start")
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._entries: list[RankedAccount] = []
         self._candidates: list[Candidate] | None = None
         """The entries' public forms, in their order, from when somebody asks for them on."""
-        self._of: dict[str, Entry] = {}
+        self._of: dict[str, RankedAccount] = {}
         self._revision = -1
         self._window_start = 0
         self._stale: set[str] = set()
@@ -72,14 +74,14 @@ class Ranking:
         """The account is to be measured again."""
         self._stale.add(account.miner_ss58)
 
-    def at(self, state: LedgerState, executor_class: str, now_ns: int) -> list[Entry]:
+    def at(self, state: LedgerState, executor_class: str, now_ns: int) -> list[RankedAccount]:
         """The entries in order, brought up to date; not to be changed by the caller."""
         chain = state.chain
         accounts = chain.classes.get(executor_class, {})
         if self._revision != chain.revision:
             self._revision = chain.revision
             self._window_start = state.window_start(chain.blocks.newest)
-            self._entries = measured(state, executor_class, self._window_start, now_ns)
+            self._entries = rank_accounts(state, executor_class, self._window_start, now_ns)
             self._of = {entry.hotkey_ss58: entry for entry in self._entries}
             self._candidates = None
             self._stale.clear()
@@ -102,7 +104,7 @@ class Ranking:
             if candidates is not None:
                 del candidates[place]
         if account.miner_ss58 in state.chain.metagraph.members:
-            entry = entry_of(state, account, self._window_start, now_ns)
+            entry = rank_account(state, account, self._window_start, now_ns)
             if entry is not None:
                 self._of[account.miner_ss58] = entry
                 place = bisect_left(entries, entry)
@@ -119,12 +121,12 @@ class Availability(LedgerState):
         self._rankings: dict[str, Ranking] = {}
         self._ranked_at_ns = 0
 
-    def touched(self, account: Account) -> None:
+    def availability_changed(self, account: Account) -> None:
         ranking = self._rankings.get(account.executor_class)
         if ranking is not None:
             ranking.touch(account)
 
-    def ranking(self, executor_class: str, now_ns: int) -> list[Entry]:
+    def ranking(self, executor_class: str, now_ns: int) -> list[RankedAccount]:
         """The class's accounts with anything available at the newest block, best first."""
         self._move_clock(now_ns)
         if executor_class not in self.chain.classes:
@@ -140,7 +142,7 @@ class Availability(LedgerState):
             entries = self.ranking(executor_class, now_ns)
             candidates = self._rankings[executor_class].candidates() if entries else []
         else:
-            entries = measured(self, executor_class, self.window_start(job_start_block), now_ns)
+            entries = rank_accounts(self, executor_class, self.window_start(job_start_block), now_ns)
             candidates = [entry.candidate() for entry in entries]
         enough = [each for entry, each in zip(entries, candidates, strict=True) if -entry[2] >= amount_ns]
         if not enough:
@@ -165,38 +167,38 @@ class Availability(LedgerState):
         """Touches the accounts whose reservations came due, or are no longer due, since the last time."""
         if now_ns == self._ranked_at_ns:
             return
-        first = bisect_right(self.due, (min(now_ns, self._ranked_at_ns), 2**63))
-        last = bisect_right(self.due, (max(now_ns, self._ranked_at_ns), 2**63))
-        for _, held_id in self.due[first:last]:
-            self.touched(self.held[held_id].account)
+        first = bisect_right(self.due_queue, (min(now_ns, self._ranked_at_ns), 2**63))
+        last = bisect_right(self.due_queue, (max(now_ns, self._ranked_at_ns), 2**63))
+        for _, active_id in self.due_queue[first:last]:
+            self.availability_changed(self.active[active_id].account)
         self._ranked_at_ns = now_ns
 
 
-def measured(state: LedgerState, executor_class: str, window_start: int, now_ns: int) -> list[Entry]:
+def rank_accounts(state: LedgerState, executor_class: str, window_start: int, now_ns: int) -> list[RankedAccount]:
     """The class's registered accounts with anything available in a window, measured afresh, best first."""
     members = state.chain.metagraph.members
     entries = []
     for hotkey_ss58, account in state.chain.classes.get(executor_class, {}).items():
         if hotkey_ss58 in members:
-            entry = entry_of(state, account, window_start, now_ns)
+            entry = rank_account(state, account, window_start, now_ns)
             if entry is not None:
                 entries.append(entry)
     entries.sort()
     return entries
 
 
-def entry_of(state: LedgerState, account: Account, window_start: int, now_ns: int) -> Entry | None:
+def rank_account(state: LedgerState, account: Account, window_start: int, now_ns: int) -> RankedAccount | None:
     """The account's place in a ranking; None where nothing is available."""
     total_ns, available_ns, earliest = account.measure(state.chain.blocks, window_start, now_ns)
     if not available_ns:
         return None
     share = available_ns * SHARE_UNIT // total_ns
     busy = is_busy(state, account, now_ns)
-    return Entry(earliest, -share, -available_ns, account.miner_ss58, total_ns, account, busy)
+    return RankedAccount(earliest, -share, -available_ns, account.miner_ss58, total_ns, account, busy)
 
 
 def is_busy(state: LedgerState, account: Account, now_ns: int) -> bool:
     """Whether the miner runs as many jobs of the class as it has executors for, overdue ones not counted."""
     if not state.chain.settings.respect_executor_count:
         return False
-    return len(account.held) - len(account.overdue(now_ns)) >= state.chain.count_now(account)
+    return len(account.active) - len(account.overdue(now_ns)) >= state.chain.newest_count(account)

@@ -13,26 +13,22 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-from ledger import (
+from ledger import Account, Chain, RecordedSettings, Row, StepFunction
+from ledger.codec import decode
+from ledger.events import (
     CHAIN_STREAM,
     MANIFESTS_STREAM,
     SETTINGS_STREAM,
-    Account,
     BlockRecorded,
-    Chain,
     LedgerOpened,
     ManifestsRecorded,
-    RecordedSettings,
-    Row,
     SettingsChanged,
-    Steps,
-    decode,
 )
 
 FACT_STREAMS = frozenset((SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM))
 
 
-class Terms(NamedTuple):
+class BlockTerms(NamedTuple):
     """What a block's duration is worth, as settled when the block was finalized."""
 
     long_block_ns: int
@@ -54,7 +50,7 @@ class StakeTable:
         self._columns: dict[str, int] = {}
         self._rows: list[array[int]] = [array("q")]
         self._totals = [0]
-        self._row_at = Steps()
+        self._row_at = StepFunction()
         self._last: Mapping[str, int] = {}
 
     def record(self, block: int, stakes: Mapping[str, int]) -> None:
@@ -80,7 +76,7 @@ class StakeTable:
         return row
 
 
-class _RememberingChain(Chain):
+class _ChainWithDrops(Chain):
     """A chain that keeps every drop."""
 
     def __init__(self) -> None:
@@ -98,11 +94,11 @@ class GrantTable:
 
     def __init__(self) -> None:
         self.position = 0
-        self._chain = _RememberingChain()
+        self._chain = _ChainWithDrops()
         self._stakes = StakeTable()
-        self._terms: list[Terms] = []
-        self._terms_at = Steps()
-        self._times: _Times | None = None
+        self._terms: list[BlockTerms] = []
+        self._terms_at = StepFunction()
+        self._times: _BlockTimes | None = None
 
     @property
     def settings(self) -> RecordedSettings:
@@ -123,7 +119,7 @@ class GrantTable:
                 self._chain.apply_settings(event.settings)
                 settings = event.settings
                 self._terms.append(
-                    Terms(settings.long_block_ns, settings.long_block_counts_as_ns, self._chain.multiplier)
+                    BlockTerms(settings.long_block_ns, settings.long_block_counts_as_ns, self._chain.multiplier)
                 )
 
     def granted_ns(self, validator_ss58: str, miner_ss58: str, executor_class: str, block: int) -> int:
@@ -137,7 +133,7 @@ class GrantTable:
         stake, total_stake = self._stakes.at(block, validator_ss58)
         return terms.unit_ns(end_ns - start_ns, stake, total_stake) * account.counts.at(block)
 
-    def floor_at(self, miner_ss58: str, executor_class: str, block: int) -> int:
+    def invalidated_below_at(self, miner_ss58: str, executor_class: str, block: int) -> int:
         """Below this block, the account's blocks are invalidated by drops at that block or before; 0 where none are."""
         account = self._account(miner_ss58, executor_class)
         drops = self._chain.drops.get(account.stream, ()) if account is not None else ()
@@ -147,7 +143,7 @@ class GrantTable:
     def newest_at(self, at_ns: int) -> int | None:
         """The newest block at a time; None before the first known block, and at or after the last."""
         if self._times is None:
-            self._times = _Times(self._chain)
+            self._times = _BlockTimes(self._chain)
         return self._times.newest_at(at_ns)
 
     def span_ns(self) -> tuple[int, int] | None:
@@ -172,7 +168,7 @@ class GrantTable:
         return self._chain.classes.get(executor_class, {}).get(miner_ss58)
 
 
-class _Times:
+class _BlockTimes:
     """The known blocks in order, to look a time up in.
 
     Blocks on both sides of a hole may have times in the wrong order, so that the newest block at a time is not found

@@ -14,21 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from ledger import AllowanceException, RebuildOvertaken, Row, Store, dump, give_way
+from ledger import Row, Store, encode_state, yield_to_writers
+from ledger.errors import AllowanceException, RebuildOvertaken
+from projections.history.garbage import delete_unreferenced_rows
+from projections.history.model import NO_CHECKPOINT, SHADOW, Checkpoint, HistoryModel
+from projections.history.projector import ROWS_PER_TRANSACTION, Projector
+from projections.history.rows import BucketRun, HistoryRow, fold_tail
 
 from .availability import Availability
-from .lines import Line, Piece, folded
-from .model import NOWHERE, SHADOW, HistoryModel, Place
-from .projecting import ROWS_AT_ONCE, Projector
-from .snapshots import ProgressReport, Snapshots, Taken
-from .sweep import sweep
+from .snapshots import ProgressReport, Snapshot, SnapshotStore
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
-    from .model import Columns
+    from projections.history.model import Columns
 
-T = TypeVar("T", Line, Piece)
+T = TypeVar("T", HistoryRow, BucketRun)
 
 What = Literal["reservation", "blocks", "snapshot", "state"]
 
@@ -66,14 +67,14 @@ class RebuildReport(msgspec.Struct, frozen=True):
 class Rebuild:
     """One rebuild of one ledger's derived tables."""
 
-    def __init__(self, store: Store, snapshots: Snapshots) -> None:
+    def __init__(self, store: Store, snapshots: SnapshotStore) -> None:
         self.state = Availability()
         """The state, folded from the first event as far as the rebuild has come."""
         self._store = store
         self._snapshots = snapshots
         self._model = HistoryModel(store)
         self._projector = Projector(store)
-        self._stored: dict[int, Taken] = {}
+        self._stored: dict[int, Snapshot] = {}
         self._different = 0
         self._differences: list[Difference] = []
         self._damaged: list[int] = []
@@ -84,10 +85,10 @@ class Rebuild:
         Raises `RebuildOvertaken`, and `ProjectionStopped` or `CorruptLedger` at an event that cannot be taken; the
         live history is then as it was.
         """
-        self._stored = await self._snapshots.stored()
+        self._stored = await self._snapshots.all()
         snapshots = len(self._stored)
         shadow = await self._projector.begin_shadow()
-        await sweep(self._store)
+        await delete_unreferenced_rows(self._store)
         try:
             shadow = await self._build(shadow, progress)
             compared_until = await self._compare(shadow)
@@ -97,9 +98,9 @@ class Rebuild:
         except Exception:
             with suppress(AllowanceException):
                 await self._projector.give_up(shadow)
-                await sweep(self._store)
+                await delete_unreferenced_rows(self._store)
             raise
-        await sweep(self._store)
+        await delete_unreferenced_rows(self._store)
         await self._renew_snapshots()
         reservations = await self._model.count(shadow.generation)
         return RebuildReport(
@@ -111,8 +112,8 @@ class Rebuild:
         while self.state.position < position:
             rows = await self._store.read(self.state.position)
             self.state.fold([row for row in rows if row.position <= position])
-            await give_way()
-        rebuilt = dump(self.state)
+            await yield_to_writers()
+        rebuilt = encode_state(self.state)
         if rebuilt != payload:
             self._differ("state", position, {"digest": _digest(payload)}, {"digest": _digest(rebuilt)})
         return rebuilt == payload
@@ -121,24 +122,24 @@ class Rebuild:
         """The report with the differences that were found after it."""
         return msgspec.structs.replace(report, different=self._different, differences=self._differences)
 
-    async def _build(self, shadow: Place, progress: ProgressReport | None) -> Place:
+    async def _build(self, shadow: Checkpoint, progress: ProgressReport | None) -> Checkpoint:
         """Brings the shadow, and the state, to the log's head."""
         head = (await self._store.head()).position
         while shadow.position < head:
             rows = await self._store.read(shadow.position)
-            for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
-                shadow = await self._advance(shadow, rows[start : start + ROWS_AT_ONCE])
-                await give_way()
+            for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
+                shadow = await self._advance(shadow, rows[start : start + ROWS_PER_TRANSACTION])
+                await yield_to_writers()
             if progress is not None:
                 progress(shadow.position, head)
         return shadow
 
-    async def _advance(self, shadow: Place, rows: list[Row]) -> Place:
+    async def _advance(self, shadow: Checkpoint, rows: list[Row]) -> Checkpoint:
         """Takes the next rows into the shadow, and into the state."""
-        tail, stopped = folded(shadow.position, rows)
+        tail, stopped = fold_tail(shadow.position, rows)
         if stopped is not None:
             raise stopped
-        expected = Place(shadow.generation, tail.position)
+        expected = Checkpoint(shadow.generation, tail.position)
         if await self._projector.advance(SHADOW, shadow, tail) != expected:
             raise RebuildOvertaken(shadow.position)
         self._fold(rows)
@@ -155,8 +156,8 @@ class Rebuild:
                 self._look_at(taken)
         self.state.fold(rows[start:])
 
-    def _look_at(self, taken: Taken) -> None:
-        rebuilt = Taken(self.state.position, self.state.hash, dump(self.state))
+    def _look_at(self, taken: Snapshot) -> None:
+        rebuilt = Snapshot(self.state.position, self.state.hash, encode_state(self.state))
         if taken != rebuilt:
             self._damaged.append(taken.position)
             self._differ("snapshot", taken.position, _shown_snapshot(taken), _shown_snapshot(rebuilt))
@@ -166,29 +167,29 @@ class Rebuild:
         for position, taken in self._stored.items():
             self._damaged.append(position)
             self._differ("snapshot", position, _shown_snapshot(taken), None)
-        taken = Taken(self.state.position, self.state.hash, dump(self.state))
+        taken = Snapshot(self.state.position, self.state.hash, encode_state(self.state))
         await self._snapshots.save(taken, dropped=self._damaged)
 
-    async def _compare(self, shadow: Place) -> int:
+    async def _compare(self, shadow: Checkpoint) -> int:
         """Compares the two histories as they stood where the one behind stands; they may both go on meanwhile."""
         live = await self._model.live()
         at = min(live.position, shadow.position)
-        if live == NOWHERE:
+        if live == NO_CHECKPOINT:
             return 0
-        async for found, rebuilt in _apart(
+        async for found, rebuilt in _different(
             self._lines(live.generation, at), self._lines(shadow.generation, at), lambda line: (line.position,)
         ):
             self._differ_in("reservation", found, rebuilt)
-        async for piece, rebuilt_piece in _apart(
+        async for piece, rebuilt_piece in _different(
             self._pieces(live.generation, at), self._pieces(shadow.generation, at), lambda piece: piece[:3]
         ):
             self._differ_in("blocks", piece, rebuilt_piece)
         return at
 
-    async def _lines(self, generation: int, at: int) -> AsyncIterator[Line]:
+    async def _lines(self, generation: int, at: int) -> AsyncIterator[HistoryRow]:
         after = 0
         while True:
-            async with self._store.reading() as connection:
+            async with self._store.read_connection() as connection:
                 lines = await self._model.lines(
                     connection,
                     generation,
@@ -202,10 +203,10 @@ class Rebuild:
                 return
             after = lines[-1].position
 
-    async def _pieces(self, generation: int, at: int) -> AsyncIterator[Piece]:
-        last = Piece(-1, 0, 0, 0)
+    async def _pieces(self, generation: int, at: int) -> AsyncIterator[BucketRun]:
+        last = BucketRun(-1, 0, 0, 0)
         while True:
-            async with self._store.reading() as connection:
+            async with self._store.read_connection() as connection:
                 pieces = await self._model.pieces(connection, generation, last, READ_LINES)
             for piece in pieces:
                 if piece.position <= at:
@@ -214,7 +215,9 @@ class Rebuild:
                 return
             last = pieces[-1]
 
-    def _differ_in(self, what: What, found: Line | Piece | None, rebuilt: Line | Piece | None) -> None:
+    def _differ_in(
+        self, what: What, found: HistoryRow | BucketRun | None, rebuilt: HistoryRow | BucketRun | None
+    ) -> None:
         one, other = found or rebuilt, rebuilt or found
         if one is None or other is None:
             return
@@ -233,7 +236,7 @@ def _after(after: int, until: int, columns: Columns) -> list[ColumnElement[bool]
     return [columns.position > after, columns.position <= until]
 
 
-async def _apart(
+async def _different(
     found: AsyncIterator[T], rebuilt: AsyncIterator[T], key: Callable[[T], tuple[int, ...]]
 ) -> AsyncIterator[tuple[T | None, T | None]]:
     """Where two streams in the order of a key differ."""
@@ -251,7 +254,7 @@ async def _apart(
             one, other = await anext(found, None), await anext(rebuilt, None)
 
 
-def _shown(stored: Line | Piece, names: list[str]) -> dict[str, Any]:
+def _shown(stored: HistoryRow | BucketRun, names: list[str]) -> dict[str, Any]:
     values = stored._asdict()
     return {name: _text(values[name]) for name in names}
 
@@ -260,7 +263,7 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
 
 
-def _shown_snapshot(taken: Taken) -> dict[str, Any]:
+def _shown_snapshot(taken: Snapshot) -> dict[str, Any]:
     return {"hash": taken.hash.hex(), "digest": _digest(taken.payload)}
 
 

@@ -13,11 +13,13 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from ledger import InvalidInput, Store, TimeOutOfRange, amount, instant, instant_ns, integer, name, seconds
+from ledger import Store
+from ledger.errors import InvalidInput, TimeOutOfRange
+from ledger.values import amount, instant, instant_ns, integer, name, seconds
 
 from .grants import GrantTable
 
-Word = Literal["outside_range", "double_spent", "invalidated", "without_grant", "spendable"]
+BlockVerdict = Literal["outside_range", "double_spent", "invalidated", "without_grant", "spendable"]
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -54,7 +56,7 @@ class ReceiptOutcome(msgspec.Struct, frozen=True):
     spendable: list[int]
 
 
-class Payer(NamedTuple):
+class PayingAccount(NamedTuple):
     """The account that a receipt is paid from; its validator need not be ours."""
 
     validator_ss58: str
@@ -70,7 +72,7 @@ class Bookkeeper:
 
     def __init__(self) -> None:
         self._grants = GrantTable()
-        self._spent: dict[Payer, set[int]] = {}
+        self._spent: dict[PayingAccount, set[int]] = {}
 
     @property
     def position(self) -> int:
@@ -87,7 +89,7 @@ class Bookkeeper:
         start = self._grants.newest_at(started_at_ns)
         if start is None:
             raise self._out_of_range(started_at_ns)
-        found: dict[Word, list[int]] = {
+        found: dict[BlockVerdict, list[int]] = {
             "outside_range": [],
             "double_spent": [],
             "invalidated": [],
@@ -112,19 +114,21 @@ class Bookkeeper:
                     self._grants.fold(row)
             await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
 
-    def _classified(self, payer: Payer, start: int, offered: Iterable[int]) -> Iterator[tuple[int, Word, int]]:
+    def _classified(
+        self, payer: PayingAccount, start: int, offered: Iterable[int]
+    ) -> Iterator[tuple[int, BlockVerdict, int]]:
         """Each block with the first word that applies to it, and what it may be spent for."""
         settings = self._grants.settings
         first = start - settings.block_expiry_blocks - settings.validation_leeway_lower_blocks
         last = start + settings.validation_leeway_upper_blocks
-        floor = self._grants.floor_at(payer.miner_ss58, payer.executor_class, start)
+        invalidated_below = self._grants.invalidated_below_at(payer.miner_ss58, payer.executor_class, start)
         spent = self._spent.get(payer, set())
         for block in offered:
             if not first <= block <= last:
                 yield block, "outside_range", 0
             elif block in spent:
                 yield block, "double_spent", 0
-            elif block < floor:
+            elif block < invalidated_below:
                 yield block, "invalidated", 0
             else:
                 granted_ns = self._grants.granted_ns(*payer, block)
@@ -136,11 +140,11 @@ class Bookkeeper:
         return TimeOutOfRange(instant(at_ns), first, last)
 
 
-def _checked(receipt: Receipt) -> tuple[Payer, int, list[int], int]:
+def _checked(receipt: Receipt) -> tuple[PayingAccount, int, list[int], int]:
     """The receipt's account, start, blocks (each once, ascending) and amount, made exact."""
     if not isinstance(receipt, Receipt):
         raise InvalidInput("receipt", receipt, "a Receipt")
-    payer = Payer(
+    payer = PayingAccount(
         name(receipt.validator_ss58, "validator_ss58"),
         name(receipt.miner_ss58, "miner_ss58"),
         name(receipt.executor_class, "executor_class"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ledger import shortened
+from ledger.errors import shortened
 
 MOST_FINDINGS = 10_000
 """Findings beyond these are counted only: a hostile log may break a rule with every event."""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection
 from hashlib import blake2b
 from typing import NamedTuple
 
-from ledger import LARGEST_INTEGER, SNAPSHOT_VERSION, Lookup, Store, dump, load
+from ledger import SNAPSHOT_VERSION, Lookup, Store, decode_state, encode_state
+from ledger.values import LARGEST_INTEGER
 
 from .availability import Availability
 
@@ -25,7 +26,7 @@ ProgressReport = Callable[[int, int], None]
 """Called with how many events were read, and how many there are to read, on the ledger's own thread."""
 
 
-class Taken(NamedTuple):
+class Snapshot(NamedTuple):
     """A state as bytes, and the row that it was taken at."""
 
     position: int
@@ -33,7 +34,7 @@ class Taken(NamedTuple):
     payload: bytes
 
 
-class Snapshots:
+class SnapshotStore:
     """One ledger's snapshots."""
 
     def __init__(self, store: Store) -> None:
@@ -41,19 +42,19 @@ class Snapshots:
         self.newest = 0
         """The position of the newest snapshot that was loaded, saved or looked for here."""
 
-    async def look(self) -> None:
+    async def refresh_newest(self) -> None:
         """Finds out which snapshot is the newest, whoever saved it."""
-        rows = await self._store.select(
+        rows = await self._store.query(
             f"SELECT max(position) FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION}"
         )
         self.newest = max(self.newest, *(position or 0 for (position,) in rows))
 
-    def take(self, state: Availability, every_rows: int) -> Taken | None:
+    def take_if_due(self, state: Availability, every_rows: int) -> Snapshot | None:
         """A snapshot of a committed state, if so many rows have come since the newest."""
         if state.position - self.newest < every_rows:
             return None
-        return Taken(state.position, state.hash, dump(state))
+        return Snapshot(state.position, state.hash, encode_state(state))
 
     async def load(self, until: int | None = None) -> Availability:
         """A state to fold on from: the newest snapshot up to a position, or the beginning."""
@@ -62,7 +63,7 @@ class Snapshots:
             before = stored.position
             state = Availability()
             try:
-                load(stored.payload, state)
+                decode_state(stored.payload, state)
             except Exception:
                 # Whatever is wrong with it: the log has all that it could say.
                 continue
@@ -71,42 +72,42 @@ class Snapshots:
                 return state
         return Availability()
 
-    async def stored(self) -> dict[int, Taken]:
+    async def all(self) -> dict[int, Snapshot]:
         """The stored snapshots by position, sound or not; where the stored digest is wrong, so is the payload here."""
-        rows = await self._store.select(
+        rows = await self._store.query(
             f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION}"
         )
         return {
-            position: Taken(position, bytes(a_hash), _sealed(payload, digest))
+            position: Snapshot(position, bytes(a_hash), _checked_payload(payload, digest))
             for position, a_hash, digest, payload in rows
         }
 
-    async def save(self, taken: Taken, dropped: Collection[int] = ()) -> None:
+    async def save(self, taken: Snapshot, dropped: Collection[int] = ()) -> None:
         """Stores a snapshot; drops those named, and the oldest beyond those kept."""
         position, ledger = taken.position, self._store.ledger
-        async with self._store.writing() as statements:
-            rows = await statements.rows("SELECT position FROM allowance_snapshots WHERE ledger = ?", ledger)
+        async with self._store.write_read_models() as transaction:
+            rows = await transaction.query("SELECT position FROM allowance_snapshots WHERE ledger = ?", ledger)
             positions = {each for (each,) in rows}
             kept = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
             gone = [each for each in positions if each not in kept or each == position]
-            await statements.many(
+            await transaction.execute_many(
                 "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?", [(ledger, each) for each in gone]
             )
             if position in kept:
                 values = (ledger, position, SNAPSHOT_VERSION, taken.hash, _digest(taken.payload), taken.payload)
-                await statements.many(_INSERT, [values])
+                await transaction.execute_many(_INSERT, [values])
         self.newest = max(self.newest, position)
 
-    async def _newest(self, before: int) -> Taken | None:
+    async def _newest(self, before: int) -> Snapshot | None:
         """The newest snapshot before a position, sound or not."""
-        rows = await self._store.select(
+        rows = await self._store.query(
             f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION} AND position < {before} ORDER BY position DESC LIMIT 1"
         )
-        return _taken(*rows[0]) if rows else None
+        return _snapshot(*rows[0]) if rows else None
 
-    async def _is_of_this_log(self, taken: Taken) -> bool:
+    async def _is_of_this_log(self, taken: Snapshot) -> bool:
         """Whether the log has the row that it was taken at."""
         lookup = Lookup()
         lookup.positions.add(taken.position)
@@ -114,9 +115,9 @@ class Snapshots:
         return found is not None and found.hash == taken.hash
 
 
-async def folded_to(store: Store, position: int, progress: ProgressReport | None = None) -> Availability:
+async def state_at(store: Store, position: int, progress: ProgressReport | None = None) -> Availability:
     """The state as it was right after a position, which the log must have."""
-    state = await Snapshots(store).load(until=position)
+    state = await SnapshotStore(store).load(until=position)
     while state.position < position:
         rows = await store.read(state.position)
         state.fold([row for row in rows if row.position <= position])
@@ -126,11 +127,11 @@ async def folded_to(store: Store, position: int, progress: ProgressReport | None
     return state
 
 
-def _taken(position: int, a_hash: bytes, digest: bytes, payload: bytes) -> Taken:
-    return Taken(position, bytes(a_hash), _sealed(payload, digest))
+def _snapshot(position: int, a_hash: bytes, digest: bytes, payload: bytes) -> Snapshot:
+    return Snapshot(position, bytes(a_hash), _checked_payload(payload, digest))
 
 
-def _sealed(payload: bytes, digest: bytes) -> bytes:
+def _checked_payload(payload: bytes, digest: bytes) -> bytes:
     """The payload as it was stored; where it is not that any more, bytes that no state has."""
     return bytes(payload) if _digest(payload) == digest else b"damaged" + bytes(payload)
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, TableClause, Text, column
 from sqlalchemy.ext.compiler import compiles
 
-from ledger.tables import metadata
+from ledger.store.tables import metadata
 
 __all__ = ["Indexed", "checkpoints", "metadata", "reservations", "reserved_blocks", "snapshots"]
 

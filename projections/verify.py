@@ -9,9 +9,12 @@ from typing import Any
 
 import msgspec
 
-from ledger import AllowanceException, CorruptLedger, Head, LedgerOpened, Reader, Row, StoredLedger, decode, shortened
+from ledger import Head, LogReader, Row, StoredLedger
+from ledger.codec import decode
+from ledger.errors import AllowanceException, CorruptLedger, shortened
+from ledger.events import LedgerOpened
 
-from .envelope import Envelope
+from .row_checks import RowChecker
 from .rules import Finding, Findings, Rule
 from .snapshots import ProgressReport
 
@@ -50,7 +53,7 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
 
 async def verify_log(
-    reader: Reader,
+    reader: LogReader,
     stored: StoredLedger,
     heads: Collection[Head] = (),
     progress: ProgressReport | None = None,
@@ -62,7 +65,7 @@ async def verify_log(
     Raises `StorageUnavailable` where the database does not answer.
     """
     started = timer()
-    check = _Check(heads)
+    check = _LogCheck(heads)
     total = stored.position if type(stored.position) is int else 0
     try:
         async for page in reader.pages(stored):
@@ -72,14 +75,14 @@ async def verify_log(
             await asyncio.sleep(0)  # A long log lets others have the loop between pages.
     except CorruptLedger as broken:
         check.break_off(broken)
-    reader.check_undisturbed()
+    reader.check_unchanged()
     check.end(await reader.head(stored))
     elapsed_seconds = max(timer() - started, 1e-9)
     findings = check.findings.listed
     return VerifyReport(
         check.validator_ss58(stored),
-        check.envelope.position,
-        check.envelope.hash.hex(),
+        check.row_checker.position,
+        check.row_checker.hash.hex(),
         findings[0].position if findings else None,
         check.findings.count,
         findings,
@@ -91,11 +94,11 @@ async def verify_log(
     )
 
 
-class _Check:
+class _LogCheck:
     """One ledger's rows, its head row and the heads noted elsewhere."""
 
     def __init__(self, heads: Collection[Head]) -> None:
-        self.envelope = Envelope()
+        self.row_checker = RowChecker()
         self.findings = Findings()
         self.noted: list[int] = []
         self.events = 0
@@ -111,7 +114,7 @@ class _Check:
         """Takes the next rows."""
         if not self.events:
             self._opened_by = _opened_by(page[0])
-        take = self.envelope.take
+        take = self.row_checker.check
         for row in page:
             problems = take(row)
             if problems:
@@ -125,7 +128,7 @@ class _Check:
     def break_off(self, broken: CorruptLedger) -> None:
         """Notes where what is stored cannot be read any further."""
         self._broken_off = True
-        self.findings.add(self.envelope.position + 1, Rule.ROW_COLUMNS, broken.reason)
+        self.findings.add(self.row_checker.position + 1, Rule.ROW_COLUMNS, broken.reason)
 
     def end(self, head: StoredLedger) -> None:
         """Compares where the log ends with what the head row and the noted heads say."""
@@ -137,9 +140,9 @@ class _Check:
                 self.noted.append(position)
                 good = position
                 continue
-            if position > self.envelope.position:
-                message = f"the log ends at {self.envelope.position}, a head noted elsewhere stands at {position}"
-                self._add_head_finding(self.envelope.position + 1, message, expected=position)
+            if position > self.row_checker.position:
+                message = f"the log ends at {self.row_checker.position}, a head noted elsewhere stands at {position}"
+                self._add_head_finding(self.row_checker.position + 1, message, expected=position)
             else:
                 message = f"the log is not the one whose head was noted at {position}: the change is after {good}"
                 details = {"noted": a_hash.hex(), "found": _hexadecimal(self._found.get(position))}
@@ -152,7 +155,7 @@ class _Check:
         if last == 0:
             refused = [position for position, _ in self._heads if position not in self.noted]
             return [REWRITTEN + (HEAD_DISAGREES.format(position=refused[0]) if refused else NO_HEAD), CUT]
-        if last >= self.envelope.position:
+        if last >= self.row_checker.position:
             return []
         return [REWRITTEN_AFTER.format(position=last), CUT_AFTER.format(position=last)]
 
@@ -161,7 +164,7 @@ class _Check:
         return stored.validator_ss58 if isinstance(stored.validator_ss58, str) else self._opened_by
 
     def _check_head(self, head: StoredLedger) -> None:
-        position, a_hash = self.envelope.position, self.envelope.hash
+        position, a_hash = self.row_checker.position, self.row_checker.hash
         if not head.has_head:
             self._add_head_finding(position, "there are events, and no head row that tells where they end")
             return

@@ -1,170 +1,117 @@
-"""Choices: picks a miner, claims it, tells why; and the face of the whole library. See ARCHITECTURE.md."""
+"""Choices: pick a miner, claim it, explain why; and the public face of the whole library. See README.md here."""
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ledger import (
-    AllMinersBusy,
-    AllowanceException,
-    BlockFact,
-    CannotReserveAllowanceException,
-    ChainFeedStale,
-    ConflictingFact,
-    CorruptLedger,
-    DamagedExport,
-    Head,
-    IdempotencyConflict,
-    ImplausibleFact,
-    InvalidInput,
-    JobAlreadySpent,
-    JobRequestConflict,
-    JobRoutingException,
-    LedgerClosed,
-    LedgerExists,
-    LedgerNotFound,
-    LedgerOverloaded,
-    ManifestsFact,
-    Miner,
-    NewerLedger,
-    NotEnoughAllowanceException,
-    OutcomeUnknown,
-    PositionOutOfRange,
-    ProjectionStopped,
-    ReadOnlyLedger,
-    RebuildOvertaken,
-    Reservation,
-    ReservationAlreadyReleased,
-    ReservationAlreadySpent,
-    ReservationExpired,
-    ReservationNotFound,
-    Settings,
-    StorageUnavailable,
-    TimeOutOfRange,
-    later,
-)
-from projections import Candidate, Page
-
-from .book import Allowance, Health
-from .explain import Considered, Explanation
-from .past import Past
-from .pick import JobRoute
-from .router import TRUSTED_MINER_FAKE_KEY, Routing
-from .singletons import allowance, configure, reset, routing
-from .sums import ClassTotals, Overview, Usage
+from ledger.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from projections import (
-        RULES,
-        AccountTotals,
-        AccountUsage,
-        AuditReport,
-        BlockUsage,
-        Bookkeeper,
-        Difference,
-        ExportReport,
-        Finding,
-        RebuildReport,
-        Receipt,
-        ReceiptOutcome,
-        RestoreReport,
-        Rule,
-        VerifyReport,
-    )
+    from ledger.domain.fact_validation import BlockFact as BlockFact
+    from ledger.domain.fact_validation import ManifestsFact as ManifestsFact
+    from ledger.domain.lookup import Head as Head
+    from ledger.domain.reservation import Reservation as Reservation
+    from ledger.errors import AllMinersBusy as AllMinersBusy
+    from ledger.errors import AllowanceException as AllowanceException
+    from ledger.errors import CannotReserveAllowanceException as CannotReserveAllowanceException
+    from ledger.errors import ChainFeedStale as ChainFeedStale
+    from ledger.errors import ConflictingFact as ConflictingFact
+    from ledger.errors import CorruptLedger as CorruptLedger
+    from ledger.errors import DamagedExport as DamagedExport
+    from ledger.errors import IdempotencyConflict as IdempotencyConflict
+    from ledger.errors import ImplausibleFact as ImplausibleFact
+    from ledger.errors import InvalidInput as InvalidInput
+    from ledger.errors import JobAlreadySpent as JobAlreadySpent
+    from ledger.errors import JobRequestConflict as JobRequestConflict
+    from ledger.errors import JobRoutingException as JobRoutingException
+    from ledger.errors import LedgerClosed as LedgerClosed
+    from ledger.errors import LedgerExists as LedgerExists
+    from ledger.errors import LedgerNotFound as LedgerNotFound
+    from ledger.errors import LedgerOverloaded as LedgerOverloaded
+    from ledger.errors import NewerLedger as NewerLedger
+    from ledger.errors import NotEnoughAllowanceException as NotEnoughAllowanceException
+    from ledger.errors import OutcomeUnknown as OutcomeUnknown
+    from ledger.errors import PositionOutOfRange as PositionOutOfRange
+    from ledger.errors import ProjectionStopped as ProjectionStopped
+    from ledger.errors import ReadOnlyLedger as ReadOnlyLedger
+    from ledger.errors import RebuildOvertaken as RebuildOvertaken
+    from ledger.errors import ReservationAlreadyReleased as ReservationAlreadyReleased
+    from ledger.errors import ReservationAlreadySpent as ReservationAlreadySpent
+    from ledger.errors import ReservationExpired as ReservationExpired
+    from ledger.errors import ReservationNotFound as ReservationNotFound
+    from ledger.errors import StorageUnavailable as StorageUnavailable
+    from ledger.errors import TimeOutOfRange as TimeOutOfRange
+    from ledger.settings import Settings as Settings
+    from ledger.values import Miner as Miner
+    from projections.audit.report import AccountTotals as AccountTotals
+    from projections.audit.report import AccountUsage as AccountUsage
+    from projections.audit.report import AuditReport as AuditReport
+    from projections.audit.report import BlockUsage as BlockUsage
+    from projections.availability import Candidate as Candidate
+    from projections.backup import ExportReport as ExportReport
+    from projections.backup import RestoreReport as RestoreReport
+    from projections.history.pages import Page as Page
+    from projections.rebuild import Difference as Difference
+    from projections.rebuild import RebuildReport as RebuildReport
+    from projections.receipts import Bookkeeper as Bookkeeper
+    from projections.receipts import Receipt as Receipt
+    from projections.receipts import ReceiptOutcome as ReceiptOutcome
+    from projections.rules import RULES as RULES
+    from projections.rules import Finding as Finding
+    from projections.rules import Rule as Rule
+    from projections.verify import VerifyReport as VerifyReport
 
-    from .carrying import restore, verify
+    from .explain import Considered as Considered
+    from .explain import Explanation as Explanation
+    from .pick import JobRoute as JobRoute
+    from .router import Routing as Routing
+    from .service.allowance import Allowance as Allowance
+    from .service.allowance import Health as Health
+    from .service.backup import restore as restore
+    from .service.backup import verify as verify
+    from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
+    from .service.past import Past as Past
+    from .service.summaries import ClassTotals as ClassTotals
+    from .service.summaries import Overview as Overview
+    from .service.summaries import Usage as Usage
+    from .singletons import allowance as allowance
+    from .singletons import configure as configure
+    from .singletons import reset as reset
+    from .singletons import routing as routing
 else:
-    __getattr__ = later(
+    __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
         {
-            "projections": (
-                "RULES",
-                "AccountTotals",
-                "AccountUsage",
-                "AuditReport",
-                "BlockUsage",
-                "Bookkeeper",
-                "Difference",
-                "ExportReport",
-                "Finding",
-                "RebuildReport",
-                "Receipt",
-                "ReceiptOutcome",
-                "RestoreReport",
-                "Rule",
-                "VerifyReport",
+            "ledger.domain.fact_validation": "BlockFact ManifestsFact",
+            "ledger.domain.lookup": "Head",
+            "ledger.domain.reservation": "Reservation",
+            "ledger.errors": (
+                "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ConflictingFact "
+                "CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent "
+                "JobRequestConflict JobRoutingException LedgerClosed LedgerExists LedgerNotFound "
+                "LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
+                "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
+                "ReservationAlreadySpent ReservationExpired ReservationNotFound StorageUnavailable "
+                "TimeOutOfRange"
             ),
-            ".carrying": ("restore", "verify"),
+            "ledger.settings": "Settings",
+            "ledger.values": "Miner",
+            "projections.audit.report": "AccountTotals AccountUsage AuditReport BlockUsage",
+            "projections.availability": "Candidate",
+            "projections.backup": "ExportReport RestoreReport",
+            "projections.history.pages": "Page",
+            "projections.rebuild": "Difference RebuildReport",
+            "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
+            "projections.rules": "Finding RULES Rule",
+            "projections.verify": "VerifyReport",
+            "routing.explain": "Considered Explanation",
+            "routing.pick": "JobRoute",
+            "routing.router": "Routing",
+            "routing.service.allowance": "Allowance Health",
+            "routing.service.backup": "restore verify",
+            "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
+            "routing.service.past": "Past",
+            "routing.service.summaries": "ClassTotals Overview Usage",
+            "routing.singletons": "allowance configure reset routing",
         },
     )
-
-__all__ = [
-    "RULES",
-    "TRUSTED_MINER_FAKE_KEY",
-    "AccountTotals",
-    "AccountUsage",
-    "AllMinersBusy",
-    "Allowance",
-    "AllowanceException",
-    "AuditReport",
-    "BlockFact",
-    "BlockUsage",
-    "Bookkeeper",
-    "Candidate",
-    "CannotReserveAllowanceException",
-    "ChainFeedStale",
-    "ClassTotals",
-    "ConflictingFact",
-    "Considered",
-    "CorruptLedger",
-    "DamagedExport",
-    "Difference",
-    "Explanation",
-    "ExportReport",
-    "Finding",
-    "Head",
-    "Health",
-    "IdempotencyConflict",
-    "ImplausibleFact",
-    "InvalidInput",
-    "JobAlreadySpent",
-    "JobRequestConflict",
-    "JobRoute",
-    "JobRoutingException",
-    "LedgerClosed",
-    "LedgerExists",
-    "LedgerNotFound",
-    "LedgerOverloaded",
-    "ManifestsFact",
-    "Miner",
-    "NewerLedger",
-    "NotEnoughAllowanceException",
-    "OutcomeUnknown",
-    "Overview",
-    "Page",
-    "Past",
-    "PositionOutOfRange",
-    "ProjectionStopped",
-    "ReadOnlyLedger",
-    "RebuildOvertaken",
-    "RebuildReport",
-    "Receipt",
-    "ReceiptOutcome",
-    "Reservation",
-    "ReservationAlreadyReleased",
-    "ReservationAlreadySpent",
-    "ReservationExpired",
-    "ReservationNotFound",
-    "RestoreReport",
-    "Routing",
-    "Rule",
-    "Settings",
-    "StorageUnavailable",
-    "TimeOutOfRange",
-    "Usage",
-    "VerifyReport",
-    "allowance",
-    "configure",
-    "reset",
-    "restore",
-    "routing",
-    "verify",
-]

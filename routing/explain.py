@@ -7,21 +7,12 @@ from typing import Literal
 
 import msgspec
 
-from ledger import (
-    AllowanceReserved,
-    Lookup,
-    Reservation,
-    ReservationNotFound,
-    Row,
-    Settlement,
-    Store,
-    decode,
-    instant,
-    reservation_position,
-    seconds,
-    status_after,
-)
-from projections import Availability, Entry, drawn, folded_to
+from ledger import Lookup, Reservation, Row, Store, status_after
+from ledger.codec import decode, reservation_position
+from ledger.errors import ReservationNotFound
+from ledger.events import AllowanceReserved, Settlement
+from ledger.values import instant, seconds
+from projections import Availability, RankedAccount, in_trial_order, state_at
 
 Verdict = Literal["claimed", "busy", "outrun", "not reached"]
 
@@ -60,7 +51,7 @@ class Explanation(msgspec.Struct, frozen=True):
     candidates: list[Considered]
 
 
-async def explained(store: Store, reservation: Reservation) -> Explanation:
+async def explain(store: Store, reservation: Reservation) -> Explanation:
     """The decision behind a job's reservation."""
     position = reservation_position(reservation.reservation_id)
     row = await _row(store, position)
@@ -71,9 +62,9 @@ async def explained(store: Store, reservation: Reservation) -> Explanation:
     before = await _seen_position(store, row, decided_at_ns)
     considered: list[Considered] = []
     if event.axon is not None:
-        state = await folded_to(store, before)
+        state = await state_at(store, before)
         entries = state.ranking(reservation.executor_class, decided_at_ns)
-        order = drawn(entries, event.amount_ns, reservation.job_uuid or "")
+        order = in_trial_order(entries, event.amount_ns, reservation.job_uuid or "")
         considered = _considered(state, list(order), reservation.miner_ss58, decided_at_ns)
     return Explanation(
         reservation,
@@ -87,7 +78,7 @@ async def explained(store: Store, reservation: Reservation) -> Explanation:
     )
 
 
-def _considered(state: Availability, order: list[Entry], claimed_ss58: str, now_ns: int) -> list[Considered]:
+def _considered(state: Availability, order: list[RankedAccount], claimed_ss58: str, now_ns: int) -> list[Considered]:
     considered = []
     reached = True
     for entry in order:
@@ -96,7 +87,7 @@ def _considered(state: Availability, order: list[Entry], claimed_ss58: str, now_
             verdict, reached = "claimed", False
         elif reached:
             verdict = "busy" if entry.busy else "outrun"
-        held = entry.account.held.values()
+        active = entry.account.active.values()
         considered.append(
             Considered(
                 entry.hotkey_ss58,
@@ -105,8 +96,8 @@ def _considered(state: Availability, order: list[Entry], claimed_ss58: str, now_
                 entry.available_ns / entry.total_ns,
                 seconds(entry.available_ns),
                 seconds(entry.total_ns),
-                sum(1 for each in held if each.expires_at_ns > now_ns),
-                state.chain.count_now(entry.account),
+                sum(1 for each in active if each.expires_at_ns > now_ns),
+                state.chain.newest_count(entry.account),
             )
         )
     return considered

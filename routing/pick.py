@@ -6,23 +6,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ledger import (
-    AllMinersBusy,
-    ChainFeedStale,
-    Draft,
-    Held,
-    JobRequestConflict,
+    ActiveReservation,
+    LedgerState,
     Lookup,
     Miner,
     Row,
+    UnitOfWork,
+    active_reservation_of,
+    block_numbers,
     check_amount,
-    need_job,
+    check_same_request,
+    look_up_job,
     next_attempt,
-    numbers,
-    refuse_other_content,
-    seconds,
-    standing_reservation,
 )
-from projections import Availability, Entry, drawn
+from ledger.errors import AllMinersBusy, ChainFeedStale, JobRequestConflict
+from ledger.values import seconds
+from projections import Availability, RankedAccount, in_trial_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +53,18 @@ class Pick:
         self._chosen: str | None = None
         """The miner that was chosen when the pick was decided before, on a head that then moved."""
 
-    def needs(self, state: Availability, lookup: Lookup) -> None:
-        need_job(self.job_uuid, state, lookup)
+    def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
+        look_up_job(self.job_uuid, state, lookup)
 
-    def told_by(self, row: Row) -> str:
+    def retry_key(self, row: Row) -> str:
         return self.job_uuid
 
-    def execute(self, draft: Draft[Availability]) -> JobRoute:
-        standing = standing_reservation(draft, self.job_uuid)
-        if standing is not None:
-            refuse_other_content(standing, self.amount_ns, self.executor_class)
-            return self._route(standing, draft.state)
-        state, now_ns = draft.state, draft.now_ns
+    def decide(self, unit_of_work: UnitOfWork) -> JobRoute:
+        active = active_reservation_of(unit_of_work, self.job_uuid)
+        if active is not None:
+            check_same_request(active, self.amount_ns, self.executor_class)
+            return self._route(active, _availability(unit_of_work))
+        state, now_ns = _availability(unit_of_work), unit_of_work.now_ns
         check_amount(self.amount_ns, state.chain.settings)
         refuse_stale_feed(state, now_ns)
         newest = state.chain.blocks.newest
@@ -74,27 +73,27 @@ class Pick:
         claim = account.claim(state.chain.blocks, state.window_start(newest), self.amount_ns, now_ns)
         if claim is None:
             raise AssertionError(f"{account.stream!r} ranks with an amount that it does not have")
-        held = draft.reserve(
+        active = unit_of_work.reserve(
             account,
             claim,
             amount_ns=self.amount_ns,
             job_start_block=newest,
-            job=next_attempt(draft, self.job_uuid),
+            job=next_attempt(unit_of_work, self.job_uuid),
             axon=state.chain.metagraph.miners[account.miner_ss58],
             kept=kept,
         )
         self._chosen = account.miner_ss58
         self._first_chosen = self._first_chosen or self._chosen
-        draft.moved_picks += self._chosen != self._first_chosen
-        return self._route(held, state)
+        unit_of_work.moved_picks += self._chosen != self._first_chosen
+        return self._route(active, state)
 
-    def _choose(self, state: Availability, now_ns: int) -> tuple[Entry, bool]:
+    def _choose(self, state: Availability, now_ns: int) -> tuple[RankedAccount, bool]:
         """The first candidate that is not busy; or the one chosen before, if the head moved and it still is one.
 
         Says as well whether it was kept although another comes first now.
         """
         busy = 0
-        first: Entry | None = None
+        first: RankedAccount | None = None
         for entry in self.candidates(state, now_ns):
             if entry.busy:
                 busy += 1
@@ -111,21 +110,31 @@ class Pick:
             raise AllMinersBusy(self.job_uuid, busy, lost)
         raise state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
 
-    def candidates(self, state: Availability, now_ns: int) -> Iterator[Entry]:
+    def candidates(self, state: Availability, now_ns: int) -> Iterator[RankedAccount]:
         """The miners with enough allowance at the newest block, in the order in which this job tries them."""
-        return drawn(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
+        return in_trial_order(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
 
-    def _route(self, held: Held, state: Availability) -> JobRoute:
-        miner_ss58 = held.account.miner_ss58
+    def _route(self, active: ActiveReservation, state: Availability) -> JobRoute:
+        miner_ss58 = active.account.miner_ss58
         # A reservation made by hand has no route of its own: it goes to where the miner listens now.
-        axon = held.axon or state.chain.metagraph.miners.get(miner_ss58)
+        axon = active.axon or state.chain.metagraph.miners.get(miner_ss58)
         if axon is None:
             raise JobRequestConflict(
-                self.job_uuid, held.reservation_id, {"miner_ss58": (miner_ss58, "a registered miner")}
+                self.job_uuid, active.reservation_id, {"miner_ss58": (miner_ss58, "a registered miner")}
             )
         return JobRoute(
-            Miner(*axon, hotkey_ss58=miner_ss58), numbers(held.blocks), held.reservation_id, seconds(held.amount_ns)
+            Miner(*axon, hotkey_ss58=miner_ss58),
+            block_numbers(active.blocks),
+            active.reservation_id,
+            seconds(active.amount_ns),
         )
+
+
+def _availability(unit_of_work: UnitOfWork) -> Availability:
+    """The state with its rankings; a process that routes folds no other."""
+    state = unit_of_work.state
+    assert isinstance(state, Availability)
+    return state
 
 
 def refuse_stale_feed(state: Availability, now_ns: int) -> None:

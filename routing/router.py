@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ledger import InvalidInput, Miner, amount, job_name, name
+from ledger import Miner
+from ledger.errors import InvalidInput
+from ledger.values import amount, job_name, name
+from routing.service.allowance import Allowance
 
-from .book import Allowance
 from .pick import JobRoute, Pick
+from .service.config import TRUSTED_MINER_FAKE_KEY
 
-TRUSTED_MINER_FAKE_KEY = "0" * 48
 TIME_LIMITS = ("download_time_limit", "execution_time_limit", "upload_time_limit")
 
 
@@ -23,7 +25,7 @@ class Routing:
 
     def __init__(
         self,
-        book: Allowance | Callable[[], Allowance],
+        ledger: Allowance | Callable[[], Allowance],
         *,
         debug_miner: Miner | None = None,
         trusted_miner: Miner | None = None,
@@ -31,9 +33,9 @@ class Routing:
         for field, miner in (("debug_miner", debug_miner), ("trusted_miner", trusted_miner)):
             if miner is not None and not isinstance(miner, Miner):
                 raise InvalidInput(field, miner, "a Miner")
-        if not isinstance(book, Allowance) and not callable(book):
-            raise InvalidInput("book", book, "an Allowance, or a function that gives one")
-        self._book = book
+        if not isinstance(ledger, Allowance) and not callable(ledger):
+            raise InvalidInput("book", ledger, "an Allowance, or a function that gives one")
+        self._ledger = ledger
         self._debug_miner = debug_miner
         self._trusted_miner = trusted_miner or Miner("127.0.0.1", 4, 8000, TRUSTED_MINER_FAKE_KEY)
 
@@ -52,8 +54,8 @@ class Routing:
             raise InvalidInput("on_trusted_miner", trusted, "True or False")
         if trusted:
             return JobRoute(self._trusted_miner, None, None, None)
-        book = self._book if isinstance(self._book, Allowance) else self._book()
-        route: JobRoute = await book.change(
+        ledger = self._ledger if isinstance(self._ledger, Allowance) else self._ledger()
+        route: JobRoute = await ledger.execute(
             Pick(
                 job_name(_attribute(request, "uuid"), "uuid"),
                 name(_attribute(request, "executor_class"), "executor_class"),

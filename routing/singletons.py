@@ -7,10 +7,11 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-from ledger import InvalidInput, Miner, Settings, current_runtime
+from ledger import Miner, Settings, current_runtime
+from ledger.errors import InvalidInput, renamed_fields
+from routing.service.allowance import Allowance
+from routing.service.config import VARIABLES, Configuration, configuration_from_environment
 
-from .book import Allowance
-from .environment import VARIABLES, Configuration, from_environment, naming
 from .router import Routing
 
 _UNSET: Any = object()
@@ -64,7 +65,7 @@ def allowance() -> Allowance:
             configuration = _configuration()
             if not configuration.validator_ss58:
                 raise InvalidInput("ALLOWANCE_VALIDATOR_SS58", "", "this validator's hotkey")
-            with naming({field: variable for field, variable in VARIABLES.items() if field not in _overrides}):
+            with renamed_fields({field: variable for field, variable in VARIABLES.items() if field not in _overrides}):
                 _allowance = Allowance.open(
                     configuration.database_url,
                     validator_ss58=configuration.validator_ss58,
@@ -97,4 +98,4 @@ def reset() -> None:
 
 def _configuration() -> Configuration:
     given = {name: value for name, value in _overrides.items() if value is not None or name in _NONE_MEANS_NONE}
-    return replace(from_environment(), **given)
+    return replace(configuration_from_environment(), **given)

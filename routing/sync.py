@@ -17,11 +17,17 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from ledger import InvalidInput, Miner, Settings, current_runtime, refuse_on_loop
+from ledger import Miner, Settings, current_runtime, refuse_on_loop
+from ledger.errors import InvalidInput
 from projections import RestoreReport, VerifyReport
 
-from . import book, carrying, past, questions, router, singletons
+from . import singletons
 from .pick import JobRoute
+from .router import Routing as AsyncRouting
+from .service import backup
+from .service.allowance import Allowance as AsyncAllowance
+from .service.past import Past as AsyncPast
+from .service.queries import Queries
 
 __all__ = ["Allowance", "Past", "Routing", "allowance", "restore", "routing", "verify"]
 
@@ -41,37 +47,37 @@ def _blocking(method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Ca
     return cast("Callable[Concatenate[Any, P], R]", call)
 
 
-class _Questions:
+class _BlockingQueries:
     """What can be asked, now or of the past, as blocking calls."""
 
-    find_miners = _blocking(questions.Questions.find_miners)
-    reservation = _blocking(questions.Questions.reservation)
-    reservation_for_job = _blocking(questions.Questions.reservation_for_job)
-    history = _blocking(questions.Questions.history)
-    current_block = _blocking(questions.Questions.current_block)
-    miners = _blocking(questions.Questions.miners)
-    manifests = _blocking(questions.Questions.manifests)
-    explain = _blocking(questions.Questions.explain)
-    why = _blocking(questions.Questions.why)
-    overview = _blocking(questions.Questions.overview)
-    receipts = _blocking(questions.Questions.receipts)
-    settings = _blocking(questions.Questions.settings)
-    head = _blocking(questions.Questions.head)
+    find_miners = _blocking(Queries.find_miners)
+    reservation = _blocking(Queries.reservation)
+    reservation_for_job = _blocking(Queries.reservation_for_job)
+    history = _blocking(Queries.history)
+    current_block = _blocking(Queries.current_block)
+    miners = _blocking(Queries.miners)
+    manifests = _blocking(Queries.manifests)
+    explain = _blocking(Queries.explain)
+    why = _blocking(Queries.why)
+    overview = _blocking(Queries.overview)
+    receipts = _blocking(Queries.receipts)
+    settings = _blocking(Queries.settings)
+    head = _blocking(Queries.head)
 
 
-class Past(_Questions):
+class Past(_BlockingQueries):
     """`routing.Past` as blocking calls; made by `Allowance.at`."""
 
-    def __init__(self, asynchronous: past.Past) -> None:
+    def __init__(self, asynchronous: AsyncPast) -> None:
         self.asynchronous = asynchronous
 
-    fold = _blocking(past.Past.fold)
+    fold = _blocking(AsyncPast.fold)
 
 
-class Allowance(_Questions):
+class Allowance(_BlockingQueries):
     """`routing.Allowance` as blocking calls; usable as `with`."""
 
-    def __init__(self, asynchronous: book.Allowance) -> None:
+    def __init__(self, asynchronous: AsyncAllowance) -> None:
         self.asynchronous = asynchronous
 
     @classmethod
@@ -86,7 +92,7 @@ class Allowance(_Questions):
     ) -> Allowance:
         """As `routing.Allowance.open`."""
         return cls(
-            book.Allowance.open(
+            AsyncAllowance.open(
                 database_url,
                 validator_ss58=validator_ss58,
                 settings=settings,
@@ -114,34 +120,34 @@ class Allowance(_Questions):
         """As `routing.Allowance.at`."""
         return Past(self.asynchronous.at(position=position, block=block, time=time))
 
-    close = _blocking(book.Allowance.close)
-    record_block = _blocking(book.Allowance.record_block)
-    record_manifests = _blocking(book.Allowance.record_manifests)
-    record_facts = _blocking(book.Allowance.record_facts)
-    reserve = _blocking(book.Allowance.reserve)
-    spend = _blocking(book.Allowance.spend)
-    release = _blocking(book.Allowance.release)
-    expire_due = _blocking(book.Allowance.expire_due)
-    verify = _blocking(book.Allowance.verify)
-    export = _blocking(book.Allowance.export)
-    audit = _blocking(book.Allowance.audit)
-    rebuild = _blocking(book.Allowance.rebuild)
-    health = _blocking(book.Allowance.health)
-    counters = _blocking(book.Allowance.counters)
+    close = _blocking(AsyncAllowance.close)
+    record_block = _blocking(AsyncAllowance.record_block)
+    record_manifests = _blocking(AsyncAllowance.record_manifests)
+    record_facts = _blocking(AsyncAllowance.record_facts)
+    reserve = _blocking(AsyncAllowance.reserve)
+    spend = _blocking(AsyncAllowance.spend)
+    release = _blocking(AsyncAllowance.release)
+    expire_due = _blocking(AsyncAllowance.expire_due)
+    verify = _blocking(AsyncAllowance.verify)
+    export = _blocking(AsyncAllowance.export)
+    audit = _blocking(AsyncAllowance.audit)
+    rebuild = _blocking(AsyncAllowance.rebuild)
+    health = _blocking(AsyncAllowance.health)
+    counters = _blocking(AsyncAllowance.counters)
 
 
 class Routing:
     """`routing.Routing` as blocking calls."""
 
     def __init__(
-        self, book: Allowance, *, debug_miner: Miner | None = None, trusted_miner: Miner | None = None
+        self, ledger: Allowance, *, debug_miner: Miner | None = None, trusted_miner: Miner | None = None
     ) -> None:
-        if not isinstance(book, Allowance):
-            raise InvalidInput("book", book, "an Allowance of routing.sync")
-        self.asynchronous = router.Routing(book.asynchronous, debug_miner=debug_miner, trusted_miner=trusted_miner)
+        if not isinstance(ledger, Allowance):
+            raise InvalidInput("book", ledger, "an Allowance of routing.sync")
+        self.asynchronous = AsyncRouting(ledger.asynchronous, debug_miner=debug_miner, trusted_miner=trusted_miner)
 
     @classmethod
-    def over(cls, asynchronous: router.Routing) -> Routing:
+    def over(cls, asynchronous: AsyncRouting) -> Routing:
         """A blocking face on a router that is there already."""
         face = cls.__new__(cls)
         face.asynchronous = asynchronous
@@ -153,18 +159,18 @@ class Routing:
         return current_runtime().run_blocking(self.asynchronous.pick_miner_for_job_request(request))
 
 
-@wraps(carrying.verify)
+@wraps(backup.verify)
 def verify(*args: Any, **kwargs: Any) -> list[VerifyReport]:
     """As `routing.verify`."""
     refuse_on_loop()
-    return current_runtime().run_blocking(carrying.verify(*args, **kwargs))
+    return current_runtime().run_blocking(backup.verify(*args, **kwargs))
 
 
-@wraps(carrying.restore)
+@wraps(backup.restore)
 def restore(*args: Any, **kwargs: Any) -> RestoreReport:
     """As `routing.restore`."""
     refuse_on_loop()
-    return current_runtime().run_blocking(carrying.restore(*args, **kwargs))
+    return current_runtime().run_blocking(backup.restore(*args, **kwargs))
 
 
 def allowance() -> Allowance:

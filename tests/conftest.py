@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import PostgresServer, postgres_server
+from tests.support.servers import PostgresServer, postgres_server
 
 POSTGRES = ["postgres_16", "postgres_18"]
 SHARED = ["sqlite_file", *POSTGRES]

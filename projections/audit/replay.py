@@ -9,38 +9,36 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ledger import (
+from ledger import Row
+from ledger.codec import decode
+from ledger.errors import CorruptLedger, NewerLedger, shortened
+from ledger.events import (
     CHAIN_STREAM,
     MANIFESTS_STREAM,
     SETTINGS_STREAM,
     AllowanceReserved,
     BlockRecorded,
-    CorruptLedger,
     Event,
+    ExpiryRecorded,
     Fact,
     LedgerOpened,
     ManifestsRecorded,
-    NewerLedger,
-    ReservationExpiredEvent,
     ReservationReleased,
     ReservationSpent,
-    Row,
     SettingsChanged,
     Settlement,
-    decode,
-    shortened,
 )
+from projections.audit.checks.conservation import balance_of, check_changed_accounts, report_imbalance
+from projections.audit.checks.facts import FactCheck, is_name
+from projections.audit.checks.jobs import JobCheck
+from projections.audit.checks.reservations import ReservationCheck
+from projections.audit.checks.routes import RouteCheck
+from projections.audit.checks.settlements import SettlementCheck
+from projections.row_checks import ROW_SHAPES, RowChecker
+from projections.rules import Findings, Rule
 
-from ..envelope import SHAPES, Envelope
-from ..rules import Findings, Rule
-from .balance import balance_moved, balance_of, note_uneven
-from .books import Book, Standing, World
-from .dues import Dues
-from .endings import Endings
-from .facts import Facts, is_name
-from .jobs import Jobs
-from .reservations import Reservations
-from .routes import Routes
+from .due_queue import DueQueue
+from .state import AccountState, AuditedReservation, AuditState
 
 BALANCED_EVERY_ROWS = 10_000
 """In between, an event moves what is taken by what its reservation is worth; one that does not is balanced at once."""
@@ -52,19 +50,19 @@ class Replay:
 
     def __init__(self, validator_ss58: str) -> None:
         self.findings = Findings()
-        self.world = World()
+        self.state = AuditState()
         self.counts: dict[type[Event], int] = defaultdict(int)
         """Events by type."""
         self.recorded_at_ns = 0
-        self.envelope = Envelope()
-        self.page: list[Standing | tuple[Row, Settlement]] = []
+        self.row_checker = RowChecker()
+        self.page: list[AuditedReservation | tuple[Row, Settlement]] = []
         """Reservations and settlements since whoever compares them with the read models last took them."""
-        self._dues = Dues(self.world)
-        self._jobs = Jobs(self.findings)
-        self._facts = Facts(self.world, validator_ss58, self.findings)
-        self._reservations = Reservations(self.world, self._dues, self.findings)
-        self._routes = Routes(self.world, self.findings)
-        self._endings = Endings(self.world, self._dues, self._jobs, self.findings)
+        self._due_queue = DueQueue(self.state)
+        self._jobs = JobCheck(self.findings)
+        self._facts = FactCheck(self.state, validator_ss58, self.findings)
+        self._reservations = ReservationCheck(self.state, self._due_queue, self.findings)
+        self._routes = RouteCheck(self.state, self.findings)
+        self._endings = SettlementCheck(self.state, self._due_queue, self._jobs, self.findings)
         self._facts_by_type: dict[type, tuple[str, Callable[[Row, Any], None]]] = {
             LedgerOpened: (SETTINGS_STREAM, self._facts.open),
             SettingsChanged: (SETTINGS_STREAM, self._facts.change_settings),
@@ -76,21 +74,21 @@ class Replay:
             AllowanceReserved: self._reserve,
             ReservationSpent: self._settle,
             ReservationReleased: self._settle,
-            ReservationExpiredEvent: self._settle,
+            ExpiryRecorded: self._settle,
         }
 
     @property
     def position(self) -> int:
         """The last row taken."""
-        return self.envelope.position
+        return self.row_checker.position
 
     def take(self, row: Row) -> None:
         """Takes the next row."""
-        problems = self.envelope.take(row)
+        problems = self.row_checker.check(row)
         if problems:
             for position, rule, message, details in problems:
                 self.findings.add(position, rule, message, **details)
-            if tuple(map(type, row)) not in SHAPES:
+            if tuple(map(type, row)) not in ROW_SHAPES:
                 return
         if row.recorded_at_ns < self.recorded_at_ns:
             self._note_time(row)
@@ -106,10 +104,10 @@ class Replay:
         except Exception as error:  # A log may hold what nobody thought of; the audit goes on all the same.
             message = f"the event cannot be taken: {shortened(error)}"
             self.findings.add(row.position, Rule.READABLE_EVENTS, message)
-            self.world.change(upheaval=True)
+            self.state.change(upheaval=True)
         self.recorded_at_ns = row.recorded_at_ns
         if row.position % BALANCED_EVERY_ROWS == 0:
-            balance_moved(self.world, self.findings)
+            check_changed_accounts(self.state, self.findings)
 
     def end(self, *, at_head: bool) -> None:
         """Balances every account, and holds what the last events left open against the end, where it is one."""
@@ -118,11 +116,11 @@ class Replay:
         if self.position and not self._facts.opened:
             self.findings.add(1, Rule.OPENING_EVENT, "the log does not begin by opening a ledger")
         self._facts.end(self.position)
-        for account in self.world.chain.accounts.values():
-            book = self.world.book(account.stream)
-            balance = balance_of(self.world, book)
+        for account in self.state.chain.accounts.values():
+            account_state = self.state.account_state(account.stream)
+            balance = balance_of(self.state, account_state)
             if not balance.is_even:
-                note_uneven(self.findings, book, balance)
+                report_imbalance(self.findings, account_state, balance)
 
     def _fact(self, row: Row, event: Fact) -> None:
         """Takes a fact; expiries that stand before it are not its doing."""
@@ -139,30 +137,30 @@ class Replay:
         take(row, event)
 
     def _reserve(self, row: Row, event: AllowanceReserved) -> None:
-        book = self.world.books.get(row.stream) or self._new_book(row)
+        account_state = self.state.account_states.get(row.stream) or self._new_book(row)
         if row.settles is not None or (event.axon is not None and row.job_uuid is None):
             self._note_columns(row, "a reservation settles nothing, and one that was routed names its job")
         if row.job_uuid is not None and not is_name(row.job_uuid):
             self._note_columns(row, "no job has such a name")
         now_ns = row.recorded_at_ns if event.decided_at_ns is None else self._decided_at_ns(row, event.decided_at_ns)
-        self._dues.move_to(now_ns)
+        self._due_queue.move_to(now_ns)
         if self._endings.expiries:
             self._endings.explain(row, event, now_ns)
-        worth_ns, is_free_run = self._reservations.check(row, event, book)
+        worth_ns, is_free_run = self._reservations.check(row, event, account_state)
         if event.axon is not None:
-            self._routes.check(row, event, book, now_ns)
+            self._routes.check(row, event, account_state, now_ns)
         else:
-            book.touch()
+            account_state.touch()
             if event.kept:
                 message = "no router made the reservation, yet its miner is said to be kept"
                 self.findings.add(row.position, Rule.ROUTING_DECISION, message)
         self._jobs.reserved(row)
-        self.page.append(self._reservations.stand(row, event, book, worth_ns, is_free_run=is_free_run))
+        self.page.append(self._reservations.stand(row, event, account_state, worth_ns, is_free_run=is_free_run))
 
     def _settle(self, row: Row, event: Settlement) -> None:
         if row.settles is None or row.job_uuid is not None:
             self._note_columns(row, "a settlement says what it settles, and names no job")
-        if self._endings.expiries and type(event) is not ReservationExpiredEvent:
+        if self._endings.expiries and type(event) is not ExpiryRecorded:
             self._endings.explain()
         self._endings.settle(row, event, after_ns=self.recorded_at_ns)
         self.page.append((row, event))
@@ -173,11 +171,11 @@ class Replay:
             self.findings.add(row.position, Rule.ROW_COLUMNS, "no idempotency key is such a text", **details)
         self._jobs.keyed(row.position, key)
 
-    def _new_book(self, row: Row) -> Book:
+    def _new_book(self, row: Row) -> AccountState:
         if not all(map(is_name, row.stream.split("\t", 1))) or "\t" not in row.stream:
             message = f"a reservation in the stream {shortened(row.stream)}, which is no account's"
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
-        return self.world.book(row.stream)
+        return self.state.account_state(row.stream)
 
     def _decided_at_ns(self, row: Row, decided_at_ns: int) -> int:
         """The clock that decided; a recorded time differs from it only where the one before was later."""

@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import msgspec
 
-from ledger import END, RunSet, seconds
+from ledger import END, BlockSet
+from ledger.values import seconds
+from projections.audit.checks.conservation import balance_of
+from projections.rules import Finding
 
-from ..rules import Finding
-from .balance import balance_of
-from .books import Book, World
+from .state import AccountState, AuditState
 
 
 class AccountTotals(msgspec.Struct, frozen=True):
@@ -74,31 +75,31 @@ class AuditReport(msgspec.Struct, frozen=True):
     live_state: bool = False
 
 
-def totals_of(world: World) -> list[AccountTotals]:
+def totals_of(state: AuditState) -> list[AccountTotals]:
     """Every account's totals, by miner and class."""
-    return [_totals(world, book) for book in _books(world)]
+    return [_totals(state, account_state) for account_state in _books(state)]
 
 
-def usage_of(world: World, buckets: int) -> BlockUsage:
+def usage_of(state: AuditState, buckets: int) -> BlockUsage:
     """Every account's allowance in so many buckets of blocks at the most."""
-    units = world.chain.blocks
+    units = state.chain.blocks
     first, end = units.first_finalized, units.last_finalized + 1
     if end <= first:
         return BlockUsage([], [])
     step = -(-(end - first) // buckets)
     starts = [*range(first, end, step), end]
-    return BlockUsage(starts, [_usage(world, book, starts) for book in _books(world)])
+    return BlockUsage(starts, [_usage(state, account_state, starts) for account_state in _books(state)])
 
 
-def _books(world: World) -> list[Book]:
-    return [world.book(stream) for stream in sorted(world.chain.accounts)]
+def _books(state: AuditState) -> list[AccountState]:
+    return [state.account_state(stream) for stream in sorted(state.chain.accounts)]
 
 
-def _totals(world: World, book: Book) -> AccountTotals:
-    balance = balance_of(world, book)
+def _totals(state: AuditState, account_state: AccountState) -> AccountTotals:
+    balance = balance_of(state, account_state)
     return AccountTotals(
-        book.miner_ss58,
-        book.executor_class,
+        account_state.miner_ss58,
+        account_state.executor_class,
         seconds(balance.granted_ns),
         seconds(balance.spent_ns),
         seconds(balance.held_ns),
@@ -108,24 +109,24 @@ def _totals(world: World, book: Book) -> AccountTotals:
     )
 
 
-def _usage(world: World, book: Book, starts: list[int]) -> AccountUsage:
-    held, spent = RunSet(), book.taken.copy()
-    for standing in book.standing.values():
-        for first, last in standing.owned:
+def _usage(state: AuditState, account_state: AccountState, starts: list[int]) -> AccountUsage:
+    held, spent = BlockSet(), account_state.taken.copy()
+    for active in account_state.active.values():
+        for first, last in active.owned:
             held.add(first, last)
             spent.remove(first, last)
-    free = RunSet(*map(list, zip(*book.taken.gaps(0, book.account.floor), strict=True)))
-    everything = RunSet([0], [END])
-    parts = (_by_bucket(world, book, part, starts) for part in (everything, spent, held, free))
-    return AccountUsage(book.miner_ss58, book.executor_class, *parts)
+    free = BlockSet(*map(list, zip(*account_state.taken.gaps(0, account_state.account.invalidated_below), strict=True)))
+    everything = BlockSet([0], [END])
+    parts = (_by_bucket(state, account_state, part, starts) for part in (everything, spent, held, free))
+    return AccountUsage(account_state.miner_ss58, account_state.executor_class, *parts)
 
 
-def _by_bucket(world: World, book: Book, blocks: RunSet, starts: list[int]) -> list[float]:
+def _by_bucket(state: AuditState, account_state: AccountState, blocks: BlockSet, starts: list[int]) -> list[float]:
     """What some blocks of the account grant, in seconds, bucket by bucket."""
     amounts = []
     for start, end in pairwise(starts):
         at = bisect_right(blocks.ends, start)
         is_empty = at == len(blocks.starts) or blocks.starts[at] >= end
         runs = () if is_empty else blocks.between(start, end)
-        amounts.append(seconds(sum(world.amount_ns(book.account, *run) for run in runs)))
+        amounts.append(seconds(sum(state.amount_ns(account_state.account, *run) for run in runs)))
     return amounts

@@ -6,15 +6,16 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from ledger import Head, PositionOutOfRange, Row, Store
+from ledger import Head, Row, Store
+from ledger.errors import PositionOutOfRange
+from projections.audit.checks.history import HistoryCheck
+from projections.audit.checks.snapshots import SnapshotCheck
+from projections.history.model import Checkpoint, HistoryModel
+from projections.rules import Findings, Rule
+from projections.snapshots import ProgressReport, Snapshot, SnapshotStore
 
-from ..model import HistoryModel, Place
-from ..rules import Findings, Rule
-from ..snapshots import ProgressReport, Snapshots, Taken
-from .history import HistoryCheck
 from .replay import Replay
 from .report import AuditReport, totals_of, usage_of
-from .states import States
 
 
 async def audit_log(
@@ -23,7 +24,7 @@ async def audit_log(
     until_position: int | None = None,
     progress: ProgressReport | None = None,
     *,
-    live: Taken | None = None,
+    live: Snapshot | None = None,
     usage_buckets: int = 0,
     timer: Callable[[], float] = time.perf_counter,
 ) -> AuditReport:
@@ -34,7 +35,7 @@ async def audit_log(
     `PositionOutOfRange`, and `StorageUnavailable` if the log cannot be read.
     """
     started = timer()
-    states = [(Rule.SNAPSHOTS, taken) for taken in (await Snapshots(store).stored()).values()]
+    states = [(Rule.SNAPSHOTS, taken) for taken in (await SnapshotStore(store).all()).values()]
     if live is not None:
         states.append((Rule.LIVE_STATE, live))
     head = await store.head()
@@ -57,15 +58,15 @@ async def audit_log(
     return AuditReport(
         validator_ss58,
         replay.position,
-        replay.envelope.hash.hex(),
+        replay.row_checker.hash.hex(),
         findings.listed,
         findings.count,
         {str(kind.__struct_config__.tag): count for kind, count in replay.counts.items()},
-        totals_of(replay.world),
+        totals_of(replay.state),
         history.until if history.place.generation else None,
         elapsed_seconds,
         replay.position / elapsed_seconds,
-        usage_of(replay.world, usage_buckets) if usage_buckets else None,
+        usage_of(replay.state, usage_buckets) if usage_buckets else None,
         audit.states.compared[Rule.SNAPSHOTS],
         audit.states.compared[Rule.LIVE_STATE] > 0,
     )
@@ -80,11 +81,11 @@ class LogAudit:
         validator_ss58: str,
         head: Head,
         until: int,
-        states: Sequence[tuple[Rule, Taken]],
-        history: Place,
+        states: Sequence[tuple[Rule, Snapshot]],
+        history: Checkpoint,
     ) -> None:
         self.replay = Replay(validator_ss58)
-        self.states = States(states, self.replay.findings)
+        self.states = SnapshotCheck(states, self.replay.findings)
         self.history = HistoryCheck(store, history, until)
         self._store = store
         self._head = head
@@ -110,7 +111,7 @@ class LogAudit:
         for row in rows:
             replay.take(row)
             if awaits and row.position in awaited:
-                self.states.compare(replay.world, replay.envelope, row.recorded_at_ns)
+                self.states.compare(replay.state, replay.row_checker, row.recorded_at_ns)
 
     async def _end(self) -> None:
         replay, until, head = self.replay, self._until, self._head
@@ -127,7 +128,7 @@ class LogAudit:
     def _check_head(self) -> None:
         """Compare the head row with the last row; missing rows are a finding of their own."""
         replay, head = self.replay, self._head
-        last = Head(replay.position, replay.envelope.hash, replay.recorded_at_ns)
+        last = Head(replay.position, replay.row_checker.hash, replay.recorded_at_ns)
         if replay.position == head.position and last != head:
             message = "the head row tells of another last event than the log has"
             details = {"recorded_at_ns": head.recorded_at_ns, "expected_ns": last.recorded_at_ns}

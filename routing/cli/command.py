@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .output import Output
+from routing.cli.io.output import Output
 
 
-class Command(NamedTuple):
+class CliCommand(NamedTuple):
     """A command of `allowance`, registered in `commands.COMMANDS`.
 
     `summary` is one sentence; `examples` are command lines; `run` gives the exit code and imports what it

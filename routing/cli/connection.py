@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
-from ..book import Allowance
-from ..environment import VARIABLES, Configuration, from_environment, naming
-from .failure import WrongUsage
+from ledger.errors import renamed_fields
+from routing.service.allowance import Allowance
+from routing.service.config import VARIABLES, Configuration, configuration_from_environment
+
+from .errors import WrongUsage
 
 Answer = TypeVar("Answer")
 
@@ -22,8 +24,8 @@ class Connection:
     call.
     """
 
-    def __init__(self, book: Allowance, runner: asyncio.Runner) -> None:
-        self.book = book
+    def __init__(self, ledger: Allowance, runner: asyncio.Runner) -> None:
+        self.ledger = ledger
         self._runner = runner
 
     def run(self, question: Awaitable[Answer]) -> Answer:
@@ -37,7 +39,7 @@ def connected(arguments: argparse.Namespace, *, read_only: bool = False, creates
 
     One that is not there is made only where the command `creates` ledgers.
     """
-    with naming({"database_url": named_database(arguments, from_environment()).name}):
+    with renamed_fields({"database_url": named_database(arguments, configuration_from_environment()).name}):
         if not (read_only or creates):
             asyncio.run(refuse_absent(arguments))
         with opened(ledger_of(arguments, read_only=read_only)) as connection:
@@ -45,15 +47,15 @@ def connected(arguments: argparse.Namespace, *, read_only: bool = False, creates
 
 
 @contextmanager
-def opened(book: Allowance) -> Iterator[Connection]:
+def opened(ledger: Allowance) -> Iterator[Connection]:
     """Opens a ledger, and closes it afterwards."""
     with asyncio.Runner() as runner:
-        connection = Connection(book, runner)
+        connection = Connection(ledger, runner)
         try:
-            connection.run(book.__aenter__())
+            connection.run(ledger.__aenter__())
             yield connection
         finally:
-            connection.run(book.close())
+            connection.run(ledger.close())
 
 
 async def refuse_absent(arguments: argparse.Namespace) -> None:
@@ -64,11 +66,11 @@ async def refuse_absent(arguments: argparse.Namespace) -> None:
 
 def ledger_of(arguments: argparse.Namespace, *, read_only: bool = False) -> Allowance:
     """The ledger that the command line names, or else the environment; not opened yet."""
-    configuration = from_environment()
+    configuration = configuration_from_environment()
     database, validator = named_database(arguments, configuration), named_validator(arguments, configuration)
     if not validator.value:
         raise WrongUsage("whose ledger? give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58")
-    with naming({"database_url": database.name, "validator_ss58": validator.name}):
+    with renamed_fields({"database_url": database.name, "validator_ss58": validator.name}):
         return Allowance.open(
             database.value,
             validator_ss58=validator.value,
@@ -77,25 +79,25 @@ def ledger_of(arguments: argparse.Namespace, *, read_only: bool = False) -> Allo
         )
 
 
-class Named(NamedTuple):
+class NamedValue(NamedTuple):
     """A value, and the option or the variable that gave it."""
 
     value: str
     name: str
 
 
-def named_database(arguments: argparse.Namespace, configuration: Configuration) -> Named:
+def named_database(arguments: argparse.Namespace, configuration: Configuration) -> NamedValue:
     """The database's URL."""
     if arguments.database:
-        return Named(arguments.database, "--database")
-    return Named(configuration.database_url, VARIABLES["database_url"])
+        return NamedValue(arguments.database, "--database")
+    return NamedValue(configuration.database_url, VARIABLES["database_url"])
 
 
-def named_validator(arguments: argparse.Namespace, configuration: Configuration) -> Named:
+def named_validator(arguments: argparse.Namespace, configuration: Configuration) -> NamedValue:
     """The validator's hotkey; empty where nobody says."""
     if arguments.validator or not configuration.validator_ss58:
-        return Named(arguments.validator or "", "--validator")
-    return Named(configuration.validator_ss58, VARIABLES["validator_ss58"])
+        return NamedValue(arguments.validator or "", "--validator")
+    return NamedValue(configuration.validator_ss58, VARIABLES["validator_ss58"])
 
 
 async def _answer(question: Awaitable[Answer]) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from .inputs import moment, whole_number
+from routing.cli.io.inputs import moment, whole_number
 
 if TYPE_CHECKING:
     from routing import Allowance, Past
@@ -35,8 +35,8 @@ def is_past(arguments: argparse.Namespace) -> bool:
     return any(each is not None for each in (arguments.at_position, arguments.at_block, arguments.at_time))
 
 
-def at_moment(book: Allowance, arguments: argparse.Namespace) -> Allowance | Past:
+def at_moment(ledger: Allowance, arguments: argparse.Namespace) -> Allowance | Past:
     """The ledger as of the moment that was named, or as it is."""
     if not is_past(arguments):
-        return book
-    return book.at(position=arguments.at_position, block=arguments.at_block, time=arguments.at_time)
+        return ledger
+    return ledger.at(position=arguments.at_position, block=arguments.at_block, time=arguments.at_time)

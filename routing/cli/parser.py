@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from .command import Command
+from routing.cli.io.inputs import words
+
+from .command import CliCommand
 from .commands import COMMANDS
-from .failure import WrongUsage
-from .inputs import words
+from .errors import WrongUsage
 
 ENVIRONMENT = """\
 Environment:
@@ -23,7 +24,7 @@ New here? `allowance demo` shows everything on made-up data in half a minute.
 """
 
 
-class _Version(argparse.Action):
+class _VersionAction(argparse.Action):
     """Prints the installed release; its metadata is read only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
@@ -40,9 +41,9 @@ class Parser(argparse.ArgumentParser):
         """Raises `WrongUsage`, with where to look."""
         said, separator, arguments = message.partition("unrecognized arguments: ")
         if separator:
-            from ledger.database import without_secrets
+            from ledger.store.urls import redacted_url
 
-            message = f"{said}{separator}{without_secrets(arguments)}"
+            message = f"{said}{separator}{redacted_url(arguments)}"
         raise WrongUsage(f"{message}; see `{self.prog} --help`")
 
 
@@ -55,7 +56,7 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the release and exit")
+    parser.add_argument("--version", action=_VersionAction, nargs=0, help="show the release and exit")
     parser.set_defaults(command=None)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in COMMANDS:
@@ -63,7 +64,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add(subparsers: argparse._SubParsersAction[Parser], command: Command) -> None:
+def _add(subparsers: argparse._SubParsersAction[Parser], command: CliCommand) -> None:
     parser = subparsers.add_parser(
         command.name,
         help=command.summary[0].lower() + command.summary[1:].rstrip("."),

@@ -9,8 +9,8 @@ from io import BytesIO
 import msgspec
 
 from routing import BlockFact, ManifestsFact
-from routing.cli.facts_file import FactLines, numbered_facts
-from routing.cli.network import generate, hotkeys
+from routing.cli.demo.network import generate, hotkeys
+from routing.cli.files.facts import FactLines, numbered_facts
 
 from .sizes import Sizes
 

@@ -39,8 +39,8 @@ async def both_engines(world: World, report: Report) -> None:
     await _contend(world, report, "PostgreSQL", await world.filled_on_postgres(), None)
 
 
-async def _contend(world: World, report: Report, engine: str, ledger: Ledger, wait: Any) -> None:
-    done = await _at_once(ledger, world.classes, world.sizes.contended_seconds)
+async def _contend(world: World, report: Report, engine: str, prepared: Ledger, wait: Any) -> None:
+    done = await _at_once(prepared, world.classes, world.sizes.contended_seconds)
     picks = [each["picks"] for each in done]
     counters = [each["counters"] for each in done]
     total = sum(picks)
@@ -63,12 +63,12 @@ async def _contend(world: World, report: Report, engine: str, ledger: Ledger, wa
     report.add(f"{name}: wait for the write lock, p99, in the worst process", "ms", [worst], target=wait)
 
 
-async def _at_once(ledger: Ledger, classes: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+async def _at_once(prepared: Ledger, classes: Sequence[str], seconds: float) -> list[dict[str, Any]]:
     """What each process says that it did; all of them begin when all have the ledger open."""
     async with AsyncExitStack() as stack:
         processes = [
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "scripts.benchmark.contending", ledger.url, str(ledger.start_ns)),
+                *(sys.executable, "-m", "scripts.benchmark.contending", prepared.url, str(prepared.start_ns)),
                 *(str(seconds), *classes),
                 cwd=ROOT,
                 stdin=PIPE,
@@ -107,12 +107,12 @@ def _say(**fields: Any) -> None:
 async def _pick(url: str, start_ns: int, seconds: float, classes: list[str]) -> None:
     """Opens the ledger, waits for the word, then routes one job after the other and gives back each."""
     random = Random(os.urandom(8))
-    book = Allowance.open(url, validator_ss58=HOTKEY, clock_ns=Clock(start_ns))
-    router = Routing(book)
-    await book.find_miners(1.0, classes[0], await book.current_block() or 1)
+    ledger = Allowance.open(url, validator_ss58=HOTKEY, clock_ns=Clock(start_ns))
+    router = Routing(ledger)
+    await ledger.find_miners(1.0, classes[0], await ledger.current_block() or 1)
     _say(ready=True)
     await asyncio.to_thread(sys.stdin.readline)
-    before = await book.counters()
+    before = await ledger.counters()
     picks = refused = 0
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -122,8 +122,8 @@ async def _pick(url: str, start_ns: int, seconds: float, classes: list[str]) -> 
             refused += 1
             continue
         picks += 1
-        await book.release(route.allowance_reservation_id or 0)
-    after = await book.counters()
+        await ledger.release(route.allowance_reservation_id or 0)
+    after = await ledger.counters()
     _say(picks=picks, refused=refused, counters={name: after[name] - before.get(name, 0) for name in after})
 
 

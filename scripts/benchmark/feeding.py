@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from statistics import median
 
 from routing import Allowance, BlockFact, Miner
-from routing.cli.network import STARTED_AT, hotkeys
+from routing.cli.demo.network import STARTED_AT, hotkeys
 
 from .chain import SEED, Fact, facts_lines, parsed
 from .figures import Report, at_most, interleaved
@@ -28,14 +28,14 @@ MOST_BLOCKS_MEASURED = 900
 
 async def unchanged_block(world: World, report: Report) -> None:
     """A block like the one before it: what it costs to record, and what it leaves in the file."""
-    ledger = world.copied(await world.filled())
-    async with ledger.open() as book:
+    prepared = world.copied(await world.filled())
+    async with prepared.open() as ledger:
         newest = newest_block(world.facts())
-        with SqliteRows(world.new_file(), _block_bytes(ledger)) as bare:
+        with SqliteRows(world.new_file(), _block_bytes(prepared)) as bare:
             feed = Feed(newest)
 
             async def blocks() -> float:
-                return median([await feed.timed(book) for _ in range(world.sizes.appends)]) * MS
+                return median([await feed.timed(ledger) for _ in range(world.sizes.appends)]) * MS
 
             async def commits() -> float:
                 return median(bare.commits(world.sizes.appends)) * MS
@@ -43,15 +43,15 @@ async def unchanged_block(world: World, report: Report) -> None:
             ours, limit = await interleaved(world.sizes.repeat, blocks, commits)
     report.add("recording an unchanged block", "ms", ours, ("one bare commit", limit), at_most(1))
     fresh = world.new_ledger()
-    async with fresh.open() as book:
+    async with fresh.open() as ledger:
         feed = Feed(newest)
         grown = []
-        await feed.timed(book)
+        await feed.timed(ledger)
         for _ in range(world.sizes.repeat):
             before = stored_bytes(fresh)
             count = max(20, min(world.sizes.appends, MOST_BLOCKS_MEASURED // world.sizes.repeat))
             for _ in range(count):
-                await feed.timed(book)
+                await feed.timed(ledger)
             grown.append((stored_bytes(fresh) - before) / count)
     report.add("bytes stored for an unchanged block", "B", grown, target=at_most(300))
 
@@ -72,11 +72,11 @@ class Feed:
         miners = [replace(miner) for miner in self._miners]
         return BlockFact(self._number, self._created_at, miners, dict(self._stakes))
 
-    async def timed(self, book: Allowance) -> float:
+    async def timed(self, ledger: Allowance) -> float:
         """Records the next block; answers the seconds that it took."""
         block = self.next()
         started = time.perf_counter()
-        await book.record_block(block.number, block.created_at, block.miners, block.stakes)
+        await ledger.record_block(block.number, block.created_at, block.miners, block.stakes)
         return time.perf_counter() - started
 
 
@@ -84,8 +84,8 @@ async def changed_block(world: World, report: Report) -> None:
     """A block of which every miner has moved and every validator's stake has changed."""
     miners = hotkeys(SEED, "miner", world.sizes.miners)
     validators = hotkeys(SEED, "validator", MANY_VALIDATORS)
-    ledger = world.new_ledger()
-    async with ledger.open() as book:
+    prepared = world.new_ledger()
+    async with prepared.open() as ledger:
         number = 0
 
         async def blocks() -> float:
@@ -97,7 +97,7 @@ async def changed_block(world: World, report: Report) -> None:
                 stakes = {key: 1000.0 + number + at for at, key in enumerate(validators)}
                 created_at = STARTED_AT + timedelta(seconds=BLOCK_SECONDS * number)
                 started = time.perf_counter()
-                await book.record_block(number, created_at, moved, stakes)
+                await ledger.record_block(number, created_at, moved, stakes)
                 taken.append((time.perf_counter() - started) * MS)
             return median(taken)
 
@@ -107,12 +107,12 @@ async def changed_block(world: World, report: Report) -> None:
 
 async def manifest_sync(world: World, report: Report) -> None:
     """A sync that takes an executor from every miner, in a ledger whose blocks are partly reserved."""
-    ledger = world.copied(await world.filled())
-    async with ledger.open() as book:
-        newest = await book.current_block() or 1
+    prepared = world.copied(await world.filled())
+    async with prepared.open() as ledger:
+        newest = await ledger.current_block() or 1
         full = {
             hotkey: {executor_class: count + 1 for executor_class, count in counts.items()}
-            for hotkey, counts in (await book.manifests()).items()
+            for hotkey, counts in (await ledger.manifests()).items()
         }
         reduced = {
             hotkey: {executor_class: count - 1 for executor_class, count in counts.items()}
@@ -123,9 +123,9 @@ async def manifest_sync(world: World, report: Report) -> None:
             nonlocal newest
             taken = []
             for _ in range(max(1, world.sizes.appends // 30)):
-                await book.record_manifests(newest + 1, full)
+                await ledger.record_manifests(newest + 1, full)
                 started = time.perf_counter()
-                await book.record_manifests(newest + 2, reduced)
+                await ledger.record_manifests(newest + 2, reduced)
                 taken.append((time.perf_counter() - started) * MS)
                 newest += 2
             return median(taken)
@@ -141,10 +141,10 @@ async def importing(world: World, report: Report) -> None:
     with SqliteRows(world.new_file(), 200) as bare:
 
         async def imports() -> float:
-            ledger = world.new_ledger()
-            async with ledger.open() as book:
+            prepared = world.new_ledger()
+            async with prepared.open() as ledger:
                 started = time.perf_counter()
-                await record(book, parsed(lines))
+                await record(ledger, parsed(lines))
                 return time.perf_counter() - started
 
         async def rows() -> float:
@@ -160,16 +160,16 @@ def newest_block(facts: Iterable[Fact]) -> BlockFact:
     return [fact for fact in facts if isinstance(fact, BlockFact)][-1]
 
 
-def stored_bytes(ledger: Ledger) -> int:
+def stored_bytes(prepared: Ledger) -> int:
     """The size of a ledger's file once everything is in it."""
-    with closing(sqlite3.connect(ledger.path)) as connection:
+    with closing(sqlite3.connect(prepared.path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return ledger.path.stat().st_size
+    return prepared.path.stat().st_size
 
 
-def _block_bytes(ledger: Ledger) -> int:
+def _block_bytes(prepared: Ledger) -> int:
     """The bytes of an unchanged block's row, its numbers taken at 8 each."""
-    with closing(sqlite3.connect(ledger.path)) as connection:
+    with closing(sqlite3.connect(prepared.path)) as connection:
         (least,) = connection.execute(
             """SELECT min(length(stream) + length(payload) + length(hash) + 5 * 8)
                FROM allowance_events WHERE stream = 'chain'"""

@@ -17,29 +17,29 @@ FACTS_PER_COMMIT = 200
 AT_ONCE = 2000
 
 
-async def fill(book: Allowance, facts: Sequence[Fact], classes: Sequence[str]) -> None:
+async def fill(ledger: Allowance, facts: Sequence[Fact], classes: Sequence[str]) -> None:
     """Records the facts and reserves a third of what they grant."""
-    await record(book, facts)
-    await reserve_a_third(book, classes)
+    await record(ledger, facts)
+    await reserve_a_third(ledger, classes)
 
 
-async def record(book: Allowance, facts: Sequence[Fact]) -> None:
+async def record(ledger: Allowance, facts: Sequence[Fact]) -> None:
     """Records facts as an import does: many in a commit."""
     for start in range(0, len(facts), FACTS_PER_COMMIT):
-        await book.record_facts(facts[start : start + FACTS_PER_COMMIT])
+        await ledger.record_facts(facts[start : start + FACTS_PER_COMMIT])
 
 
-async def reserve_a_third(book: Allowance, classes: Sequence[str]) -> None:
+async def reserve_a_third(ledger: Allowance, classes: Sequence[str]) -> None:
     """Takes about a third of every account's blocks, in reservations of the usual sizes; most of them are spent."""
     random = Random("a third")
-    newest = await book.current_block() or 1
+    newest = await ledger.current_block() or 1
     wanted: list[tuple[str, str, float]] = []
     for executor_class in classes:
-        for candidate in await book.find_miners(1.0, executor_class, newest):
+        for candidate in await ledger.find_miners(1.0, executor_class, newest):
             wanted += ((candidate.hotkey_ss58, executor_class, amount) for amount in _pieces(random, candidate))
     for start in range(0, len(wanted), AT_ONCE):
-        made = await asyncio.gather(*(book.reserve(*each, newest) for each in wanted[start : start + AT_ONCE]))
-        await asyncio.gather(*(_settle(book, random.random(), each.reservation_id) for each in made))
+        made = await asyncio.gather(*(ledger.reserve(*each, newest) for each in wanted[start : start + AT_ONCE]))
+        await asyncio.gather(*(_settle(ledger, random.random(), each.reservation_id) for each in made))
 
 
 def _pieces(random: Random, candidate: Candidate) -> Iterator[float]:
@@ -49,8 +49,8 @@ def _pieces(random: Random, candidate: Candidate) -> Iterator[float]:
         left_seconds -= piece_seconds
 
 
-async def _settle(book: Allowance, draw: float, reservation_id: int) -> None:
+async def _settle(ledger: Allowance, draw: float, reservation_id: int) -> None:
     if draw < RELEASED_SHARE:
-        await book.release(reservation_id)
+        await ledger.release(reservation_id)
     elif draw > RELEASED_SHARE + LEFT_SHARE:
-        await book.spend(reservation_id)
+        await ledger.spend(reservation_id)

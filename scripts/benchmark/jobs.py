@@ -8,7 +8,7 @@ from random import Random
 from uuid import UUID
 
 from routing import Allowance, JobRoute, Routing
-from routing.cli.job_request import JobRequest
+from routing.cli.files.job_request import JobRequest
 
 
 def draw_job(random: Random, classes: Sequence[str]) -> JobRequest:
@@ -33,7 +33,7 @@ async def pick_at_once(router: Routing, jobs: Sequence[JobRequest], callers: int
     return [route for each in routes for route in each]
 
 
-async def release_all(book: Allowance, routes: Iterable[JobRoute]) -> None:
+async def release_all(ledger: Allowance, routes: Iterable[JobRoute]) -> None:
     """Gives back what the routes reserved."""
     ids = [route.allowance_reservation_id for route in routes]
-    await asyncio.gather(*(book.release(each) for each in ids if each is not None))
+    await asyncio.gather(*(ledger.release(each) for each in ids if each is not None))

@@ -108,14 +108,14 @@ async def on_postgres(world: World, report: Report) -> None:
         await _compare(world, report, "PostgreSQL", await world.filled_on_postgres(), application)
 
 
-async def _compare(world: World, report: Report, engine: str, ledger: Ledger, application: Accounts) -> None:
+async def _compare(world: World, report: Report, engine: str, prepared: Ledger, application: Accounts) -> None:
     sizes = world.sizes
-    async with ledger.open() as book:
-        newest = await book.current_block() or 1
-        streams = cycle(await _accounts_of(book, world))
+    async with prepared.open() as ledger:
+        newest = await ledger.current_block() or 1
+        streams = cycle(await _accounts_of(ledger, world))
 
         async def ours(appends: int, callers: int) -> float:
-            return await _reserve_rate(book, list(islice(streams, appends)), newest, callers)
+            return await _reserve_rate(ledger, list(islice(streams, appends)), newest, callers)
 
         async def ours_alone() -> float:
             return await ours(sizes.appends, 1)
@@ -138,7 +138,7 @@ async def _compare(world: World, report: Report, engine: str, ledger: Ledger, ap
     made = _fill(application, sizes.library_events)
 
     async def our_replay() -> float:
-        return await fold_rate(ledger.url)
+        return await fold_rate(prepared.url)
 
     async def their_replay() -> float:
         return _replay_rate(application, made)
@@ -147,29 +147,29 @@ async def _compare(world: World, report: Report, engine: str, ledger: Ledger, ap
     report.add(f"rebuilding from {engine}", "events/s", replayed, ("eventsourcing", their_replayed), ratio_at_least(3))
 
 
-async def _accounts_of(book: Allowance, world: World) -> list[tuple[str, str]]:
+async def _accounts_of(ledger: Allowance, world: World) -> list[tuple[str, str]]:
     """The accounts with enough left for all that is going to be reserved."""
-    newest = await book.current_block() or 1
+    newest = await ledger.current_block() or 1
     return [
         (candidate.hotkey_ss58, executor_class)
         for executor_class in world.classes
-        for candidate in await book.find_miners(20 * AMOUNT_SECONDS, executor_class, newest)
+        for candidate in await ledger.find_miners(20 * AMOUNT_SECONDS, executor_class, newest)
     ]
 
 
-async def _reserve_rate(book: Allowance, streams: list[tuple[str, str]], newest: int, callers: int) -> float:
+async def _reserve_rate(ledger: Allowance, streams: list[tuple[str, str]], newest: int, callers: int) -> float:
     """Our appends a second: reservations on given accounts, each durable when it is answered."""
 
     async def caller(mine: list[tuple[str, str]]) -> list[int]:
         return [
-            (await book.reserve(*stream, AMOUNT_SECONDS, newest, job_uuid=str(uuid4()))).reservation_id
+            (await ledger.reserve(*stream, AMOUNT_SECONDS, newest, job_uuid=str(uuid4()))).reservation_id
             for stream in mine
         ]
 
     started = time.perf_counter()
     made = await asyncio.gather(*(caller(streams[first::callers]) for first in range(callers)))
     seconds = time.perf_counter() - started
-    await asyncio.gather(*(book.release(reservation_id) for each in made for reservation_id in each))
+    await asyncio.gather(*(ledger.release(reservation_id) for each in made for reservation_id in each))
     return len(streams) / seconds
 
 

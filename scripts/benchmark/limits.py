@@ -18,7 +18,7 @@ from typing import Self
 import asyncpg
 import msgspec
 
-from ledger import Event
+from ledger.events import Event
 
 CONNECTIONS = 8
 _ALL = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash

@@ -18,8 +18,19 @@ from random import Random
 from typing import Literal, NamedTuple
 from uuid import UUID
 
-from ledger import Account, Draft, ExpireDue, Intake, Known, RecordFacts, RecordSettings, Row, Settle, store_for
-from projections import Availability, History, Snapshots, schema
+from ledger import (
+    Account,
+    ExpireDue,
+    FactValidator,
+    LookupResult,
+    RecordFacts,
+    RecordSettings,
+    Row,
+    Settle,
+    UnitOfWork,
+    store_from_url,
+)
+from projections import Availability, History, SnapshotStore, schema
 from routing import AllMinersBusy, NotEnoughAllowanceException
 from routing.pick import Pick
 
@@ -55,25 +66,25 @@ async def grow(
     path: Path, sizes: Sizes, events: int, progress: Callable[[int], None] = lambda position: None, *, routed: bool
 ) -> int:
     """Fills a new ledger with so many events, or a block's more; answers the last one's time."""
-    store = store_for(f"sqlite:///{path}", HOTKEY, read_only=False)
+    store = store_from_url(f"sqlite:///{path}", HOTKEY, read_only=False)
     await store.open(schema)
-    snapshots = Snapshots(store)
+    snapshots = SnapshotStore(store)
     taken = None
     with _Bulk(path, store.ledger) as bulk:
         state = Availability()
         quiet = max(events // QUIET_SHARE, SNAPSHOT_AGE_EVENTS)
         traffic = _Traffic(sizes, quiet_from=events - quiet, routed=routed)
         while state.position < events:
-            draft: Draft[Availability] = Draft(state, Known(), 0)
+            unit_of_work: UnitOfWork = UnitOfWork(state, LookupResult(), 0)
             until = min(events, state.position + EVENTS_PER_COMMIT)
             if taken is None and until > events - SNAPSHOT_AGE_EVENTS:
                 until = max(1, min(until, events - SNAPSHOT_AGE_EVENTS))
             while state.position < until:
-                traffic.pass_a_block(draft)
-            bulk.write(draft.rows)
+                traffic.pass_a_block(unit_of_work)
+            bulk.write(unit_of_work.rows)
             progress(state.position)
             if taken is None and state.position >= events - SNAPSHOT_AGE_EVENTS:
-                taken = snapshots.take(state, every_rows=1)
+                taken = snapshots.take_if_due(state, every_rows=1)
     if taken is not None:
         await snapshots.save(taken)
     progress(state.position)
@@ -115,31 +126,31 @@ class _Traffic:
         self._scale = sizes.miners / Sizes().miners
         self._quiet_from = quiet_from
         self._random = Random("traffic")
-        self._intake = Intake()
+        self._intake = FactValidator()
         self._blocks = endless(sizes)
         self._passed = 0
         self._running: deque[int] = deque()
         self._accounts: list[Account] = []
 
-    def pass_a_block(self, draft: Draft[Availability]) -> None:
+    def pass_a_block(self, unit_of_work: UnitOfWork) -> None:
         """Records the next block and the sync before it; reserves for the jobs that come then, and settles others."""
-        if draft.state.position == 0:
-            RecordSettings(HOTKEY, None).execute(draft)
+        if unit_of_work.state.position == 0:
+            RecordSettings(HOTKEY, None).decide(unit_of_work)
         facts = next(self._blocks)
         contents, _ = self._intake.contents(facts)
-        RecordFacts(contents, confirm=False).execute(draft)
-        draft.now_ns = after(facts)
+        RecordFacts(contents, confirm=False).decide(unit_of_work)
+        unit_of_work.now_ns = after(facts)
         self._passed += 1
         if self._passed > BLOCKS_BEFORE_JOBS:
-            pace = BUSY if draft.state.position < self._quiet_from else QUIET
-            self._accounts = list(draft.state.chain.accounts.values())
+            pace = BUSY if unit_of_work.state.position < self._quiet_from else QUIET
+            self._accounts = list(unit_of_work.state.chain.accounts.values())
             for _ in range(max(1, round(pace.jobs * self._scale))):
                 claim = self._route if self._routed else self._reserve
-                claim(draft, self._job(), self._amount_ns(pace))
+                claim(unit_of_work, self._job(), self._amount_ns(pace))
             while len(self._running) > 3 * pace.jobs * self._scale:
-                self._settle(draft)
+                self._settle(unit_of_work)
         if self._passed % EXPIRED_EVERY_BLOCKS == 0:
-            ExpireDue().execute(draft)
+            ExpireDue().decide(unit_of_work)
 
     def _job(self) -> str:
         return str(UUID(int=self._random.getrandbits(128), version=4))
@@ -147,32 +158,32 @@ class _Traffic:
     def _amount_ns(self, pace: _Pace) -> int:
         return self._random.randrange(pace.shortest_seconds * SECOND_NS, pace.longest_seconds * SECOND_NS)
 
-    def _route(self, draft: Draft[Availability], job_uuid: str, amount_ns: int) -> None:
+    def _route(self, unit_of_work: UnitOfWork, job_uuid: str, amount_ns: int) -> None:
         """As a router does."""
         executor_class = self._random.choice(self._accounts).executor_class
         try:
-            route = Pick(job_uuid, executor_class, amount_ns).execute(draft)
+            route = Pick(job_uuid, executor_class, amount_ns).decide(unit_of_work)
         except (NotEnoughAllowanceException, AllMinersBusy):
             return
         self._run(route.allowance_reservation_id or 0)
 
-    def _reserve(self, draft: Draft[Availability], job_uuid: str, amount_ns: int) -> None:
+    def _reserve(self, unit_of_work: UnitOfWork, job_uuid: str, amount_ns: int) -> None:
         """By hand, on any miner."""
-        state, account = draft.state, self._random.choice(self._accounts)
+        state, account = unit_of_work.state, self._random.choice(self._accounts)
         newest = state.chain.blocks.newest
-        claim = account.claim(state.chain.blocks, state.window_start(newest), amount_ns, draft.now_ns)
+        claim = account.claim(state.chain.blocks, state.window_start(newest), amount_ns, unit_of_work.now_ns)
         if claim is not None:
             job = (job_uuid, 1)
-            held = draft.reserve(account, claim, amount_ns=amount_ns, job_start_block=newest, job=job)
-            self._run(held.reservation_id)
+            active = unit_of_work.reserve(account, claim, amount_ns=amount_ns, job_start_block=newest, job=job)
+            self._run(active.reservation_id)
 
     def _run(self, reservation_id: int) -> None:
         """Notes that the job is to be settled; some never are."""
         if self._random.random() >= LEFT_SHARE:
             self._running.append(reservation_id)
 
-    def _settle(self, draft: Draft[Availability]) -> None:
+    def _settle(self, unit_of_work: UnitOfWork) -> None:
         how: Literal["spend", "release"] = "release" if self._random.random() < RELEASED_SHARE else "spend"
         reservation_id = self._running.popleft()
-        if reservation_id in draft.state.held:
-            Settle(reservation_id, how, None).execute(draft)
+        if reservation_id in unit_of_work.state.active:
+            Settle(reservation_id, how, None).decide(unit_of_work)

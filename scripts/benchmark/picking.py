@@ -21,10 +21,10 @@ LITTLE_SECONDS = 5.0
 
 async def one_caller(world: World, report: Report) -> None:
     """A caller that picks again and again; each pick is durable when it is answered."""
-    ledger = await world.filled()
-    async with ledger.open() as book:
-        with SqliteRows(world.new_file(), reservation_bytes(ledger.path)) as bare:
-            router = Routing(book)
+    prepared = await world.filled()
+    async with prepared.open() as ledger:
+        with SqliteRows(world.new_file(), reservation_bytes(prepared.path)) as bare:
+            router = Routing(ledger)
 
             async def picks() -> list[float]:
                 taken = []
@@ -32,7 +32,7 @@ async def one_caller(world: World, report: Report) -> None:
                     started = time.perf_counter()
                     route = await router.pick_miner_for_job_request(job)
                     taken.append((time.perf_counter() - started) * MS)
-                    await release_all(book, [route])
+                    await release_all(ledger, [route])
                 return taken
 
             async def commits() -> list[float]:
@@ -48,13 +48,13 @@ async def one_caller(world: World, report: Report) -> None:
 
 async def many_callers(world: World, report: Report) -> None:
     """Callers that all pick at once, and share commits."""
-    ledger = await world.filled()
+    prepared = await world.filled()
     sizes = world.sizes
-    async with ledger.open() as book:
-        with SqliteRows(world.new_file(), reservation_bytes(ledger.path)) as bare:
+    async with prepared.open() as ledger:
+        with SqliteRows(world.new_file(), reservation_bytes(prepared.path)) as bare:
 
             async def picks() -> float:
-                return await pick_rate(book, world)
+                return await pick_rate(ledger, world)
 
             async def one_row() -> float:
                 return bare.rate(sizes.bare_rows)
@@ -68,11 +68,11 @@ async def many_callers(world: World, report: Report) -> None:
     report.add(name, "1/s", ours, ("bare rows, 100 a commit", limit_100))
 
 
-async def pick_rate(book: Allowance, world: World, callers: int | None = None) -> float:
+async def pick_rate(ledger: Allowance, world: World, callers: int | None = None) -> float:
     """Picks a second by many callers; what they reserved is given back now and then, while no time is taken."""
     sizes = world.sizes
     callers = callers or sizes.callers
-    router = Routing(book)
+    router = Routing(ledger)
     picked, seconds = 0, 0.0
     for _ in range(sizes.settlings):
         jobs = world.jobs(callers * sizes.picks_per_caller)
@@ -80,7 +80,7 @@ async def pick_rate(book: Allowance, world: World, callers: int | None = None) -
         routes = await pick_at_once(router, jobs, callers)
         seconds += time.perf_counter() - started
         picked += len(routes)
-        await release_all(book, routes)
+        await release_all(ledger, routes)
     return picked / seconds
 
 
@@ -116,17 +116,17 @@ async def _searches(world: World, one: Ledger, other: Ledger) -> tuple[list[floa
         return a, b
 
 
-async def _search(book: Allowance, world: World) -> float:
+async def _search(ledger: Allowance, world: World) -> float:
     random = Random("searches")
-    newest = await book.current_block() or 1
+    newest = await ledger.current_block() or 1
     taken = []
     for _ in range(world.sizes.searches):
         executor_class = random.choice(world.classes)
-        miners = await book.find_miners(LITTLE_SECONDS, executor_class, newest)
-        reserved = await book.reserve(random.choice(miners).hotkey_ss58, executor_class, LITTLE_SECONDS, newest)
+        miners = await ledger.find_miners(LITTLE_SECONDS, executor_class, newest)
+        reserved = await ledger.reserve(random.choice(miners).hotkey_ss58, executor_class, LITTLE_SECONDS, newest)
         seconds = random.uniform(0.1, LITTLE_SECONDS)
         started = time.perf_counter()
-        await book.find_miners(seconds, executor_class, newest)
+        await ledger.find_miners(seconds, executor_class, newest)
         taken.append((time.perf_counter() - started) * MS)
-        await book.release(reserved.reservation_id)
+        await ledger.release(reserved.reservation_id)
     return median(taken)

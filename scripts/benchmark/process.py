@@ -24,13 +24,13 @@ class Worker:
 
     async def pick(self, picks: int, callers: int) -> Answer:
         """Has so many jobs routed by so many callers at once."""
-        return await self._ask({"do": "pick", "picks": picks, "callers": callers})
+        return await self._query({"do": "pick", "picks": picks, "callers": callers})
 
     async def release(self) -> Answer:
         """Gives back what was picked since the last time."""
-        return await self._ask({"do": "release"})
+        return await self._query({"do": "release"})
 
-    async def _ask(self, command: dict[str, object]) -> Answer:
+    async def _query(self, command: dict[str, object]) -> Answer:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
         await self._process.stdin.drain()

@@ -6,7 +6,7 @@ import time
 from statistics import median
 from typing import Any
 
-from ledger import store_for
+from ledger import store_from_url
 from projections import Availability
 from routing import Allowance
 
@@ -25,13 +25,13 @@ REBUILT_SHARE = 10
 
 async def rebuilding(world: World, report: Report) -> None:
     """The state in memory folded from the first event on, beside reading the same rows and doing nothing with them."""
-    ledger = await world.long(world.sizes.events // REBUILT_SHARE, routed=True)
+    prepared = await world.long(world.sizes.events // REBUILT_SHARE, routed=True)
 
     async def rebuild() -> float:
-        return await fold_rate(ledger.url)
+        return await fold_rate(prepared.url)
 
     async def read() -> float:
-        return read_and_decode(ledger.path)
+        return read_and_decode(prepared.path)
 
     ours, limit = await interleaved(world.sizes.repeat, rebuild, read)
     report.add("rebuilding from nothing", "events/s", ours, ("reading and decoding", limit), ratio_at_least(0.25))
@@ -39,7 +39,7 @@ async def rebuilding(world: World, report: Report) -> None:
 
 async def fold_rate(url: str) -> float:
     """Events a second that are read and folded from the beginning."""
-    store = store_for(url, HOTKEY, read_only=True)
+    store = store_from_url(url, HOTKEY, read_only=True)
     await store.open(None)
     started = time.perf_counter()
     state = Availability()
@@ -52,20 +52,20 @@ async def fold_rate(url: str) -> float:
 
 async def auditing(world: World, report: Report) -> None:
     """Every rule checked again from the log."""
-    ledger = await world.long(world.sizes.events // REBUILT_SHARE, routed=True)
-    async with ledger.open() as book:
-        events: int = (await book.head()).position
+    prepared = await world.long(world.sizes.events // REBUILT_SHARE, routed=True)
+    async with prepared.open() as ledger:
+        events: int = (await ledger.head()).position
 
         async def audit() -> float:
             started = time.perf_counter()
-            found = await book.audit()
+            found = await ledger.audit()
             seconds = time.perf_counter() - started
             if found.findings:
                 raise RuntimeError(f"the audit found {found.findings[0]}")
             return events / seconds
 
         async def reading() -> float:
-            return read_and_decode(ledger.path)
+            return read_and_decode(prepared.path)
 
         ours, beside = await interleaved(max(1, world.sizes.repeat // 2), audit, reading)
     report.add("full audit", "events/s", ours, ("reading and decoding", beside), at_least(100_000))
@@ -113,14 +113,14 @@ async def paging(world: World, report: Report) -> None:
     report.add(name, "ms", ours, (f"{events // SHORTER_LOG:,} events", beside), ratio_at_most(1.5))
 
 
-async def _page(book: Allowance, world: World) -> float:
-    (newest,) = (await book.history(limit=1)).items
+async def _page(ledger: Allowance, world: World) -> float:
+    (newest,) = (await ledger.history(limit=1)).items
     kinds: tuple[dict[str, Any], ...] = ({}, {"newest_first": False}, {"miner_ss58": newest.miner_ss58})
     taken = []
     for _ in range(max(1, world.sizes.searches // 10)):
         started = time.perf_counter()
         for kind in kinds:
-            await book.history(limit=PAGE_ITEMS, **kind)
+            await ledger.history(limit=PAGE_ITEMS, **kind)
         taken.append((time.perf_counter() - started) / len(kinds) * MS)
     return median(taken)
 
@@ -128,9 +128,9 @@ async def _page(book: Allowance, world: World) -> float:
 async def memory(world: World, report: Report) -> None:
     """How the most memory that a process has had grows while it picks."""
     sizes = world.sizes
-    ledger = await world.long(sizes.events)
+    prepared = await world.long(sizes.events)
     at_once = sizes.callers * sizes.picks_per_caller
-    async with worker(ledger, world.classes) as process:
+    async with worker(prepared, world.classes) as process:
         seen = []
         for picked in range(0, sizes.memory_picks + at_once, at_once):
             world.say(f"watching memory: {picked:,} of {sizes.memory_picks:,} picks")

@@ -15,7 +15,7 @@ from statistics import median
 import asyncpg
 
 from routing import Allowance, BlockFact, ManifestsFact, Routing
-from routing.cli.job_request import JobRequest
+from routing.cli.files.job_request import JobRequest
 
 from .chain import HOTKEY, SECOND_NS
 from .feeding import Feed, newest_block, stored_bytes
@@ -170,9 +170,9 @@ async def row_per_grant(world: World) -> AsyncIterator[RowPerGrant]:
 
 async def against_row_per_grant(world: World, report: Report) -> None:
     """One caller's picks, unchanged blocks and bytes, both designs on the same PostgreSQL."""
-    ledger = await world.filled_on_postgres()
-    async with row_per_grant(world) as design, ledger.open() as book:
-        router = Routing(book)
+    prepared = await world.filled_on_postgres()
+    async with row_per_grant(world) as design, prepared.open() as ledger:
+        router = Routing(ledger)
 
         async def our_picks() -> float:
             taken = []
@@ -180,7 +180,7 @@ async def against_row_per_grant(world: World, report: Report) -> None:
                 started = time.perf_counter()
                 route = await router.pick_miner_for_job_request(job)
                 taken.append((time.perf_counter() - started) * MS)
-                await release_all(book, [route])
+                await release_all(ledger, [route])
             return median(taken)
 
         async def their_picks() -> float:
@@ -195,10 +195,10 @@ async def against_row_per_grant(world: World, report: Report) -> None:
         ours, theirs = await interleaved(world.sizes.repeat, our_picks, their_picks)
         report.add("a pick on PostgreSQL", "ms", ours, ("row per grant", theirs))
         stored = design.bytes_per_block
-        await _blocks(world, report, book, design)
+        await _blocks(world, report, ledger, design)
     imported = world.new_ledger()
-    async with imported.open() as book:
-        await record(book, world.facts())
+    async with imported.open() as ledger:
+        await record(ledger, world.facts())
         # Before it is closed, which leaves a snapshot: one for the ledger, however many its blocks.
         ours_stored = stored_bytes(imported) / world.sizes.blocks
     report.add(
@@ -210,12 +210,12 @@ async def against_row_per_grant(world: World, report: Report) -> None:
     )
 
 
-async def _blocks(world: World, report: Report, book: Allowance, design: RowPerGrant) -> None:
+async def _blocks(world: World, report: Report, ledger: Allowance, design: RowPerGrant) -> None:
     """Blocks that change nothing; last, since what they grant is not reserved in part."""
     our_feed, their_feed = (Feed(newest_block(world.facts())) for _ in range(2))
 
     async def our_blocks() -> float:
-        return median([await our_feed.timed(book) for _ in range(world.sizes.appends // 10)]) * MS
+        return median([await our_feed.timed(ledger) for _ in range(world.sizes.appends // 10)]) * MS
 
     async def their_blocks() -> float:
         taken = []

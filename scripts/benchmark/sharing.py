@@ -15,12 +15,12 @@ from .world import World
 
 async def one_process(world: World, report: Report) -> None:
     """One process whose callers all pick at once, beside rows that one connection commits one by one."""
-    ledger = await world.filled_on_postgres()
+    prepared = await world.filled_on_postgres()
     row_bytes = reservation_bytes((await world.filled()).path)
-    async with ledger.open() as book, postgres_rows(world.server_url(), row_bytes, connections=1) as bare:
+    async with prepared.open() as ledger, postgres_rows(world.server_url(), row_bytes, connections=1) as bare:
 
         async def picks() -> float:
-            return await pick_rate(book, world)
+            return await pick_rate(ledger, world)
 
         async def one_row() -> float:
             return await bare.rate(world.sizes.bare_rows)
@@ -33,13 +33,13 @@ async def one_process(world: World, report: Report) -> None:
 async def processes(world: World, report: Report) -> None:
     """Processes with as many callers each as make up the usual number together; all on one ledger."""
     sizes = world.sizes
-    ledger = await world.filled_on_postgres()
+    prepared = await world.filled_on_postgres()
     row_bytes = reservation_bytes((await world.filled()).path)
     callers = sizes.callers // sizes.processes
     picks = callers * sizes.picks_per_caller
     async with AsyncExitStack() as stack:
         bare = await stack.enter_async_context(postgres_rows(world.server_url(), row_bytes))
-        workers = [await stack.enter_async_context(worker(ledger, world.classes)) for _ in range(sizes.processes)]
+        workers = [await stack.enter_async_context(worker(prepared, world.classes)) for _ in range(sizes.processes)]
 
         async def together() -> float:
             seconds = 0.0

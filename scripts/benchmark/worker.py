@@ -41,9 +41,9 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
 
     imported = time.perf_counter()
     ahead_ns = start_ns - time.monotonic_ns()
-    book = Allowance.open(url, validator_ss58=validator_ss58, clock_ns=lambda: time.monotonic_ns() + ahead_ns)
-    newest = await book.current_block()
-    await book.find_miners(1.0, classes[0], newest or 1)
+    ledger = Allowance.open(url, validator_ss58=validator_ss58, clock_ns=lambda: time.monotonic_ns() + ahead_ns)
+    newest = await ledger.current_block()
+    await ledger.find_miners(1.0, classes[0], newest or 1)
     opened = time.perf_counter()
     tell(routing_s=imported - started, opened_s=opened - imported)
 
@@ -51,7 +51,7 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
 
     from .jobs import draw_job, pick_at_once, release_all
 
-    router = Routing(book)
+    router = Routing(ledger)
     random = Random(os.urandom(8))
     routes: list[JobRoute] = []
     while line := await asyncio.to_thread(sys.stdin.readline):
@@ -62,7 +62,7 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
             began = time.perf_counter()
             routes += await pick_at_once(router, jobs, command["callers"])
         else:
-            await release_all(book, routes)
+            await release_all(ledger, routes)
             routes.clear()
         tell(seconds=time.perf_counter() - began)
 

@@ -14,8 +14,8 @@ from random import Random
 from typing import NamedTuple
 
 from routing import Allowance
-from routing.cli.job_request import JobRequest
-from routing.cli.network import executor_classes
+from routing.cli.demo.network import executor_classes
+from routing.cli.files.job_request import JobRequest
 
 from .chain import HOTKEY, SEED, Clock, Fact, after, facts_lines, parsed
 from .filling import fill
@@ -109,12 +109,12 @@ class World:
         miners = miners or self.sizes.miners
         return await self._filled(f"filled {miners}", f"sqlite:///{self.new_file()}", miners)
 
-    def copied(self, ledger: Ledger) -> Ledger:
+    def copied(self, prepared: Ledger) -> Ledger:
         """A copy of a ledger on SQLite, to be changed at will."""
         path = self.new_file()
-        with closing(sqlite3.connect(ledger.path)) as source, closing(sqlite3.connect(path)) as copy:
+        with closing(sqlite3.connect(prepared.path)) as source, closing(sqlite3.connect(path)) as copy:
             source.backup(copy)
-        return Ledger(f"sqlite:///{path}", ledger.start_ns)
+        return Ledger(f"sqlite:///{path}", prepared.start_ns)
 
     async def filled_on_postgres(self) -> Ledger:
         """The same on PostgreSQL."""
@@ -124,10 +124,10 @@ class World:
         if name not in self._ledgers:
             self.say(f"filling a ledger of {miners} miners")
             facts = parsed(facts_lines(self.sizes, miners))
-            ledger = Ledger(url, after(facts))
-            async with ledger.open() as book:
-                await fill(book, facts, self.classes)
-            self._ledgers[name] = ledger
+            prepared = Ledger(url, after(facts))
+            async with prepared.open() as ledger:
+                await fill(ledger, facts, self.classes)
+            self._ledgers[name] = prepared
         return self._ledgers[name]
 
     async def long(self, events: int, *, routed: bool = False) -> Ledger:

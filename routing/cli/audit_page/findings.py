@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..render import counted
+from routing.cli.io.render import counted
+
 from .markup import NUMBER, STACKED, Markup, element, joined, table, text
 
 if TYPE_CHECKING:

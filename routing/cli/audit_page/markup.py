@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ..render import printable
+from routing.cli.io.render import printable
 
 NUMBER = "number"
 """The class of columns of numbers."""

@@ -3,7 +3,8 @@
 To add one, write its module and name it in `COMMANDS`, the order in which help lists them.
 """
 
-from ..command import Command
+from routing.cli.command import CliCommand
+
 from . import (
     audit,
     demo,
@@ -24,7 +25,7 @@ from . import (
     why,
 )
 
-COMMANDS: tuple[Command, ...] = (
+COMMANDS: tuple[CliCommand, ...] = (
     demo.COMMAND,
     import_facts.COMMAND,
     miners.COMMAND,

@@ -7,19 +7,18 @@ from collections import defaultdict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..failure import NO, WrongUsage
-from ..inputs import whole_number
-from ..output import Output
-from ..progress import Progress
-from ..render import counted, labelled, printable, seconds_text, short_hotkey
+from routing.cli.command import CliCommand
+from routing.cli.errors import NO, WrongUsage
+from routing.cli.io.inputs import whole_number
+from routing.cli.io.output import Output
+from routing.cli.io.progress import Progress
+from routing.cli.io.render import counted, labelled, printable, seconds_text, short_hotkey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from routing import AccountTotals, AuditReport
-
-    from ..output_file import OutputFile
+    from routing.cli.io.output_file import OutputFile
 
 PAGE_BUCKETS = 120
 """Columns of the report's charts."""
@@ -53,8 +52,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _page_file(name: str) -> OutputFile:
-    from ..audit_page import is_page
-    from ..output_file import OutputFile
+    from routing.cli.audit_page import is_page
+    from routing.cli.io.output_file import OutputFile
 
     if name == "-":
         raise WrongUsage("--html - : the report goes into a file, such as audit.html; standard output has the answer")
@@ -63,11 +62,11 @@ def _page_file(name: str) -> OutputFile:
 
 
 def _audit(arguments: argparse.Namespace) -> AuditReport:
-    from ..connection import connected
+    from routing.cli.connection import connected
 
     with connected(arguments, read_only=True) as connection, Progress("audit", "events") as progress:
         return connection.run(
-            connection.book.audit(
+            connection.ledger.audit(
                 until_position=arguments.until,
                 usage_buckets=PAGE_BUCKETS if arguments.html else 0,
                 progress=lambda done, total: progress.show(done, progress.rate(done, "events"), total=total),
@@ -76,14 +75,14 @@ def _audit(arguments: argparse.Namespace) -> AuditReport:
 
 
 def _write_page(file: OutputFile, report: AuditReport) -> None:
-    from ..audit_page import page
+    from routing.cli.audit_page import page
 
     file.stream.write(page(report).encode())
     file.keep()
 
 
 def _tell(report: AuditReport, out: Output, *, accounts: bool) -> None:
-    from ..documents import as_fields
+    from routing.cli.io.documents import as_fields
 
     if out.json_wanted:
         document = as_fields(report)
@@ -153,7 +152,7 @@ def _amounts(totals: Iterable[AccountTotals]) -> list[str]:
     return [seconds_text(sum(getattr(each, f"{name}_seconds") for each in theirs)) for name in AMOUNTS]
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="audit",
     summary="Check every rule of the ledger again, by replaying its log from nothing.",
     details=(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..command import Command
-from ..inputs import whole_number
-from ..output import Output
+from routing.cli.command import CliCommand
+from routing.cli.io.inputs import whole_number
+from routing.cli.io.output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Shows everything."""
-    from ..demo import run_demo
+    from routing.cli.demo.run import run_demo
 
     return run_demo(arguments, out)
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="demo",
     summary="Show everything on made-up data: import, routing, settling, history, checks.",
     details=(

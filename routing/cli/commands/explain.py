@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..output import Output
-from ..render import block_ranges, counted, labelled, percent_text, seconds_text
+from routing.cli.command import CliCommand
+from routing.cli.io.output import Output
+from routing.cli.io.render import block_ranges, counted, labelled, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from routing import Considered, Explanation
@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Makes the routing decision again from the log, and shows it."""
-    from ..connection import connected
-    from ..documents import as_fields
+    from routing.cli.connection import connected
+    from routing.cli.io.documents import as_fields
 
     with connected(arguments, read_only=True) as connection:
-        explanation = connection.run(connection.book.explain(arguments.job_uuid))
+        explanation = connection.run(connection.ledger.explain(arguments.job_uuid))
     if out.json_wanted:
         out.document(as_fields(explanation))
         return 0
@@ -83,7 +83,7 @@ def _row(place: int, candidate: Considered) -> tuple[object, ...]:
     )
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="explain",
     summary="Explain why a job went to its miner.",
     details=(

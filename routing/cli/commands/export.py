@@ -6,11 +6,11 @@ import argparse
 import sys
 from typing import IO, TYPE_CHECKING
 
-from ..command import Command
-from ..failure import STORAGE_UNAVAILABLE, UnwritableOutput, WrongUsage
-from ..output import Output
-from ..progress import Progress
-from ..render import counted
+from routing.cli.command import CliCommand
+from routing.cli.errors import STORAGE_UNAVAILABLE, UnwritableOutput, WrongUsage
+from routing.cli.io.output import Output
+from routing.cli.io.progress import Progress
+from routing.cli.io.render import counted
 
 if TYPE_CHECKING:
     from routing import ExportReport
@@ -28,8 +28,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if arguments.file == "-":
         out.note(_text(_export_to_stdout(arguments, out)))
         return 0
-    from ..documents import as_fields
-    from ..output_file import FOR_OWNER, OutputFile
+    from routing.cli.io.documents import as_fields
+    from routing.cli.io.output_file import FOR_OWNER, OutputFile
 
     with OutputFile(arguments.file, expected="a file that is not there yet", mode=FOR_OWNER) as file:
         report = _export(arguments, file.stream)
@@ -42,11 +42,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _export_to_stdout(arguments: argparse.Namespace, out: Output) -> ExportReport:
-    from ..output_file import told
+    from routing.cli.io.output_file import named_errors
 
     try:
         report = _export(arguments, _stdout(out))
-        with told(STANDARD_OUTPUT):
+        with named_errors(STANDARD_OUTPUT):
             sys.stdout.flush()  # It is not exported before it is out.
         return report
     except UnwritableOutput as refused:
@@ -59,10 +59,10 @@ def _export_to_stdout(arguments: argparse.Namespace, out: Output) -> ExportRepor
 
 
 def _export(arguments: argparse.Namespace, stream: IO[bytes]) -> ExportReport:
-    from ..connection import connected
+    from routing.cli.connection import connected
 
     with connected(arguments, read_only=True) as connection, Progress("export", "events") as progress:
-        return connection.run(connection.book.export(stream, lambda done, total: progress.show(done, total=total)))
+        return connection.run(connection.ledger.export(stream, lambda done, total: progress.show(done, total=total)))
 
 
 def _text(report: ExportReport) -> str:
@@ -74,16 +74,16 @@ def _head(report: ExportReport) -> str:
 
 
 def _stdout(out: Output) -> IO[bytes]:
-    from ..output_file import told_stream
+    from routing.cli.io.output_file import named_stream
 
     if out.json_wanted:
         raise WrongUsage("with --json, give a file: standard output takes one or the other")
     if sys.stdout is None or sys.stdout.isatty():
         raise WrongUsage("an export is no text for a terminal: give a file, or send it into one with >")
-    return told_stream(sys.stdout.buffer, STANDARD_OUTPUT)
+    return named_stream(sys.stdout.buffer, STANDARD_OUTPUT)
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="export",
     summary="Write a whole ledger, events as they are stored, to a compressed file.",
     details=(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..command import Command
-from ..output import Output
-from ..render import counted, labelled, seconds_text
+from routing.cli.command import CliCommand
+from routing.cli.io.output import Output
+from routing.cli.io.render import counted, labelled, seconds_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Shows what the ledger says of itself."""
-    from ..connection import connected
-    from ..documents import as_fields
+    from routing.cli.connection import connected
+    from routing.cli.io.documents import as_fields
 
     with connected(arguments, read_only=True) as connection:
-        health = connection.run(connection.book.health())
+        health = connection.run(connection.ledger.health())
     fields = as_fields(health)
     if out.json_wanted:
         out.document(fields)
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="health",
     summary="Show whether the ledger can be read and how current it is.",
     examples=(

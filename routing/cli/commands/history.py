@@ -6,16 +6,15 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..inputs import MOST_PAGE_ITEMS, moment, page_items, whole_number
-from ..moments import add_moment, at_moment
-from ..output import Output
-from ..render import time_text
+from routing.cli.command import CliCommand
+from routing.cli.io.inputs import MOST_PAGE_ITEMS, moment, page_items, whole_number
+from routing.cli.io.output import Output
+from routing.cli.io.render import time_text
+from routing.cli.moments import add_moment, at_moment
 
 if TYPE_CHECKING:
     from routing import Reservation
-
-    from ..connection import Connection
+    from routing.cli.connection import Connection
 
 STATUSES = ("reserved", "spent", "released", "expired")
 PAGE_ITEMS = 100
@@ -46,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Lists reservations; where there are more, standard error says how to go on."""
-    from ..connection import connected
+    from routing.cli.connection import connected
 
     with connected(arguments, read_only=True) as connection:
         pages = _Pages(connection, arguments)
@@ -69,10 +68,10 @@ class _Pages:
 
     def __iter__(self) -> Iterator[list[Reservation]]:
         arguments = self._arguments
-        book = at_moment(self._connection.book, arguments)
+        ledger = at_moment(self._connection.ledger, arguments)
         while True:
             page = self._connection.run(
-                book.history(
+                ledger.history(
                     miner_ss58=arguments.miner,
                     executor_class=arguments.executor_class,
                     job_uuid=arguments.job,
@@ -93,7 +92,7 @@ class _Pages:
 
 
 def _write(pages: Iterable[Sequence[Reservation]], out: Output) -> None:
-    from ..documents import reservation_document
+    from routing.cli.io.documents import reservation_document
 
     if out.json_wanted:
         for page in pages:
@@ -119,7 +118,7 @@ def _row(reservation: Reservation) -> tuple[object, ...]:
     )
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="history",
     summary="List reservations, newest first.",
     details="Filters add up. Times are ISO 8601 with a time zone. Nothing found is an empty list.",

@@ -6,14 +6,14 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..failure import CommandError
-from ..inputs import opened_input
-from ..output import Output
-from ..render import counted
+from routing.cli.command import CliCommand
+from routing.cli.errors import CommandError
+from routing.cli.io.inputs import opened_input
+from routing.cli.io.output import Output
+from routing.cli.io.render import counted
 
 if TYPE_CHECKING:
-    from ..importing import ImportSummary
+    from routing.cli.files.importing import ImportSummary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Records the file's facts in order; a bad line stops it, what stands before is recorded."""
-    from ..connection import connected
-    from ..importing import ImportSummary, import_facts
+    from routing.cli.connection import connected
+    from routing.cli.files.importing import ImportSummary, import_facts
 
     summary = ImportSummary()
     with opened_input(arguments.file) as stream, connected(arguments, creates=True) as connection:
@@ -52,7 +52,7 @@ def summary_text(summary: ImportSummary) -> str:
     )
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="import",
     summary="Record chain facts, blocks and manifest syncs, from a file.",
     details=(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..failure import WrongUsage
-from ..inputs import seconds, whole_number
-from ..moments import add_moment, at_moment
-from ..output import Output
-from ..render import percent_text, seconds_text
+from routing.cli.command import CliCommand
+from routing.cli.errors import WrongUsage
+from routing.cli.io.inputs import seconds, whole_number
+from routing.cli.io.output import Output
+from routing.cli.io.render import percent_text, seconds_text
+from routing.cli.moments import add_moment, at_moment
 
 if TYPE_CHECKING:
     from routing import Candidate
-
-    from ..connection import Connection
+    from routing.cli.connection import Connection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +30,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     described = (arguments.executor_class is not None, arguments.seconds is not None)
     if not all(described) and (any(described) or arguments.block is not None):
         raise WrongUsage("candidates need both --executor-class and --seconds; without any, all miners are listed")
-    from ..connection import connected
+    from routing.cli.connection import connected
 
     with connected(arguments, read_only=True) as connection:
         if all(described):
@@ -42,11 +41,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _list_candidates(connection: Connection, arguments: argparse.Namespace, out: Output) -> None:
-    from ..documents import candidate_document
+    from routing.cli.io.documents import candidate_document
 
-    book = at_moment(connection.book, arguments)
-    block = arguments.block or connection.run(book.current_block()) or 1
-    candidates = connection.run(book.find_miners(arguments.seconds, arguments.executor_class, block))
+    ledger = at_moment(connection.ledger, arguments)
+    block = arguments.block or connection.run(ledger.current_block()) or 1
+    candidates = connection.run(ledger.find_miners(arguments.seconds, arguments.executor_class, block))
     ranked = list(enumerate(candidates, start=1))
     if out.json_wanted:
         for rank, candidate in ranked:
@@ -70,11 +69,11 @@ def _candidate_row(rank: int, candidate: Candidate) -> tuple[object, ...]:
 
 
 def _list_registered(connection: Connection, arguments: argparse.Namespace, out: Output) -> None:
-    from ..documents import miner_document
+    from routing.cli.io.documents import miner_document
 
-    book = at_moment(connection.book, arguments)
-    manifests = connection.run(book.manifests())
-    miners = sorted(connection.run(book.miners()), key=lambda miner: miner.hotkey_ss58)
+    ledger = at_moment(connection.ledger, arguments)
+    manifests = connection.run(ledger.manifests())
+    miners = sorted(connection.run(ledger.miners()), key=lambda miner: miner.hotkey_ss58)
     if out.json_wanted:
         for miner in miners:
             out.document({**miner_document(miner), "executors": dict(manifests.get(miner.hotkey_ss58, {}))})
@@ -92,7 +91,7 @@ def _offer_text(offer: dict[str, int]) -> str:
     return ", ".join(f"{count} {executor_class}" for executor_class, count in sorted(offer.items())) or "-"
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="miners",
     summary="List who could take a job, best first, or all registered miners.",
     details=(

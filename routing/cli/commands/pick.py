@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..failure import WrongInput
-from ..inputs import opened_input
-from ..output import Output
-from ..render import block_ranges, labelled, seconds_text
+from routing.cli.command import CliCommand
+from routing.cli.errors import WrongInput
+from routing.cli.io.inputs import opened_input
+from routing.cli.io.output import Output
+from routing.cli.io.render import block_ranges, labelled, seconds_text
 
 if TYPE_CHECKING:
     from routing import Allowance, JobRoute
-
-    from ..job_request import JobRequest
+    from routing.cli.files.job_request import JobRequest
 
 LONGEST_REQUEST_BYTES = 1 << 20
 
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Picks a miner, reserves what the job needs, and shows the route."""
-    from ..documents import route_document
+    from routing.cli.io.documents import route_document
 
     route = _pick(arguments, _request(arguments.request))
     if out.json_wanted:
@@ -41,21 +40,20 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
     import asyncio
 
     from routing import Routing
-
-    from ...environment import from_environment
-    from ..connection import ledger_of, refuse_absent
+    from routing.cli.connection import ledger_of, refuse_absent
+    from routing.service.config import configuration_from_environment
 
     books: list[Allowance] = []
 
-    def book() -> Allowance:
+    def ledger() -> Allowance:
         books.append(ledger_of(arguments))
         return books[-1]
 
     async def pick() -> JobRoute:
-        configuration = from_environment()
+        configuration = configuration_from_environment()
         if configuration.debug_miner is None and not request.on_trusted_miner:
             await refuse_absent(arguments)
-        router = Routing(book, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner)
+        router = Routing(ledger, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner)
         try:
             return await router.pick_miner_for_job_request(request)
         finally:
@@ -66,7 +64,7 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
 
 
 def _request(path: str) -> JobRequest:
-    from ..job_request import job_request
+    from routing.cli.files.job_request import job_request
 
     with opened_input(path) as stream:
         text = stream.read(LONGEST_REQUEST_BYTES + 1)
@@ -95,7 +93,7 @@ def _show(route: JobRoute, out: Output) -> None:
         out.note(f"then: `allowance spend {held}` when the job ran, `allowance release {held}` when not")
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="pick",
     summary="Pick the miner for a job and reserve what the job needs.",
     details=(

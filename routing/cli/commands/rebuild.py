@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..failure import NO
-from ..output import Output
-from ..progress import Progress
-from ..render import counted
+from routing.cli.command import CliCommand
+from routing.cli.errors import NO
+from routing.cli.io.output import Output
+from routing.cli.io.progress import Progress
+from routing.cli.io.render import counted
 
 if TYPE_CHECKING:
     from routing import Difference, RebuildReport
@@ -21,11 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Rebuilds, and tells in what the old differed from the new."""
-    from ..connection import connected
-    from ..documents import as_fields
+    from routing.cli.connection import connected
+    from routing.cli.io.documents import as_fields
 
     with connected(arguments) as connection, Progress("rebuild", "events") as progress:
-        report = connection.run(connection.book.rebuild(lambda done, total: progress.show(done, total=total)))
+        report = connection.run(connection.ledger.rebuild(lambda done, total: progress.show(done, total=total)))
     if out.json_wanted:
         out.document(as_fields(report))
     else:
@@ -58,7 +58,7 @@ def _text(difference: Difference) -> str:
     return f"{where}: {changes}"
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="rebuild",
     summary="Make the history and the snapshots anew from the log, and compare them with what was there.",
     details=(

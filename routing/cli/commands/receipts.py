@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..failure import NO, error_fields, error_message, error_name
-from ..inputs import opened_input
-from ..output import Output
-from ..render import block_ranges, counted, seconds_text
+from routing.cli.command import CliCommand
+from routing.cli.errors import NO, error_fields, error_message, error_name
+from routing.cli.io.inputs import opened_input
+from routing.cli.io.output import Output
+from routing.cli.io.render import block_ranges, counted, seconds_text
 
 if TYPE_CHECKING:
     from routing import Bookkeeper, ReceiptOutcome
-
-    from ..receipts_file import NumberedReceipt
+    from routing.cli.files.receipts import NumberedReceipt
 
 _NOT_CHECKED: dict[str, object] = {
     "receipt": None,
@@ -39,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Takes the receipts in order, and tells what becomes of each."""
-    from ..connection import connected
-    from ..receipts_file import numbered_receipts
+    from routing.cli.connection import connected
+    from routing.cli.files.receipts import numbered_receipts
 
     taken = refused = 0
     with opened_input(arguments.file) as stream, connected(arguments, read_only=True) as connection:
-        keeper = connection.run(connection.book.receipts())
+        keeper = connection.run(connection.ledger.receipts())
         for numbered in numbered_receipts(stream):
             taken += 1
             refused += not _take(keeper, numbered, out)
@@ -55,9 +54,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 def _take(keeper: Bookkeeper, numbered: NumberedReceipt, out: Output) -> bool:
     """Tells what became of one receipt; whether it was spent."""
     from routing import InvalidInput, TimeOutOfRange
-
-    from ..facts_file import BadLine
-    from ..receipts_file import EXAMPLE
+    from routing.cli.files.facts import BadLine
+    from routing.cli.files.receipts import EXAMPLE
 
     try:
         outcome = keeper.take(numbered.receipt)
@@ -71,7 +69,7 @@ def _take(keeper: Bookkeeper, numbered: NumberedReceipt, out: Output) -> bool:
 
 
 def _tell(numbered: NumberedReceipt, outcome: ReceiptOutcome, out: Output) -> None:
-    from ..documents import as_fields
+    from routing.cli.io.documents import as_fields
 
     if out.json_wanted:
         out.document({"line": numbered.line, **as_fields(outcome), "error": None})
@@ -93,7 +91,7 @@ def _tell(numbered: NumberedReceipt, outcome: ReceiptOutcome, out: Output) -> No
 
 
 def _tell_refusal(numbered: NumberedReceipt, error: Exception, out: Output) -> None:
-    from ..documents import as_fields
+    from routing.cli.io.documents import as_fields
 
     name, message = error_name(error), error_message(error)
     if out.json_wanted:
@@ -104,7 +102,7 @@ def _tell_refusal(numbered: NumberedReceipt, error: Exception, out: Output) -> N
     out.line(f"line {numbered.line}: refused, {name}: {message}")
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="receipts",
     summary="Check the receipts of other validators against the chain's facts, in order.",
     details=(

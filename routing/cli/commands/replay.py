@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..moments import add_moment, is_past
-from ..output import Output
-from ..progress import Progress
-from ..render import counted, labelled, percent_text, seconds_text
+from routing.cli.command import CliCommand
+from routing.cli.io.output import Output
+from routing.cli.io.progress import Progress
+from routing.cli.io.render import counted, labelled, percent_text, seconds_text
+from routing.cli.moments import add_moment, is_past
 
 if TYPE_CHECKING:
     from routing import ClassTotals, Overview, Past
-
-    from ..connection import Connection
+    from routing.cli.connection import Connection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Goes through the log up to the moment, and shows what it adds up to there."""
-    from ..connection import connected
-    from ..documents import as_fields
+    from routing.cli.connection import connected
+    from routing.cli.io.documents import as_fields
 
     with connected(arguments, read_only=True) as connection, Progress("replay", "events") as progress:
         past = _moment(connection, arguments)
@@ -45,10 +44,10 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _moment(connection: Connection, arguments: argparse.Namespace) -> Past:
-    book = connection.book
+    ledger = connection.ledger
     if is_past(arguments):
-        return book.at(position=arguments.at_position, block=arguments.at_block, time=arguments.at_time)
-    return book.at(position=connection.run(book.head()).position)
+        return ledger.at(position=arguments.at_position, block=arguments.at_block, time=arguments.at_time)
+    return ledger.at(position=connection.run(ledger.head()).position)
 
 
 def _facts(overview: Overview) -> list[tuple[str, object]]:
@@ -77,7 +76,7 @@ def _row(totals: ClassTotals) -> tuple[object, ...]:
     )
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="replay",
     summary="Replay the log up to a moment, and show what it adds up to there.",
     details=(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..failure import NoSuchLedger
-from ..output import Output
-from ..progress import Progress
-from ..render import counted
-from ..sources import SOURCES, opened_source
+from routing.cli.command import CliCommand
+from routing.cli.errors import NoSuchLedger
+from routing.cli.files.sources import SOURCES, opened_source
+from routing.cli.io.output import Output
+from routing.cli.io.progress import Progress
+from routing.cli.io.render import counted
 
 if TYPE_CHECKING:
     from routing import RestoreReport
-
-    from ..connection import Named
+    from routing.cli.connection import NamedValue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,17 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Restores, and tells where the ledger stands."""
-    from ...carrying import check_target
-    from ...environment import from_environment, naming
-    from ..connection import named_database, named_validator
-    from ..documents import as_fields
+    from ledger.errors import renamed_fields
+    from routing.cli.connection import named_database, named_validator
+    from routing.cli.io.documents import as_fields
+    from routing.service.backup import check_target
+    from routing.service.config import configuration_from_environment
 
-    configuration = from_environment()
+    configuration = configuration_from_environment()
     database = named_database(arguments, configuration)
-    with naming({"database_url": database.name}):
+    with renamed_fields({"database_url": database.name}):
         check_target(database.value)
     with (
-        naming({"source": "SOURCE", "database_url": database.name, "validator_ss58": "--validator"}),
+        renamed_fields({"source": "SOURCE", "database_url": database.name, "validator_ss58": "--validator"}),
         opened_source(arguments.source) as source,
     ):
         report = _restore(source, database.value, arguments.validator, named_validator(arguments, configuration))
@@ -48,12 +48,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _restore(source: str, database_url: str, validator_ss58: str | None, validator: Named) -> RestoreReport:
+def _restore(source: str, database_url: str, validator_ss58: str | None, validator: NamedValue) -> RestoreReport:
     """Restores the ledger that is there, or of several that of the validator whom the environment names."""
     import routing.sync
+    from ledger.errors import renamed_fields
     from routing import InvalidInput, LedgerNotFound
-
-    from ...environment import naming
 
     try:
         with Progress("restore", "events") as progress:
@@ -66,13 +65,13 @@ def _restore(source: str, database_url: str, validator_ss58: str | None, validat
     except InvalidInput as refused:
         if refused.field != "validator_ss58" or validator_ss58 or not validator.value:
             raise
-        with naming({"validator_ss58": validator.name}):
+        with renamed_fields({"validator_ss58": validator.name}):
             return _restore(source, database_url, validator.value, validator)
     except LedgerNotFound as absent:
         raise NoSuchLedger("SOURCE", validator_ss58 or "", validator.name) from absent
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="restore",
     summary="Make a ledger anew from an export or from another database: same positions, same hashes.",
     details=(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from ..command import Command
-from ..inputs import whole_number
-from ..output import Output
-from ..render import counted, seconds_text
+from routing.cli.command import CliCommand
+from routing.cli.io.inputs import whole_number
+from routing.cli.io.output import Output
+from routing.cli.io.render import counted, seconds_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +27,12 @@ def release(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _settle(how: str, arguments: argparse.Namespace, out: Output) -> int:
-    from ..connection import connected
-    from ..documents import reservation_document
+    from routing.cli.connection import connected
+    from routing.cli.io.documents import reservation_document
 
     with connected(arguments) as connection:
-        book = connection.book
-        settle = book.spend if how == "spend" else book.release
+        ledger = connection.ledger
+        settle = ledger.spend if how == "spend" else ledger.release
         reservation = connection.run(settle(arguments.reservation_id, idempotency_key=arguments.idempotency_key))
     if out.json_wanted:
         out.document(reservation_document(reservation))
@@ -46,7 +46,7 @@ def _settle(how: str, arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-SPEND = Command(
+SPEND = CliCommand(
     name="spend",
     summary="Spend a reservation: its job ran.",
     details="Cannot be taken back.",
@@ -54,7 +54,7 @@ SPEND = Command(
     add_arguments=add_arguments,
     run=spend,
 )
-RELEASE = Command(
+RELEASE = CliCommand(
     name="release",
     summary="Release a reservation: its job did not run.",
     details="Its blocks are free for other jobs. Cannot be taken back.",

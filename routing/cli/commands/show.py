@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..inputs import whole_number
-from ..moments import add_moment, at_moment
-from ..output import Output
-from ..render import block_ranges, labelled, seconds_text, time_text
+from routing.cli.command import CliCommand
+from routing.cli.io.inputs import whole_number
+from routing.cli.io.output import Output
+from routing.cli.io.render import block_ranges, labelled, seconds_text, time_text
+from routing.cli.moments import add_moment, at_moment
 
 if TYPE_CHECKING:
     from routing import Reservation
@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Shows everything that is known of a reservation."""
-    from ..connection import connected
-    from ..documents import reservation_document
+    from routing.cli.connection import connected
+    from routing.cli.io.documents import reservation_document
 
     with connected(arguments, read_only=True) as connection:
-        reservation = connection.run(at_moment(connection.book, arguments).reservation(arguments.reservation_id))
+        reservation = connection.run(at_moment(connection.ledger, arguments).reservation(arguments.reservation_id))
     if out.json_wanted:
         out.document(reservation_document(reservation))
         return 0
@@ -63,7 +63,7 @@ def _ending(reservation: Reservation) -> tuple[str, str]:
     return (f"{reservation.status} at", time_text(reservation.settled_at))
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="show",
     summary="Show one reservation: its job, its blocks, when it was made and how it ended.",
     examples=("allowance show 4711", "allowance show 4711 --json", "allowance show 4711 --at-block 1722"),

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..failure import NO, NoSuchLedger, WrongUsage
-from ..output import Output
-from ..progress import Progress
-from ..render import counted
-from ..sources import SOURCES, noted_head, opened_source
+from routing.cli.command import CliCommand
+from routing.cli.errors import NO, NoSuchLedger, WrongUsage
+from routing.cli.files.sources import SOURCES, noted_head, opened_source
+from routing.cli.io.output import Output
+from routing.cli.io.progress import Progress
+from routing.cli.io.render import counted
 
 if TYPE_CHECKING:
     from routing import Head, VerifyReport
-
-    from ..connection import Named
+    from routing.cli.connection import NamedValue
 
 MOST_LINES = 20
 
@@ -37,20 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Verifies every ledger that is meant, and tells where each goes wrong first."""
+    from ledger.errors import renamed_fields
     from routing import Head
-
-    from ...carrying import check_database
-    from ...environment import from_environment, naming
-    from ..connection import Named, named_database, named_validator
+    from routing.cli.connection import NamedValue, named_database, named_validator
+    from routing.service.backup import check_database
+    from routing.service.config import configuration_from_environment
 
     if arguments.source and arguments.database:
         raise WrongUsage("give SOURCE or --database, not both")
-    configuration = from_environment()
+    configuration = configuration_from_environment()
     if arguments.source:
-        source = Named(arguments.source, "SOURCE")
+        source = NamedValue(arguments.source, "SOURCE")
     else:
         source = named_database(arguments, configuration)
-        with naming({"database_url": source.name}):
+        with renamed_fields({"database_url": source.name}):
             check_database(source.value)
     heads = [Head(position, a_hash) for position, a_hash in arguments.head]
     reports = _verify(source, named_validator(arguments, configuration), heads)
@@ -59,14 +58,13 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return NO if any(report.findings for report in reports) else 0
 
 
-def _verify(source: Named, validator: Named, heads: list[Head]) -> list[VerifyReport]:
+def _verify(source: NamedValue, validator: NamedValue, heads: list[Head]) -> list[VerifyReport]:
     import routing.sync
+    from ledger.errors import renamed_fields
     from routing import LedgerNotFound
 
-    from ...environment import naming
-
     names = {"source": source.name, "database_url": source.name, "validator_ss58": validator.name}
-    with naming(names), opened_source(source.value) as opened, Progress("verify", "events") as progress:
+    with renamed_fields(names), opened_source(source.value) as opened, Progress("verify", "events") as progress:
         try:
             return routing.sync.verify(
                 opened,
@@ -79,7 +77,7 @@ def _verify(source: Named, validator: Named, heads: list[Head]) -> list[VerifyRe
 
 
 def _tell(report: VerifyReport, out: Output) -> None:
-    from ..documents import as_fields
+    from routing.cli.io.documents import as_fields
 
     head = f"{report.position}:{report.hash}"
     if out.json_wanted:
@@ -102,7 +100,7 @@ def _tell(report: VerifyReport, out: Output) -> None:
         out.line(f"  not excluded: {possibility}")
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="verify",
     summary="Check that every stored event is what was written, and name the first position that is not.",
     details=(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..command import Command
-from ..moments import add_moment, at_moment
-from ..output import Output
-from ..render import block_ranges, labelled, percent_text, seconds_text
+from routing.cli.command import CliCommand
+from routing.cli.io.output import Output
+from routing.cli.io.render import block_ranges, labelled, percent_text, seconds_text
+from routing.cli.moments import add_moment, at_moment
 
 if TYPE_CHECKING:
     from routing import Reservation, Usage
@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Shows an account's sums, and who took its blocks."""
-    from ..connection import connected
-    from ..documents import as_fields
+    from routing.cli.connection import connected
+    from routing.cli.io.documents import as_fields
 
     with connected(arguments, read_only=True) as connection:
-        book = at_moment(connection.book, arguments)
-        usage = connection.run(book.why(arguments.miner, arguments.executor_class))
+        ledger = at_moment(connection.ledger, arguments)
+        usage = connection.run(ledger.why(arguments.miner, arguments.executor_class))
     if out.json_wanted:
         out.document(as_fields(usage))
         return 0
@@ -71,7 +71,7 @@ def _row(reservation: Reservation) -> tuple[object, ...]:
     )
 
 
-COMMAND = Command(
+COMMAND = CliCommand(
     name="why",
     summary="Show why a miner has that much allowance left in a class.",
     details=(

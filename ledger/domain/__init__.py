@@ -1,0 +1,1 @@
+"""Pure folds and decisions: no database, no clock; time is an argument."""

@@ -1,0 +1,142 @@
+"""Chain facts as callers give them, checked and made exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import lru_cache
+
+import msgspec
+
+from ledger.errors import InvalidInput
+from ledger.events import Axon
+from ledger.values import Miner, billionths, executor_counts, instant_ns, integer, is_finite, name
+
+from .chain import Metagraph
+from .commands import ValidatedBlock, ValidatedManifests
+
+LONGEST_ADDRESS = 253
+
+
+class BlockFact(msgspec.Struct, frozen=True):
+    """A block and its metagraph: its number, aware creation time, registered miners, and stakes by validator."""
+
+    number: int
+    created_at: datetime
+    miners: Iterable[Miner]
+    stakes: Mapping[str, float]
+
+
+class ManifestsFact(msgspec.Struct, frozen=True):
+    """A manifest sync at a block: `{miner_ss58: {executor_class: executor_count}}`, covering all miners."""
+
+    block: int
+    manifests: Mapping[str, Mapping[str, int]]
+
+
+class FactValidator:
+    """Checks facts; remembers the last metagraph, since blocks repeat it."""
+
+    def __init__(self) -> None:
+        self._last: Metagraph | None = None
+
+    def contents(
+        self, facts: Iterable[BlockFact | ManifestsFact]
+    ) -> tuple[list[ValidatedBlock | ValidatedManifests], InvalidInput | None]:
+        """The facts' exact contents up to the first malformed one, and its refusal.
+
+        Facts of one call that share their miners and stakes objects are read once.
+        """
+        contents: list[ValidatedBlock | ValidatedManifests] = []
+        shared: BlockFact | None = None
+        metagraph: Metagraph | None = None
+        if not isinstance(facts, Iterable):
+            raise InvalidInput("facts", facts, "a sequence of BlockFact and ManifestsFact")
+        for index, fact in enumerate(facts):
+            try:
+                if isinstance(fact, ManifestsFact):
+                    contents.append(validated_manifests(fact))
+                    continue
+                if not isinstance(fact, BlockFact):
+                    raise InvalidInput("facts", fact, "a BlockFact or a ManifestsFact")
+                number = integer(fact.number, "number", 1)
+                created_at_ns = instant_ns(fact.created_at, "created_at")
+                if (
+                    metagraph is None
+                    or shared is None
+                    or fact.miners is not shared.miners
+                    or fact.stakes is not shared.stakes
+                ):
+                    metagraph, shared = self.metagraph(fact.miners, fact.stakes), fact
+                contents.append(ValidatedBlock(number, created_at_ns, metagraph))
+            except InvalidInput as refused:
+                refused.fact_index = index
+                return contents, refused
+        return contents, None
+
+    def metagraph(self, miners: Iterable[Miner], stakes: Mapping[str, float]) -> Metagraph:
+        """Registered miners and stakes as one exact value."""
+        axons = _axons(miners)
+        exact = _stakes(stakes)
+        last = self._last
+        if last is None or last.miners != axons or last.stakes != exact:
+            last = self._last = Metagraph(axons, exact)
+        return last
+
+
+def validated_manifests(fact: ManifestsFact) -> ValidatedManifests:
+    """A sync's exact content."""
+    block = integer(fact.block, "block", 1)
+    if not isinstance(fact.manifests, Mapping):
+        raise InvalidInput("manifests", fact.manifests, "a mapping {miner_ss58: {executor_class: executor_count}}")
+    manifests = {
+        name(miner_ss58, "manifests: miner_ss58"): executor_counts(counts, f"manifests[{miner_ss58!r}]")
+        for miner_ss58, counts in fact.manifests.items()
+    }
+    return ValidatedManifests(block, manifests)
+
+
+def _axons(miners: Iterable[Miner]) -> dict[str, Axon]:
+    if isinstance(miners, (str, bytes, Mapping)) or not isinstance(miners, Iterable):
+        raise InvalidInput("miners", miners, "an iterable of Miner")
+    axons: dict[str, Axon] = {}
+    for miner in miners:
+        if not isinstance(miner, Miner):
+            raise InvalidInput("miners", miner, "Miner objects")
+        try:
+            axon = _axon(miner.hotkey_ss58, miner.address, miner.ip_version, miner.port)
+        except TypeError as cause:
+            raise InvalidInput("miners", miner, "a Miner of plain values") from cause
+        hotkey_ss58 = str.__str__(miner.hotkey_ss58)
+        if hotkey_ss58 in axons:
+            raise InvalidInput("miners", hotkey_ss58, "each hotkey once")
+        axons[hotkey_ss58] = axon
+    return axons
+
+
+@lru_cache(maxsize=16_384, typed=True)
+def _axon(hotkey_ss58: str, address: str, ip_version: int, port: int) -> Axon:
+    """Checks a miner; remembered, since every block names the same ones again."""
+    name(hotkey_ss58, "hotkey_ss58")
+    if ip_version not in (4, 6):
+        raise InvalidInput("ip_version", ip_version, "4 or 6")
+    # A float that equals 4 would be stored as one, and no stored event with one can be read.
+    plain_version = integer(ip_version, "ip_version", 4, 6)
+    return name(address, "address", LONGEST_ADDRESS), plain_version, integer(port, "port", 0, 65_535)
+
+
+def _stakes(stakes: Mapping[str, float]) -> dict[str, int]:
+    if not isinstance(stakes, Mapping):
+        raise InvalidInput("stakes", stakes, "a mapping {validator_ss58: stake}")
+    exact: dict[str, int] = {}
+    for ss58, stake in stakes.items():
+        plain = name(ss58, "stakes: validator_ss58")
+        if not is_finite(stake):  # asked first, since what is no number may not be hashable
+            raise InvalidInput(f"stakes[{plain!r}]", stake, "a finite number, 0 or more")
+        exact[plain] = _stake(plain, stake)
+    return exact
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _stake(validator_ss58: str, stake: float) -> int:
+    return billionths(stake, f"stakes[{validator_ss58!r}]")

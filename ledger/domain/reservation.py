@@ -1,0 +1,133 @@
+"""A reservation as callers see it, and where one comes from."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from ledger.codec import Row, decode, reservation_id
+from ledger.errors import ReservationAlreadyReleased, ReservationAlreadySpent, ReservationExpired
+from ledger.events import AllowanceReserved, ReservationReleased, ReservationSpent, Settlement, account_of
+from ledger.values import instant, seconds
+
+from .account import ActiveReservation
+from .blocks import block_numbers
+from .lookup import LookupResult
+
+Status = Literal["reserved", "spent", "released", "expired"]
+STATUSES: tuple[Status, ...] = ("reserved", "spent", "released", "expired")
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    """Whole blocks' allowance of one account, set aside for one job.
+
+    `allowance_seconds` is the amount asked for, in executor-seconds; `blocks` ascend and are worth at least that.
+    Times are aware UTC; `settled_at` is None while the status is `reserved`.
+    """
+
+    reservation_id: int
+    status: Status
+    validator_ss58: str
+    miner_ss58: str
+    executor_class: str
+    job_uuid: str | None
+    allowance_seconds: float
+    blocks: list[int]
+    job_start_block: int
+    reserved_at: datetime
+    expires_at: datetime
+    settled_at: datetime | None
+
+
+def active_to_reservation(
+    active: ActiveReservation, validator_ss58: str, status: Status = "reserved", settled_at_ns: int = 0
+) -> Reservation:
+    """A reservation that stands, or that has just been settled."""
+    return Reservation(
+        active.reservation_id,
+        status,
+        validator_ss58,
+        active.account.miner_ss58,
+        active.account.executor_class,
+        active.job_uuid,
+        seconds(active.amount_ns),
+        block_numbers(active.blocks),
+        active.job_start_block,
+        instant(active.reserved_at_ns),
+        instant(active.expires_at_ns),
+        None if status == "reserved" else instant(settled_at_ns),
+    )
+
+
+def rows_to_reservation(
+    row: Row, event: AllowanceReserved, settlement: tuple[Row, Settlement] | None, validator_ss58: str
+) -> Reservation:
+    """A reservation from the rows that made it and, where it has ended, that ended it."""
+    miner_ss58, executor_class = account_of(row.stream)
+    return Reservation(
+        reservation_id(row.position, row.hash),
+        status_after(settlement[1]) if settlement else "reserved",
+        validator_ss58,
+        miner_ss58,
+        executor_class,
+        row.job_uuid,
+        seconds(event.amount_ns),
+        block_numbers(event.blocks),
+        event.job_start_block,
+        instant(row.recorded_at_ns),
+        instant(event.expires_at_ns),
+        instant(settlement[0].recorded_at_ns) if settlement else None,
+    )
+
+
+def found_reservation(known: LookupResult, validator_ss58: str) -> Reservation | None:
+    """The reservation that a look-up found, with its end where it has one."""
+    for row in (*known.rows.values(), *known.jobs.values()):
+        reservation = reservation_at(known, row, validator_ss58)
+        if reservation is not None:
+            return reservation
+    return None
+
+
+def reservation_at(known: LookupResult, row: Row, validator_ss58: str) -> Reservation | None:
+    event = decode(row.position, row.payload)
+    if not isinstance(event, AllowanceReserved):
+        return None
+    return rows_to_reservation(row, event, settlement_of(known, row.position), validator_ss58)
+
+
+def settlement_of(known: LookupResult, position: int) -> tuple[Row, Settlement] | None:
+    """How the reservation made at a position ended, if that was looked up and it has."""
+    row = known.settlements.get(position)
+    event = None if row is None else decode(row.position, row.payload)
+    if row is None or not isinstance(event, Settlement):
+        return None
+    return row, event
+
+
+def status_after(settlement: Settlement) -> Status:
+    """The status that a settlement leaves."""
+    match settlement:
+        case ReservationSpent():
+            return "spent"
+        case ReservationReleased():
+            return "released"
+        case _:
+            return "expired"
+
+
+def already_settled_error(
+    an_id: int, settlement: tuple[Row, Settlement]
+) -> ReservationAlreadySpent | ReservationAlreadyReleased | ReservationExpired:
+    """Why a settled reservation cannot be settled again, and when it was."""
+    row, event = settlement
+    settled_at = instant(row.recorded_at_ns)
+    match status_after(event):
+        case "spent":
+            return ReservationAlreadySpent(an_id, settled_at)
+        case "released":
+            return ReservationAlreadyReleased(an_id, settled_at)
+        case _:
+            return ReservationExpired(an_id, settled_at)

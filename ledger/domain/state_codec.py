@@ -1,0 +1,266 @@
+"""A ledger's state as bytes: equal states are equal bytes, whichever way they were folded.
+
+Used to open a long ledger at the cost of its tail, and to compare a live state with a rebuilt one.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+import msgspec
+
+from ledger.events import Axon, Run, account_stream
+from ledger.settings import RecordedSettings
+
+from .account import Account, ActiveReservation
+from .block_table import Chunk
+from .blocks import BlockSet
+from .chain import Chain, CountInputs, Metagraph, RecordedSync
+from .state import LedgerState
+
+SNAPSHOT_VERSION = 2
+"""Moves whenever these structs or what a fold makes of events change: older snapshots are then passed over."""
+
+
+class _Struct(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Stored by place, not by name: a snapshot is read only by the release that wrote it."""
+
+
+class _Chunk(_Struct):
+    number: int
+    created_at_ns: bytes
+    positions: bytes
+    digests: bytes
+    units_ns: bytes
+
+
+class _Account(_Struct):
+    miner_ss58: str
+    executor_class: str
+    version: int
+    invalidated_below: int
+    offered: tuple[list[int], list[int]]
+    counts: tuple[list[int], list[int]]
+    taken: bytes
+
+
+class _Active(_Struct):
+    reservation_id: int
+    position: int
+    account: int
+    amount_ns: int
+    blocks: list[Run]
+    job_start_block: int
+    reserved_at_ns: int
+    expires_at_ns: int
+    job_uuid: str | None
+    attempt: int | None
+    axon: Axon | None
+
+
+class _Metagraph(_Struct):
+    miners: dict[str, Axon]
+    stakes: dict[str, int]
+
+
+class _CountInputs(_Struct):
+    sync_block: int
+    caps: tuple[tuple[str, int], ...]
+    members: int
+
+
+class _State(_Struct):
+    position: int
+    hash: bytes
+    recorded_at_ns: int
+    validator_ss58: str
+    settings: RecordedSettings
+    versions: dict[str, int]
+    newest: int
+    first_finalized: int
+    last_finalized: int
+    chunks: list[_Chunk]
+    metagraph: _Metagraph
+    last_metagraph: _Metagraph | None
+    members: list[list[str]]
+    unfinalized: list[tuple[int, int, int, int]]
+    syncs: list[tuple[int, int, bytes, int]]
+    manifests: dict[str, dict[str, int]]
+    last_manifests: dict[str, dict[str, int]] | None
+    oldest_inputs: _CountInputs | None
+    newest_inputs: _CountInputs | None
+    accounts: list[_Account]
+    active: list[_Active]
+
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decoder = msgspec.msgpack.Decoder(_State)
+
+
+class _Members:
+    """Sets of registered miners, each stored once."""
+
+    def __init__(self) -> None:
+        self.lists: list[list[str]] = []
+        self._places: dict[frozenset[str], int] = {}
+
+    def place(self, members: frozenset[str]) -> int:
+        if members not in self._places:
+            self._places[members] = len(self.lists)
+            self.lists.append(sorted(members))
+        return self._places[members]
+
+
+def encode_state(state: LedgerState) -> bytes:
+    """The state's bytes."""
+    chain = state.chain
+    members = _Members()
+    accounts = sorted(chain.accounts.values(), key=lambda account: account.stream)
+    places = {account.stream: place for place, account in enumerate(accounts)}
+    unfinalized = [
+        (block, own, total, members.place(registered))
+        for block, (own, total, registered) in sorted(chain.unfinalized.items())
+    ]
+    oldest_inputs, newest_inputs = (
+        _encode_inputs(plan, members) for plan in (chain.oldest_inputs, chain.newest_inputs)
+    )
+    same_metagraph = chain.last_metagraph.digest == chain.metagraph.digest
+    same_manifests = chain.last_manifests == chain.manifests
+    return _encoder.encode(
+        _State(
+            position=state.position,
+            hash=state.hash,
+            recorded_at_ns=state.recorded_at_ns,
+            validator_ss58=chain.validator_ss58,
+            settings=chain.settings,
+            versions=state.versions,
+            newest=chain.blocks.newest,
+            first_finalized=chain.blocks.first_finalized,
+            last_finalized=chain.blocks.last_finalized,
+            chunks=[_encode_chunk(number, chain.blocks.chunks[number]) for number in chain.blocks.chunk_numbers],
+            metagraph=_Metagraph(chain.metagraph.miners, chain.metagraph.stakes),
+            last_metagraph=None
+            if same_metagraph
+            else _Metagraph(chain.last_metagraph.miners, chain.last_metagraph.stakes),
+            members=members.lists,
+            unfinalized=unfinalized,
+            syncs=[(block, *chain.syncs[block]) for block in chain.sync_blocks],
+            manifests=chain.manifests,
+            last_manifests=None if same_manifests else chain.last_manifests,
+            oldest_inputs=oldest_inputs,
+            newest_inputs=newest_inputs,
+            accounts=[_encode_account(account) for account in accounts],
+            active=[_encode_active(active, places) for _, active in sorted(state.active.items())],
+        )
+    )
+
+
+def decode_state(payload: bytes, state: LedgerState) -> None:
+    """Puts a new state where the dumped one was. Raises `msgspec.MsgspecError` or `ValueError` for other bytes."""
+    stored = _decoder.decode(payload)
+    state.position, state.hash, state.recorded_at_ns = stored.position, stored.hash, stored.recorded_at_ns
+    state.versions = stored.versions
+    chain = state.chain
+    chain.validator_ss58 = stored.validator_ss58
+    chain.apply_settings(stored.settings)
+    members = [frozenset(each) for each in stored.members]
+    _decode_blocks(stored, chain)
+    chain.metagraph = Metagraph(stored.metagraph.miners, stored.metagraph.stakes)
+    last = stored.last_metagraph
+    chain.last_metagraph = chain.metagraph if last is None else Metagraph(last.miners, last.stakes)
+    chain.unfinalized = {block: (own, total, members[place]) for block, own, total, place in stored.unfinalized}
+    chain.sync_blocks = [block for block, *_ in stored.syncs]
+    chain.syncs = {block: RecordedSync(position, digest, count) for block, position, digest, count in stored.syncs}
+    chain.manifests = stored.manifests
+    chain.last_manifests = stored.manifests if stored.last_manifests is None else stored.last_manifests
+    chain.oldest_inputs, chain.newest_inputs = (
+        _decode_inputs(plan, members) for plan in (stored.oldest_inputs, stored.newest_inputs)
+    )
+    accounts = [_decode_account(account, chain) for account in stored.accounts]
+    for active in stored.active:
+        state.add_active(_decode_active(active, accounts))
+
+
+def _encode_chunk(number: int, chunk: Chunk) -> _Chunk:
+    return _Chunk(
+        number,
+        chunk.created_at_ns.tobytes(),
+        chunk.positions.tobytes(),
+        bytes(chunk.digests),
+        chunk.units_ns.tobytes(),
+    )
+
+
+def _decode_blocks(stored: _State, chain: Chain) -> None:
+    blocks = chain.blocks
+    for each in stored.chunks:
+        chunk = Chunk()
+        chunk.created_at_ns = array("q", each.created_at_ns)
+        chunk.positions = array("q", each.positions)
+        chunk.digests = bytearray(each.digests)
+        chunk.units_ns = array("q", each.units_ns)
+        blocks.take(each.number, chunk)
+    blocks.newest = stored.newest
+    blocks.first_finalized, blocks.last_finalized = stored.first_finalized, stored.last_finalized
+
+
+def _encode_inputs(plan: CountInputs | None, members: _Members) -> _CountInputs | None:
+    return None if plan is None else _CountInputs(plan.sync_block, plan.caps, members.place(plan.members))
+
+
+def _decode_inputs(plan: _CountInputs | None, members: list[frozenset[str]]) -> CountInputs | None:
+    return None if plan is None else CountInputs(plan.sync_block, plan.caps, members[plan.members])
+
+
+def _encode_account(account: Account) -> _Account:
+    return _Account(
+        account.miner_ss58,
+        account.executor_class,
+        account.version,
+        account.invalidated_below,
+        (account.offered.starts, account.offered.values),
+        (account.counts.starts, account.counts.values),
+        account.taken.to_bytes(),
+    )
+
+
+def _decode_account(stored: _Account, chain: Chain) -> Account:
+    account = chain.open_account(stored.miner_ss58, stored.executor_class)
+    account.version, account.invalidated_below = stored.version, stored.invalidated_below
+    account.offered.starts, account.offered.values = stored.offered
+    account.counts.starts, account.counts.values = stored.counts
+    account.taken = BlockSet.from_bytes(stored.taken)
+    return account
+
+
+def _encode_active(active: ActiveReservation, places: dict[str, int]) -> _Active:
+    stream = account_stream(active.account.miner_ss58, active.account.executor_class)
+    return _Active(
+        active.reservation_id,
+        active.position,
+        places[stream],
+        active.amount_ns,
+        active.blocks,
+        active.job_start_block,
+        active.reserved_at_ns,
+        active.expires_at_ns,
+        active.job_uuid,
+        active.attempt,
+        active.axon,
+    )
+
+
+def _decode_active(stored: _Active, accounts: list[Account]) -> ActiveReservation:
+    return ActiveReservation(
+        stored.reservation_id,
+        stored.position,
+        accounts[stored.account],
+        stored.amount_ns,
+        stored.blocks,
+        stored.job_start_block,
+        stored.reserved_at_ns,
+        stored.expires_at_ns,
+        stored.job_uuid,
+        stored.attempt,
+        stored.axon,
+    )

@@ -1,0 +1,1 @@
+"""The stored log: its contract, its schema, export files, and the two engines."""

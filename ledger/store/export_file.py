@@ -1,0 +1,210 @@
+"""A whole ledger in a file: gzipped lines of JSON that say what they are.
+
+The first line names the format and whose ledger it is, the last one how many events there are and where the log stands
+with them; between them stands a line per event, with every column as it is stored. Equal logs give equal files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from ledger.codec import Row
+from ledger.domain.lookup import Head
+from ledger.errors import CorruptLedger, InvalidInput, NewerLedger, StorageUnavailable
+
+from .contract import PAGE_ROWS
+from .reader import StoredLedger
+
+EXPORT_VERSION = 1
+LONGEST_LINE = 256 * 1024 * 1024
+COMPRESSION = 6
+EXPECTED = "a file that `allowance export` wrote"
+
+_TRUNCATED = (EOFError, zlib.error, gzip.BadGzipFile)
+"""What a file raises that was cut off, or is not what was compressed."""
+
+
+class ExportHeader(msgspec.Struct, frozen=True, tag="allowance-ledger-export", forbid_unknown_fields=True):
+    """The first line."""
+
+    version: int
+    validator_ss58: str
+
+
+class ExportedEvent(msgspec.Struct, frozen=True, tag="event", omit_defaults=True, forbid_unknown_fields=True):
+    """An event's line: `hash` in hexadecimal digits; the payload as text, or in base64 where it is none."""
+
+    position: int
+    stream: str
+    version: int
+    recorded_at_ns: int
+    hash: str
+    key: str | None = None
+    job_uuid: str | None = None
+    attempt: int | None = None
+    settles: int | None = None
+    payload: str | None = None
+    payload_base64: bytes | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> ExportedEvent:
+        """The line of a row."""
+        position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, a_hash = row
+        columns = (position, stream, version, recorded_at_ns, a_hash.hex(), key, job_uuid, attempt, settles)
+        try:
+            return cls(*columns, payload.decode())
+        except UnicodeDecodeError:
+            return cls(*columns, None, payload)
+
+    def row(self) -> Row:
+        """The row of a line. Raises `ValueError` where it has no such row."""
+        if (self.payload is None) == (self.payload_base64 is None):
+            raise ValueError("one of payload and payload_base64 is needed")
+        payload = self.payload_base64 if self.payload is None else self.payload.encode()
+        assert payload is not None
+        columns = (self.position, self.stream, self.version, self.recorded_at_ns)
+        about = (self.key, self.job_uuid, self.attempt, self.settles)
+        return Row(*columns, *about, payload, bytes.fromhex(self.hash))
+
+
+class ExportEnd(msgspec.Struct, frozen=True, tag="end", forbid_unknown_fields=True):
+    """The last line: how many events stand before it, and the head that they lead to."""
+
+    events: int
+    position: int
+    hash: str
+    recorded_at_ns: int
+
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[ExportedEvent | ExportEnd] = msgspec.json.Decoder(ExportedEvent | ExportEnd)
+
+
+class ExportWriter:
+    """Writes a ledger to a stream of bytes: `add` rows, then `end`."""
+
+    def __init__(self, stream: IO[bytes], validator_ss58: str) -> None:
+        # No name and no time: the same ledger gives the same bytes.
+        self._file = gzip.GzipFile("", "wb", COMPRESSION, stream, mtime=0)
+        self._head = Head()
+        self._write([ExportHeader(EXPORT_VERSION, validator_ss58)])
+
+    def add(self, rows: list[Row]) -> None:
+        """Adds rows that follow those before."""
+        self._write([ExportedEvent.of(row) for row in rows])
+        self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
+
+    def end(self) -> None:
+        """Writes what tells a whole file from a part of one."""
+        position, a_hash, recorded_at_ns = self._head
+        self._write([ExportEnd(position, position, a_hash.hex(), recorded_at_ns)])
+        self._file.close()
+
+    def _write(self, lines: Iterable[msgspec.Struct]) -> None:
+        self._file.write(_encoder.encode_lines(lines))
+
+
+class ExportReader:
+    """A file that `ExportWriter` wrote, or what has become of it; a `LogReader` of the one ledger in it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._end: ExportEnd | None = None
+
+    async def ledgers(self) -> list[StoredLedger]:
+        """Raises `InvalidInput` for a file that is no export, and `NewerLedger`."""
+        with self._opened() as file:
+            return [StoredLedger(1, self._header(file).validator_ss58)]
+
+    async def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
+        with self._opened() as file:
+            self._header(file)
+            page: list[Row] = []
+            last = 0
+            self._end = None
+            try:
+                for row in self._rows(file):
+                    page.append(row)
+                    last = row.position
+                    if len(page) == PAGE_ROWS:
+                        yield page
+                        page = []
+            except (ValueError, *_TRUNCATED) as cause:
+                if page:
+                    yield page
+                reason = f"the file is damaged or cut off after the event at {last}: {cause}"
+                raise CorruptLedger(last + 1, reason) from cause
+            if page:
+                yield page
+
+    async def head(self, stored: StoredLedger) -> StoredLedger:
+        """What the last line says, once the rows were read; that there is none, where the file has none."""
+        end = self._end
+        if end is None:
+            return stored._replace(has_head=False)
+        try:
+            a_hash = bytes.fromhex(end.hash)
+        except ValueError:
+            a_hash = b""
+        return stored._replace(position=end.position, hash=a_hash, recorded_at_ns=end.recorded_at_ns)
+
+    def check_unchanged(self) -> None:
+        """A file is put in its place once it is whole."""
+
+    def _rows(self, file: gzip.GzipFile) -> Iterator[Row]:
+        count = 0
+        while True:
+            line = _line(file)
+            if not line:
+                raise EOFError("the last line is missing")
+            decoded = _decoder.decode(line)
+            if isinstance(decoded, ExportEnd):
+                break
+            count += 1
+            yield decoded.row()
+        if decoded.events != count:
+            raise ValueError(f"the last line tells of {decoded.events} events, there are {count}")
+        if _line(file):
+            raise ValueError("something stands after the last line")
+        self._end = decoded
+
+    def _header(self, file: gzip.GzipFile) -> ExportHeader:
+        try:
+            line = _line(file)
+            version = msgspec.json.decode(line, type=_ExportVersion).version
+            if version > EXPORT_VERSION:
+                raise NewerLedger("the export's format version", version, EXPORT_VERSION)
+            return msgspec.json.decode(line, type=ExportHeader)
+        except (ValueError, *_TRUNCATED):
+            raise InvalidInput("source", str(self._path), EXPECTED) from None
+
+    @contextmanager
+    def _opened(self) -> Iterator[gzip.GzipFile]:
+        try:
+            stream = gzip.open(self._path, "rb")  # noqa: SIM115 - closed below; what the body raises is not about opening
+        except (OSError, ValueError) as cause:
+            reason = getattr(cause, "strerror", None) or str(cause)
+            raise InvalidInput("source", str(self._path), f"a file that can be read ({reason})") from cause
+        with stream:
+            try:
+                yield stream
+            except OSError as cause:
+                raise StorageUnavailable(f"{self._path} cannot be read: {cause}") from cause
+
+
+class _ExportVersion(msgspec.Struct, tag="allowance-ledger-export"):
+    version: int
+
+
+def _line(file: gzip.GzipFile) -> bytes:
+    line = file.readline(LONGEST_LINE)
+    if len(line) == LONGEST_LINE:
+        raise ValueError(f"a line of more than {LONGEST_LINE} bytes")
+    return line

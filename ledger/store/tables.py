@@ -1,0 +1,174 @@
+"""The tables, as SQLAlchemy sees them. The invariants of the log stand here first, and again in the code.
+
+`allowance_events` is append-only: triggers refuse update, delete and replacement, as a second defence behind
+code that never does either. Positions are dense because the head row gives them out, in the transaction that
+appends.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import registry
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+metadata = MetaData()
+
+schema = Table(
+    "allowance_schema",
+    metadata,
+    Column("one", Integer, CheckConstraint("one = 1"), primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+)
+
+ledgers = Table(
+    "allowance_ledgers",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("validator_ss58", Text, nullable=False, unique=True),
+    Column("position", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("recorded_at_ns", BigInteger, nullable=False),
+)
+
+events = Table(
+    "allowance_events",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("stream", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("recorded_at_ns", BigInteger, nullable=False),
+    Column("key", Text),
+    Column("job_uuid", Text),
+    Column("attempt", BigInteger),
+    Column("settles", BigInteger),
+    Column("payload", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    UniqueConstraint("ledger", "stream", "version"),
+    CheckConstraint("position > 0 AND version > 0"),
+    sqlite_with_rowid=False,
+)
+
+
+def _unique_where_present(*columns: str) -> None:
+    present = events.c[columns[0]].is_not(None)
+    Index(
+        f"allowance_events_{columns[0]}",
+        events.c.ledger,
+        *(events.c[column] for column in columns),
+        unique=True,
+        sqlite_where=present,
+        postgresql_where=present,
+    )
+
+
+_unique_where_present("key")
+_unique_where_present("job_uuid", "attempt")
+_unique_where_present("settles")
+
+_SQLITE_TRIGGERS = (
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_update BEFORE UPDATE ON allowance_events
+       BEGIN SELECT RAISE(ABORT, 'events are never updated'); END""",
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_delete BEFORE DELETE ON allowance_events
+       BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END""",
+    # INSERT OR REPLACE fires no delete trigger, so an insert that would replace a row is refused here.
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_replace BEFORE INSERT ON allowance_events
+       WHEN NEW.position <= (SELECT position FROM allowance_ledgers WHERE ledger = NEW.ledger)
+         OR EXISTS (SELECT 1 FROM allowance_events
+                    WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version)
+         OR (NEW.key IS NOT NULL AND EXISTS
+             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND key = NEW.key))
+         OR (NEW.job_uuid IS NOT NULL AND EXISTS
+             (SELECT 1 FROM allowance_events
+              WHERE ledger = NEW.ledger AND job_uuid = NEW.job_uuid AND attempt = NEW.attempt))
+         OR (NEW.settles IS NOT NULL AND EXISTS
+             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND settles = NEW.settles))
+       BEGIN SELECT RAISE(ABORT, 'events are never replaced'); END""",
+    # Of rows that cannot be there twice, one at n stands only on one at n - 1.
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_dense BEFORE INSERT ON allowance_events
+       WHEN (NEW.position > 1 AND NOT EXISTS
+             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND position = NEW.position - 1))
+         OR (NEW.version > 1 AND NOT EXISTS
+             (SELECT 1 FROM allowance_events
+              WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version - 1))
+       BEGIN SELECT RAISE(ABORT, 'positions and versions are dense'); END""",
+    """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
+       WHEN NEW.position <= OLD.position BEGIN SELECT RAISE(ABORT, 'a head never steps back'); END""",
+    """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
+       BEGIN SELECT RAISE(ABORT, 'a ledger is never deleted'); END""",
+)
+
+_POSTGRES_FENCE = "ALTER TABLE allowance_ledgers ADD COLUMN IF NOT EXISTS fence BIGINT NOT NULL DEFAULT 0"
+"""Raised to shut out an append that was sent and not answered: what names a lower fence comes too late."""
+
+_POSTGRES_TRIGGERS = (
+    """CREATE OR REPLACE FUNCTION allowance_refuse() RETURNS trigger LANGUAGE plpgsql AS
+       $$ BEGIN RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'integrity_constraint_violation'; END $$""",
+    # As on SQLite, but asked once for a whole append; scalar subqueries stay look-ups in an index, however stale the
+    # planner's numbers are.
+    """CREATE OR REPLACE FUNCTION allowance_check_dense() RETURNS trigger LANGUAGE plpgsql AS $$
+       BEGIN
+           IF EXISTS (SELECT 1 FROM added
+                      WHERE (position > 1 AND
+                             (SELECT before.position FROM allowance_events AS before
+                              WHERE before.ledger = added.ledger AND before.position = added.position - 1) IS NULL)
+                         OR (version > 1 AND
+                             (SELECT before.version FROM allowance_events AS before
+                              WHERE before.ledger = added.ledger AND before.stream = added.stream
+                                AND before.version = added.version - 1) IS NULL))
+           THEN
+               RAISE EXCEPTION 'positions and versions are dense' USING ERRCODE = 'integrity_constraint_violation';
+           END IF;
+           RETURN NULL;
+       END $$""",
+    """CREATE TRIGGER allowance_events_dense AFTER INSERT ON allowance_events
+       REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION allowance_check_dense()""",
+    """CREATE TRIGGER allowance_events_append_only BEFORE UPDATE OR DELETE ON allowance_events
+       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('events are never updated or deleted')""",
+    """CREATE TRIGGER allowance_events_no_truncate BEFORE TRUNCATE ON allowance_events
+       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('events are never deleted')""",
+    """CREATE TRIGGER allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
+       FOR EACH ROW WHEN (NEW.position < OLD.position)
+       EXECUTE FUNCTION allowance_refuse('a head never steps back')""",
+    """CREATE TRIGGER allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
+       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a ledger is never deleted')""",
+    """CREATE TRIGGER allowance_ledgers_no_truncate BEFORE TRUNCATE ON allowance_ledgers
+       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('a ledger is never deleted')""",
+)
+
+
+def sqlite_schema(tables: MetaData) -> list[str]:
+    """The statements that make the schema on SQLite where it is absent."""
+    return [*_create(tables, registry.load("sqlite")()), *_SQLITE_TRIGGERS]
+
+
+def postgres_schema(tables: MetaData) -> list[str]:
+    """The statements that make the schema on PostgreSQL where it is absent."""
+    return [*_create(tables, registry.load("postgresql")()), _POSTGRES_FENCE]
+
+
+def postgres_triggers() -> list[str]:
+    """The statements that make the triggers on PostgreSQL; what speaks its language may lack some of them."""
+    return list(_POSTGRES_TRIGGERS)
+
+
+def _create(tables: MetaData, dialect: Dialect) -> list[str]:
+    """Statements in order; the schema's own table comes first, for whoever makes it to be alone with the rest."""
+    statements = []
+    for table in sorted(tables.sorted_tables, key=lambda each: each.name != schema.name):
+        statements.append(str(CreateTable(table, if_not_exists=True).compile(dialect=dialect)))
+        for index in sorted(table.indexes, key=lambda each: str(each.name)):
+            statements.append(str(CreateIndex(index, if_not_exists=True).compile(dialect=dialect)))
+    return statements

@@ -1,0 +1,1 @@
+"""`allowance demo`: a made-up network, imported, routed on and audited."""

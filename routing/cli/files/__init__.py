@@ -1,0 +1,1 @@
+"""File formats that commands read: facts, receipts, job requests, whole ledgers."""

@@ -1,0 +1,1 @@
+"""What a command reads from its user and writes to its user."""

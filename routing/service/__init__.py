@@ -1,0 +1,1 @@
+"""`Allowance`: one ledger as callers use it, its lifecycle and its queries."""

@@ -1,0 +1,1014 @@
+"""The command line from end to end: what it answers, where, and with which exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routing.cli.commands import COMMANDS
+from routing.cli.demo import network
+from routing.cli.io.inputs import MOST_PAGE_ITEMS
+from routing.cli.main import main
+from routing.service.queries import MOST_ITEMS
+
+pytestmark = pytest.mark.sqlalchemy
+
+ROOT = Path(__file__).parents[1]
+SEED = 5
+ME = network.hotkeys(SEED, "validator", 1)[0]
+GPU = "always_on.gpu-24gb"
+
+
+@dataclass
+class Answer:
+    """What a command said and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """The one JSON document on standard output."""
+        return json.loads(self.out)
+
+    @property
+    def items(self) -> list[Any]:
+        """The JSON documents on standard output, one a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error that `--json` tells."""
+        error: dict[str, Any] = self.document["error"]
+        return error
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture
+def allowance(database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs `allowance` on a ledger of its own, which the environment names."""
+    for variable in list(os.environ):
+        if variable.startswith(("ALLOWANCE_", "DEBUG_MINER_", "TRUSTED_MINER_")):
+            monkeypatch.delenv(variable)
+    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", database)
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", ME)
+
+    def run(*words: object) -> Answer:
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return Answer(code, said.out, said.err)
+
+    return run
+
+
+def chain(blocks: int = 60, **size: Any) -> list[str]:
+    size = {"miners": 12, "validators": 3, "classes": 2, **size}
+    return [json.dumps(line) for line in network.generate(SEED, blocks=blocks, **size)]
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    return written(tmp_path / "facts.jsonl", *chain())
+
+
+def written(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def filled(allowance: Command, facts: Path) -> Command:
+    assert allowance("import", facts).code == 0
+    return allowance
+
+
+@pytest.fixture
+def request_file(tmp_path: Path) -> Path:
+    return written(tmp_path / "request.json", request())
+
+
+def request(**fields: Any) -> str:
+    job = {
+        "uuid": "job-1",
+        "executor_class": GPU,
+        "download_time_limit": 2,
+        "execution_time_limit": 10.5,
+        "upload_time_limit": 2,
+        "docker_image": "of no concern here",
+    }
+    return json.dumps({**job, **fields})
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def process(*words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "routing.cli", *words],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+# Help
+
+
+def test_every_command_is_listed_in_help(allowance: Command) -> None:
+    """Whoever asks for help sees everything that there is, and what exit codes mean."""
+    answer = allowance("--help")
+
+    assert answer.code == 0
+    for command in COMMANDS:
+        assert f"    {command.name} " in answer.out
+    assert "Exit codes" in answer.out
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[command.name for command in COMMANDS])
+def test_every_command_has_help_with_examples(allowance: Command, command: Any) -> None:
+    """Each command shows how it is used, and takes the options that all take."""
+    answer = allowance(command.name, "--help")
+
+    assert answer.code == 0
+    assert answer.err == ""
+    assert command.examples
+    for example in command.examples:
+        assert f"allowance {command.name}" in example
+        assert example in answer.out
+    for option in ("--database", "--validator", "--json"):
+        assert option in answer.out
+    assert all(len(line) <= 120 for line in answer.out.splitlines())
+
+
+def test_every_example_is_understood() -> None:
+    """What help shows can be typed: the words of each example make sense to the parser."""
+    import shlex
+
+    from routing.cli.parser import build_parser
+
+    for command in COMMANDS:
+        for example in command.examples:
+            words = shlex.split(example.partition("allowance ")[2].partition(" | ")[0].partition(" > ")[0])
+            assert build_parser().parse_args(words).command == command.name
+
+
+def test_help_loads_no_database_toolkit() -> None:
+    """`allowance --help` imports nothing that it does not need, which is what makes it answer at once."""
+    code = (
+        "import sys; from routing.cli.main import main; code = main(['--help']);"
+        "sys.exit(code or any(name in sys.modules for name in ('sqlalchemy', 'sqlite3', 'aiosqlite')))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+# Usage
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("frobnicate",),
+        ("spend",),
+        ("spend", "x"),
+        ("spend", "-100"),
+        ("release", "0"),
+        ("show", str(10**30)),
+        ("show", "True"),
+        ("show", "1.0"),
+        ("show", "1_000"),
+        ("show", "٣"),
+        ("miners", "--seconds", "10"),
+        ("miners", "--executor-class", GPU),
+        ("miners", "--block", "7"),
+        ("miners", "--executor-class", GPU, "--seconds", "nan"),
+        ("miners", "--executor-class", GPU, "--seconds", "inf"),
+        ("miners", "--executor-class", GPU, "--seconds", "-1"),
+        ("miners", "--executor-class", GPU, "--seconds", "0"),
+        ("miners", "--executor-class", GPU, "--seconds", "ten"),
+        ("miners", "--executor-class", GPU, "--seconds", "10", "--block", "0"),
+        ("history", "--from", "2024-01-01T12:00:00"),
+        ("history", "--until", "yesterday"),
+        ("history", "--status", "booked"),
+        ("history", "--limit", "0"),
+        ("history", "--all", "--limit", "7"),
+        ("history", "--jason"),
+        ("demo", "--miners", "0"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_told_in_one_line(allowance: Command, words: tuple[str, ...]) -> None:
+    """Exit code 2, one line that says what would make sense, and with `--json` the same as a document."""
+    answer = allowance(*words)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert answer.err.startswith("allowance: WrongUsage: ")
+    assert answer.err.count("\n") == 1
+
+    answer = allowance(*words, "--json")
+    assert answer.code == 2
+    assert answer.error["type"] == "WrongUsage"
+    assert answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("verify", ""), "SOURCE"),
+        (("restore", ""), "SOURCE"),
+        (("import", ""), "FACTS.jsonl"),
+        (("export", ""), "FILE"),
+        (("health", "--database", ""), "--database"),
+        (("health", "--validator", ""), "--validator"),
+        (("history", "--miner="), "--miner"),
+        (("audit", "--html", ""), "--html"),
+        (("demo", "--keep", ""), "--keep"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else " ".join(given),
+)
+def test_an_empty_argument_is_not_one_that_was_left_out(filled: Command, words: tuple[str, ...], name: str) -> None:
+    """`--database "$URL"` with nothing in the variable is refused by name.
+
+    Catches: the default database used, verified or restored into, where another was meant.
+    """
+    answer = filled(*words)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith(f"allowance: WrongUsage: argument {name}: is empty")
+
+
+def test_names_that_are_no_names_are_refused(filled: Command) -> None:
+    """A NUL in a name reaches no database."""
+    for words in (
+        ("miners", "--executor-class", "a\0b", "--seconds", "1"),
+        ("history", "--miner", "a\0b"),
+        ("history", "--job", "x" * 1000),
+        ("history", "--after", "no-such-cursor"),
+        ("spend", "1", "--idempotency-key", "\n"),
+    ):
+        answer = filled(*words)
+        assert answer.code == 2
+        assert answer.err.startswith("allowance: InvalidInput: ")
+        assert answer.err[:-1].isprintable()
+
+
+def test_the_validator_must_be_known(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a validator there is no ledger to work on; the message says how to name one."""
+    monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
+
+    answer = allowance("health")
+
+    assert answer.code == 2
+    assert "--validator" in answer.err
+    assert "ALLOWANCE_VALIDATOR_SS58" in answer.err
+
+
+def test_options_go_before_the_environment(
+    filled: Command, database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`--database` and `--validator` name another ledger for one command."""
+    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", f"sqlite:///{tmp_path / 'none.db'}")
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "nobody")
+
+    assert filled("health").code == 3
+    assert filled("health", "--database", database, "--validator", ME).code == 0
+    assert filled("health", "--database", database).code == 1
+
+
+def test_a_wrong_setting_in_the_environment_is_named(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands read the same environment as the library, and refuse what it refuses."""
+    monkeypatch.setenv("ALLOWANCE_LONGEST_JOB_SECONDS", "long")
+
+    answer = allowance("health")
+
+    assert answer.code == 2
+    assert "ALLOWANCE_LONGEST_JOB_SECONDS" in answer.err
+
+
+# Storage
+
+
+def test_reading_makes_no_ledger(allowance: Command, tmp_path: Path) -> None:
+    """A typing error in a path does not leave an empty ledger behind."""
+    for words in (("health",), ("miners",), ("history",), ("show", "1")):
+        answer = allowance(*words)
+        assert answer.code == 3
+        assert answer.err.startswith("allowance: StorageUnavailable: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("spend", "1"), ("release", "1"), ("rebuild",), ("pick",)], ids=" ".join)
+def test_only_what_creates_ledgers_makes_one(
+    filled: Command, tmp_path: Path, request_file: Path, database: str, words: tuple[str, ...]
+) -> None:
+    """A mistyped path or validator is answered as `health` does, and nothing is made.
+
+    Catches: `spend` with a typing error in `--database`, which left an empty ledger there.
+    """
+    words = (*words, str(request_file)) if words == ("pick",) else words
+    there = sorted(tmp_path.iterdir())
+    answer = filled(*words, "--database", f"sqlite:///{tmp_path / 'mistyped.db'}", "--json")
+    assert (answer.code, answer.error["type"]) == (3, "StorageUnavailable")
+    assert "there is no file" in answer.err
+    answer = filled(*words, "--validator", "5Mistyped", "--json")
+    assert (answer.code, answer.error["type"]) == (1, "LedgerNotFound")
+    assert sorted(tmp_path.iterdir()) == there
+    with contextlib.closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as stored:
+        assert stored.execute("SELECT validator_ss58 FROM allowance_ledgers").fetchall() == [(ME,)]
+
+
+def test_a_file_that_is_no_database_is_not_touched(allowance: Command, facts: Path, tmp_path: Path) -> None:
+    """Whatever the file was, it stays that; the answer is exit code 3."""
+    letter = tmp_path / "letter.txt"
+    letter.write_text("Dear Sir or Madam, " * 200)
+    for words in (("health",), ("import", facts), ("spend", "1")):
+        answer = allowance(*words, "--database", f"sqlite:///{letter}", "--json")
+        assert answer.code == 3
+        assert answer.error["type"] == "StorageUnavailable"
+    assert letter.read_text() == "Dear Sir or Madam, " * 200
+
+
+def test_another_kind_of_database_is_wrong_input(allowance: Command) -> None:
+    """What the library cannot open is a mistake of whoever named it."""
+    assert allowance("health", "--database", "mysql://localhost/x").code == 2
+
+
+def test_a_directory_that_is_not_there_is_storage(allowance: Command, facts: Path) -> None:
+    """A ledger cannot be made where there is no place for it."""
+    answer = allowance("import", facts, "--database", "sqlite:////dev/null/x/ledger.db")
+
+    assert answer.code == 3
+
+
+# Import
+
+
+def test_import_says_what_it_recorded(allowance: Command, facts: Path) -> None:
+    """All facts go in, once."""
+    answer = allowance("import", facts, "--json")
+
+    assert answer.code == 0
+    assert answer.err == ""
+    summary = answer.document
+    assert summary.pop("seconds") > 0
+    assert summary == {
+        "lines": 63,
+        "blocks_recorded": 60,
+        "blocks_repeated": 0,
+        "syncs_recorded": 3,
+        "syncs_repeated": 0,
+        "position": allowance("health", "--json").document["position"],
+    }
+
+
+def test_importing_twice_changes_nothing(filled: Command, facts: Path) -> None:
+    """A repeated import finds everything known and leaves the log as it is."""
+    position = filled("health", "--json").document["position"]
+
+    summary = filled("import", facts, "--json").document
+
+    assert (summary["blocks_recorded"], summary["syncs_recorded"]) == (0, 0)
+    assert (summary["blocks_repeated"], summary["syncs_repeated"]) == (60, 3)
+    assert summary["position"] == position
+    assert filled("health", "--json").document["position"] == position
+
+
+def test_an_import_goes_on_where_the_last_ended(allowance: Command, facts: Path, tmp_path: Path) -> None:
+    """A file that has grown is imported again; what is new is recorded."""
+    part = written(tmp_path / "part.jsonl", *chain()[:40])
+    known = allowance("import", part, "--json").document
+
+    summary = allowance("import", facts, "--json").document
+
+    assert summary["blocks_repeated"] == known["blocks_recorded"]
+    assert summary["blocks_recorded"] == 60 - known["blocks_recorded"]
+
+
+def test_import_in_words(allowance: Command, facts: Path) -> None:
+    """A person reads one line, on standard output."""
+    answer = allowance("import", facts)
+
+    assert "60 blocks" in answer.out
+    assert "3 manifest syncs recorded" in answer.out
+    assert answer.out.count("\n") == 1
+    assert answer.err == ""
+
+
+def test_one_is_told_as_one(filled: Command, tmp_path: Path) -> None:
+    """A line, a block and a sync are not told as several.
+
+    Catches: "1 lines", "1 blocks".
+    """
+    assert "1 line in" in filled("import", written(tmp_path / "sync.jsonl", chain()[0])).out
+    whole = json.loads(next(line for line in chain() if '"miners"' in line))
+    block = json.dumps({**whole, "number": 1060, "created_at": "2024-01-01T12:12:00Z"})
+    answer = filled("import", "--confirm", written(tmp_path / "block.jsonl", block))
+    assert "1 line in" in answer.out
+    assert ": 1 block and 0 manifest syncs recorded" in answer.out
+    least = request(execution_time_limit=0, download_time_limit=0, upload_time_limit=0.001)
+    reservation_id = picked(filled, written(tmp_path / "least.json", least))
+    assert ": 0.001 s in 1 block of" in filled("spend", reservation_id).out
+
+
+def test_import_reads_standard_input(allowance: Command, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-` is the end of a pipe."""
+    stdin(monkeypatch, facts.read_text())
+
+    assert allowance("import", "-", "--json").document["blocks_recorded"] == 60
+
+
+BLOCK_1060 = '{"type":"block","number":1060,"created_at":"2024-01-01T13:00:00Z"}'
+
+BAD_LINES = {
+    "malformed": '{"type":"block",,}',
+    "truncated": BLOCK_1060[:40],
+    "NUL in a name": '{"type":"manifests","block":1060,"manifests":{"a\\u0000b":{"x":1}}}',
+    "NUL in a class": '{"type":"manifests","block":1060,"manifests":{"a":{"\\u0000":1}}}',
+    "NUL": "\0",
+    "a huge number": BLOCK_1060.replace("1060", str(10**30)),
+    "a negative number": BLOCK_1060.replace("1060", "-100"),
+    "true": BLOCK_1060.replace("1060", "true"),
+    "NaN": BLOCK_1060.replace("1060", "NaN"),
+    "naive time": BLOCK_1060.replace("Z", ""),
+    "year 9999": BLOCK_1060.replace("2024", "9999"),
+    "year 1": BLOCK_1060.replace("2024", "0001"),
+    "a huge stake": BLOCK_1060.replace("Z", 'Z","stakes":{"a":1e300},"x":"').replace(',"x":""', ""),
+    "a port beyond ports": BLOCK_1060.replace(
+        "}", ',"miners":[{"hotkey_ss58":"a","address":"192.0.2.1","ip_version":4,"port":70000}]}'
+    ),
+    "an ip version of 5": BLOCK_1060.replace(
+        "}", ',"miners":[{"hotkey_ss58":"a","address":"192.0.2.1","ip_version":5,"port":1}]}'
+    ),
+    "duplicate hotkeys": BLOCK_1060.replace(
+        "}",
+        ',"miners":[' + ",".join(['{"hotkey_ss58":"a","address":"192.0.2.1","ip_version":4,"port":1}'] * 2) + "]}",
+    ),
+}
+
+
+@pytest.mark.parametrize("text", BAD_LINES.values(), ids=BAD_LINES)
+def test_what_stands_before_a_bad_line_is_recorded(allowance: Command, tmp_path: Path, text: str) -> None:
+    """A bad line is named by its number; it and all after it are not recorded; the exit code is 2."""
+    file = written(tmp_path / "bad.jsonl", *chain(), text, BLOCK_1060)
+
+    answer = allowance("import", file, "--json")
+
+    assert answer.code == 2
+    assert "line 64: " in answer.err.splitlines()[-1]
+    assert answer.error["fields"]["line"] == 64
+    assert answer.error["fields"]["before"]["blocks_recorded"] == 60
+    assert allowance("health", "--json").document["newest_block"] == 1059
+
+
+def test_a_refused_fact_is_named_by_its_line(filled: Command, tmp_path: Path) -> None:
+    """A fact that contradicts what is recorded stops the import under the ledger's own error."""
+    lines = chain(70)
+    conflicting = json.dumps({**json.loads(lines[-6]), "number": 1030})
+    file = written(tmp_path / "conflict.jsonl", *lines[:-5], conflicting, *lines[-5:])
+
+    answer = filled("import", file, "--json")
+
+    assert answer.code == 2
+    assert answer.error["type"] == "ConflictingFact"
+    assert answer.error["fields"]["line"] == len(lines) - 4
+    assert answer.error["fields"]["before"]["blocks_recorded"] == 5
+    assert filled("health", "--json").document["newest_block"] == 1064
+
+
+def test_the_release_can_be_asked_for(allowance: Command) -> None:
+    """A bug report can say which release it is about."""
+    answer = allowance("--version")
+    assert (answer.code, answer.out) == (0, f"allowance {version('allowance-ledger')}\n")
+
+
+def test_an_implausible_fact_needs_confirm(filled: Command, tmp_path: Path) -> None:
+    """What looks like a mistake is recorded only with `--confirm`."""
+    leap = BLOCK_1060.replace("1060", "900000").replace("2024", "2025")
+    file = written(tmp_path / "leap.jsonl", *chain()[:2], leap)
+
+    refused = filled("import", file)
+    assert refused.code == 2
+    assert "ImplausibleFact: line 3: " in refused.err
+    assert "repeat with --confirm if it is right" in refused.err
+
+    assert filled("import", file, "--confirm").code == 0
+    assert filled("health", "--json").document["newest_block"] == 900000
+
+
+def test_a_missing_file_is_wrong_input(allowance: Command, tmp_path: Path) -> None:
+    """A file that cannot be read makes no ledger."""
+    for file in (tmp_path / "none.jsonl", tmp_path, "a\0b"):
+        answer = allowance("import", file, "--json")
+        assert answer.code == 2
+        assert answer.error["type"] == "UnreadableInput"
+    assert list(tmp_path.iterdir()) == []
+
+
+# Miners, pick, spend, release
+
+
+def test_miners_lists_everybody(filled: Command) -> None:
+    """Without a job, the registered miners with their axons and what they offer."""
+    items = filled("miners", "--json").items
+
+    registered = [line["miners"] for line in map(json.loads, chain()) if "miners" in line][-1]
+    assert {item["hotkey_ss58"] for item in items} == {miner["hotkey_ss58"] for miner in registered}
+    assert {"hotkey_ss58", "address", "ip_version", "port", "executors"} == items[0].keys()
+    assert all(count >= 0 for item in items for count in item["executors"].values())
+    text = filled("miners")
+    assert text.code == 0
+    assert text.out.count("\n") == 1 + len(registered)
+
+
+def test_miners_lists_candidates_best_first(filled: Command) -> None:
+    """With a job, those who could take it, ranked."""
+    words = ("miners", "--executor-class", GPU, "--seconds", "30")
+
+    items = filled(*words, "--json").items
+
+    assert [item["rank"] for item in items] == list(range(1, len(items) + 1))
+    assert items[0].keys() == {
+        "rank",
+        "hotkey_ss58",
+        "earliest_block",
+        "available_seconds",
+        "total_seconds",
+        "share_left",
+        "stream_version",
+    }
+    assert [item["earliest_block"] for item in items] == sorted(item["earliest_block"] for item in items)
+    assert all(item["available_seconds"] >= 30 and item["share_left"] == 1 for item in items)
+    text = filled(*words)
+    assert items[0]["hotkey_ss58"] in text.out.splitlines()[1]
+    assert "100.0 %" in text.out
+
+
+def test_candidates_depend_on_the_block(filled: Command) -> None:
+    """A job that starts after all blocks have aged finds nobody: exit code 1."""
+    words = ("miners", "--executor-class", GPU, "--seconds", "1", "--block")
+    early = filled(*words, "1000", "--json").items
+    late = filled(*words, "1750", "--json").items
+
+    assert sum(item["total_seconds"] for item in early) > sum(item["total_seconds"] for item in late) > 0
+    assert filled(*words, "100000").code == 1
+
+
+def test_no_candidate_is_the_answer_no(filled: Command) -> None:
+    """Exit code 1, with who comes nearest."""
+    answer = filled("miners", "--executor-class", GPU, "--seconds", "3600", "--json")
+
+    assert answer.code == 1
+    assert answer.error["type"] == "NotEnoughAllowanceException"
+    assert answer.error["fields"]["highest_available_allowance"] > 0
+    assert answer.err.startswith("allowance: NotEnoughAllowanceException: ")
+
+
+def test_more_than_the_longest_job_is_wrong_input(filled: Command) -> None:
+    """An amount that nobody could ever have is a mistake, not a no."""
+    assert filled("miners", "--executor-class", GPU, "--seconds", "3601").code == 2
+
+
+def test_an_empty_ledger_has_no_candidates(allowance: Command, tmp_path: Path) -> None:
+    """Before the first fact the answer is no, not an error."""
+    assert allowance("import", written(tmp_path / "empty.jsonl")).code == 0
+
+    assert allowance("miners", "--executor-class", GPU, "--seconds", "1").code == 1
+    assert allowance("miners").code == 0
+    assert allowance("history", "--json").items == []
+
+
+def picked(allowance: Command, request_file: Path) -> int:
+    answer = allowance("pick", request_file, "--json")
+    assert answer.code == 0
+    reservation_id: int = answer.document["allowance_reservation_id"]
+    return reservation_id
+
+
+def test_pick_answers_with_the_route(filled: Command, request_file: Path) -> None:
+    """Where the job goes, what pays for it, and under which id that is settled."""
+    route = filled("pick", request_file, "--json").document
+
+    assert route.keys() == {"miner", "allowance_blocks", "allowance_reservation_id", "allowance_job_value"}
+    assert route["miner"].keys() == {"hotkey_ss58", "address", "ip_version", "port"}
+    assert route["allowance_job_value"] == 14.5
+    assert route["allowance_blocks"] == sorted(route["allowance_blocks"])
+
+    text = filled("pick", request_file)
+    assert str(route["allowance_reservation_id"]) in text.out
+    assert route["miner"]["hotkey_ss58"] in text.out
+    assert f"allowance spend {route['allowance_reservation_id']}" in text.err
+
+
+def test_pick_reads_standard_input(filled: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-` is the end of a pipe."""
+    stdin(monkeypatch, request())
+
+    assert filled("pick", "-", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "\0",
+        request().replace("10.5", "NaN"),
+        request().replace("10.5", "1e999"),
+        request().replace("10.5", "-100"),
+        request().replace("10.5", "true"),
+        request().replace("10.5", f"{10**30}"),
+        request(uuid=17),
+        request(uuid=""),
+        request(uuid="a\0b"),
+        request(uuid="x" * 1000),
+        request(executor_class="\0"),
+        request(on_trusted_miner="yes"),
+        request().replace('"uuid"', '"id"'),
+        "x" * (1 << 21),
+    ],
+    ids=lambda text: text[:60].replace("\0", "NUL"),
+)
+def test_pick_refuses_what_is_no_request(filled: Command, tmp_path: Path, text: str) -> None:
+    """A malformed request is wrong input, told in one line, and reserves nothing."""
+    answer = filled("pick", written(tmp_path / "request.json", text), "--json")
+
+    assert answer.code == 2
+    assert answer.error["type"] in ("WrongInput", "InvalidInput")
+    assert answer.err.count("\n") == 1
+    assert filled("history", "--json").items == []
+
+
+def test_pick_says_no(filled: Command, tmp_path: Path) -> None:
+    """Nobody in an unknown class; another content under a job's uuid; both are a no."""
+    unknown = written(tmp_path / "unknown.json", request(executor_class="abacus"))
+    assert filled("pick", unknown, "--json").error["type"] == "NotEnoughAllowanceException"
+
+    assert filled("pick", written(tmp_path / "one.json", request())).code == 0
+    other = filled("pick", written(tmp_path / "two.json", request(upload_time_limit=3)), "--json")
+    assert other.code == 1
+    assert other.error["type"] == "JobRequestConflict"
+
+
+def test_trusted_and_debug_miners_need_no_ledger(
+    allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Routes that reserve nothing touch no database and need no validator."""
+    monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
+    file = written(tmp_path / "request.json", request(on_trusted_miner=True))
+
+    trusted = allowance("pick", file, "--json").document
+    assert trusted["miner"]["hotkey_ss58"] == "0" * 48
+    assert trusted["allowance_blocks"] is None
+
+    monkeypatch.setenv("DEBUG_MINER_KEY", "debug")
+    debug = allowance("pick", file)
+    assert "debug" in debug.out
+    assert "nothing is reserved" in debug.err
+    assert [path.name for path in tmp_path.iterdir()] == ["request.json"]
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "again"),
+    [("spend", "spent", "ReservationAlreadySpent"), ("release", "released", "ReservationAlreadyReleased")],
+)
+def test_a_reservation_is_settled_once(filled: Command, request_file: Path, how: str, status: str, again: str) -> None:
+    """Settling answers with the reservation; settling again is refused with exit code 1."""
+    reservation_id = picked(filled, request_file)
+
+    settled = filled(how, reservation_id, "--json")
+    assert settled.code == 0
+    assert settled.document["status"] == status
+    assert settled.document["settled_at"].endswith("Z")
+
+    for repeated in ("spend", "release"):
+        answer = filled(repeated, reservation_id, "--json")
+        assert answer.code == 1
+        assert answer.error["type"] == again
+
+
+def test_settling_in_words(filled: Command, request_file: Path) -> None:
+    """A person reads what was settled."""
+    reservation_id = picked(filled, request_file)
+
+    assert f"reservation {reservation_id} is spent: 14.500 s" in filled("spend", reservation_id).out
+
+
+def test_a_key_makes_settling_repeatable(filled: Command, request_file: Path) -> None:
+    """With the same key, the same command has the same answer."""
+    reservation_id = picked(filled, request_file)
+    words = ("spend", reservation_id, "--idempotency-key", "once", "--json")
+
+    assert filled(*words).document == filled(*words).document
+
+
+def test_an_unknown_reservation_is_the_answer_no(filled: Command) -> None:
+    """An id that never was, in each command that takes one."""
+    for command in ("spend", "release", "show"):
+        answer = filled(command, "4711", "--json")
+        assert answer.code == 1
+        assert answer.error["type"] == "ReservationNotFound"
+
+
+# History, show, health
+
+
+def test_show_tells_a_reservations_life(filled: Command, request_file: Path) -> None:
+    """Job, miner, amount, blocks and times, before and after it ended."""
+    reservation_id = picked(filled, request_file)
+    assert "not yet" in filled("show", reservation_id).out
+
+    filled("release", reservation_id)
+    document = filled("show", reservation_id, "--json").document
+    text = filled("show", reservation_id).out
+
+    assert document["job_uuid"] == "job-1"
+    assert document["status"] == "released"
+    assert document["allowance_seconds"] == 14.5
+    assert f"{document['blocks'][0]}-{document['blocks'][-1]}" in text
+    assert "released at" in text
+    assert document["miner_ss58"] in text
+
+
+@pytest.fixture
+def busy(filled: Command, tmp_path: Path) -> Command:
+    """A ledger with five jobs: two spent, one released, two reserved."""
+    for number in range(5):
+        reservation_id = picked(filled, written(tmp_path / "job.json", request(uuid=f"job-{number}")))
+        if number < 3:
+            filled(("spend", "spend", "release")[number], reservation_id)
+    return filled
+
+
+def jobs(answer: Answer) -> list[str]:
+    assert answer.code == 0
+    return [item["job_uuid"] for item in answer.items]
+
+
+def test_history_lists_newest_first(busy: Command) -> None:
+    """Each reservation is a line; `--oldest-first` turns the order round."""
+    assert jobs(busy("history", "--json")) == ["job-4", "job-3", "job-2", "job-1", "job-0"]
+    assert jobs(busy("history", "--json", "--oldest-first")) == ["job-0", "job-1", "job-2", "job-3", "job-4"]
+    assert busy("history").out.count("\n") == 6
+
+
+def test_history_filters_add_up(busy: Command) -> None:
+    """Every filter narrows what is listed; nothing found is an empty list."""
+    one = busy("history", "--job", "job-2", "--json").items[0]
+
+    assert jobs(busy("history", "--status", "spent", "--json")) == ["job-1", "job-0"]
+    assert "job-2" in jobs(busy("history", "--miner", one["miner_ss58"], "--executor-class", GPU, "--json"))
+    assert "job-2" in jobs(busy("history", "--block", one["blocks"][0], "--json"))
+    assert jobs(busy("history", "--block", "1", "--json")) == []
+    assert jobs(busy("history", "--from", "2024-01-01T00:00:00Z", "--json")) != []
+    assert jobs(busy("history", "--until", "2024-01-01T00:00:00+01:00", "--json")) == []
+    assert jobs(busy("history", "--job", "job-2", "--status", "spent", "--json")) == []
+    nothing = busy("history", "--status", "expired")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no reservation fits\n")
+
+
+def test_history_goes_on_where_a_page_ended(busy: Command) -> None:
+    """Standard error names the cursor; `--after` takes it, until there is no more."""
+    seen: list[str] = []
+    words: tuple[str, ...] = ()
+    for more in (True, True, False):
+        page = busy("history", "--limit", "2", "--json", *words)
+        seen += jobs(page)
+        assert bool(page.err) is more
+        words = ("--after", page.err.partition("--after ")[2].partition(",")[0])
+
+    assert seen == ["job-4", "job-3", "job-2", "job-1", "job-0"]
+
+
+def test_a_page_has_a_most_that_is_told(busy: Command) -> None:
+    """What the parser takes is what the library gives; beyond it, the option and its range are named.
+
+    Catches: a refusal of `limit`, which nobody gave, after another one that named a larger range.
+    """
+    assert MOST_PAGE_ITEMS == MOST_ITEMS
+    assert len(jobs(busy("history", "--limit", MOST_ITEMS, "--json"))) == 5
+    for wrong in (0, MOST_ITEMS + 1, 2**63):
+        answer = busy("history", "--limit", wrong)
+        assert answer.code == 2
+        assert f"argument --limit: '{wrong}' is not a whole number from 1 to 10000" in answer.err
+
+
+def test_history_all_pages_to_the_end(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--all` asks for page after page."""
+    from routing.cli.commands import history
+
+    monkeypatch.setattr(history, "PAGE_ITEMS", 2)
+
+    answer = busy("history", "--all", "--json")
+
+    assert jobs(answer) == ["job-4", "job-3", "job-2", "job-1", "job-0"]
+    assert answer.err == ""
+
+
+def test_all_pages_are_one_table(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One header and one layout, as of a single page; written page by page all the same.
+
+    Catches: a header before each page, in the middle of what `sort` or `less` gets.
+    """
+    from routing.cli.commands import history
+
+    whole = busy("history", "--limit", "10")
+    monkeypatch.setattr(history, "PAGE_ITEMS", 2)
+    answer = busy("history", "--all")
+    assert (answer.out, answer.err) == (whole.out, "")
+    assert answer.out.count("reserved at") == 1
+
+
+def test_health_says_how_the_ledger_is(busy: Command) -> None:
+    """Position, newest block and what is reserved; a person reads the same names."""
+    document = busy("health", "--json").document
+
+    assert document["newest_block"] == 1059
+    assert document["reserved"] == 2
+    text = busy("health")
+    assert text.code == 0
+    for name in document:
+        assert name.removesuffix("_age_seconds").replace("_", " ") in text.out
+    assert f"newest block      1059, {document['newest_block_age_seconds']:,.3f} s old"[:20] in text.out
+
+
+# Processes
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(filled: Command, database: str) -> None:
+    """`allowance … | head` ends quietly."""
+    env = {"ALLOWANCE_DATABASE_URL": database, "ALLOWANCE_VALIDATOR_SS58": ME}
+    with process("miners", "--json", env=env) as listing:
+        assert listing.stdout
+        listing.stdout.close()
+        assert listing.stderr
+        said = listing.stderr.read()
+        code = listing.wait(30)
+
+    assert (code, said) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_an_answer_that_cannot_be_written_is_told(filled: Command, database: str) -> None:
+    """A full disk under `>` is no silent success."""
+    env = {**os.environ, "ALLOWANCE_DATABASE_URL": database, "ALLOWANCE_VALIDATOR_SS58": ME}
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "routing.cli", "health"]
+        answer = subprocess.run(command, cwd=ROOT, env=env, check=False, stdout=full, stderr=subprocess.PIPE)
+
+    assert answer.returncode == 3
+    assert b"No space left" in answer.stderr
+    assert answer.stderr.count(b"\n") == 1
+
+
+def test_closed_streams_are_no_error(filled: Command, database: str) -> None:
+    """A command whose words nobody wants does its work all the same."""
+    env = {**os.environ, "ALLOWANCE_DATABASE_URL": database, "ALLOWANCE_VALIDATOR_SS58": ME}
+    command = f'"{sys.executable}" -m routing.cli miners >&- 2>&-'
+
+    assert subprocess.run(command, shell=True, cwd=ROOT, env=env, check=False).returncode == 0
+
+
+def test_an_interrupted_import_keeps_what_came_before(facts: Path, allowance: Command, database: str) -> None:
+    """Control-C while waiting for a live feed: exit code 130, and the facts that came are recorded."""
+    env = {"ALLOWANCE_DATABASE_URL": database, "ALLOWANCE_VALIDATOR_SS58": ME}
+    with process("import", "-", env=env, stdin=subprocess.PIPE) as importing:
+        assert importing.stdin
+        importing.stdin.write(facts.read_bytes())
+        importing.stdin.flush()
+        deadline = time.monotonic() + 30
+        while newest_block(allowance) != 1059:
+            assert time.monotonic() < deadline
+        importing.send_signal(signal.SIGINT)
+        _, said = importing.communicate(timeout=30)
+
+    assert importing.returncode == 130
+    assert said == b"allowance: interrupted\n"
+    assert newest_block(allowance) == 1059
+
+
+def newest_block(allowance: Command) -> int | None:
+    answer = allowance("health", "--json")
+    newest: int | None = answer.document.get("newest_block")
+    return newest
+
+
+# Demo
+
+SMALL = ("--miners", "20", "--validators", "3", "--classes", "2", "--blocks", "120", "--jobs", "60", "--callers", "8")
+
+
+def test_demo_finds_nothing_held_twice(allowance: Command) -> None:
+    """The whole product at work: everything is settled and no block pays twice."""
+    answer = allowance("demo", *SMALL, "--json")
+
+    assert answer.code == 0
+    result = answer.document
+    assert result["import"]["blocks_recorded"] == 120
+    assert result["routing"]["jobs"] == 60
+    assert result["routing"]["answered_differently"] == 0
+    assert sum(result["reservations"].values()) + sum(result["routing"]["refused"].values()) == 60
+    assert "reserved" not in result["reservations"]
+    assert result["check"]["held_twice"] == 0
+    assert result["check"]["blocks"] > 0
+    assert result["audit"]["findings"] == 0
+    assert result["audit"]["events"] > result["check"]["reservations"]
+    assert result["window"]["columns"]
+
+
+def test_demo_explains_itself(allowance: Command) -> None:
+    """A person sees each step, in plain characters where there is no terminal."""
+    answer = allowance("demo", *SMALL)
+
+    assert answer.code == 0
+    assert answer.err == ""
+    for step in ("1. ", "2. ", "3. ", "4. ", "5. "):
+        assert f"\n{step}" in answer.out
+    assert "0 of them held twice" in answer.out
+    assert "\x1b" not in answer.out
+
+
+def test_demo_stays_out_of_the_ledger_of_the_environment(allowance: Command, tmp_path: Path) -> None:
+    """Made-up facts never get into somebody's real ledger."""
+    assert allowance("demo", *SMALL, "--json").code == 0
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_can_be_kept(allowance: Command, tmp_path: Path) -> None:
+    """What was kept can be looked at with the other commands; it is not written over."""
+    kept = tmp_path / "kept"
+    result = allowance("demo", *SMALL, "--keep", kept, "--json").document
+    ledger = ("--database", f"sqlite:///{kept / 'demo.db'}", "--validator", result["validator_ss58"])
+
+    listed = allowance("history", *ledger, "--all", "--json").items
+    assert len(listed) == sum(result["reservations"].values())
+    assert allowance("import", kept / "facts.jsonl", *ledger, "--json").document["blocks_recorded"] == 0
+    again = allowance("demo", *SMALL, "--keep", kept)
+    assert again.code == 2
+    assert "name another directory" in again.err
+
+
+def test_demo_says_what_it_kept(allowance: Command, tmp_path: Path) -> None:
+    """The database too, unless it is one that was there."""
+    said = allowance("demo", *SMALL, "--keep", tmp_path / "both").out
+    assert f"Kept in {tmp_path / 'both'}: facts.jsonl and demo.db, for `allowance history` and others." in said
+    named = ("--database", f"sqlite:///{tmp_path / 'elsewhere.db'}", "--validator", "demo-validator")
+    said = allowance("demo", *SMALL, *named, "--keep", tmp_path / "facts").out
+    assert f"Kept in {tmp_path / 'facts'}: facts.jsonl." in said
+
+
+def test_demo_works_in_a_database_that_is_named(allowance: Command, database: str) -> None:
+    """With `--database` the demo's ledger stands beside others there, under its own validator."""
+    assert allowance("demo", *SMALL, "--database", database, "--validator", "demo-validator", "--json").code == 0
+
+    assert allowance("health", "--validator", "demo-validator").code == 0
+    assert allowance("health").code == 1
+
+
+def test_a_demo_on_a_chain_that_grants_nothing(allowance: Command) -> None:
+    """One block grants nothing yet: every job is refused, and the demo says so."""
+    answer = allowance("demo", "--miners", "1", "--validators", "1", "--classes", "1", "--blocks", "1", "--jobs", "3")
+
+    assert answer.code == 0
+    assert "3 jobs were refused: NotEnoughAllowanceException" in answer.out
+
+
+def test_control_c_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where whatever runs just then swallows the exception, as a finalizer does, the command still ends as interrupted.
+
+    Catches an exit code that says all is done.
+    """
+
+    def swallow(*_: object) -> int:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr("routing.cli.main._run", swallow)
+    assert main(["health"]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -1,0 +1,263 @@
+"""Reading `FACTS.jsonl`: what is understood, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+
+from routing import BlockFact, ManifestsFact, Miner
+from routing.cli.files import facts as facts_file
+from routing.cli.files.facts import BadLine, Fact, numbered_facts
+from routing.cli.files.receipts import numbered_receipts
+
+MINER = {"hotkey_ss58": "miner-a", "address": "192.0.2.7", "ip_version": 4, "port": 8000}
+OTHER = {"hotkey_ss58": "miner-b", "address": "2001:db8::7", "ip_version": 6, "port": 8001}
+STAKES = {"validator-a": 1001.0}
+MANIFESTS = {"type": "manifests", "block": 1000, "manifests": {"miner-a": {"always_on.gpu-24gb": 3}}}
+
+
+def block(number: int = 1000, **fields: Any) -> dict[str, Any]:
+    return {"type": "block", "number": number, "created_at": "2024-01-01T12:00:00.010Z", **fields}
+
+
+def first(**fields: Any) -> dict[str, Any]:
+    return block(**{"miners": [MINER], "stakes": STAKES, **fields})
+
+
+def stream(*lines: dict[str, Any] | str) -> io.BytesIO:
+    return io.BytesIO("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines).encode())
+
+
+def facts(*lines: dict[str, Any] | str) -> list[Fact]:
+    return [numbered.fact for batch in numbered_facts(stream(*lines)) for numbered in batch]
+
+
+def blocks(*lines: dict[str, Any] | str) -> list[BlockFact]:
+    return [fact for fact in facts(*lines) if isinstance(fact, BlockFact)]
+
+
+def refusal(*lines: dict[str, Any] | str) -> BadLine:
+    with pytest.raises(BadLine) as caught:
+        facts(*lines)
+    return caught.value
+
+
+def test_a_block_line_is_a_block_with_its_metagraph() -> None:
+    """Everything that a block line says is in its fact."""
+    (fact,) = blocks(first())
+
+    assert fact.number == 1000
+    assert fact.created_at == datetime(2024, 1, 1, 12, 0, 0, 10_000, tzinfo=UTC)
+    assert list(fact.miners) == [Miner("192.0.2.7", 4, 8000, "miner-a")]
+    assert fact.stakes == STAKES
+
+
+def test_a_manifests_line_is_a_sync() -> None:
+    """Everything that a manifests line says is in its fact, and it may come first."""
+    assert facts(MANIFESTS) == [ManifestsFact(1000, {"miner-a": {"always_on.gpu-24gb": 3}})]
+
+
+def test_what_is_left_out_is_the_very_object_of_the_line_before() -> None:
+    """An unchanged metagraph is handed on as it is, so that the ledger need not look at it again."""
+    one, two, three, four = blocks(
+        first(),
+        block(1001),
+        block(1002, stakes={"validator-a": 2.0}),
+        block(1003),
+    )
+
+    assert two.miners is one.miners
+    assert two.stakes is one.stakes
+    assert three.miners is one.miners
+    assert three.stakes == {"validator-a": 2.0}
+    assert four.stakes is three.stakes
+
+
+def test_what_is_repeated_is_the_very_object_too() -> None:
+    """A file that names everything in every line is as fast as one that leaves it out."""
+    one, two = blocks(first(), first(number=1001))
+
+    assert two.miners is one.miners
+    assert two.stakes is one.stakes
+
+
+def test_miners_change_from_their_line_on() -> None:
+    """A list of miners replaces the one before."""
+    one, two, three = blocks(first(), block(1001, miners=[MINER, OTHER]), block(1002))
+
+    assert [miner.hotkey_ss58 for miner in one.miners] == ["miner-a"]
+    assert [miner.hotkey_ss58 for miner in two.miners] == ["miner-a", "miner-b"]
+    assert three.miners is two.miners
+
+
+def test_blank_lines_are_skipped_but_counted() -> None:
+    """The number of a line is the one that an editor shows."""
+    assert [
+        numbered.line for batch in numbered_facts(stream("", first(), "   ", block(1001), "\r")) for numbered in batch
+    ] == [2, 4]
+
+
+def test_an_empty_file_has_no_facts() -> None:
+    """Nothing is no mistake."""
+    assert facts() == []
+
+
+def test_the_last_line_needs_no_line_end() -> None:
+    """Whatever wrote the file, its last line counts."""
+    assert list(numbered_facts(io.BytesIO(json.dumps(first()).encode()))) != []
+
+
+def test_batches_are_no_longer_than_asked_for() -> None:
+    """Large files are recorded piece by piece, in order."""
+    lines = [first(), *(block(number) for number in range(1001, 1010))]
+
+    batches = list(numbered_facts(stream(*lines), batch_facts=4))
+
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert [numbered.line for batch in batches for numbered in batch] == list(range(1, 11))
+
+
+class Feed:
+    """A stream whose parts come one by one, as from a pipe."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = list(parts)
+
+    def read1(self, size: int) -> bytes:
+        return self.parts.pop(0) if self.parts else b""
+
+
+def test_a_live_feed_is_not_held_back_until_a_batch_is_full() -> None:
+    """What has come as a whole line is handed on before the next read may wait."""
+    one, two = (json.dumps(line).encode() for line in (first(), block(1001)))
+    feed = Feed(one + b"\n" + two[:10], two[10:] + b"\n")
+
+    batches = numbered_facts(cast(io.BufferedIOBase, feed))
+
+    assert [numbered.line for numbered in next(batches)] == [1]
+    assert len(feed.parts) == 1
+    assert [numbered.line for numbered in next(batches)] == [2]
+    assert list(batches) == []
+
+
+TIME = '"created_at":"2024-01-01T12:00:00Z"'
+
+BAD_LINES = {
+    "truncated": ('{"type":"block","number":10', "truncated", "complete JSON object"),
+    "malformed": ('{"type":"block" "number":1}', "malformed", "complete JSON object"),
+    "two in one line": (json.dumps(MANIFESTS) * 2, "trailing", "complete JSON object"),
+    "an array": ("[]", "array", "complete JSON object"),
+    "null": ("null", "null", "complete JSON object"),
+    "a NUL": ("\0", "malformed", "complete JSON object"),
+    "unknown type": ('{"type":"blok"}', "'blok'", '"block" or "manifests"'),
+    "no type": ('{"number":1}', "`type`", '"type":"block"'),
+    "no number": (f'{{"type":"block",{TIME}}}', "`number`", '"number":1001'),
+    "no time": ('{"type":"block","number":1}', "`created_at`", "time with its time zone"),
+    "no manifests": ('{"type":"manifests","block":1}', "`manifests`", '"manifests":{'),
+    "misspelt field": (f'{{"type":"block","number":1,{TIME},"minrs":[]}}', "`minrs`", "miners"),
+    "naive time": ('{"type":"block","number":1,"created_at":"2024-01-01T12:00:00"}', "timezone", "time zone"),
+    "a time that is a number": ('{"type":"block","number":1,"created_at":1704110400}', "`int`", "time zone"),
+    "a huge number": (f'{{"type":"block","number":{10**30},{TIME}}}', "$.number", "2^63 - 1"),
+    "a negative number": (f'{{"type":"block","number":-100,{TIME}}}', "$.number", "from 1"),
+    "a number of many digits": (f'{{"type":"block","number":1{"0" * 5000},{TIME}}}', "$.number", "from 1"),
+    "true": (f'{{"type":"block","number":true,{TIME}}}', "`bool`", "whole number"),
+    "a fraction": (f'{{"type":"block","number":1.5,{TIME}}}', "`float`", "whole number"),
+    "NaN": (f'{{"type":"block","number":NaN,{TIME}}}', "malformed", "complete JSON object"),
+    "a stake beyond floats": (json.dumps(first()).replace("1001.0", "1e999"), "$.stakes", "finite stakes"),
+    "a negative stake": (json.dumps(first(stakes={"validator-a": -1})), "$.stakes", "from 0 on"),
+    "a negative count": (json.dumps(MANIFESTS).replace("3}", "-3}"), "$.manifests", "from 0 on"),
+    "a count that is true": (json.dumps(MANIFESTS).replace("3}", "true}"), "$.manifests", "executor counts"),
+    "miners that are null": (json.dumps(first(miners=None)), "$.miners", "list of miners"),
+    "a miner without port": (json.dumps(first(miners=[{"hotkey_ss58": "a"}])), "$.miners[0]", '"port":8000'),
+    "a nameless miner": (json.dumps(first(miners=[MINER | {"hotkey_ss58": ""}])), "$.miners", "list of miners"),
+    "duplicate hotkeys": (json.dumps(first(miners=[MINER, OTHER, MINER])), "'miner-a' is there twice", "once"),
+    "a name twice": (f'{{"type":"block","number":1,"number":2,{TIME}}}', "'number' is there twice", "once"),
+    "a stake twice": (
+        json.dumps(first()).replace('"stakes": {', '"stakes": {"validator-a": 7, '),
+        "'validator-a' is there twice",
+        "once",
+    ),
+    "no miners yet": (json.dumps(block(stakes=STAKES)), "`miners` is left out", "first block line"),
+    "no stakes yet": (json.dumps(block(miners=[MINER])), "`stakes` is left out", "first block line"),
+    "nested without end": ("[" * 100_000, "array", "complete JSON object"),
+}
+
+
+@pytest.mark.parametrize(("text", "problem", "expected"), BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_line_says_what_is_wrong_and_what_would_be_right(text: str, problem: str, expected: str) -> None:
+    """Whoever wrote the line learns its number, its fault and its cure, in one line."""
+    error = refusal(MANIFESTS, text)
+
+    assert error.fields["line"] == 2
+    assert problem in str(error.fields["problem"])
+    assert expected in str(error.fields["expected"])
+    assert str(error).startswith("line 2: ")
+    assert "\n" not in str(error)
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    """A line in another encoding is named, not guessed at."""
+    with pytest.raises(BadLine) as caught:
+        list(numbered_facts(io.BytesIO(b'{"type":"bl\xffock"}\n')))
+
+    assert "UTF-8" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem", "expected"),
+    [
+        (b"\xef\xbb\xbf" + json.dumps(MANIFESTS).encode(), "byte order mark", "without one"),
+        ((json.dumps(MANIFESTS) + "\n").encode("utf-16"), "UTF-16", "in UTF-8"),
+        (gzip.compress(json.dumps(MANIFESTS).encode()), "gzip", "`gunzip`"),
+        (b"SQLite format 3\0" + bytes(100), "SQLite database", "`allowance restore`"),
+    ],
+    ids=["byte order mark", "UTF-16", "gzip", "SQLite"],
+)
+def test_a_file_of_another_kind_is_known_by_its_beginning(content: bytes, problem: str, expected: str) -> None:
+    """What the file is says more than that its first byte is no JSON.
+
+    Catches: "invalid character (byte 0)" about a file that an editor saved, or that is still compressed.
+    """
+    with pytest.raises(BadLine) as caught:
+        list(numbered_facts(io.BytesIO(content)))
+    assert problem in str(caught.value.fields["problem"])
+    assert expected in str(caught.value.fields["expected"])
+    with pytest.raises(BadLine) as caught:
+        list(numbered_receipts(io.BytesIO(content)))
+    assert problem in str(caught.value.fields["problem"])
+    with pytest.raises(BadLine) as caught:
+        list(numbered_facts(io.BytesIO(b"\n" + content)))
+    assert problem not in str(caught.value.fields["problem"])
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is no lines at all is not read to its end."""
+    monkeypatch.setattr(facts_file, "LONGEST_LINE_BYTES", 100)
+    feed = Feed(*[b"x" * 60] * 50)
+
+    with pytest.raises(BadLine, match="longer than 100 bytes"):
+        list(numbered_facts(cast(io.BufferedIOBase, feed)))
+
+    assert len(feed.parts) > 40
+
+
+def test_everything_before_a_bad_line_comes_first() -> None:
+    """What stands before a bad line can be recorded; what stands after is not even looked at."""
+    batches = numbered_facts(stream(MANIFESTS, first(), "broken", block(1001)))
+
+    assert [numbered.line for numbered in next(batches)] == [1, 2]
+    with pytest.raises(BadLine) as caught:
+        next(batches)
+    assert caught.value.fields["line"] == 3
+
+
+def test_words_of_a_bad_line_cannot_steer_a_terminal() -> None:
+    """Escape sequences in a file stay harmless in the message."""
+    error = refusal('{"type":"\\u001b[2J\\u0000"}')
+
+    assert str(error).isprintable()

@@ -1,0 +1,124 @@
+"""Cancelled callers: what they had under way on SQLite is left in order, and holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger.cancellation import cancellation_shield, run_cancellable
+from ledger.store.contract import do_nothing
+from ledger.store.sqlite import store as sqlite
+from ledger.store.sqlite.write_lock_queue import WriteLockQueue
+from routing import Routing
+from tests.support.small import job, small_ledger
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///{}/ledger.db"])
+async def test_cancelled_in_the_middle_of_a_statement_locks_nobody_out(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a caller gave up while its statement ran, the next change is made at once.
+
+    Catches: a connection that is given up with its cursor open, whose locks outlive it, while the loop that would
+    free them waits for the lock.
+    """
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.5)
+    running, go_on = threading.Event(), threading.Event()
+
+    def hold() -> int:
+        running.set()
+        go_on.wait()
+        return 1
+
+    async with small_ledger(url=url.format(tmp_path)) as ledger:
+        opened = await ledger._ready()
+
+        async def statement() -> None:
+            async with opened.store.read_connection() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                await driver.create_function("hold", 0, hold)
+                await connection.exec_driver_sql("SELECT hold() FROM allowance_events")
+
+        caller = asyncio.create_task(opened.runtime.run(statement()))
+        await asyncio.to_thread(running.wait)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        asyncio.get_running_loop().call_later(0.1, go_on.set)
+        route = await Routing(ledger).pick_miner_for_job_request(job("one"))
+        assert route.allowance_blocks == [1]
+
+
+async def test_cancelled_just_when_the_lock_came_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is cancelled between getting the file lock and going on leaves it to others.
+
+    Catches: a lock that nobody in this process knows of, and that keeps every other process from writing.
+    """
+    path = str(tmp_path / "ledger.db")
+    holder, waiter, other = WriteLockQueue(path), WriteLockQueue(path), WriteLockQueue(path)
+    has_turn = WriteLockQueue._has_turn
+
+    def has_turn_and_is_cancelled(line: WriteLockQueue, *arguments: Any) -> None:
+        has_turn(line, *arguments)
+        waiting.cancel()
+
+    await holder.acquire(do_nothing)
+    waiting = asyncio.create_task(waiter.acquire(do_nothing))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(WriteLockQueue, "_has_turn", has_turn_and_is_cancelled)
+    holder.release()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    monkeypatch.setattr(WriteLockQueue, "_has_turn", has_turn)
+    await asyncio.wait_for(other.acquire(do_nothing), 20)
+    for line in (holder, waiter, other):
+        line.close()
+
+
+async def test_cancellation_comes_between_what_may_not_be_interrupted() -> None:
+    """Work is cancelled after the part that may not be, and does not begin the next."""
+    inside, go_on = asyncio.Event(), asyncio.Event()
+    done = []
+
+    async def work() -> None:
+        for part in range(2):
+            with cancellation_shield():
+                inside.set()
+                await go_on.wait()
+                done.append(part)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(run_cancellable(work()))
+    await inside.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == [0]
+
+
+async def test_cancellation_outside_comes_at_once() -> None:
+    """Work that is in no such part is cancelled where it waits, and can clean up."""
+    cleaned = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.append(True)
+
+    task = asyncio.create_task(run_cancellable(work()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned == [True]

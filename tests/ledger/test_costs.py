@@ -1,0 +1,343 @@
+"""What things cost, counted and never timed: statements, commits and rows, so that no accident makes them grow."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger import Account, Chain, Lookup
+from ledger.codec import reservation_position
+from routing import Allowance, BlockFact, JobRoute, Routing, Settings
+from tests.support.small import GPU, START, VALIDATOR, job, miner, small_ledger
+
+MINERS = {f"5Miner{place:02}": 1 for place in range(20)}
+BLOCKS = 31
+"""Of 6 s for each of the miners: 600 jobs' worth."""
+ANY_NUMBER_OF_JOBS = Settings(respect_executor_count=False)
+STATEMENTS_PER_SQLITE_COMMIT = 4
+"""BEGIN, the head, the head moved, COMMIT; rows, and looks into the past, come on top."""
+ROWS_BEFORE_SNAPSHOT = 1000
+QUEUED_SECONDS = 60.0
+"""Calls that do not get as far as the queue in this time never will."""
+
+
+class Statements(list[str]):
+    """What the log's connection was told to do, in order."""
+
+    @property
+    def commits(self) -> int:
+        return sum(statement == "COMMIT" for statement in self)
+
+    @property
+    def inserted(self) -> int:
+        return sum(statement.startswith("INSERT INTO allowance_events") for statement in self)
+
+    @property
+    def reads_of_events(self) -> list[str]:
+        return [each for each in self if each.startswith(("SELECT", "WITH")) and "allowance_events" in each]
+
+
+def opened(ledger: Allowance) -> Any:
+    """The open ledger's insides: its thread, its queue, and its store, whose connections are nobody else's business."""
+    assert ledger._handle is not None
+    return ledger._handle
+
+
+@asynccontextmanager
+async def counted(ledger: Allowance) -> AsyncIterator[Statements]:
+    """The statements that SQLite runs on the log's connections meanwhile, without those of its triggers.
+
+    Some versions of Python tell a statement again for every trigger that it sets off; no two changes are the same.
+    """
+    await ledger.head()  # has the connection opened that only looks at the head
+    store = opened(ledger).store
+    connections: list[sqlite3.Connection] = [store._connection, store._head_probe._connection]
+    statements = Statements()
+
+    def note(told: str) -> None:
+        statement = " ".join(told.split())
+        again = statement.startswith(("INSERT", "UPDATE")) and statement in statements[-1:]
+        if not again and not statement.startswith("--"):
+            statements.append(statement)
+
+    for connection in connections:
+        connection.set_trace_callback(note)
+    yield statements
+    for connection in connections:
+        connection.set_trace_callback(None)
+
+
+@asynccontextmanager
+async def counted_on_postgres(ledger: Allowance) -> AsyncIterator[list[str]]:
+    """The queries that the log's two connections send meanwhile: a round trip each."""
+    store = opened(ledger).store
+    lanes = [await lane.connection() for lane in (store._writes, store._reads)]
+    queries: list[str] = []
+
+    def note(query: Any) -> None:
+        queries.append(query.query)
+
+    for connection in lanes:
+        connection.add_query_logger(note)
+    yield queries
+    for connection in lanes:
+        connection.remove_query_logger(note)
+
+
+@asynccontextmanager
+async def book_at(place: Path | str) -> AsyncIterator[Allowance]:
+    """A ledger in a SQLite file or at a URL."""
+    url = place if isinstance(place, str) else f"sqlite:///{place}"
+    async with small_ledger(url=url, offers=MINERS, blocks=BLOCKS, settings=ANY_NUMBER_OF_JOBS) as ledger:
+        yield ledger
+
+
+async def at_once(ledger: Allowance, calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Makes calls that the ledger finds waiting together: its thread stands still until all of them are queued."""
+    standing, queued = threading.Event(), threading.Event()
+
+    def stand_still() -> None:
+        standing.set()
+        queued.wait(QUEUED_SECONDS)
+
+    opened(ledger).runtime.loop.call_soon_threadsafe(stand_still)
+    assert standing.wait(QUEUED_SECONDS)
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        while len(opened(ledger).writer._changes._waiting) < len(tasks):
+            assert not any(task.done() for task in tasks)
+            await asyncio.sleep(0)
+    finally:
+        queued.set()
+    return await asyncio.gather(*tasks)
+
+
+async def picks(ledger: Allowance, count: int, *, first: int = 0) -> list[JobRoute]:
+    """So many jobs, all routed at once."""
+    router = Routing(ledger)
+    return await at_once(
+        ledger, [router.pick_miner_for_job_request(job(f"job-{first + number}")) for number in range(count)]
+    )
+
+
+def reservation_ids(routes: list[JobRoute]) -> list[int]:
+    """What the routes reserved."""
+    return [route.allowance_reservation_id or 0 for route in routes]
+
+
+async def test_a_pick_is_one_commit_of_few_statements(tmp_path: Path) -> None:
+    """A pick by a lone caller looks its job up, inserts a row, and costs what a commit costs."""
+    async with book_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
+        await picks(ledger, 1)
+    assert statements.commits == statements.inserted == 1
+    assert len(statements) == STATEMENTS_PER_SQLITE_COMMIT + 2, statements
+
+
+async def test_a_pick_on_a_longer_log_costs_no_more_statements(tmp_path: Path) -> None:
+    """What a pick asks of the database does not depend on what is stored."""
+    async with book_at(tmp_path / "ledger.db") as ledger:
+        async with counted(ledger) as before:
+            await picks(ledger, 1)
+        for round_number in range(4):
+            routes = await picks(ledger, 100, first=1000 * (round_number + 1))
+            await at_once(ledger, map(ledger.release, reservation_ids(routes)))
+        # From here on the read models would be looked after, which asks for the head beside the pick.
+        assert (await ledger.head()).position < ROWS_BEFORE_SNAPSHOT
+        async with counted(ledger) as after:
+            await picks(ledger, 1, first=1)
+    assert len(after) == len(before), after
+
+
+async def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
+    """Two hundred callers at once take one commit and one look-up, not two hundred, and each adds a row."""
+    async with book_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
+        await picks(ledger, 200)
+    assert (statements.commits, statements.inserted) == (1, 200)
+    assert len(statements) == 200 + 1 + STATEMENTS_PER_SQLITE_COMMIT
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_looking_up_reads_no_more_of_a_longer_log(tmp_path: Path, analyzed: bool) -> None:
+    """Keys, jobs, positions and settlements are each found by all of their index, however many are asked for at once.
+
+    Catches: SQLite, whatever it knows of how long the log is, reading all of it, or of an index, for a batch.
+    """
+    async with book_at(tmp_path / "ledger.db") as ledger:
+        route, *others = await picks(ledger, 60)
+        await ledger.spend(route.allowance_reservation_id or 0, idempotency_key="spent")
+        await at_once(ledger, map(ledger.release, reservation_ids(others)))
+        connection: sqlite3.Connection = opened(ledger).store._connection
+        if analyzed:
+            connection.execute("ANALYZE")
+            connection.execute("ANALYZE sqlite_master")  # This connection is to know of it.
+        lookup = Lookup()
+        lookup.keys.update({"spent", *map(str, range(300))})
+        lookup.jobs.update({"job-0", *map(str, range(300))})
+        lookup.positions.update(map(reservation_position, reservation_ids([route, *others])))
+        async with counted(ledger) as statements:
+            known = await opened(ledger).runtime.run(opened(ledger).store.find(lookup))
+        assert [set(known.keys), set(known.jobs), len(known.settlements)] == [{"spent"}, {"job-0"}, 60]
+        plans = [
+            [step for *_, step in connection.execute(f"EXPLAIN QUERY PLAN {statement}")] for statement in statements
+        ]
+    searches = sorted(step for plan in plans for step in plan if "SEARCH" in step)
+    assert len(plans) == len(searches) == 5
+    assert {search.rpartition("allowance_events USING ")[2] for search in searches} == {
+        "PRIMARY KEY (ledger=? AND position=?)",
+        "COVERING INDEX allowance_events_key (ledger=? AND key=?)",
+        "COVERING INDEX allowance_events_job_uuid (ledger=? AND job_uuid=?)",
+        "COVERING INDEX allowance_events_settles (ledger=? AND settles=?)",
+    }
+    assert not any(step.startswith("BLOOM") or "SCAN allowance" in step for plan in plans for step in plan)
+
+
+async def test_settling_at_once_looks_nothing_up(tmp_path: Path) -> None:
+    """A standing reservation is known: spending it adds its row and reads none."""
+    async with book_at(tmp_path / "ledger.db") as ledger:
+        routes = await picks(ledger, 100)
+        async with counted(ledger) as statements:
+            await at_once(ledger, map(ledger.spend, reservation_ids(routes)))
+    assert (statements.commits, statements.inserted) == (1, 100)
+    assert statements.reads_of_events == []
+    assert len(statements) == 100 + STATEMENTS_PER_SQLITE_COMMIT
+
+
+async def test_a_search_reads_the_head_and_no_row(tmp_path: Path) -> None:
+    """`find_miners` asks the database one thing: whether the log has moved."""
+    async with book_at(tmp_path / "ledger.db") as ledger:
+        await picks(ledger, 50)
+        async with counted(ledger) as statements:
+            for number in range(10):
+                await ledger.find_miners(1.0 + number, GPU, BLOCKS)
+    assert statements.reads_of_events == []
+    assert len(statements) == 10, statements
+
+
+async def test_a_search_after_a_claim_measures_one_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ranking is kept: the account that a claim moved is measured again, and no other."""
+    measured: list[str] = []
+    measure = Account.measure
+
+    def counting(account: Account, *about: Any) -> Any:
+        measured.append(account.miner_ss58)
+        return measure(account, *about)
+
+    async with book_at(tmp_path / "ledger.db") as ledger:
+        await ledger.find_miners(1.0, GPU, BLOCKS)
+        monkeypatch.setattr(Account, "measure", counting)
+        await ledger.find_miners(1.0, GPU, BLOCKS)
+        assert measured == []
+        (route,) = await picks(ledger, 1)
+        await ledger.find_miners(1.0, GPU, BLOCKS)
+    assert measured == [route.miner.hotkey_ss58]
+
+
+async def test_an_unchanged_block_adds_a_row_as_small_for_many_miners_as_for_few(tmp_path: Path) -> None:
+    """Facts repeat from block to block; storing them does not."""
+
+    async def stored_bytes(miners: int) -> int:
+        path = tmp_path / f"{miners}.db"
+        async with small_ledger(url=f"sqlite:///{path}", offers={f"5Miner{place:03}": 1 for place in range(miners)}):
+            pass
+        connection = sqlite3.connect(path)
+        (size,) = connection.execute(
+            "SELECT length(stream) + length(payload) + length(hash) FROM allowance_events ORDER BY position DESC"
+        ).fetchone()
+        connection.close()
+        return int(size)
+
+    assert await stored_bytes(200) == await stored_bytes(2) <= 200
+
+
+async def test_an_unchanged_block_looks_at_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts hold until something changes: folding a block that changes nothing works out none of them."""
+    counted_for: list[str] = []
+    capped = Chain._capped
+
+    def counting(chain: Chain, account: Account, count: int) -> int:
+        counted_for.append(account.miner_ss58)
+        return capped(chain, account, count)
+
+    async with book_at(tmp_path / "ledger.db") as ledger:
+        monkeypatch.setattr(Chain, "_capped", counting)
+        await ledger.record_facts(_blocks(BLOCKS + 1, 10))
+        assert counted_for == []
+        await ledger.record_manifests(BLOCKS + 11, {hotkey: {GPU: 2} for hotkey in MINERS})
+        await ledger.record_facts(_blocks(BLOCKS + 11, 2))
+    assert sorted(counted_for) == sorted(MINERS)
+
+
+async def test_facts_of_one_call_are_one_commit(tmp_path: Path) -> None:
+    """An import's batch is committed once, without a look at any other event."""
+    async with book_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
+        await ledger.record_facts(_blocks(BLOCKS + 1, 300))
+    assert (statements.commits, statements.inserted) == (1, 300)
+    assert statements.reads_of_events == []
+    assert len(statements) == 300 + STATEMENTS_PER_SQLITE_COMMIT
+
+
+async def test_opening_folds_only_what_came_after_the_snapshot(tmp_path: Path) -> None:
+    """A ledger that was closed is opened at the cost of its snapshot, however long its log."""
+    async with book_at(tmp_path / "ledger.db") as ledger:
+        await ledger.record_facts(_blocks(BLOCKS + 1, ROWS_BEFORE_SNAPSHOT))
+        length = (await ledger.head()).position
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    async with Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
+        assert await ledger.current_block() == BLOCKS + ROWS_BEFORE_SNAPSHOT
+        folded = (await ledger.counters())["foreign_rows"]
+    assert length > ROWS_BEFORE_SNAPSHOT
+    assert folded == 0
+
+
+async def test_one_process_decides_every_command_once(database_url: str) -> None:
+    """With nobody else writing, nothing is decided twice, on any engine."""
+    async with book_at(database_url) as ledger:
+        await picks(ledger, 200)
+        counters = await ledger.counters()
+    assert counters["attempts"] == counters["commands"]
+    assert counters["conflicts"] == counters["retries"] == 0
+
+
+async def test_callers_at_once_share_a_round_trip_on_postgres(postgres_url: str) -> None:
+    """Uncontended, one statement compares the head, moves it and inserts the rows; it commits by itself.
+
+    So it is for a lone pick, for two hundred at once, and for their settlements.
+    """
+    async with book_at(postgres_url) as ledger:
+        await picks(ledger, 1)
+        async with counted_on_postgres(ledger) as alone:
+            await picks(ledger, 1, first=1)
+        async with counted_on_postgres(ledger) as together:
+            routes = await picks(ledger, 200, first=2)
+        async with counted_on_postgres(ledger) as settled:
+            await at_once(ledger, map(ledger.spend, reservation_ids(routes)))
+    assert (len(alone), len(together), len(settled)) == (1, 1, 1)
+
+
+async def test_a_search_on_postgres_is_one_round_trip_and_a_block_is_four(postgres_url: str) -> None:
+    """A search asks for the head; a block begins, locks the head, appends and commits."""
+    async with book_at(postgres_url) as ledger:
+        await ledger.find_miners(1.0, GPU, BLOCKS)
+        async with counted_on_postgres(ledger) as searched:
+            await ledger.find_miners(1.0, GPU, BLOCKS)
+        async with counted_on_postgres(ledger) as recorded:
+            await ledger.record_facts(_blocks(BLOCKS + 1, 1))
+    assert len(searched) == 1, searched
+    assert len(recorded) == 4, recorded
+
+
+def _blocks(first: int, count: int) -> list[BlockFact]:
+    miners = [miner(hotkey) for hotkey in sorted(MINERS)]
+    stakes = {VALIDATOR: 1.0, "5Other": 1.0}
+    return [
+        BlockFact(number, START + timedelta(seconds=12 * number), miners, stakes)
+        for number in range(first, first + count)
+    ]

@@ -1,0 +1,152 @@
+"""Stored bytes: what was written once must read the same for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ledger import RecordedSettings, Row, Settings
+from ledger.codec import EVENT_TAGS, GENESIS_HASH, decode, encode, reservation_id, reservation_position, row_hash
+from ledger.errors import CorruptLedger, NewerLedger
+from ledger.events import (
+    AllowanceReserved,
+    BlockRecorded,
+    Event,
+    ExpiryRecorded,
+    LedgerOpened,
+    ManifestsRecorded,
+    ReservationReleased,
+    ReservationSpent,
+    SettingsChanged,
+)
+
+GOLDEN: list[tuple[Event, bytes]] = [
+    (
+        LedgerOpened("5Validator", RecordedSettings()),
+        b'{"type":"ledger-opened","validator_ss58":"5Validator","settings":'
+        b'{"block_expiry_blocks":722,"reservation_margin_ns":100000000000,"longest_job_ns":3600000000000,'
+        b'"long_block_ns":12500000000,"long_block_counts_as_ns":12000000000,"allowance_multiplier":"1",'
+        b'"executors_max_per_class":{},"validation_leeway_lower_blocks":15,"validation_leeway_upper_blocks":0,'
+        b'"respect_executor_count":true,"newest_block_max_age_ns":null}}',
+    ),
+    (
+        SettingsChanged(
+            Settings(
+                allowance_multiplier="3/2", executors_max_per_class={"gpu": 2}, block_expiry_blocks=10
+            ).to_recorded()
+        ),
+        b'{"type":"settings-changed","settings":'
+        b'{"block_expiry_blocks":10,"reservation_margin_ns":100000000000,"longest_job_ns":3600000000000,'
+        b'"long_block_ns":12500000000,"long_block_counts_as_ns":12000000000,"allowance_multiplier":"3/2",'
+        b'"executors_max_per_class":{"gpu":2},"validation_leeway_lower_blocks":15,"validation_leeway_upper_blocks":0,'
+        b'"respect_executor_count":true,"newest_block_max_age_ns":null}}',
+    ),
+    (
+        BlockRecorded(7, 1_700_000_000_000_000_000),
+        b'{"type":"block-recorded","number":7,"created_at_ns":1700000000000000000}',
+    ),
+    (
+        BlockRecorded(8, 12, {"5Miner": ("192.0.2.1", 4, 8000)}, ["5Gone"], {"5Validator": 1_500_000_000}, ["5Left"]),
+        b'{"type":"block-recorded","number":8,"created_at_ns":12,"registered":{"5Miner":["192.0.2.1",4,8000]},'
+        b'"deregistered":["5Gone"],"staked":{"5Validator":1500000000},"unstaked":["5Left"]}',
+    ),
+    (
+        ManifestsRecorded(9, {"5Miner": {"gpu": 3}}, ["5Gone"]),
+        b'{"type":"manifests-recorded","block":9,"offered":{"5Miner":{"gpu":3}},"absent":["5Gone"]}',
+    ),
+    (
+        BlockRecorded(9, 13, request="c0ffee"),
+        b'{"type":"block-recorded","number":9,"created_at_ns":13,"request":"c0ffee"}',
+    ),
+    (ManifestsRecorded(10, request="c0ffee"), b'{"type":"manifests-recorded","block":10,"request":"c0ffee"}'),
+    (
+        AllowanceReserved(5_500_000_000, [(1, 3), (7, 7)], 9, 105_500_000_012),
+        b'{"type":"allowance-reserved","amount_ns":5500000000,"blocks":[[1,3],[7,7]],"job_start_block":9,'
+        b'"expires_at_ns":105500000012}',
+    ),
+    (
+        AllowanceReserved(1, [(1, 1)], 1, 2, ("::1", 6, 1), 3, True),
+        b'{"type":"allowance-reserved","amount_ns":1,"blocks":[[1,1]],"job_start_block":1,"expires_at_ns":2,'
+        b'"axon":["::1",6,1],"decided_at_ns":3,"kept":true}',
+    ),
+    (ReservationSpent(1_048_577), b'{"type":"reservation-spent","reservation_id":1048577}'),
+    (ReservationReleased(1_048_577), b'{"type":"reservation-released","reservation_id":1048577}'),
+    (ExpiryRecorded(1_048_577), b'{"type":"reservation-expired","reservation_id":1048577}'),
+    (ExpiryRecorded(1_048_577, 3), b'{"type":"reservation-expired","reservation_id":1048577,"swept":3}'),
+]
+
+
+@pytest.mark.parametrize(
+    ("event", "stored"), GOLDEN, ids=lambda each: type(each).__name__ if not isinstance(each, bytes) else ""
+)
+def test_every_event_is_stored_in_these_bytes_for_ever(event: Event, stored: bytes) -> None:
+    """An event is written as these bytes, and these bytes read as that event."""
+    assert encode(event) == stored
+    assert decode(1, stored) == event
+
+
+def test_every_tag_has_golden_bytes() -> None:
+    """No event type is without its pinned bytes."""
+    import json
+
+    assert {json.loads(stored)["type"] for _, stored in GOLDEN} == set(EVENT_TAGS)
+
+
+def test_a_row_hashes_to_this_for_ever() -> None:
+    """The hash of a row with every column set, and of one with none of the optional ones, never changes."""
+    full = Row(2, "5Miner\tgpu", 1, 99, "key", "job", 1, 7, b"{}", b"")
+    bare = Row(2, "chain", 1, 99, None, None, None, None, b"{}", b"")
+    assert row_hash(GENESIS_HASH, full).hex() == "e68838b8bf202ffd89dcc4aba4e4d24b4e228f8b6f8ad567cb9aeb89acac8297"
+    assert row_hash(GENESIS_HASH, bare).hex() == "2515906213111a506c7732effbc3d2b0ebea17f55c14a8a13d582b1f319de200"
+
+
+@pytest.mark.parametrize("column", range(9))
+def test_every_stored_column_is_hashed(column: int) -> None:
+    """A change of any column but the hash changes the hash."""
+    row = Row(2, "5Miner\tgpu", 1, 99, "key", "job", 1, 7, b"{}", b"")
+    changed = list(row)
+    other: dict[type, Any] = {int: 3, str: "other", bytes: b"[]"}
+    changed[column] = other[type(row[column])]
+    assert row_hash(GENESIS_HASH, row) != row_hash(GENESIS_HASH, Row._make(changed))
+
+
+def test_no_text_can_slide_into_its_neighbour() -> None:
+    """Texts are length-prefixed: moving a character from one column to the next is another row."""
+    one = Row(2, "ab", 1, 99, "c", "d", 1, 7, b"{}", b"")
+    other = Row(2, "a", 1, 99, "bc", "d", 1, 7, b"{}", b"")
+    assert row_hash(GENESIS_HASH, one) != row_hash(GENESIS_HASH, other)
+    assert row_hash(GENESIS_HASH, one._replace(key=None)) != row_hash(GENESIS_HASH, one._replace(key=""))
+
+
+def test_a_type_of_a_newer_release_is_told_from_damage() -> None:
+    """An unknown tag or field names position and type as newer; other bytes are damage."""
+    with pytest.raises(NewerLedger, match="position 5 of type allowance-lent"):
+        decode(5, b'{"type":"allowance-lent"}')
+    with pytest.raises(NewerLedger, match="reservation-spent"):
+        decode(5, b'{"type":"reservation-spent","reservation_id":1,"note":"x"}')
+    for damage in (b"", b"\xff", b"[]", b'{"type":1}', b'{"type":"reservation-spent"}', b'{"reservation_id":1}'):
+        with pytest.raises(CorruptLedger) as refused:
+            decode(5, damage)
+        assert refused.value.position == 5
+
+
+def test_a_reservation_of_more_blocks_than_anybody_can_count_is_damage() -> None:
+    """A forged log may name any number of blocks; who reads it would list them, until its memory is full."""
+
+    def reserved(*runs: tuple[int, int]) -> bytes:
+        return encode(AllowanceReserved(6, list(runs), 1, 2))
+
+    most = 2**24
+    decode(5, reserved((1, most), (most + 2, most + 2)))
+    for runs in ([(1, most + 2)], [(1, most), (9, 11)], [(7, 2**62), (2**62, 7)]):
+        with pytest.raises(CorruptLedger, match="position 5: a reservation of more than 16,777,216 blocks"):
+            decode(5, reserved(*runs))
+
+
+def test_a_reservation_id_carries_its_position_and_bits_of_its_hash() -> None:
+    """Ids ascend with positions, and differ where the event's hash does."""
+    one, other = reservation_id(7, b"\x00" * 32), reservation_id(7, b"\xff" * 32)
+    assert one != other
+    assert reservation_position(one) == reservation_position(other) == 7
+    assert other < reservation_id(8, b"\x00" * 32)

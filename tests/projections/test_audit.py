@@ -1,0 +1,529 @@
+"""What an audit covers beside the log's own rules, and what it may not do: cry wolf, miss the end, or change anything.
+
+`AUDIT_OPERATIONS` and `AUDIT_SEED` set how long the honest log of the long run is, and which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from ledger import END, Head, RecordSettings
+from ledger.events import ExpiryRecorded
+from projections.audit.replay import Replay
+from projections.row_checks import RowChecker
+from routing import Allowance, AuditReport, InvalidInput, Page, PositionOutOfRange, Routing, Settings
+from tests.support import logs
+from tests.support.engines import new_database, statement
+from tests.support.fault_cases.routes import job_that_draws
+from tests.support.log_builder import VALIDATOR as FORGED_VALIDATOR
+from tests.support.log_builder import LogBuilder, audited, stored
+from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
+from tests.support.stories import CLASSES, SETTINGS, Story, events_of, executed, project, told
+
+from .test_audit_fault_cases import words
+
+pytestmark = pytest.mark.sqlalchemy
+
+SEED = int(os.environ.get("AUDIT_SEED", "1"))
+OPERATIONS = int(os.environ.get("AUDIT_OPERATIONS", "100000"))
+WORLDS = 20
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return new_database("sqlite", tmp_path)
+
+
+def findings(report: AuditReport) -> list[tuple[int, str]]:
+    return [(each.position, each.rule) for each in report.findings]
+
+
+def timeless(report: AuditReport) -> dict[str, Any]:
+    """What a report says, but for how long it took and what is derived beside the log."""
+    passing = {"elapsed_seconds", "events_per_second", "history_position", "snapshots", "live_state"}
+    return {name: getattr(report, name) for name in report.__struct_fields__ if name not in passing}
+
+
+class EventfulStory(Story):
+    """A story in which settings change too, and callers ask again with the same key."""
+
+    async def goes_on(self, steps: int) -> None:
+        if not self.number:
+            await super().goes_on(0)
+        happenings = (
+            (self.a_block, 20),
+            (self.a_sync, 2),
+            (self.a_job, 25),
+            (self.a_reservation, 6),
+            (self.a_settlement, 22),
+            (self.expiries, 1),
+            (self.other_settings, 1),
+            (self.a_retried_reservation, 6),
+            (self.a_retried_settlement, 4),
+            (self.a_retried_sweep, 1),
+        )
+        for _ in range(steps):
+            await self.one_of(happenings)
+
+    async def other_settings(self) -> None:
+        """As whoever opens the ledger with settings of his own records them."""
+        settings = Settings(
+            block_expiry_blocks=self.draw.choice([60, 30, 8]),
+            reservation_margin_seconds=self.draw.choice([30, 0.5, 0]),
+            longest_job_seconds=self.draw.choice([600, 30]),
+            allowance_multiplier=self.draw.choice(["1", "0.5", "7/3", "2"]),
+            executors_max_per_class=self.draw.choice([{}, {CLASSES[0]: 1}, {CLASSES[1]: 0}, {CLASSES[1]: 2}]),
+            respect_executor_count=self.draw.random() < 0.8,
+            newest_block_max_age_seconds=self.draw.choice([None, None, 100]),
+        )
+        await self.ledger.execute(RecordSettings(VALIDATOR, settings.to_recorded()))
+
+    async def a_retried_reservation(self) -> None:
+        """Asked twice under one key, sometimes for something else the second time."""
+        key = f"key-{self.draw.randrange(10**9)}"
+        start, amount_s = max(1, self.number - self.draw.randrange(5)), self.draw.choice([1.0, 8.0, 30.0])
+        for amount in (amount_s, self.draw.choice([amount_s, 2.0])):
+            request = self.ledger.reserve("5Anna", CLASSES[0], amount, start, idempotency_key=key)
+            made = await self.unless_refused(request)
+            if made is not None:
+                self.made.append(made.reservation_id)
+
+    async def a_retried_settlement(self) -> None:
+        """Spent or released twice under one key."""
+        if self.made:
+            reservation_id, key = self.draw.choice(self.made[-20:]), f"key-{self.draw.randrange(10**9)}"
+            settle = self.draw.choice([self.ledger.spend, self.ledger.release])
+            for _ in range(2):
+                await self.unless_refused(settle(reservation_id, idempotency_key=key))
+
+    async def a_retried_sweep(self) -> None:
+        """Swept twice under one key."""
+        key = f"key-{self.draw.randrange(10**9)}"
+        for _ in range(2):
+            await self.ledger.expire_due(idempotency_key=key)
+
+
+# Honest logs
+
+
+async def audit_of_a_story(url: str, seed: int, operations: int) -> AuditReport:
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+        await EventfulStory(ledger, clock, seed).goes_on(operations)
+        await project(ledger)
+        return await ledger.audit()
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 4))
+async def test_an_honest_log_gives_no_finding(seed: int) -> None:
+    """Whatever the ledger did by its rules, the audit agrees with, and it compared the history and the live state."""
+    with told(seed):
+        report = await audit_of_a_story("sqlite://", seed, 300)
+        assert report.findings == []
+        assert report.live_state
+        assert report.history_position == report.position > 150
+        assert all(report.events.values())
+        assert len(report.events) == 8
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+async def test_an_honest_log_of_many_operations_gives_no_finding() -> None:
+    """`AUDIT_OPERATIONS` in so many worlds."""
+    events = 0
+    for seed in range(SEED, SEED + WORLDS):
+        with told(seed):
+            report = await audit_of_a_story("sqlite://", seed, OPERATIONS // WORLDS)
+            assert report.findings == []
+            events += report.position
+    print(f"\n{OPERATIONS:,} operations, {WORLDS} worlds, seed {SEED}: {events:,} events, no finding")  # noqa: T201
+
+
+async def test_totals_are_what_the_ledger_says(url: str) -> None:
+    """Granted is spent, held, invalidated, available and aged together; what is available, the ledger answers too."""
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+        await EventfulStory(ledger, clock, SEED).goes_on(400)
+        clock.now_ns = 0  # Nothing is overdue, as it is not for an audit.
+        report = await ledger.audit(usage_buckets=7)
+        assert report.usage is not None
+        assert report.totals
+        for totals, usage in zip(report.totals, report.usage.accounts, strict=True):
+            parts = (
+                totals.spent_seconds,
+                totals.held_seconds,
+                totals.invalidated_seconds,
+                totals.available_seconds,
+                totals.aged_seconds,
+            )
+            assert sum(parts) == pytest.approx(totals.granted_seconds, abs=1e-6)
+            said = await ledger.why(totals.miner_ss58, totals.executor_class)
+            assert said.available_seconds == pytest.approx(totals.available_seconds, abs=1e-9)
+            assert (usage.miner_ss58, usage.executor_class) == (totals.miner_ss58, totals.executor_class)
+            for name in ("granted", "spent", "held", "invalidated"):
+                total = getattr(totals, f"{name}_seconds")
+                assert sum(getattr(usage, name)) == pytest.approx(total, abs=1e-6)
+        assert 2 <= len(report.usage.starts) <= 8
+
+
+# How far
+
+
+async def test_until_a_position_is_an_audit_of_the_prefix(tmp_path: Path) -> None:
+    """What comes after the position makes no difference to what is found, nor to the totals."""
+    log = LogBuilder()
+    log.reserve("5Anna", 6, (2, 2))
+    log.sync(12, {"5Anna": {GPU: 1}})
+    log.block(12)
+    log.reserve("5Bert", 6, (2, 2))
+    for until in range(1, log.position + 1):
+        part = await audited(tmp_path, log.rows, until_position=until)
+        whole = await audited(tmp_path, log.rows[:until])
+        assert timeless(part) == timeless(whole)
+        assert part.position == until
+    assert findings(await audited(tmp_path, log.rows)) == [(14, "blocks-earliest-first"), (17, "blocks-earliest-first")]
+
+
+async def test_until_positions_of_a_story_find_nothing(url: str) -> None:
+    """Not even where the cut parts an expiry from the claim that brought it."""
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+        await EventfulStory(ledger, clock, SEED).goes_on(60)
+        await project(ledger)
+        for until in range(1, (await ledger.head()).position + 1):
+            report = await ledger.audit(until_position=until)
+            assert (report.position, report.findings) == (until, [])
+
+
+async def test_a_position_out_of_range_is_refused(url: str) -> None:
+    """As are positions and buckets that are none."""
+    async with small_ledger(url=url) as ledger:
+        for until in (0, 14):
+            with pytest.raises(PositionOutOfRange):
+                await ledger.audit(until_position=until)
+        with pytest.raises(InvalidInput):
+            await ledger.audit(until_position=-1)
+        with pytest.raises(InvalidInput):
+            await ledger.audit(usage_buckets=1_000_000)
+
+
+async def test_appends_go_on_during_an_audit(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit reaches as far as the log did when it began, and finds nothing amiss with what moves meanwhile."""
+    monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 20)
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+        story = EventfulStory(ledger, clock, SEED)
+        await story.goes_on(200)
+        begun: asyncio.Event = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        head = (await ledger.head()).position
+
+        async def append() -> None:
+            await begun.wait()
+            await story.goes_on(60)
+            await project(ledger)
+
+        def progress(_done: int, _total: int) -> None:
+            loop.call_soon_threadsafe(begun.set)
+
+        appending = asyncio.create_task(append())
+        report = await ledger.audit(progress=progress)
+        await appending
+        assert (report.position, report.findings) == (head, [])
+        assert (await ledger.head()).position > head
+        assert (await ledger.audit()).findings == []
+
+
+async def test_progress_ends_at_the_end(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told page by page."""
+    monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 5)
+    async with small_ledger(url=url) as ledger:
+        shown: list[tuple[int, int]] = []
+        await ledger.audit(progress=lambda done, total: shown.append((done, total)))
+        assert shown == [(5, 13), (10, 13), (13, 13)]
+
+
+def test_a_text_that_no_encoding_has_is_hashed_as_by_the_ledger() -> None:
+    """Such a row is found by what is in it, not by its hash."""
+    row_checker, head = RowChecker(), Head()
+    for version in (1, 2):
+        row = logs.row_after(head, "\ud800", version, key="\udfff")
+        assert not row_checker.check(row)
+        head = logs.head_at(row)
+    assert row_checker.version("\ud800") == 2
+
+
+# Both engines
+
+
+async def test_engines_agree(shared_url: str, tmp_path: Path) -> None:
+    """The same rows, with faults that no constraint refuses, give the same findings and totals in every database."""
+    log = LogBuilder()
+    log.reserve("5Anna", 6, (2, 2))
+    swept = log.reserve("5Anna", 6, (1, 1))
+    log.block(11)
+    row = log.reserve("5Bert", 30, (1, 3), start=12)
+    log.rows[-1] = row._replace(payload=row.payload.replace(b"[1,3]", b"[1,4]"))
+    log.wait(200)
+    log.settle(swept, ExpiryRecorded, 1)
+    log.route("job", "5Anna", 6, (3, 3))
+    async with logs.opened(shared_url, FORGED_VALIDATOR) as store:
+        await logs.append(store, log.rows)
+    async with Allowance.open(shared_url, validator_ss58=FORGED_VALIDATOR, read_only=True) as ledger:
+        report = await ledger.audit(usage_buckets=5)
+    rules = {each.rule for each in report.findings}
+    assert {"blocks-earliest-first", "facts-once", "hash-chain", "expires-what-is-taken", "routing-decision"} <= rules
+    url = await stored(tmp_path, log.rows)
+    async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as ledger:
+        assert timeless(report) == timeless(await ledger.audit(usage_buckets=5))
+
+
+async def test_a_story_is_sound_on_every_engine(shared_url: str) -> None:
+    """With the history beside it."""
+    report = await audit_of_a_story(shared_url, SEED, 120)
+    assert report.findings == []
+    assert report.history_position == report.position
+
+
+# The head
+
+
+@pytest.mark.parametrize(
+    ("head", "at"),
+    [({"hash": bytes(32)}, 14), ({"recorded_at_ns": 1}, 14), ({"position": 16}, 15)],
+    ids=["hash", "time", "position"],
+)
+async def test_a_head_that_is_not_the_last_rows_is_found(tmp_path: Path, head: dict[str, Any], at: int) -> None:
+    """Another hash or time, or a tail that was cut off."""
+    log = LogBuilder()
+    log.reserve("5Anna", 6, (1, 1))
+    assert findings(await audited(tmp_path, log.rows, head=head)) == [(at, "head-row")]
+
+
+# What is derived
+
+
+async def a_ledger_with_everything(url: str) -> int:
+    """A ledger with a history and a snapshot; answers its position."""
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+        await EventfulStory(ledger, clock, SEED).goes_on(150)
+        await project(ledger)
+        assert ledger._handle is not None
+        await ledger._handle.runtime.run(ledger._handle._take_snapshot(1))
+        position = (await ledger.head()).position
+        await EventfulStory(ledger, clock, SEED).goes_on(0)
+    return position
+
+
+DAMAGES = {
+    "a status": "UPDATE allowance_reservations SET status = 'released' WHERE status = 'spent'",
+    "an end that was not": "UPDATE allowance_reservations SET status = 'spent', settled_position = 9, settled_at_ns = 9"
+    " WHERE status = 'reserved'",
+    "an amount": "UPDATE allowance_reservations SET amount_ns = amount_ns + 1",
+    "a line lost": "DELETE FROM allowance_reservations WHERE position = (SELECT max(position) FROM"
+    " allowance_reservations)",
+    "a block": "UPDATE allowance_reserved_blocks SET first_block = first_block - 1",
+    "a piece lost": "DELETE FROM allowance_reserved_blocks WHERE position = (SELECT max(position) FROM"
+    " allowance_reserved_blocks)",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+async def test_a_damaged_history_is_named(url: str, damage: str) -> None:
+    """Reservation by reservation, or for the blocks by bucket; nothing else is blamed."""
+    from sqlalchemy import text
+
+    await a_ledger_with_everything(url)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as ledger:
+        assert (await ledger.audit()).findings == []
+        await executed(ledger, text(damage))
+        report = await ledger.audit()
+        assert {each.rule for each in report.findings} == {"history-model"}
+        assert all(each.details for each in report.findings)
+
+
+@pytest.mark.parametrize("column", ["payload", "digest", "hash"])
+async def test_a_damaged_snapshot_is_named(url: str, column: str) -> None:
+    """At the position where it was taken; the audit believes none of it."""
+    from sqlalchemy import text
+
+    position = await a_ledger_with_everything(url)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock(), read_only=True) as ledger:
+        report = await ledger.audit()
+        assert (report.findings, report.snapshots) == ([], 1)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as ledger:
+        await executed(ledger, text(f"UPDATE allowance_snapshots SET {column} = zeroblob(32)"))
+        assert findings(await ledger.audit()) == [(position, "snapshots")]
+
+
+async def test_a_snapshot_that_says_something_else_is_named(url: str) -> None:
+    """One with a sound digest, of a state in which a block is free that is taken: what differs is told."""
+    from ledger import encode_state
+    from projections import Snapshot, SnapshotStore, state_at
+
+    position = await a_ledger_with_everything(url)
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as ledger:
+        assert ledger._handle is not None
+        opened = ledger._handle
+
+        async def save_another() -> None:
+            state = await state_at(opened.store, position)
+            taken, first = next(
+                (each.taken, first) for each in state.chain.accounts.values() for first, _ in each.taken.between(1, END)
+            )
+            taken.remove(first, first)
+            await SnapshotStore(opened.store).save(
+                Snapshot(position, state.hash, encode_state(state)), dropped=[position]
+            )
+
+        await opened.runtime.run(save_another())
+        report = await ledger.audit()
+        assert findings(report) == [(position, "snapshots")]
+        assert "the account 5" in words(report.findings[0])
+
+
+async def test_a_snapshot_beyond_the_log_is_named(tmp_path: Path) -> None:
+    """The log's tail was lost, and the snapshot was not."""
+    from projections import Snapshot, SnapshotStore
+
+    log = LogBuilder()
+    url = await stored(tmp_path, log.rows)
+    async with logs.opened(url, FORGED_VALIDATOR) as store:
+        await SnapshotStore(store).save(Snapshot(20, bytes(32), b"state"))
+    async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as ledger:
+        assert findings(await ledger.audit()) == [(20, "snapshots")]
+
+
+async def test_blocks_across_a_bucket_are_compared_with_the_history(url: str) -> None:
+    """The history cuts a run where its buckets meet; catches a comparison that cuts it elsewhere."""
+    async with small_ledger(url=url, blocks=140) as ledger:
+        await ledger.reserve("5Anna", GPU, 12.0 * 133, 140)
+        await project(ledger)
+        report = await ledger.audit()
+        assert (report.findings, report.history_position) == ([], report.position)
+
+
+def test_counts_that_no_fact_tells_of_are_named_also_in_between() -> None:
+    """A fold that counts otherwise for some blocks only, in the midst of many that were settled alike."""
+    replay = Replay(FORGED_VALIDATOR)
+    for row in LogBuilder().rows:
+        replay.take(row)
+    replay.state.chain.accounts[f"5Bert\t{GPU}"].counts.assign(5, 7, 9)
+    replay.end(at_head=True)
+    finding = next(each for each in replay.findings.listed if each.rule == "grants-follow")
+    assert "block 5 counts 9 executors, while the facts say 2" in finding.message
+
+
+async def test_a_live_state_that_went_astray_is_named(url: str) -> None:
+    """The process would decide on a block as free that the log says is taken."""
+    async with small_ledger(url=url) as ledger:
+        made = await ledger.reserve("5Anna", GPU, 12.0, 11)
+        await ledger.spend(made.reservation_id)
+        assert (await ledger.audit()).findings == []
+
+        def lose(state: Any, _: int) -> None:
+            state.chain.accounts[f"5Anna\t{GPU}"].taken.remove(1, 1)
+
+        await ledger._query(lose)
+        report = await ledger.audit()
+        assert findings(report) == [((await ledger.head()).position, "live-state")]
+        assert f"the account 5Anna {GPU}" in words(report.findings[0])
+
+
+async def test_an_audit_changes_nothing(url: str) -> None:
+    """Neither the log nor what is derived from it."""
+    async with small_ledger(url=url) as ledger:
+        await Routing(ledger).pick_miner_for_job_request(job("job-1"))
+        rows, page = await events_of(ledger), await ledger.history()
+        await ledger.audit(usage_buckets=3)
+        assert await events_of(ledger) == rows
+        assert await ledger.history() == page
+        assert isinstance(page, Page)
+        assert isinstance(await ledger.head(), Head)
+
+
+async def test_a_spent_reservation_that_was_overdue_is_free_no_more(url: str) -> None:
+    """A route counted its blocks as free; it was spent late; the next route must not be expected to take them.
+
+    Catches a ranking that keeps what it measured while the reservation was overdue.
+    """
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_ledger(url=url, clock=clock, offers={"5Anna": 2, "5Bert": 2}) as ledger:
+        late = await ledger.reserve("5Anna", GPU, 12.0, 11)
+        clock.advance(200)
+        first = await Routing(ledger).pick_miner_for_job_request(job(job_that_draws(1, of=2), 12.0))
+        await ledger.spend(late.reservation_id)
+        await ledger.spend(first.allowance_reservation_id or 0)
+        again = job(job_that_draws(1, of=2, called="other"), 12.0)
+        second = await Routing(ledger).pick_miner_for_job_request(again)
+        assert (first.miner.hotkey_ss58, second.miner.hotkey_ss58) == ("5Bert", "5Bert")
+        assert second.allowance_blocks == [2]
+        assert (await ledger.audit()).findings == []
+
+
+async def test_rows_beyond_the_last_position_are_found_at_any_page_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite sorts a position that is no number after all numbers. Catches an audit that stops at the last number."""
+    log = LogBuilder()
+    while log.position < 20:
+        log.block(log.position)
+    rows = [*log.rows, log.rows[-1]._replace(position=cast(int, "x"))]
+    found = []
+    for page_rows in (5, 7, 1000):
+        monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", page_rows)
+        found.append(timeless(await audited(tmp_path, rows, head={"position": 20})))
+    assert found[0]["findings_count"] > 0
+    assert found == [found[0]] * len(found)
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+async def test_the_listed_findings_are_those_of_the_lowest_positions(
+    url: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are. Catches a list of those that were found first."""
+    monkeypatch.setattr("projections.rules.MOST_FINDINGS", 1000)
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+        await EventfulStory(ledger, clock, SEED).goes_on(250)
+        await project(ledger)
+    statement(url, "UPDATE allowance_reservations SET settled_at_ns = settled_at_ns + 1, amount_ns = amount_ns + 1")
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
+        everything = (await ledger.audit()).findings
+        monkeypatch.setattr("projections.rules.MOST_FINDINGS", most)
+        report = await ledger.audit()
+        assert report.findings == everything[:most]
+        assert report.findings_count == len(everything) > 8
+
+
+async def test_each_damage_of_the_history_is_found(url: str) -> None:
+    """Wrong beginnings, wrong ends, wrong blocks, a missing row. Catches a column that the audit does not compare."""
+    clock, draw = Clock(), random.Random(f"damage {SEED}")
+    with told(SEED):
+        async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+            await EventfulStory(ledger, clock, SEED).goes_on(250)
+            await project(ledger)
+            lines = [row.position for row in await events_of(ledger) if b"allowance-reserved" in row.payload]
+        found: list[int] = []
+        for damage in (
+            "UPDATE allowance_reservations SET amount_ns = amount_ns + 1 WHERE position = {}",
+            "UPDATE allowance_reservations SET settled_at_ns = settled_at_ns + 1 WHERE position = {}",
+            "UPDATE allowance_reservations SET status = 'spent', settled_position = 9, settled_at_ns = 9"
+            " WHERE position = {} AND status <> 'spent'",
+            "UPDATE allowance_reservations SET status = 'reserved', settled_position = NULL, settled_at_ns = NULL"
+            " WHERE position = {}",
+            "UPDATE allowance_reserved_blocks SET last_block = last_block + 1 WHERE position = {}",
+            "DELETE FROM allowance_reservations WHERE position = {}",
+        ):
+            statement(url, damage.format(draw.choice(lines)))
+            async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
+                found.append(len((await ledger.audit()).findings))
+        assert found == sorted(set(found)), "each finds more than the one before"

@@ -1,0 +1,308 @@
+"""A ledger that decides wrongly is found out by its audit, also by one that runs in the same, broken process.
+
+Each mutant breaks the code that decides, tells a story with it, and leaves it broken while the audit runs: what the
+audit took from the decider would hide the defect from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from ledger import Account, Chain, LedgerState, UnitOfWork
+from ledger.domain.account import Claim
+from projections import Rule, availability
+from projections import tie_break as draw
+from routing import Allowance, Settings, pick
+from tests.support.small import START, VALIDATOR, Clock, miner
+from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, told
+
+pytestmark = pytest.mark.sqlalchemy
+
+Patch = pytest.MonkeyPatch
+Mutation = Callable[[Patch], None]
+MUTANTS: list[tuple[Rule, Mutation]] = []
+
+
+def mutant(rule: Rule) -> Callable[[Mutation], Mutation]:
+    def collect(mutation: Mutation) -> Mutation:
+        MUTANTS.append((rule, mutation))
+        return mutation
+
+    return collect
+
+
+def wrapped(patch: Patch, owner: Any, name: str, wrap: Callable[..., Any]) -> None:
+    """Puts `wrap(original, *arguments)` in the place of a function."""
+    original = getattr(owner, name)
+    patch.setattr(owner, name, lambda *arguments, **named: wrap(original, *arguments, **named))
+
+
+# Claims
+
+
+@mutant(Rule.BLOCKS_NO_MORE_THAN_NEEDED)
+def takes_a_block_too_many(patch: Patch) -> None:
+    def claim(original: Any, account: Account, units: Any, start: int, amount_ns: int, now_ns: int) -> Claim | None:
+        claimed: Claim | None = original(account, units, start, amount_ns, now_ns)
+        if claimed is None or claimed.expired:
+            return claimed
+        first, last = claimed.blocks[-1]
+        free = not account.occupied(now_ns).overlaps(last + 1, last + 1) and units.unit_ns(last + 1)
+        return claimed._replace(blocks=[*claimed.blocks[:-1], (first, last + 1)]) if free else claimed
+
+    wrapped(patch, Account, "claim", claim)
+
+
+@mutant(Rule.BLOCKS_EARLIEST_FIRST)
+def passes_over_the_earliest_block(patch: Patch) -> None:
+    def claim(original: Any, account: Account, units: Any, start: int, amount_ns: int, now_ns: int) -> Claim | None:
+        earliest = account.measure(units, start, now_ns).earliest_block
+        later: Claim | None = original(account, units, earliest + 1, amount_ns, now_ns)
+        return later or original(account, units, start, amount_ns, now_ns)
+
+    wrapped(patch, Account, "claim", claim)
+
+
+@mutant(Rule.BLOCKS_IN_WINDOW)
+def forgets_that_blocks_age(patch: Patch) -> None:
+    wrapped(patch, LedgerState, "window_start", lambda original, state, block: original(state, block) - 30)
+
+
+@mutant(Rule.BLOCKS_ENOUGH)
+def takes_a_little_less(patch: Patch) -> None:
+    def claim(original: Any, account: Account, units: Any, start: int, amount_ns: int, now_ns: int) -> Any:
+        return original(account, units, start, max(1, amount_ns // 2), now_ns)
+
+    wrapped(patch, Account, "claim", claim)
+
+
+@mutant(Rule.BLOCKS_NOT_INVALIDATED)
+def forgets_drops_when_it_claims(patch: Patch) -> None:
+    def claim(original: Any, account: Account, *rest: Any) -> Any:
+        invalidated_below, account.invalidated_below = account.invalidated_below, 0
+        try:
+            return original(account, *rest)
+        finally:
+            account.invalidated_below = invalidated_below
+
+    wrapped(patch, Account, "claim", claim)
+
+
+@mutant(Rule.DUE_TIME)
+def forgets_the_margin(patch: Patch) -> None:
+    def reserve(
+        original: Any, unit_of_work: UnitOfWork, account: Account, claim: Claim, *, amount_ns: int, **named: Any
+    ) -> Any:
+        settings = unit_of_work.state.chain.settings
+        unit_of_work.state.chain.settings = type(settings)()
+        try:
+            return original(unit_of_work, account, claim, amount_ns=amount_ns, **named)
+        finally:
+            unit_of_work.state.chain.settings = settings
+
+    wrapped(patch, UnitOfWork, "reserve", reserve)
+
+
+@mutant(Rule.AMOUNT_LIMITS)
+def lets_any_amount_pass(patch: Patch) -> None:
+    patch.setattr("ledger.domain.commands.check_amount", lambda *_: None)
+    patch.setattr("routing.pick.check_amount", lambda *_: None)
+
+
+# Time
+
+
+@mutant(Rule.RECORDED_TIMES)
+def lets_the_time_go_back(patch: Patch) -> None:
+    patch.setattr(UnitOfWork, "recorded_at_ns", property(lambda unit_of_work: unit_of_work.now_ns))
+
+
+@mutant(Rule.EXPIRES_OVERDUE)
+def expires_what_is_nearly_due(patch: Patch) -> None:
+    wrapped(patch, LedgerState, "overdue", lambda original, state, now_ns: original(state, now_ns + 10 * 10**9))
+
+
+@mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
+def expires_in_another_order(patch: Patch) -> None:
+    wrapped(patch, LedgerState, "overdue", lambda original, state, now_ns: original(state, now_ns)[::-1])
+
+
+@mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
+def expires_all_but_one(patch: Patch) -> None:
+    wrapped(patch, LedgerState, "overdue", lambda original, state, now_ns: original(state, now_ns)[:-1])
+
+
+@mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
+def expires_more_than_it_takes(patch: Patch) -> None:
+    wrapped(patch, Account, "_cut_into", lambda _, account, blocks, now_ns: account.overdue(now_ns))
+
+
+# Routes
+
+
+@mutant(Rule.ROUTING_DECISION)
+def forgets_who_is_busy(patch: Patch) -> None:
+    patch.setattr("projections.availability.is_busy", lambda *_: False)
+
+
+@mutant(Rule.ROUTING_DECISION)
+def draws_otherwise(patch: Patch) -> None:
+    patch.setattr("projections.tie_break.permutation", lambda count, _: range(count))
+
+
+@mutant(Rule.ROUTING_DECISION)
+def draws_from_another_seed(patch: Patch) -> None:
+    wrapped(patch, draw, "tie_break_seed", lambda original, uuid: original(uuid + "!"))
+
+
+@mutant(Rule.ROUTING_DECISION)
+def ranks_by_what_is_available_only(patch: Patch) -> None:
+    def entry_of(original: Any, *arguments: Any) -> Any:
+        entry = original(*arguments)
+        return entry and entry._replace(earliest_block=0, minus_share=0)
+
+    wrapped(patch, availability, "rank_account", entry_of)
+
+
+@mutant(Rule.ROUTING_FEED)
+def routes_on_a_stale_feed(patch: Patch) -> None:
+    patch.setattr("routing.pick.refuse_stale_feed", lambda *_: None)
+
+
+@mutant(Rule.JOB_ATTEMPTS)
+def counts_attempts_wrong(patch: Patch) -> None:
+    def next_attempt(original: Any, *arguments: Any) -> tuple[str, int]:
+        job_uuid, attempt = original(*arguments)
+        return job_uuid, attempt + 1
+
+    wrapped(patch, pick, "next_attempt", next_attempt)
+
+
+# Facts
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def forgets_drops(patch: Patch) -> None:
+    patch.setattr(Chain, "drop", lambda *_: None)
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def forgets_caps(patch: Patch) -> None:
+    patch.setattr(Chain, "_capped", lambda chain, account, count: count)
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def forgets_who_is_registered(patch: Patch) -> None:
+    wrapped(
+        patch,
+        Chain,
+        "_fix_counts",
+        lambda original, chain, block, plan: original(chain, block, plan._replace(members=frozenset(chain._by_miner))),
+    )
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def counts_by_the_newest_sync_only(patch: Patch) -> None:
+    wrapped(
+        patch,
+        Chain,
+        "_fix_counts",
+        lambda original, chain, block, plan: original(
+            chain, block, plan._replace(sync_block=chain.sync_blocks[-1]) if chain.sync_blocks else plan
+        ),
+    )
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def lets_long_blocks_count_in_full(patch: Patch) -> None:
+    def finalize(original: Any, chain: Chain, block: int) -> None:
+        settings = chain.settings
+        chain.settings = type(settings)(
+            **{name: getattr(settings, name) for name in settings.__struct_fields__ if name != "long_block_ns"},
+            long_block_ns=10**15,
+        )
+        original(chain, block)
+        chain.settings = settings
+
+    wrapped(patch, Chain, "_finalize", finalize)
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def grants_a_nanosecond_too_much(patch: Patch) -> None:
+    from ledger.domain.block_table import BlockTable
+
+    wrapped(patch, BlockTable, "finalize", lambda original, table, block, unit_ns: original(table, block, unit_ns + 1))
+
+
+@mutant(Rule.BLOCKS_ENOUGH)
+def sums_up_too_much(patch: Patch) -> None:
+    """What blocks are worth is summed with a mistake, wherever the ledger sums."""
+    from ledger.domain.block_table import BlockTable, PrefixSums
+
+    def sum_before_ns(original: Any, table: Any, block: int) -> int:
+        return int(original(table, block)) * 3 // 2
+
+    wrapped(patch, PrefixSums, "_work_out", sum_before_ns)
+    wrapped(patch, BlockTable, "reach", lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)))
+
+
+MUTANT_SETTINGS = Settings(
+    block_expiry_blocks=SETTINGS.block_expiry_blocks // 4,
+    reservation_margin_seconds=SETTINGS.reservation_margin_seconds,
+    longest_job_seconds=39,
+    executors_max_per_class={CLASSES[1]: 2},
+    newest_block_max_age_seconds=150,
+)
+
+
+class BusyStory(Story):
+    """A story of many jobs at once, in which blocks take their time, or do not come at all for a while."""
+
+    async def a_block(self) -> None:
+        number = self.number + 1
+        self.number = number
+        if number > 8 and self.draw.random() < 0.1:
+            return
+        away = self.draw.choice([None, None, None, *MINERS])
+        registered = [miner(hotkey, 8000 + self.draw.randrange(2)) for hotkey in MINERS if hotkey != away]
+        created_at = START + timedelta(seconds=12 * number + self.draw.choice([0, 0, 0.7]))
+        stakes = {VALIDATOR: self.draw.choice([1.0, 2.5]), "5Other": 1.0}
+        await self.unless_refused(self.ledger.record_block(number, created_at, registered, stakes))
+
+    async def a_job(self) -> None:
+        for _ in range(3):
+            await super().a_job()
+
+
+async def rules_broken(seed: int, steps: int) -> set[str]:
+    """What an audit finds in a story that is told as the process decides now."""
+    clock = Clock()
+    with told(seed):
+        async with Allowance.open(
+            "sqlite://", validator_ss58=VALIDATOR, settings=MUTANT_SETTINGS, clock_ns=clock
+        ) as account_state:
+            await BusyStory(account_state, clock, seed).goes_on(steps)
+            return {each.rule for each in (await account_state.audit()).findings}
+
+
+@pytest.fixture
+def patch() -> Iterator[Patch]:
+    """Put back before anything else of the test is torn down."""
+    with pytest.MonkeyPatch.context() as context:
+        yield context
+
+
+async def test_the_unbroken_ledger_breaks_no_rule() -> None:
+    """The story that mutants are told on is honest."""
+    assert await rules_broken(1, 250) == set()
+
+
+@pytest.mark.parametrize(("rule", "mutation"), MUTANTS, ids=[f"{each.__name__}" for _, each in MUTANTS])
+async def test_a_broken_decider_is_found_out(patch: Patch, rule: Rule, mutation: Mutation) -> None:
+    """Under the rule that it breaks, whatever else that brings with it."""
+    mutation(patch)
+    assert rule.value in await rules_broken(1, 250)

@@ -1,0 +1,477 @@
+"""The history: every filter and page as a scan of everything would give it, while the log grows, from any reader."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from base64 import urlsafe_b64encode
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, delete, event, select
+
+from ledger import LedgerWriter
+from projections import History
+from projections.history import garbage as sweep_module
+from projections.history import model as model_module
+from projections.history import pages as history_module
+from projections.history.model import Checkpoint
+from projections.history.projector import CAUGHT_UP_IN, Projector
+from projections.history.rows import UnprojectedTail
+from projections.tables import checkpoints, reservations
+from routing import Allowance, InvalidInput, Page, Reservation
+from tests.support.engines import ENGINES, new_database
+from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
+from tests.support.stories import (
+    CLASSES,
+    MINERS,
+    SETTINGS,
+    Story,
+    executed,
+    history_of,
+    project,
+    store_of,
+    there,
+    told,
+    whole_history,
+)
+
+pytestmark = pytest.mark.sqlalchemy
+
+SEED = 3
+
+
+@pytest.fixture(params=ENGINES)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return new_database(request.param, tmp_path)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return new_database("sqlite", tmp_path)
+
+
+@pytest.fixture
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Portions of a few rows, so that a short story needs many."""
+    monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 50)
+    monkeypatch.setattr("ledger.store.postgres.store.PAGE_ROWS", 50)
+    monkeypatch.setattr("projections.history.queries.LEAST_ROWS_READ", 3)
+    monkeypatch.setattr(history_module, "TAIL_ROWS", 60)
+    monkeypatch.setattr(model_module, "LOOKUP_VALUES", 4)
+
+
+def passes(reservation: Reservation, wanted: dict[str, Any]) -> bool:
+    """Whether a reservation is what is asked for, filter by filter."""
+    for name, value in wanted.items():
+        match name:
+            case "reserved_from":
+                fits = reservation.reserved_at >= value
+            case "reserved_until":
+                fits = reservation.reserved_at < value
+            case "block":
+                fits = value in reservation.blocks
+            case _:
+                fits = getattr(reservation, name) == value
+        if not fits:
+            return False
+    return True
+
+
+async def paged(ledger: Any, wanted: dict[str, Any], *, newest_first: bool, limit: int) -> list[Reservation]:
+    """All pages, each full but the last."""
+    items: list[Reservation] = []
+    after: str | None = None
+    while True:
+        page: Page = await ledger.history(**wanted, newest_first=newest_first, limit=limit, after=after)
+        items += page.items
+        after = page.next
+        if after is None:
+            return items
+        assert len(page.items) == limit
+
+
+def combinations(scan: list[Reservation]) -> list[dict[str, Any]]:
+    """Every combination of the seven filters, each with a value that fits one reservation in the middle."""
+    middle = scan[len(scan) // 2]
+    one_of = {
+        "miner_ss58": middle.miner_ss58,
+        "executor_class": middle.executor_class,
+        "job_uuid": next(each.job_uuid for each in scan[len(scan) // 2 :] if each.job_uuid),
+        "status": middle.status,
+        "reserved_from": scan[len(scan) // 4].reserved_at,
+        "reserved_until": scan[3 * len(scan) // 4].reserved_at,
+        "block": middle.blocks[0],
+    }
+    names = list(one_of)
+    return [
+        {name: one_of[name] for name in chosen}
+        for count in range(len(names) + 1)
+        for chosen in itertools.combinations(names, count)
+    ]
+
+
+async def agree_with_a_scan(ledger: Any, wanted: dict[str, Any], scan: list[Reservation], limit: int) -> int:
+    """Both orders of a filter are the scan's; answers how many it let through."""
+    expected = [each for each in scan if passes(each, wanted)]
+    assert await paged(ledger, wanted, newest_first=False, limit=limit) == expected, wanted
+    assert await paged(ledger, wanted, newest_first=True, limit=limit) == expected[::-1], wanted
+    return len(expected)
+
+
+# Filters and pages
+
+
+async def test_every_combination_of_filters_is_a_scan(any_url: str, short_pages: None) -> None:
+    """With the model in the middle of the log, so that every page is made of both."""
+    clock = Clock()
+    with told(SEED):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+            story = Story(ledger, clock, SEED)
+            await story.goes_on(180)
+            await project(ledger)
+            await story.goes_on(40)
+            scan = [await ledger.reservation(each.reservation_id) for each in await whole_history(ledger)]
+            found = [await agree_with_a_scan(ledger, wanted, scan, 7) for wanted in combinations(scan)]
+            assert len(found) == 128
+            assert sum(1 for count in found if count) > 40
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 3))
+async def test_filters_are_scans_while_the_log_grows(url: str, seed: int, short_pages: None) -> None:
+    """Drawn filters and limits between the steps of a story, by its writer, by a second one, and by an auditor."""
+    clock = Clock()
+    with told(seed):
+        async with (
+            Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger,
+            Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as second,
+            Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as auditor,
+        ):
+            story = Story(ledger, clock, seed)
+            await story.goes_on(20)
+            for _ in range(35):
+                await story.goes_on(story.draw.randrange(1, 12))
+                if story.draw.random() < 0.2:
+                    await project(ledger)
+                scan = [await ledger.reservation(each) for each in sorted(set(story.made))]
+                wanted = a_filter(story, scan)
+                reader = story.draw.choice([ledger, second, auditor])
+                await agree_with_a_scan(reader, wanted, scan, story.draw.choice([1, 2, 5, 100]))
+
+
+def a_filter(story: Story, scan: list[Reservation]) -> dict[str, Any]:
+    """Some filters with values that may fit."""
+    draw = story.draw
+    times = [each.reserved_at for each in scan]
+    values: dict[str, Any] = {
+        "miner_ss58": draw.choice([*MINERS, "5Nobody"]),
+        "executor_class": draw.choice([*CLASSES, "abacus"]),
+        "job_uuid": f"job-{draw.randrange(1, story.jobs + 2)}",
+        "status": draw.choice(["reserved", "spent", "released", "expired"]),
+        "reserved_from": draw.choice(times) + timedelta(microseconds=draw.choice([0, 0, 1])),
+        "reserved_until": draw.choice(times) + timedelta(microseconds=draw.choice([0, 0, 1])),
+        "block": max(1, story.number - draw.randrange(0, 70)),
+    }
+    return {name: value for name, value in values.items() if draw.random() < 0.3}
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_filtered_page_is_read_by_an_index(url: str, analyzed: bool) -> None:
+    """Whatever the filters, and whatever SQLite knows of how much there is: no page reads or sorts all of the history.
+
+    Catches: SQLite, left to itself, reading it by positions until enough lines have passed the filters.
+    """
+    asked: list[tuple[str, tuple[Any, ...]]] = []
+
+    def note(_c: object, _cursor: object, statement: str, values: tuple[Any, ...], *_: object) -> None:
+        if "FROM allowance_res" in statement:
+            asked.append((statement, values))
+
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=(clock := Clock())) as ledger:
+        await Story(ledger, clock, SEED).goes_on(150)
+        await project(ledger)
+        store: Any = store_of(ledger)
+        connection = store._connection
+        if analyzed:
+            connection.execute("ANALYZE")
+            connection.execute("ANALYZE sqlite_master")  # This connection is to know of it.
+        line = (await ledger.history(limit=1)).items[0]
+        one_of: dict[str, Any] = {
+            "miner_ss58": line.miner_ss58,
+            "executor_class": line.executor_class,
+            "job_uuid": "job-1",
+            "status": "released",
+            "block": line.blocks[0],
+            "reserved_from": line.reserved_at - timedelta(days=1),
+        }
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            for number in range(1, len(one_of) + 1):
+                for names in itertools.combinations(one_of, number):
+                    asked.clear()
+                    await ledger.history(limit=2, **{name: one_of[name] for name in names})
+                    plans = [connection.execute(f"EXPLAIN QUERY PLAN {each}", values) for each, values in asked]
+                    steps = [step for plan in plans for *_, step in plan]
+                    assert not [step for step in steps if "SCAN" in step or "TEMP B-TREE" in step]
+                    by_position = "PRIMARY KEY (ledger=? AND generation=? AND position"
+                    ranges = [step for step in steps if f"{by_position}<" in step or f"{by_position}>" in step]
+                    assert bool(ranges) == (set(names) == {"reserved_from"}), names
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+
+
+async def test_times_are_from_and_until(url: str) -> None:
+    """`[from, until)`: the first counts, the last does not."""
+    clock = Clock()
+    async with small_ledger(url=url, clock=clock, offers={"5Anna": 9}) as ledger:
+        made = []
+        for _ in range(3):
+            clock.advance(1)
+            made.append(await ledger.reserve("5Anna", GPU, 54.0, 11))
+        first, second, third = (each.reserved_at for each in made)
+        for projected in (False, True):
+            if projected:
+                await project(ledger)
+            asked: list[tuple[dict[str, Any], list[Reservation]]] = [
+                ({"reserved_from": second}, made[1:]),
+                ({"reserved_until": second}, made[:1]),
+                ({"reserved_from": first, "reserved_until": third}, made[:2]),
+                ({"reserved_from": third + timedelta(microseconds=1)}, []),
+                ({"reserved_from": third, "reserved_until": first}, []),
+            ]
+            for wanted, expected in asked:
+                assert (await ledger.history(**wanted, newest_first=False)).items == expected
+
+
+async def test_a_block_is_found_in_runs_across_buckets(url: str) -> None:
+    """A reservation of a hundred blocks is found by each of them, and by no other."""
+    async with small_ledger(url=url, blocks=200, offers={"5Anna": 1}) as ledger:
+        made = await ledger.reserve("5Anna", GPU, 600.0, 200)
+        assert len(made.blocks) == 100
+        await project(ledger)
+        for block in range(1, 200):
+            items = (await ledger.history(block=block)).items
+            assert [each.reservation_id for each in items] == [made.reservation_id] * (block in made.blocks)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 0},
+        {"limit": 10_001},
+        {"limit": True},
+        {"status": "booked"},
+        {"status": ["spent"]},
+        {"block": 0},
+        {"miner_ss58": ""},
+        {"executor_class": "a\0b"},
+        {"job_uuid": "x" * 200},
+        {"reserved_from": datetime(2024, 1, 1)},  # noqa: DTZ001
+        {"reserved_until": "yesterday"},
+    ],
+    ids=str,
+)
+async def test_malformed_filters_are_refused(url: str, wrong: dict[str, Any]) -> None:
+    """By name."""
+    async with small_ledger(url=url) as ledger:
+        with pytest.raises(InvalidInput) as caught:
+            await ledger.history(**wrong)
+        assert caught.value.field == next(iter(wrong))
+
+
+# Cursors
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+async def test_cursors_are_stable_while_the_log_grows(any_url: str, newest_first: bool, short_pages: None) -> None:
+    """Page after page, with a story going on in between: none of what was there is left out or shown twice."""
+    clock = Clock()
+    with told(SEED):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+            story = Story(ledger, clock, SEED)
+            await story.goes_on(200)
+            there = [each.reservation_id for each in await whole_history(ledger)]
+            shown: list[int] = []
+            after: str | None = None
+            while True:
+                page = await ledger.history(newest_first=newest_first, limit=3, after=after)
+                again = await ledger.history(newest_first=newest_first, limit=3, after=after)
+                assert [each.reservation_id for each in again.items] == [each.reservation_id for each in page.items]
+                shown += [each.reservation_id for each in page.items]
+                after = page.next
+                if after is None:
+                    break
+                await story.goes_on(1 if newest_first else 0)
+                if len(shown) % 30 == 0:
+                    await ledger.rebuild()
+            assert len(there) > 60
+            assert shown == (there[::-1] if newest_first else there)
+
+
+async def test_oldest_first_goes_on_with_what_comes(url: str) -> None:
+    """The cursor of a page that was the last but one leads to what was made since."""
+    async with small_ledger(url=url, offers={"5Anna": 9}) as ledger:
+        made = [await ledger.reserve("5Anna", GPU, 54.0, 11) for _ in range(3)]
+        page = await ledger.history(newest_first=False, limit=2)
+        assert page.items == made[:2]
+        made.append(await ledger.reserve("5Anna", GPU, 54.0, 11))
+        assert (await ledger.history(newest_first=False, limit=2, after=page.next)).items == made[2:]
+        last = await ledger.history(newest_first=False, limit=2, after=page.next)
+        assert last.next is None
+
+
+async def test_a_cursor_of_another_order_or_none_at_all_is_refused(url: str) -> None:
+    """A cursor is what a page of the same order gave, to the letter."""
+    async with small_ledger(url=url, offers={"5Anna": 9}) as ledger:
+        for _ in range(3):
+            await ledger.reserve("5Anna", GPU, 54.0, 11)
+        newest, oldest = await ledger.history(limit=1), await ledger.history(limit=1, newest_first=False)
+        assert newest.next
+        assert oldest.next
+
+        def mark(text: str) -> str:
+            return urlsafe_b64encode(text.encode()).decode()
+
+        wrong: list[Any] = [oldest.next, "", " ", "no-such-cursor", "é", f" {newest.next}", f"{newest.next}\n", 7]
+        wrong += [mark(text) for text in ("<", "<0", "<-1", "< 5", "<+5", "<05", "<1_0", "<5.0", "<x", f"<{2**63}")]
+        for cursor in wrong:
+            with pytest.raises(InvalidInput) as caught:
+                await ledger.history(limit=1, after=cursor)
+            assert caught.value.field == "after"
+        with pytest.raises(InvalidInput):
+            await ledger.history(limit=1, newest_first=False, after=newest.next)
+        # A cursor beyond the log marks a place all the same.
+        assert len((await ledger.history(after=mark("<999999"))).items) == 3
+
+
+# Readers
+
+
+async def rows_of(ledger: Allowance) -> tuple[list[Any], list[Any]]:
+    """The checkpoints (generation, position), and the positions of all lines."""
+    places = await executed(ledger, select(checkpoints.c.generation, checkpoints.c.position))
+    return places, [position for (position,) in await executed(ledger, select(reservations.c.position))]
+
+
+@pytest.mark.parametrize("projected", [0, 1, 150, 300])
+async def test_an_auditor_reads_a_lagging_model_and_writes_nothing(
+    any_url: str, projected: int, short_pages: None
+) -> None:
+    """However far the model is behind, the pages are the same; it stays as far behind."""
+    clock = Clock()
+    with told(SEED):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+            story = Story(ledger, clock, SEED)
+            await story.goes_on(300)
+            scan = await whole_history(ledger)
+            head = (await ledger.head()).position
+
+            await executed(ledger, delete(checkpoints))
+            await there(ledger, lambda: history_of(ledger).project(min(projected, head)))
+            before = await rows_of(ledger)
+            async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=True) as auditor:
+                for wanted in ({}, {"status": "reserved"}, {"status": "expired"}, {"miner_ss58": MINERS[0]}):
+                    await agree_with_a_scan(auditor, wanted, scan, 13)
+                assert (await auditor.health()).projection_lag > 0 or projected > head
+                await auditor.history(reserved_from=scan[5].reserved_at, status="spent")
+            assert await rows_of(ledger) == before
+
+
+async def test_projectors_at_once_leave_one_model(any_url: str, short_pages: None) -> None:
+    """Of several processes that project the same events, each page stands once."""
+    clock = Clock()
+    with told(SEED):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+            story = Story(ledger, clock, SEED)
+            await story.goes_on(250)
+            head = (await ledger.head()).position
+            readers = [History(store_of(ledger), VALIDATOR, read_only=False) for _ in range(4)]
+
+            await there(ledger, lambda: asyncio.gather(*(reader.project(head) for reader in readers)))
+            places, lines = await rows_of(ledger)
+            assert places == [(1, head)]
+            assert len(lines) == len(set(lines)) == len(await whole_history(ledger))
+            assert (await ledger.rebuild()).different == 0
+
+
+async def project_nine(ledger: Allowance) -> None:
+    """Four pieces of two events, and one more."""
+    await there(ledger, lambda: history_of(ledger).project(9))
+
+
+async def rebuild_all(ledger: Allowance) -> None:
+    """As many pieces of the shadow, and some for what has come since."""
+    await ledger.rebuild()
+
+
+async def sweep_five(ledger: Allowance) -> None:
+    """Five lines of a generation that no checkpoint names any more."""
+    for _ in range(5):
+        await ledger.reserve("5Bert", GPU, 1.0, 11)
+    await project(ledger)
+    await executed(ledger, delete(checkpoints))
+    await there(ledger, lambda: sweep_module.delete_unreferenced_rows(store_of(ledger)))
+
+
+@pytest.mark.parametrize(
+    ("work", "owner", "piece"),
+    [
+        (project_nine, Projector, "advance"),
+        (rebuild_all, Projector, "advance"),
+        (sweep_five, sweep_module, "_delete_some"),
+    ],
+)
+async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
+    url: str, monkeypatch: pytest.MonkeyPatch, work: Any, owner: Any, piece: str
+) -> None:
+    """A caller waits for at most one piece of projection. Without `yield_to_writers` it waits for more."""
+    for rows_at_once in ("history.projector.ROWS_PER_TRANSACTION", "rebuild.ROWS_PER_TRANSACTION"):
+        monkeypatch.setattr(f"projections.{rows_at_once}", 2)
+    monkeypatch.setattr("projections.history.garbage.DELETED_ROWS", 1)
+    loop = asyncio.get_running_loop()
+    done: list[str] = []
+    async with small_ledger(url=url) as ledger:
+        assert ledger._handle is not None
+        changes = ledger._handle.writer._changes
+        asked: list[Any] = []
+        write, commit = getattr(owner, piece), LedgerWriter._commit_under_lock
+
+        async def write_while_asked(*arguments: Any) -> Any:
+            moved = await write(*arguments)
+            done.append("piece")
+            asked.append(asyncio.run_coroutine_threadsafe(ledger.reserve("5Anna", GPU, 0.1, 11), loop))
+            while not changes._waiting and not asked[-1].done():
+                pass  # The loop is to stand still.
+            return moved
+
+        async def commit_and_tell(self: LedgerWriter[Any], commands: Any) -> None:
+            await commit(self, commands)
+            done.append("change")
+
+        monkeypatch.setattr(owner, piece, write_while_asked)
+        monkeypatch.setattr(LedgerWriter, "_commit_under_lock", commit_and_tell)
+        await work(ledger)
+        await asyncio.gather(*map(asyncio.wrap_future, asked), return_exceptions=True)
+    first = done.index("piece")
+    assert done[first : first + 8] == ["piece", "change"] * 4
+
+
+async def test_what_is_far_behind_is_caught_up_with_in_larger_pieces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes go first between two pieces: were pieces not to grow with the backlog, so would the backlog."""
+    monkeypatch.setattr("projections.history.projector.ROWS_PER_TRANSACTION", 2)
+    pieces: list[int] = []
+    advance = Projector.advance
+
+    async def advance_and_count(self: Projector, slot: str, place: Checkpoint, tail: UnprojectedTail) -> Any:
+        pieces.append(tail.position - place.position)
+        return await advance(self, slot, place, tail)
+
+    async with small_ledger(url=url) as ledger:
+        for _ in range(50):
+            await ledger.release((await ledger.reserve("5Anna", GPU, 1.0, 11)).reservation_id)
+        monkeypatch.setattr(Projector, "advance", advance_and_count)
+        await project(ledger)
+    assert pieces[0] == sum(pieces) // CAUGHT_UP_IN > 2
+    assert pieces[-1] <= 2

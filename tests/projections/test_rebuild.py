@@ -1,0 +1,680 @@
+"""Everything derived can be made anew from the log, beside what is there, and nothing is lost wherever it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, event, func, insert, select, update
+
+from ledger import CommitOutcomeUnknown, ReadModelTransaction, encode_state
+from ledger.store.sqlite.store import SqliteStore
+from projections import rebuild as rebuild_module
+from projections.history import model as model_module
+from projections.history import pages as history_module
+from projections.tables import checkpoints, reservations, reserved_blocks, snapshots
+from routing import Allowance, ProjectionStopped, ReadOnlyLedger, RebuildOvertaken, RebuildReport, StorageUnavailable
+from tests.support.engines import ENGINES, new_database, statement
+from tests.support.small import VALIDATOR, Clock, small_ledger
+from tests.support.stories import (
+    SETTINGS,
+    Story,
+    events_of,
+    executed,
+    history_of,
+    project,
+    store_of,
+    told,
+    whole_history,
+)
+
+pytestmark = pytest.mark.sqlalchemy
+
+SEED = 20
+
+
+class Stopped(Exception):
+    """What a test throws where the process might have died."""
+
+
+@pytest.fixture(params=ENGINES)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return new_database(request.param, tmp_path)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return new_database("sqlite", tmp_path)
+
+
+@pytest.fixture
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of a few rows, so that a short story has many."""
+    monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 40)
+    monkeypatch.setattr("ledger.store.postgres.store.PAGE_ROWS", 40)
+    monkeypatch.setattr(rebuild_module, "READ_LINES", 13)
+    monkeypatch.setattr("projections.history.garbage.DELETED_ROWS", 11)
+    monkeypatch.setattr(model_module, "LOOKUP_VALUES", 5)
+    monkeypatch.setattr(history_module, "TAIL_ROWS", 30)
+
+
+@asynccontextmanager
+async def a_story(url: str, steps: int, seed: int = SEED) -> AsyncIterator[Story]:
+    """A ledger with a past; the history model has taken about half of it."""
+    clock = Clock()
+    with told(seed):
+        async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+            story = Story(ledger, clock, seed)
+            await story.goes_on(steps // 2)
+            await project(ledger)
+            await story.goes_on(steps - steps // 2)
+            yield story
+
+
+async def model_of(ledger: Allowance) -> tuple[int, list[Any], list[Any]]:
+    """The live model as stored: its checkpoint, and its rows without their generation."""
+    place = await executed(
+        ledger,
+        select(checkpoints.c.generation, checkpoints.c.position).where(
+            checkpoints.c.ledger == store_of(ledger).ledger,
+            checkpoints.c.projection == "history",
+            checkpoints.c.model_version == model_module.MODEL_VERSION,
+        ),
+    )
+    generation, position = place[0] if place else (0, 0)
+    found = []
+    for table in (reservations, reserved_blocks):
+        columns = [column for column in table.c if column.name not in ("ledger", "generation")]
+        query = select(*columns).where(table.c.ledger == store_of(ledger).ledger, table.c.generation == generation)
+        found.append(sorted(map(tuple, await executed(ledger, query)), key=repr))
+    return position, found[0], found[1]
+
+
+async def model_by_the_log(ledger: Allowance, position: int) -> tuple[int, list[Any], list[Any]]:
+    """What the model must be at a position, told from the stored events as plainly as can be."""
+    lines: dict[int, list[Any]] = {}
+    pieces: list[Any] = []
+    for row in await events_of(ledger):
+        if row.position > position:
+            break
+        said = json.loads(row.payload)
+        if said["type"] == "allowance-reserved":
+            miner_ss58, executor_class = row.stream.split("\t")
+            lines[row.position] = [
+                row.position,
+                (row.position << 20) + (int.from_bytes(row.hash[:3], "big") >> 4),
+                miner_ss58,
+                executor_class,
+                row.job_uuid,
+                said["amount_ns"],
+                json.dumps(said["blocks"], separators=(",", ":")).encode(),
+                said["job_start_block"],
+                row.recorded_at_ns,
+                said["expires_at_ns"],
+                "reserved",
+                None,
+                None,
+            ]
+            by_bucket: dict[tuple[int, int], list[int]] = {}
+            for first, last in said["blocks"]:
+                for block in range(first, last + 1):
+                    by_bucket.setdefault((block // 64, first), []).append(block)
+            pieces += [(bucket, row.position, run[0], run[-1]) for (bucket, _), run in by_bucket.items()]
+        elif said["type"].startswith("reservation-"):
+            assert row.settles is not None
+            lines[row.settles][-3:] = [said["type"].removeprefix("reservation-"), row.position, row.recorded_at_ns]
+    return position, sorted(map(tuple, lines.values()), key=repr), sorted(pieces, key=repr)
+
+
+async def is_sound(ledger: Allowance) -> None:
+    """The live model is what the log says up to its checkpoint."""
+    stored = await model_of(ledger)
+    assert stored == await model_by_the_log(ledger, stored[0])
+
+
+async def generations(ledger: Allowance) -> set[int]:
+    """The generations that have rows, or a checkpoint."""
+    found: set[int] = set()
+    for table in (reservations, reserved_blocks, checkpoints):
+        query = select(table.c.generation).where(table.c.ledger == store_of(ledger).ledger).distinct()
+        found.update(generation for (generation,) in await executed(ledger, query))
+    return found
+
+
+def kinds(report: RebuildReport) -> list[str]:
+    return [difference.what for difference in report.differences]
+
+
+# Made anew
+
+
+async def test_a_rebuilt_model_equals_the_live_one(any_url: str) -> None:
+    """Byte for byte, on every engine; the one that was there before is gone."""
+    async with a_story(any_url, 300) as story:
+        ledger = story.ledger
+        await project(ledger)
+        before = await model_of(ledger)
+        assert before == await model_by_the_log(ledger, before[0])
+
+        report = await ledger.rebuild()
+
+        assert (report.different, report.differences) == (0, [])
+        assert report.position == report.compared_until == before[0] == (await ledger.head()).position
+        assert report.reservations == len(before[1]) > 50
+        assert await model_of(ledger) == before
+        assert len(await generations(ledger)) == 1
+
+
+async def test_a_rebuild_goes_beyond_a_model_that_lags(any_url: str) -> None:
+    """Where the live model is behind, it is compared as far as it goes, and the new one goes to the head."""
+    async with a_story(any_url, 200) as story:
+        ledger = story.ledger
+        before = await model_of(ledger)
+
+        report = await ledger.rebuild()
+
+        assert report.different == 0
+        assert report.compared_until == before[0] < report.position == (await ledger.head()).position
+        await is_sound(ledger)
+
+
+async def test_a_rebuild_tells_how_far_it_is(url: str, short_pages: None) -> None:
+    """Progress ascends to the log's head."""
+    async with a_story(url, 200) as story:
+        told_of: list[tuple[int, int]] = []
+
+        await story.ledger.rebuild(lambda done, total: told_of.append((done, total)))
+
+        head = (await story.ledger.head()).position
+        assert [done for done, _ in told_of] == [*range(40, head, 40), head]
+        assert {total for _, total in told_of} == {head}
+
+
+async def test_a_ledger_without_reservations_is_rebuilt(any_url: str) -> None:
+    """There is nothing to write, and a checkpoint all the same."""
+    async with small_ledger(url=any_url) as ledger:
+        report = await ledger.rebuild()
+
+        assert (report.reservations, report.different, report.compared_until) == (0, 0, 0)
+        assert (await ledger.health()).projection_lag == 0
+
+
+async def test_other_ledgers_of_the_database_are_left_alone(url: str) -> None:
+    """Each ledger has its own generations."""
+    async with (
+        a_story(url, 100) as story,
+        Allowance.open(url, validator_ss58="5Second", clock_ns=story.clock) as second,
+    ):
+        other = Story(second, story.clock, SEED + 1)
+        await other.goes_on(100)
+        await project(second)
+        before = await model_of(second)
+        await story.ledger.rebuild()
+        await story.ledger.rebuild()
+        assert await model_of(second) == before
+        await is_sound(second)
+
+
+async def test_reading_only_nothing_is_rebuilt(url: str) -> None:
+    """An auditor changes nothing."""
+    async with a_story(url, 50):
+        pass
+    async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
+        with pytest.raises(ReadOnlyLedger):
+            await ledger.rebuild()
+
+
+# Meanwhile
+
+
+async def test_appends_and_reads_go_on_while_a_model_is_rebuilt(any_url: str, short_pages: None) -> None:
+    """Every page read meanwhile is complete and in order; nothing that was appended is missing afterwards."""
+    async with a_story(any_url, 300) as story:
+        ledger = story.ledger
+        rebuilding = asyncio.create_task(rebuilt_times(ledger, 3))
+        pages = 0
+        while not rebuilding.done():
+            before = await whole_history(ledger, limit=10_000)
+            await story.goes_on(3)
+            after = await whole_history(ledger, limit=17)
+            assert [each.reservation_id for each in before] == [each.reservation_id for each in after[: len(before)]]
+            pages += 1
+        reports = await rebuilding
+        assert pages >= 3
+        assert [report.different for report in reports] == [0, 0, 0]
+        await project(ledger)
+        await is_sound(ledger)
+        assert len(await generations(ledger)) == 1
+
+
+async def rebuilt_times(ledger: Allowance, times: int) -> list[RebuildReport]:
+    return [await ledger.rebuild() for _ in range(times)]
+
+
+async def test_a_page_is_read_again_where_its_model_was_replaced(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page never mixes two generations, nor shows one whose rows are being deleted."""
+    async with a_story(url, 200) as story:
+        ledger = story.ledger
+        expected = await whole_history(ledger)
+        history = history_of(ledger)
+        real = history._pages.lines
+        replaced: list[int] = []
+
+        async def replacing(connection: Any, view: Any, limit: int) -> Any:
+            if not replaced:
+                replaced.append(view.generation)
+                await ledger.rebuild()
+            return await real(connection, view, limit)
+
+        monkeypatch.setattr(history._pages, "lines", replacing)
+        assert await whole_history(ledger) == expected
+        assert replaced
+
+
+async def test_the_later_of_two_rebuilds_goes_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier one is told, changes nothing, and leaves nothing behind."""
+    async with a_story(url, 200) as story, Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=story.clock) as other:
+        real = rebuild_module.Rebuild._compare
+        later: list[RebuildReport] = []
+
+        async def overtaken(self: Any, shadow: Any) -> int:
+            monkeypatch.setattr(rebuild_module.Rebuild, "_compare", real)
+            later.append(await other.rebuild())
+            return await real(self, shadow)
+
+        monkeypatch.setattr(rebuild_module.Rebuild, "_compare", overtaken)
+        with pytest.raises(RebuildOvertaken):
+            await story.ledger.rebuild()
+        assert [report.different for report in later] == [0]
+        await is_sound(story.ledger)
+        assert len(await generations(story.ledger)) == 1
+
+
+# Damage
+
+
+LINE = reservations.c.position == select(func.min(reservations.c.position)).scalar_subquery()
+DAMAGE: dict[str, tuple[Any, list[str]]] = {
+    "another status": (update(reservations).where(LINE).values(status="expired", settled_position=7), ["reservation"]),
+    "another amount": (update(reservations).where(LINE).values(amount_ns=1), ["reservation"]),
+    "other blocks": (update(reservations).where(LINE).values(blocks=b"[[1,2]]"), ["reservation"]),
+    "no line": (delete(reservations).where(LINE), ["reservation"]),
+    "no pieces": (delete(reserved_blocks).where(reserved_blocks.c.bucket == 0), ["blocks"]),
+    "a piece that ends elsewhere": (update(reserved_blocks).values(last_block=63), ["blocks"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_damage_is_found_and_replaced(url: str, damage: str, short_pages: None) -> None:
+    """A row that is not what the log says is named, with what it was and what it is; then it is what the log says."""
+    async with a_story(url, 150) as story:
+        ledger = story.ledger
+        await project(ledger)
+        before = await model_of(ledger)
+        await executed(ledger, DAMAGE[damage][0])
+        assert await model_of(ledger) != before
+
+        report = await ledger.rebuild()
+
+        assert set(kinds(report)) == set(DAMAGE[damage][1])
+        assert report.different >= 1
+        first = report.differences[0]
+        assert first.found != first.rebuilt
+        assert first.position in {line[0] for line in before[1]}
+        assert await model_of(ledger) == before
+        assert (await ledger.rebuild()).different == 0
+
+
+async def test_what_the_log_never_said_is_found_and_removed(url: str) -> None:
+    """A reservation and a piece of one that nobody made."""
+    async with a_story(url, 100) as story:
+        ledger = story.ledger
+        await project(ledger)
+        before = await model_of(ledger)
+        generation = min(await generations(ledger))
+        key = {"ledger": 1, "generation": generation}
+        line = dict(zip([column.name for column in reservations.c][2:], before[1][0], strict=True))
+        await executed(
+            ledger,
+            insert(reservations).values({**key, **line, "position": 1, "miner_ss58": "5Nobody"}),
+            insert(reserved_blocks).values({**key, "bucket": 3, "position": 2, "first_block": 200, "last_block": 201}),
+        )
+
+        report = await ledger.rebuild()
+
+        assert [(each.what, each.position, each.rebuilt) for each in report.differences] == [
+            ("reservation", 1, None),
+            ("blocks", 2, None),
+        ]
+        assert report.differences[0].found is not None
+        assert report.differences[0].found["miner_ss58"] == "5Nobody"
+        assert await model_of(ledger) == before
+
+
+async def test_only_the_first_differences_are_listed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are counted."""
+    monkeypatch.setattr(rebuild_module, "LISTED", 3)
+    async with a_story(url, 150) as story:
+        await project(story.ledger)
+        await executed(story.ledger, update(reservations).values(amount_ns=1))
+        report = await story.ledger.rebuild()
+        assert len(report.differences) == 3
+        assert report.different == report.reservations > 20
+
+
+SNAPSHOT_DAMAGE: dict[str, Any] = {
+    "another payload": update(snapshots).values(payload=b"no state"),
+    "another digest": update(snapshots).values(digest=b"0" * 32),
+    "another hash": update(snapshots).values(hash=b"0" * 32),
+    "beyond the log": update(snapshots).values(position=10**9),
+}
+
+
+@pytest.mark.parametrize("damage", SNAPSHOT_DAMAGE)
+async def test_a_damaged_snapshot_is_found_and_replaced(url: str, damage: str) -> None:
+    """It is compared with the state folded from the first event; afterwards one stands at the head, and is sound."""
+    async with a_story(url, 100) as story:
+        ledger = story.ledger
+        await ledger.rebuild()
+        await story.goes_on(30)
+        sound = await ledger.rebuild()
+        assert (sound.snapshots, sound.different) == (1, 0)
+        await executed(ledger, delete(snapshots).where(snapshots.c.position < sound.position), SNAPSHOT_DAMAGE[damage])
+        await story.goes_on(5)
+
+        report = await ledger.rebuild()
+
+        assert kinds(report) == ["snapshot"]
+        assert await executed(ledger, select(snapshots.c.position)) == [(report.position,)]
+        again = await ledger.rebuild()
+        assert (again.snapshots, again.different) == (1, 0)
+
+
+async def test_a_snapshot_that_looks_sound_and_is_not_is_found(url: str) -> None:
+    """Its digest and its place agree with it, and it is another ledger's state; the state in memory came from it."""
+    async with a_story(url, 100) as story:
+        await story.ledger.rebuild()
+    clock = story.clock
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
+        assert ledger._handle is not None
+
+        def damage(state: Any, _now_ns: int) -> bytes:
+            next(iter(state.chain.accounts.values())).invalidated_below += 1
+            return encode_state(state)
+
+        payload = await ledger._handle.writer.query(damage)
+        from projections.snapshots import _digest
+
+        await executed(ledger, update(snapshots).values(payload=payload, digest=_digest(payload)))
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
+        report = await ledger.rebuild()
+        assert sorted(kinds(report)) == ["snapshot", "state"]
+        assert (await ledger.rebuild()).different == 0
+
+
+# Versions
+
+
+@pytest.mark.parametrize("version", [0, 99])
+async def test_a_model_of_another_version_is_ignored_and_made_anew(any_url: str, version: int) -> None:
+    """What another release projected is never read; an older one's is removed, a newer one's left to it."""
+    async with a_story(any_url, 120) as story:
+        ledger = story.ledger
+        await project(ledger)
+        before = await model_of(ledger)
+        expected = await whole_history(ledger)
+        await executed(
+            ledger, update(checkpoints).values(model_version=version), update(reservations).values(status="spent")
+        )
+        assert (await ledger.health()).projection_lag == before[0]
+        assert await whole_history(ledger) == expected
+
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=story.clock) as again:
+            await project(again)
+            assert await model_of(again) == before
+            assert len(await generations(again)) == (1 if version == 0 else 2)
+            assert (await again.rebuild()).different == 0
+            assert len(await generations(again)) == 1
+
+
+# Events that cannot be taken
+
+
+def break_event(url: str, position: int, payload: bytes) -> None:
+    statement(url, "DROP TRIGGER allowance_events_no_update")
+    statement(url, f"UPDATE allowance_events SET payload = X'{payload.hex()}' WHERE position = {position}")
+
+
+@pytest.mark.parametrize(
+    ("payload", "event_type"),
+    [
+        (b'{"type":"reservation-forgiven","reservation_id":7}', "reservation-forgiven"),
+        (b'{"type":"allowance-reserved","amount_ns":"much"}', "allowance-reserved"),
+        (b"no event", "an event of no known type"),
+    ],
+    ids=["a newer type", "a damaged event", "no event"],
+)
+async def test_an_event_that_cannot_be_taken_stops_the_projection(url: str, payload: bytes, event_type: str) -> None:
+    """The model stands right before it, health names position and type, and nothing after it is taken."""
+    async with a_story(url, 200) as story:
+        ledger = story.ledger
+        await ledger.rebuild()
+        await executed(ledger, update(checkpoints).values(model_version=0))
+        broken = next(at for at, *_ in (await model_by_the_log(ledger, 10**9))[1] if at > 60)
+        break_event(url, broken, payload)
+
+        with pytest.raises(ProjectionStopped) as caught:
+            await project(ledger)
+
+        assert (caught.value.position, caught.value.event_type) == (broken, event_type)
+        assert (await model_of(ledger))[0] == broken - 1
+        await is_sound(ledger)
+        health = await ledger.health()
+        assert health.projection_error is not None
+        assert f"position {broken}, {event_type}" in health.projection_error
+        assert health.projection_lag == health.position - broken + 1
+        with pytest.raises(ProjectionStopped):
+            await ledger.rebuild()
+        assert (await model_of(ledger))[0] == broken - 1
+        assert len(await generations(ledger)) == 1
+        with pytest.raises(ProjectionStopped):
+            await whole_history(ledger)
+
+
+async def test_an_event_that_is_missing_stops_the_projection(url: str) -> None:
+    """A gap is not passed over."""
+    async with a_story(url, 100) as story:
+        ledger = story.ledger
+        await ledger.rebuild()
+        await executed(ledger, update(checkpoints).values(model_version=0))
+        statement(url, "DROP TRIGGER allowance_events_no_delete")
+        statement(url, "DELETE FROM allowance_events WHERE position = 33")
+
+        with pytest.raises(ProjectionStopped) as caught:
+            await project(ledger)
+
+        assert caught.value.position == 33
+        assert (await model_of(ledger))[0] == 32
+        assert "position 33" in str((await ledger.health()).projection_error)
+
+
+async def test_a_settlement_of_what_is_not_there_stops_the_projection(any_url: str) -> None:
+    """Where the model has lost a line, its end is not skipped in silence; a rebuild mends it."""
+    async with small_ledger(url=any_url) as ledger:
+        made = await ledger.reserve("5Anna", "always_on.gpu-24gb", 6.0, 11)
+        await project(ledger)
+        assert (await ledger.health()).projection_error is None
+        await executed(ledger, delete(reservations))
+        await ledger.spend(made.reservation_id)
+        head = (await ledger.head()).position
+
+        assert f"position {head}, reservation-spent" in str((await ledger.health()).projection_error)
+        with pytest.raises(ProjectionStopped) as caught:
+            await project(ledger)
+        assert (caught.value.position, caught.value.event_type) == (head, "reservation-spent")
+        assert (await model_of(ledger))[0] == head - 1
+
+        report = await ledger.rebuild()
+        assert kinds(report) == ["reservation"]
+        assert [each.status for each in await whole_history(ledger)] == ["spent"]
+        assert (await ledger.health()).projection_error is None
+
+
+async def test_rows_behind_the_checkpoint_stop_the_projection(any_url: str) -> None:
+    """A line that is there before its event was taken was not written by the projector."""
+    async with small_ledger(url=any_url) as ledger:
+        await ledger.reserve("5Anna", "always_on.gpu-24gb", 6.0, 11)
+        await project(ledger)
+        position, lines, _ = await model_of(ledger)
+        await executed(ledger, update(reservations).values(position=position + 1))
+        await ledger.reserve("5Bert", "always_on.gpu-24gb", 6.0, 11)
+        with pytest.raises(ProjectionStopped) as caught:
+            await project(ledger)
+        assert caught.value.position == position + 1
+        assert kinds(await ledger.rebuild()) == ["reservation"]
+        await is_sound(ledger)
+        assert lines
+
+
+# Wherever it stops
+
+
+class Counted:
+    """A transaction on the read models whose statements are counted."""
+
+    def __init__(self, transaction: ReadModelTransaction, count: Callable[[str], None]) -> None:
+        self._transaction = transaction
+        self._count = count
+
+    async def query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        rows = await self._transaction.query(statement, *values)
+        self._count(statement)
+        return rows
+
+    async def execute_many(self, statement: str, rows: Any) -> None:
+        await self._transaction.execute_many(statement, rows)
+        self._count(statement)
+
+
+@contextmanager
+def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
+    """Fails at a database operation of the read models, counted from 1; 0 only counts. Commits count too."""
+    store: Any = store_of(ledger)
+    engine, writing = store._open_engine().sync_engine, store.writing
+    done: list[str] = []
+
+    def count(what: str) -> None:
+        done.append(what)
+        if len(done) == at:
+            raise Stopped(what)
+
+    def executed_one(_connection: Any, _cursor: Any, text: str, *_: Any) -> None:
+        count(text)
+
+    @asynccontextmanager
+    async def counted() -> AsyncIterator[Counted]:
+        async with writing() as transaction:
+            yield Counted(transaction, count)
+            count("COMMIT")
+
+    event.listen(engine, "after_cursor_execute", executed_one)
+    store.writing = counted
+    try:
+        yield done
+    finally:
+        event.remove(engine, "after_cursor_execute", executed_one)
+        store.writing = writing
+
+
+async def test_a_commit_that_fails_leaves_the_model_as_it_was(
+    url: str, short_pages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can say what is on the disk then: the projector stops by a typed error, and goes on from what is there."""
+
+    def fail(self: SqliteStore, connection: sqlite3.Connection) -> None:
+        connection.execute("ROLLBACK")
+        raise CommitOutcomeUnknown("the disk is full")
+
+    async with a_story(url, 100) as story:
+        before = await model_of(story.ledger)
+        with monkeypatch.context() as patched:
+            patched.setattr(SqliteStore, "_commit", fail)
+            with pytest.raises(StorageUnavailable, match="the disk is full"):
+                await project(story.ledger)
+        assert await model_of(story.ledger) == before
+        await project(story.ledger)
+        await is_sound(story.ledger)
+
+
+async def test_a_projector_may_stop_after_any_statement(any_url: str, short_pages: None) -> None:
+    """The model is always what the log says up to its checkpoint, and in the end as if nothing had happened."""
+    async with a_story(any_url, 100) as story:
+        ledger = story.ledger
+        await project(ledger)
+        after = await model_of(ledger)
+        stopped_at: list[int] = []
+        finished = False
+        while not finished:
+            await executed(ledger, *(delete(table) for table in (checkpoints, reservations, reserved_blocks)))
+            with stopping(ledger, len(stopped_at) + 1) as done:
+                try:
+                    await project(ledger)
+                    finished = True
+                except Stopped:
+                    assert len(done) == len(stopped_at) + 1
+            stopped_at.append((await model_of(ledger))[0])
+            await is_sound(ledger)
+            await project(ledger)
+            assert await model_of(ledger) == after
+        assert len(set(stopped_at)) > 3
+        assert (await ledger.rebuild()).different == 0
+
+
+async def test_a_rebuild_may_stop_after_any_statement(any_url: str, short_pages: None) -> None:
+    """The live model is untouched until it is replaced as a whole; the next rebuild removes what was left."""
+    async with a_story(any_url, 40) as story:
+        ledger = story.ledger
+        await project(ledger)
+        before = await model_of(ledger)
+        with stopping(ledger, 0) as done:
+            await ledger.rebuild()
+        assert await model_of(ledger) == before
+        for at in range(1, len(done) + 1):
+            with stopping(ledger, at):
+                outcome = (await asyncio.gather(ledger.rebuild(), return_exceptions=True))[0]
+            assert isinstance(outcome, (Stopped, RebuildReport)), outcome
+            assert await model_of(ledger) == before
+            assert len(await whole_history(ledger)) == len(before[1])
+        assert (await ledger.rebuild()).different == 0
+        assert await model_of(ledger) == before
+        assert len(await generations(ledger)) == 1
+
+
+async def test_a_process_that_died_while_rebuilding_leaves_a_sound_model(url: str, short_pages: None) -> None:
+    """Cancelled in the middle, nobody tidies up: readers do not see it, and the next rebuild does."""
+    async with a_story(url, 200) as story:
+        ledger = story.ledger
+        await project(ledger)
+        before = await model_of(ledger)
+        reached = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def halfway(done: int, total: int) -> None:
+            if done * 2 > total:
+                loop.call_soon_threadsafe(reached.set)
+
+        rebuilding = asyncio.create_task(ledger.rebuild(halfway))
+        await reached.wait()
+        rebuilding.cancel()
+        await asyncio.gather(rebuilding, return_exceptions=True)
+        assert await model_of(ledger) == before
+        await story.goes_on(10)
+        assert (await ledger.rebuild()).different == 0
+        assert len(await generations(ledger)) == 1
+        await is_sound(ledger)

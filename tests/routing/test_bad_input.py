@@ -1,0 +1,414 @@
+"""Bad input at every edge: a typed error that names what was wrong, and the log as it was before."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Context, Decimal, Inexact, localcontext
+from enum import IntEnum, StrEnum
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+import routing.sync
+from routing import Allowance, AllowanceException, InvalidInput, Miner, ReservationNotFound, Routing, Settings
+from routing.cli.main import main as cli
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+NAMES: list[Any] = [
+    "",
+    "x" * 129,
+    "x" * 100_000,
+    "nul\x00",
+    "new\nline",
+    "tab\t",
+    "\ud800",
+    None,
+    7,
+    True,
+    b"bytes",
+    ["x"],
+]
+AMOUNTS: list[Any] = [
+    0,
+    0.0,
+    -1,
+    -100,
+    1e-10,
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**30,
+    1e300,
+    3600.0000001,
+    True,
+    "5",
+    None,
+    [],
+    10**400,
+    Decimal("NaN"),
+    Decimal("sNaN"),
+    Decimal("Infinity"),
+]
+BLOCKS: list[Any] = [0, -1, -100, 10**30, 2**63, True, 1.0, "7", None]
+COUNTS: list[Any] = [-1, -100, 10**30, True, 1.5, "2", None]
+STAKES: list[Any] = [-1.0, -100, math.nan, math.inf, 10**30, 1e300, True, "1", None, [], Decimal("sNaN"), 10**400]
+
+
+def miner(hotkey_ss58: Any = "5Miner", address: Any = "192.0.2.1", ip_version: Any = 4, port: Any = 8000) -> Miner:
+    return Miner(address, ip_version, port, hotkey_ss58)
+
+
+@pytest.fixture
+async def ledger() -> AsyncIterator[Allowance]:
+    """A ledger of three blocks with one miner."""
+    clock = int((START + timedelta(seconds=60)).timestamp() * 10**9)
+    async with Allowance.open("sqlite://", validator_ss58="5Validator", clock_ns=lambda: clock) as ledger:
+        await ledger.record_manifests(1, {"5Miner": {"gpu": 2}})
+        for number in (1, 2, 3):
+            await ledger.record_block(number, START + timedelta(seconds=12 * number), [miner()], {"5Validator": 1.0})
+        yield ledger
+
+
+async def refused(ledger: Allowance, call: Callable[[], Awaitable[Any]]) -> AllowanceException:
+    """The error of a refused call, after which the log stands where it stood."""
+    before = await ledger.head()
+    with pytest.raises(AllowanceException) as error:
+        await call()
+    assert await ledger.head() == before
+    return error.value
+
+
+@pytest.mark.parametrize("bad", NAMES, ids=repr)
+async def test_a_name_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Names are 1 to 128 printable characters, wherever one is taken."""
+    keyed: Any = {} if isinstance(bad, list) else {bad: 1}
+    calls: list[Callable[[], Awaitable[Any]]] = [
+        lambda: ledger.find_miners(1.0, bad, 3),
+        lambda: ledger.reserve(bad, "gpu", 1.0, 3),
+        lambda: ledger.reserve("5Miner", bad, 1.0, 3),
+        lambda: ledger.record_block(4, START + timedelta(seconds=48), [miner(hotkey_ss58=bad)], {}),
+    ]
+    if keyed:
+        calls += [
+            lambda: ledger.record_manifests(2, {bad: {"gpu": 1}}),
+            lambda: ledger.record_manifests(2, {"5Miner": keyed}),
+            lambda: ledger.record_block(4, START + timedelta(seconds=48), [], keyed),
+        ]
+    if bad is not None:
+        calls += [
+            lambda: ledger.reserve("5Miner", "gpu", 1.0, 3, job_uuid=bad),
+            lambda: ledger.history(miner_ss58=bad),
+            lambda: ledger.history(executor_class=bad),
+            lambda: ledger.history(job_uuid=bad),
+        ]
+        with pytest.raises(InvalidInput):
+            Allowance.open("sqlite://", validator_ss58=bad)
+    for call in calls:
+        assert isinstance(await refused(ledger, call), InvalidInput)
+    if bad not in (None, "x" * 129):
+        assert isinstance(
+            await refused(ledger, lambda: ledger.reserve("5Miner", "gpu", 1.0, 3, idempotency_key=bad)), InvalidInput
+        )
+
+
+@pytest.mark.parametrize("bad", AMOUNTS, ids=repr)
+async def test_an_amount_that_no_job_may_have_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Amounts are finite numbers of seconds above 0 and up to the longest job."""
+    request = SimpleNamespace(
+        uuid="job", executor_class="gpu", download_time_limit=bad, execution_time_limit=0,
+        upload_time_limit=0, on_trusted_miner=False,
+    )  # fmt: skip
+    for call in (
+        lambda: ledger.find_miners(bad, "gpu", 3),
+        lambda: ledger.reserve("5Miner", "gpu", bad, 3),
+        lambda: Routing(ledger).pick_miner_for_job_request(request),
+    ):
+        error = await refused(ledger, call)
+        assert isinstance(error, InvalidInput)
+        assert isinstance(error, ValueError)
+        if isinstance(bad, int | float) and not isinstance(bad, bool) and 3600 < bad < math.inf:
+            assert str(error) == "Required allowance cannot be greater than 3600.0 seconds"
+
+
+@pytest.mark.parametrize("bad", BLOCKS, ids=repr)
+async def test_a_block_number_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Block numbers are whole, from 1 on."""
+    for call in (
+        lambda: ledger.find_miners(1.0, "gpu", bad),
+        lambda: ledger.reserve("5Miner", "gpu", 1.0, bad),
+        lambda: ledger.record_block(bad, START, [miner()], {}),
+        lambda: ledger.record_manifests(bad, {}, confirm=True),
+    ):
+        assert isinstance(await refused(ledger, call), InvalidInput)
+    if bad is not None:
+        assert isinstance(await refused(ledger, lambda: ledger.history(block=bad)), InvalidInput)
+
+
+@pytest.mark.parametrize("bad", COUNTS, ids=repr)
+async def test_an_executor_count_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Counts are whole, from 0 on, in syncs and in caps."""
+    assert isinstance(await refused(ledger, lambda: ledger.record_manifests(2, {"5Miner": {"gpu": bad}})), InvalidInput)
+    with pytest.raises(InvalidInput):
+        Settings(executors_max_per_class={"gpu": bad})
+
+
+@pytest.mark.parametrize(
+    "bad", [1.5, -1, "-1", "x", "1/0", "nan", "1001", "1e999999999", "1e-999999999", None], ids=repr
+)
+def test_a_multiplier_that_is_none_is_refused(bad: Any) -> None:
+    """Multipliers are exact, from 0 to 1000; a huge exponent is refused before it is written out in digits."""
+    with pytest.raises(InvalidInput):
+        Settings(allowance_multiplier=bad)
+
+
+@pytest.mark.parametrize("bad", STAKES, ids=repr)
+async def test_a_stake_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Stakes are finite numbers from 0 on."""
+    at = START + timedelta(seconds=48)
+    assert isinstance(await refused(ledger, lambda: ledger.record_block(4, at, [], {"5Validator": bad})), InvalidInput)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        miner(ip_version=5), miner(ip_version=True), miner(ip_version="4"), miner(ip_version=4.0),
+        miner(port=-1), miner(port=65_536), miner(port=True), miner(port="80"), miner(address=""),
+        miner(address="x" * 254), miner(address="a\x00"),
+        miner(address=None), miner(hotkey_ss58=["x"]), "5Miner", None, {"hotkey_ss58": "5Miner"},
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_a_miner_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Axons have an address, ip version 4 or 6 and a port."""
+    at = START + timedelta(seconds=48)
+    assert isinstance(await refused(ledger, lambda: ledger.record_block(4, at, [bad], {})), InvalidInput)
+
+
+async def test_a_hotkey_named_twice_is_refused(ledger: Allowance) -> None:
+    """Two miners of one hotkey contradict each other."""
+    at = START + timedelta(seconds=48)
+    error = await refused(ledger, lambda: ledger.record_block(4, at, [miner(), miner(port=9)], {}))
+    assert isinstance(error, InvalidInput)
+    assert error.expected == "each hotkey once"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        START.replace(tzinfo=None),
+        None,
+        "2024-01-01",
+        0,
+        datetime(1969, 1, 1, tzinfo=UTC),
+        datetime(9999, 1, 1, tzinfo=UTC),
+    ],
+    ids=repr,
+)
+async def test_a_time_that_names_no_instant_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Times are aware datetimes that fit 64 bits of nanoseconds."""
+    assert isinstance(await refused(ledger, lambda: ledger.record_block(4, bad, [], {})), InvalidInput)
+    if bad is not None:
+        assert isinstance(await refused(ledger, lambda: ledger.history(reserved_from=bad)), InvalidInput)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2**63, 10**30, 5, 1 << 62])
+async def test_an_id_that_names_nothing_is_not_found(ledger: Allowance, bad: int) -> None:
+    """Whole numbers that are no id of this ledger are not found."""
+    for call in (lambda: ledger.spend(bad), lambda: ledger.release(bad), lambda: ledger.reservation(bad)):
+        assert isinstance(await refused(ledger, call), ReservationNotFound)
+
+
+@pytest.mark.parametrize("bad", [True, None, "5", 1.0])
+async def test_an_id_that_is_no_number_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Ids are whole numbers."""
+    for call in (lambda: ledger.spend(bad), lambda: ledger.release(bad), lambda: ledger.reservation(bad)):
+        assert isinstance(await refused(ledger, call), InvalidInput)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"limit": 0}, {"limit": True}, {"limit": 10**9}, {"status": "open"}, {"after": "x"}, {"after": "é"},
+        {"after": 5}, {"newest_first": "no"},
+    ],
+)  # fmt: skip
+async def test_a_page_that_cannot_be_is_refused(ledger: Allowance, bad: dict[str, Any]) -> None:
+    """Limits, statuses and cursors are checked."""
+    assert isinstance(await refused(ledger, lambda: ledger.history(**bad)), InvalidInput)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "mysql://x", "sqlite:x", "sqlite://x", "sqlite://a:secret@b/c", "sqlite:////\x00", None, 5, "x" * 10_000],
+)
+def test_a_database_url_that_is_none_is_refused(url: Any) -> None:
+    """The error says which URLs there are, and not who logs in."""
+    with pytest.raises(InvalidInput) as error:
+        Allowance.open(url, validator_ss58="5Validator")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:/app:Secret@h/led", "postgresql:app:Secret", "postgresql//app:Secret@h/led",
+        "host=h PASSWORD='Secret'", "host=h password = Secret", "Postgresql://app:Secret@h/led",
+        "postgresql+asyncpg://h/led?passwd=Secret",
+        "app:Secret@h/led", b"postgresql://app:Secret@h/led", "sqlite:///x?password@Secret\0",
+        "sqlite:///x?password=Secret\0", "sqlite://app:Secret@h",
+    ],
+)  # fmt: skip
+def test_a_mistyped_database_url_shows_no_password(url: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """However it is mistyped, and wherever on the command line it stands."""
+    with pytest.raises(InvalidInput) as error:
+        Allowance.open(url, validator_ss58="5Validator")
+    assert "Secret" not in str(error.value) + repr(error.value) + str(error.value.value)
+    if isinstance(url, str) and "\0" not in url:
+        for arguments in (["verify", url], ["verify", url, "--json"], ["health", "--databse", url], ["health", url]):
+            assert cli(arguments) != 0
+            assert "Secret" not in "".join(capsys.readouterr())
+
+
+async def test_subclasses_of_str_are_taken_at_their_value(ledger: Allowance) -> None:
+    """An enum of classes and a uuid object do as their plain values do."""
+
+    class Classes(StrEnum):
+        GPU = "gpu"
+
+    class Old(str):
+        def __str__(self) -> str:
+            return "something else"
+
+    job = UUID("12345678-1234-5678-1234-567812345678")
+    request = SimpleNamespace(
+        uuid=job, executor_class=Classes.GPU, download_time_limit=1, execution_time_limit=1,
+        upload_time_limit=1, on_trusted_miner=False,
+    )  # fmt: skip
+    route = await Routing(ledger).pick_miner_for_job_request(request)
+    assert (await ledger.reservation_for_job(str(job))).reservation_id == route.allowance_reservation_id
+    assert [each.hotkey_ss58 for each in await ledger.find_miners(1.0, Old("gpu"), 3)] == ["5Miner"]
+
+
+async def test_subclasses_of_int_are_taken_at_their_value(ledger: Allowance) -> None:
+    """Miners come back as plain values, whatever they were given as."""
+
+    class Version(IntEnum):
+        IPV4 = 4
+
+    at = START + timedelta(seconds=48)
+    await ledger.record_block(4, at, [miner(ip_version=Version.IPV4, port=Version.IPV4)], {"5Validator": 1.0})
+    (recorded,) = await ledger.miners()
+    assert (type(recorded.ip_version), type(recorded.port)) == (int, int)
+
+
+@pytest.mark.parametrize("context", [Context(prec=3), Context(traps=[Inexact])], ids=["rounds", "raises"])
+async def test_the_callers_decimal_context_changes_no_amount(ledger: Allowance, context: Context) -> None:
+    """An amount is what it is, whatever precision and traps the calling code works with.
+
+    Catches: scaling in the thread's own context, which rounded 1.23456789 s to three digits.
+    """
+    with localcontext(context):
+        reservation = await ledger.reserve("5Miner", "gpu", 1.23456789, 3)
+    assert reservation.allowance_seconds == 1.23456789
+
+
+async def test_a_long_decimal_is_rounded_once(ledger: Allowance) -> None:
+    """Just above half a nanosecond is up; rounding to 28 digits first would make it half, and half-even down."""
+    amount: Any = Decimal("1.2345678905" + "0" * 30 + "1")
+    reservation = await ledger.reserve("5Miner", "gpu", amount, 3)
+    assert reservation.allowance_seconds == 1.234567891
+
+
+async def test_a_confirmation_that_is_no_flag_is_refused(ledger: Allowance) -> None:
+    """`confirm="no"` confirms nothing."""
+    confirm: Any = "no"
+    at = START + timedelta(days=100)
+    error = await refused(ledger, lambda: ledger.record_block(200_000, at, [], {}, confirm=confirm))
+    assert isinstance(error, InvalidInput)
+
+
+@pytest.mark.parametrize("bad", ["false", "no", [0], 1.0], ids=repr)
+async def test_a_trusted_flag_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
+    """A text such as "false" sends no job past the ledger to the trusted miner."""
+    request = SimpleNamespace(
+        uuid="job", executor_class="gpu", download_time_limit=1, execution_time_limit=1,
+        upload_time_limit=1, on_trusted_miner=bad,
+    )  # fmt: skip
+    error = await refused(ledger, lambda: Routing(ledger).pick_miner_for_job_request(request))
+    assert isinstance(error, InvalidInput)
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ({"clock_ns": time.time}, "clock_ns"),
+        ({"clock_ns": lambda: "now"}, "clock_ns"),
+        ({"clock_ns": lambda: -5}, "clock_ns"),
+        ({"clock_ns": lambda: 2**64}, "clock_ns"),
+        ({"clock_ns": 5}, "clock_ns"),
+        ({"read_only": "no"}, "read_only"),
+        ({"settings": {}}, "settings"),
+    ],
+)
+def test_a_ledger_that_cannot_be_opened_so_is_refused(bad: dict[str, Any], field: str) -> None:
+    """A clock in seconds above all: it is refused where it is given, not where its first time is stored."""
+    with pytest.raises(InvalidInput) as refused:
+        Allowance.open("sqlite://", validator_ss58="5Validator", **bad)
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("bad", [None, 5, [5], "abc", [None], [{}]], ids=repr)
+async def test_facts_that_are_none_are_refused(ledger: Allowance, bad: Any) -> None:
+    """What is no fact is named, and nothing is recorded."""
+    with pytest.raises(InvalidInput, match=r"^facts: .*BlockFact"):
+        await ledger.record_facts(bad)
+
+
+async def test_what_stands_for_a_ledger_or_a_bookkeeper_must_be_one(ledger: Allowance) -> None:
+    """A router on nothing is refused when it is made; a router of the other kind of call says which one it takes."""
+    not_one: Any
+    for not_one in (None, 5, "ledger"):
+        with pytest.raises(InvalidInput, match=r"^book: .*an Allowance"):
+            Routing(not_one)
+    other: Any = ledger
+    with pytest.raises(InvalidInput, match=r"^book: .*routing\.sync"):
+        routing.sync.Routing(other)
+    not_one = 5
+    with pytest.raises(InvalidInput, match=r"^keeper: .*Bookkeeper"):
+        await ledger.receipts(not_one)
+
+
+@pytest.mark.parametrize("bad", [None, 5, "", b"", io.StringIO()], ids=repr)
+async def test_an_export_goes_to_a_path_or_a_stream_of_bytes(ledger: Allowance, bad: Any) -> None:
+    """Told before anything is read, and not as if the database were to blame."""
+    with pytest.raises(InvalidInput, match=r"^target: .*stream of bytes"):
+        await ledger.export(bad)
+
+
+@pytest.mark.parametrize("bad", [None, 5, [5], ["1:ab"]], ids=repr)
+async def test_heads_that_are_none_are_refused(ledger: Allowance, bad: Any) -> None:
+    """Whatever stands for them."""
+    with pytest.raises(InvalidInput, match=r"^heads: .*Head"):
+        await ledger.verify(bad)
+
+
+def test_a_miner_to_send_jobs_to_must_be_one(ledger: Allowance) -> None:
+    """A debug or trusted miner is a `Miner`: jobs go there unchecked."""
+    text: Any = "5Debug"
+    with pytest.raises(InvalidInput):
+        Routing(ledger, debug_miner=text)
+    with pytest.raises(InvalidInput):
+        Routing(ledger, trusted_miner=text)
+
+
+async def test_a_request_without_a_field_is_refused(ledger: Allowance) -> None:
+    """The error names the attribute that is missing."""
+    error = await refused(ledger, lambda: Routing(ledger).pick_miner_for_job_request(SimpleNamespace(uuid="x")))
+    assert isinstance(error, InvalidInput)
+    assert "executor_class" in error.expected

@@ -1,0 +1,167 @@
+"""Configuration from the environment: every variable is read, and a wrong one is refused by name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from ledger import Miner, Settings
+from ledger.errors import InvalidInput
+from routing import TRUSTED_MINER_FAKE_KEY, NotEnoughAllowanceException, allowance, configure, reset, routing
+from routing.cli.connection import ledger_of
+from routing.service.config import configuration_from_environment
+from tests.support.small import job
+
+RIGHT: dict[str, tuple[str, Any]] = {
+    "ALLOWANCE_BLOCK_EXPIRY_BLOCKS": ("10", 10),
+    "ALLOWANCE_RESERVATION_MARGIN_SECONDS": ("1.5", 1.5),
+    "ALLOWANCE_LONGEST_JOB_SECONDS": ("60", 60.0),
+    "ALLOWANCE_LONG_BLOCK_SECONDS": ("13", 13.0),
+    "ALLOWANCE_LONG_BLOCK_COUNTS_AS_SECONDS": ("11", 11.0),
+    "ALLOWANCE_ALLOWANCE_MULTIPLIER": ("1.5", Fraction(3, 2)),
+    "ALLOWANCE_EXECUTORS_MAX_PER_CLASS": ('{"gpu": 2}', {"gpu": 2}),
+    "ALLOWANCE_VALIDATION_LEEWAY_LOWER_BLOCKS": ("3", 3),
+    "ALLOWANCE_VALIDATION_LEEWAY_UPPER_BLOCKS": ("4", 4),
+    "ALLOWANCE_RESPECT_EXECUTOR_COUNT": ("false", False),
+    "ALLOWANCE_NEWEST_BLOCK_MAX_AGE_SECONDS": ("300", 300.0),
+}
+
+
+def test_nothing_set_means_the_recorded_settings_and_a_file_of_the_user() -> None:
+    """Without settings in the environment the ledger's own apply; the database is a file in the data directory."""
+    configuration = configuration_from_environment({"XDG_DATA_HOME": "/data"})
+    assert configuration.settings is None
+    assert configuration.database_url == "sqlite:////data/allowance-ledger/allowance.db"
+    assert configuration.debug_miner is None
+    assert configuration.trusted_miner.hotkey_ss58 == TRUSTED_MINER_FAKE_KEY == "0" * 48
+
+
+def test_every_field_of_settings_has_a_variable() -> None:
+    """No setting is left out of the environment."""
+    assert {f"ALLOWANCE_{field.name.upper()}" for field in fields(Settings)} == set(RIGHT)
+
+
+@pytest.mark.parametrize("variable", sorted(RIGHT))
+def test_each_variable_sets_its_field(variable: str) -> None:
+    """A variable sets its field and leaves the others at their defaults."""
+    text, value = RIGHT[variable]
+    settings = configuration_from_environment({variable: text}).settings
+    field = variable.removeprefix("ALLOWANCE_").lower()
+    assert settings is not None
+    assert getattr(settings, field) == value
+    assert settings == Settings(**{field: value})
+
+
+@pytest.mark.parametrize("variable", sorted(RIGHT))
+@pytest.mark.parametrize("text", ["x", "-1", "nan", "1e999", "[1]", "9" * 400, "[" * 100_000])
+def test_a_wrong_value_is_refused_by_the_name_of_its_variable(variable: str, text: str) -> None:
+    """The error names the variable and says what would be right."""
+    with pytest.raises(InvalidInput) as refused:
+        configuration_from_environment({variable: text})
+    assert refused.value.field == variable
+    assert refused.value.expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("ALLOWANCE_BLOCK_EXPIRY_BLOCKS", "99999999999", "an integer from 0 to 1000000000"),
+        ("ALLOWANCE_LONGEST_JOB_SECONDS", "9e9", "a finite number from 0 to 8.64e+06"),
+        ("ALLOWANCE_LONG_BLOCK_SECONDS", "3601", "a finite number from 0 to 3600"),
+        ("ALLOWANCE_ALLOWANCE_MULTIPLIER", "1001", "a decimal or a fraction such as 1.5 or 3/2, from 0 to 1000"),
+        ("ALLOWANCE_EXECUTORS_MAX_PER_CLASS", '{"gpu": 9999999999}', "['gpu'] an integer from 0 to 1000000000"),
+        ("ALLOWANCE_EXECUTORS_MAX_PER_CLASS", '{"gpu": 2, "cpu": 1, "gpu": 3}', "each name once"),
+        ("ALLOWANCE_EXECUTORS_MAX_PER_CLASS", "[1]", "a JSON object such as"),
+    ],
+)
+def test_a_value_out_of_range_is_told_its_range(variable: str, text: str, expected: str) -> None:
+    """What would be right is said up to its upper limit; a name that stands twice has no one value.
+
+    Catches: "0 or more" as the answer to a number that is too large, and a cap silently replaced by a later one.
+    """
+    with pytest.raises(InvalidInput) as refused:
+        configuration_from_environment({variable: text})
+    assert refused.value.field == variable
+    assert expected in refused.value.expected
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "80 80", "８０"])
+def test_a_wrong_port_is_refused_by_name(port: str) -> None:
+    """Ports of the debug and the trusted miner are whole numbers up to 65535."""
+    with pytest.raises(InvalidInput) as refused:
+        configuration_from_environment({"DEBUG_MINER_KEY": "5Debug", "DEBUG_MINER_PORT": port})
+    assert refused.value.field == "DEBUG_MINER_PORT"
+    with pytest.raises(InvalidInput) as refused:
+        configuration_from_environment({"TRUSTED_MINER_PORT": port})
+    assert refused.value.field == "TRUSTED_MINER_PORT"
+
+
+def test_debug_and_trusted_miners_come_from_the_environment() -> None:
+    """Key, address and port; the ip version follows from the address."""
+    configuration = configuration_from_environment(
+        {
+            "DEBUG_MINER_KEY": "5Debug",
+            "DEBUG_MINER_ADDRESS": "::1",
+            "DEBUG_MINER_PORT": "9",
+            "TRUSTED_MINER_ADDRESS": "192.0.2.9",
+            "TRUSTED_MINER_PORT": "10",
+        }
+    )
+    assert configuration.debug_miner == Miner("::1", 6, 9, "5Debug")
+    assert configuration.trusted_miner == Miner("192.0.2.9", 4, 10, TRUSTED_MINER_FAKE_KEY)
+
+
+@pytest.mark.parametrize(
+    ("variable", "wrong"),
+    [("ALLOWANCE_DATABASE_URL", "mysql://somebody:secret@host/db"), ("ALLOWANCE_VALIDATOR_SS58", "two\nlines")],
+)
+def test_a_wrong_ledger_is_refused_by_the_name_of_its_variable(
+    variable: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the ledger is, and whose, are refused by the variable too, in the library and on the command line."""
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Validator")
+    monkeypatch.setenv(variable, wrong)
+    reset()
+    for refuse in (allowance, lambda: ledger_of(argparse.Namespace(database=None, validator=None))):
+        with pytest.raises(InvalidInput) as refused:
+            refuse()
+        assert refused.value.field == variable
+        assert str(refused.value).startswith(f"{variable}: '")
+        assert "secret" not in str(refused.value)
+
+
+def test_a_wrong_ledger_given_otherwise_goes_by_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option is called by its own name, and what code configures by its parameter's."""
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Validator")
+    with pytest.raises(InvalidInput) as refused:
+        ledger_of(argparse.Namespace(database="x", validator=None))
+    assert refused.value.field == "--database"
+    reset()
+    configure(database_url="x")
+    try:
+        with pytest.raises(InvalidInput) as refused:
+            allowance()
+        assert refused.value.field == "database_url"
+    finally:
+        reset()
+
+
+async def test_none_in_code_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that asks for no debug miner gets none, though the environment names one.
+
+    Catches: `configure(debug_miner=None)` taken for left out, and every job sent unchecked to the debug miner.
+    """
+    monkeypatch.setenv("DEBUG_MINER_KEY", "5Debug")
+    reset()
+    configure(debug_miner=None, database_url="sqlite://", validator_ss58="5Validator")
+    try:
+        with pytest.raises(NotEnoughAllowanceException):
+            await routing().pick_miner_for_job_request(job("one"))
+    finally:
+        await allowance().close()
+        reset()

@@ -1,0 +1,519 @@
+"""What a ledger answered once it answers for good; and why a job went where it went can be told from the log alone.
+
+`PAST_SEED` and `PAST_STORIES` set which random stories are told, and how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from projections import Availability
+from routing import (
+    Allowance,
+    AllowanceException,
+    Explanation,
+    InvalidInput,
+    JobRoutingException,
+    PositionOutOfRange,
+    ReservationNotFound,
+    Routing,
+    Settings,
+)
+from routing.pick import Pick
+from tests.support.engines import ENGINES, new_database
+from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_ledger
+from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, events_of, project, told, utc
+
+pytestmark = pytest.mark.sqlalchemy
+
+FIRST_SEED = int(os.environ.get("PAST_SEED", "1"))
+SEEDS = range(FIRST_SEED, FIRST_SEED + int(os.environ.get("PAST_STORIES", "3")))
+EVERYTHING_S = 1e-9
+
+
+@pytest.fixture(params=ENGINES)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return new_database(request.param, tmp_path)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return new_database("sqlite", tmp_path)
+
+
+# As of a moment
+
+
+class Named(NamedTuple):
+    """The latest reservations and jobs, to be asked for by name."""
+
+    reservations: tuple[int, ...]
+    jobs: tuple[str, ...]
+
+
+def latest(story: Story) -> Named:
+    numbers = range(max(1, story.jobs - 4), story.jobs + 1)
+    return Named(tuple(story.made[-8:]), tuple(f"job-{number}" for number in numbers))
+
+
+async def answers(ledger: Any, named: Named) -> dict[str, Any]:
+    """Everything that can be asked of a ledger, refusals included."""
+
+    async def or_refusal(question: Awaitable[Any]) -> Any:
+        try:
+            return await question
+        except (AllowanceException, JobRoutingException) as refusal:
+            return type(refusal).__name__, refusal.to_dict()
+
+    newest = await ledger.current_block()
+    found = {
+        "block": newest,
+        "miners": await ledger.miners(),
+        "manifests": await ledger.manifests(),
+        "settings": await ledger.settings(),
+        "head": await ledger.head(),
+        "overview": await ledger.overview(),
+        "why": await ledger.why(MINERS[0], CLASSES[0]),
+        "history": await ledger.history(limit=7),
+        "reserved": await ledger.history(status="reserved"),
+        "expired": await ledger.history(status="expired", newest_first=False, limit=5),
+    }
+    for executor_class in CLASSES:
+        found[executor_class] = await or_refusal(ledger.find_miners(EVERYTHING_S, executor_class, newest or 1))
+    for reservation_id in named.reservations:
+        found[f"reservation {reservation_id}"] = await or_refusal(ledger.reservation(reservation_id))
+    for job_uuid in named.jobs:
+        found[job_uuid] = await or_refusal(ledger.reservation_for_job(job_uuid))
+    return found
+
+
+class Moment(NamedTuple):
+    """What a ledger answered once, and what it was asked."""
+
+    position: int
+    at_ns: int
+    named: Named
+    answers: dict[str, Any]
+
+
+class Moments:
+    """What a ledger answered after each step of its story: by position, and by the clock."""
+
+    def __init__(self, story: Story) -> None:
+        self.story = story
+        self.by_position: dict[int, Moment] = {}
+        self.by_time: list[Moment] = []
+
+    async def record(self) -> None:
+        """Asks with the clock at the last event's time, and sometimes with the clock as it is."""
+        story, clock = self.story, self.story.clock
+        head = await story.ledger.head()
+        now_ns = clock.now_ns
+        clock.now_ns = head.recorded_at_ns
+        self.by_position[head.position] = await self.moment(head.position)
+        clock.now_ns = max(now_ns, head.recorded_at_ns)
+        if story.draw.random() < 0.3:
+            self.by_time.append(await self.moment(head.position))
+            clock.advance(0.000_001)
+        else:
+            clock.now_ns = now_ns
+
+    async def moment(self, position: int) -> Moment:
+        named = latest(self.story)
+        return Moment(position, self.story.clock.now_ns, named, await answers(self.story.ledger, named))
+
+
+async def a_told_story(ledger: Allowance, clock: Clock, seed: int, steps: int) -> Moments:
+    story = Story(ledger, clock, seed)
+    moments = Moments(story)
+    await story.goes_on(0)
+    for _ in range(steps):
+        await story.goes_on(1)
+        await moments.record()
+    return moments
+
+
+def block_of(row: Any) -> int:
+    """The block that a stored event is about; 0 for none."""
+    said = json.loads(row.payload)
+    return int(said.get("number", 0) if said["type"] == "block-recorded" else said.get("block", 0))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_the_past_answers_as_the_present_did(any_url: str, seed: int) -> None:
+    """By position, by time and by block: every answer is the one that was given then, to the last field."""
+    clock = Clock()
+    with told(seed):
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+            moments = await a_told_story(ledger, clock, seed, steps=40)
+            await project(ledger)
+        async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=True) as ledger:
+            rows = await events_of(ledger)
+            await positions_agree(ledger, moments)
+            assert await times_agree(ledger, moments, rows) >= 5
+            assert await blocks_agree(ledger, moments, rows) >= 5
+
+
+async def agrees(view: Any, moment: Moment) -> None:
+    """The past says what was said then."""
+    said = await answers(view, moment.named)
+    for name, answer in moment.answers.items():
+        assert said[name] == answer, f"{name} at position {moment.position}"
+
+
+async def positions_agree(ledger: Allowance, moments: Moments) -> None:
+    for position, moment in moments.by_position.items():
+        await agrees(ledger.at(position=position), moment)
+
+
+async def times_agree(ledger: Allowance, moments: Moments, rows: list[Any]) -> int:
+    """How many moments could be compared: where the clock went back, later events may bear earlier times."""
+    compared = 0
+    for moment in moments.by_time:
+        if max(row.position for row in rows if row.recorded_at_ns <= moment.at_ns) == moment.position:
+            await agrees(ledger.at(time=utc(moment.at_ns)), moment)
+            compared += 1
+    return compared
+
+
+async def blocks_agree(ledger: Allowance, moments: Moments, rows: list[Any]) -> int:
+    """How many moments could be compared: those right before the first event about a higher block."""
+    compared = 0
+    for block in range(1, max(map(block_of, rows)) + 1):
+        higher = next((row.position for row in rows if block_of(row) > block), len(rows) + 1)
+        if higher - 1 in moments.by_position:
+            await agrees(ledger.at(block=block), moments.by_position[higher - 1])
+            compared += 1
+    return compared
+
+
+async def test_the_clock_of_a_time_is_that_time(url: str) -> None:
+    """What came due between the last event and the time asked for is overdue there, and not before."""
+    clock = Clock(START + timedelta(seconds=200))
+    async with small_ledger(url=url, clock=clock) as ledger:
+        made = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        due_at = made.expires_at
+        position = (await ledger.head()).position
+
+        assert (await ledger.at(position=position).overview()).overdue == 0
+        assert (await ledger.at(time=due_at - timedelta(microseconds=1)).overview()).overdue == 0
+        assert (await ledger.at(time=due_at).overview()).overdue == 1
+        assert (await ledger.at(time=due_at).overview()).at == due_at
+        assert (await ledger.at(time=due_at).reservation(made.reservation_id)).status == "reserved"
+
+
+async def test_a_block_stands_just_before_the_first_event_about_a_higher_one(url: str) -> None:
+    """A sync about a higher block is such an event, too; what comes about lower ones later is not there."""
+    async with small_ledger(url=url, blocks=3) as ledger:
+        await ledger.record_manifests(5, {"5Anna": {GPU: 1}})
+        await record_blocks(ledger, 4, 4, ["5Anna"])
+        assert (await ledger.at(block=3).overview()).newest_block == 3
+        assert (await ledger.at(block=4).overview()).newest_block == 3
+        assert (await ledger.at(block=5).overview()).newest_block == 4
+        assert await ledger.at(block=2).current_block() == 2
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        {"position": 0},
+        {"position": 14},
+        {"block": 12},
+        {"block": 0},
+        {"time": START},
+        {"time": datetime.fromisoformat("1970-01-01T00:00:00Z")},
+    ],
+    ids=str,
+)
+async def test_out_of_range_raises(url: str, moment: dict[str, Any]) -> None:
+    """The log holds positions 1 to 13 and blocks 1 to 11; before its first event there was nothing."""
+    async with small_ledger(url=url) as ledger:
+        assert (await ledger.head()).position == 13
+        view = ledger.at(**moment)
+        for _ in range(2):
+            with pytest.raises(PositionOutOfRange):
+                await view.miners()
+        with pytest.raises(PositionOutOfRange):
+            await view.history()
+
+
+async def test_what_the_ledger_holds_is_said_where_a_block_is_out_of_range(url: str) -> None:
+    """Blocks below the first recorded, above the newest, and any where there is none."""
+    async with small_ledger(url=url) as ledger:
+        with pytest.raises(PositionOutOfRange, match=r"^block 12 is out of range: the last recorded is 11$"):
+            await ledger.at(block=12).miners()
+        with pytest.raises(PositionOutOfRange, match=r"^block 0 is out of range: the first recorded is 1$"):
+            await ledger.at(block=0).miners()
+    async with Allowance.open("sqlite://", validator_ss58="5Empty") as empty:
+        with pytest.raises(PositionOutOfRange, match=r"^block 5 is out of range: nothing is recorded yet$"):
+            await empty.at(block=5).miners()
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        {},
+        {"position": 1, "block": 1},
+        {"position": -1},
+        {"position": "1"},
+        {"position": True},
+        {"block": 1.0},
+        {"time": datetime(2024, 1, 1)},  # noqa: DTZ001
+        {"time": 7},
+    ],
+    ids=str,
+)
+async def test_a_moment_is_named_once_and_well(url: str, moment: dict[str, Any]) -> None:
+    """Malformed moments are refused before anything is read."""
+    async with small_ledger(url=url) as ledger:
+        with pytest.raises(InvalidInput):
+            ledger.at(**moment)
+
+
+async def test_a_view_of_the_past_does_not_move(url: str) -> None:
+    """What happens after it was made, or after it was first asked, does not show in it."""
+    async with small_ledger(url=url) as ledger:
+        position = (await ledger.head()).position
+        asked, unasked = ledger.at(position=position), ledger.at(position=position)
+        before = await asked.find_miners(6.0, GPU, 11)
+        made = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        await ledger.spend(made.reservation_id)
+        await record_blocks(ledger, 12, 13, ["5Anna"])
+        for view in (asked, unasked):
+            assert await view.find_miners(6.0, GPU, 11) == before
+            assert (await view.history()).items == []
+            assert await view.current_block() == 11
+            with pytest.raises(ReservationNotFound):
+                await view.reservation(made.reservation_id)
+        between = ledger.at(position=position + 1)
+        assert (await between.reservation(made.reservation_id)).status == "reserved"
+        assert [each.status for each in (await between.history()).items] == ["reserved"]
+        assert (await between.history(status="spent")).items == []
+
+
+async def test_going_to_a_moment_tells_how_far_it_is(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress ends at the moment."""
+    monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 5)
+    async with small_ledger(url=url) as ledger:
+        told_of: list[tuple[int, int]] = []
+        past = ledger.at(position=12)
+        await past.fold(lambda done, total: told_of.append((done, total)))
+        assert told_of == [(5, 12), (10, 12), (12, 12)]
+        assert (await past.overview()).position == 12
+        by_block: list[tuple[int, int]] = []
+        await ledger.at(block=4).fold(lambda done, total: by_block.append((done, total)))
+        assert by_block == [(5, 13)]
+
+
+# Why this miner
+
+
+class Decision(NamedTuple):
+    """What a router saw right before it claimed: its candidates in order, and what they had."""
+
+    job_uuid: str
+    reservation_id: int
+    miner_ss58: str
+    seen_at_ns: int
+    candidates: list[tuple[str, int, float, float, bool]]
+
+
+class WatchedStory(Story):
+    """A story in which somebody looks over the router's shoulder."""
+
+    def __init__(self, ledger: Allowance, clock: Clock, seed: int) -> None:
+        super().__init__(ledger, clock, seed)
+        self.decisions: list[Decision] = []
+
+    async def a_job(self) -> None:
+        self.jobs += 1
+        number = self.jobs if self.draw.random() < 0.8 else self.draw.randrange(1, self.jobs + 1)
+        amount_s, executor_class = self.draw.choice([1, 5, 40]), self.draw.choice(CLASSES)
+        request = job(f"job-{number}", amount_s, executor_class)
+        pick = Pick(request.uuid, executor_class, amount_s * 10**9)
+
+        def look(state: Availability, now_ns: int) -> list[tuple[str, int, float, float, bool]]:
+            return [
+                (each.hotkey_ss58, each.earliest_block, each.available_ns / 1e9, each.total_ns / 1e9, each.busy)
+                for each in pick.candidates(state, now_ns)
+            ]
+
+        candidates = await self.ledger._query(look)
+        made_before = set(self.made)
+        route = await self.unless_refused(Routing(self.ledger).pick_miner_for_job_request(request))
+        if route is None or route.allowance_reservation_id in made_before:
+            return
+        assert route.allowance_reservation_id is not None
+        self.made.append(route.allowance_reservation_id)
+        self.decisions.append(
+            Decision(
+                request.uuid,
+                route.allowance_reservation_id,
+                route.miner.hotkey_ss58,
+                self.clock.now_ns,
+                candidates,
+            )
+        )
+
+
+def explains(explanation: Explanation, decision: Decision) -> None:
+    """The explanation is the decision as it was watched."""
+    assert explanation.reservation.reservation_id == decision.reservation_id
+    assert explanation.routed
+    assert not explanation.kept
+    assert explanation.decided_at == utc(decision.seen_at_ns)
+    seen = [
+        (each.hotkey_ss58, each.earliest_block, each.available_seconds, each.total_seconds)
+        for each in explanation.candidates
+    ]
+    assert seen == [candidate[:4] for candidate in decision.candidates]
+    place = [candidate[0] for candidate in decision.candidates].index(decision.miner_ss58)
+    verdicts = [each.verdict for each in explanation.candidates]
+    assert all(busy for *_, busy in decision.candidates[:place])
+    assert not decision.candidates[place][-1]
+    assert verdicts == ["busy"] * place + ["claimed"] + ["not reached"] * (len(verdicts) - place - 1)
+    for each in explanation.candidates[:place]:
+        assert each.running >= each.executors
+    claimed = explanation.candidates[place]
+    assert claimed.running < claimed.executors
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_route_is_explained_as_it_was_decided(url: str, seed: int) -> None:
+    """Over random stories with busy miners, expiries by claims, and jobs that were released and routed anew."""
+    clock = Clock()
+    with told(seed):
+        async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+            story = WatchedStory(ledger, clock, seed)
+            await story.goes_on(250)
+            for decision in story.decisions:
+                then = ledger.at(position=decision.reservation_id >> 20)
+                explains(await then.explain(decision.job_uuid), decision)
+            last = {decision.job_uuid: decision for decision in story.decisions}
+            for decision in last.values():
+                explains(await ledger.explain(decision.job_uuid), decision)
+            rows = await events_of(ledger)
+            picked = {decision.reservation_id >> 20 for decision in story.decisions}
+            expired_by_claims = [
+                row
+                for row, after in pairwise(rows)
+                if b'"reservation-expired"' in row.payload and after.position in picked
+            ]
+            assert len(story.decisions) > 30
+            assert len(last) < len(story.decisions)
+            assert expired_by_claims
+            assert any(decision.candidates[0][-1] for decision in story.decisions)
+
+
+async def test_an_expiry_that_stood_before_the_claim_was_seen(url: str) -> None:
+    """The clock goes back after an expiry: the router saw its blocks free, and so does the explanation."""
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_ledger(url=url, clock=clock, offers={"5Anna": 1}) as ledger:
+        await ledger.reserve("5Anna", GPU, 6.0, 11)
+        clock.advance(3600)
+        assert len(await ledger.expire_due()) == 1
+        clock.advance(-3600)
+        route = await Routing(ledger).pick_miner_for_job_request(job("job-1"))
+        assert route.allowance_blocks == [1]
+
+        explanation = await ledger.explain("job-1")
+
+        assert [(each.verdict, each.earliest_block, each.running) for each in explanation.candidates] == [
+            ("claimed", 1, 0)
+        ]
+        assert explanation.position == (await ledger.head()).position - 1
+
+
+async def test_what_was_reserved_by_hand_was_chosen_by_nobody(url: str) -> None:
+    """There is a reservation, and no candidates."""
+    async with small_ledger(url=url) as ledger:
+        made = await ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid="by-hand")
+        explanation = await ledger.explain("by-hand")
+        assert (explanation.routed, explanation.candidates) == (False, [])
+        assert explanation.reservation == made
+
+
+async def test_debug_and_trusted_routes_leave_nothing_to_explain(url: str) -> None:
+    """Neither touches the log."""
+    async with small_ledger(url=url) as ledger:
+        head = await ledger.head()
+        debugging = Routing(ledger, debug_miner=miner("5Debug"))
+        assert (await debugging.pick_miner_for_job_request(job("debug-1"))).miner.hotkey_ss58 == "5Debug"
+        await Routing(ledger).pick_miner_for_job_request(job("trusted-1", trusted=True))
+        assert await ledger.head() == head
+        for uuid in ("debug-1", "trusted-1"):
+            with pytest.raises(ReservationNotFound):
+                await ledger.explain(uuid)
+
+
+async def test_routes_of_racing_processes_are_explained(any_url: str) -> None:
+    """Whoever came before the claimed miner was busy, or came first only after others had moved the log."""
+    clock = Clock(START + timedelta(seconds=12 * 40))
+    settings = Settings(respect_executor_count=True)
+    offers = {f"5Miner{number}": 3 for number in range(6)}
+    async with small_ledger(url=any_url, clock=clock, blocks=40, offers=offers, settings=settings) as ledger:
+        async with (
+            Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as second,
+            Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as third,
+        ):
+            routers = [Routing(each) for each in (ledger, second, third)]
+            jobs = [job(f"job-{number}") for number in range(18)]
+            routes = await asyncio.gather(
+                *(routers[at % 3].pick_miner_for_job_request(each) for at, each in enumerate(jobs))
+            )
+        for request, route in zip(jobs, routes, strict=True):
+            explanation = await ledger.explain(request.uuid)
+            verdicts = [each.verdict for each in explanation.candidates]
+            place = verdicts.index("claimed")
+            assert explanation.candidates[place].hotkey_ss58 == route.miner.hotkey_ss58
+            assert verdicts[place + 1 :] == ["not reached"] * (len(verdicts) - place - 1)
+            assert ("outrun" in verdicts) == explanation.kept
+            for each in explanation.candidates[:place]:
+                assert (each.verdict == "busy") == (each.running >= each.executors)
+
+
+async def test_why_sums_up_an_account(url: str) -> None:
+    """Twelve seconds a block on two executors; what is held, spent and released shows as such, now and then."""
+    async with small_ledger(url=url) as ledger:
+        spent = await ledger.reserve("5Anna", GPU, 24.0, 11)
+        await ledger.spend(spent.reservation_id)
+        released = await ledger.reserve("5Anna", GPU, 12.0, 11)
+        before_release = (await ledger.head()).position
+        await ledger.release(released.reservation_id)
+        held = await ledger.reserve("5Anna", GPU, 30.0, 11)
+
+        usage = await ledger.why("5Anna", GPU)
+        assert (usage.total_seconds, usage.available_seconds, usage.unspent_seconds) == (120.0, 60.0, 96.0)
+        assert [(each.reservation_id, each.status) for each in usage.reservations] == [
+            (spent.reservation_id, "spent"),
+            (held.reservation_id, "reserved"),
+        ]
+        then = await ledger.at(position=before_release).why("5Anna", GPU)
+        assert (then.available_seconds, [each.reservation_id for each in then.reservations]) == (
+            84.0,
+            [spent.reservation_id, released.reservation_id],
+        )
+        nobody = await ledger.why("5Nobody", GPU)
+        assert (nobody.total_seconds, nobody.reservations) == (0.0, [])
+
+
+async def test_an_overview_sums_up_the_ledger(url: str) -> None:
+    """Miners, blocks and syncs are counted; a class adds up its registered miners."""
+    async with small_ledger(url=url) as ledger:
+        await ledger.reserve("5Anna", GPU, 12.0, 11)
+        await record_blocks(ledger, 12, 12, ["5Anna", "5Bert"])
+        overview = await ledger.overview()
+        assert (overview.newest_block, overview.blocks, overview.syncs) == (12, 12, 1)
+        assert (overview.miners, overview.accounts, overview.reserved, overview.overdue) == (2, 3, 1, 0)
+        (totals,) = overview.classes
+        assert (totals.executor_class, totals.miners, totals.executors, totals.reserved) == (GPU, 2, 4, 1)
+        assert (totals.total_seconds, totals.available_seconds, totals.unspent_seconds) == (264.0, 252.0, 264.0)

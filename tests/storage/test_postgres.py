@@ -1,0 +1,774 @@
+"""PostgreSQL as the log's home: what is lost on the way to it and back, and how it is set up."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from ledger import CommitOutcomeUnknown, Head, Lookup, Row, Store, encode_state
+from ledger.store.contract import TransactionConflict
+from ledger.store.postgres import store as postgres
+from ledger.store.postgres.store import PostgresStore
+from routing import AllMinersBusy, Allowance, InvalidInput, OutcomeUnknown, Routing, StorageUnavailable
+from tests.support.logs import VALIDATOR, all_rows, append, head_at, opened, row_after, rows_after
+from tests.support.servers import PostgresServer, connected
+from tests.support.small import GPU, START, Clock, job, small_ledger
+from tests.support.small import VALIDATOR as OWNER
+from tests.support.wire import Fate, Wire, wired
+
+pytestmark = pytest.mark.sqlalchemy
+
+T = TypeVar("T")
+
+COMMIT = b"COMMIT\x00"
+HOWS = ["compare_and_append", "transaction"]
+OWN_BACKENDS = "datname = current_database() AND application_name = 'allowance-ledger'"
+
+
+@pytest_asyncio.fixture
+async def store(postgres_url: str) -> AsyncIterator[PostgresStore]:
+    async with opened(postgres_url) as store:
+        assert isinstance(store, PostgresStore)
+        yield store
+
+
+@pytest_asyncio.fixture
+async def wire(server: PostgresServer, postgres_url: str) -> AsyncIterator[Wire]:
+    async with wired(server, urlsplit(postgres_url).path[1:]) as wire:
+        yield wire
+
+
+async def append_by(how: str, store: Store, head: Head, rows: list[Row]) -> bool:
+    if how == "compare_and_append":
+        return await store.compare_and_append(head, rows)
+    await append(store, rows)
+    return True
+
+
+def mark_of(how: str, row: Row) -> bytes:
+    """What the request holds that makes the append durable."""
+    return row.payload if how == "compare_and_append" else COMMIT
+
+
+async def fetch(url: str, query: str) -> list[Any]:
+    async with connected(url) as other:
+        return [tuple(row) for row in await other.fetch(query)]
+
+
+async def until(url: str, condition: str) -> None:
+    """Asks the server until a condition holds."""
+    async with connected(url) as other:
+        while not await other.fetchval(f"SELECT {condition}"):
+            pass
+
+
+async def terminate_backends(url: str) -> None:
+    """Ends every connection that a ledger has to the database."""
+    await fetch(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OWN_BACKENDS}")
+    await until(url, f"NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE {OWN_BACKENDS})")
+
+
+# Lost on the way
+
+
+@pytest.mark.parametrize("fate", ["request lost", "answer lost"])
+@pytest.mark.parametrize("how", HOWS)
+async def test_a_lost_commit_is_uncertain_until_the_log_is_read(wire: Wire, how: str, fate: Fate) -> None:
+    """The store says that it does not know; read again, on a new connection, the log has all of the rows or none."""
+    async with opened(wire.url) as store:
+        head = await append(store, [row_after(Head())])
+        rows = [row_after(head, version=2, payload=b"marked")]
+        rows.append(row_after(head_at(rows[0]), version=3))
+        wire.cut(mark_of(how, rows[0]), fate)
+        with pytest.raises(CommitOutcomeUnknown):
+            await append_by(how, store, head, rows)
+        done = rows if fate == "answer lost" else []
+        assert await store.read(1) == done
+        await append(store, [row_after(await store.head(), version=2 + len(done))])
+
+
+async def test_an_append_that_arrives_too_late_is_shut_out(wire: Wire) -> None:
+    """What was read to be not in the log never comes into it, even if the lost request reaches the server after."""
+    async with opened(wire.url) as store:
+        head = await append(store, [row_after(Head())])
+        late = row_after(head, version=2, payload=b"marked")
+        wire.cut(b"marked", "request late")
+        with pytest.raises(CommitOutcomeUnknown):
+            await store.compare_and_append(head, [late])
+        assert await store.read(1) == []
+        assert b"INSERT 0 0" in await wire.deliver()
+        assert await store.read(1) == []
+        assert await store.compare_and_append(head, [late])
+
+
+async def test_reading_waits_for_a_commit_that_may_still_arrive(wire: Wire, postgres_url: str) -> None:
+    """While a lost COMMIT holds the head, nobody can say what became of it; once it is done, the log tells."""
+    async with opened(wire.url) as store:
+        head = await append(store, [row_after(Head())])
+        late = row_after(head, version=2)
+        wire.cut(COMMIT, "request late")
+        with pytest.raises(CommitOutcomeUnknown):
+            await append(store, [late])
+        reading = asyncio.create_task(store.read(1))
+        await until(postgres_url, "EXISTS (SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock')")
+        assert not reading.done()
+        await wire.deliver()
+        assert await reading == [late]
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_a_request_lost_before_the_commit_did_nothing(wire: Wire, postgres_url: str, how: str) -> None:
+    """Where the connection is lost on the way to the lock or to the insert, it is known that nothing was done."""
+    async with opened(wire.url) as store:
+        head = await append(store, [row_after(Head())])
+        row = row_after(head, version=2, payload=b"marked")
+        if how == "transaction":
+            wire.cut(b"marked", "answer lost")
+            with pytest.raises(StorageUnavailable):
+                await append(store, [row])
+        else:
+            wire.unreachable = True
+            await terminate_backends(postgres_url)
+            with pytest.raises(StorageUnavailable):
+                await store.compare_and_append(head, [row])
+            wire.unreachable = False
+        assert await store.head() == head
+        assert await store.compare_and_append(head, [row])
+
+
+@pytest.mark.parametrize("mark", [b"BEGIN", b"\x00\x00\x00\x01"], ids=["begin", "lock"])
+async def test_a_transaction_begins_anew_where_its_connection_was_lost(wire: Wire, mark: bytes) -> None:
+    """Until the lock is held nothing was said to the caller: a new connection is made, and the lock taken on it."""
+    async with opened(wire.url) as store:
+        head = await append(store, [row_after(Head())])
+        wire.cut(mark, "answer lost")
+        await append(store, [row_after(head, version=2)])
+        assert len(await all_rows(store)) == 2
+
+
+@pytest.mark.parametrize("fate", ["request lost", "answer lost"])
+async def test_a_claim_whose_answer_was_lost_is_made_once_and_told(wire: Wire, fate: Fate) -> None:
+    """The caller gets its reservation where the log has it, else hears that nothing was done; never a second one."""
+    async with small_ledger(url=wire.url, offers={"5Anna": 1}) as ledger:
+        await ledger.reserve("5Anna", GPU, 6.0, 11)
+        wire.cut(b"allowance-reserved", fate)
+        if fate == "answer lost":
+            held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+            assert await ledger.reservation(held.reservation_id) == held
+        else:
+            with pytest.raises(StorageUnavailable):
+                await ledger.reserve("5Anna", GPU, 6.0, 11)
+            held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert held.blocks == [2]
+        assert [each.blocks for each in (await ledger.history()).items] == [[2], [1]]
+
+
+@pytest.mark.parametrize("fate", ["request lost", "answer lost"])
+async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(wire: Wire, fate: Fate) -> None:
+    """With the server out of reach the error carries a key; with it back, the same call does it once."""
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_ledger(url=wire.url, offers={"5Anna": 1}, clock=clock) as ledger:
+
+        async def outcome(call: Callable[[str | None], Awaitable[T]], mark: bytes) -> T:
+            wire.cut(mark, fate)
+            wire.unreachable = True
+            with pytest.raises(OutcomeUnknown) as unknown:
+                await call(None)
+            with pytest.raises(StorageUnavailable):
+                await ledger.current_block()
+            wire.unreachable = False
+            first = await call(unknown.value.idempotency_key)
+            assert await call(unknown.value.idempotency_key) == first
+            return first
+
+        await ledger.reserve("5Anna", GPU, 6.0, 11)
+        held = await outcome(
+            lambda key: ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key=key), mark=b"allowance-reserved"
+        )
+        assert held.blocks == [2]
+        await outcome(lambda key: ledger.spend(held.reservation_id, idempotency_key=key), mark=b"reservation-spent")
+        created_at = START + timedelta(seconds=144)
+        await outcome(lambda key: ledger.record_block(12, created_at, [], {}, idempotency_key=key), mark=COMMIT)
+        await outcome(lambda key: ledger.record_manifests(12, {}, confirm=True, idempotency_key=key), mark=COMMIT)
+        clock.advance(1000)
+        swept = await outcome(lambda key: ledger.expire_due(idempotency_key=key), mark=b"reservation-expired")
+        assert [each.blocks for each in swept] == [[1]]
+        assert [each.status for each in (await ledger.history()).items] == ["spent", "expired"]
+
+
+# Killed
+
+
+async def test_killed_backends_are_replaced(store: PostgresStore, postgres_url: str) -> None:
+    """Between calls, every connection is killed: each kind of call makes a new one and does its work."""
+    rows = rows_after(Head(), 6)
+    head = await append(store, rows[:2])
+    await terminate_backends(postgres_url)
+    assert await store.head() == head
+    await terminate_backends(postgres_url)
+    assert await store.read(0) == rows[:2]
+    await terminate_backends(postgres_url)
+    lookup = Lookup()
+    lookup.positions.add(1)
+    assert (await store.find(lookup)).rows == {1: rows[0]}
+    await terminate_backends(postgres_url)
+    assert await append(store, rows[2:4]) == head_at(rows[3])
+    await terminate_backends(postgres_url)
+    assert await store.compare_and_append(head_at(rows[3]), rows[4:])
+    for _ in range(2):
+        async with store.write_read_models() as transaction:
+            await transaction.query("SELECT 1")
+        async with store.read_connection() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+        await terminate_backends(postgres_url)
+    assert await store.read(0) == rows
+
+
+async def test_a_backend_killed_inside_a_transaction_undoes_it(store: PostgresStore, postgres_url: str) -> None:
+    """Before the commit was sent it is certain that nothing was done."""
+    head = await append(store, [row_after(Head())])
+
+    async def interrupted() -> None:
+        async with store.transaction() as transaction:
+            await terminate_backends(postgres_url)
+            await transaction.append([row_after(head, version=2)])
+
+    with pytest.raises(StorageUnavailable):
+        await interrupted()
+    assert await store.head() == head
+    await append(store, [row_after(head, version=2)])
+
+
+async def test_a_backend_killed_before_the_commit_is_uncertain(store: PostgresStore, postgres_url: str) -> None:
+    """A COMMIT that meets a dead connection may have been heard; the log says that it was not."""
+    head = await append(store, [row_after(Head())])
+
+    async def interrupted() -> None:
+        async with store.transaction() as transaction:
+            await transaction.append([row_after(head, version=2)])
+            await terminate_backends(postgres_url)
+
+    with pytest.raises(CommitOutcomeUnknown):
+        await interrupted()
+    assert await store.read(1) == []
+
+
+async def test_a_ledger_outlives_its_connections(postgres_url: str) -> None:
+    """All of them killed, between any two calls: no caller notices."""
+    async with small_ledger(url=postgres_url) as ledger:
+        await terminate_backends(postgres_url)
+        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        await terminate_backends(postgres_url)
+        assert await ledger.current_block() == 11
+        await terminate_backends(postgres_url)
+        assert (await ledger.history()).items == [held]
+        await terminate_backends(postgres_url)
+        await ledger.spend(held.reservation_id)
+        await terminate_backends(postgres_url)
+        assert (await ledger.reservation(held.reservation_id)).status == "spent"
+
+
+async def test_a_stopped_server_is_unavailable_and_back_when_it_is_back(
+    server: PostgresServer, postgres_url: str
+) -> None:
+    """While it is down, questions and changes are refused in type; started again, the open ledger goes on."""
+    async with small_ledger(url=postgres_url) as ledger:
+        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        server.stop()
+        try:
+            for call in (
+                lambda: ledger.reserve("5Anna", GPU, 6.0, 11),
+                ledger.current_block,
+                lambda: ledger.reservation(held.reservation_id),
+                ledger.history,
+                ledger.health,
+            ):
+                with pytest.raises(StorageUnavailable):
+                    await call()
+            with pytest.raises(StorageUnavailable):
+                async with opened(postgres_url):
+                    pass
+        finally:
+            server.start()
+        assert (await ledger.history()).items == [held]
+        await ledger.spend(held.reservation_id)
+
+
+# Contended
+
+
+async def test_two_ledgers_of_one_database_never_take_one_block_twice(postgres_url: str) -> None:
+    """Two openings stand for two processes: whoever finds the head moved decides again, on what the other appended."""
+    clock = Clock(START + timedelta(seconds=12 * 41))
+    async with (
+        small_ledger(url=postgres_url, offers={"5Anna": 50}, blocks=41, clock=clock) as one,
+        Allowance.open(postgres_url, validator_ss58=OWNER, clock_ns=clock) as two,
+    ):
+        routers = [Routing(one), Routing(two)]
+        barrier = asyncio.Barrier(40)
+
+        async def route(number: int) -> list[int]:
+            await barrier.wait()
+            claimed = await routers[number % 2].pick_miner_for_job_request(job(f"job {number}", 300.0))
+            return claimed.allowance_blocks or []
+
+        taken = [block for blocks in await asyncio.gather(*map(route, range(40))) for block in blocks]
+        assert sorted(taken) == list(range(1, 41))
+        assert await one._query(lambda state, _: encode_state(state)) == await two._query(
+            lambda state, _: encode_state(state)
+        )
+
+
+async def test_one_job_routed_by_two_ledgers_at_once_is_claimed_once(postgres_url: str) -> None:
+    """Both get the same route: the job's uuid is the key, and the database refuses a second attempt."""
+    clock = Clock(START + timedelta(seconds=12 * 11))
+    async with (
+        small_ledger(url=postgres_url, clock=clock) as one,
+        Allowance.open(postgres_url, validator_ss58=OWNER, clock_ns=clock) as two,
+    ):
+        for number in range(10):
+            routes = await asyncio.gather(
+                *(Routing(ledger).pick_miner_for_job_request(job(f"job {number}")) for ledger in (one, two)),
+                return_exceptions=True,
+            )
+            if isinstance(routes[0], AllMinersBusy):
+                assert isinstance(routes[1], AllMinersBusy)
+            else:
+                assert routes[0] == routes[1]
+        items = (await one.history()).items
+        assert len({each.job_uuid for each in items}) == len(items)
+
+
+GIVE_UP = """
+    CREATE SEQUENCE tries;
+    CREATE FUNCTION give_up() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN
+            IF nextval('tries') <= {times} THEN RAISE EXCEPTION 'restart' USING ERRCODE = '{sqlstate}'; END IF;
+            RETURN NULL;
+        END $$;
+    CREATE {trigger} FUNCTION give_up()"""
+AT_INSERT = "TRIGGER give_up BEFORE INSERT ON allowance_events EXECUTE"
+AT_COMMIT = """CONSTRAINT TRIGGER give_up AFTER INSERT ON allowance_events
+               DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE"""
+
+
+@pytest.mark.parametrize("trigger", [AT_INSERT, AT_COMMIT], ids=["insert", "commit"])
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+async def test_an_append_that_the_database_gives_up_for_another_may_be_tried_again(
+    store: PostgresStore, postgres_url: str, sqlstate: str, trigger: str
+) -> None:
+    """Serialisation failures and deadlocks prove that nothing was done: `TransactionConflict`, or False."""
+    head = await append(store, [row_after(Head())])
+    async with connected(postgres_url) as other:
+        await other.execute(GIVE_UP.format(times=2, sqlstate=sqlstate, trigger=trigger))
+    row = row_after(head, version=2)
+    assert not await store.compare_and_append(head, [row])
+    with pytest.raises(TransactionConflict):
+        await append(store, [row])
+    await append(store, [row])
+
+
+async def test_a_ledger_tries_again_what_the_database_gave_up(postgres_url: str) -> None:
+    """Five times given up for others, the claim is made the sixth time, and once."""
+    async with small_ledger(url=postgres_url) as ledger:
+        async with connected(postgres_url) as other:
+            await other.execute(GIVE_UP.format(times=5, sqlstate="40001", trigger=AT_INSERT))
+        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert (await ledger.history()).items == [held]
+
+
+# Statements
+
+
+async def test_an_append_that_meets_no_other_is_one_round_trip(wire: Wire) -> None:
+    """One statement, and no transaction around it; the lock costs a BEGIN, a SELECT and a COMMIT more."""
+    async with opened(wire.url) as store:
+        head = await append(store, rows_after(Head(), 2))
+        wire.requests.clear()
+        assert await store.compare_and_append(head, rows_after(head, 300, version=3))
+        assert len(wire.requests) == 1
+        head = await store.head()
+        wire.requests.clear()
+        await append(store, rows_after(head, 300, version=303))
+        assert len(wire.requests) == 4
+
+
+async def test_a_claim_that_meets_no_other_is_one_round_trip(wire: Wire) -> None:
+    """A reservation, and a route with its job, go to the server once: nothing is looked up that may not be new."""
+    async with small_ledger(url=wire.url) as ledger:
+        await ledger.reserve("5Anna", GPU, 6.0, 11)
+        for claim in (
+            lambda: ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key="a key"),
+            lambda: Routing(ledger).pick_miner_for_job_request(job("a job")),
+        ):
+            wire.requests.clear()
+            await claim()
+            assert len([request for request in wire.requests if b"allowance-reserved" in request]) == 1
+            assert len(wire.requests) == 1
+
+
+async def test_what_is_known_is_one_round_trip(wire: Wire) -> None:
+    """However many keys, jobs and positions a batch asks about."""
+    async with opened(wire.url) as store:
+        lookup = Lookup()
+        lookup.keys = {f"key {n}" for n in range(100)}
+        lookup.jobs = {f"job {n}" for n in range(100)}
+        lookup.positions = set(range(1, 100))
+        await store.find(lookup)
+        wire.requests.clear()
+        await store.find(lookup)
+        assert len(wire.requests) == 1
+
+
+async def test_no_statement_scans_the_log(postgres_url: str) -> None:
+    """Appends with their checks, reads and look-ups go through indexes: also with plans that were made on an empty log.
+
+    Catches `NOT EXISTS` and plain joins, which the planner turns into scans as long as it believes the log small.
+    """
+
+    async def scans() -> int:
+        await until(postgres_url, f"NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE {OWN_BACKENDS})")
+        ((count,),) = await fetch(
+            postgres_url, "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'allowance_events'"
+        )
+        return int(count)
+
+    async with opened(postgres_url):
+        pass
+    before = await scans()
+    async with opened(postgres_url) as store:
+        head = await store.head()
+        lookup = Lookup()
+        for _ in range(20):
+            rows = rows_after(head, 50, version=head.position + 1)
+            assert await store.compare_and_append(head, rows)
+            head = await append(store, rows_after(head_at(rows[-1]), 50, version=head.position + 51))
+            lookup.keys.add(f"key {head.position}")
+            lookup.jobs.add(f"job {head.position}")
+            lookup.positions.add(head.position)
+            await store.find(lookup)
+            await store.read(head.position - 10)
+    assert await scans() == before
+
+
+# How it is set up
+
+
+async def test_every_session_says_who_it_is_and_does_not_wait_for_ever(store: PostgresStore) -> None:
+    """The name, both timeouts and the isolation, on the log's connections and on SQLAlchemy's; commits are flushed."""
+    expected = {
+        "application_name": "allowance-ledger",
+        "statement_timeout": "30s",
+        "idle_in_transaction_session_timeout": "20s",
+        "default_transaction_isolation": "read committed",
+        "default_transaction_read_only": "off",
+        "synchronous_commit": "on",
+    }
+    for lane in (store._reads, store._writes, store._derived):
+        connection = await lane.connection()
+        assert {name: await connection.fetchval(f"SHOW {name}") for name in expected} == expected
+    async with store.read_connection() as read:
+        shown = {name: (await read.exec_driver_sql(f"SHOW {name}")).scalar_one() for name in expected}
+        assert shown == expected
+
+
+async def test_the_url_sets_a_session_otherwise(postgres_url: str) -> None:
+    """Timeouts and name given in the URL stand."""
+    url = f"{postgres_url}&statement_timeout=7s&idle_in_transaction_session_timeout=5s&application_name=mine"
+    async with opened(url) as store:
+        assert isinstance(store, PostgresStore)
+        connection = await store._reads.connection()
+        names = ("statement_timeout", "idle_in_transaction_session_timeout", "application_name")
+        assert [await connection.fetchval(f"SHOW {name}") for name in names] == ["7s", "5s", "mine"]
+
+
+async def test_reading_only_holds_in_the_session_itself(postgres_url: str) -> None:
+    """Whatever statement a read-only ledger sent, the server would refuse it."""
+    async with opened(postgres_url):
+        pass
+    async with opened(postgres_url, read_only=True) as store:
+        assert isinstance(store, PostgresStore)
+        connection = await store._reads.connection()
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await connection.execute("DELETE FROM allowance_ledgers")
+        with pytest.raises(StorageUnavailable):
+            async with store.write_read_models():
+                pass
+
+
+async def test_a_client_that_hangs_at_the_head_loses_it(postgres_url: str) -> None:
+    """The server ends a transaction that does nothing, so that those in line go on; it commits nothing."""
+    async with (
+        opened(f"{postgres_url}&idle_in_transaction_session_timeout=100ms") as hung,
+        opened(postgres_url) as other,
+    ):
+
+        async def hang() -> None:
+            async with hung.transaction() as transaction:
+                await transaction.append([row_after(Head(), "hung")])
+                await append(other, [row_after(Head(), "other")])
+
+        with pytest.raises(CommitOutcomeUnknown):
+            await hang()
+        assert [row.stream for row in await hung.read(0)] == ["other"]
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_whoever_waits_too_long_hears_that_nothing_was_done(postgres_url: str, how: str) -> None:
+    """The server's own timeout comes before the client's, and is certain."""
+    async with opened(postgres_url) as holder, opened(f"{postgres_url}&statement_timeout=100ms") as waiter:
+        async with holder.transaction():
+            with pytest.raises(StorageUnavailable):
+                await append_by(how, waiter, Head(), [row_after(Head())])
+        assert await waiter.read(0) == []
+        assert await append_by(how, waiter, Head(), [row_after(Head())])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "TRUNCATE allowance_events",
+        "TRUNCATE allowance_ledgers",
+        "INSERT INTO allowance_events SELECT * FROM allowance_events WHERE position = 2"
+        " ON CONFLICT (ledger, position) DO UPDATE SET payload = excluded.hash",
+    ],
+)
+async def test_the_past_is_not_changed_in_postgresqls_own_ways_either(
+    store: PostgresStore, postgres_url: str, statement: str
+) -> None:
+    """No truncation, and no insert that turns into an update."""
+    rows = rows_after(Head(), 3)
+    await append(store, rows)
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="never"):
+        await fetch(postgres_url, statement)
+    assert await store.read(0) == rows
+
+
+async def test_what_is_made_is_opened_without_the_right_to_make(server: PostgresServer, postgres_url: str) -> None:
+    """A user who may only read and write rows opens what somebody else made, a new ledger included."""
+    role = urlsplit(postgres_url).path[1:] + "_clerk"
+    url = postgres_url.replace("postgres@", f"{role}@")
+    async with connected(postgres_url) as other:
+        await other.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        with pytest.raises(StorageUnavailable):
+            async with opened(url):
+                pass
+        async with opened(postgres_url):
+            pass
+        async with connected(postgres_url) as other:
+            await other.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+            await other.execute(f"GRANT USAGE ON SCHEMA public TO {role}")
+        async with opened(url, "another-validator") as store:
+            await append(store, [row_after(Head())])
+    finally:
+        async with connected(postgres_url) as other:
+            await other.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_database_that_knows_no_such_trigger_has_a_ledger_all_the_same(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing rests on a trigger: what speaks PostgreSQL's language but lacks one goes without."""
+    monkeypatch.setattr("ledger.store.tables._POSTGRES_TRIGGERS", ("CREATE TRIGGER this is not to be had",))
+    async with opened(postgres_url) as store:
+        await append(store, [row_after(Head())])
+    assert await fetch(postgres_url, "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal") == []
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://clerk:sec#ret@localhost/db",
+        "postgresql://clerk:secret@localhost:port/db",
+        "postgresql://clerk:secret@localhost/db?sslmode",
+        "postgresql+asyncpg://clerk:secret@localhost/db",
+        "postgresql://clerk:secret@localhost/d\x00b",
+        "mysql://clerk:secret@localhost/db",
+        "mysql://localhost/db?user=clerk&password=secret",
+    ],
+)
+def test_a_refused_url_does_not_show_its_password(url: str) -> None:
+    """Nor is it in what caused the refusal, as a log would show it."""
+    with pytest.raises(InvalidInput) as refused:
+        Allowance.open(url, validator_ss58=VALIDATOR)
+    assert refused.value.field == "database_url"
+    assert "sec" not in repr(refused.value) + str(refused.value.value)
+    assert refused.value.__cause__ is None
+
+
+async def test_a_url_that_only_the_driver_can_refuse_is_refused_at_opening(postgres_url: str) -> None:
+    """A port in the query that is no number."""
+    with pytest.raises(InvalidInput):
+        async with opened(f"{postgres_url}&port=five"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("&keepalives=1", "keepalives"),
+        ("&ssl=true", "ssl"),
+        ("&sslmode=yes", "`sslmode` parameter must be one of"),
+    ],
+)
+async def test_a_parameter_that_cannot_be_is_named(postgres_url: str, parameters: str, expected: str) -> None:
+    """Another try would change nothing: it is no unavailable storage."""
+    with pytest.raises(InvalidInput) as refused:
+        async with opened(postgres_url + parameters):
+            pass
+    assert expected in str(refused.value)
+
+
+async def test_a_database_that_would_refuse_some_names_is_refused(server: PostgresServer) -> None:
+    """One name that its encoding does not have would fail all that are appended with it."""
+    create = "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+    await asyncio.to_thread(server.execute, create)
+    try:
+        with pytest.raises(InvalidInput, match="UTF8, not LATIN1"):
+            async with opened(server.url("latin")):
+                pass
+    finally:
+        await asyncio.to_thread(server.execute, "DROP DATABASE latin")
+
+
+async def test_a_server_that_took_no_writes_is_asked_anew(postgres_url: str) -> None:
+    """After a fail-over, or maintenance, the next change goes on, on another connection.
+
+    Catches a connection that is kept although its server takes no writes: every change would be refused until the
+    process starts anew.
+    """
+    name = (await fetch(postgres_url, "SELECT current_database()"))[0][0]
+    async with opened(postgres_url) as store:
+        head = await append(store, [row_after(Head())])
+        for how in HOWS:
+            row = row_after(head, how)
+            async with connected(postgres_url) as other:
+                await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+                await other.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OWN_BACKENDS}")
+                try:
+                    with suppress(CommitOutcomeUnknown, StorageUnavailable):  # It may find the connection gone.
+                        await append_by(how, store, head, [row])
+                    with pytest.raises(StorageUnavailable, match="read-only"):
+                        await append_by(how, store, head, [row])
+                finally:
+                    await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+            assert await append_by(how, store, head, [row])
+            head = head_at(row)
+    async with connected(postgres_url) as other:
+        await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        try:
+            async with opened(postgres_url) as store:
+                with pytest.raises(StorageUnavailable, match="read-only"):
+                    await store.compare_and_append(head, [row_after(head, "last")])
+                await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+                assert await store.compare_and_append(head, [row_after(head, "last")])
+        finally:
+            await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+
+
+async def test_a_server_that_takes_writes_can_be_asked_for(postgres_url: str) -> None:
+    """Reading only, too: what the session is set to is no property of the server."""
+    for read_only in (False, True):
+        async with opened(f"{postgres_url}&target_session_attrs=read-write", read_only=read_only) as store:
+            assert await store.head() == Head()
+
+
+async def test_an_error_of_a_read_model_is_the_servers_own(postgres_url: str) -> None:
+    """Neither the statement nor a link to a library's manual."""
+    async with opened(postgres_url) as store:
+        with pytest.raises(StorageUnavailable) as unavailable:
+            async with store.read_connection() as connection:
+                await connection.exec_driver_sql("SELECT * FROM no_such_table")
+        assert str(unavailable.value).endswith('relation "no_such_table" does not exist')
+
+
+async def test_both_spellings_of_the_scheme_are_taken(postgres_url: str) -> None:
+    """postgres:// is what some hosts hand out."""
+    async with opened(postgres_url.replace("postgresql://", "postgres://")) as store:
+        assert await store.head() == Head()
+
+
+@pytest.mark.parametrize("change", [("/allowance_", "/no_such_"), ("host=", "host=/nowhere"), ("postgres@", "nobody@")])
+async def test_a_database_that_cannot_be_reached_is_unavailable(postgres_url: str, change: tuple[str, str]) -> None:
+    """No such database, nobody who listens, no such user: one error, whose cause says which."""
+    with pytest.raises(StorageUnavailable) as unavailable:
+        async with opened(postgres_url.replace(*change)):
+            pass
+    assert isinstance(unavailable.value.__cause__, (asyncpg.PostgresError, OSError))
+
+
+def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without asyncpg, SQLite works, and a PostgreSQL URL is refused with the extra's name."""
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    monkeypatch.delitem(sys.modules, "ledger.store.postgres.store")
+    Allowance.open("sqlite://", validator_ss58=VALIDATOR)
+    with pytest.raises(InvalidInput, match=r"allowance-ledger\[postgres\]"):
+        Allowance.open("postgresql://localhost/db", validator_ss58=VALIDATOR)
+
+
+# The whole way
+
+
+async def test_the_public_face_on_postgresql(postgres_url: str) -> None:
+    """Facts, routes, spends, releases, expiries, pages, health, and the same again after a restart of the process."""
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_ledger(url=postgres_url, clock=clock) as ledger:
+        routes = [await Routing(ledger).pick_miner_for_job_request(job(f"job {number}", 12.0)) for number in range(3)]
+        ids = [route.allowance_reservation_id or 0 for route in routes]
+        await ledger.spend(ids[0])
+        await ledger.release(ids[1])
+        clock.advance(1000)
+        assert [each.reservation_id for each in await ledger.expire_due()] == [ids[2]]
+        page = await ledger.history(limit=2)
+        rest = await ledger.history(limit=2, after=page.next)
+        assert [each.status for each in (*page.items, *rest.items)] == ["expired", "released", "spent"]
+        assert [each.reservation_id for each in (await ledger.history(status="spent")).items] == ids[:1]
+        assert (await ledger.reservation_for_job("job 1")).status == "released"
+        assert (await ledger.health()).database == "postgresql"
+        head, state = await ledger.head(), await ledger._query(lambda state, _: encode_state(state))
+    async with Allowance.open(postgres_url, validator_ss58=OWNER, clock_ns=clock) as ledger:
+        assert await ledger.head() == head
+        assert await ledger._query(lambda state, _: encode_state(state)) == state
+        assert [each.status for each in (await ledger.history()).items] == ["expired", "released", "spent"]
+
+
+async def test_who_comes_late_to_make_the_schema_makes_nothing(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Having looked before the schema was there, it takes none of the locks that making the rest of it takes.
+
+    Catches: the deadlock of such a process with the ledgers that are in use by then.
+    """
+    look = postgres._stored_schema_version
+    queries: list[str] = []
+    looks = 0
+
+    async def look_too_early(connection: asyncpg.Connection) -> int | None:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            return await look(connection)
+        connection.add_query_logger(lambda query: queries.append(query.query))
+        return None
+
+    async with opened(postgres_url):
+        pass
+    monkeypatch.setattr(postgres, "_stored_schema_version", look_too_early)
+    async with opened(postgres_url):
+        pass
+    made = [query for query in queries if "CREATE" in query or "ALTER" in query]
+    assert len(made) == 1
+    assert "allowance_schema" in made[0]

@@ -1,0 +1,710 @@
+"""The log's contract, which every storage engine keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from ledger import Head, Lookup, LookupResult, Row, Store
+from ledger.store.contract import PAGE_ROWS
+from routing import Allowance, LedgerNotFound, NewerLedger, ReadOnlyLedger, Routing, StorageUnavailable
+from tests.support.logs import all_rows, append, head_at, opened, row_after, rows_after
+from tests.support.servers import connected
+from tests.support.small import GPU, START, Clock, job, miner, small_ledger
+from tests.support.small import VALIDATOR as OWNER
+
+pytestmark = pytest.mark.sqlalchemy
+
+INTEGRITY_ERRORS = (sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError)
+"""What drivers raise where the database itself refuses a row."""
+
+
+@pytest_asyncio.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with opened(database_url) as store:
+        yield store
+
+
+async def execute(url: str, statement: str) -> None:
+    """Executes a statement past the library."""
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+        try:
+            connection.execute(statement)
+        finally:
+            connection.close()
+    else:
+        async with connected(url) as other:
+            await other.execute(statement)
+
+
+# Appending
+
+
+async def test_a_new_log_stands_before_its_first_row(store: Store) -> None:
+    """Position 0, a hash of zeros; nothing to read and nothing to find."""
+    assert await store.head() == Head(0, bytes(32), 0)
+    assert await store.read(0) == []
+
+
+async def test_a_row_is_read_back_as_it_was_appended(store: Store) -> None:
+    """Every column, byte for byte, the largest integers and a payload that is no text among them."""
+    largest = 2**63 - 1
+    row = row_after(
+        Head(),
+        stream="5Miner\talways_on.gpu-24gb",
+        recorded_at_ns=largest,
+        key="schlüssel 🗝",
+        job_uuid="job",
+        attempt=largest,
+        settles=largest,
+    )
+    assert await append(store, [row]) == await store.head()
+    assert await store.read(0) == [row]
+    assert all(type(value) is type(given) for value, given in zip((await store.read(0))[0], row, strict=True))
+
+
+@pytest.mark.parametrize("key", ["new", "repeated", "repeated with other content"])
+@pytest.mark.parametrize("stream", ["absent", "present"])
+@pytest.mark.parametrize("expected", ["exact", "new", "behind", "ahead"])
+@pytest.mark.parametrize("how", ["compare_and_append", "transaction"])
+async def test_only_the_next_version_of_a_stream_is_appended(
+    store: Store, how: str, expected: str, stream: str, key: str
+) -> None:
+    """The truth table of appends: of all combinations, those at the exact version with a new key; nothing else stays.
+
+    What a repeated key is answered with is the ledger's to say; the log takes no second row of it, whatever is in it.
+    """
+    current = 2 if stream == "present" else 0
+    version = {"exact": current + 1, "new": 1, "behind": current, "ahead": current + 2}[expected]
+    first = row_after(Head(), "present", 1, key="repeated")
+    head = await append(store, [first, row_after(head_at(first), "present", 2)])
+    payload = b"other content" if key == "repeated with other content" else first.payload
+    row = row_after(head, stream, version, key="new" if key == "new" else "repeated", payload=payload)
+    before = await store.read(0)
+    good = version == current + 1 and key == "new"
+
+    if how == "compare_and_append":
+        assert await store.compare_and_append(head, [row]) is good
+    elif good:
+        await append(store, [row])
+    else:
+        with pytest.raises(StorageUnavailable):
+            await append(store, [row])
+    assert await store.read(0) == [*before, *([row] if good else [])]
+
+
+@pytest.mark.parametrize("key", ["new", "repeated"])
+@pytest.mark.parametrize("stream", ["new", "existing"])
+@pytest.mark.parametrize("expected", ["exact", "behind", "ahead"])
+@pytest.mark.parametrize("how", ["compare_and_append", "transaction"])
+async def test_only_rows_that_follow_the_head_and_repeat_no_key_are_appended(
+    store: Store, how: str, expected: str, stream: str, key: str
+) -> None:
+    """Of all combinations, those at the exact head with a new key are appended; of the others nothing stays."""
+    first = row_after(Head(), "existing", 1, key="repeated")
+    second = row_after(head_at(first), "existing", 2)
+    head = await append(store, [first, second])
+    decided_at = {"exact": head, "behind": head_at(first), "ahead": Head(3, bytes(32), head.recorded_at_ns)}[expected]
+    row = row_after(decided_at, stream, 3 if stream == "existing" else 1, key=key)
+    good = expected == "exact" and key == "new"
+
+    if how == "compare_and_append":
+        assert await store.compare_and_append(decided_at, [row]) is good
+    elif good:
+        await append(store, [row])
+    else:
+        with pytest.raises(StorageUnavailable):
+            await append(store, [row])
+
+    stored = [first, second, *([row] if good else [])]
+    assert await store.read(0) == stored
+    assert await store.head() == head_at(stored[-1])
+    await append(store, [row_after(head_at(stored[-1]), "another", 1)])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"position": 5},
+        {"position": 2},
+        {"position": 0},
+        {"version": 5},
+        {"version": 2},
+        {"version": 0},
+        {"stream": "new", "version": 2},
+        {"stream": None},
+        {"payload": None},
+        {"key": "a key"},
+        {"job_uuid": "a job", "attempt": 1},
+        {"settles": 1},
+    ],
+    ids=str,
+)
+async def test_the_database_itself_refuses_what_breaks_an_invariant(store: Store, columns: dict[str, Any]) -> None:
+    """Positions and versions are dense; keys, a job's attempts and settlements are unique. No code checks it first."""
+    first = row_after(Head(), version=1, key="a key", job_uuid="a job", attempt=1)
+    second = row_after(head_at(first), version=2, settles=1)
+    third = row_after(head_at(second), version=3)
+    head = await append(store, [first, second, third])
+    bad = row_after(head, version=4)._replace(**columns)
+
+    with pytest.raises(StorageUnavailable) as refused:
+        await append(store, [bad])
+    assert isinstance(refused.value.__cause__, INTEGRITY_ERRORS)
+    assert not await store.compare_and_append(head, [bad])
+    assert await store.read(0) == [first, second, third]
+    assert await store.head() == head
+
+
+async def test_what_is_absent_may_be_absent_often(store: Store) -> None:
+    """Keys, jobs and settlements are unique where present; another attempt of a job is another reservation."""
+    rows = rows_after(Head(), 3)
+    for attempt in (1, 2):
+        rows.append(row_after(head_at(rows[-1]), version=len(rows) + 1, job_uuid="job", attempt=attempt))
+    await append(store, rows)
+    assert await store.read(0) == rows
+
+
+async def test_of_rows_that_fail_together_none_stays(store: Store) -> None:
+    """An append is atomic: the last row's repeated key undoes the first."""
+    head = await append(store, [row_after(Head(), key="key")])
+    good = row_after(head, "good")
+    bad = row_after(head_at(good), "bad", key="key")
+    assert not await store.compare_and_append(head, [good, bad])
+    with pytest.raises(StorageUnavailable):
+        await append(store, [good, bad])
+    assert len(await all_rows(store)) == 1
+
+
+async def test_an_exception_in_a_transaction_leaves_nothing(store: Store) -> None:
+    """What the block raises comes out as it is; head and rows are as before, and the next transaction goes on."""
+    head = await append(store, rows_after(Head(), 2))
+
+    async def fail() -> None:
+        async with store.transaction() as transaction:
+            await transaction.append([row_after(head, version=3)])
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await fail()
+    assert await store.head() == head
+    assert len(await all_rows(store)) == 2
+    await append(store, [row_after(head, version=3)])
+
+
+async def test_a_transaction_sees_the_log_at_its_head(store: Store) -> None:
+    """Head, pages and what is known agree with what was committed before."""
+    rows = rows_after(Head(), 3)
+    head = await append(store, [rows[0], rows[1], rows[2]])
+    async with store.transaction() as transaction:
+        assert await transaction.head() == head
+        assert await transaction.read(1) == rows[1:]
+        lookup = Lookup()
+        lookup.positions.add(2)
+        assert (await transaction.find(lookup)).rows == {2: rows[1]}
+
+
+# Reading
+
+
+async def test_a_page_is_full_until_the_last(store: Store) -> None:
+    """Pages of `PAGE_ROWS` rows, ascending, without gap or overlap; after the last row, and beyond it, none."""
+    rows = rows_after(Head(), 2 * PAGE_ROWS + 500)
+    await append(store, rows)
+    assert await store.read(0) == rows[:PAGE_ROWS]
+    assert await store.read(PAGE_ROWS) == rows[PAGE_ROWS : 2 * PAGE_ROWS]
+    assert await store.read(2 * PAGE_ROWS) == rows[2 * PAGE_ROWS :]
+    assert await store.read(len(rows) - 1) == rows[-1:]
+    assert await store.read(len(rows)) == []
+    assert await store.read(2**63 - 1) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_find_answers_as_a_scan_of_the_log_would(
+    store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys, jobs' last attempts and positions, with the ends of what was found, stored or not; in several portions."""
+    monkeypatch.setattr("ledger.store.sqlite.store.LOOKUP_VALUES", 2)
+    rng = random.Random(seed)
+    rows = _random_log(rng, 200)
+    await append(store, rows)
+    for _ in range(30):
+        lookup = Lookup()
+        lookup.keys = {f"key {rng.randrange(120)}" for _ in range(rng.randrange(4))}
+        lookup.jobs = {f"job {rng.randrange(40)}" for _ in range(rng.randrange(4))}
+        lookup.positions = {rng.choice([rng.randrange(1, 220), 2**63, 2**100]) for _ in range(rng.randrange(4))}
+        known = await store.find(lookup)
+        expected = _scanned(rows, lookup)
+        assert known.keys == expected.keys
+        assert known.jobs == expected.jobs
+        assert known.rows == expected.rows
+        assert known.settlements == expected.settlements
+
+
+def _random_log(rng: random.Random, count: int) -> list[Row]:
+    rows: list[Row] = []
+    attempts: dict[str, int] = {}
+    open_positions: list[int] = []
+    head = Head()
+    for n in range(count):
+        key = f"key {n}" if rng.random() < 0.5 else None
+        if open_positions and rng.random() < 0.4:
+            ended = open_positions.pop(rng.randrange(len(open_positions)))
+            row = row_after(head, version=n + 1, key=key, settles=ended)
+        else:
+            job = f"job {rng.randrange(30)}" if rng.random() < 0.8 else None
+            if job is not None:
+                attempts[job] = attempts.get(job, 0) + 1
+            row = row_after(head, version=n + 1, key=key, job_uuid=job, attempt=job and attempts[job])
+            open_positions.append(row.position)
+        rows.append(row)
+        head = head_at(row)
+    return rows
+
+
+def _scanned(rows: list[Row], lookup: Lookup) -> LookupResult:
+    known = LookupResult()
+    known.keys = {row.key: row for row in rows if row.key in lookup.keys}
+    known.jobs = {row.job_uuid: row for row in rows if row.job_uuid in lookup.jobs}
+    known.rows = {row.position: row for row in rows if row.position in lookup.positions}
+    begun = {row.position for row in (*known.jobs.values(), *known.rows.values())}
+    known.settlements = {row.settles: row for row in rows if row.settles in begun}
+    return known
+
+
+# More than one
+
+
+async def test_what_one_store_commits_the_other_sees(shared_url: str) -> None:
+    """Head, rows and what is known: at once after the commit, and nothing of it before."""
+    async with opened(shared_url) as one, opened(shared_url) as two:
+        assert one.ledger == two.ledger
+        row = row_after(Head(), key="key")
+        lookup = Lookup()
+        lookup.keys.add("key")
+        async with one.transaction() as transaction:
+            await transaction.append([row])
+            assert await two.head() == Head()
+            assert await two.read(0) == []
+            assert (await two.find(lookup)).keys == {}
+        assert await two.head() == head_at(row)
+        assert await two.read(0) == [row]
+        assert (await two.find(lookup)).keys == {"key": row}
+
+
+async def test_one_transaction_at_a_time(shared_url: str) -> None:
+    """Whoever comes second waits for the first to end, and then sees what it committed."""
+    async with opened(shared_url) as one, opened(shared_url) as two:
+        asked = asyncio.Event()
+        story: list[str] = []
+
+        async def second() -> Head:
+            asked.set()
+            async with two.transaction() as transaction:
+                story.append("second begins")
+                return await transaction.head()
+
+        async with one.transaction() as transaction:
+            waiting = asyncio.create_task(second())
+            await asked.wait()
+            await transaction.append(rows_after(Head(), 2))
+            story.append("first ends")
+        assert (await waiting).position == 2
+        assert story == ["first ends", "second begins"]
+
+
+async def test_who_gives_up_waiting_is_in_nobodys_way(shared_url: str) -> None:
+    """A transaction that is cancelled while it waits for its turn leaves the turn to others."""
+    async with opened(shared_url) as one, opened(shared_url) as two:
+        asked = asyncio.Event()
+
+        async def second() -> None:
+            asked.set()
+            async with two.transaction():
+                raise AssertionError("it was cancelled before its turn")
+
+        async with one.transaction() as transaction:
+            waiting = asyncio.create_task(second())
+            await asked.wait()
+            await two.head()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await transaction.append([row_after(Head())])
+        head = await one.head()
+        await append(two, [row_after(head, version=2)])
+        await append(one, [row_after(await one.head(), version=3)])
+
+
+@pytest.mark.parametrize("how", ["compare_and_append", "transaction"])
+async def test_racing_appends_make_one_dense_chain(shared_url: str, how: str) -> None:
+    """Four stores append at once, each until all of its rows are in: nothing is lost, doubled or out of order."""
+    writers, each = 4, 15
+    barrier = asyncio.Barrier(writers)
+
+    async def write(number: int) -> None:
+        async with opened(shared_url) as store:
+            await barrier.wait()
+            written = 0
+            while written < each:
+                if how == "compare_and_append":
+                    head = await store.head()
+                    row = row_after(head, f"stream {number}", written + 1)
+                    written += await store.compare_and_append(head, [row])
+                else:
+                    async with store.transaction() as transaction:
+                        row = row_after(await transaction.head(), f"stream {number}", written + 1)
+                        await transaction.append([row])
+                    written += 1
+
+    await asyncio.gather(*(write(number) for number in range(writers)))
+    async with opened(shared_url) as store:
+        rows = await all_rows(store)
+        assert await store.head() == head_at(rows[-1])
+    head = Head()
+    for row in rows:
+        assert row == row_after(head, row.stream, row.version)
+        head = head_at(row)
+    for number in range(writers):
+        assert [row.version for row in rows if row.stream == f"stream {number}"] == list(range(1, each + 1))
+
+
+async def test_two_validators_of_one_database_share_nothing(shared_url: str) -> None:
+    """Each log counts from 1, and neither knows the other's keys, jobs or rows."""
+    async with opened(shared_url, "validator-one") as one, opened(shared_url, "validator-two") as two:
+        assert one.ledger != two.ledger
+        columns: dict[str, Any] = {"key": "key", "job_uuid": "job", "attempt": 1}
+        await append(one, [row_after(Head(), "one", **columns)])
+        assert await two.head() == Head()
+        assert await two.read(0) == []
+        lookup = Lookup()
+        lookup.keys, lookup.jobs, lookup.positions = {"key"}, {"job"}, {1}
+        known = await two.find(lookup)
+        assert (known.keys, known.jobs, known.rows) == ({}, {}, {})
+        await append(two, [row_after(Head(), "two", **columns)])
+        assert [row.stream for row in await one.read(0)] == ["one"]
+
+
+async def test_a_log_is_the_same_after_it_is_opened_again(shared_url: str) -> None:
+    """Its id, head and rows; opening it with tables to make adds nothing."""
+    async with opened(shared_url) as store:
+        ledger, rows = store.ledger, rows_after(Head(), 5)
+        await append(store, rows)
+    for read_only in (False, True):
+        async with opened(shared_url, read_only=read_only) as store:
+            assert store.ledger == ledger
+            assert await store.head() == head_at(rows[-1])
+            assert await store.read(0) == rows
+
+
+async def test_closing_twice_is_closing(database_url: str) -> None:
+    """And a store that never opened can be closed."""
+    async with opened(database_url) as store:
+        await store.close()
+
+
+# The read models' connections
+
+
+async def test_writers_of_read_models_take_turns(shared_url: str) -> None:
+    """Of two that read a value and write the next, the second reads what the first has written."""
+    async with opened(shared_url) as one, opened(shared_url) as two:
+        async with one.write_read_models() as transaction:
+            await transaction.query("CREATE TABLE counted AS SELECT 0 AS value")
+        barrier = asyncio.Barrier(2)
+
+        async def count_up(store: Store) -> None:
+            await barrier.wait()
+            for _ in range(10):
+                async with store.write_read_models() as transaction:
+                    ((value,),) = await transaction.query("SELECT value FROM counted")
+                    await asyncio.sleep(0)  # The other one may go on, if nothing holds it.
+                    await transaction.query("UPDATE counted SET value = ?", value + 1)
+
+        await asyncio.gather(count_up(one), count_up(two))
+        async with two.read_connection() as connection:
+            assert (await connection.exec_driver_sql("SELECT value FROM counted")).scalar_one() == 20
+
+
+async def test_appends_do_not_wait_for_writers_of_read_models(postgres_url: str) -> None:
+    """Where the database can do both at once, a long rebuild holds up no claim."""
+    async with opened(postgres_url) as store, store.write_read_models():
+        head = await append(store, [row_after(Head())])
+        assert await store.compare_and_append(head, [row_after(head, version=2)])
+
+
+async def test_an_exception_undoes_what_was_written_to_a_read_model(store: Store) -> None:
+    """Checkpoint and read model are in one transaction: both or neither."""
+    async with store.write_read_models() as transaction:
+        await transaction.query("CREATE TABLE counted AS SELECT 0 AS value")
+
+    async def fail() -> None:
+        async with store.write_read_models() as transaction:
+            await transaction.query("UPDATE counted SET value = 1")
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await fail()
+    async with store.read_connection() as connection:
+        assert (await connection.exec_driver_sql("SELECT value FROM counted")).scalar_one() == 0
+
+
+async def test_a_drivers_error_is_only_a_cause(store: Store) -> None:
+    """Whatever the driver raises where a read model is asked or written comes out as `StorageUnavailable`."""
+    with pytest.raises(StorageUnavailable) as unavailable:
+        async with store.read_connection() as connection:
+            await connection.exec_driver_sql("SELECT * FROM no_such_table")
+    assert unavailable.value.__cause__ is not None
+    with pytest.raises(StorageUnavailable) as unavailable:
+        async with store.write_read_models() as transaction:
+            await transaction.query("SELECT * FROM no_such_table")
+    assert unavailable.value.__cause__ is not None
+
+
+async def test_every_connection_to_a_file_flushes_every_commit(tmp_path: Path) -> None:
+    """WAL and synchronous FULL, on SQLAlchemy's connections too."""
+    async with opened(f"sqlite:///{tmp_path}/ledger.db") as store:
+        async with store.read_connection() as connection:
+            assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one() == "wal"
+            assert (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one() == 2
+        async with store.write_read_models() as transaction:
+            assert await transaction.query("PRAGMA journal_mode") == [("wal",)]
+            assert await transaction.query("PRAGMA synchronous") == [(2,)]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE allowance_events SET payload = hash",
+        "UPDATE allowance_events SET position = position + 100",
+        "DELETE FROM allowance_events WHERE position = 2",
+        "UPDATE allowance_ledgers SET position = position - 1",
+        "DELETE FROM allowance_ledgers",
+    ],
+)
+async def test_the_past_is_not_changed(shared_url: str, statement: str) -> None:
+    """The database refuses to update or delete events, to set a head back, and to forget a ledger."""
+    rows = rows_after(Head(), 3)
+    async with opened(shared_url) as store:
+        await append(store, rows)
+        with pytest.raises(INTEGRITY_ERRORS, match="never"):
+            await execute(shared_url, statement)
+        assert await store.read(0) == rows
+        assert await store.head() == head_at(rows[-1])
+
+
+async def test_a_newer_schema_is_refused_also_by_a_store_that_is_open(shared_url: str) -> None:
+    """At opening, at the next look at the head, in the next transaction; and nothing is appended without a look."""
+    async with opened(shared_url) as store:
+        head = await append(store, [row_after(Head())])
+        await execute(shared_url, "UPDATE allowance_schema SET version = version + 1")
+        next_row = row_after(head, version=2)
+        with pytest.raises(NewerLedger):
+            await store.head()
+        with pytest.raises(NewerLedger):
+            await append(store, [next_row])
+        if store.optimistic:
+            assert not await store.compare_and_append(head, [next_row])
+        assert await store.read(0) == [row_after(Head())]
+    for read_only in (False, True):
+        with pytest.raises(NewerLedger):
+            async with opened(shared_url, read_only=read_only):
+                pass
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b'{"type":"allowance-lent"}', b'{"type":"reservation-spent","reservation_id":1,"tip_ns":5}'],
+    ids=["tag", "field"],
+)
+async def test_an_event_of_a_newer_release_is_never_passed_over(shared_url: str, payload: bytes) -> None:
+    """An unknown type, or an unknown field of a known one: the ledger neither answers nor changes any more."""
+    async with small_ledger(url=shared_url) as ledger, opened(shared_url, OWNER) as other:
+        head = await append(other, [row_after(await other.head(), "lending", 1, payload=payload)])
+        await _every_call_stops(ledger)
+        assert await other.head() == head
+
+
+async def test_a_newer_schema_stops_an_old_process_while_it_runs(shared_url: str) -> None:
+    """During a rolling upgrade: every kind of change and question of the old process is refused; nothing is added."""
+    async with small_ledger(url=shared_url) as ledger:
+        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        head = await ledger.head()
+        await execute(shared_url, "UPDATE allowance_schema SET version = version + 1")
+        await _every_call_stops(ledger)
+        for call in (lambda: ledger.reservation(held.reservation_id), lambda: ledger.at(position=1).current_block()):
+            with pytest.raises(NewerLedger):
+                await call()
+        await execute(shared_url, "UPDATE allowance_schema SET version = version - 1")
+        assert await ledger.head() == head
+        assert (await ledger.spend(held.reservation_id)).status == "spent"
+
+
+async def _every_call_stops(ledger: Allowance) -> None:
+    """Picks, claims, settlements, sweeps, facts and reads."""
+    anna = miner("5Anna")
+    for call in (
+        lambda: Routing(ledger).pick_miner_for_job_request(job("job")),
+        lambda: ledger.reserve("5Anna", GPU, 6.0, 11),
+        lambda: ledger.spend(1 << 20),
+        lambda: ledger.release(1 << 20, idempotency_key="key"),
+        ledger.expire_due,
+        lambda: ledger.record_block(12, START + timedelta(seconds=144), [anna], {OWNER: 1.0}),
+        lambda: ledger.record_manifests(12, {"5Anna": {GPU: 2}}),
+        ledger.current_block,
+        lambda: ledger.find_miners(6.0, GPU, 11),
+        ledger.history,
+    ):
+        with pytest.raises(NewerLedger):
+            await call()
+
+
+async def test_reading_only_makes_nothing(shared_url: str) -> None:
+    """No file, no table, no ledger; a read-only store refuses to write."""
+    with pytest.raises((LedgerNotFound, StorageUnavailable)):
+        async with opened(shared_url, read_only=True):
+            pass
+    assert await _tables(shared_url) == []
+    async with opened(shared_url) as store:
+        rows = rows_after(Head(), 3)
+        head = await append(store, rows)
+    with pytest.raises(LedgerNotFound):
+        async with opened(shared_url, "validator-of-nobody", read_only=True):
+            pass
+    async with opened(shared_url, read_only=True) as store:
+        assert await store.read(0) == rows
+        with pytest.raises(StorageUnavailable):
+            await append(store, [row_after(head, version=4)])
+        with pytest.raises(StorageUnavailable):
+            await store.compare_and_append(head, [row_after(head, version=4)])
+        assert await store.head() == head
+
+
+async def _tables(url: str) -> list[Any]:
+    if url.startswith("sqlite"):
+        return list(Path(url.removeprefix("sqlite:///")).parent.iterdir())
+    async with connected(url) as other:
+        return list(await other.fetch("SELECT 1 FROM pg_tables WHERE schemaname = 'public'"))
+
+
+async def test_a_read_only_ledger_follows_the_log_and_never_writes(shared_url: str) -> None:
+    """An auditor beside a running validator: sees each commit, is refused every change, leaves the log alone."""
+    clock = Clock(START + timedelta(seconds=132))
+    async with (
+        small_ledger(url=shared_url, clock=clock) as ledger,
+        Allowance.open(shared_url, validator_ss58=OWNER, clock_ns=clock, read_only=True) as auditor,
+    ):
+        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert await auditor.reservation(held.reservation_id) == held
+        assert (await auditor.history()).items == [held]
+        head = await ledger.head()
+        for change in (lambda: auditor.spend(held.reservation_id), auditor.expire_due):
+            with pytest.raises(ReadOnlyLedger):
+                await change()
+        assert await ledger.head() == await auditor.head() == head
+
+
+# When storage fails
+
+
+FULL = {
+    "sqlite": "PRAGMA max_page_count = 1",
+    "postgresql": """
+        CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'no space left on device' USING ERRCODE = 'disk_full'; END $$;
+        CREATE TRIGGER no_room BEFORE INSERT ON allowance_events EXECUTE FUNCTION no_room()""",
+}
+ROOM = {"sqlite": "PRAGMA max_page_count = 1000000", "postgresql": "DROP TRIGGER no_room ON allowance_events"}
+
+
+async def _at_storage(ledger: Allowance, url: str, transaction: dict[str, str]) -> None:
+    """Makes the disk full, or not: for SQLite, on the connection that writes."""
+    store: Any = (await ledger._ready()).store
+    engine = url.partition(":")[0]
+    if engine == "sqlite":
+        store._open_connection().execute(transaction[engine]).fetchall()
+    else:
+        await execute(url, transaction[engine])
+
+
+async def test_a_full_disk_changes_nothing_and_passes(shared_url: str) -> None:
+    """Changes are refused as `StorageUnavailable`, questions are answered as before; with room, changes are made."""
+    async with small_ledger(url=shared_url, offers={"5Anna": 400}) as ledger:
+        await ledger.reserve("5Anna", GPU, 6.0, 11)
+        await _at_storage(ledger, shared_url, FULL)
+        refused = done = 0
+        while not refused:
+            try:
+                await ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid=f"{done} {'x' * 100}")
+                done += 1
+            except StorageUnavailable:
+                refused += 1
+        head, candidates = await ledger.head(), await ledger.find_miners(6.0, GPU, 11)
+        with pytest.raises(StorageUnavailable):
+            await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert await ledger.head() == head
+        assert await ledger.find_miners(6.0, GPU, 11) == candidates
+        await _at_storage(ledger, shared_url, ROOM)
+        await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert (await ledger.head()).position == head.position + 1
+        assert len((await ledger.history(limit=1000)).items) == done + 2
+
+
+def test_a_file_that_may_not_be_written_is_left_alone() -> None:
+    """Opening it for changes is `StorageUnavailable`, and not a byte of it changes."""
+    script = """
+    import asyncio, os, pathlib, sys
+    from routing import StorageUnavailable
+    from tests.support.logs import opened
+
+    async def main(directory: str) -> None:
+        async with opened("sqlite://"):
+            pass  # loads what is loaded late, before stepping down makes it unreadable
+        path = pathlib.Path(directory, "ledger.db")
+        async with opened(f"sqlite:///{path}"):
+            pass
+        for name in ("ledger.db.lock", "ledger.db.lock-next"):
+            (path.parent / name).unlink()
+        before = path.read_bytes()
+        path.chmod(0o444)
+        path.parent.chmod(0o555)
+        if os.geteuid() == 0:
+            os.setuid(65534)  # to root, everything may be written
+        try:
+            async with opened(f"sqlite:///{path}"):
+                raise SystemExit("it was opened")
+        except StorageUnavailable:
+            pass
+        assert path.read_bytes() == before
+        assert [each.name for each in path.parent.iterdir()] == ["ledger.db"]
+
+    asyncio.run(main(sys.argv[1]))
+    """
+    # Directly below the temporary directory, where another user may look.
+    directory = tempfile.mkdtemp(prefix="allowance-")
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), directory], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+    finally:
+        Path(directory).chmod(0o755)
+        shutil.rmtree(directory)

@@ -1,0 +1,256 @@
+"""Defects to give to the workers, each small, each a mistake that somebody could make.
+
+A worker with a defect is what the harness must find something wrong with; which kind of finding each has to lead to
+stands in the tests. Constraints and triggers are taken off first, so that the code alone is on trial.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ledger import Chain, Head, LedgerWriter, Row, UnitOfWork
+from ledger import writer as writer_module
+from ledger.codec import row_hash
+from ledger.domain import unit_of_work as unit_of_work_module
+from ledger.store.postgres import store as postgres_store
+from ledger.store.sqlite.store import SqliteStore
+from routing import pick as pick_module
+
+WIDENED_S = 0.01
+"""How long a window is held open that would otherwise be narrow."""
+FAILING_COMMITS = 20
+
+
+def bring_about(name: str) -> None:
+    """Gives this process the defect."""
+    FAULTS[name]()
+
+
+def no_lock() -> None:
+    """Appends take no lock, and write where they believe the head to stand."""
+
+    @asynccontextmanager
+    async def unguarded(self: SqliteStore, meanwhile: Any = None) -> AsyncIterator[None]:
+        async with self._process_lock:
+            yield
+
+    def append(self: SqliteStore, head: Head, rows: list[Row]) -> None:
+        time.sleep(WIDENED_S)
+        _insert(self, rows, rows[-1])
+
+    _replace(SqliteStore, "_exclusive", unguarded)
+    _replace(SqliteStore, "_append", append)
+
+
+def no_compare() -> None:
+    """On PostgreSQL, an append moves the head from wherever it stands."""
+    compared = "position = $2 AND hash = $3"
+    uncompared = "position <> -$2::bigint AND $3::bytea IS NOT NULL"
+    _replace(postgres_store, "_APPEND", postgres_store._APPEND.replace(compared, uncompared))
+
+
+def outrun_drops() -> None:
+    """A claim stands where its account has not moved since it was decided; that the facts have is not looked at."""
+    _decide_before_reading(lambda row, moved: row.stream not in moved)
+
+
+def no_version_check() -> None:
+    """A claim stands whatever its account has done since it was decided."""
+    _decide_before_reading(lambda row, moved: True)
+
+
+def keep_blocks() -> None:
+    """A claim whose account has moved on is numbered anew, but keeps the blocks that it was decided on."""
+
+    def may_stand(row: Row, moved: set[str]) -> bool:
+        return row.stream not in moved or (b"allowance-reserved" in row.payload and all("\t" in each for each in moved))
+
+    _decide_before_reading(may_stand, numbered_anew=True)
+
+
+def acknowledge_before_commit() -> None:
+    """Callers are told as soon as their request is decided; and now and then the process dies just after."""
+    decide, commit, commits = LedgerWriter._decide, SqliteStore._commit, itertools.count(1)
+
+    def decide_and_tell(self: LedgerWriter[Any], unit_of_work: Any, commands: list[Any]) -> None:
+        decide(self, unit_of_work, commands)
+        writer_module.resolve_futures(commands)
+
+    def die_or_commit(self: SqliteStore, connection: sqlite3.Connection) -> None:
+        if next(commits) % FAILING_COMMITS == 0:
+            time.sleep(WIDENED_S)
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(self, connection)
+
+    _replace(LedgerWriter, "_decide", decide_and_tell)
+    _replace(SqliteStore, "_commit", die_or_commit)
+
+
+def serve_failed_commits() -> None:
+    """Now and then a commit fails, and is taken for done."""
+    commit, commits = SqliteStore._commit, itertools.count(1)
+
+    def failing(self: SqliteStore, connection: sqlite3.Connection) -> None:
+        if next(commits) % FAILING_COMMITS:
+            commit(self, connection)
+        else:
+            connection.execute("ROLLBACK")
+
+    _replace(SqliteStore, "_commit", failing)
+
+
+def reuse_ids() -> None:
+    """Ids are counted by each process for itself."""
+    ids = itertools.count(1 << 20)
+    answered = pick_module.Pick._route
+
+    def route(self: Any, held: Any, state: Any) -> Any:
+        return dataclasses.replace(answered(self, held, state), allowance_reservation_id=next(ids))
+
+    _replace(pick_module.Pick, "_route", route)
+
+
+def forget_keys() -> None:
+    """A key that comes again is not recognised."""
+    _replace(UnitOfWork, "first_outcome", lambda self, key: None)
+
+
+def forget_jobs() -> None:
+    """A job that is routed again is routed anew."""
+    _replace(pick_module, "active_reservation_of", lambda unit_of_work, job_uuid: None)
+
+
+def forget_drops() -> None:
+    """A drop invalidates nothing."""
+    _replace(Chain, "drop", lambda self, account, block: None)
+
+
+def show_gaps() -> None:
+    """The second half of a batch becomes visible before the first."""
+
+    def append(self: SqliteStore, head: Head, rows: list[Row]) -> None:
+        half = len(rows) // 2
+        _insert(self, rows[half:], rows[-1])
+        self._open_connection().execute("COMMIT")
+        time.sleep(WIDENED_S)
+        self._open_connection().execute("BEGIN IMMEDIATE")
+        _insert(self, rows[:half], rows[-1])
+
+    _replace(SqliteStore, "_append", append)
+
+
+def rewrite_the_past() -> None:
+    """A row that stood is improved upon later."""
+    append = SqliteStore._append
+
+    def append_and_improve(self: SqliteStore, head: Head, rows: list[Row]) -> None:
+        append(self, head, rows)
+        statement = (
+            "UPDATE allowance_events SET payload = CAST(payload || ' ' AS BLOB) WHERE ledger = ? AND position = ?"
+        )
+        self._open_connection().execute(statement, (self.ledger, max(1, rows[0].position - 20)))
+
+    _replace(SqliteStore, "_append", append_and_improve)
+
+
+def break_the_chain() -> None:
+    """A row's hash covers the row alone."""
+    _replace(unit_of_work_module, "row_hash", lambda before, row: row_hash(bytes(32), row))
+
+
+def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool], *, numbered_anew: bool = False) -> None:
+    """Batches are decided on the state as it was after the one before; what came since is read only then.
+
+    What may stand is moved behind it as it is, and what may not is decided again.
+    """
+
+    async def decided(self: LedgerWriter[Any], transaction: Any, commands: list[Any], *, current: bool) -> UnitOfWork:
+        state = await self._catch_up(transaction) if current or self._state is None else self._state
+        self._state = None
+        unit_of_work = UnitOfWork(state, await transaction.find(self._lookup(state, commands)), self._clock_ns())
+        self._decide(unit_of_work, commands)
+        return unit_of_work
+
+    async def commit(self: LedgerWriter[Any], commands: list[Any]) -> None:
+        await asyncio.sleep(WIDENED_S)
+        async with self._state_lock, self.store.transaction() as transaction:
+            revertible = all(ticket.work.revertible for ticket in commands)
+            unit_of_work = await decided(self, transaction, commands, current=not revertible)
+            tail = await transaction.read(unit_of_work.head.position)
+            if not all(may_stand(row, {each.stream for each in tail}) for row in unit_of_work.rows):
+                unit_of_work, tail = await decided(self, transaction, commands, current=True), []
+            versions = {row.stream: row.version for row in tail} if numbered_anew else {}
+            rows = _moved_behind(await transaction.head(), unit_of_work.rows, versions) if tail else unit_of_work.rows
+            if rows:
+                await transaction.append(rows)
+        if tail:
+            unit_of_work.revert()
+            unit_of_work.state.fold([*tail, *rows])
+        self._state = unit_of_work.state
+
+    _replace(LedgerWriter, "_commit_at_head", commit)
+
+
+def _moved_behind(head: Head, rows: list[Row], versions: dict[str, int]) -> list[Row]:
+    """The rows behind the head; in a stream whose newest version is given, with the versions that follow it."""
+    moved: list[Row] = []
+    before = head.hash
+    for position, row in enumerate(rows, head.position + 1):
+        at = row._replace(position=position)
+        if row.stream in versions:
+            versions[row.stream] += 1
+            at = at._replace(version=versions[row.stream])
+        moved.append(at._replace(hash=row_hash(before, at)))
+        before = moved[-1].hash
+    return moved
+
+
+def _insert(store: SqliteStore, rows: list[Row], head: Row) -> None:
+    connection = store._open_connection()
+    columns = ", ".join(Row._fields)
+    values = ", ".join("?" for _ in Row._fields)
+    connection.executemany(
+        f"INSERT INTO allowance_events (ledger, {columns}) VALUES (?, {values})",
+        [(store.ledger, *row) for row in rows],
+    )
+    connection.execute(
+        "UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at_ns = ? WHERE ledger = ?",
+        (head.position, head.hash, head.recorded_at_ns, store.ledger),
+    )
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    """Sets what is there already: a defect must not quietly miss what it means to replace."""
+    if not hasattr(owner, name):
+        raise AttributeError(f"{owner} has no {name}: the fault has to follow the code")
+    setattr(owner, name, value)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    fault.__name__.replace("_", "-"): fault
+    for fault in (
+        no_lock,
+        no_compare,
+        outrun_drops,
+        no_version_check,
+        keep_blocks,
+        acknowledge_before_commit,
+        serve_failed_commits,
+        reuse_ids,
+        forget_keys,
+        forget_jobs,
+        forget_drops,
+        show_gaps,
+        rewrite_the_past,
+        break_the_chain,
+    )
+}

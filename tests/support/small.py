@@ -1,0 +1,75 @@
+"""A small ledger to try things on: three miners, one class, a clock that a test moves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from routing import Allowance, Miner, Settings
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+GPU = "always_on.gpu-24gb"
+VALIDATOR = "5Validator"
+
+
+def miner(hotkey_ss58: str, port: int = 8000) -> Miner:
+    return Miner("192.0.2.7", 4, port, hotkey_ss58)
+
+
+def job(uuid: str, seconds: float = 6.0, executor_class: str = GPU, *, trusted: bool = False) -> Any:
+    """A job request whose limits add up to the seconds."""
+    return SimpleNamespace(
+        uuid=uuid,
+        executor_class=executor_class,
+        download_time_limit=0,
+        execution_time_limit=seconds,
+        upload_time_limit=0,
+        on_trusted_miner=trusted,
+    )
+
+
+class Clock:
+    """Nanoseconds that stand still until they are moved."""
+
+    def __init__(self, at: datetime = START) -> None:
+        self.now_ns = int(at.timestamp()) * 10**9
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        self.now_ns += int(seconds * 10**9)
+
+
+@asynccontextmanager
+async def small_ledger(
+    *,
+    url: str = "sqlite://",
+    offers: Mapping[str, int] | None = None,
+    blocks: int = 11,
+    stakes: Mapping[str, float] | None = None,
+    clock: Clock | None = None,
+    settings: Settings | None = None,
+) -> AsyncIterator[Allowance]:
+    """Blocks 1 to `blocks`, 12 s each, half the stake ours: each but the last grants 6 s an executor."""
+    offers = {"5Anna": 2, "5Bert": 2, "5Carl": 2} if offers is None else offers
+    clock = clock or Clock(START + timedelta(seconds=12 * blocks))
+    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock, settings=settings) as ledger:
+        await ledger.record_manifests(1, {hotkey: {GPU: count} for hotkey, count in offers.items()})
+        await record_blocks(ledger, 1, blocks, sorted(offers), stakes)
+        yield ledger
+
+
+async def record_blocks(
+    ledger: Allowance, first: int, last: int, hotkeys: Sequence[str], stakes: Mapping[str, float] | None = None
+) -> None:
+    for number in range(first, last + 1):
+        await ledger.record_block(
+            number,
+            START + timedelta(seconds=12 * number),
+            [miner(hotkey) for hotkey in hotkeys],
+            stakes or {VALIDATOR: 1.0, "5Other": 1.0},
+        )

@@ -1,0 +1,202 @@
+"""A validator's days by a seeded draw: facts, claims, settlements, expiries and clock jumps on an open ledger."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy.dialects import sqlite
+
+from ledger import Row, Store
+from projections import History
+from routing import Allowance, AllowanceException, JobRoutingException, Reservation, Routing, Settings
+
+from .small import START, VALIDATOR, Clock, job, miner
+
+T = TypeVar("T")
+
+CLASSES = ("always_on.gpu-24gb", "spin_up-4min.gpu-24gb")
+MINERS = ("5Anna", "5Bert", "5Carl", "5Dora")
+SETTINGS = Settings(block_expiry_blocks=60, reservation_margin_seconds=30, longest_job_seconds=600)
+
+
+class Story:
+    """What happens to a ledger; `await story.goes_on(100)` takes a hundred steps, all told by the seed."""
+
+    def __init__(self, ledger: Allowance, clock: Clock, seed: int) -> None:
+        self.ledger = ledger
+        self.clock = clock
+        self.draw = random.Random(seed)
+        self.number = 0
+        self.jobs = 0
+        self.made: list[int] = []
+
+    async def goes_on(self, steps: int) -> None:
+        """Takes steps; what the ledger refuses is part of the story."""
+        if not self.number:
+            await self.ledger.record_manifests(1, {hotkey: dict.fromkeys(CLASSES, 2) for hotkey in MINERS})
+            for _ in range(8):
+                await self.a_block()
+        happenings = (
+            (self.a_block, 25),
+            (self.a_sync, 2),
+            (self.a_job, 25),
+            (self.a_reservation, 8),
+            (self.a_settlement, 22),
+            (self.expiries, 1),
+        )
+        for _ in range(steps):
+            await self.one_of(happenings)
+
+    async def one_of(self, happenings: tuple[tuple[object, int], ...]) -> None:
+        """Time passes, seldom backwards, and one thing happens."""
+        self.clock.advance(self.draw.choice([0, 0.001, 3, 11, 25]))
+        if self.draw.random() < 0.03:
+            self.clock.advance(-self.draw.choice([0.5, 40, 200]))
+        happening = self.draw.choices([each for each, _ in happenings], [weight for _, weight in happenings])[0]
+        assert callable(happening)
+        await happening()
+
+    async def a_block(self) -> None:
+        """Usually the next one; now and then a hole is left, or filled."""
+        number = self.number + self.draw.choice([1] * 12 + [2, -1, -2])
+        if number < 1:
+            return
+        away = self.draw.choice([None, None, None, *MINERS])
+        registered = [miner(hotkey, 8000 + self.draw.randrange(2)) for hotkey in MINERS if hotkey != away]
+        stakes = {VALIDATOR: self.draw.choice([1.0, 1.0, 2.5]), "5Other": 1.0}
+        created_at = START + timedelta(seconds=12 * number)
+        await self.unless_refused(self.ledger.record_block(number, created_at, registered, stakes))
+        self.number = max(self.number, number)
+
+    async def a_sync(self) -> None:
+        """Somebody offers more or less."""
+        offered = {
+            hotkey: {name: self.draw.choice([1, 2, 2, 3]) for name in CLASSES}
+            for hotkey in MINERS
+            if self.draw.random() < 0.9
+        }
+        block = max(1, self.number + self.draw.randrange(-10, 2))
+        await self.unless_refused(self.ledger.record_manifests(block, offered, confirm=True))
+
+    async def a_job(self) -> None:
+        """A job is routed; one in ten was routed before."""
+        self.jobs += 1
+        number = self.jobs if self.draw.random() < 0.9 else self.draw.randrange(1, self.jobs + 1)
+        request = job(f"job-{number}", self.draw.choice([1.0, 5.0, 40.0]), self.draw.choice(CLASSES))
+        route = await self.unless_refused(Routing(self.ledger).pick_miner_for_job_request(request))
+        if route is not None and route.allowance_reservation_id is not None:
+            self.made.append(route.allowance_reservation_id)
+
+    async def a_reservation(self) -> None:
+        """Something is reserved by hand."""
+        start = max(1, self.number + self.draw.randrange(-40, 5))
+        amount_s = self.draw.randrange(1, 60_000) / 1000
+        made = await self.unless_refused(
+            self.ledger.reserve(self.draw.choice(MINERS), self.draw.choice(CLASSES), amount_s, start)
+        )
+        if made is not None:
+            self.made.append(made.reservation_id)
+
+    async def a_settlement(self) -> None:
+        """One of the latest reservations is spent or released, where it still stands."""
+        if self.made:
+            settle = self.draw.choice([self.ledger.spend, self.ledger.spend, self.ledger.release])
+            await self.unless_refused(settle(self.draw.choice(self.made[-20:])))
+
+    async def expiries(self) -> None:
+        """What is overdue is ended."""
+        await self.ledger.expire_due()
+
+    async def unless_refused(self, answer: Awaitable[T]) -> T | None:
+        """The answer, or None where the ledger refuses."""
+        try:
+            return await answer
+        except (AllowanceException, JobRoutingException):
+            return None
+
+
+@contextmanager
+def told(seed: int) -> Iterator[None]:
+    """Whatever fails says which seed to repeat."""
+    try:
+        yield
+    except BaseException as failure:
+        failure.add_note(f"again with seed {seed}")
+        raise
+
+
+def store_of(ledger: Allowance) -> Store:
+    """Where the open ledger keeps its log."""
+    assert ledger._handle is not None
+    return ledger._handle.store
+
+
+def history_of(ledger: Allowance) -> History:
+    """The open ledger's history model."""
+    assert ledger._handle is not None
+    return ledger._handle.history
+
+
+async def there(ledger: Allowance, work: Callable[[], Awaitable[T]]) -> T:
+    """Does something where the ledger lives, on the runtime's loop."""
+
+    async def do() -> T:
+        return await work()
+
+    assert ledger._handle is not None
+    return await ledger._handle.runtime.run(do())
+
+
+async def executed(ledger: Allowance, *statements: Any) -> list[tuple[Any, ...]]:
+    """Executes statements on the read models, in one transaction; answers the last one's rows, as tuples."""
+
+    async def work() -> list[tuple[Any, ...]]:
+        async with store_of(ledger).write_read_models() as transaction:
+            rows: list[tuple[Any, ...]] = []
+            for each in statements:
+                compiled = each.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
+                values = [compiled.params[name] for name in compiled.positiontup]
+                rows = await transaction.query(str(compiled), *values)
+            return rows
+
+    return await there(ledger, work)
+
+
+async def events_of(ledger: Allowance) -> list[Row]:
+    """All stored events."""
+
+    async def work() -> list[Row]:
+        rows: list[Row] = []
+        while page := await store_of(ledger).read(rows[-1].position if rows else 0):
+            rows += page
+        return rows
+
+    return await there(ledger, work)
+
+
+async def project(ledger: Allowance) -> None:
+    """Brings the history model to the log's head."""
+    assert ledger._handle is not None
+    head = (await ledger.head()).position
+    await ledger._handle.runtime.run(history_of(ledger).project(head))
+
+
+async def whole_history(ledger: Allowance, limit: int = 1000) -> list[Reservation]:
+    """Every reservation, oldest first."""
+    items: list[Reservation] = []
+    after: str | None = None
+    while True:
+        page = await ledger.history(newest_first=False, limit=limit, after=after)
+        items += page.items
+        after = page.next
+        if after is None:
+            return items
+
+
+def utc(at_ns: int) -> datetime:
+    """Nanoseconds since the epoch as a time."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_ns // 1000)

@@ -1,0 +1,134 @@
+"""Small worlds to try a ledger in: few names, blocks close together, every limit within reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from .reference import SECOND_NS, Axon, Counts, Rules
+
+ME = "validator-of-ours"
+VALIDATORS = (ME, "validator-two", "validator-three")
+MINERS = ("miner-a", "miner-b", "miner-c", "miner-d")
+STRANGER = "miner-of-nobody"
+CLASSES = ("always_on.gpu-24gb", "spin_up-4min.gpu-24gb")
+UNKNOWN_CLASS = "always_on.abacus"
+
+CHAIN_START_NS = 1_704_110_400 * SECOND_NS
+"""When block 0 would have been, had there been one."""
+CLOCK_START_NS = CHAIN_START_NS + 3600 * SECOND_NS
+
+
+class Clock:
+    """Shows the time that it was last set to, and counts nothing by itself."""
+
+    def __init__(self, now_ns: int = CLOCK_START_NS) -> None:
+        self.now_ns = now_ns
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What routing needs to know of a job; limits are seconds."""
+
+    uuid: str
+    executor_class: str
+    download_time_limit: float
+    execution_time_limit: float
+    upload_time_limit: float
+    on_trusted_miner: bool = False
+
+    @property
+    def limits_seconds(self) -> tuple[float, float, float]:
+        """The three limits, which together are the amount."""
+        return (self.download_time_limit, self.execution_time_limit, self.upload_time_limit)
+
+
+@dataclass(frozen=True)
+class Metagraph:
+    """Who is registered where, and who has which stake."""
+
+    axons: tuple[Axon, ...]
+    stakes: tuple[tuple[str, float], ...]
+
+
+def nominal_ns(number: int) -> int:
+    """When a block is created that is neither early nor late."""
+    return CHAIN_START_NS + 12 * SECOND_NS * number
+
+
+SMALL_RULES = Rules(block_expiry_blocks=10, reservation_margin_seconds=20.0, longest_job_seconds=200.0)
+
+WHOLE_NETWORK = Metagraph(
+    axons=tuple(Axon(miner, f"192.0.2.{at}", 4, 8000 + at) for at, miner in enumerate(MINERS)),
+    stakes=((ME, 2.0), (VALIDATORS[1], 1.0), (VALIDATORS[2], 1.0)),
+)
+
+LATENESS_S = (0.0, 0.25, 0.5, 0.500001, 0.75, -0.333333, -2.5, 12.0, -12.0, 24.0)
+"""Against a block on time: 0.5 is just not long, 0.500001 is, ±12 meet a neighbour, 24 passes it."""
+
+AMOUNTS_S = (1e-9, 0.1, 1.5, 3.0, 6.0, 6.000000001, 11.999999999, 12.0, 18.0, 30.0)
+MALFORMED_AMOUNTS_S = (0.0, -0.0, -1.0, float("nan"), float("inf"), float("-inf"), 3600.000000001, 1e18)
+
+CLOCK_STEPS_S = (0.000000001, 1.0, 19.5, 26.0, 130.0, 500.0, -0.000000001, -1.0, -50.0, -600.0)
+
+
+def rules() -> SearchStrategy[Rules]:
+    """Settings that differ in what matters soon."""
+    return st.builds(
+        replace,
+        st.just(SMALL_RULES),
+        block_expiry_blocks=st.sampled_from([10, 4, 1, 25]),
+        reservation_margin_seconds=st.sampled_from([20.0, 0.5, 100.0]),
+        longest_job_seconds=st.sampled_from([200.0, 200.0, 20.0, 3600.0]),
+        long_block_seconds=st.sampled_from([12.5, 11.9]),
+        long_block_counts_as_seconds=st.sampled_from([12.0, 7.3]),
+        allowance_multiplier=st.sampled_from([Fraction(1), Fraction(1, 3), Fraction(7, 2), Fraction(2), Fraction(0)]),
+        executors_max_per_class=st.sampled_from(
+            [{}, {CLASSES[0]: 1}, {CLASSES[0]: 2, CLASSES[1]: 1}, {CLASSES[1]: 0}, {CLASSES[0]: 0}]
+        ),
+        respect_executor_count=st.sampled_from([True, True, False]),
+        newest_block_max_age_seconds=st.sampled_from([None, None, None, 3600.0]),
+    )
+
+
+def axons() -> SearchStrategy[tuple[Axon, ...]]:
+    """Mostly all miners; some away, some moved."""
+    moved = st.sampled_from([("192.0.2.1", 4, 8000), ("192.0.2.9", 4, 8001), ("2001:db8::7", 6, 65535)])
+    one = st.builds(lambda hotkey, place: Axon(hotkey, *place), st.sampled_from(MINERS), moved)
+    several = st.lists(one, max_size=4, unique_by=lambda axon: axon.hotkey).map(tuple)
+    return st.just(WHOLE_NETWORK.axons) | several
+
+
+def metagraphs() -> SearchStrategy[Metagraph]:
+    """Who is there with which stake, zero and nobody included."""
+    stake = st.sampled_from([1.0, 1.0, 2.0, 6.0, 0.0, 0.1, 1234567.890123456])
+    stakes = st.dictionaries(st.sampled_from(VALIDATORS), stake, max_size=3).map(
+        lambda each: tuple(sorted(each.items()))
+    )
+    other = st.builds(Metagraph, axons(), st.just(WHOLE_NETWORK.stakes) | stakes)
+    return st.just(WHOLE_NETWORK) | st.just(WHOLE_NETWORK) | other
+
+
+def full_counts() -> SearchStrategy[Counts]:
+    """A sync in which every miner offers one to three of every class."""
+    offered = st.fixed_dictionaries({name: st.integers(1, 3) for name in CLASSES})
+    return st.fixed_dictionaries(dict.fromkeys(MINERS, offered))
+
+
+def counts() -> SearchStrategy[Counts]:
+    """A sync's executors: small numbers, and now and then a large one for a later one to be implausible."""
+    count = st.sampled_from([1, 2, 1, 3, 0, 12, 30])
+    offered = st.dictionaries(st.sampled_from(CLASSES), count, min_size=1, max_size=2)
+    return st.dictionaries(st.sampled_from(MINERS), offered, max_size=4)
+
+
+def limits_s() -> SearchStrategy[tuple[float, float, float]]:
+    """Download, execution and upload time, all at least 0."""
+    limit = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5e-10, 1.5, 4.000000001])
+    return st.tuples(limit, st.sampled_from([0.5, 1.0, 3.0, 9.0, 13.0, 190.0]), limit)
