@@ -13,7 +13,7 @@ import routing.sync as blocking
 from routing import Miner, PositionOutOfRange
 from tests.support.small import GPU, START, VALIDATOR, Clock
 
-FOR_ROUTERS = {"change"}
+FOR_ROUTERS = {"execute"}
 """What the library's own parts call each other by."""
 
 
