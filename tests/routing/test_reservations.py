@@ -17,6 +17,8 @@ from routing import (
 )
 from tests.support.small import GPU, START, Clock, record_blocks, small_ledger
 
+pytestmark = pytest.mark.compatibility
+
 
 async def test_blocks_are_taken_whole_from_the_earliest() -> None:
     """60 s in ten blocks of 6 s: 13 s take three, and the next reservation goes on behind them."""

@@ -28,6 +28,8 @@ from routing import (
 )
 from tests.support.small import GPU, VALIDATOR, Clock, job, record_blocks, small_ledger
 
+pytestmark = pytest.mark.compatibility
+
 
 async def test_a_route_says_where_what_it_holds_and_what_it_is_worth() -> None:
     """The claim takes the earliest blocks, whole: 12 s a block on two executors, so 13 s take two blocks."""

@@ -13,6 +13,8 @@ import routing.sync as blocking
 from routing import Miner, PositionOutOfRange
 from tests.support.small import GPU, START, VALIDATOR, Clock
 
+pytestmark = pytest.mark.compatibility
+
 FOR_ROUTERS = {"execute"}
 """What the library's own parts call each other by."""
 
