@@ -18,7 +18,7 @@ from projections import Rule, availability
 from projections import tie_break as draw
 from routing import Allowance, Settings, pick
 from tests.support.small import START, VALIDATOR, Clock, miner
-from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, told
+from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, seed_shown
 
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
@@ -279,7 +279,7 @@ class BusyStory(Story):
 async def rules_broken(seed: int, steps: int) -> set[str]:
     """What an audit finds in a story that is told as the process decides now."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(
             "sqlite://", validator_ss58=VALIDATOR, settings=MUTANT_SETTINGS, clock_ns=clock
         ) as account_state:

@@ -28,7 +28,7 @@ from projections.audit.ranking import AuditRanking
 from projections.audit.replay import Replay
 from projections.audit.state import AccountState
 from tests.support.log_builder import ANNA, GPU, SECOND_NS, VALIDATOR, LogBuilder, created_at_ns
-from tests.support.stories import told
+from tests.support.stories import seed_shown
 
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
 HISTORIES = int(os.environ.get("AUDIT_HISTORIES", "60"))
@@ -230,7 +230,7 @@ def test_the_ranking_is_the_one_measured_anew(seed: int, share_of_events: float)
     others; equals in another order, or told apart by less than a billionth; and a claim that moves its account at once
     although it does not begin at the first free block, fills its free run, or ends where nothing is granted yet.
     """
-    with told(seed):
+    with seed_shown(seed):
         draw = Random(f"{seed} {share_of_events}")
         replay = Replay(VALIDATOR)
         history = History(draw, replay)

@@ -32,9 +32,9 @@ from tests.support.stories import (
     executed,
     history_of,
     project,
+    seed_shown,
     store_of,
     there,
-    told,
     whole_history,
 )
 
@@ -127,7 +127,7 @@ async def agree_with_a_scan(ledger: Any, wanted: dict[str, Any], scan: list[Rese
 async def test_every_combination_of_filters_is_a_scan(any_url: str, short_pages: None) -> None:
     """With the model in the middle of the log, so that every page is made of both."""
     clock = Clock()
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(180)
@@ -143,7 +143,7 @@ async def test_every_combination_of_filters_is_a_scan(any_url: str, short_pages:
 async def test_filters_are_scans_while_the_log_grows(url: str, seed: int, short_pages: None) -> None:
     """Drawn filters and limits between the steps of a story, by its writer, by a second one, and by an auditor."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with (
             Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger,
             Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as second,
@@ -288,7 +288,7 @@ async def test_malformed_filters_are_refused(url: str, wrong: dict[str, Any]) ->
 async def test_cursors_are_stable_while_the_log_grows(any_url: str, newest_first: bool, short_pages: None) -> None:
     """Page after page, with a story going on in between: none of what was there is left out or shown twice."""
     clock = Clock()
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(200)
@@ -361,7 +361,7 @@ async def test_an_auditor_reads_a_lagging_model_and_writes_nothing(
 ) -> None:
     """However far the model is behind, the pages are the same; it stays as far behind."""
     clock = Clock()
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(300)
@@ -382,7 +382,7 @@ async def test_an_auditor_reads_a_lagging_model_and_writes_nothing(
 async def test_projectors_at_once_leave_one_model(any_url: str, short_pages: None) -> None:
     """Of several processes that project the same events, each page stands once."""
     clock = Clock()
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(250)

@@ -21,7 +21,7 @@ from routing import Allowance
 from tests.support.engines import ENGINES, new_database
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
-from tests.support.stories import SETTINGS, Story, events_of, executed, store_of, there, told
+from tests.support.stories import SETTINGS, Story, events_of, executed, seed_shown, store_of, there
 
 SEED = 11
 
@@ -55,7 +55,7 @@ async def take_snapshot(ledger: Allowance) -> int:
 async def test_a_state_is_the_same_bytes_however_it_was_folded(any_url: str, seed: int) -> None:
     """Live, at once, in pieces, after opening again, and from a snapshot at any position."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, seed)
             await story.goes_on(250)
@@ -98,7 +98,7 @@ async def test_a_state_from_a_snapshot_answers_the_same(url: str) -> None:
     """Not only the bytes: rankings, claims and reservations go on from it as from the live one."""
     clock, twin_clock = Clock(), Clock()
     twin_url = f"{url}.twin"
-    with told(SEED):
+    with seed_shown(SEED):
         async with (
             Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger,
             Allowance.open(twin_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=twin_clock) as twin,
@@ -316,7 +316,7 @@ async def test_random_damage_under_a_right_seal_never_breaks_the_opening(url: st
     """Bytes changed and sealed again either make no state, and are passed over, or are found by a rebuild."""
     draw = random.Random(seed)
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(80)

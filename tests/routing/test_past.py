@@ -31,7 +31,7 @@ from routing import (
 from routing.pick import Pick
 from tests.support.engines import ENGINES, new_database
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_ledger
-from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, events_of, project, told, utc
+from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, events_of, project, seed_shown, utc
 
 FIRST_SEED = int(os.environ.get("PAST_SEED", "1"))
 SEEDS = range(FIRST_SEED, FIRST_SEED + int(os.environ.get("PAST_STORIES", "3")))
@@ -150,7 +150,7 @@ def block_of(row: Any) -> int:
 async def test_the_past_answers_as_the_present_did(any_url: str, seed: int) -> None:
     """By position, by time and by block: every answer is the one that was given then, to the last field."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             moments = await a_told_story(ledger, clock, seed, steps=40)
             await project(ledger)
@@ -389,7 +389,7 @@ def explains(explanation: Explanation, decision: Decision) -> None:
 async def test_a_route_is_explained_as_it_was_decided(url: str, seed: int) -> None:
     """Over random stories with busy miners, expiries by claims, and jobs that were released and routed anew."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = WatchedStory(ledger, clock, seed)
             await story.goes_on(250)
