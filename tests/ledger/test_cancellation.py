@@ -37,7 +37,7 @@ async def test_cancelled_in_the_middle_of_a_statement_locks_nobody_out(
         return 1
 
     async with small_ledger(url=url.format(tmp_path)) as ledger:
-        opened = await ledger._ready()
+        opened = await ledger._lifecycle.handle()
 
         async def statement() -> None:
             async with opened.store.read_connection() as connection:

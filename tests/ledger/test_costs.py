@@ -47,8 +47,8 @@ class Statements(list[str]):
 
 def opened(ledger: Allowance) -> Any:
     """The open ledger's insides: its thread, its queue, and its store, whose connections are nobody else's business."""
-    assert ledger._handle is not None
-    return ledger._handle
+    assert ledger._lifecycle.open_handle is not None
+    return ledger._lifecycle.open_handle
 
 
 @asynccontextmanager

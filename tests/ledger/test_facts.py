@@ -166,8 +166,8 @@ async def test_facts_before_a_refused_one_are_recorded_and_none_after() -> None:
 async def test_an_unchanged_metagraph_costs_next_to_nothing_to_store() -> None:
     """A block like the one before it is its number and its time."""
     async with small_ledger(blocks=3) as ledger:
-        state = await ledger._query(lambda state, _: len(encode_state(state)))
+        state = await ledger._read_state(lambda state, _: len(encode_state(state)))
         await record_blocks(ledger, 4, 40, ["5Anna", "5Bert", "5Carl"])
-        assert await ledger._query(lambda state, _: len(encode_state(state))) == state
+        assert await ledger._read_state(lambda state, _: len(encode_state(state))) == state
         assert await ledger.miners() == [miner("5Anna"), miner("5Bert"), miner("5Carl")]
         assert isinstance((await ledger.miners())[0], Miner)

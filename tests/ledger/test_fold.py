@@ -35,11 +35,11 @@ async def lived(url: str, seed: int) -> tuple[list[Row], bytes]:
                 except (AllowanceException, JobRoutingException):
                     continue
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
-        store = (await ledger._sources()).store
+        store = (await ledger._lifecycle.handle()).store
         rows: list[Row] = []
         while page := await store.read(len(rows)):
             rows += page
-        return rows, await ledger._query(lambda state, _: encode_state(state))
+        return rows, await ledger._read_state(lambda state, _: encode_state(state))
 
 
 async def something(

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from ledger import RecordFacts
+from ledger import FactValidator, RecordFacts
 from ledger.codec import decode
 from ledger.events import ExpiryRecorded
 from routing import Allowance, BlockFact, ConflictingFact, IdempotencyConflict, ImplausibleFact, ManifestsFact
@@ -101,7 +101,7 @@ async def test_a_key_of_a_lost_outcome_tells_its_own_call_alone(ledger: Allowanc
     """Under the key that an unknown outcome carries, other facts are refused, and the same answered as they were."""
     batch = [a_block(12), a_block(13)]
     positions = await ledger.record_facts(batch)
-    contents, _ = ledger._intake.contents(batch)
+    contents, _ = FactValidator().contents(batch)
     key = RecordFacts(contents, confirm=False).retry_key((await events_of(ledger))[-1])
     assert await ledger.record_facts(batch, idempotency_key=key) == positions
     for other in ([a_block(13)], [a_block(12), a_block(14)]):

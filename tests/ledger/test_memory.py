@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(30)
 
 async def on_loop_of(ledger: Allowance, work: Callable[[SqliteStore, LedgerWriter[Any]], Awaitable[Any]]) -> Any:
     """Runs work on the ledger's own loop, where its locks live."""
-    opened = await ledger._ready()
+    opened = await ledger._lifecycle.handle()
 
     async def working() -> Any:
         assert isinstance(opened.store, SqliteStore)

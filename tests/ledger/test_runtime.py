@@ -212,7 +212,7 @@ def test_a_ledger_that_many_threads_use_first_is_opened_once(url: str, monkeypat
         monkeypatch.setattr(store, "open", open_counted)
         return store
 
-    monkeypatch.setattr("routing.service.allowance.store_from_url", counted)
+    monkeypatch.setattr("routing.service.lifecycle.store_from_url", counted)
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -240,7 +240,7 @@ async def test_closing_while_it_opens_closes_what_is_opened(url: str) -> None:
     """Nothing is left open behind a ledger that was closed before it was there; callers hear of one or the other."""
     ledger = Allowance.open(url, validator_ss58=VALIDATOR)
     opening = asyncio.create_task(ledger.current_block())
-    while ledger._opening is None:  # noqa: ASYNC110 - the opening begins in another thread, which tells nobody
+    while ledger._lifecycle._opening is None:  # noqa: ASYNC110 - the opening begins in another thread, which tells nobody
         await asyncio.sleep(0)
     await ledger.close()
     (answer,) = await asyncio.gather(opening, return_exceptions=True)
@@ -248,7 +248,7 @@ async def test_closing_while_it_opens_closes_what_is_opened(url: str) -> None:
     assert answer == 41 or isinstance(answer, LedgerClosed)
     with pytest.raises(LedgerClosed):
         await ledger.current_block()
-    assert ledger._handle is None
+    assert ledger._lifecycle.open_handle is None
 
 
 async def test_closing_does_not_wait_for_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ async def test_closing_does_not_wait_for_a_server_that_does_not_answer(monkeypat
             for each in waiting:
                 with pytest.raises(LedgerClosed):
                     await each
-    assert ledger._connecting is None
+    assert ledger._lifecycle._connecting is None
 
 
 async def test_closing_while_another_process_writes_leaves_the_line(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ async def test_closing_while_another_process_writes_leaves_the_line(tmp_path: Pa
     with open(tmp_path / "ledger.db.lock", "wb") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
         waiting = asyncio.create_task(ledger.current_block())
-        while ledger._connecting is None:  # noqa: ASYNC110 - nobody tells
+        while ledger._lifecycle._connecting is None:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
         await ledger.close()
         with pytest.raises(LedgerClosed):
@@ -306,7 +306,7 @@ async def test_an_opening_that_fails_when_nobody_waits_any_more_is_no_ones_compl
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    opening = ledger._opening
+    opening = ledger._lifecycle._opening
     assert opening is not None
     current_runtime().loop.call_soon_threadsafe(failing.set)
     await asyncio.gather(asyncio.wrap_future(opening), return_exceptions=True)
@@ -453,7 +453,7 @@ def _pick(uuid: str) -> JobRoute:
 
 
 @pytest.mark.parametrize(
-    "lock", ["routing.singletons._guard", "routing.service.allowance._guard", "ledger.runtime._starting"]
+    "lock", ["routing.singletons._guard", "routing.service.lifecycle._guard", "ledger.runtime._starting"]
 )
 def test_a_lock_held_during_a_fork_does_not_hold_up_the_child(lock: str, tmp_path: Path) -> None:
     """Another thread of the parent was just inside; in the child nobody will ever let go."""
@@ -491,8 +491,8 @@ def test_a_child_of_a_fork_that_came_at_a_bad_moment_does_not_touch_sqlite(
     run(seed(url))
     monkeypatch.setattr(runtime_module, "FORK_PAUSE_SECONDS", 0.2)
     with routing.sync.Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
-        assert ledger.asynchronous._handle is not None
-        writing = ledger.asynchronous._handle.store.transaction()
+        assert ledger.asynchronous._lifecycle.open_handle is not None
+        writing = ledger.asynchronous._lifecycle.open_handle.store.transaction()
         run(writing.__aenter__())
         answer = in_child(ledger.current_block)
         run(writing.__aexit__(None, None, None))

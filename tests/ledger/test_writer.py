@@ -47,8 +47,8 @@ async def ledger(database_url: str, clock: Clock) -> AsyncIterator[Allowance]:
 
 def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, readable: bool) -> None:
     """The next append is not done, and its answer does not say so; after it the log can be read, or not."""
-    assert ledger._handle is not None
-    store: Any = ledger._handle.store
+    assert ledger._lifecycle.open_handle is not None
+    store: Any = ledger._lifecycle.open_handle.store
     appending = "compare_and_append" if store.optimistic else "_append"
     append, read = getattr(store, appending), store.read
     commit: Any = getattr(store, "_commit", None)
@@ -142,8 +142,8 @@ async def test_questions_are_answered_between_batches(tmp_path: Path, monkeypatc
 
 async def _asked_between_batches(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asks after the first of forty batches; each of them queues the next."""
-    assert ledger._handle is not None
-    writer, loop, left = ledger._handle.writer, asyncio.get_running_loop(), 40
+    assert ledger._lifecycle.open_handle is not None
+    writer, loop, left = ledger._lifecycle.open_handle.writer, asyncio.get_running_loop(), 40
     answered = loop.create_future()
     deliver = writer_module.resolve_futures
 
@@ -166,8 +166,8 @@ async def _asked_between_batches(ledger: Allowance, monkeypatch: pytest.MonkeyPa
 
 async def _decided(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits until the next batch has been decided."""
-    assert ledger._handle is not None
-    writer, loop, decided = ledger._handle.writer, asyncio.get_running_loop(), asyncio.Event()
+    assert ledger._lifecycle.open_handle is not None
+    writer, loop, decided = ledger._lifecycle.open_handle.writer, asyncio.get_running_loop(), asyncio.Event()
     decide = writer._decide
 
     def decide_and_tell(*arguments: Any) -> None:
@@ -237,8 +237,8 @@ async def test_a_commit_whose_place_another_one_took_has_failed(
         await other.miners()
         with monkeypatch.context() as failing:
             fail_the_append(ledger, failing, readable=True)
-            assert ledger._handle is not None
-            store: Any = ledger._handle.store
+            assert ledger._lifecycle.open_handle is not None
+            store: Any = ledger._lifecycle.open_handle.store
             read = store.read
 
             async def read_after_the_other(after: int) -> Any:

@@ -316,8 +316,8 @@ async def a_ledger_with_everything(url: str) -> int:
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         await EventfulStory(ledger, clock, SEED).goes_on(150)
         await project(ledger)
-        assert ledger._handle is not None
-        await ledger._handle.runtime.run(ledger._handle._take_snapshot(1))
+        assert ledger._lifecycle.open_handle is not None
+        await ledger._lifecycle.open_handle.runtime.run(ledger._lifecycle.open_handle._save_snapshot_if_due(1))
         position = (await ledger.head()).position
         await EventfulStory(ledger, clock, SEED).goes_on(0)
     return position
@@ -371,8 +371,8 @@ async def test_a_snapshot_that_says_something_else_is_named(url: str) -> None:
 
     position = await a_ledger_with_everything(url)
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as ledger:
-        assert ledger._handle is not None
-        opened = ledger._handle
+        assert ledger._lifecycle.open_handle is not None
+        opened = ledger._lifecycle.open_handle
 
         async def save_another() -> None:
             state = await state_at(opened.store, position)
@@ -432,7 +432,7 @@ async def test_a_live_state_that_went_astray_is_named(url: str) -> None:
         def lose(state: Any, _: int) -> None:
             state.chain.accounts[f"5Anna\t{GPU}"].taken.remove(1, 1)
 
-        await ledger._query(lose)
+        await ledger._read_state(lose)
         report = await ledger.audit()
         assert findings(report) == [((await ledger.head()).position, "live-state")]
         assert f"the account 5Anna {GPU}" in words(report.findings[0])

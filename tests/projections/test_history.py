@@ -433,8 +433,8 @@ async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
     loop = asyncio.get_running_loop()
     done: list[str] = []
     async with small_ledger(url=url) as ledger:
-        assert ledger._handle is not None
-        changes = ledger._handle.writer._changes
+        assert ledger._lifecycle.open_handle is not None
+        changes = ledger._lifecycle.open_handle.writer._changes
         asked: list[Any] = []
         write, commit = getattr(owner, piece), LedgerWriter._commit_under_lock
 

@@ -402,13 +402,13 @@ async def test_a_snapshot_that_looks_sound_and_is_not_is_found(url: str) -> None
         await story.ledger.rebuild()
     clock = story.clock
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
-        assert ledger._handle is not None
+        assert ledger._lifecycle.open_handle is not None
 
         def damage(state: Any, _now_ns: int) -> bytes:
             next(iter(state.chain.accounts.values())).invalidated_below += 1
             return encode_state(state)
 
-        payload = await ledger._handle.writer.query(damage)
+        payload = await ledger._lifecycle.open_handle.writer.query(damage)
         from projections.snapshots import _digest
 
         await executed(ledger, update(snapshots).values(payload=payload, digest=_digest(payload)))

@@ -40,12 +40,14 @@ def url(tmp_path: Path) -> str:
 
 async def bytes_of(ledger: Allowance) -> bytes:
     """The live state, dumped."""
-    return await ledger._query(lambda state, _: encode_state(state))
+    return await ledger._read_state(lambda state, _: encode_state(state))
 
 
 async def take_snapshot(ledger: Allowance) -> int:
     """Saves one of the state as it is; answers its position."""
-    taken: Snapshot = await ledger._query(lambda state, _: Snapshot(state.position, state.hash, encode_state(state)))
+    taken: Snapshot = await ledger._read_state(
+        lambda state, _: Snapshot(state.position, state.hash, encode_state(state))
+    )
     await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(taken))
     return taken.position
 
@@ -110,8 +112,10 @@ async def test_a_state_from_a_snapshot_answers_the_same(url: str) -> None:
                 await story.goes_on(20)
                 await twin_story.goes_on(20)
                 await take_snapshot(ledger)
-                assert ledger._handle is not None
-                await ledger._handle.writer.replace_state(await there(ledger, SnapshotStore(store_of(ledger)).load))
+                assert ledger._lifecycle.open_handle is not None
+                await ledger._lifecycle.open_handle.writer.replace_state(
+                    await there(ledger, SnapshotStore(store_of(ledger)).load)
+                )
                 assert await bytes_of(ledger) == await bytes_of(twin)
             assert story.made == twin_story.made
 
@@ -176,7 +180,7 @@ async def test_of_all_writers_one_looks_after_what_is_derived(any_url: str, monk
     async def care(self: object) -> None:
         carers.append(self)
 
-    monkeypatch.setattr("routing.service.handle.LedgerHandle._care", care)
+    monkeypatch.setattr("routing.service.handle.LedgerHandle._run_upkeep", care)
     opened = Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=(clock := Clock()))
     async with small_ledger(url=any_url, clock=clock) as ledger, opened as other:
         for _ in range(20):
@@ -214,7 +218,7 @@ async def test_a_batch_that_steps_over_the_number_is_looked_after(url: str, monk
 
     async with small_ledger(url=url) as ledger:
         assert (await ledger.head()).position == 13
-        monkeypatch.setattr("routing.service.handle.LedgerHandle._care", care)
+        monkeypatch.setattr("routing.service.handle.LedgerHandle._run_upkeep", care)
         async with stalled(ledger) as opened:
             changes = [asyncio.create_task(ledger.reserve("5Anna", GPU, 0.1, 11)) for _ in range(8)]
             await queued(opened, 8)
@@ -322,7 +326,7 @@ async def test_random_damage_under_a_right_seal_never_breaks_the_opening(url: st
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(80)
-            taken: Snapshot = await ledger._query(
+            taken: Snapshot = await ledger._read_state(
                 lambda state, _: Snapshot(state.position, state.hash, encode_state(state))
             )
             for _ in range(150):

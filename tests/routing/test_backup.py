@@ -52,13 +52,21 @@ async def a_story(url: str, steps: int = 60) -> tuple[Head, list[Row], bytes]:
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock, settings=SETTINGS) as ledger:
         await Story(ledger, clock, SEED).goes_on(steps)
-        return await ledger.head(), await events_of(ledger), await ledger._query(lambda state, _: encode_state(state))
+        return (
+            await ledger.head(),
+            await events_of(ledger),
+            await ledger._read_state(lambda state, _: encode_state(state)),
+        )
 
 
 async def contents(url: str, validator_ss58: str = VALIDATOR) -> tuple[Head, list[Row], bytes]:
     """What a ledger holds, read without changing it."""
     async with Allowance.open(url, validator_ss58=validator_ss58, read_only=True) as ledger:
-        return await ledger.head(), await events_of(ledger), await ledger._query(lambda state, _: encode_state(state))
+        return (
+            await ledger.head(),
+            await events_of(ledger),
+            await ledger._read_state(lambda state, _: encode_state(state)),
+        )
 
 
 async def exported(url: str, path: Path) -> Path:
@@ -569,7 +577,7 @@ async def test_a_log_that_went_another_way_is_noticed(postgres_url: str, further
         async with small_ledger(url=postgres_url) as other:
             for _ in range(further):
                 await other.reserve("5Carl", GPU, 6.0, 11)
-            running = ledger._handle
+            running = ledger._lifecycle.open_handle
             assert running is not None
             remembered = running.writer._state
             for call in (

@@ -27,8 +27,8 @@ async def outrun(url: str, by: Outrunner, monkeypatch: pytest.MonkeyPatch) -> As
         small_ledger(url=url, offers={"5Anna": 2, "5Bert": 2}, clock=clock) as ledger,
         Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as other,
     ):
-        assert ledger._handle is not None
-        store: Any = ledger._handle.store
+        assert ledger._lifecycle.open_handle is not None
+        store: Any = ledger._lifecycle.open_handle.store
         append = store.compare_and_append
 
         async def outrun_once(head: Head, rows: list[Row]) -> bool:

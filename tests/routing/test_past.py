@@ -347,7 +347,7 @@ class WatchedStory(Story):
                 for each in pick.candidates(state, now_ns)
             ]
 
-        candidates = await self.ledger._query(look)
+        candidates = await self.ledger._read_state(look)
         made_before = set(self.made)
         route = await self.unless_refused(Routing(self.ledger).pick_miner_for_job_request(request))
         if route is None or route.allowance_reservation_id in made_before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,7 @@ from routing import (
     Routing,
     Settings,
 )
-from tests.support.small import GPU, VALIDATOR, Clock, job, record_blocks, small_ledger
+from tests.support.small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_ledger
 
 
 async def test_a_route_says_where_what_it_holds_and_what_it_is_worth() -> None:
@@ -125,9 +126,10 @@ async def test_who_had_a_candidate_and_lost_it_is_told_that_all_are_busy(
     """
     monkeypatch.setattr(SqliteStore, "optimistic", True)
     url = f"sqlite:///{tmp_path}/ledger.db"
+    clock = Clock(START + timedelta(seconds=132))
     async with (
-        small_ledger(url=url, offers={"5Anna": 1}) as ledger,
-        Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=ledger._clock_ns) as other,
+        small_ledger(url=url, offers={"5Anna": 1}, clock=clock) as ledger,
+        Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as other,
     ):
         await other.reserve("5Anna", GPU, 60.0, 11)
         with pytest.raises(AllMinersBusy) as busy:

@@ -27,8 +27,8 @@ def url(tmp_path: Path) -> str:
 
 
 def actor_of(ledger: Allowance) -> LedgerWriter[Any]:
-    assert ledger._handle is not None
-    return ledger._handle.writer
+    assert ledger._lifecycle.open_handle is not None
+    return ledger._lifecycle.open_handle.writer
 
 
 def store_of(ledger: Allowance) -> SqliteStore:

@@ -323,7 +323,7 @@ async def test_two_ledgers_of_one_database_never_take_one_block_twice(postgres_u
 
         taken = [block for blocks in await asyncio.gather(*map(route, range(40))) for block in blocks]
         assert sorted(taken) == list(range(1, 41))
-        assert await one._query(lambda state, _: encode_state(state)) == await two._query(
+        assert await one._read_state(lambda state, _: encode_state(state)) == await two._read_state(
             lambda state, _: encode_state(state)
         )
 
@@ -738,10 +738,10 @@ async def test_the_public_face_on_postgresql(postgres_url: str) -> None:
         assert [each.reservation_id for each in (await ledger.history(status="spent")).items] == ids[:1]
         assert (await ledger.reservation_for_job("job 1")).status == "released"
         assert (await ledger.health()).database == "postgresql"
-        head, state = await ledger.head(), await ledger._query(lambda state, _: encode_state(state))
+        head, state = await ledger.head(), await ledger._read_state(lambda state, _: encode_state(state))
     async with Allowance.open(postgres_url, validator_ss58=OWNER, clock_ns=clock) as ledger:
         assert await ledger.head() == head
-        assert await ledger._query(lambda state, _: encode_state(state)) == state
+        assert await ledger._read_state(lambda state, _: encode_state(state)) == state
         assert [each.status for each in (await ledger.history()).items] == ["expired", "released", "spent"]
 
 

@@ -39,7 +39,7 @@ def url(tmp_path: Path) -> str:
 
 
 def store_of(ledger: Allowance) -> SqliteStore:
-    store = ledger._handle.store if ledger._handle is not None else None
+    store = ledger._lifecycle.open_handle.store if ledger._lifecycle.open_handle is not None else None
     assert isinstance(store, SqliteStore)
     return store
 
@@ -78,7 +78,7 @@ def heal(ledger: Allowance) -> None:
 
 async def folded_anew(url: str) -> bytes:
     async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
-        return await ledger._query(lambda state, _: encode_state(state))
+        return await ledger._read_state(lambda state, _: encode_state(state))
 
 
 async def test_the_file_is_its_owners_and_every_commit_is_flushed(url: str, tmp_path: Path) -> None:
@@ -98,14 +98,14 @@ async def test_a_failed_write_is_never_served(url: str, statement: str) -> None:
     Catches a state that keeps what it decided although the commit failed: `self._state = None` left out.
     """
     async with small_ledger(url=url, offers={"5Anna": 1}) as ledger:
-        before = await ledger._query(lambda state, _: encode_state(state))
+        before = await ledger._read_state(lambda state, _: encode_state(state))
         fail(ledger, statement)
         with pytest.raises(StorageUnavailable):
             await ledger.reserve("5Anna", GPU, 6.0, 11)
         heal(ledger)
-        assert await ledger._query(lambda state, _: encode_state(state)) == before
+        assert await ledger._read_state(lambda state, _: encode_state(state)) == before
         assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [1]
-        assert await ledger._query(lambda state, _: encode_state(state)) == await folded_anew(url)
+        assert await ledger._read_state(lambda state, _: encode_state(state)) == await folded_anew(url)
 
 
 async def test_a_commit_that_was_done_although_it_failed_is_answered_as_done(url: str) -> None:
@@ -318,7 +318,7 @@ async def test_two_ledgers_of_one_file_never_take_one_block_twice(url: str) -> N
         )
         taken = [block for route in routes for block in route.allowance_blocks or []]
         assert sorted(taken) == list(range(1, 41))
-        assert await one._query(lambda state, _: encode_state(state)) == await two._query(
+        assert await one._read_state(lambda state, _: encode_state(state)) == await two._read_state(
             lambda state, _: encode_state(state)
         )
 

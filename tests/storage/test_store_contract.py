@@ -637,7 +637,7 @@ ROOM = {"sqlite": "PRAGMA max_page_count = 1000000", "postgresql": "DROP TRIGGER
 
 async def _at_storage(ledger: Allowance, url: str, transaction: dict[str, str]) -> None:
     """Makes the disk full, or not: for SQLite, on the connection that writes."""
-    store: Any = (await ledger._ready()).store
+    store: Any = (await ledger._lifecycle.handle()).store
     engine = url.partition(":")[0]
     if engine == "sqlite":
         store._open_connection().execute(transaction[engine]).fetchall()

@@ -13,7 +13,7 @@ from routing.service.handle import LedgerHandle
 @asynccontextmanager
 async def stalled(ledger: Allowance) -> AsyncIterator[LedgerHandle]:
     """Until left, nothing is committed: a change without effect is under way, and what comes after it waits."""
-    opened = ledger._handle
+    opened = ledger._lifecycle.open_handle
     assert opened is not None
     writer, runtime = opened.writer, opened.runtime
     await runtime.run(writer._state_lock.acquire())

@@ -131,14 +131,14 @@ def told(seed: int) -> Iterator[None]:
 
 def store_of(ledger: Allowance) -> Store:
     """Where the open ledger keeps its log."""
-    assert ledger._handle is not None
-    return ledger._handle.store
+    assert ledger._lifecycle.open_handle is not None
+    return ledger._lifecycle.open_handle.store
 
 
 def history_of(ledger: Allowance) -> History:
     """The open ledger's history model."""
-    assert ledger._handle is not None
-    return ledger._handle.history
+    assert ledger._lifecycle.open_handle is not None
+    return ledger._lifecycle.open_handle.history
 
 
 async def there(ledger: Allowance, work: Callable[[], Awaitable[T]]) -> T:
@@ -147,8 +147,8 @@ async def there(ledger: Allowance, work: Callable[[], Awaitable[T]]) -> T:
     async def do() -> T:
         return await work()
 
-    assert ledger._handle is not None
-    return await ledger._handle.runtime.run(do())
+    assert ledger._lifecycle.open_handle is not None
+    return await ledger._lifecycle.open_handle.runtime.run(do())
 
 
 async def executed(ledger: Allowance, *statements: Any) -> list[tuple[Any, ...]]:
@@ -180,9 +180,9 @@ async def events_of(ledger: Allowance) -> list[Row]:
 
 async def project(ledger: Allowance) -> None:
     """Brings the history model to the log's head."""
-    assert ledger._handle is not None
+    assert ledger._lifecycle.open_handle is not None
     head = (await ledger.head()).position
-    await ledger._handle.runtime.run(history_of(ledger).project(head))
+    await ledger._lifecycle.open_handle.runtime.run(history_of(ledger).project(head))
 
 
 async def whole_history(ledger: Allowance, limit: int = 1000) -> list[Reservation]:
