@@ -374,10 +374,10 @@ async def test_what_stands_for_a_ledger_or_a_bookkeeper_must_be_one(ledger: Allo
     """A router on nothing is refused when it is made; a router of the other kind of call says which one it takes."""
     not_one: Any
     for not_one in (None, 5, "ledger"):
-        with pytest.raises(InvalidInput, match=r"^book: .*an Allowance"):
+        with pytest.raises(InvalidInput, match=r"^ledger: .*an Allowance"):
             Routing(not_one)
     other: Any = ledger
-    with pytest.raises(InvalidInput, match=r"^book: .*routing\.sync"):
+    with pytest.raises(InvalidInput, match=r"^ledger: .*routing\.sync"):
         routing.sync.Routing(other)
     not_one = 5
     with pytest.raises(InvalidInput, match=r"^keeper: .*Bookkeeper"):
