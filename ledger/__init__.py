@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from .domain.fact_validation import ManifestsFact as ManifestsFact
     from .domain.lookup import Head as Head
     from .domain.lookup import Lookup as Lookup
-    from .domain.lookup import LookupResult as LookupResult
     from .domain.reservation import STATUSES as STATUSES
     from .domain.reservation import Reservation as Reservation
     from .domain.reservation import Status as Status
-    from .domain.reservation import active_to_reservation as active_to_reservation
     from .domain.reservation import found_reservation as found_reservation
     from .domain.reservation import status_after as status_after
     from .domain.state import LedgerState as LedgerState
@@ -81,10 +79,8 @@ else:
                 "next_attempt"
             ),
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",
-            "ledger.domain.lookup": "Head Lookup LookupResult",
-            "ledger.domain.reservation": (
-                "Reservation STATUSES Status active_to_reservation found_reservation status_after"
-            ),
+            "ledger.domain.lookup": "Head Lookup",
+            "ledger.domain.reservation": "Reservation STATUSES Status found_reservation status_after",
             "ledger.domain.state": "LedgerState",
             "ledger.domain.state_codec": "SNAPSHOT_VERSION decode_state encode_state",
             "ledger.domain.unit_of_work": "Command UnitOfWork",

@@ -19,7 +19,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from ledger import Head, Lookup, LookupResult, Row, Store
+from ledger import Head, Lookup, Row, Store
+from ledger.domain.lookup import LookupResult
 from ledger.store.contract import PAGE_ROWS
 from routing import Allowance, LedgerNotFound, NewerLedger, ReadOnlyLedger, Routing, StorageUnavailable
 from tests.support.logs import all_rows, append, head_at, opened, row_after, rows_after
