@@ -273,7 +273,7 @@ class Allowance(Queries):
         memory. `usage_buckets` asks for `usage` by blocks, in at most that many buckets. `progress` is called with
         (events read, events in total) on a thread of the library. Raises `PositionOutOfRange` and `InvalidInput`.
         """
-        # Imported here, as below, since few processes ever audit and every one waits for its imports.
+        # Imported here, since few processes ever audit and every one waits for its imports.
         from projections import audit_log
 
         until = None if until_position is None else integer(until_position, "until_position", 0)
@@ -291,6 +291,7 @@ class Allowance(Queries):
         `routing.verify` does the same without opening a ledger. `progress` as in `audit`. Raises
         `StorageUnavailable` and `InvalidInput`.
         """
+        # Imported here for the same reason as in `audit`.
         from .backup import verify_store
 
         handle = await self._lifecycle.handle()
@@ -304,6 +305,7 @@ class Allowance(Queries):
         `routing.restore` and `routing.verify` read it. Changes may go on meanwhile. `progress` as in `audit`. Raises
         `CorruptLedger`, and `InvalidInput` if the file exists.
         """
+        # Imported here for the same reason as in `audit`.
         from .backup import export_store
 
         handle = await self._lifecycle.handle()

@@ -1,4 +1,4 @@
-"""A ledger as it was: the same queries, answered by replaying the log."""
+"""Views of the past: the same queries, on a state that is replayed from the log."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ MOST_ITEMS = 10_000
 
 
 class Queries(ABC):
-    """The queries; `Allowance` answers them at the head of the log, and `Past` at an earlier moment."""
+    """The queries; `Allowance` runs them at the head of the log, and `Past` at an earlier moment."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
