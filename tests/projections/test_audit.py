@@ -21,7 +21,7 @@ from projections.row_checks import RowChecker
 from routing import Allowance, AuditReport, InvalidInput, Page, PositionOutOfRange, Routing, Settings
 from tests.support import logs
 from tests.support.engines import new_database, statement
-from tests.support.fault_cases.routes import job_that_draws
+from tests.support.fault_cases.routes import job_that_tries_first
 from tests.support.log_builder import VALIDATOR as FORGED_VALIDATOR
 from tests.support.log_builder import LogBuilder, audited, stored
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
@@ -415,11 +415,11 @@ def test_counts_that_no_fact_tells_of_are_named_also_in_between() -> None:
     """A fold that counts otherwise for some blocks only, in the midst of many that were settled alike."""
     replay = Replay(FORGED_VALIDATOR)
     for row in LogBuilder().rows:
-        replay.take(row)
+        replay.process(row)
     replay.state.chain.accounts[f"5Bert\t{GPU}"].counts.assign(5, 7, 9)
-    replay.end(at_head=True)
+    replay.finish(at_head=True)
     finding = next(each for each in replay.findings.listed if each.rule == "grants-follow")
-    assert "block 5 counts 9 executors, while the facts say 2" in finding.message
+    assert "the fold counts 9 executors at block 5, but the facts 2" in finding.message
 
 
 async def test_a_live_state_that_went_astray_is_named(url: str) -> None:
@@ -459,10 +459,10 @@ async def test_a_spent_reservation_that_was_overdue_is_free_no_more(url: str) ->
     async with small_ledger(url=url, clock=clock, offers={"5Anna": 2, "5Bert": 2}) as ledger:
         late = await ledger.reserve("5Anna", GPU, 12.0, 11)
         clock.advance(200)
-        first = await Routing(ledger).pick_miner_for_job_request(job(job_that_draws(1, of=2), 12.0))
+        first = await Routing(ledger).pick_miner_for_job_request(job(job_that_tries_first(1, of=2), 12.0))
         await ledger.spend(late.reservation_id)
         await ledger.spend(first.allowance_reservation_id or 0)
-        again = job(job_that_draws(1, of=2, called="other"), 12.0)
+        again = job(job_that_tries_first(1, of=2, prefix="other"), 12.0)
         second = await Routing(ledger).pick_miner_for_job_request(again)
         assert (first.miner.hotkey_ss58, second.miner.hotkey_ss58) == ("5Bert", "5Bert")
         assert second.allowance_blocks == [2]

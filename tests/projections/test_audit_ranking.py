@@ -130,7 +130,7 @@ class History(LogBuilder):
     def a_routed_claim(self) -> None:
         """From an account's first free block on, most often, up to the next taken one or not so far."""
         hotkey, seconds = self.draw.choice(MINERS[:6]), self.draw.choice([1, 8, 8, 60])
-        account_state = self.replay.state.account_state(account_stream(hotkey, GPU))
+        account_state = self.replay.state.account(account_stream(hotkey, GPU))
         found = measured(self.replay, account_state)
         first = (found.earliest_block if found else self.newest) + self.draw.choice([0, 0, 0, 1])
         reach = next(n for n in range(1, 10) if n == 9 or account_state.taken.overlaps(first, first + n))
@@ -156,10 +156,10 @@ class History(LogBuilder):
 
 def measured(replay: Replay, account_state: AccountState) -> Measured | None:
     """An account at the newest block and the clock that decided last; None where nothing is available."""
-    chain, account = replay.state.chain, account_state.account
+    chain, account = replay.state.chain, account_state.chain_account
     oldest = max(chain.blocks.newest - chain.settings.block_expiry_blocks, account.invalidated_below, 1)
     overdue = [each for each in account_state.active.values() if each.due_ns <= replay._due_queue._now_ns]
-    free_again = {block for each in overdue for first, last in each.owned for block in range(first, last + 1)}
+    free_again = {block for each in overdue for first, last in each.own_blocks for block in range(first, last + 1)}
     total_ns = available_ns = earliest = 0
     for block in range(oldest, chain.blocks.newest + 1):
         granted_ns = chain.blocks.unit_ns(block) * account.counts.at(block)
@@ -175,7 +175,7 @@ def measured(replay: Replay, account_state: AccountState) -> Measured | None:
 def ranking(replay: Replay) -> list[Measured]:
     """The class's accounts with anything available, best first."""
     accounts: dict[str, Account] = replay.state.chain.classes.get(GPU, {})
-    account_states = (replay.state.account_state(account.stream) for account in accounts.values())
+    account_states = (replay.state.account(account.stream) for account in accounts.values())
     return sorted(each for account_state in account_states if (each := measured(replay, account_state)) is not None)
 
 
@@ -197,7 +197,7 @@ def check(replay: Replay, ranks: AuditRanking, draw: Random) -> None:
     entries = ranking(replay)
     available_ns = {each.hotkey_ss58: -each.minus_available_ns for each in entries}
     for hotkey in MINERS:
-        account_state = replay.state.account_state(account_stream(hotkey, GPU))
+        account_state = replay.state.account(account_stream(hotkey, GPU))
         assert ranks.available_ns(account_state) == available_ns.get(hotkey, 0)
     for amount_ns in (1, *draw.sample(sorted(available_ns.values()), min(2, len(entries)))):
         for nearly_ns in (amount_ns, amount_ns + 1):
@@ -209,12 +209,12 @@ def check(replay: Replay, ranks: AuditRanking, draw: Random) -> None:
 def test_after_an_accident_everything_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim moved its account, and then could not be taken for a reason that nobody thought of."""
     draw, replay, log = Random(SEED), Replay(VALIDATOR), LogBuilder()
-    ranks = replay._routes.ranks(GPU)
+    ranks = replay._routes.ranking(GPU)
     for row in log.rows:
-        replay.take(row)
+        replay.process(row)
     check(replay, ranks, draw)
-    monkeypatch.setattr(replay._reservations, "stand", lambda *_, **__: 1 // 0)
-    replay.take(log.route("job", ANNA, 6, (1, 1)))
+    monkeypatch.setattr(replay._reservations, "apply", lambda *_, **__: 1 // 0)
+    replay.process(log.route("job", ANNA, 6, (1, 1)))
     assert replay.findings.listed[-1].rule == "readable-events"
     check(replay, ranks, draw)
 
@@ -234,12 +234,12 @@ def test_the_ranking_is_the_one_measured_anew(seed: int, share_of_events: float)
         draw = Random(f"{seed} {share_of_events}")
         replay = Replay(VALIDATOR)
         history = History(draw, replay)
-        ranks = replay._routes.ranks(GPU)
+        ranks = replay._routes.ranking(GPU)
         taken = 0
         while history.position < EVENTS:
             history.goes_on()
             for row in history.rows[taken:]:
-                replay.take(row)
+                replay.process(row)
                 taken += 1
                 if draw.random() < share_of_events:
                     check(replay, ranks, draw)
