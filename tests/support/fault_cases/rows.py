@@ -35,12 +35,12 @@ def a_missing_position(log: LogBuilder) -> None:
     log.append(CHAIN_STREAM, BLOCK_12, position=log.position + 2)
 
 
-@FAULT_CASES(Rule.DENSE_VERSIONS, "version 13 of a stream that stands at 11")
+@FAULT_CASES(Rule.DENSE_VERSIONS, "version 13", "expected 12")
 def a_missing_version(log: LogBuilder) -> None:
     log.append(CHAIN_STREAM, BLOCK_12, version=13)
 
 
-@FAULT_CASES(Rule.DENSE_VERSIONS, "version 11 of a stream that stands at 11")
+@FAULT_CASES(Rule.DENSE_VERSIONS, "version 11", "expected 12")
 def a_version_used_twice(log: LogBuilder) -> None:
     log.append(CHAIN_STREAM, BLOCK_12, version=11)
 
