@@ -141,12 +141,6 @@ class Findings:
             plain = {name: _plain(value) for name, value in details.items()}
             self._keep(Finding(position, rule.value, message, plain))
 
-    def join(self, later: Findings) -> None:
-        """Takes the findings of somebody who went on from here, or who looked at something else."""
-        self.count += later.count
-        for finding in later.listed:
-            self._keep(finding)
-
     def _keep(self, finding: Finding) -> None:
         self._kept.append(finding)
         if len(self._kept) >= 2 * MOST_FINDINGS:
