@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from routing.cli.commands import COMMANDS
+from routing.cli.commands import COMMANDS, CommandEntry
 from routing.cli.demo import network
 from routing.cli.io.inputs import MOST_PAGE_ITEMS
 from routing.cli.main import main
@@ -27,7 +27,7 @@ from routing.service.queries import MOST_ITEMS
 
 pytestmark = pytest.mark.sqlalchemy
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SEED = 5
 ME = network.hotkeys(SEED, "validator", 1)[0]
 GPU = "always_on.gpu-24gb"
@@ -144,21 +144,22 @@ def test_every_command_is_listed_in_help(allowance: Command) -> None:
     answer = allowance("--help")
 
     assert answer.code == 0
-    for command in COMMANDS:
-        assert f"    {command.name} " in answer.out
+    for entry in COMMANDS:
+        assert f"    {entry.name} " in answer.out
     assert "Exit codes" in answer.out
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=[command.name for command in COMMANDS])
-def test_every_command_has_help_with_examples(allowance: Command, command: Any) -> None:
-    """Each command shows how it is used, and takes the options that all take."""
-    answer = allowance(command.name, "--help")
+@pytest.mark.parametrize("entry", COMMANDS, ids=[entry.name for entry in COMMANDS])
+def test_every_command_has_help_with_examples(allowance: Command, entry: CommandEntry) -> None:
+    """The help of each command shows its examples and the common options, in lines of at most 120 characters."""
+    answer = allowance(entry.name, "--help")
+    examples = entry.load().examples
 
     assert answer.code == 0
     assert answer.err == ""
-    assert command.examples
-    for example in command.examples:
-        assert f"allowance {command.name}" in example
+    assert examples
+    for example in examples:
+        assert f"allowance {entry.name}" in example
         assert example in answer.out
     for option in ("--database", "--validator", "--json"):
         assert option in answer.out
@@ -171,19 +172,62 @@ def test_every_example_is_understood() -> None:
 
     from routing.cli.parser import build_parser
 
-    for command in COMMANDS:
-        for example in command.examples:
+    for entry in COMMANDS:
+        for example in entry.load().examples:
             words = shlex.split(example.partition("allowance ")[2].partition(" | ")[0].partition(" > ")[0])
-            assert build_parser().parse_args(words).command == command.name
+            assert build_parser(words).parse_args(words).command == entry.name
 
 
-def test_help_loads_no_database_toolkit() -> None:
-    """`allowance --help` imports nothing that it does not need, which is what makes it answer at once."""
-    code = (
-        "import sys; from routing.cli.main import main; code = main(['--help']);"
-        "sys.exit(code or any(name in sys.modules for name in ('sqlalchemy', 'sqlite3', 'aiosqlite')))"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+NEEDED_BY_HELP = {
+    *("ledger", "ledger.lazy_exports", "routing", "routing.cli", "routing.cli.commands", "routing.cli.errors"),
+    *("routing.cli.io", "routing.cli.io.output", "routing.cli.main", "routing.cli.parser"),
+}
+SLOW_TO_IMPORT = ("aiosqlite", "asyncio", "asyncpg", "msgspec", "socket", "sqlalchemy", "sqlite3")
+
+
+def loaded_by(*words: str) -> set[str]:
+    """The modules that a new process has loaded after this command."""
+    code = "import sys; from routing.cli.main import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", code, *words]
+    ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(ran.stderr.split())
+
+
+def test_help_loads_only_what_it_prints() -> None:
+    """`allowance --help` imports no command, no database toolkit and not the library, so it starts quickly.
+
+    Catches: an import at the top of a module that help needs, which slows every command down.
+    """
+    loaded = loaded_by("--help")
+
+    assert {name for name in loaded if name.split(".")[0] in ("ledger", "projections", "routing")} == NEEDED_BY_HELP
+    assert not loaded & set(SLOW_TO_IMPORT)
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=[entry.name for entry in COMMANDS])
+def test_a_command_is_imported_alone(entry: CommandEntry) -> None:
+    """The help of one command imports the module of that command and of no other, and no database toolkit."""
+    loaded = loaded_by(entry.name, "--help")
+
+    imported = {name for name in loaded if name.startswith("routing.cli.commands.")}
+    assert imported == {f"routing.cli.commands.{entry.module}"}
+    assert not loaded & {"aiosqlite", "asyncpg", "sqlalchemy", "sqlite3"}
+
+
+def test_a_summary_is_written_once() -> None:
+    """If a command's module repeats its name or summary, they are those of the table that help shows."""
+    for entry in COMMANDS:
+        command = entry.load()
+        assert command.name in ("", entry.name)
+        assert command.summary in ("", entry.summary)
+
+
+def test_the_table_lists_each_command_once() -> None:
+    """Names are unique, and every summary is one sentence, which help shows without its full stop."""
+    assert len({entry.name for entry in COMMANDS}) == len(COMMANDS)
+    for entry in COMMANDS:
+        assert entry.summary.endswith(".")
+        assert entry.summary[0].isupper()
 
 
 # Usage
@@ -788,7 +832,7 @@ def test_history_filters_add_up(busy: Command) -> None:
     assert jobs(busy("history", "--until", "2024-01-01T00:00:00+01:00", "--json")) == []
     assert jobs(busy("history", "--job", "job-2", "--status", "spent", "--json")) == []
     nothing = busy("history", "--status", "expired")
-    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no reservation fits\n")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no reservation matches\n")
 
 
 def test_history_goes_on_where_a_page_ended(busy: Command) -> None:
@@ -948,7 +992,7 @@ def test_demo_explains_itself(allowance: Command) -> None:
     assert answer.err == ""
     for step in ("1. ", "2. ", "3. ", "4. ", "5. "):
         assert f"\n{step}" in answer.out
-    assert "0 of them held twice" in answer.out
+    assert "0 of them taken twice" in answer.out
     assert "\x1b" not in answer.out
 
 
@@ -976,7 +1020,7 @@ def test_demo_can_be_kept(allowance: Command, tmp_path: Path) -> None:
 def test_demo_says_what_it_kept(allowance: Command, tmp_path: Path) -> None:
     """The database too, unless it is one that was there."""
     said = allowance("demo", *SMALL, "--keep", tmp_path / "both").out
-    assert f"Kept in {tmp_path / 'both'}: facts.jsonl and demo.db, for `allowance history` and others." in said
+    assert f"Kept in {tmp_path / 'both'}: facts.jsonl and demo.db, for `allowance history` and other commands." in said
     named = ("--database", f"sqlite:///{tmp_path / 'elsewhere.db'}", "--validator", "demo-validator")
     said = allowance("demo", *SMALL, *named, "--keep", tmp_path / "facts").out
     assert f"Kept in {tmp_path / 'facts'}: facts.jsonl." in said
@@ -1004,11 +1048,13 @@ def test_control_c_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     Catches an exit code that says all is done.
     """
 
+    from routing.cli.commands import health
+
     def swallow(*_: object) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         return 0
 
-    monkeypatch.setattr("routing.cli.main._run", swallow)
+    monkeypatch.setattr("routing.cli.commands.health.COMMAND", health.COMMAND._replace(run=swallow))
     assert main(["health"]) == 130
     assert "interrupted" in capsys.readouterr().err

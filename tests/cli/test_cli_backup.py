@@ -80,7 +80,7 @@ def test_a_head_goes_from_health_to_verify_as_it_stands(allowance: Command, path
     for source in ([], [path], [f"sqlite:///{path}"], ["--database", f"sqlite:///{path}"]):
         answer = allowance("verify", *source, "--head", health["head"])
         assert (answer.code, answer.err) == (0, "")
-        assert "what is stored is what was written" in answer.out
+        assert "every stored event is as it was written" in answer.out
         assert "agrees with the head noted at 14" in answer.out
         assert "not excluded" not in answer.out
     answer = allowance("verify")
@@ -118,7 +118,7 @@ def test_a_cut_tail_is_found_by_a_noted_head(allowance: Command, path: Path) -> 
 def test_many_findings_are_counted(allowance: Command, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first ones are shown."""
     damage(path, "UPDATE allowance_events SET hash = x'00'")
-    monkeypatch.setattr("routing.cli.commands.verify.MOST_LINES", 5)
+    monkeypatch.setattr("routing.cli.commands.verify.MOST_LISTED", 5)
     answer = allowance("verify")
     assert answer.code == 1
     assert "  … 15 findings in all" in answer.out
@@ -133,14 +133,14 @@ def test_an_export_is_verified_and_restored(allowance: Command, path: Path, tmp_
     assert (document["position"], document["head"], document["file"]) == (14, health["head"], str(file))
     answer = allowance("export", file)
     assert answer.code == 2
-    assert "not there yet" in answer.err
+    assert "expected a new file" in answer.err
     assert allowance("verify", file, "--head", health["head"]).code == 0
     answer = allowance("restore", file, "--database", f"sqlite:///{copy}")
     assert (answer.code, answer.err) == (0, "")
     assert answer.out == f"{VALIDATOR}: restored 14 events; head {health['head']}\n"
     (document,) = allowance("restore", path, "--database", f"sqlite:///{copy}", "--json").documents
     assert (document["added"], document["head"]) == (0, health["head"])
-    assert "everything was there already" in allowance("restore", file, "--database", f"sqlite:///{copy}").out
+    assert "every event is there already" in allowance("restore", file, "--database", f"sqlite:///{copy}").out
     assert allowance("verify", copy, "--head", health["head"]).code == 0
 
 

@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from routing import BlockFact, ManifestsFact, Miner
-from routing.cli.files import facts as facts_file
-from routing.cli.files.facts import BadLine, Fact, numbered_facts
+from routing.cli.files import json_lines
+from routing.cli.files.facts import Fact, numbered_facts
+from routing.cli.files.json_lines import BadLine
 from routing.cli.files.receipts import numbered_receipts
 
 MINER = {"hotkey_ss58": "miner-a", "address": "192.0.2.7", "ip_version": 4, "port": 8000}
@@ -237,7 +238,7 @@ def test_a_file_of_another_kind_is_known_by_its_beginning(content: bytes, proble
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is no lines at all is not read to its end."""
-    monkeypatch.setattr(facts_file, "LONGEST_LINE_BYTES", 100)
+    monkeypatch.setattr(json_lines, "LONGEST_LINE_BYTES", 100)
     feed = Feed(*[b"x" * 60] * 50)
 
     with pytest.raises(BadLine, match="longer than 100 bytes"):

@@ -165,7 +165,7 @@ def test_why_shows_sums_and_who_took_what(allowance: Command, filled: Filled) ->
     (at_time,) = allowance("why", "5Bert", GPU, "--time", "2024-01-01T00:02:12Z", "--json").documents
     assert at_block == at_time
     assert now["total_seconds"] == at_block["total_seconds"] + 12.0
-    assert "nothing is taken" in allowance("why", "5Nobody", GPU).err
+    assert "no reservation has taken blocks" in allowance("why", "5Nobody", GPU).err
 
 
 def test_replay_shows_the_state_there(allowance: Command, filled: Filled) -> None:
@@ -252,7 +252,7 @@ def test_rebuild_tells_what_was_wrong(allowance: Command, filled: Filled) -> Non
     """Exit code 0 where nothing was, 1 where something was; then it is mended."""
     answer = allowance("rebuild")
     assert (answer.code, answer.err) == (0, "")
-    assert "what was there was what the log says" in answer.out
+    assert "the stored history and snapshots agreed with the log" in answer.out
     statement(filled.url, "UPDATE allowance_reservations SET status = 'expired'")
     statement(filled.url, "UPDATE allowance_snapshots SET payload = X'00'")
 
@@ -261,7 +261,7 @@ def test_rebuild_tells_what_was_wrong(allowance: Command, filled: Filled) -> Non
     assert answer.code == 1
     assert "status was expired, is spent" in answer.out
     assert "snapshot at position" in answer.out
-    assert "3 differences: what was there is replaced" in answer.out
+    assert "3 differences; the stored data is replaced" in answer.out
     (document,) = allowance("rebuild", "--json").documents
     assert (document["different"], document["reservations"], document["position"]) == (0, 2, filled.head)
 

@@ -214,7 +214,7 @@ def test_a_chart_shows_what_is_left_and_what_is_gone() -> None:
 
 def test_a_chart_does_not_hide_a_little() -> None:
     """The smallest amount is a character, so that nobody takes it for nothing."""
-    lines = chart.draw([Column(100.0, 0.001)], first_label="1", last_label="1", rows=2, signs=chart.ASCII)
+    lines = chart.draw([Column(100.0, 0.001)], first_label="1", last_label="1", rows=2, characters=chart.ASCII)
 
     assert lines[:2] == ["100 s |.", "      |#"]
 

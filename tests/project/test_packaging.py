@@ -45,6 +45,14 @@ def test_wheel_says_that_each_package_is_typed(wheel: zipfile.Path, package: str
     assert (wheel / package / "__init__.py").is_file()
 
 
+def test_wheel_has_the_pages_of_the_guide(wheel: zipfile.Path) -> None:
+    """`allowance guide` reads its pages from the installed package."""
+    pages = {path.name for path in (ROOT / "routing" / "guide").glob("*.md")}
+
+    assert pages
+    assert {entry.name for entry in (wheel / "routing" / "guide").iterdir()} == pages
+
+
 def test_wheel_brings_the_command(wheel: zipfile.Path) -> None:
     """Installing gives the command `allowance`."""
     (dist_info,) = (entry for entry in wheel.iterdir() if entry.name.endswith(".dist-info"))

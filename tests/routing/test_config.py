@@ -12,7 +12,7 @@ import pytest
 from ledger import Miner, Settings
 from ledger.errors import InvalidInput
 from routing import TRUSTED_MINER_FAKE_KEY, NotEnoughAllowanceException, allowance, configure, reset, routing
-from routing.cli.connection import ledger_of
+from routing.cli.connection import ledger_from_arguments
 from routing.service.config import configuration_from_environment
 from tests.support.small import job
 
@@ -127,7 +127,7 @@ def test_a_wrong_url_or_validator_is_refused_by_the_name_of_its_variable(
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Validator")
     monkeypatch.setenv(variable, wrong)
     reset()
-    for refuse in (allowance, lambda: ledger_of(argparse.Namespace(database=None, validator=None))):
+    for refuse in (allowance, lambda: ledger_from_arguments(argparse.Namespace(database=None, validator=None))):
         with pytest.raises(InvalidInput) as refused:
             refuse()
         assert refused.value.field == variable
@@ -139,7 +139,7 @@ def test_a_wrong_url_is_refused_by_the_name_of_its_option_or_parameter(monkeypat
     """The error names the command-line option, or the parameter of `configure`, that had the wrong value."""
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Validator")
     with pytest.raises(InvalidInput) as refused:
-        ledger_of(argparse.Namespace(database="x", validator=None))
+        ledger_from_arguments(argparse.Namespace(database="x", validator=None))
     assert refused.value.field == "--database"
     reset()
     configure(database_url="x")

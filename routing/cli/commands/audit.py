@@ -7,7 +7,7 @@ from collections import defaultdict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
+from routing.cli.commands import CliCommand
 from routing.cli.errors import NO, WrongUsage
 from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
