@@ -420,7 +420,7 @@ async def sweep_five(ledger: Allowance) -> None:
     [
         (project_nine, Projector, "advance"),
         (rebuild_all, Projector, "advance"),
-        (sweep_five, sweep_module, "_delete_some"),
+        (sweep_five, sweep_module, "_delete_batch"),
     ],
 )
 async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
