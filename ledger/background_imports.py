@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Future
 from importlib import import_module
 
 _imported: set[str] = set()
@@ -22,14 +23,25 @@ async def import_in_thread(*modules: str) -> None:
     Not to be awaited inside a transaction or an open connection: a fork waits for both, while it holds `_importing`.
     """
     if not _imported.issuperset(modules):
-        await asyncio.to_thread(_import, modules)
+        done = Future[None]()
+        # Not `asyncio.to_thread`: whoever gives work to a pool of threads waits while the process forks, and the fork
+        # waits until this loop has paused.
+        threading.Thread(target=_import, args=(modules, done), name="allowance-import", daemon=True).start()
+        await asyncio.wrap_future(done)
 
 
-def _import(modules: Iterable[str]) -> None:
-    with _importing:
-        for module in modules:
-            import_module(module)
-        _imported.update(modules)
+def _import(modules: Iterable[str], done: Future[None]) -> None:
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        with _importing:
+            for module in modules:
+                import_module(module)
+            _imported.update(modules)
+    except BaseException as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
 def _wait_for_import() -> None:
