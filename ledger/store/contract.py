@@ -162,8 +162,8 @@ def driver_message(error: BaseException) -> str:
 
 def is_sqlalchemy_error(error: BaseException | None) -> bool:
     """Whether SQLAlchemy raised it; asked without importing SQLAlchemy, which may never have been needed."""
-    raised = sys.modules.get("sqlalchemy.exc")
-    return raised is not None and isinstance(error, raised.SQLAlchemyError)
+    # Another thread may be importing it just now: its modules are known by name before they have their names.
+    return isinstance(error, getattr(sys.modules.get("sqlalchemy.exc"), "SQLAlchemyError", ()))
 
 
 class RowExists(Exception):

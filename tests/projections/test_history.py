@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from base64 import urlsafe_b64encode
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -420,7 +422,7 @@ async def sweep_five(ledger: Allowance) -> None:
     [
         (project_nine, Projector, "advance"),
         (rebuild_all, Projector, "advance"),
-        (sweep_five, sweep_module, "_delete_some"),
+        (sweep_five, sweep_module, "_delete_batch"),
     ],
 )
 async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
@@ -475,3 +477,88 @@ async def test_what_is_far_behind_is_caught_up_with_in_larger_pieces(url: str, m
         await project(ledger)
     assert pieces[0] == sum(pieces) // CAUGHT_UP_IN > 2
     assert pieces[-1] <= 2
+
+
+# The first page of a process
+
+
+FIRST_USE = """
+import asyncio, sys, threading
+from routing.sync import Allowance
+
+imported = []
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("sqlalchemy", "aiosqlite", "greenlet"):
+            imported.append((name, threading.current_thread().name))
+
+sys.meta_path.insert(0, Finder())
+with Allowance.open({url!r}, validator_ss58={validator!r}) as ledger:
+    ledger.miners()
+    assert not imported, imported
+    {use}
+assert "sqlalchemy" in dict(imported)
+on_the_ledgers_thread = [name for name, thread in imported if thread == "allowance-ledger"]
+assert not on_the_ledgers_thread, on_the_ledgers_thread
+"""
+
+
+@pytest.mark.parametrize("use", ["ledger.history()", "ledger.audit()", "ledger.rebuild()"])
+async def test_sqlalchemy_is_never_imported_on_the_ledgers_thread(any_url: str, use: str) -> None:
+    """The first history, audit or rebuild of a process does not make its reservations wait for an import.
+
+    Fails if SQLAlchemy, its dialect or its driver is imported where it is used: that stops the writer for 230 ms.
+    """
+    async with small_ledger(url=any_url) as ledger:
+        await ledger.reserve("5Anna", GPU, 6.0, 11)
+        await project(ledger)
+    script = FIRST_USE.format(url=any_url, validator=VALIDATOR, use=use)
+    ran = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+FORK = """
+import os, signal, sys, threading
+from routing.sync import Allowance
+
+importing, forked = threading.Event(), threading.Event()
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sqlalchemy.sql":
+            importing.set()
+            forked.wait(0.3)
+
+sys.meta_path.insert(0, Finder())
+ledger = Allowance.open({url!r}, validator_ss58={validator!r})
+ledger.miners()
+reading = threading.Thread(target=ledger.history)
+reading.start()
+importing.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    import sqlalchemy.sql
+    os._exit(0 if hasattr(sqlalchemy, "select") else 1)
+forked.set()
+reading.join()
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_waits_for_an_import_on_another_thread(tmp_path: Path) -> None:
+    """A forked child has whole modules; it would wait for ever for the import lock of a thread that it does not have.
+
+    The fork waits no longer than the import. Fails if the ledger's thread waits for the fork, which waits for it.
+    """
+    from routing import sync
+
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with sync.Allowance.open(url, validator_ss58=VALIDATOR):
+        pass
+    script = FORK.format(url=url, validator=VALIDATOR)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")

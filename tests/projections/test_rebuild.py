@@ -58,7 +58,7 @@ def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of a few rows, so that a short story has many."""
     monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 40)
     monkeypatch.setattr("ledger.store.postgres.store.PAGE_ROWS", 40)
-    monkeypatch.setattr(rebuild_module, "READ_LINES", 13)
+    monkeypatch.setattr(rebuild_module, "COMPARED_ROWS", 13)
     monkeypatch.setattr("projections.history.garbage.DELETED_ROWS", 11)
     monkeypatch.setattr(model_module, "LOOKUP_VALUES", 5)
     monkeypatch.setattr(history_module, "TAIL_ROWS", 30)
@@ -263,7 +263,7 @@ async def test_a_page_is_read_again_where_its_model_was_replaced(url: str, monke
         ledger = story.ledger
         expected = await whole_history(ledger)
         history = history_of(ledger)
-        real = history._pages.lines
+        real = history._queries.rows
         replaced: list[int] = []
 
         async def replacing(connection: Any, view: Any, limit: int) -> Any:
@@ -272,7 +272,7 @@ async def test_a_page_is_read_again_where_its_model_was_replaced(url: str, monke
                 await ledger.rebuild()
             return await real(connection, view, limit)
 
-        monkeypatch.setattr(history._pages, "lines", replacing)
+        monkeypatch.setattr(history._queries, "rows", replacing)
         assert await whole_history(ledger) == expected
         assert replaced
 
@@ -359,7 +359,7 @@ async def test_what_the_log_never_said_is_found_and_removed(url: str) -> None:
 
 async def test_only_the_first_differences_are_listed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All are counted."""
-    monkeypatch.setattr(rebuild_module, "LISTED", 3)
+    monkeypatch.setattr(rebuild_module, "LISTED_DIFFERENCES", 3)
     async with a_story(url, 150) as story:
         await project(story.ledger)
         await executed(story.ledger, update(reservations).values(amount_ns=1))
@@ -409,9 +409,9 @@ async def test_a_snapshot_that_looks_sound_and_is_not_is_found(url: str) -> None
             return encode_state(state)
 
         payload = await ledger._lifecycle.open_handle.writer.query(damage)
-        from projections.snapshots import _digest
+        from projections.snapshots import payload_digest
 
-        await executed(ledger, update(snapshots).values(payload=payload, digest=_digest(payload)))
+        await executed(ledger, update(snapshots).values(payload=payload, digest=payload_digest(payload)))
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
         report = await ledger.rebuild()
         assert sorted(kinds(report)) == ["snapshot", "state"]
@@ -566,7 +566,7 @@ class Counted:
 def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
     """Fails at a database operation of the read models, counted from 1; 0 only counts. Commits count too."""
     store: Any = store_of(ledger)
-    engine, writing = store._open_engine().sync_engine, store.writing
+    engine, writing = store._open_engine().sync_engine, store.write_read_models
     done: list[str] = []
 
     def count(what: str) -> None:
@@ -584,12 +584,12 @@ def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
             count("COMMIT")
 
     event.listen(engine, "after_cursor_execute", executed_one)
-    store.writing = counted
+    store.write_read_models = counted
     try:
         yield done
     finally:
         event.remove(engine, "after_cursor_execute", executed_one)
-        store.writing = writing
+        store.write_read_models = writing
 
 
 async def test_a_commit_that_fails_leaves_the_model_as_it_was(

@@ -15,7 +15,7 @@ from sqlalchemy import delete, insert, select, update
 from ledger import SNAPSHOT_VERSION, encode_state
 from ledger.store.sqlite.store import SqliteStore
 from projections import Availability, SnapshotStore, state_at
-from projections.snapshots import KEPT_SNAPSHOTS, Snapshot, _digest
+from projections.snapshots import KEPT_SNAPSHOTS, Snapshot, payload_digest
 from projections.tables import snapshots
 from routing import Allowance
 from tests.support.engines import ENGINES, new_database
@@ -243,7 +243,7 @@ async def test_an_auditor_takes_no_snapshot(url: str) -> None:
 
 def resealed(payload: bytes) -> dict[str, Any]:
     """A payload with the digest that it would have been stored with."""
-    return {"payload": payload, "digest": _digest(payload)}
+    return {"payload": payload, "digest": payload_digest(payload)}
 
 
 def cut(payload: bytes) -> dict[str, Any]:

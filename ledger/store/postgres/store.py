@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from ledger.background_imports import import_in_thread
 from ledger.codec import GENESIS_HASH, Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
 from ledger.errors import InvalidInput, LedgerNotFound, StorageUnavailable
@@ -234,6 +235,7 @@ class PostgresStore:
 
     @asynccontextmanager
     async def read_connection(self) -> AsyncIterator[AsyncConnection]:
+        await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg")
         with _PostgresErrors():
             async with self._open_engine().connect() as connection:
                 yield connection

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
+from ledger.background_imports import import_in_thread
 from ledger.cancellation import cancellation_shield
 from ledger.codec import GENESIS_HASH, Row, row_from_columns
 from ledger.domain.lookup import Head, Lookup, LookupResult
@@ -205,6 +206,8 @@ class SqliteStore:
 
     @asynccontextmanager
     async def read_connection(self) -> AsyncIterator[AsyncConnection]:
+        # Before anything is locked: see `import_in_thread`.
+        await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.sqlite.aiosqlite", "aiosqlite")
         with _SqliteErrors():
             async with self._between_writes(), self._gate.passed(), self._read_models() as connection:
                 yield connection

@@ -16,8 +16,7 @@ import msgspec
 from ledger import Row, Status, Store
 from ledger.events import ExpiryRecorded, ReservationReleased, ReservationSpent, Settlement
 from projections.audit.state import AuditedReservation
-from projections.history.model import Checkpoint, HistoryModel
-from projections.history.projector import RESERVATIONS
+from projections.history.model import RESERVATIONS, Checkpoint, HistoryModel
 from projections.history.rows import BUCKET_BLOCKS, HistoryRow
 from projections.rules import Findings, Rule
 
@@ -177,20 +176,21 @@ class HistoryCheck:
         )
 
     async def _read_bucket_sums(self) -> dict[int, BucketSums]:
-        from sqlalchemy import func, select
+        async with self._model.connection() as connection:
+            from sqlalchemy import func, select
 
-        from projections.tables import reserved_blocks
+            from projections.tables import reserved_blocks
 
-        columns = reserved_blocks.c
-        sums = [func.sum(columns[name] % MODULUS) for name in ("position", "first_block", "last_block")]
-        query = (
-            select(columns.bucket, func.count(), *sums)
-            .where(
-                self._model.in_generation(reserved_blocks, self.checkpoint.generation), columns.position <= self.until
+            columns = reserved_blocks.c
+            sums = [func.sum(columns[name] % MODULUS) for name in ("position", "first_block", "last_block")]
+            query = (
+                select(columns.bucket, func.count(), *sums)
+                .where(
+                    self._model.in_generation(reserved_blocks, self.checkpoint.generation),
+                    columns.position <= self.until,
+                )
+                .group_by(columns.bucket)
             )
-            .group_by(columns.bucket)
-        )
-        async with self._store.read_connection() as connection:
             rows = await connection.execute(query)
             return {int(bucket): BucketSums(*map(int, sums)) for bucket, *sums in rows}
 
