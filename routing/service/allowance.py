@@ -426,8 +426,8 @@ class Allowance(Queries):
             handle = await self._ready()
         return await handle.writer.execute(command)
 
-    async def _query(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
-        return await (await self._ready()).writer.query(question, brief=brief)
+    async def _query(self, question: Callable[[Availability, int], R], *, short: bool = False) -> R:
+        return await (await self._ready()).writer.query(question, short=short)
 
     async def _stored(self, reservation_id: int) -> Reservation | None:
         lookup = Lookup()

@@ -46,7 +46,7 @@ class Past(Queries):
     async def _sources(self) -> QuerySources:
         return await self._find_sources()
 
-    async def _query(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
+    async def _query(self, question: Callable[[Availability, int], R], *, short: bool = False) -> R:
         sources = await self._sources()
 
         async def answer() -> R:

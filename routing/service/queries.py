@@ -38,7 +38,7 @@ class Queries(ABC):
     """The questions; where the answers come from is left to `Allowance` and its views of the past."""
 
     @abstractmethod
-    async def _query(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
+    async def _query(self, question: Callable[[Availability, int], R], *, short: bool = False) -> R:
         """The answer of a function of the state and the clock; a brief one may be worked out in the caller's thread."""
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Queries(ABC):
             integer(job_start_block, "job_start_block", 1)
             return state.candidates(amount_ns, executor_class, job_start_block, now_ns)
 
-        return await self._query(find, brief=True)
+        return await self._query(find, short=True)
 
     async def reservation(self, reservation_id: int) -> Reservation:
         """The reservation of an id, settled or not. Raises `ReservationNotFound`."""
@@ -175,7 +175,7 @@ class Queries(ABC):
 
     async def current_block(self) -> int | None:
         """The number of the newest block; None where no block is recorded."""
-        return await self._query(lambda state, _: state.chain.blocks.newest or None, brief=True)
+        return await self._query(lambda state, _: state.chain.blocks.newest or None, short=True)
 
     async def miners(self) -> list[Miner]:
         """The miners registered at the newest block, by hotkey."""
@@ -193,7 +193,7 @@ class Queries(ABC):
 
     async def head(self) -> Head:
         """The log's position and hash; noted elsewhere, they let `verify` find every later change of the log."""
-        return await self._query(lambda state, _: Head(state.position, state.hash, state.recorded_at_ns), brief=True)
+        return await self._query(lambda state, _: Head(state.position, state.hash, state.recorded_at_ns), short=True)
 
 
 def checked_id(value: object) -> int:

@@ -434,7 +434,7 @@ async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
     done: list[str] = []
     async with small_ledger(url=url) as ledger:
         assert ledger._handle is not None
-        changes = ledger._handle.writer._changes
+        changes = ledger._handle.writer._commands
         asked: list[Any] = []
         write, commit = getattr(owner, piece), LedgerWriter._commit_under_lock
 
