@@ -60,14 +60,14 @@ async def export_log(
     writer = ExportWriter(stream, stored.validator_ss58)
     async for page in reader.pages(stored):
         _check_page(row_checker, page)
-        writer.add(page)
+        writer.write_rows(page)
         if progress is not None:
             progress(row_checker.position, stored.position)
         await asyncio.sleep(0)  # A long log lets others have the loop between pages.
     reader.check_unchanged()
     if (row_checker.position, row_checker.hash) != (stored.position, stored.hash):
         raise CorruptLedger(row_checker.position + 1, f"the head row tells of a log that ends at {stored.position}")
-    writer.end()
+    writer.finish()
     return ExportReport(stored.validator_ss58, row_checker.position, row_checker.hash.hex())
 
 

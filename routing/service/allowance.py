@@ -327,8 +327,8 @@ class Allowance(Queries):
         reservation: Reservation = await self.execute(command)
         return reservation
 
-    async def _read_state(self, read: Callable[[Availability, int], R], *, brief: bool = False) -> R:
-        return await (await self._lifecycle.handle()).writer.query(read, brief=brief)
+    async def _read_state(self, read: Callable[[Availability, int], R], *, short: bool = False) -> R:
+        return await (await self._lifecycle.handle()).writer.query(read, short=short)
 
     async def _find_reservation(self, reservation_id: int) -> Reservation | None:
         lookup = Lookup(positions=[reservation_position(reservation_id)])

@@ -57,7 +57,7 @@ class Past(Queries):
         handle = await self._lifecycle.handle()
         await handle.runtime.run(self._state_and_clock(handle.store, progress))
 
-    async def _read_state(self, read: Callable[[Availability, int], R], *, brief: bool = False) -> R:
+    async def _read_state(self, read: Callable[[Availability, int], R], *, short: bool = False) -> R:
         handle = await self._lifecycle.handle()
 
         async def fold_and_read() -> R:

@@ -33,10 +33,10 @@ class Queries(ABC):
         self._lifecycle = lifecycle
 
     @abstractmethod
-    async def _read_state(self, read: Callable[[Availability, int], R], *, brief: bool = False) -> R:
+    async def _read_state(self, read: Callable[[Availability, int], R], *, short: bool = False) -> R:
         """Call a function with the state and the clock (ns since the epoch); return its result.
 
-        A `brief` function may run in the caller's thread, which costs less than waking the runtime's.
+        A `short` function may run in the caller's thread, which costs less than waking the runtime's.
         """
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Queries(ABC):
             integer(job_start_block, "job_start_block", 1)
             return state.candidates(amount_ns, executor_class, job_start_block, now_ns)
 
-        return await self._read_state(find, brief=True)
+        return await self._read_state(find, short=True)
 
     async def reservation(self, reservation_id: int) -> Reservation:
         """Return the reservation with an id, active or settled. Raises `ReservationNotFound`, `InvalidInput`."""
@@ -163,7 +163,7 @@ class Queries(ABC):
 
     async def current_block(self) -> int | None:
         """Return the number of the newest block; None if no block is recorded."""
-        return await self._read_state(lambda state, _: state.chain.blocks.newest or None, brief=True)
+        return await self._read_state(lambda state, _: state.chain.blocks.newest or None, short=True)
 
     async def miners(self) -> list[Miner]:
         """Return the miners that are registered at the newest block, ordered by hotkey."""
@@ -182,7 +182,7 @@ class Queries(ABC):
     async def head(self) -> Head:
         """Return the log's head. Note it elsewhere: with it, `verify` detects every later change of the log."""
         return await self._read_state(
-            lambda state, _: Head(state.position, state.hash, state.recorded_at_ns), brief=True
+            lambda state, _: Head(state.position, state.hash, state.recorded_at_ns), short=True
         )
 
     async def _reservations_of(

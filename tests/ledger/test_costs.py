@@ -112,7 +112,7 @@ async def at_once(ledger: Allowance, calls: Iterable[Coroutine[Any, Any, Any]]) 
     assert standing.wait(QUEUED_SECONDS)
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        while len(opened(ledger).writer._changes._waiting) < len(tasks):
+        while len(opened(ledger).writer._commands._waiting) < len(tasks):
             assert not any(task.done() for task in tasks)
             await asyncio.sleep(0)
     finally:

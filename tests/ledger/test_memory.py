@@ -59,7 +59,7 @@ async def test_state_lost_before_a_change_has_the_lock_is_folded_before_it(monke
     async with small_ledger() as ledger:
 
         async def story(_store: SqliteStore, writer: LedgerWriter[Any]) -> None:
-            fold_anew, folds = writer._follow, 0
+            fold_anew, folds = writer._catch_up_before_lock, 0
 
             async def folded_in_vain_at_first() -> None:
                 nonlocal folds
@@ -68,7 +68,7 @@ async def test_state_lost_before_a_change_has_the_lock_is_folded_before_it(monke
                 if folds == 1:
                     writer._state = None
 
-            monkeypatch.setattr(writer, "_follow", folded_in_vain_at_first)
+            monkeypatch.setattr(writer, "_catch_up_before_lock", folded_in_vain_at_first)
             writer._state = None
             await Routing(ledger).pick_miner_for_job_request(job("one"))
             assert folds == 2

@@ -114,7 +114,7 @@ async def test_a_full_queue_refuses_and_forgets(ledger: Allowance, monkeypatch: 
         waiting = [asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid=f"job-{n}")) for n in range(5)]
         await queued(opened, 5)
         refused = asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid="one too many"))
-        while not refused.done() and len(opened.writer._changes._waiting) == 5:  # noqa: ASYNC110 - nobody tells
+        while not refused.done() and len(opened.writer._commands._waiting) == 5:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
     (error,) = await asyncio.gather(refused, return_exceptions=True)
     assert isinstance(error, LedgerOverloaded)
@@ -153,9 +153,9 @@ async def _asked_between_batches(ledger: Allowance, monkeypatch: pytest.MonkeyPa
         if not left or not any(isinstance(ticket.work, ExpireDue) for ticket in tickets):
             return
         if left == 40:
-            writer._questions.put(PendingCall(lambda state, _: left, loop, answered))
+            writer._queries.put(PendingCall(lambda state, _: left, loop, answered))
         left -= 1
-        writer._changes._waiting.extend(PendingCall(each.work, loop, loop.create_future()) for each in tickets)
+        writer._commands._waiting.extend(PendingCall(each.work, loop, loop.create_future()) for each in tickets)
 
     monkeypatch.setattr(writer_module, "resolve_futures", deliver_and_ask_for_more)
     await ledger.expire_due()

@@ -436,7 +436,7 @@ async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
     done: list[str] = []
     async with small_ledger(url=url) as ledger:
         assert ledger._lifecycle.open_handle is not None
-        changes = ledger._lifecycle.open_handle.writer._changes
+        changes = ledger._lifecycle.open_handle.writer._commands
         asked: list[Any] = []
         write, commit = getattr(owner, piece), LedgerWriter._commit_under_lock
 

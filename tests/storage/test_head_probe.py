@@ -53,7 +53,7 @@ async def test_brief_questions_do_not_wait_for_the_ledgers_thread(url: str, monk
     async with small_ledger(url=url) as ledger:
         route = await Routing(ledger).pick_miner_for_job_request(job("job"))
         with monkeypatch.context() as patched:
-            patched.setattr(actor_of(ledger)._questions, "put", refuse)
+            patched.setattr(actor_of(ledger)._queries, "put", refuse)
             candidates = await ledger.find_miners(6.0, GPU, 11)
             assert await ledger.current_block() == 11
             assert (await ledger.head()).position == 14
@@ -203,4 +203,4 @@ async def test_nothing_is_open_while_a_process_forks_or_after_the_end(url: str) 
         assert store.probe_head() is not None
     assert (probe_head._connection, store.probe_head()) == (None, None)
     with pytest.raises(LedgerClosed):
-        await writer.query(where, brief=True)
+        await writer.query(where, short=True)

@@ -39,7 +39,7 @@ def no_lock() -> None:
     """Appends take no lock, and write where they believe the head to stand."""
 
     @asynccontextmanager
-    async def unguarded(self: SqliteStore, meanwhile: Any = None) -> AsyncIterator[None]:
+    async def unguarded(self: SqliteStore, while_waiting: Any = None) -> AsyncIterator[None]:
         async with self._process_lock:
             yield
 

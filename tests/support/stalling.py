@@ -31,5 +31,5 @@ async def stalled(ledger: Allowance) -> AsyncIterator[LedgerHandle]:
 
 async def queued(opened: LedgerHandle, changes: int) -> None:
     """Waits until so many changes wait."""
-    while len(opened.writer._changes._waiting) < changes:  # noqa: ASYNC110 - nobody tells
+    while len(opened.writer._commands._waiting) < changes:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0)
