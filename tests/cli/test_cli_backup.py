@@ -280,7 +280,7 @@ def test_restore_selects_a_ledger_only_if_there_are_several(
     allowance: Command, path: Path, two_ledgers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a source has several ledgers, `--validator` or else the environment selects one; a single ledger is restored
-    whoever owns it.
+    whatever its validator.
 
     Catches: `restore` that demands `--validator` although the environment names the validator.
     """
