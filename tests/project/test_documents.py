@@ -51,7 +51,7 @@ SHORTEST_REASON = 10
 DEMO = ["--miners", "12", "--blocks", "300", "--jobs", "300"]
 VALIDATOR = "5FfiswEBon6fJ7XzrH6THSg2TJQEK9zE5YmbvRucACiUbm36"
 SPENT_IN_DOCUMENTS = {
-    "reservation_id": "409613007",
+    "reservation_id": "409097163",
     "job_uuid": "e816cdb0-6b40-476b-89a5-731376404e97",
     "miner_ss58": "5FAKKDTp4DdAhkVTrDfR8HW2mRFTY2sStn7ohoFkzK3zfZ6X",
 }
