@@ -1,4 +1,4 @@
-"""Findings: counted all, listed from the lowest position on."""
+"""All findings are counted, and those of the lowest positions are listed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from projections.rules import Findings
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_those_of_the_lowest_positions_are_listed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In whatever order they were made; of one position in the order in which they were made.
+def test_the_findings_of_the_lowest_positions_are_listed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order of adding; those of one position in the order of adding.
 
-    Catches a list of those that were made first, and one that takes none any more once it was full.
+    Fails if the first ones added are listed, or if nothing is added to a list that was full once.
     """
     draw = random.Random(seed)
     most = draw.choice([1, 2, 5, 30])
