@@ -34,7 +34,7 @@ class Routing:
             if miner is not None and not isinstance(miner, Miner):
                 raise InvalidInput(field, miner, "a Miner")
         if not isinstance(ledger, Allowance) and not callable(ledger):
-            raise InvalidInput("book", ledger, "an Allowance, or a function that gives one")
+            raise InvalidInput("ledger", ledger, "an Allowance, or a function that returns one")
         self._ledger = ledger
         self._debug_miner = debug_miner
         self._trusted_miner = trusted_miner or Miner("127.0.0.1", 4, 8000, TRUSTED_MINER_FAKE_KEY)

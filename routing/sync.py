@@ -143,7 +143,7 @@ class Routing:
         self, ledger: Allowance, *, debug_miner: Miner | None = None, trusted_miner: Miner | None = None
     ) -> None:
         if not isinstance(ledger, Allowance):
-            raise InvalidInput("book", ledger, "an Allowance of routing.sync")
+            raise InvalidInput("ledger", ledger, "an Allowance of routing.sync")
         self.asynchronous = AsyncRouting(ledger.asynchronous, debug_miner=debug_miner, trusted_miner=trusted_miner)
 
     @classmethod

@@ -58,7 +58,7 @@ class FactValidator:
                     contents.append(validated_manifests(fact))
                     continue
                 if not isinstance(fact, BlockFact):
-                    raise InvalidInput("facts", fact, "a BlockFact or a ManifestsFact")
+                    raise InvalidInput("facts", fact, "a sequence of BlockFact and ManifestsFact")
                 number = integer(fact.number, "number", 1)
                 created_at_ns = instant_ns(fact.created_at, "created_at")
                 if (
@@ -102,14 +102,14 @@ def _axons(miners: Iterable[Miner]) -> dict[str, Axon]:
     axons: dict[str, Axon] = {}
     for miner in miners:
         if not isinstance(miner, Miner):
-            raise InvalidInput("miners", miner, "Miner objects")
+            raise InvalidInput("miners", miner, "an iterable of Miner")
         try:
             axon = _axon(miner.hotkey_ss58, miner.address, miner.ip_version, miner.port)
         except TypeError as cause:
             raise InvalidInput("miners", miner, "a Miner of plain values") from cause
         hotkey_ss58 = str.__str__(miner.hotkey_ss58)
         if hotkey_ss58 in axons:
-            raise InvalidInput("miners", hotkey_ss58, "each hotkey once")
+            raise InvalidInput("miners", hotkey_ss58, "an iterable that names each hotkey once")
         axons[hotkey_ss58] = axon
     return axons
 

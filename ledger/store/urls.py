@@ -53,6 +53,6 @@ def _postgres_store(database_url: str, validator_ss58: str, *, read_only: bool) 
     except ModuleNotFoundError as cause:
         if cause.name != "asyncpg":
             raise
-        expected = "a URL whose driver is installed: pip install 'allowance-ledger[postgres]'"
+        expected = "a URL whose driver is installed (pip install 'allowance-ledger[postgres]')"
         raise InvalidInput("database_url", "postgresql://…", expected) from cause
     return PostgresStore(database_url, validator_ss58, read_only=read_only)

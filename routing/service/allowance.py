@@ -128,7 +128,7 @@ class Allowance(Queries):
             raise InvalidInput("settings", settings, "Settings or None")
         clock: object = clock_ns
         if not callable(clock):
-            raise InvalidInput("clock_ns", clock, "a function that gives nanoseconds since the epoch")
+            raise InvalidInput("clock_ns", clock, "a function that returns nanoseconds since the epoch")
         integer(clock(), "clock_ns", 0)
         self._database_url = database_url
         self._validator_ss58 = name(validator_ss58, "validator_ss58")

@@ -29,7 +29,7 @@ HASH_BYTES = 32
 NOBODY = "nobody"
 """Whose ledger is meant where all of a database are read."""
 MEMORY = "sqlite://"
-ONE_LEDGER = "the validator whose ledger it is: there are those of "
+ONE_LEDGER = "the validator of one of the ledgers in the source: "
 
 Source = str | os.PathLike[str]
 
@@ -118,12 +118,12 @@ def check_database(database_url: str) -> None:
 def checked_heads(heads: Iterable[Head]) -> list[Head]:
     """Heads that a log can have had."""
     if not isinstance(heads, Iterable):
-        raise InvalidInput("heads", heads, "Head objects")
+        raise InvalidInput("heads", heads, "an iterable of Head")
     known = list(heads)
     for head in known:
         is_head: bool = isinstance(head, Head)
         if not is_head or type(head.hash) is not bytes or len(head.hash) != HASH_BYTES:
-            raise InvalidInput("heads", head, f"a Head, with a hash of {HASH_BYTES} bytes")
+            raise InvalidInput("heads", head, f"an iterable of Head, each with a hash of {HASH_BYTES} bytes")
         integer(head.position, "heads", 0)
     return known
 

@@ -116,10 +116,10 @@ def test_a_url_that_only_a_server_refuses_goes_by_the_name_of_its_option(
     ):
         answer = allowance(*words)
         assert (answer.code, answer.out) == (2, "")
-        assert answer.err.startswith(f"allowance: InvalidInput: {named}: "), answer.err
+        assert answer.err.startswith(f"allowance: InvalidInput: {named} must be "), answer.err
         assert "no_such_parameter" in answer.err
     monkeypatch.setenv("ALLOWANCE_DATABASE_URL", wrong)
-    assert "ALLOWANCE_DATABASE_URL: " in allowance("health").err
+    assert "ALLOWANCE_DATABASE_URL must be " in allowance("health").err
 
 
 def test_explain_shows_the_candidates_in_order(allowance: Command, filled: Filled) -> None:

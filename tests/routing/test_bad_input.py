@@ -195,7 +195,7 @@ async def test_a_hotkey_named_twice_is_refused(ledger: Allowance) -> None:
     at = START + timedelta(seconds=48)
     error = await refused(ledger, lambda: ledger.record_block(4, at, [miner(), miner(port=9)], {}))
     assert isinstance(error, InvalidInput)
-    assert error.expected == "each hotkey once"
+    assert error.expected == "an iterable that names each hotkey once"
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_ledger_that_cannot_be_opened_so_is_refused(bad: dict[str, Any], field
 @pytest.mark.parametrize("bad", [None, 5, [5], "abc", [None], [{}]], ids=repr)
 async def test_facts_that_are_none_are_refused(ledger: Allowance, bad: Any) -> None:
     """What is no fact is named, and nothing is recorded."""
-    with pytest.raises(InvalidInput, match=r"^facts: .*BlockFact"):
+    with pytest.raises(InvalidInput, match=r"^facts must be .*BlockFact"):
         await ledger.record_facts(bad)
 
 
@@ -374,27 +374,27 @@ async def test_what_stands_for_a_ledger_or_a_bookkeeper_must_be_one(ledger: Allo
     """A router on nothing is refused when it is made; a router of the other kind of call says which one it takes."""
     not_one: Any
     for not_one in (None, 5, "ledger"):
-        with pytest.raises(InvalidInput, match=r"^book: .*an Allowance"):
+        with pytest.raises(InvalidInput, match=r"^ledger must be .*an Allowance"):
             Routing(not_one)
     other: Any = ledger
-    with pytest.raises(InvalidInput, match=r"^book: .*routing\.sync"):
+    with pytest.raises(InvalidInput, match=r"^ledger must be .*routing\.sync"):
         routing.sync.Routing(other)
     not_one = 5
-    with pytest.raises(InvalidInput, match=r"^keeper: .*Bookkeeper"):
+    with pytest.raises(InvalidInput, match=r"^keeper must be .*Bookkeeper"):
         await ledger.receipts(not_one)
 
 
 @pytest.mark.parametrize("bad", [None, 5, "", b"", io.StringIO()], ids=repr)
 async def test_an_export_goes_to_a_path_or_a_stream_of_bytes(ledger: Allowance, bad: Any) -> None:
     """Told before anything is read, and not as if the database were to blame."""
-    with pytest.raises(InvalidInput, match=r"^target: .*stream of bytes"):
+    with pytest.raises(InvalidInput, match=r"^target must be .*stream of bytes"):
         await ledger.export(bad)
 
 
 @pytest.mark.parametrize("bad", [None, 5, [5], ["1:ab"]], ids=repr)
 async def test_heads_that_are_none_are_refused(ledger: Allowance, bad: Any) -> None:
     """Whatever stands for them."""
-    with pytest.raises(InvalidInput, match=r"^heads: .*Head"):
+    with pytest.raises(InvalidInput, match=r"^heads must be .*Head"):
         await ledger.verify(bad)
 
 
