@@ -138,7 +138,7 @@ def expires_all_but_one(patch: Patch) -> None:
 
 @mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
 def expires_more_than_it_takes(patch: Patch) -> None:
-    wrapped(patch, Account, "_cut_into", lambda _, account, blocks, now_ns: account.overdue(now_ns))
+    wrapped(patch, Account, "_overdue_in", lambda _, account, blocks, now_ns: account.overdue(now_ns))
 
 
 # Routes
@@ -200,7 +200,7 @@ def forgets_who_is_registered(patch: Patch) -> None:
     wrapped(
         patch,
         Chain,
-        "_fix_counts",
+        "_set_counts",
         lambda original, chain, block, plan: original(chain, block, plan._replace(members=frozenset(chain._by_miner))),
     )
 
@@ -210,7 +210,7 @@ def counts_by_the_newest_sync_only(patch: Patch) -> None:
     wrapped(
         patch,
         Chain,
-        "_fix_counts",
+        "_set_counts",
         lambda original, chain, block, plan: original(
             chain, block, plan._replace(sync_block=chain.sync_blocks[-1]) if chain.sync_blocks else plan
         ),
@@ -246,8 +246,13 @@ def sums_up_too_much(patch: Patch) -> None:
     def sum_before_ns(original: Any, table: Any, block: int) -> int:
         return int(original(table, block)) * 3 // 2
 
-    wrapped(patch, PrefixSums, "_work_out", sum_before_ns)
-    wrapped(patch, BlockTable, "reach", lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)))
+    wrapped(patch, PrefixSums, "_compute", sum_before_ns)
+    wrapped(
+        patch,
+        BlockTable,
+        "first_block_reaching",
+        lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)),
+    )
 
 
 MUTANT_SETTINGS = Settings(
