@@ -159,7 +159,7 @@ class GrantTable:
 
     def span_ns(self) -> tuple[int, int] | None:
         """Return the times of the first and the last known block; None if none is known."""
-        first = next(self._chain.blocks.known(), None)
+        first = next(self._chain.blocks.recorded_blocks(), None)
         if first is None:
             return None
         blocks = self._chain.blocks
@@ -187,7 +187,7 @@ class _BlockTimes:
     """
 
     def __init__(self, chain: Chain) -> None:
-        self._numbers = array("q", chain.blocks.known())
+        self._numbers = array("q", chain.blocks.recorded_blocks())
         times_ns = [chain.blocks.created_at_ns(number) for number in self._numbers]
         self._first_ns, self._last_ns = (times_ns[0], times_ns[-1]) if times_ns else (0, 0)
         for at in range(len(times_ns) - 2, -1, -1):

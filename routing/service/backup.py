@@ -109,12 +109,12 @@ def check_database(database_url: str) -> None:
 def checked_heads(heads: Iterable[Head]) -> list[Head]:
     """Return the heads as a list. Raises `InvalidInput` if one of them cannot be a log's head."""
     if not isinstance(heads, Iterable):
-        raise InvalidInput("heads", heads, "Head objects")
+        raise InvalidInput("heads", heads, "an iterable of Head")
     checked = list(heads)
     for head in checked:
         is_head: bool = isinstance(head, Head)
         if not is_head or type(head.hash) is not bytes or len(head.hash) != HASH_BYTES:
-            raise InvalidInput("heads", head, f"a Head, with a hash of {HASH_BYTES} bytes")
+            raise InvalidInput("heads", head, f"an iterable of Head, each with a hash of {HASH_BYTES} bytes")
         integer(head.position, "heads", 0)
     return checked
 

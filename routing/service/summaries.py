@@ -73,7 +73,7 @@ def overview_of(state: Availability, now_ns: int) -> Overview:
         instant(state.recorded_at_ns),
         instant(now_ns),
         chain.blocks.newest or None,
-        sum(1 for _ in chain.blocks.known()),
+        sum(1 for _ in chain.blocks.recorded_blocks()),
         len(chain.syncs),
         len(chain.metagraph.miners),
         len(chain.accounts),

@@ -116,10 +116,10 @@ def test_the_error_of_a_refused_url_names_its_option(
     ):
         result = allowance(*arguments)
         assert (result.code, result.out) == (2, "")
-        assert result.err.startswith(f"allowance: InvalidInput: {named}: "), result.err
+        assert result.err.startswith(f"allowance: InvalidInput: {named} must be "), result.err
         assert "no_such_parameter" in result.err
     monkeypatch.setenv("ALLOWANCE_DATABASE_URL", wrong)
-    assert "ALLOWANCE_DATABASE_URL: " in allowance("health").err
+    assert "ALLOWANCE_DATABASE_URL must be " in allowance("health").err
 
 
 def test_explain_shows_the_candidates_in_order(allowance: Command, filled: FilledLedger) -> None:

@@ -139,7 +139,7 @@ def expires_all_except_one(patch: Patch) -> None:
 
 @mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
 def expires_reservations_whose_blocks_it_does_not_take(patch: Patch) -> None:
-    wrapped(patch, Account, "_cut_into", lambda _, account, blocks, now_ns: account.overdue(now_ns))
+    wrapped(patch, Account, "_overdue_in", lambda _, account, blocks, now_ns: account.overdue(now_ns))
 
 
 # Routes
@@ -201,7 +201,7 @@ def ignores_registration(patch: Patch) -> None:
     wrapped(
         patch,
         Chain,
-        "_fix_counts",
+        "_set_counts",
         lambda original, chain, block, inputs: original(
             chain, block, inputs._replace(members=frozenset(chain._by_miner))
         ),
@@ -213,7 +213,7 @@ def counts_only_by_the_newest_sync(patch: Patch) -> None:
     wrapped(
         patch,
         Chain,
-        "_fix_counts",
+        "_set_counts",
         lambda original, chain, block, inputs: original(
             chain, block, inputs._replace(sync_block=chain.sync_blocks[-1]) if chain.sync_blocks else inputs
         ),
@@ -249,8 +249,13 @@ def sums_too_much(patch: Patch) -> None:
     def sum_before_ns(original: Any, table: Any, block: int) -> int:
         return int(original(table, block)) * 3 // 2
 
-    wrapped(patch, PrefixSums, "_work_out", sum_before_ns)
-    wrapped(patch, BlockTable, "reach", lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)))
+    wrapped(patch, PrefixSums, "_compute", sum_before_ns)
+    wrapped(
+        patch,
+        BlockTable,
+        "first_block_reaching",
+        lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)),
+    )
 
 
 MUTANT_SETTINGS = Settings(

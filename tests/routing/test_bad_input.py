@@ -195,7 +195,7 @@ async def test_a_repeated_hotkey_is_refused(ledger: Allowance) -> None:
     at = START + timedelta(seconds=48)
     error = await refused(ledger, lambda: ledger.record_block(4, at, [miner(), miner(port=9)], {}))
     assert isinstance(error, InvalidInput)
-    assert error.expected == "each hotkey once"
+    assert error.expected == "an iterable that names each hotkey once"
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_invalid_arguments_of_open_are_refused(bad: dict[str, Any], field: str) 
 @pytest.mark.parametrize("bad", [None, 5, [5], "abc", [None], [{}]], ids=repr)
 async def test_invalid_facts_are_refused(ledger: Allowance, bad: Any) -> None:
     """The error names the facts, and nothing is recorded."""
-    with pytest.raises(InvalidInput, match=r"^facts: .*BlockFact"):
+    with pytest.raises(InvalidInput, match=r"^facts must be .*BlockFact"):
         await ledger.record_facts(bad)
 
 
@@ -374,27 +374,27 @@ async def test_an_invalid_ledger_or_bookkeeper_is_refused(ledger: Allowance) -> 
     """`Routing` checks its ledger when it is created, and `routing.sync.Routing` says which class it expects."""
     invalid: Any
     for invalid in (None, 5, "ledger"):
-        with pytest.raises(InvalidInput, match=r"^ledger: .*an Allowance"):
+        with pytest.raises(InvalidInput, match=r"^ledger must be .*an Allowance"):
             Routing(invalid)
     other: Any = ledger
-    with pytest.raises(InvalidInput, match=r"^ledger: .*routing\.sync"):
+    with pytest.raises(InvalidInput, match=r"^ledger must be .*routing\.sync"):
         routing.sync.Routing(other)
     invalid = 5
-    with pytest.raises(InvalidInput, match=r"^keeper: .*Bookkeeper"):
+    with pytest.raises(InvalidInput, match=r"^keeper must be .*Bookkeeper"):
         await ledger.receipts(invalid)
 
 
 @pytest.mark.parametrize("bad", [None, 5, "", b"", io.StringIO()], ids=repr)
 async def test_an_invalid_export_target_is_refused(ledger: Allowance, bad: Any) -> None:
     """The target is checked before anything is read, and the error does not blame the database."""
-    with pytest.raises(InvalidInput, match=r"^target: .*stream of bytes"):
+    with pytest.raises(InvalidInput, match=r"^target must be .*stream of bytes"):
         await ledger.export(bad)
 
 
 @pytest.mark.parametrize("bad", [None, 5, [5], ["1:ab"]], ids=repr)
 async def test_invalid_heads_are_refused(ledger: Allowance, bad: Any) -> None:
     """`verify` expects `Head` objects."""
-    with pytest.raises(InvalidInput, match=r"^heads: .*Head"):
+    with pytest.raises(InvalidInput, match=r"^heads must be .*Head"):
         await ledger.verify(bad)
 
 

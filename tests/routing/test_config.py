@@ -131,7 +131,7 @@ def test_a_wrong_url_or_validator_is_refused_by_the_name_of_its_variable(
         with pytest.raises(InvalidInput) as refused:
             refuse()
         assert refused.value.field == variable
-        assert str(refused.value).startswith(f"{variable}: '")
+        assert str(refused.value).startswith(f"{variable} must be ")
         assert "secret" not in str(refused.value)
 
 

@@ -263,15 +263,19 @@ class PostgresStore:
         except TimeoutError as cause:
             raise StorageUnavailable(f"no connection within {CONNECT_TIMEOUT_SECONDS:g} s") from cause
         except (asyncpg.UndefinedObjectError, asyncpg.CantChangeRuntimeParamError) as cause:
-            raise InvalidInput("database_url", SHOWN_URL, f"parameters that can be set ({cause})") from cause
+            raise InvalidInput(
+                "database_url", SHOWN_URL, f"a URL whose parameters the server can set ({cause})"
+            ) from cause
         except ValueError as cause:
             # Of the driver's reasons only those are told that name no part of a URL, which may be of the password.
-            expected = str(cause) if _SAFE_REASON.search(str(cause)) else EXPECTED_URL
+            expected = f"a URL that the driver accepts ({cause})" if _SAFE_REASON.search(str(cause)) else EXPECTED_URL
             raise InvalidInput("database_url", SHOWN_URL, expected) from cause
         try:
             encoding = connection.get_settings().server_encoding
             if encoding not in ENCODINGS:
-                raise InvalidInput("database_url", SHOWN_URL, f"a database whose encoding is UTF8, not {encoding}")
+                raise InvalidInput(
+                    "database_url", SHOWN_URL, f"the URL of a database whose encoding is UTF8, not {encoding}"
+                )
             if self._read_only:
                 # Said now and not while it connects: a server would be taken for one that only stands by.
                 await connection.execute("SET default_transaction_read_only = on")

@@ -100,12 +100,12 @@ def a_recorded_time_that_decreases(log: LogBuilder) -> None:
     log.reserve(ANNA, 6, (1, 1))
 
 
-@FAULT_CASES(Rule.READABLE_EVENTS, "the payload is no event")
+@FAULT_CASES(Rule.READABLE_EVENTS, "the payload is not an event")
 def a_payload_that_is_no_event(log: LogBuilder) -> None:
     log.append_columns(CHAIN_STREAM, payload=b"{}")
 
 
-@FAULT_CASES(Rule.READABLE_EVENTS, "the payload is no block-recorded")
+@FAULT_CASES(Rule.READABLE_EVENTS, "the payload is not a valid block-recorded")
 def an_event_without_a_required_field(log: LogBuilder) -> None:
     log.append_columns(CHAIN_STREAM, payload=b'{"type":"block-recorded","number":12}')
 
