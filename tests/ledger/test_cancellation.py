@@ -62,7 +62,7 @@ async def test_cancelled_just_when_the_lock_came_gives_it_back(tmp_path: Path, m
     """
     path = str(tmp_path / "ledger.db")
     holder, waiter, other = WriteLockQueue(path), WriteLockQueue(path), WriteLockQueue(path)
-    has_turn = WriteLockQueue._has_turn
+    has_turn = WriteLockQueue._report_lock
 
     def has_turn_and_is_cancelled(line: WriteLockQueue, *arguments: Any) -> None:
         has_turn(line, *arguments)
@@ -71,11 +71,11 @@ async def test_cancelled_just_when_the_lock_came_gives_it_back(tmp_path: Path, m
     await holder.acquire(do_nothing)
     waiting = asyncio.create_task(waiter.acquire(do_nothing))
     await asyncio.sleep(0)
-    monkeypatch.setattr(WriteLockQueue, "_has_turn", has_turn_and_is_cancelled)
+    monkeypatch.setattr(WriteLockQueue, "_report_lock", has_turn_and_is_cancelled)
     holder.release()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    monkeypatch.setattr(WriteLockQueue, "_has_turn", has_turn)
+    monkeypatch.setattr(WriteLockQueue, "_report_lock", has_turn)
     await asyncio.wait_for(other.acquire(do_nothing), 20)
     for line in (holder, waiter, other):
         line.close()

@@ -496,7 +496,7 @@ async def test_a_backup_of_a_live_sqlite_ledger_is_restored(tmp_path: Path, back
             ledger.history,
             ledger.head,
         ):
-            with pytest.raises(StorageUnavailable, match="took the place"):
+            with pytest.raises(StorageUnavailable, match="was replaced"):
                 await call()
         restored = _contents_of(directory)
     await _assert_continues_without(url, backed_up.reservation_id, lost, head, restored)

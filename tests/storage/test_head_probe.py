@@ -180,7 +180,7 @@ async def test_a_file_that_took_the_place_of_ours_is_not_glanced_at(url: str, tm
         with pytest.raises(StorageUnavailable, match="there is no file"):
             await ledger.current_block()
         path.write_bytes((tmp_path / "moved.db").read_bytes())
-        with pytest.raises(StorageUnavailable, match="took the place"):
+        with pytest.raises(StorageUnavailable, match="was replaced"):
             await ledger.current_block()
         path.unlink()
         (tmp_path / "moved.db").rename(path)

@@ -473,7 +473,7 @@ async def test_every_session_says_who_it_is_and_does_not_wait_for_ever(store: Po
         "default_transaction_read_only": "off",
         "synchronous_commit": "on",
     }
-    for lane in (store._reads, store._writes, store._derived):
+    for lane in (store._reads, store._writes, store._read_model_writes):
         connection = await lane.connection()
         assert {name: await connection.fetchval(f"SHOW {name}") for name in expected} == expected
     async with store.read_connection() as read:

@@ -18,7 +18,7 @@ import pytest
 
 import ledger.store.sqlite.write_lock_queue as queue_module
 from ledger import Store
-from ledger.store.sqlite.write_lock_queue import WriteLockQueue, _acquired_at_once, _Waiter
+from ledger.store.sqlite.write_lock_queue import WriteLockQueue, _try_acquire, _Waiter
 from tests.support.logs import opened
 
 LOCKS = Path("/proc/locks")
@@ -180,7 +180,7 @@ async def test_who_gives_up_leaves_the_line(path: str, lines: Callable[[], Write
     async def served_again() -> None:
         await others[place].acquire(nothing)
         assert first._files is not None
-        assert not _acquired_at_once(first._files)  # it is held, and was not let go for the one that gave up
+        assert not _try_acquire(first._files)  # it is held, and was not let go for the one that gave up
         others[place].release()
 
     again = asyncio.create_task(served_again())
@@ -247,18 +247,18 @@ async def test_an_offered_turn_is_the_processs_own_for_a_moment(path: str, lines
 
     await line.acquire(nothing)
     behind = await waits(path, other)
-    line.offer()
+    line.hand_over()
     await line.acquire(never)
     for _ in range(100):
         await asyncio.sleep(0)
     assert waiting(path) == 1
-    line.offer()
+    line.hand_over()
     await asyncio.wait_for(behind, 20)
     other.release()
     await line.acquire(never)
 
 
-@pytest.mark.parametrize("end", ["withdraw", "release", "close"])
+@pytest.mark.parametrize("end", ["release_unclaimed", "release", "close"])
 async def test_an_offered_turn_can_be_given_back_at_once(
     path: str, lines: Callable[[], WriteLockQueue], end: str
 ) -> None:
@@ -266,7 +266,7 @@ async def test_an_offered_turn_can_be_given_back_at_once(
     line, other = lines(), lines()
     await line.acquire(nothing)
     behind = await waits(path, other)
-    line.offer()
+    line.hand_over()
     getattr(line, end)()
     again = asyncio.create_task(line.acquire(nothing))
     await asyncio.wait_for(behind, 20)
@@ -318,7 +318,7 @@ async def test_a_read_model_written_while_no_change_waits_keeps_no_turn(path: st
             pass
         with closing(WriteLockQueue(path)) as other:
             other._files = other._open()
-            assert _acquired_at_once(other._files)
+            assert _try_acquire(other._files)
 
 
 async def test_a_lock_that_the_system_refuses_is_told_and_stops_nobody_else(
@@ -328,7 +328,7 @@ async def test_a_lock_that_the_system_refuses_is_told_and_stops_nobody_else(
     first, refused, behind = lines(), lines(), lines()
     await first.acquire(nothing)
     refused._files = refused._open()
-    its_turn = refused._files.turn
+    its_turn = refused._files.lock
 
     class Refusing:
         LOCK_EX, LOCK_NB, LOCK_UN = fcntl.LOCK_EX, fcntl.LOCK_NB, fcntl.LOCK_UN
@@ -356,7 +356,7 @@ async def test_a_turn_whose_loop_is_gone_is_given_back(path: str, lines: Callabl
         loop = asyncio.new_event_loop()
         one = _Waiter(files, loop, loop.create_future(), loop.create_future(), threading.Event())
         loop.close()
-        left._thread_queue(files).put(one)
+        left._queue_of_thread(files).put(one)
 
     files = left._files = left._open()
     await asyncio.to_thread(wait_and_leave)
@@ -389,7 +389,7 @@ async def test_killed_processes_leave_the_line(path: str, lines: Callable[[], Wr
 async def test_closing_ends_the_thread_and_gives_the_files_back(path: str) -> None:
     """A ledger that is opened and closed again and again leaves neither behind."""
     for thread in threading.enumerate():
-        if thread.name == "allowance-line":
+        if thread.name == "allowance-write-lock":
             thread.join()  # of the test before
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for _ in range(5):
@@ -401,7 +401,7 @@ async def test_closing_ends_the_thread_and_gives_the_files_back(path: str) -> No
         first.close()
         second.close()
     for thread in threading.enumerate():
-        if thread.name == "allowance-line":
+        if thread.name == "allowance-write-lock":
             thread.join()
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == files
@@ -427,10 +427,10 @@ async def test_a_forked_child_keeps_no_turn_that_came_too_late(path: str, lines:
         os._exit(0)
     try:
         first.release()
-        while any(thread.name == "allowance-line" for thread in threading.enumerate()):  # noqa: ASYNC110 - its end tells nobody
+        while any(thread.name == "allowance-write-lock" for thread in threading.enumerate()):  # noqa: ASYNC110 - its end tells nobody
             await asyncio.sleep(0)
         behind._files = behind._open()
-        assert _acquired_at_once(behind._files)
+        assert _try_acquire(behind._files)
     finally:
         os.close(telling)
         os.waitpid(child, 0)
