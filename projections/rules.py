@@ -1,4 +1,4 @@
-"""The rules that an audit checks, each under a name that stays, and what breaks them."""
+"""The rules that an audit checks, each with a permanent name, and the findings of broken rules."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import msgspec
 from ledger.errors import shortened
 
 MOST_FINDINGS = 10_000
-"""Findings beyond these are counted only: a hostile log may break a rule with every event."""
+"""Further findings are only counted: a hostile log may break a rule with every event."""
 
 MOST_SHOWN = 50
+"""Longer lists in a finding's details are cut: a hostile event may list millions of blocks."""
 LARGEST_BITS = 64
+"""Larger integers are shown as shortened text, because readers of JSON may not handle them."""
 
 
 class Rule(StrEnum):
-    """A rule's name."""
+    """The names of the rules. They never change, because reports and dashboards use them."""
 
     HASH_CHAIN = "hash-chain"
     DENSE_POSITIONS = "dense-positions"
@@ -63,55 +65,55 @@ class Rule(StrEnum):
 
 
 RULES: dict[Rule, str] = {
-    Rule.HASH_CHAIN: "A row's hash covers its every stored byte and the hash of the row before it.",
-    Rule.DENSE_POSITIONS: "Positions are 1, 2, 3 and so on, without a hole.",
-    Rule.DENSE_VERSIONS: "Versions of a stream are 1, 2, 3 and so on, without a hole.",
-    Rule.ROW_COLUMNS: "Each column has its type and form, and is there where its event needs it and nowhere else.",
-    Rule.HEAD_ROW: "The head says where the last row stands, and what its hash and time are.",
-    Rule.RECORDED_TIMES: "Recorded times never go back.",
-    Rule.READABLE_EVENTS: "Each payload is an event that this release knows.",
-    Rule.STREAM_OF_EVENT: "Each event stands in a stream of its kind.",
-    Rule.OPENING_EVENT: "The first event, and no other, opens the ledger, and names its validator.",
-    Rule.SETTINGS_POSSIBLE: "Recorded settings are such as could be configured.",
-    Rule.FACTS_ONCE: "A block, and a manifest sync at a block, is recorded once; settings, where they differ.",
-    Rule.FACTS_FOLLOW: "A fact has possible values, and as a difference it follows from the fact before it.",
-    Rule.BLOCK_DURATIONS: "A block is later than the one below it.",
-    Rule.GRANTS_FOLLOW: "What the ledger holds to be granted and invalidated is what the facts come to.",
-    Rule.KEYS_ONCE: "An idempotency key stands for one event.",
-    Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and no more than the settings allow.",
-    Rule.JOB_START: "A job starts at a block from 1 on.",
-    Rule.DUE_TIME: "A reservation is due its amount and the margin after it was made.",
-    Rule.DECISION_CLOCK: "A clock that decided differs from the recorded time only by standing before it.",
-    Rule.BLOCKS_ASCENDING: "A reservation's blocks are told as ascending runs that do not touch.",
+    Rule.HASH_CHAIN: "A row's hash is that of its stored columns and the hash of the row before it.",
+    Rule.DENSE_POSITIONS: "Positions are 1, 2, 3 and so on without a gap.",
+    Rule.DENSE_VERSIONS: "The versions of a stream are 1, 2, 3 and so on without a gap.",
+    Rule.ROW_COLUMNS: "Each column has its type and form, and optional columns are present exactly if the event needs them.",
+    Rule.HEAD_ROW: "The head row has the position, hash and recorded time of the last row.",
+    Rule.RECORDED_TIMES: "Recorded times never decrease.",
+    Rule.READABLE_EVENTS: "Each payload is an event that this release can read.",
+    Rule.STREAM_OF_EVENT: "Each event is in the stream that belongs to it.",
+    Rule.OPENING_EVENT: "The first event, and no other, opens the ledger and names its validator.",
+    Rule.SETTINGS_POSSIBLE: "Recorded settings are valid settings.",
+    Rule.FACTS_ONCE: "A block, and a sync at a block, is recorded once; settings are recorded only if they differ.",
+    Rule.FACTS_FOLLOW: "A fact has possible values, and lists only differences to the fact before it.",
+    Rule.BLOCK_DURATIONS: "A block is created later than the block below it.",
+    Rule.GRANTS_FOLLOW: "The ledger's granted and invalidated blocks follow from the facts.",
+    Rule.KEYS_ONCE: "An idempotency key belongs to one event.",
+    Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and at most the longest job of the settings.",
+    Rule.JOB_START: "A job starts at block 1 or later.",
+    Rule.DUE_TIME: "A reservation is due its amount plus the margin after its recorded time.",
+    Rule.DECISION_CLOCK: "A reservation's deciding clock is recorded only if it is behind the recorded time.",
+    Rule.BLOCKS_ASCENDING: "A reservation's blocks are recorded as ascending runs that do not touch.",
     Rule.BLOCKS_GRANTED: "Reserved blocks grant allowance to the account.",
     Rule.BLOCKS_IN_WINDOW: "Reserved blocks are not older than the settings allow at the job's start.",
     Rule.BLOCKS_NOT_INVALIDATED: "Reserved blocks are not invalidated by a drop.",
     Rule.BLOCKS_TAKEN_ONCE: "A block is in at most one reserved or spent reservation of an account.",
     Rule.BLOCKS_ENOUGH: "Reserved blocks add up to the amount.",
-    Rule.BLOCKS_NO_MORE_THAN_NEEDED: "Without the last reserved block it would be too little.",
-    Rule.BLOCKS_EARLIEST_FIRST: "No free block earlier than a reserved one is left out.",
-    Rule.SETTLES_STANDING: "A settlement ends a standing reservation of its account, and the row says which.",
+    Rule.BLOCKS_NO_MORE_THAN_NEEDED: "Without the last reserved block, they add up to less than the amount.",
+    Rule.BLOCKS_EARLIEST_FIRST: "No free block that is earlier than a reserved one is skipped.",
+    Rule.SETTLES_STANDING: "A settlement settles an active reservation of its account, which the row names.",
     Rule.EXPIRES_OVERDUE: "Only an overdue reservation expires.",
     Rule.EXPIRES_WHAT_IS_TAKEN: (
-        "A sweep ends every overdue reservation, by due time, and tells how many; any other expiry stands just before"
-        " the claim that takes its blocks."
+        "`expire_due` expires every overdue reservation, in order of their due times, and records how many; any other"
+        " expiry is directly before the claim that takes its blocks."
     ),
-    Rule.JOB_STANDS_ONCE: "A job has one standing reservation at a time.",
+    Rule.JOB_STANDS_ONCE: "A job has at most one active reservation.",
     Rule.JOB_ATTEMPTS: "A job's reservations are numbered 1, 2, 3 and so on.",
-    Rule.JOB_SPENT_ONCE: "A job that was spent is reserved for no more.",
-    Rule.ROUTING_DECISION: "A routed job went to the first candidate that was not busy, at the newest block.",
-    Rule.ROUTING_AXON: "A route leads to where the metagraph said that the miner listens.",
-    Rule.ROUTING_FEED: "No job is routed on a newest block older than the settings allow.",
-    Rule.CONSERVATION: "What was granted is what is spent, held, invalidated and free together.",
-    Rule.HISTORY_MODEL: "The history says of each reservation what the log says.",
-    Rule.SNAPSHOTS: "A snapshot is, byte for byte, the state that the log gives where it was taken.",
-    Rule.LIVE_STATE: "The state in memory is, byte for byte, the one that the log gives.",
+    Rule.JOB_SPENT_ONCE: "A job is not reserved for again after a spend.",
+    Rule.ROUTING_DECISION: "A routed job goes to the first candidate at the newest block that is not busy.",
+    Rule.ROUTING_AXON: "A route has the miner's axon of the newest metagraph.",
+    Rule.ROUTING_FEED: "No job is routed if the newest block is older than the settings allow.",
+    Rule.CONSERVATION: "Spent, held, invalidated and free allowance add up to the granted allowance.",
+    Rule.HISTORY_MODEL: "The history's read model agrees with the log about every reservation.",
+    Rule.SNAPSHOTS: "A snapshot equals, byte for byte, the state of the log at its position.",
+    Rule.LIVE_STATE: "The state in memory equals, byte for byte, the state of the log at its position.",
 }
-"""What each rule demands."""
+"""What each rule requires, as reports show it."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A broken rule: where, which, what is wrong in a sentence, and the facts of the matter by name."""
+    """A broken rule: the position, the rule's name, what is wrong in one sentence, and the values involved by name."""
 
     position: int
     rule: str
@@ -120,41 +122,39 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Findings:
-    """How many findings there are, and those of the lowest positions."""
+    """Counts all findings, and keeps those with the lowest positions."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._kept: list[Finding] = []
-        self._beyond: float = inf
-        """Findings from this position on are too many to be listed."""
+        self._lowest: list[Finding] = []
+        self._unlisted_from: float = inf
+        """Findings at this position or later are not listed, because enough earlier ones are known."""
 
     @property
     def listed(self) -> list[Finding]:
-        """The first by position; of one position in the order in which they were made."""
+        """The first `MOST_FINDINGS` by position; those at one position are in the order of their addition."""
         self._trim()
-        return self._kept
+        return self._lowest
 
     def add(self, position: int, rule: Rule, message: str, **details: Any) -> None:
-        """Notes that a rule is broken at a position."""
+        """Add a finding: the rule is broken at the position."""
         self.count += 1
-        if position < self._beyond:
+        if position < self._unlisted_from:
             plain = {name: _plain(value) for name, value in details.items()}
-            self._keep(Finding(position, rule.value, message, plain))
-
-    def _keep(self, finding: Finding) -> None:
-        self._kept.append(finding)
-        if len(self._kept) >= 2 * MOST_FINDINGS:
-            self._trim()
+            self._lowest.append(Finding(position, rule.value, message, plain))
+            # Sorting only after as many additions as are kept makes the cost of each addition constant on average.
+            if len(self._lowest) >= 2 * MOST_FINDINGS:
+                self._trim()
 
     def _trim(self) -> None:
-        self._kept.sort(key=lambda finding: finding.position)
-        if len(self._kept) > MOST_FINDINGS:
-            del self._kept[MOST_FINDINGS:]
-            self._beyond = self._kept[-1].position
+        self._lowest.sort(key=lambda finding: finding.position)
+        if len(self._lowest) > MOST_FINDINGS:
+            del self._lowest[MOST_FINDINGS:]
+            self._unlisted_from = self._lowest[-1].position
 
 
 def _plain(value: Any) -> Any:
-    """A value of the log as a finding shows it: small, and such as JSON and a terminal can take."""
+    """Return a value of the log in a form that is small, and safe for JSON and terminals."""
     if isinstance(value, (list, tuple)):
         shown = [_plain(each) for each in value[:MOST_SHOWN]]
         return [*shown, f"and {len(value) - MOST_SHOWN} more"] if len(value) > MOST_SHOWN else shown
