@@ -18,7 +18,7 @@ TOPICS = sorted(path.stem for path in FOLDER.glob("*.md"))
 
 
 @dataclass
-class Answer:
+class Result:
     """The output of a command and its exit code."""
 
     code: int
@@ -30,15 +30,15 @@ class Answer:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-Command = Callable[..., Answer]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
 def allowance(capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*words: str) -> Answer:
+    def run(*words: str) -> Result:
         code = main(words)
         captured = capsys.readouterr()
-        return Answer(code, captured.out, captured.err)
+        return Result(code, captured.out, captured.err)
 
     return run
 
@@ -49,10 +49,10 @@ def text_of(topic: str) -> str:
 
 def test_guide_lists_every_topic_with_its_title(allowance: Command) -> None:
     """Without a topic, each page is a row with its first heading."""
-    answer = allowance("guide")
+    result = allowance("guide")
 
-    assert (answer.code, answer.err) == (0, "")
-    header, *rows = answer.out.splitlines()
+    assert (result.code, result.err) == (0, "")
+    header, *rows = result.out.splitlines()
     assert header.split() == ["topic", "title"]
     assert [row.split()[0] for row in rows] == TOPICS
     for topic, row in zip(TOPICS, rows, strict=True):
@@ -70,10 +70,10 @@ def test_guide_lists_topics_as_json(allowance: Command) -> None:
 @pytest.mark.parametrize("topic", TOPICS)
 def test_guide_prints_a_page(allowance: Command, topic: str) -> None:
     """A topic prints its page as it is in the file."""
-    answer = allowance("guide", topic)
+    result = allowance("guide", topic)
 
-    assert (answer.code, answer.err) == (0, "")
-    assert answer.out == text_of(topic).rstrip("\n") + "\n"
+    assert (result.code, result.err) == (0, "")
+    assert result.out == text_of(topic).rstrip("\n") + "\n"
 
 
 @pytest.mark.parametrize("topic", TOPICS)
@@ -96,9 +96,9 @@ def test_an_unknown_topic_is_refused_with_the_list(allowance: Command, topic: st
 
     Catches: a topic that becomes a path, and so prints any file.
     """
-    answer = allowance("guide", topic)
-    assert (answer.code, answer.out) == (2, "")
-    assert answer.err == f"allowance: WrongUsage: the guide has no topic {topic!r}; topics: {', '.join(TOPICS)}\n"
+    result = allowance("guide", topic)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"allowance: WrongUsage: the guide has no topic {topic!r}; topics: {', '.join(TOPICS)}\n"
 
     (document,) = allowance("guide", topic, "--json").documents
     assert document["error"]["type"] == "WrongUsage"
@@ -106,10 +106,10 @@ def test_an_unknown_topic_is_refused_with_the_list(allowance: Command, topic: st
 
 def test_an_empty_topic_is_refused(allowance: Command) -> None:
     """`allowance guide "$TOPIC"` with an unset variable does not list the topics."""
-    answer = allowance("guide", "")
+    result = allowance("guide", "")
 
-    assert answer.code == 2
-    assert "argument TOPIC: is empty" in answer.err
+    assert result.code == 2
+    assert "argument TOPIC: is empty" in result.err
 
 
 def test_guide_needs_no_database(allowance: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ PAGE_ITEMS = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the filters, of which all must match, and the options for pages."""
+    """Add the filters, which a reservation must all match, and the options for pages."""
     parser.add_argument("--miner", metavar="SS58", help="only reservations on this miner")
     parser.add_argument("--executor-class", metavar="CLASS", help="only reservations in this executor class")
     parser.add_argument("--job", metavar="UUID", help="only reservations for this job")

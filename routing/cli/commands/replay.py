@@ -59,7 +59,7 @@ def _facts(overview: Overview) -> list[tuple[str, object]]:
         ("known", f"{counted(overview.blocks, 'block')}, {counted(overview.syncs, 'manifest sync')}"),
         ("registered", counted(overview.miners, "miner")),
         ("accounts", overview.accounts),
-        ("reserved", f"{overview.reserved}, of which {overview.overdue} overdue"),
+        ("reserved", f"{overview.reserved}, {overview.overdue} of them overdue"),
     ]
 
 

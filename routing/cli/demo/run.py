@@ -44,7 +44,10 @@ CHART_COLUMNS = 60
 CHART_CHOICES = 12
 """How many of the busiest accounts are candidates for the chart."""
 LONGER_THAN_ANY_RESERVATION_NS = 4000 * 10**9
-"""More than the longest job (3600 s) and the margin of a reservation (100 s) together."""
+"""More than the default longest job (3600 s) and margin of a reservation (100 s) together.
+
+Source: ComputeHorde's validator.
+"""
 
 
 @dataclass

@@ -36,7 +36,7 @@ class Story:
         self._say(
             "A validator may use other people's machines in proportion to its stake: every block of the"
             " chain, about every 12 seconds, grants it some executor-seconds on every miner. This ledger"
-            " makes sure that each of them is used once. It records the facts of the chain, picks a miner"
+            " makes sure that each of them is used at most once. It records the facts of the chain, picks a miner"
             " for each job, reserves the blocks that pay for the job, and records whether they were spent"
             " or released. This demo runs it on a made-up network of"
             f" {counted(arguments.miners, 'miner')} and {counted(arguments.validators, 'validator')}."

@@ -64,6 +64,7 @@ class RefusedLine(CommandError):
     """The ledger refused the fact of a line. Replaces the ledger's error and adds the line's number."""
 
     def __init__(self, line: int, refusal: Exception) -> None:
+        # The ledger's message names the parameter of the Python call; users of the command line have an option.
         message = error_message(refusal).replace("pass confirm=True", "repeat with --confirm")
         super().__init__(f"line {line}: {message}", line=line, **error_fields(refusal))
         self.exit_code = exit_code(refusal)

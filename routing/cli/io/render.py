@@ -185,7 +185,7 @@ def percent_text(part: float, whole: float) -> str:
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes in the largest unit of which it is at least 1: `1.4 MB`."""
+    """Return a number of bytes in the largest unit that keeps it at least 1: `1.4 MB`."""
     amount = float(size)
     for unit in SIZE_UNITS:
         # Rounded as it is shown: 999,950 B would otherwise be shown as 1000.0 kB.
