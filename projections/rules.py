@@ -68,7 +68,7 @@ RULES: dict[Rule, str] = {
     Rule.HASH_CHAIN: "A row's hash is that of its stored columns and the hash of the row before it.",
     Rule.DENSE_POSITIONS: "Positions are 1, 2, 3 and so on without a gap.",
     Rule.DENSE_VERSIONS: "The versions of a stream are 1, 2, 3 and so on without a gap.",
-    Rule.ROW_COLUMNS: "Each column has its type and form, and optional columns are present exactly if the event needs them.",
+    Rule.ROW_COLUMNS: "Each column has its type and form; optional ones are present exactly if the event needs them.",
     Rule.HEAD_ROW: "The head row has the position, hash and recorded time of the last row.",
     Rule.RECORDED_TIMES: "Recorded times never decrease.",
     Rule.READABLE_EVENTS: "Each payload is an event that this release can read.",
