@@ -24,8 +24,8 @@ def a_flipped_bit_in_a_hash(log: LogBuilder) -> None:
     log.rows[-2] = row._replace(hash=bytes([row.hash[0] ^ 1]) + row.hash[1:])
 
 
-@FAULT_CASES(Rule.HASH_CHAIN, "not that of its columns")
-def another_payload_under_the_same_hash(log: LogBuilder) -> None:
+@FAULT_CASES(Rule.HASH_CHAIN, "the row's hash is not that of its columns")
+def a_changed_payload_with_the_old_hash(log: LogBuilder) -> None:
     row = log.block(12)
     log.rows[-1] = row._replace(payload=encode(BlockRecorded(12, created_at_ns(12) + 1)))
 
@@ -35,13 +35,13 @@ def a_missing_position(log: LogBuilder) -> None:
     log.append(CHAIN_STREAM, BLOCK_12, position=log.position + 2)
 
 
-@FAULT_CASES(Rule.DENSE_VERSIONS, "next version must be 12, got 13")
-def a_hole_in_the_versions(log: LogBuilder) -> None:
+@FAULT_CASES(Rule.DENSE_VERSIONS, "must be 12, got 13")
+def a_missing_version(log: LogBuilder) -> None:
     log.append(CHAIN_STREAM, BLOCK_12, version=13)
 
 
-@FAULT_CASES(Rule.DENSE_VERSIONS, "next version must be 12, got 11")
-def a_version_twice(log: LogBuilder) -> None:
+@FAULT_CASES(Rule.DENSE_VERSIONS, "must be 12, got 11")
+def a_version_used_twice(log: LogBuilder) -> None:
     log.append(CHAIN_STREAM, BLOCK_12, version=11)
 
 
@@ -51,7 +51,7 @@ def a_recorded_time_stored_as_text(log: LogBuilder) -> None:
     log.rows[-1] = row._replace(recorded_at_ns=str(row.recorded_at_ns))  # type: ignore[arg-type]
 
 
-@FAULT_CASES(Rule.ROW_COLUMNS, "must have job_uuid and attempt")
+@FAULT_CASES(Rule.ROW_COLUMNS, "a row must have job_uuid and attempt")
 def a_job_without_an_attempt(log: LogBuilder) -> None:
     log.reserve(ANNA, 6, (1, 1), columns={"job_uuid": "job"})
 
@@ -100,7 +100,7 @@ def a_recorded_time_that_decreases(log: LogBuilder) -> None:
     log.reserve(ANNA, 6, (1, 1))
 
 
-@FAULT_CASES(Rule.READABLE_EVENTS, "the payload is not an event")
+@FAULT_CASES(Rule.READABLE_EVENTS, "the payload is no event")
 def a_payload_that_is_no_event(log: LogBuilder) -> None:
     log.append_columns(CHAIN_STREAM, payload=b"{}")
 
