@@ -100,7 +100,7 @@ def a_recorded_time_that_decreases(log: LogBuilder) -> None:
     log.reserve(ANNA, 6, (1, 1))
 
 
-@FAULT_CASES(Rule.READABLE_EVENTS, "the payload is no event")
+@FAULT_CASES(Rule.READABLE_EVENTS, "the payload is not an event")
 def a_payload_that_is_no_event(log: LogBuilder) -> None:
     log.append_columns(CHAIN_STREAM, payload=b"{}")
 
