@@ -80,6 +80,7 @@ class Ranking:
         chain = state.chain
         accounts = chain.classes.get(executor_class, {})
         if self._revision != chain.revision:
+            # A new block, sync or setting may change every account; a claim touches only its own.
             self._revision = chain.revision
             self._window_start = state.window_start(chain.blocks.newest)
             self._entries = rank_accounts(state, executor_class, self._window_start, now_ns)
@@ -139,6 +140,7 @@ class Availability(LedgerState):
 
     def candidates(self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int) -> list[Candidate]:
         """Return the accounts with at least the amount, best first. Raises `NotEnoughAllowanceException`."""
+        # Only the window of the newest block is ranked continuously: every pick uses it, and other starts are rare.
         if job_start_block == self.chain.blocks.newest:
             entries = self.ranking(executor_class, now_ns)
             candidates = self._rankings[executor_class].candidates() if entries else []
@@ -174,6 +176,7 @@ class Availability(LedgerState):
         """
         if now_ns == self._ranked_at_ns:
             return
+        # No id reaches 2**63: a reservation that is due exactly at a time counts as due.
         first = bisect_right(self.due_queue, (min(now_ns, self._ranked_at_ns), 2**63))
         last = bisect_right(self.due_queue, (max(now_ns, self._ranked_at_ns), 2**63))
         for _, active_id in self.due_queue[first:last]:

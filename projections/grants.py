@@ -36,7 +36,7 @@ class BlockTerms(NamedTuple):
     multiplier: Fraction
 
     def unit_ns(self, duration_ns: int, stake: int, total_stake: int) -> int:
-        """Return what a block grants per executor to a validator: its share, by stake, of the duration.
+        """Return the grant of a block per executor to a validator: its share, by stake, of the duration.
 
         A block above 12.5 s counts as 12.0 s (the settings' defaults). Source: ComputeHorde's validator.
         """

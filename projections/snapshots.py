@@ -88,13 +88,13 @@ class SnapshotStore:
             # Of every version: an older release's snapshots would otherwise stay for ever.
             rows = await transaction.query("SELECT position FROM allowance_snapshots WHERE ledger = ?", ledger)
             positions = {each for (each,) in rows}
-            kept = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
-            deleted = [each for each in positions if each not in kept or each == position]
+            remaining = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
+            deleted = [each for each in positions if each not in remaining or each == position]
             await transaction.execute_many(
                 "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?",
                 [(ledger, each) for each in deleted],
             )
-            if position in kept:
+            if position in remaining:
                 digest = payload_digest(snapshot.payload)
                 values = (ledger, position, SNAPSHOT_VERSION, snapshot.hash, digest, snapshot.payload)
                 await transaction.execute_many(_INSERT, [values])

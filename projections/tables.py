@@ -25,6 +25,8 @@ checkpoints = Table(
     Column("position", BigInteger, nullable=False),
 )
 
+# Without rowid, SQLite stores rows in the order of the primary key: the rows of a page are neighbours. Snapshots are
+# too large for that.
 reservations = Table(
     "allowance_reservations",
     metadata,
