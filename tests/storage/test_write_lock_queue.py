@@ -372,7 +372,7 @@ async def test_killed_processes_leave_the_line(path: str, lines: Callable[[], Wr
 
     def process() -> subprocess.Popen[str]:
         command = [sys.executable, "-c", HOLD, path]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
 
     with process() as writer:
         assert writer.stdout is not None
