@@ -1,16 +1,16 @@
-# Sourced by the scripts beside it, which then call `use_environment`: it makes the clone's own .venv where that is
+# Sourced by the other scripts of this directory. They call `use_environment`, which makes the clone's own .venv if it is
 # missing or stale, and puts its commands first on PATH.
 #
-# Everything installed is pinned and hashed by requirements.lock, the build backend included. An environment is made
-# anew, never repaired: its stamp, written last, tells whether it was finished, and from what. The place counts too,
-# since virtual environments cannot be moved.
+# requirements.lock pins and hashes everything that is installed, the build backend included. A stale environment is made
+# anew, never repaired. Its stamp is written last, so an interrupted installation never looks finished. The stamp covers
+# the path of the clone too, because virtual environments cannot be moved.
 
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 fail() { say "$@"; exit 1; }
 
-# Sets base_python: the interpreter itself, also where python3 is a shim or belongs to the .venv about to be replaced.
+# Set base_python to the real interpreter, also if python3 is a shim or belongs to the .venv that is to be replaced.
 find_python() {
     local python=${PYTHON:-python3}
     command -v "$python" >/dev/null || fail "$python not found: install Python 3.11 or newer, or name one with PYTHON=..."
@@ -26,7 +26,22 @@ print(os.path.realpath(sys.executable))
 ') || exit 1
 }
 
-# stamp FILE...: a digest of these files, the interpreter and the place.
+# real_interpreter COMMAND: print the interpreter behind a command, if it runs and can make virtual environments.
+real_interpreter() {
+    "$1" -c 'import ensurepip, os, sys, venv; print(os.path.realpath(sys.executable))' 2>/dev/null
+}
+
+# find_other_python VERSION: set base_python to a Python of this minor version; fail if the machine has none.
+# pyenv puts a shim on PATH for every version that it knows, but the shim refuses to run unless the version is selected.
+find_other_python() {
+    local version=$1 installed
+    base_python=$(real_interpreter "python$version") && return
+    command -v pyenv >/dev/null || return 1
+    installed=$(pyenv versions --bare | grep "^${version//./\\.}\.[0-9]*$" | sort -V | tail -n 1)
+    [[ -n $installed ]] && base_python=$(PYENV_VERSION=$installed real_interpreter "python$version")
+}
+
+# stamp FILE...: a digest of these files, the interpreter and the path of the clone.
 stamp() {
     "$base_python" -c '
 import hashlib, pathlib, sys
@@ -35,13 +50,13 @@ print(hashlib.sha256(repr((sys.version, sys.executable, sys.argv[1], files)).enc
 ' "$root" "$@"
 }
 
-# ensure DIRECTORY MAKE FILE...: calls MAKE for the directory unless it was made from just these files.
+# ensure DIRECTORY MAKE FILE...: call MAKE for the directory unless it was made from exactly these files.
 ensure() {
     local directory=$1 make=$2 wanted
     shift 2
     wanted=$(stamp "$@")
-    # A lock on descriptor 9 belongs to the open file, so it outlasts the interpreter that takes it and goes with this
-    # script, however that ends. It asks for no flock command, which macOS lacks.
+    # One script at a time makes environments. The lock belongs to the open file on descriptor 9, so it outlives the
+    # interpreter that requests it and ends with this script, however that ends. macOS has no flock command.
     exec 9>>"$root/.venv.lock"
     "$base_python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
     if [[ ! -f $directory/.stamp || $(<"$directory/.stamp") != "$wanted" ]]; then
@@ -53,31 +68,45 @@ ensure() {
     exec 9>&-
 }
 
+# pip_install ENVIRONMENT ARGUMENT...
 pip_install() {
-    "$root/.venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input --no-deps "$@" ||
-        fail "the install failed, as said above; it needs a package index within reach"
+    local environment=$1
+    shift
+    "$environment/bin/python" -m pip install -qq --disable-pip-version-check --no-input --no-deps "$@" ||
+        fail "the installation failed, see the message above; it needs a package index"
 }
 
 make_environment() {
     "$base_python" -m venv "$1"
-    pip_install --require-hashes -r "$root/requirements.lock"
-    pip_install --no-build-isolation -e "$root"
+    pip_install "$1" --require-hashes -r "$root/requirements.lock"
+    pip_install "$1" --no-build-isolation -e "$root"
     "$1/bin/python" -m pip --disable-pip-version-check check >/dev/null ||
-        fail "requirements.lock lags behind pyproject.toml: run scripts/lock"
+        fail "requirements.lock does not fit pyproject.toml: run scripts/lock"
+}
+
+# activate DIRECTORY: make the environment if necessary, and put its commands first on PATH.
+activate() {
+    ensure "$1" make_environment "$root/pyproject.toml" "$root/requirements.lock"
+    export PATH="$1/bin:$PATH"
 }
 
 use_environment() {
     find_python
-    ensure "$root/.venv" make_environment "$root/pyproject.toml" "$root/requirements.lock"
-    export PATH="$root/.venv/bin:$PATH"
+    activate "$root/.venv"
 }
 
-# The older SQLAlchemy alone, to be laid over .venv through PYTHONPATH: everything else stays the same.
-make_sqlalchemy20() {
-    pip_install --require-hashes --target "$1" -r "$root/scripts/sqlalchemy20.lock"
+# use_other_environment VERSION: like use_environment, with the Python that find_other_python has found.
+use_other_environment() {
+    activate "$root/.venv-py${1//./}"
 }
 
-use_sqlalchemy20() {
-    ensure "$root/.venv-sqlalchemy20" make_sqlalchemy20 "$root/scripts/sqlalchemy20.lock"
-    export PYTHONPATH="$root/.venv-sqlalchemy20${PYTHONPATH:+:$PYTHONPATH}"
+# Only our direct dependencies, in the lowest versions that pyproject.toml allows. They go into a directory that
+# PYTHONPATH puts before .venv: everything else stays the same, and no second environment is needed.
+make_lowest() {
+    pip_install "$root/.venv" --require-hashes --target "$1" -r "$root/scripts/lowest.lock"
+}
+
+use_lowest() {
+    ensure "$root/.venv-lowest" make_lowest "$root/scripts/lowest.lock"
+    export PYTHONPATH="$root/.venv-lowest${PYTHONPATH:+:$PYTHONPATH}"
 }

@@ -25,7 +25,7 @@ from routing.cli.io.inputs import MOST_PAGE_ITEMS
 from routing.cli.main import main
 from routing.service.queries import MOST_ITEMS
 
-pytestmark = pytest.mark.sqlalchemy
+pytestmark = pytest.mark.compatibility
 
 ROOT = Path(__file__).parents[2]
 SEED = 5

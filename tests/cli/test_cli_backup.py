@@ -19,7 +19,7 @@ from routing import Allowance
 from routing.cli.main import main
 from tests.support.small import GPU, VALIDATOR, small_ledger
 
-pytestmark = pytest.mark.sqlalchemy
+pytestmark = pytest.mark.compatibility
 
 MUST_BE_URL = "must be sqlite:///path, sqlite:// (memory) or postgresql://…, got"
 

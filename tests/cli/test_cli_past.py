@@ -19,8 +19,6 @@ from tests.support.engines import ENGINES, new_database, statement
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_ledger
 from tests.support.stories import project
 
-pytestmark = pytest.mark.sqlalchemy
-
 
 @dataclass
 class Result:

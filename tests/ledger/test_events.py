@@ -21,6 +21,8 @@ from ledger.events import (
     SettingsChanged,
 )
 
+pytestmark = pytest.mark.compatibility
+
 GOLDEN: list[tuple[Event, bytes]] = [
     (
         LedgerOpened("5Validator", RecordedSettings()),

@@ -13,7 +13,7 @@ from routing import Allowance, BlockFact, LedgerNotFound, ReadOnlyLedger, Routin
 from tests.support.servers import connected
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, small_ledger
 
-pytestmark = pytest.mark.sqlalchemy
+pytestmark = pytest.mark.compatibility
 
 CLOCK = Clock(START + timedelta(seconds=500))
 STAKES = {VALIDATOR: 1.0}

@@ -29,7 +29,7 @@ from tests.support.stories import CLASSES, SETTINGS, Story, events_of, executed,
 
 from .test_audit_fault_cases import words
 
-pytestmark = pytest.mark.sqlalchemy
+pytestmark = pytest.mark.compatibility
 
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
 OPERATIONS = int(os.environ.get("AUDIT_OPERATIONS", "100000"))

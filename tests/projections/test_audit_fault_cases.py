@@ -10,8 +10,6 @@ from projections import RULES, Finding, Rule
 from tests.support.fault_cases import FAULT_CASES, FaultCase
 from tests.support.log_builder import LogBuilder, audited
 
-pytestmark = pytest.mark.sqlalchemy
-
 FOUND_ELSEWHERE = {Rule.HEAD_ROW, Rule.GRANTS_FOLLOW, Rule.HISTORY_MODEL, Rule.SNAPSHOTS, Rule.LIVE_STATE}
 """Rules about the head row, derived tables and folded states, which no log can break; see `test_audit.py`."""
 

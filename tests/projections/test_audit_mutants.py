@@ -19,8 +19,6 @@ from routing import Allowance, Settings, pick
 from tests.support.small import START, VALIDATOR, Clock, miner
 from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, told
 
-pytestmark = pytest.mark.sqlalchemy
-
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
 MUTANTS: list[tuple[Rule, Mutation]] = []

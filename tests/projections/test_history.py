@@ -40,7 +40,7 @@ from tests.support.stories import (
     whole_history,
 )
 
-pytestmark = pytest.mark.sqlalchemy
+pytestmark = pytest.mark.compatibility
 
 SEED = 3
 

@@ -34,8 +34,6 @@ from tests.support.stories import (
     whole_history,
 )
 
-pytestmark = pytest.mark.sqlalchemy
-
 SEED = 20
 
 

@@ -23,7 +23,7 @@ from tests.support import reference, worlds
 from tests.support.reference import SECOND_NS, Axon, Refused, nanoseconds, seconds
 from tests.support.worlds import CLASSES, MINERS, VALIDATORS
 
-pytestmark = pytest.mark.sqlalchemy
+pytestmark = pytest.mark.compatibility
 
 GPU = "gpu"
 OTHER = "other"

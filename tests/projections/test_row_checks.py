@@ -11,6 +11,8 @@ from ledger.codec import row_hash
 from projections.row_checks import RowChecker, RowProblem
 from tests.support.logs import head_at, row_after, rows_after
 
+pytestmark = pytest.mark.compatibility
+
 
 def chained(*rows: Row) -> list[Row]:
     """Return the rows with hashes that fit their columns."""

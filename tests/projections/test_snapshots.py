@@ -23,8 +23,6 @@ from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
 from tests.support.stories import SETTINGS, Story, events_of, executed, store_of, there, told
 
-pytestmark = pytest.mark.sqlalchemy
-
 SEED = 11
 
 

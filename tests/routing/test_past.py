@@ -33,8 +33,6 @@ from tests.support.engines import ENGINES, new_database
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_ledger
 from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, events_of, project, told, utc
 
-pytestmark = pytest.mark.sqlalchemy
-
 FIRST_SEED = int(os.environ.get("PAST_SEED", "1"))
 SEEDS = range(FIRST_SEED, FIRST_SEED + int(os.environ.get("PAST_STORIES", "3")))
 EVERYTHING_S = 1e-9

@@ -18,6 +18,8 @@ from routing import (
 )
 from tests.support.small import GPU, START, Clock, record_blocks, small_ledger
 
+pytestmark = pytest.mark.compatibility
+
 
 async def test_whole_blocks_are_reserved_earliest_first() -> None:
     """Ten blocks of 6 s grant 60 s: 13 s take three blocks, and the next reservation takes the fourth."""

@@ -29,6 +29,8 @@ from routing import (
 )
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_ledger
 
+pytestmark = pytest.mark.compatibility
+
 
 async def test_a_route_names_the_miner_the_reserved_blocks_and_their_amount() -> None:
     """The claim takes whole blocks, earliest first: two executors get 12 s per block, so 13 s take two blocks."""

@@ -13,6 +13,8 @@ import routing.sync as blocking
 from routing import Miner, PositionOutOfRange
 from tests.support.small import GPU, START, VALIDATOR, Clock
 
+pytestmark = pytest.mark.compatibility
+
 # A router executes its command through this method; callers have no command of their own.
 FOR_ROUTERS = {"execute"}
 

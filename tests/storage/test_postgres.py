@@ -25,8 +25,6 @@ from tests.support.small import GPU, START, Clock, job, small_ledger
 from tests.support.small import VALIDATOR as OWNER
 from tests.support.wire import Fate, Wire, wired
 
-pytestmark = pytest.mark.sqlalchemy
-
 T = TypeVar("T")
 
 COMMIT = b"COMMIT\x00"

@@ -21,7 +21,7 @@ from routing import Allowance
 from tests.support.logs import VALIDATOR, all_rows, opened
 from tests.support.servers import connected
 
-pytestmark = pytest.mark.sqlalchemy
+pytestmark = pytest.mark.compatibility
 
 PROCESSES = 16
 

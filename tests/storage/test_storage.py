@@ -30,6 +30,8 @@ from routing import (
 )
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
 
+pytestmark = pytest.mark.compatibility
+
 EVENT_COLUMNS = "ledger, position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 
 

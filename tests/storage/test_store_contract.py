@@ -28,7 +28,7 @@ from tests.support.servers import connected
 from tests.support.small import GPU, START, Clock, job, miner, small_ledger
 from tests.support.small import VALIDATOR as OWNER
 
-pytestmark = pytest.mark.sqlalchemy
+pytestmark = pytest.mark.compatibility
 
 INTEGRITY_ERRORS = (sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError)
 """What drivers raise where the database itself refuses a row."""
