@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from ledger.errors import renamed_fields
+from routing.cli.io.errors import WrongUsage
 from routing.service.allowance import Allowance
 from routing.service.config import VARIABLES, Configuration, configuration_from_environment
-
-from .errors import WrongUsage
 
 Result = TypeVar("Result")
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from routing.cli.io.errors import STORAGE_UNAVAILABLE, WrongUsage, report
 from routing.cli.io.output import Output
 
-from .errors import STORAGE_UNAVAILABLE, WrongUsage, report
 from .parser import build_parser
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
+from routing.cli.io.errors import WrongUsage
+
 from .commands import COMMANDS, CommandEntry
-from .errors import WrongUsage
 
 ENVIRONMENT = """\
 Environment:

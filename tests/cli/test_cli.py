@@ -179,7 +179,7 @@ def test_every_example_in_help_is_valid() -> None:
 
 
 NEEDED_BY_HELP = {
-    *("ledger", "ledger.lazy_exports", "routing", "routing.cli", "routing.cli.commands", "routing.cli.errors"),
+    *("ledger", "ledger.lazy_exports", "routing", "routing.cli", "routing.cli.commands", "routing.cli.io.errors"),
     *("routing.cli.io", "routing.cli.io.output", "routing.cli.main", "routing.cli.parser"),
 }
 SLOW_TO_IMPORT = ("aiosqlite", "asyncio", "asyncpg", "msgspec", "socket", "sqlalchemy", "sqlite3")

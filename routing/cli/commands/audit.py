@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.errors import NO, WrongUsage
+from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress

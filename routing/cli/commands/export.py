@@ -7,7 +7,7 @@ import sys
 from typing import IO, TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.errors import STORAGE_UNAVAILABLE, UnwritableOutput, WrongUsage
+from routing.cli.io.errors import STORAGE_UNAVAILABLE, UnwritableOutput, WrongUsage
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted

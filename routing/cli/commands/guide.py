@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from routing.cli.commands import CliCommand
-from routing.cli.errors import WrongUsage
+from routing.cli.io.errors import WrongUsage
 from routing.cli.io.output import Output
 
 SUFFIX = ".md"

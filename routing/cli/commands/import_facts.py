@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.errors import CommandError
+from routing.cli.io.errors import CommandError
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
 from routing.cli.io.render import counted

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.errors import WrongUsage
+from routing.cli.io.errors import WrongUsage
 from routing.cli.io.inputs import add_moment, at_moment, seconds, whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.render import percent_text, seconds_text

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.errors import NO, error_fields, error_message, error_name
+from routing.cli.io.errors import NO, error_fields, error_message, error_name
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
 from routing.cli.io.render import block_ranges, counted, seconds_text

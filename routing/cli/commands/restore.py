@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.errors import NoSuchLedger
 from routing.cli.files.sources import SOURCES, opened_source
+from routing.cli.io.errors import NoSuchLedger
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted

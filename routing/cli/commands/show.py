@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import add_moment, at_moment, whole_number
 from routing.cli.io.output import Output
-from routing.cli.io.render import block_ranges, labelled, seconds_text, time_text
-
-if TYPE_CHECKING:
-    from routing import Reservation
+from routing.cli.io.render import reservation_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,32 +29,6 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     for line in reservation_lines(reservation):
         out.line(line)
     return 0
-
-
-def reservation_lines(reservation: Reservation) -> Iterator[str]:
-    """Yield the text about a reservation, one line per field."""
-    return labelled(
-        [
-            ("reservation", reservation.reservation_id),
-            ("status", reservation.status),
-            ("job", reservation.job_uuid),
-            ("miner", reservation.miner_ss58),
-            ("executor class", reservation.executor_class),
-            ("validator", reservation.validator_ss58),
-            ("amount", seconds_text(reservation.allowance_seconds)),
-            ("blocks", f"{block_ranges(reservation.blocks)} ({len(reservation.blocks)} in all)"),
-            ("job start block", reservation.job_start_block),
-            ("reserved at", reservation.reserved_at),
-            ("due at", reservation.expires_at),
-            _settlement(reservation),
-        ]
-    )
-
-
-def _settlement(reservation: Reservation) -> tuple[str, str]:
-    if reservation.settled_at is None:
-        return ("settled at", "not yet")
-    return (f"{reservation.status} at", time_text(reservation.settled_at))
 
 
 COMMAND = CliCommand(

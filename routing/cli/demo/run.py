@@ -17,8 +17,8 @@ import msgspec
 
 from routing import Allowance
 from routing.cli.connection import Connection, opened
-from routing.cli.errors import NO, WrongUsage
 from routing.cli.files.importing import ImportSummary, import_facts
+from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress, rate_text

@@ -9,7 +9,7 @@ from io import BufferedIOBase
 from typing import TYPE_CHECKING
 
 from routing import BlockFact
-from routing.cli.errors import CommandError, error_fields, error_message, exit_code
+from routing.cli.io.errors import CommandError, error_fields, error_message, exit_code
 from routing.cli.io.progress import Progress, rate_text
 
 from .facts import NumberedFact, numbered_facts

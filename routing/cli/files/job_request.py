@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from routing.cli.errors import WrongInput
+from routing.cli.io.errors import WrongInput
 from routing.cli.io.render import printable
 
 _Seconds = Annotated[float, Meta(ge=0)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from io import BufferedIOBase
 from typing import Any, NamedTuple
 
-from routing.cli.errors import WrongInput
+from routing.cli.io.errors import WrongInput
 from routing.cli.io.render import printable
 
 from .sources import SQLITE_MAGIC

@@ -14,7 +14,7 @@ from datetime import datetime
 from io import BufferedIOBase
 from typing import TYPE_CHECKING, cast
 
-from routing.cli.errors import UnreadableInput
+from routing.cli.io.errors import UnreadableInput
 
 if TYPE_CHECKING:
     from routing import Allowance, Past

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, cast
 
-from routing.cli.errors import UnwritableOutput
+from routing.cli.io.errors import UnwritableOutput
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -221,3 +221,29 @@ def _is_numeric(values: Sequence[object]) -> bool:
 
 def _is_amount(value: object) -> bool:
     return isinstance(value, str) and value[:1].isdigit() and value.endswith((" s", " ms", " %", " B", "B"))
+
+
+def reservation_lines(reservation: Reservation) -> Iterator[str]:
+    """Yield the text about a reservation, one line per field."""
+    return labelled(
+        [
+            ("reservation", reservation.reservation_id),
+            ("status", reservation.status),
+            ("job", reservation.job_uuid),
+            ("miner", reservation.miner_ss58),
+            ("executor class", reservation.executor_class),
+            ("validator", reservation.validator_ss58),
+            ("amount", seconds_text(reservation.allowance_seconds)),
+            ("blocks", f"{block_ranges(reservation.blocks)} ({len(reservation.blocks)} in all)"),
+            ("job start block", reservation.job_start_block),
+            ("reserved at", reservation.reserved_at),
+            ("due at", reservation.expires_at),
+            _settlement(reservation),
+        ]
+    )
+
+
+def _settlement(reservation: Reservation) -> tuple[str, str]:
+    if reservation.settled_at is None:
+        return ("settled at", "not yet")
+    return (f"{reservation.status} at", time_text(reservation.settled_at))
