@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import NamedTuple
 
+if TYPE_CHECKING:
+    from routing import Reservation
+
 GAP = "  "
 SIZE_STEP = 1000
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
