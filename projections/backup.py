@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkstemp
 from typing import IO
@@ -57,17 +57,17 @@ async def export_log(
     if not isinstance(stored.validator_ss58, str):
         raise CorruptLedger(1, "the head row names no validator")
     row_checker = RowChecker()
-    writer = ExportWriter(stream, stored.validator_ss58)
-    async for page in reader.pages(stored):
-        _check_page(row_checker, page)
-        writer.write_rows(page)
-        if progress is not None:
-            progress(row_checker.position, stored.position)
-        await asyncio.sleep(0)  # A long log yields the event loop after each page.
-    reader.check_unchanged()
-    if (row_checker.position, row_checker.hash) != (stored.position, stored.hash):
-        raise CorruptLedger(row_checker.position + 1, f"the head row is at {stored.position}, but not the log")
-    writer.finish()
+    with closing(ExportWriter(stream, stored.validator_ss58)) as writer:
+        async for page in reader.pages(stored):
+            _check_page(row_checker, page)
+            writer.write_rows(page)
+            if progress is not None:
+                progress(row_checker.position, stored.position)
+            await asyncio.sleep(0)  # A long log yields the event loop after each page.
+        reader.check_unchanged()
+        if (row_checker.position, row_checker.hash) != (stored.position, stored.hash):
+            raise CorruptLedger(row_checker.position + 1, f"the head row is at {stored.position}, but not the log")
+        writer.finish()
     return ExportReport(stored.validator_ss58, row_checker.position, row_checker.hash.hex())
 
 

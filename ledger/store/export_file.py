@@ -90,11 +90,12 @@ _decoder: msgspec.json.Decoder[ExportedEvent | ExportEnd] = msgspec.json.Decoder
 
 
 class ExportWriter:
-    """Writes a ledger to a stream of bytes: call `write_rows` for each page, then `finish`."""
+    """Writes a ledger to a stream of bytes: `write_rows` for each page, then `finish`; `close` in any case."""
 
     def __init__(self, stream: IO[bytes], validator_ss58: str) -> None:
+        self._sink = _Sink(stream)
         # Neither a file name nor a time in gzip's header: equal ledgers then give equal bytes.
-        self._file = gzip.GzipFile("", "wb", COMPRESSION, stream, mtime=0)
+        self._file = gzip.GzipFile("", "wb", COMPRESSION, self._sink, mtime=0)
         self._head = Head()
         self._write([ExportHeader(EXPORT_VERSION, validator_ss58)])
 
@@ -109,8 +110,37 @@ class ExportWriter:
         self._write([ExportEnd(position, position, a_hash.hex(), recorded_at_ns)])
         self._file.close()
 
+    def close(self) -> None:
+        """Write nothing more. Without `finish` before it, the stream holds a recognizably incomplete file."""
+        self._sink.discards = True
+        self._file.close()
+
     def _write(self, lines: Iterable[msgspec.Struct]) -> None:
         self._file.write(_encoder.encode_lines(lines))
+
+
+class _Sink:
+    """Passes bytes on to a stream, until one write fails or the export is abandoned.
+
+    A `GzipFile` writes buffered bytes and a trailer when it is closed or collected. After a failure that would fail
+    again, and Python reports an exception that it can raise to nobody.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.discards = False
+
+    def write(self, data: bytes) -> int:
+        if self.discards:
+            return len(data)
+        try:
+            return self._stream.write(data)
+        except BaseException:
+            self.discards = True
+            raise
+
+    def flush(self) -> None:
+        """Do nothing: the caller who passed the stream flushes it."""
 
 
 class ExportReader:

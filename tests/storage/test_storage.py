@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ async def test_a_newer_schema_stops_an_old_process_also_while_it_runs(url: str) 
     Catches a head that is read without the schema's version beside it.
     """
     async with small_ledger(url=url) as ledger:
-        with sqlite3.connect(url.removeprefix("sqlite:///")) as other:
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as other, other:
             other.execute("UPDATE allowance_schema SET version = version + 1")
         for call in (lambda: ledger.reserve("5Anna", GPU, 6.0, 11), ledger.current_block, ledger.expire_due):
             with pytest.raises(NewerLedger):
@@ -252,7 +253,7 @@ async def test_a_newer_event_stops_an_old_process(url: str) -> None:
     """An event type of a newer release, appended by a newer process, is never passed over."""
     async with small_ledger(url=url) as ledger:
         head = await ledger.head()
-        with sqlite3.connect(url.removeprefix("sqlite:///")) as other:
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as other, other:
             lent = b'{"type":"allowance-lent"}'
             row = Row(head.position + 1, "lending", 1, head.recorded_at_ns, None, None, None, None, lent, b"")
             row = row._replace(hash=row_hash(head.hash, row))
