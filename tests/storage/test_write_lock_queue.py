@@ -92,7 +92,7 @@ async def test_waiters_get_the_lock_in_the_order_of_their_arrival(
 ) -> None:
     """Each of six waiters gets the lock in its order, after the one before has released it.
 
-    Catches a queue without `.lock-next`: after a release the system would favour whoever asks first.
+    Catches a queue without `.lock-next`: after a release the process that asks first would get the lock.
     """
     first, others = new_queue(), [new_queue() for _ in range(6)]
     await first.acquire(nothing)
