@@ -169,7 +169,7 @@ class ExportReader:
                         yield page
                         page = []
             except (ValueError, *_TRUNCATED) as cause:
-                # The rows before the damage are good, and whoever checks them needs them to name the first bad one.
+                # The rows before the damage are good. A check needs them to name the position of the first bad one.
                 if page:
                     yield page
                 reason = f"the file is damaged or truncated after the event at {last}: {cause}"

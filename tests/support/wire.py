@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from .servers import PostgresServer
 
-Fate = Literal["request lost", "answer lost", "request late"]
+Fate = Literal["request lost", "response lost", "request late"]
 
 # The header of ReadyForQuery, the message that ends every response of the server.
 READY = b"Z\x00\x00\x00\x05"
@@ -80,7 +80,7 @@ class Wire:
         match self._fate:
             case "request lost":
                 writer.close()
-            case "answer lost":
+            case "response lost":
                 writer.write(request)
                 # Only after the response: the server has then finished the request.
                 await _response(reader)
