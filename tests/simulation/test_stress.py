@@ -1,8 +1,8 @@
-"""Whatever is killed, raced, cancelled or repeated, the ledger keeps its promises; and where it does not, that shows.
+"""The ledger keeps its promises under kills, races, cancellations and retries; the harness finds broken promises.
 
-`python -m tests.stress` runs longer, with more processes, and until somebody stops believing. What SIGKILL cannot
-show is a commit that was not flushed: the kernel keeps what a killed process wrote. So the flushes themselves are
-counted here; that a power cut loses nothing is not tested.
+`python -m tests.stress` runs longer and with more processes. SIGKILL cannot show a commit that was not flushed, because
+the kernel keeps the bytes that a killed process wrote. So one test counts the flushes themselves. No test shows that a
+power cut loses nothing.
 """
 
 from __future__ import annotations
@@ -17,56 +17,56 @@ from pathlib import Path
 
 import pytest
 
-from tests.stress import Database, Plan, PostgresDatabase, Report, SqliteDatabase, torture
+from tests.stress import Database, Plan, PostgresDatabase, Report, SqliteDatabase, run_stress_test
 from tests.stress.faults import FAULTS
 from tests.support.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]
-SECONDS = float(os.environ.get("TORTURE_SECONDS", "6"))
+SECONDS = float(os.environ.get("STRESS_SECONDS", "6"))
 COMMITS = 40
 
 
 def seed() -> int:
-    """`TORTURE_SEED`, or another one each time."""
-    return int(os.environ.get("TORTURE_SEED", random.SystemRandom().randrange(10**9)))
+    """Return `STRESS_SEED` from the environment, or another seed each time."""
+    return int(os.environ.get("STRESS_SEED", random.SystemRandom().randrange(10**9)))
 
 
-def tortured(database: Database, directory: Path, **details: object) -> Report:
-    """The report of a run, printed so that a failure shows it with its seed."""
+def stressed(database: Database, directory: Path, **details: object) -> Report:
+    """Run a plan; print the report, so that a failure shows it with its seed."""
     plan = Plan(url=database.url, directory=str(directory), seed=seed(), **details)  # type: ignore[arg-type]
-    report = torture(plan, database)
+    report = run_stress_test(plan, database)
     print(report)  # noqa: T201
     return report
 
 
 def findings(fault: str, directory: Path, claims: int = 200, facts: int = 1) -> set[str]:
-    """The kinds of what is found wrong where the workers have a defect."""
+    """Return the kinds of findings in the log of workers with a defect."""
     details = {"seconds": 40.0, "claims": claims, "facts": facts, "miners": 10, "kills_per_second": 3.0}
-    return tortured(SqliteDatabase(directory), directory, fault=fault, **details).kinds
+    return stressed(SqliteDatabase(directory), directory, fault=fault, **details).kinds
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("miners", [3, 60])
-def test_a_tortured_sqlite_ledger_keeps_every_promise(miners: int, tmp_path: Path) -> None:
-    """Four processes claim, settle, repeat and cancel while they are killed: nothing is lost, done twice or skipped.
+def test_a_stressed_sqlite_ledger_keeps_every_promise(miners: int, tmp_path: Path) -> None:
+    """Four processes claim, settle, repeat and cancel while some are killed: nothing is lost, done twice or skipped.
 
-    Over few miners they fight for the same blocks, over many for the log's head alone.
+    With few miners they compete for the same blocks, with many miners only for the head of the log.
     """
-    report = tortured(SqliteDatabase(tmp_path), tmp_path, seconds=SECONDS, miners=miners, kills_per_second=4.0)
+    report = stressed(SqliteDatabase(tmp_path), tmp_path, seconds=SECONDS, miners=miners, kills_per_second=4.0)
 
     assert not report.findings
     assert report.kills > 0
-    assert report.asked_again > 0
-    assert report.ends["pick: done"] > 0
+    assert report.retried > 0
+    assert report.outcomes["pick: done"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("miners", [3, 60])
-def test_a_tortured_postgres_ledger_keeps_every_promise(
+def test_a_stressed_postgres_ledger_keeps_every_promise(
     miners: int, server: PostgresServer, postgres_url: str, tmp_path: Path
 ) -> None:
-    """The same, while backends are terminated and the server itself crashes and recovers."""
-    report = tortured(
+    """The same, while the harness terminates backends, and crashes the server, which then recovers."""
+    report = stressed(
         PostgresDatabase(postgres_url, server),
         tmp_path,
         seconds=SECONDS,
@@ -78,12 +78,12 @@ def test_a_tortured_postgres_ledger_keeps_every_promise(
     assert not report.findings
     assert report.kills > 0
     assert report.disturbances > 0
-    assert report.ends["pick: done"] > 0
+    assert report.outcomes["pick: done"] > 0
 
 
 @pytest.mark.slow
 def test_appending_without_a_lock_is_found(tmp_path: Path) -> None:
-    """Two rows at one position: nothing but the lock and the head keep writers apart."""
+    """Two rows get one position: only the lock and the head separate the writers."""
     assert "positions" in findings("no-lock", tmp_path)
 
 
@@ -91,87 +91,87 @@ def test_appending_without_a_lock_is_found(tmp_path: Path) -> None:
 def test_appending_without_comparing_the_head_is_found(
     server: PostgresServer, postgres_url: str, tmp_path: Path
 ) -> None:
-    """On PostgreSQL, where an append takes no lock beforehand, the comparison alone keeps writers apart."""
+    """On PostgreSQL an append takes no lock before it, so only the comparison of the head separates the writers."""
     database = PostgresDatabase(postgres_url)
-    report = tortured(database, tmp_path, fault="no-compare", seconds=40.0, claims=200, kills_per_second=0.5)
+    report = stressed(database, tmp_path, fault="no-compare", seconds=40.0, claims=200, kills_per_second=0.5)
 
     assert "positions" in report.kinds
 
 
 @pytest.mark.slow
 def test_claims_that_do_not_check_their_accounts_version_are_found(tmp_path: Path) -> None:
-    """One version twice. The first time ends the run where the other processes read it, and refuse the log."""
+    """Two rows get one version. The run ends soon after, because the other processes read them and refuse the log."""
     assert "versions" in findings("no-version-check", tmp_path)
 
 
 @pytest.mark.slow
 def test_claims_that_are_not_decided_again_are_found(tmp_path: Path) -> None:
-    """Blocks that two reservations hold, where a claim whose account had moved on was given its next version only."""
-    assert "block held twice" in findings("keep-blocks", tmp_path)
+    """Two reservations take one block, because a claim on a changed account got a new version but no new decision."""
+    assert "block taken twice" in findings("stale-blocks", tmp_path)
 
 
 @pytest.mark.slow
 def test_claims_that_outrun_a_drop_are_found(tmp_path: Path) -> None:
-    """A claim was decided on its own account's newest version, but on facts that a drop had overtaken."""
+    """A claim was decided on the newest version of its account, but on facts from before a drop."""
     assert "invalidated block claimed" in findings("outrun-drops", tmp_path, claims=1200, facts=5)
 
 
 @pytest.mark.slow
 def test_ignored_drops_are_found(tmp_path: Path) -> None:
-    """The harness knows by itself which blocks a drop takes away."""
+    """The judge works out for itself which blocks a drop invalidates."""
     assert "invalidated block claimed" in findings("forget-drops", tmp_path)
 
 
 @pytest.mark.slow
 def test_acknowledging_before_the_commit_is_found(tmp_path: Path) -> None:
-    """What callers were told is gone with the process that was killed before its commit."""
+    """Callers got results that were lost with the process, because it was killed before its commit."""
     assert "acknowledged but absent" in findings("acknowledge-before-commit", tmp_path)
 
 
 @pytest.mark.slow
 def test_serving_what_failed_to_commit_is_found(tmp_path: Path) -> None:
-    """A rolled-back batch was acknowledged all the same."""
+    """The writer acknowledged a batch that had been rolled back."""
     assert "acknowledged but absent" in findings("serve-failed-commits", tmp_path)
 
 
 @pytest.mark.slow
-def test_ids_given_twice_are_found(tmp_path: Path) -> None:
-    """Two jobs were told the same reservation."""
+def test_ids_returned_twice_are_found(tmp_path: Path) -> None:
+    """Two jobs got the same reservation id."""
     assert "id twice" in findings("reuse-ids", tmp_path)
 
 
 @pytest.mark.slow
 def test_forgotten_keys_are_found(tmp_path: Path) -> None:
-    """A call that was repeated with its key was done twice."""
+    """A call that was repeated with its key changed the ledger twice."""
     assert "key twice" in findings("forget-keys", tmp_path)
 
 
 @pytest.mark.slow
 def test_forgotten_jobs_are_found(tmp_path: Path) -> None:
-    """A job that was routed again, or by two processes at once, holds two reservations."""
+    """A job has two active reservations after a repeated pick, or after picks by two processes at once."""
     assert "job twice" in findings("forget-jobs", tmp_path)
 
 
 @pytest.mark.slow
 def test_gaps_that_fill_later_are_found(tmp_path: Path) -> None:
-    """The reader was shown an event before the one ahead of it, although in the end all of them are there."""
+    """The reader received an event before an earlier one, although in the end all of them are stored."""
     assert "reader" in findings("show-gaps", tmp_path)
 
 
 @pytest.mark.slow
 def test_a_rewritten_past_is_found(tmp_path: Path) -> None:
-    """A row that the reader had received is another one now, and the hashes no longer follow."""
+    """A row differs from the row that the reader received, and the hash chain is broken."""
     assert {"reader", "hash chain"} <= findings("rewrite-the-past", tmp_path)
 
 
 @pytest.mark.slow
 def test_a_broken_hash_chain_is_found(tmp_path: Path) -> None:
-    """Hashes that cover their own row alone."""
+    """Each hash covers only its own row."""
     assert "hash chain" in findings("break-the-chain", tmp_path)
 
 
-def test_every_fault_is_tried() -> None:
-    """No defect stands in the list without a test that shows it found."""
+def test_every_fault_has_a_test() -> None:
+    """Each defect in the list has a test that shows a finding."""
     source = Path(__file__).read_text(encoding="utf-8")
 
     assert set(re.findall(r'(?:findings\(|fault=)"([a-z-]+)"', source)) == set(FAULTS)
@@ -179,13 +179,13 @@ def test_every_fault_is_tried() -> None:
 
 @pytest.mark.parametrize("mode", ["FULL", "NORMAL"])
 def test_every_sqlite_commit_is_flushed(mode: str, tmp_path: Path) -> None:
-    """Forty commits flush forty times at the least; with `synchronous = NORMAL` they would not, and that shows."""
+    """Forty commits flush at least forty times. With `synchronous = NORMAL` they do not, and the count shows it."""
     strace = shutil.which("strace")
     if (
         strace is None
         or subprocess.run([strace, "-o", "/dev/null", "true"], check=False, capture_output=True).returncode
     ):
-        pytest.skip("flushes are counted by strace, which is not here or may not trace")
+        pytest.skip("strace counts the flushes, and it is missing or may not trace")
     script = f"""
 import ledger.store.sqlite.store
 from ledger.store.sqlite.store import SqliteStore
@@ -199,9 +199,9 @@ def connect_in_mode(self):
     return connection
 SqliteStore._connect = connect_in_mode
 
-with Allowance.open("sqlite:///{tmp_path}/ledger.db", validator_ss58="5Validator") as book:
+with Allowance.open("sqlite:///{tmp_path}/ledger.db", validator_ss58="5Validator") as ledger:
     for block in range({COMMITS}):
-        book.record_manifests(block + 1, {{"5Anna": {{"gpu": 1 + block % 2}}}})
+        ledger.record_manifests(block + 1, {{"5Anna": {{"gpu": 1 + block % 2}}}})
 """
     calls = tmp_path / "calls"
     command = [strace, "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o", str(calls), sys.executable, "-c", script]

@@ -1,4 +1,4 @@
-"""The long run: `python -m tests.stress --help`."""
+"""The command for long runs: `python -m tests.stress --help`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.stress import Database, Plan, PostgresDatabase, SqliteDatabase, torture
+from tests.stress import Database, Plan, PostgresDatabase, SqliteDatabase, run_stress_test
 from tests.support.servers import postgres_server
 
 
 def main() -> int:
-    """Runs once and prints the report; 1 where anything is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m tests.stress", description="Tortures a ledger, then judges it.")
+    """Run once and print the report; return 1 if it has findings."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.stress", description="Stress-tests a ledger by killing processes, and judges the result."
+    )
     parser.add_argument("--engine", choices=("sqlite", "postgres-16", "postgres-18"), default="sqlite")
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--claims", type=int, help="end after so many and all kills, sooner or later")
+    parser.add_argument("--claims", type=int, help="end after this many claims and all kills, sooner or later")
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--callers", type=int, default=6, help="concurrent callers in each process")
     parser.add_argument("--miners", type=int, default=4)
@@ -26,37 +28,36 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30, help="of worker processes")
     parser.add_argument("--disturbances", type=int, default=10, help="of the database")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
-    parser.add_argument("--fault", help="a defect from tests/stress/faults.py to give the workers")
+    parser.add_argument("--fault", help="a defect from tests/stress/faults.py that all workers have")
     parser.add_argument("--directory", type=Path, help="where to leave the database and the diaries")
-    given = parser.parse_args()
-    directory = given.directory or Path(tempfile.mkdtemp(prefix="torture-"))
-    sys.stderr.write(f"seed {given.seed}, in {directory}\n")
+    arguments = parser.parse_args()
+    directory = arguments.directory or Path(tempfile.mkdtemp(prefix="stress-"))
+    sys.stderr.write(f"seed {arguments.seed}, in {directory}\n")
     with ExitStack() as stack:
-        report = torture(*_subject(given, directory, stack))
+        report = run_stress_test(*_plan_and_database(arguments, directory, stack))
     sys.stdout.write(f"{report}\n")
     return 1 if report.findings else 0
 
 
-def _subject(given: argparse.Namespace, directory: Path, stack: ExitStack) -> tuple[Plan, Database]:
-    """The plan, and the database that it is carried out on."""
+def _plan_and_database(arguments: argparse.Namespace, directory: Path, stack: ExitStack) -> tuple[Plan, Database]:
     database: Database = SqliteDatabase(directory)
-    if given.engine != "sqlite":
-        server = stack.enter_context(postgres_server(int(given.engine.removeprefix("postgres-"))))
+    if arguments.engine != "sqlite":
+        server = stack.enter_context(postgres_server(int(arguments.engine.removeprefix("postgres-"))))
         database = PostgresDatabase(stack.enter_context(server.fresh_database()), server)
     plan = Plan(
         url=database.url,
         directory=str(directory),
-        seed=given.seed,
-        seconds=given.seconds,
-        claims=given.claims,
-        least_kills=given.kills if given.claims else 0,
-        processes=given.processes,
-        callers=given.callers,
-        miners=given.miners,
-        facts=given.facts,
-        kills_per_second=given.kills / given.seconds,
-        disturbances_per_second=given.disturbances / given.seconds,
-        fault=given.fault,
+        seed=arguments.seed,
+        seconds=arguments.seconds,
+        claims=arguments.claims,
+        least_kills=arguments.kills if arguments.claims else 0,
+        processes=arguments.processes,
+        callers=arguments.callers,
+        miners=arguments.miners,
+        facts=arguments.facts,
+        kills_per_second=arguments.kills / arguments.seconds,
+        disturbances_per_second=arguments.disturbances / arguments.seconds,
+        fault=arguments.fault,
     )
     return plan, database
 

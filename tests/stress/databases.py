@@ -1,4 +1,4 @@
-"""The databases as the harness sees them: past the product, through plain drivers."""
+"""The databases under test. The harness uses plain drivers, and none of the product's code, to look at them."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from .replay import Stored
 COLUMNS = ", ".join(Stored._fields)
 ALL_ROWS = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = 1 ORDER BY position"
 COUNT_CLAIMS = "SELECT count(*) FROM allowance_events WHERE ledger = 1 AND settles IS NULL AND stream LIKE '%\t%'"
-"""An account's stream has a tab in its name; what in it settles nothing is a reservation."""
+"""Only the stream of an account has a tab in its name, and each event in it reserves or settles."""
 CRASHED_SHARE = 0.3
-"""Of the disturbances of a PostgreSQL database that may be crashed at all."""
+"""The share of disturbances that crash the PostgreSQL server, if the plan allows crashes."""
 
 
 class Database(Protocol):
-    """One database with one ledger in it."""
+    """A database with one ledger in it."""
 
     url: str
 
     def rows(self) -> list[Stored]:
-        """All stored events, by position."""
+        """Return all stored events, ordered by position."""
         ...
 
     def claims(self) -> int:
-        """How many reservations are stored."""
+        """Return the number of stored reservations."""
         ...
 
-    def strip(self) -> None:
-        """Takes all constraints and triggers off the events, so that only the code protects them."""
+    def drop_constraints(self) -> None:
+        """Drop all constraints and triggers of the events, so that only the code protects them."""
         ...
 
     def disturb(self, rng: random.Random) -> None:
-        """Does something to the database that it should survive."""
+        """Do something to the database that the ledger should survive."""
         ...
 
 
 class SqliteDatabase:
-    """A SQLite file. Killing those who have it open is all that can be done to it."""
+    """A SQLite file. It has no server to disturb; the harness can only kill the processes that have it open."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "allowance.db"
@@ -58,30 +58,30 @@ class SqliteDatabase:
         with closing(sqlite3.connect(self._path)) as connection:
             return int(connection.execute(COUNT_CLAIMS).fetchone()[0])
 
-    def strip(self) -> None:
+    def drop_constraints(self) -> None:
         with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
             triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
             for (trigger,) in triggers:
                 connection.execute(f"DROP TRIGGER {trigger}")
-            connection.execute("CREATE TABLE bare AS SELECT * FROM allowance_events")
+            connection.execute("CREATE TABLE unconstrained AS SELECT * FROM allowance_events")
             connection.execute("DROP TABLE allowance_events")
-            connection.execute("ALTER TABLE bare RENAME TO allowance_events")
+            connection.execute("ALTER TABLE unconstrained RENAME TO allowance_events")
             for column in ("position", "stream, version", "key", "job_uuid", "settles"):
-                # Under the names that look-ups know them by, but unique no more.
+                # Look-ups name their index (INDEXED BY), so it must exist, but no longer unique.
                 name = f"allowance_events_{column.partition(',')[0]}"
                 connection.execute(f"CREATE INDEX {name} ON allowance_events (ledger, {column})")
 
     def disturb(self, rng: random.Random) -> None:
-        """Nothing: there is no server to disturb."""
+        """Do nothing: SQLite has no server."""
 
 
 class PostgresDatabase:
-    """A PostgreSQL database, whose backends are terminated and whose server crashes and recovers."""
+    """A PostgreSQL database. The harness terminates its backends, and crashes its server."""
 
     def __init__(self, url: str, server: PostgresServer | None = None) -> None:
         self.url = url
+        # If a server is given, the harness crashes it, so no other test may use it at the same time.
         self._server = server
-        """Crashed now and then, where it is given; nobody else may need it meanwhile."""
 
     def rows(self) -> list[Stored]:
         return [Stored(*row) for row in current_runtime().run_blocking(self._fetch(ALL_ROWS))]
@@ -89,11 +89,11 @@ class PostgresDatabase:
     def claims(self) -> int:
         return int(current_runtime().run_blocking(self._fetch(COUNT_CLAIMS))[0][0])
 
-    def strip(self) -> None:
-        current_runtime().run_blocking(self._execute(_STRIP))
+    def drop_constraints(self) -> None:
+        current_runtime().run_blocking(self._execute(_DROP_CONSTRAINTS))
 
     def disturb(self, rng: random.Random) -> None:
-        """Mostly ends some of the ledger's connections; now and then crashes the whole server."""
+        """Terminate some of the ledger's connections, or crash the whole server."""
         if self._server is not None and rng.random() < CRASHED_SHARE:
             self._server.crash()
         else:
@@ -108,11 +108,11 @@ class PostgresDatabase:
             await connection.execute(statement)
 
 
-_STRIP = """
+_DROP_CONSTRAINTS = """
     DROP TRIGGER allowance_ledgers_no_step_back ON allowance_ledgers;
-    CREATE TABLE bare AS SELECT * FROM allowance_events;
+    CREATE TABLE unconstrained AS SELECT * FROM allowance_events;
     DROP TABLE allowance_events;
-    ALTER TABLE bare RENAME TO allowance_events;
+    ALTER TABLE unconstrained RENAME TO allowance_events;
     CREATE INDEX ON allowance_events (ledger, position);
     CREATE INDEX ON allowance_events (ledger, key);
     CREATE INDEX ON allowance_events (ledger, job_uuid);

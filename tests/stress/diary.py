@@ -1,8 +1,8 @@
-"""What a worker meant to do and what came of it, in a file that survives its SIGKILL.
+"""A diary: a worker's file of the calls that it made, which survives a SIGKILL of the worker.
 
-An intent is written before the call and an outcome after it, each with one `write` to a file that only grows: the
-kernel keeps what was written, whatever happens to the process. An intent without an outcome is one whose end the
-worker did not live to see.
+The worker writes an intent before each call and an outcome after it, each with one `write` to an append-only file. The
+kernel keeps written bytes, whatever happens to the process. If an intent has no outcome, the worker died during the
+call.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import msgspec
 
 
-class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One call: `what` is the operation, the rest its arguments."""
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One call: the name of the operation, and its arguments."""
 
-    what: str
+    operation: str
     job: str | None = None
     key: str | None = None
     miner: str | None = None
@@ -26,11 +26,11 @@ class Wish(msgspec.Struct, frozen=True, omit_defaults=True):
     reservation_id: int = 0
     number: int = 0
     alone: bool = True
-    """Whether no other call is made with this job or key, but to ask again what became of this one."""
+    """Whether no other call has this job or key, except for a retry of this one."""
 
 
-class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a call answered."""
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The fields of a call's return value that the judge compares."""
 
     reservation_id: int = 0
     miner: str | None = None
@@ -40,37 +40,37 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Intent(msgspec.Struct, frozen=True, tag="intent"):
-    """Before the call."""
+    """Written before the call."""
 
     n: int
-    wish: Wish
+    request: Request
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome", omit_defaults=True):
-    """After the call: its answer; or the class of its refusal; or neither, where the caller cannot know."""
+    """Written after the call: its result, or the class of its refusal, or neither if the caller cannot know."""
 
     n: int
-    answer: Answer | None = None
+    result: Result | None = None
     refused: str | None = None
-    said: str | None = None
+    message: str | None = None
     broken: str | None = None
     """An error that no caller should ever see."""
 
 
 class Call(NamedTuple):
-    """A call as its worker knows it; `outcome` is None where it does not know."""
+    """A call as its worker knows it; `outcome` is None if the worker died before it knew."""
 
     worker: str
-    wish: Wish
+    request: Request
     outcome: Outcome | None
-    asked_again: bool = False
-    """Whether the outcome is that of asking what became of it: the call itself may have been done or not."""
+    retried: bool = False
+    """Whether the outcome is that of a retry. The first call may have been done or not."""
 
     @property
     def unknown(self) -> bool:
-        """Whether it has to be asked again what became of it."""
-        end = self.outcome
-        return end is None or (end.answer is None and end.refused is None and end.broken is None)
+        """Whether only a retry can find out what the call did."""
+        outcome = self.outcome
+        return outcome is None or (outcome.result is None and outcome.refused is None and outcome.broken is None)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -78,31 +78,32 @@ _decoder: msgspec.json.Decoder[Intent | Outcome] = msgspec.json.Decoder(Intent |
 
 
 class Diary:
-    """A worker's own file."""
+    """The diary of one worker process."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._calls = 0
 
-    def intend(self, wish: Wish) -> int:
-        """Notes a call that is about to be made; answers its number."""
+    def begin(self, request: Request) -> int:
+        """Write the intent of a call that is about to be made; return its number."""
         self._calls += 1
-        self._write(Intent(self._calls, wish))
+        self._write(Intent(self._calls, request))
         return self._calls
 
     def conclude(self, outcome: Outcome) -> None:
-        """Notes what came of a call."""
+        """Write the outcome of a call."""
         self._write(outcome)
 
     def _write(self, entry: Intent | Outcome) -> None:
+        # One system call, past any buffer of the process: a SIGKILL must not lose or split an entry.
         os.write(self._file, _encode(entry) + b"\n")
 
 
 def calls(directory: Path) -> Iterator[Call]:
-    """All calls of all workers, in the order in which each worker made them."""
+    """Yield all calls of all workers, in the order in which each worker made them."""
     for path in sorted(directory.iterdir()):
         entries = [_decoder.decode(line) for line in path.read_bytes().splitlines()]
         outcomes = {entry.n: entry for entry in entries if isinstance(entry, Outcome)}
         for entry in entries:
             if isinstance(entry, Intent):
-                yield Call(path.stem, entry.wish, outcomes.get(entry.n))
+                yield Call(path.stem, entry.request, outcomes.get(entry.n))

@@ -1,7 +1,7 @@
-"""Defects to give to the workers, each small, each a mistake that somebody could make.
+"""Defects of the product, to inject into the workers. Each is small, and a mistake that a developer could make.
 
-A worker with a defect is what the harness must find something wrong with; which kind of finding each has to lead to
-stands in the tests. Constraints and triggers are taken off first, so that the code alone is on trial.
+The judge must report a finding for each of them; the tests say of which kind. The harness first drops all constraints
+and triggers, because they would hide a defect of the code.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from ledger.store.sqlite.store import SqliteStore
 from routing import pick as pick_module
 
 WIDENED_S = 0.01
-"""How long a window is held open that would otherwise be narrow."""
+"""How long a defect waits inside a race window, so that the race happens often enough."""
 FAILING_COMMITS = 20
+"""One of this many commits fails."""
 
 
-def bring_about(name: str) -> None:
-    """Gives this process the defect."""
+def inject(name: str) -> None:
+    """Replace the correct code in this process by a defect."""
     FAULTS[name]()
 
 
 def no_lock() -> None:
-    """Appends take no lock, and write where they believe the head to stand."""
+    """An append takes no lock, and writes behind the head that its process believes to be the newest."""
 
     @asynccontextmanager
     async def unguarded(self: SqliteStore, while_waiting: Any = None) -> AsyncIterator[None]:
@@ -52,36 +53,36 @@ def no_lock() -> None:
 
 
 def no_compare() -> None:
-    """On PostgreSQL, an append moves the head from wherever it stands."""
+    """On PostgreSQL, an append moves the head without comparing it."""
     compared = "position = $2 AND hash = $3"
     uncompared = "position <> -$2::bigint AND $3::bytea IS NOT NULL"
     _replace(postgres_store, "_APPEND", postgres_store._APPEND.replace(compared, uncompared))
 
 
 def outrun_drops() -> None:
-    """A claim stands where its account has not moved since it was decided; that the facts have is not looked at."""
+    """A claim is final if its account is unchanged since the decision, even if the facts have changed."""
     _decide_before_reading(lambda row, moved: row.stream not in moved)
 
 
 def no_version_check() -> None:
-    """A claim stands whatever its account has done since it was decided."""
+    """A claim is final even if its account has changed since the decision."""
     _decide_before_reading(lambda row, moved: True)
 
 
-def keep_blocks() -> None:
-    """A claim whose account has moved on is numbered anew, but keeps the blocks that it was decided on."""
+def stale_blocks() -> None:
+    """If its account has changed, a claim gets the next version, but takes the blocks of the old decision."""
 
-    def may_stand(row: Row, moved: set[str]) -> bool:
+    def is_final(row: Row, moved: set[str]) -> bool:
         return row.stream not in moved or (b"allowance-reserved" in row.payload and all("\t" in each for each in moved))
 
-    _decide_before_reading(may_stand, numbered_anew=True)
+    _decide_before_reading(is_final, renumber=True)
 
 
 def acknowledge_before_commit() -> None:
-    """Callers are told as soon as their request is decided; and now and then the process dies just after."""
+    """Callers get their results after the decision; now and then the process dies before the commit."""
     decide, commit, commits = LedgerWriter._decide, SqliteStore._commit, itertools.count(1)
 
-    def decide_and_tell(self: LedgerWriter[Any], unit_of_work: Any, commands: list[Any]) -> None:
+    def decide_and_acknowledge(self: LedgerWriter[Any], unit_of_work: Any, commands: list[Any]) -> None:
         decide(self, unit_of_work, commands)
         writer_module.resolve_futures(commands)
 
@@ -91,12 +92,12 @@ def acknowledge_before_commit() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         commit(self, connection)
 
-    _replace(LedgerWriter, "_decide", decide_and_tell)
+    _replace(LedgerWriter, "_decide", decide_and_acknowledge)
     _replace(SqliteStore, "_commit", die_or_commit)
 
 
 def serve_failed_commits() -> None:
-    """Now and then a commit fails, and is taken for done."""
+    """Now and then a commit fails, and the writer ignores it."""
     commit, commits = SqliteStore._commit, itertools.count(1)
 
     def failing(self: SqliteStore, connection: sqlite3.Connection) -> None:
@@ -109,33 +110,33 @@ def serve_failed_commits() -> None:
 
 
 def reuse_ids() -> None:
-    """Ids are counted by each process for itself."""
+    """Each process counts ids for itself."""
     ids = itertools.count(1 << 20)
-    answered = pick_module.Pick._route
+    correct = pick_module.Pick._route
 
-    def route(self: Any, held: Any, state: Any) -> Any:
-        return dataclasses.replace(answered(self, held, state), allowance_reservation_id=next(ids))
+    def route(self: Any, reservation: Any, state: Any) -> Any:
+        return dataclasses.replace(correct(self, reservation, state), allowance_reservation_id=next(ids))
 
     _replace(pick_module.Pick, "_route", route)
 
 
 def forget_keys() -> None:
-    """A key that comes again is not recognised."""
+    """The writer does not recognize a repeated key."""
     _replace(UnitOfWork, "first_outcome", lambda self, key: None)
 
 
 def forget_jobs() -> None:
-    """A job that is routed again is routed anew."""
+    """A repeated pick for a job makes another reservation."""
     _replace(pick_module, "active_reservation_of", lambda unit_of_work, job_uuid: None)
 
 
 def forget_drops() -> None:
-    """A drop invalidates nothing."""
+    """A drop invalidates no block."""
     _replace(Chain, "drop", lambda self, account, block: None)
 
 
 def show_gaps() -> None:
-    """The second half of a batch becomes visible before the first."""
+    """The second half of a batch becomes visible before the first half."""
 
     def append(self: SqliteStore, head: Head, rows: list[Row]) -> None:
         half = len(rows) // 2
@@ -149,28 +150,28 @@ def show_gaps() -> None:
 
 
 def rewrite_the_past() -> None:
-    """A row that stood is improved upon later."""
+    """Each append changes an older row too."""
     append = SqliteStore._append
 
-    def append_and_improve(self: SqliteStore, head: Head, rows: list[Row]) -> None:
+    def append_and_rewrite(self: SqliteStore, head: Head, rows: list[Row]) -> None:
         append(self, head, rows)
         statement = (
             "UPDATE allowance_events SET payload = CAST(payload || ' ' AS BLOB) WHERE ledger = ? AND position = ?"
         )
         self._open_connection().execute(statement, (self.ledger, max(1, rows[0].position - 20)))
 
-    _replace(SqliteStore, "_append", append_and_improve)
+    _replace(SqliteStore, "_append", append_and_rewrite)
 
 
 def break_the_chain() -> None:
-    """A row's hash covers the row alone."""
+    """A row's hash covers the row, but not the hash of the row before it."""
     _replace(unit_of_work_module, "row_hash", lambda before, row: row_hash(bytes(32), row))
 
 
-def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool], *, numbered_anew: bool = False) -> None:
-    """Batches are decided on the state as it was after the one before; what came since is read only then.
+def _decide_before_reading(is_final: Callable[[Row, set[str]], bool], *, renumber: bool = False) -> None:
+    """Decide each batch on the state after the batch before it, and read the newer events only after the decision.
 
-    What may stand is moved behind it as it is, and what may not is decided again.
+    If all rows are final, they are appended behind the newer events as they are; otherwise the batch is decided again.
     """
 
     async def decided(self: LedgerWriter[Any], transaction: Any, commands: list[Any], *, current: bool) -> UnitOfWork:
@@ -186,10 +187,10 @@ def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool], *, number
             revertible = all(ticket.work.revertible for ticket in commands)
             unit_of_work = await decided(self, transaction, commands, current=not revertible)
             tail = await transaction.read(unit_of_work.head.position)
-            if not all(may_stand(row, {each.stream for each in tail}) for row in unit_of_work.rows):
+            if not all(is_final(row, {each.stream for each in tail}) for row in unit_of_work.rows):
                 unit_of_work, tail = await decided(self, transaction, commands, current=True), []
-            versions = {row.stream: row.version for row in tail} if numbered_anew else {}
-            rows = _moved_behind(await transaction.head(), unit_of_work.rows, versions) if tail else unit_of_work.rows
+            versions = {row.stream: row.version for row in tail} if renumber else {}
+            rows = _rows_behind(await transaction.head(), unit_of_work.rows, versions) if tail else unit_of_work.rows
             if rows:
                 await transaction.append(rows)
         if tail:
@@ -200,16 +201,16 @@ def _decide_before_reading(may_stand: Callable[[Row, set[str]], bool], *, number
     _replace(LedgerWriter, "_commit_at_head", commit)
 
 
-def _moved_behind(head: Head, rows: list[Row], versions: dict[str, int]) -> list[Row]:
-    """The rows behind the head; in a stream whose newest version is given, with the versions that follow it."""
+def _rows_behind(head: Head, rows: list[Row], versions: dict[str, int]) -> list[Row]:
+    """Return the rows with positions behind the head, and new versions in the streams that `versions` names."""
     moved: list[Row] = []
     before = head.hash
     for position, row in enumerate(rows, head.position + 1):
-        at = row._replace(position=position)
+        changed = row._replace(position=position)
         if row.stream in versions:
             versions[row.stream] += 1
-            at = at._replace(version=versions[row.stream])
-        moved.append(at._replace(hash=row_hash(before, at)))
+            changed = changed._replace(version=versions[row.stream])
+        moved.append(changed._replace(hash=row_hash(before, changed)))
         before = moved[-1].hash
     return moved
 
@@ -229,9 +230,9 @@ def _insert(store: SqliteStore, rows: list[Row], head: Row) -> None:
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:
-    """Sets what is there already: a defect must not quietly miss what it means to replace."""
+    """Replace an attribute. It must exist: otherwise the product has changed, and the defect would do nothing."""
     if not hasattr(owner, name):
-        raise AttributeError(f"{owner} has no {name}: the fault has to follow the code")
+        raise AttributeError(f"{owner} has no {name}: adapt the fault to the product")
     setattr(owner, name, value)
 
 
@@ -242,7 +243,7 @@ FAULTS: dict[str, Callable[[], None]] = {
         no_compare,
         outrun_drops,
         no_version_check,
-        keep_blocks,
+        stale_blocks,
         acknowledge_before_commit,
         serve_failed_commits,
         reuse_ids,

@@ -1,4 +1,4 @@
-"""What one run of the harness does, as a value that travels to the worker processes."""
+"""The parameters of one run, as a value that travels to the worker processes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import msgspec
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """How many do what for how long. A run ends after `seconds`, or when `claims` claims stand in the log.
+    """The parameters of one run.
 
-    With `least_kills`, it ends when there were as many kills too, and takes the time that it needs.
-
-    With a `fault`, it also ends when nothing comes of the workers any more.
+    A run ends after `seconds`, or when the log holds `claims` claims. With `least_kills` it ends only after that many
+    kills, and takes as long as it needs. With a `fault` it also ends when the workers make no progress any more.
     """
 
     url: str
@@ -26,24 +25,24 @@ class Plan(msgspec.Struct, frozen=True):
     """Concurrent callers in each process."""
     miners: int = 4
     facts: int = 1
-    """How many times as often as usual blocks and syncs are recorded."""
+    """How many times as often as usual the workers record blocks and syncs."""
     kills_per_second: float = 2.0
-    """Worker processes killed with SIGKILL; each is started again."""
+    """Worker processes killed with SIGKILL; a new worker replaces each."""
     disturbances_per_second: float = 0.0
-    """How often the database itself is disturbed, in ways that its engine knows."""
+    """How often the harness disturbs the database itself, in ways that depend on its engine."""
     fault: str | None = None
-    """The defect that the workers are given, by its name in `faults`."""
+    """The defect of the workers, by its name in `faults`."""
 
     @property
     def diaries(self) -> Path:
-        """Where each worker writes what it meant to do and what came of it."""
+        """The directory of the workers' diaries, one file for each life of a worker."""
         return Path(self.directory) / "diaries"
 
     @property
     def received(self) -> Path:
-        """Where the reader keeps the rows that it received."""
+        """The file of the rows that the reader received."""
         return Path(self.directory) / "received.jsonl"
 
     def errors(self, name: str) -> Path:
-        """Where a process of that name writes what it cannot tell otherwise."""
+        """The standard error of a process."""
         return Path(self.directory) / f"{name}.err"

@@ -1,4 +1,4 @@
-"""A process that reads the log's tail over and over and keeps what it received, in the order it received it."""
+"""A process that reads the tail of the log again and again, and writes down each row in the order of reception."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAUSE_S = 0.0005
 
 
 class Reader:
-    """Asks for what comes after the last row it has; it never asks twice for one that it has."""
+    """Requests the rows after the last one that it has; it never requests a row twice."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -28,7 +28,7 @@ class Reader:
         self._received = plan.received.open("ab", buffering=0)
 
     async def follow(self) -> None:
-        """Follows the log until stopped and at its end; a database that is away is waited for."""
+        """Follow the log until stopped, and then to its end; retry while the database is unavailable."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.stop.set)
         while True:
             store = store_from_url(self.plan.url, network.ME, read_only=True)
@@ -42,6 +42,7 @@ class Reader:
 
     async def _read_on(self, store: Store) -> None:
         while True:
+            # Checked before the read, so that the last read begins after the stop and misses no row appended before it.
             stopping = self.stop.is_set()
             rows = await store.read(self.position)
             for row in rows:
@@ -58,6 +59,6 @@ async def _follow(plan: Plan) -> None:
 
 
 def main(plan: Plan, name: str) -> None:
-    """What the process does."""
+    """Run the process."""
     sys.stderr = plan.errors(name).open("a", buffering=1)
     asyncio.run(_follow(plan))

@@ -1,6 +1,7 @@
-"""The log read once more by somebody who shares no code with the product: rows as tuples, payloads as plain JSON.
+"""A replay of the log that shares no code with the product: rows are tuples, and payloads are plain JSON.
 
-Keeps a dictionary entry per taken block and walks everything at every step. Says what is wrong in `findings`.
+It is slow on purpose: a dictionary entry for each taken block, and loops over everything at each step. Its `findings`
+say what is wrong with the log.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ID_BITS = 20
 
 
 class Stored(NamedTuple):
-    """A row of the events' table, without its ledger."""
+    """A row of the events table, without its ledger."""
 
     position: int
     stream: str
@@ -31,53 +32,53 @@ class Stored(NamedTuple):
 
     @property
     def event(self) -> dict[str, Any]:
-        """The payload."""
+        """The decoded payload."""
         event: dict[str, Any] = json.loads(self.payload)
         return event
 
     @property
     def reservation_id(self) -> int:
-        """The id of the reservation that the row makes."""
+        """The id of the reservation that the row makes: its position, then the highest bits of its hash."""
         return self.position << ID_BITS | int.from_bytes(self.hash, "big") >> 256 - ID_BITS
 
 
 class Finding(NamedTuple):
-    """What is wrong: a kind that tests tell apart, and the particulars."""
+    """One thing that is wrong: a kind, which tests compare, and the details."""
 
     kind: str
     detail: str
 
 
 class Replay:
-    """Takes the rows in order and keeps who holds what."""
+    """Folds the rows in order, and checks each against the rows before it."""
 
     def __init__(self, rows: list[Stored]) -> None:
         self.rows = rows
         self.findings: list[Finding] = []
-        self.ends: dict[int, tuple[str, Stored]] = {}
-        """How the reservation made at a position ended."""
+        self.settlements: dict[int, tuple[str, Stored]] = {}
+        """By the position of a reservation: how it was settled, and by which row."""
         self.by_key: dict[str, Stored] = {}
         self.by_job: dict[str, list[Stored]] = defaultdict(list)
         self._hash = bytes(32)
         self._versions: dict[str, int] = defaultdict(int)
-        self._held: dict[int, Stored] = {}
+        self._active: dict[int, Stored] = {}
         self._jobs: dict[str, int] = {}
         self._taken: dict[str, dict[int, int]] = defaultdict(dict)
         self._facts = _Facts()
         for expected, row in enumerate(rows, 1):
             self._check_row(expected, row)
-            self._take(row)
+            self._fold(row)
 
     def find(self, kind: str, detail: str) -> None:
-        """Notes what is wrong."""
+        """Add a finding."""
         self.findings.append(Finding(kind, detail))
 
     def _check_row(self, expected: int, row: Stored) -> None:
         if row.position != expected:
-            self.find("positions", f"position {row.position} stands where {expected} should")
+            self.find("positions", f"position {row.position} instead of {expected}")
         self._versions[row.stream] += 1
         if row.version != self._versions[row.stream]:
-            self.find("versions", f"{row.stream!r}: {row.version} where {self._versions[row.stream]} should be")
+            self.find("versions", f"{row.stream!r}: {row.version} instead of {self._versions[row.stream]}")
         if row.hash != chained(self._hash, row):
             self.find("hash chain", f"position {row.position} does not follow the row before it")
         self._hash = row.hash
@@ -86,7 +87,7 @@ class Replay:
                 self.find("key twice", f"{row.key} at {self.by_key[row.key].position} and {row.position}")
             self.by_key.setdefault(row.key, row)
 
-    def _take(self, row: Stored) -> None:
+    def _fold(self, row: Stored) -> None:
         event = row.event
         match event["type"]:
             case "allowance-reserved":
@@ -101,20 +102,20 @@ class Replay:
                 self._facts.settings = event["settings"]
 
     def _reserve(self, row: Stored, event: dict[str, Any]) -> None:
-        taken, worth_ns = self._taken[row.stream], 0
+        taken, granted_sum_ns = self._taken[row.stream], 0
         for block in (block for first, last in event["blocks"] for block in range(first, last + 1)):
             if block in taken:
-                self.find("block held twice", f"{row.stream!r} block {block}: by {taken[block]} and {row.position}")
+                self.find("block taken twice", f"{row.stream!r} block {block}: by {taken[block]} and {row.position}")
             taken[block] = row.position
             if block < self._facts.floors[row.stream]:
                 self.find("invalidated block claimed", f"{row.stream!r} block {block} at {row.position}")
             granted_ns = self._facts.granted_ns(row.stream, block)
             if granted_ns == 0:
                 self.find("block without a grant", f"{row.stream!r} block {block} at {row.position}")
-            worth_ns += granted_ns
-        if worth_ns < event["amount_ns"]:
-            self.find("underpaid", f"position {row.position}: {worth_ns} ns for {event['amount_ns']}")
-        self._held[row.position] = row
+            granted_sum_ns += granted_ns
+        if granted_sum_ns < event["amount_ns"]:
+            self.find("underpaid", f"position {row.position}: {granted_sum_ns} ns for {event['amount_ns']} ns")
+        self._active[row.position] = row
         if row.job_uuid is not None:
             if row.job_uuid in self._jobs:
                 self.find("job twice", f"{row.job_uuid} at {self._jobs[row.job_uuid]} and {row.position}")
@@ -123,13 +124,13 @@ class Replay:
 
     def _settle(self, row: Stored, how: str) -> None:
         position = row.settles or 0
-        made = self._held.pop(position, None)
-        if made is None or made.stream != row.stream:
-            self.find("settled twice", f"position {row.position} ends {position}, which does not stand")
+        reserved = self._active.pop(position, None)
+        if reserved is None or reserved.stream != row.stream:
+            self.find("settled twice", f"position {row.position} settles {position}, which is not active")
             return
-        self.ends[position] = (how, row)
-        if made.job_uuid is not None and self._jobs.get(made.job_uuid) == position:
-            del self._jobs[made.job_uuid]
+        self.settlements[position] = (how, row)
+        if reserved.job_uuid is not None and self._jobs.get(reserved.job_uuid) == position:
+            del self._jobs[reserved.job_uuid]
         if how != "spent":
             taken = self._taken[row.stream]
             for block in [block for block, by in taken.items() if by == position]:
@@ -137,12 +138,12 @@ class Replay:
 
 
 class _Facts:
-    """The chain's facts: what each block grants to each account, and which blocks a drop took away."""
+    """The chain's facts: the grant of each block to each account, and the blocks that drops invalidated."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
         self.floors: dict[str, int] = defaultdict(int)
-        """Per account, the block below which everything is invalidated."""
+        """By account: the block below which all blocks are invalidated."""
         self._axons: dict[str, Any] = {}
         self._stakes: dict[str, int] = {}
         self._blocks: dict[int, tuple[int, frozenset[str], dict[str, int]]] = {}
@@ -151,11 +152,11 @@ class _Facts:
         self._granted: dict[int, dict[str, int]] = {}
 
     def granted_ns(self, account: str, block: int) -> int:
-        """What a block granted when it was finalized; 0 where it has not been."""
+        """Return the grant of a block, fixed when it was finalized; 0 before that."""
         return self._granted.get(block, {}).get(account, 0)
 
     def block(self, event: dict[str, Any]) -> None:
-        """Takes a block, told as the difference to the one before it in the log."""
+        """Fold a block. Its event holds only the difference to the block before it in the log."""
         self._axons = _changed(self._axons, event.get("registered", {}), event.get("deregistered", []))
         self._stakes = _changed(self._stakes, event.get("staked", {}), event.get("unstaked", []))
         number = event["number"]
@@ -165,7 +166,7 @@ class _Facts:
                 self._granted[candidate] = self._grants(candidate)
 
     def sync(self, event: dict[str, Any]) -> None:
-        """Takes a sync, told as the difference to the one before it in the log."""
+        """Fold a sync. Its event holds only the difference to the sync before it in the log."""
         block = event["block"]
         self._manifests = _changed(self._manifests, event.get("offered", {}), event.get("absent", []))
         counts = _counts(self._manifests)
@@ -196,7 +197,7 @@ class _Facts:
 
 
 def chained(before: bytes, row: Stored) -> bytes:
-    """What a row's hash has to be, after the hash of the row before it."""
+    """Return the correct hash of a row, given the hash of the row before it."""
     numbers = pack(">qqqqq", row.position, row.version, row.recorded_at_ns, row.attempt or 0, row.settles or 0)
     texts = [None if text is None else text.encode() for text in (row.stream, row.key, row.job_uuid)]
     sized = [pack(">i", -1) if part is None else pack(">i", len(part)) + part for part in (*texts, row.payload)]
@@ -207,5 +208,5 @@ def _counts(manifests: dict[str, dict[str, int]]) -> dict[str, int]:
     return {f"{miner}\t{each}": count for miner, offers in manifests.items() for each, count in offers.items()}
 
 
-def _changed(last: dict[str, Any], changed: dict[str, Any], gone: list[str]) -> dict[str, Any]:
-    return {key: value for key, value in {**last, **changed}.items() if key not in gone}
+def _changed(last: dict[str, Any], changed: dict[str, Any], removed: list[str]) -> dict[str, Any]:
+    return {key: value for key, value in {**last, **changed}.items() if key not in removed}

@@ -1,4 +1,4 @@
-"""Starts the processes, kills some of them, asks what became of every unfinished call, and has the log judged."""
+"""One run: starts the processes, kills some of them, retries every unfinished call, and passes the log to the judge."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from routing import Allowance, AllowanceException, BlockFact, ManifestsFact
 from . import network, reader, worker
 from .databases import Database
 from .diary import Call, calls
+from .judge import judge
 from .operations import attempt
 from .plan import Plan
 from .replay import Finding
-from .verdict import verdict
 
 STARTING_SECONDS = 60.0
 STOPPING_SECONDS = 60.0
-HALTED_SECONDS = 4.0
-SETTLED_IN_BYTES = 3_000
-"""A worker whose diary is that long is worth killing: it has made some twenty calls."""
+NO_PROGRESS_SECONDS = 4.0
+BUSY_DIARY_BYTES = 3_000
+"""A worker with a diary of this size has made about twenty calls, so that killing it can interrupt something."""
 PATIENCE = 5
-"""On a slow machine a run that has to reach something lasts so many times as long."""
+"""How many times longer than planned a run may last on a slow machine, if it has to reach a number of kills."""
 POLL_SECONDS = 0.05
 COUNTING_SHARE = 50
-"""Counting the claims of a long log takes its time: so many times as long nobody counts."""
-LOADED_LATE = (
+"""Counting the claims of a long log is slow, so the pause after a count is this many times as long as the count."""
+LAZY_IMPORTS = (
     "aiosqlite",
     "asyncpg",
     "sqlalchemy.ext.asyncio",
@@ -43,67 +43,70 @@ LOADED_LATE = (
     "ledger.store.tables",
     "projections.tables",
 )
-"""What the product imports when it first needs it; a worker that was killed would else spend its next life on that."""
+"""Modules that the product imports when it first needs them. The fork server preloads them, so that a replacement of a
+killed worker begins to work at once."""
 
 
 @dataclass
 class Report:
-    """What a run did, and what is wrong with what it left."""
+    """What a run did, and what is wrong with its log."""
 
     seed: int
     findings: list[Finding] = field(default_factory=list)
     rows: int = 0
     claims: int = 0
-    """Reservations among the rows."""
+    """How many of the rows are reservations."""
     kills: int = 0
     disturbances: int = 0
-    asked_again: int = 0
-    ends: Counter[str] = field(default_factory=Counter)
-    """How many calls ended how: by operation and answer or refusal."""
+    retried: int = 0
+    """Calls whose outcome was unknown, and that the harness repeated with their job or key."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """The number of calls by operation and outcome, as in "pick: done"."""
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds of findings."""
+        """The kinds of the findings."""
         return {finding.kind for finding in self.findings}
 
     def __str__(self) -> str:
         lines = [
             f"seed {self.seed}: {self.rows} rows, {self.claims} claims, {self.kills} processes killed,"
-            f" {self.disturbances} disturbances, {self.asked_again} calls asked about again",
-            *(f"  {count:7} {end}" for end, count in sorted(self.ends.items())),
+            f" {self.disturbances} disturbances, {self.retried} calls retried",
+            *(f"  {count:7} {outcome}" for outcome, count in sorted(self.outcomes.items())),
             f"{len(self.findings)} findings {sorted(self.kinds)}",
             *(f"  {finding.kind}: {finding.detail[:500]}" for finding in self.findings[:20]),
         ]
         return "\n".join(lines)
 
 
-def torture(plan: Plan, database: Database) -> Report:
-    """Runs the plan; the report's findings are empty where the ledger kept every promise."""
+def run_stress_test(plan: Plan, database: Database) -> Report:
+    """Run the plan. The report has no findings if the ledger kept every promise."""
     rng = random.Random(plan.seed)
     report = Report(plan.seed)
     plan.diaries.mkdir(parents=True)
-    current_runtime().run_blocking(_begin(plan))
+    current_runtime().run_blocking(_make_ledger(plan))
     if plan.fault is not None:
-        database.strip()
-    company = _Company(plan)
+        database.drop_constraints()
+    processes = _Processes(plan)
     try:
-        company.start()
-        _stir(plan, database, company, report, rng)
-        company.stop_workers(report)
-        known = current_runtime().run_blocking(_asked_again(plan, report))
-        company.stop_reader(report)
+        processes.start()
+        _kill_and_disturb(plan, database, processes, report, rng)
+        processes.stop_workers(report)
+        # Before the reader stops: it must receive the events of the retries too.
+        made = current_runtime().run_blocking(_calls_with_outcomes(plan, report))
+        processes.stop_reader(report)
     finally:
-        company.kill_all()
+        processes.kill_all()
     rows = database.rows()
     report.rows = len(rows)
     report.claims = sum(b'"allowance-reserved"' in row.payload for row in rows)
-    report.ends = Counter(_end(call) for call in known)
-    report.findings += verdict(rows, known, plan.received)
+    report.outcomes = Counter(_outcome(call) for call in made)
+    report.findings += judge(rows, made, plan.received)
     return report
 
 
-async def _begin(plan: Plan) -> None:
-    """Opens the ledger and records the first blocks."""
+async def _make_ledger(plan: Plan) -> None:
+    """Make the ledger and record the first blocks."""
     async with Allowance.open(plan.url, validator_ss58=network.ME, settings=network.SETTINGS) as ledger:
         blocks = [
             BlockFact(n, network.created_at(n), network.miners(n, plan.miners), network.STAKES)
@@ -113,57 +116,59 @@ async def _begin(plan: Plan) -> None:
         await ledger.record_facts([sync, *blocks])
 
 
-async def _asked_again(plan: Plan, report: Report) -> list[Call]:
-    """All calls; those whose end is unknown are made once more, with the same job or key, which tells."""
-    known = list(calls(plan.diaries))
+async def _calls_with_outcomes(plan: Plan, report: Report) -> list[Call]:
+    """Return all calls. If the outcome of one is unknown, retry it: its job or key makes the retry safe."""
+    made = list(calls(plan.diaries))
     try:
         async with Allowance.open(plan.url, validator_ss58=network.ME) as ledger:
-            for at, call in enumerate(known):
+            for index, call in enumerate(made):
                 if call.unknown:
-                    outcome = await attempt(plan, ledger, 0, call.wish)
-                    known[at] = call._replace(outcome=outcome, asked_again=True)
-                    report.asked_again += 1
+                    outcome = await attempt(plan, ledger, 0, call.request)
+                    made[index] = call._replace(outcome=outcome, retried=True)
+                    report.retried += 1
     except AllowanceException as damaged:
         report.findings.append(Finding("broken", f"the ledger cannot be opened any more: {damaged!r}"))
-    return known
+    return made
 
 
-def _stir(plan: Plan, database: Database, company: _Company, report: Report, rng: random.Random) -> None:
-    """Kills and disturbs until the time is up, the claims are made, or a fault has brought everything to a halt."""
-    began = moved = counted = time.monotonic()
+def _kill_and_disturb(
+    plan: Plan, database: Database, processes: _Processes, report: Report, rng: random.Random
+) -> None:
+    """Kill and disturb until the time is over, the claims are made, or a fault has stopped all progress."""
+    began = progressed = counted = time.monotonic()
     claims = 0
-    while (now := time.monotonic()) < began + plan.seconds * (PATIENCE if _waited_for(plan, report) else 1):
+    while (now := time.monotonic()) < began + plan.seconds * (PATIENCE if _must_continue(plan, report) else 1):
         if report.kills < (now - began) * plan.kills_per_second - 1:
-            report.kills += company.kill_one(rng)
+            report.kills += processes.kill_one(rng)
         if report.disturbances < (now - began) * plan.disturbances_per_second - 1:
             database.disturb(rng)
             report.disturbances += 1
         if plan.claims is not None and now > counted:
             if (stored := database.claims()) != claims or not claims:
-                claims, moved = stored, now
+                claims, progressed = stored, now
             counted = time.monotonic() + COUNTING_SHARE * (time.monotonic() - now)
         if plan.claims is not None and claims >= plan.claims and report.kills >= plan.least_kills:
             return
-        if plan.fault and now > moved + HALTED_SECONDS:
+        if plan.fault and now > progressed + NO_PROGRESS_SECONDS:
             return
-        company.look_after(report)
+        processes.replace_dead(report)
         time.sleep(POLL_SECONDS)
 
 
-def _waited_for(plan: Plan, report: Report) -> bool:
-    """Whether a run that takes longer than it should goes on."""
+def _must_continue(plan: Plan, report: Report) -> bool:
+    """Whether the run continues after its time, because it has not killed enough processes yet."""
     return bool(plan.least_kills) or (plan.kills_per_second > 0 and not report.kills)
 
 
-def _end(call: Call) -> str:
+def _outcome(call: Call) -> str:
     outcome = call.outcome
-    if outcome is None or (outcome.answer is None and outcome.refused is None):
-        return f"{call.wish.what}: {'unknown' if outcome is None or outcome.broken is None else 'broken'}"
-    return f"{call.wish.what}: {outcome.refused or 'done'}"
+    if outcome is None or (outcome.result is None and outcome.refused is None):
+        return f"{call.request.operation}: {'unknown' if outcome is None or outcome.broken is None else 'broken'}"
+    return f"{call.request.operation}: {outcome.refused or 'done'}"
 
 
-class _Company:
-    """The processes of a run. They are forked from one that has imported everything and opened nothing."""
+class _Processes:
+    """The processes of a run. They are forks of a server process that has imported everything and opened nothing."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -171,48 +176,48 @@ class _Company:
         self._reader: BaseProcess | None = None
         self._lives = 0
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload([worker.__name__, reader.__name__, *LOADED_LATE])
+        self._context.set_forkserver_preload([worker.__name__, reader.__name__, *LAZY_IMPORTS])
 
     def start(self) -> None:
-        """Starts the reader and all workers, and waits until they are at work."""
+        """Start the reader and all workers, and wait until each worker has begun its diary."""
         self._reader = self._process(reader.main, "reader", self._plan)
         for index in range(self._plan.processes):
             self._start_worker(index)
-        give_up = time.monotonic() + STARTING_SECONDS
-        while not all(self._at_work(index) or self._died(index) for index in self._workers):
-            if time.monotonic() > give_up:
+        deadline = time.monotonic() + STARTING_SECONDS
+        while not all(self._has_diary(index) or self._died(index) for index in self._workers):
+            if time.monotonic() > deadline:
                 raise TimeoutError("the workers did not start")
             time.sleep(POLL_SECONDS)
 
     def kill_one(self, rng: random.Random) -> bool:
-        """Kills a worker in the middle of whatever it does, and starts another in its place; whether there was one."""
-        at_work = [index for index in self._workers if self._at_work(index, SETTLED_IN_BYTES)]
-        if not at_work:
+        """Kill a busy worker and start another one; return False if no worker is busy."""
+        busy = [index for index in self._workers if self._has_diary(index, BUSY_DIARY_BYTES)]
+        if not busy:
             return False
-        index = rng.choice(at_work)
+        index = rng.choice(busy)
         self._workers[index].kill()
         self._workers[index].join()
         self._start_worker(index)
         return True
 
-    def look_after(self, report: Report) -> None:
-        """Notes a worker that died by itself, and starts another in its place."""
+    def replace_dead(self, report: Report) -> None:
+        """Report each worker that the harness did not kill but that died, and start another one."""
         for index in self._workers:
             if self._died(index):
                 report.findings.append(Finding("worker died", self._last_words(index)))
                 self._start_worker(index)
 
     def stop_workers(self, report: Report) -> None:
-        """Has each worker finish what it does."""
+        """Let each worker finish its calls."""
         for process in self._workers.values():
             process.terminate()
         for index, process in self._workers.items():
             process.join(STOPPING_SECONDS)
-            if process.exitcode != 0 and self._at_work(index):
+            if process.exitcode != 0 and self._has_diary(index):
                 report.findings.append(Finding("worker died", self._last_words(index)))
 
     def stop_reader(self, report: Report) -> None:
-        """Has the reader read to the end."""
+        """Let the reader read to the end of the log."""
         assert self._reader is not None
         self._reader.terminate()
         self._reader.join(STOPPING_SECONDS)
@@ -221,7 +226,7 @@ class _Company:
             report.findings.append(Finding("reader", f"exit {self._reader.exitcode}: {errors[-2000:]}"))
 
     def kill_all(self) -> None:
-        """Leaves no process behind."""
+        """Kill every process that is still running."""
         for process in (*self._workers.values(), self._reader):
             if process is not None:
                 process.kill()
@@ -239,10 +244,10 @@ class _Company:
     def _died(self, index: int) -> bool:
         return not self._workers[index].is_alive()
 
-    def _at_work(self, index: int, written: int = 0) -> bool:
-        """Whether it has a diary, so long; before that it heeds no signal but SIGKILL."""
+    def _has_diary(self, index: int, least_bytes: int = 0) -> bool:
+        """Whether a worker has a diary of this size. Before it has one, it ignores every signal except SIGKILL."""
         diary = self._diary(index)
-        return diary.exists() and diary.stat().st_size >= written
+        return diary.exists() and diary.stat().st_size >= least_bytes
 
     def _diary(self, index: int) -> Path:
         return self._plan.diaries / f"{self._workers[index].name}.jsonl"

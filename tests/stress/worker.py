@@ -1,4 +1,4 @@
-"""A process that claims, settles and records at random, until it is told to stop or killed."""
+"""A process that claims, settles and records at random, until the harness stops or kills it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import time
 from routing import Allowance, AllowanceException
 
 from . import faults, network
-from .diary import Diary, Outcome, Wish
+from .diary import Diary, Outcome, Request
 from .operations import attempt
 from .plan import Plan
 
 PAUSES_S = (0.0, 0.0, 0.0, 0.002, 0.02)
 CANCELLED_SHARE = 0.08
 REPEATED_SHARE = 0.08
-SETTLED_LATE_SHARE = 0.15
+SETTLED_AGAIN_SHARE = 0.15
 SHARED_JOBS_PER_SECOND = 4
-MOST_LIVE = 40
+MAX_ACTIVE = 40
 
 
 class Worker:
-    """One life of one worker: its callers share a ledger, a diary and the reservations that they hold."""
+    """One life of one worker. Its callers share a ledger, a diary and the active reservations."""
 
     def __init__(self, plan: Plan, name: str, ledger: Allowance, diary: Diary, stop: asyncio.Event) -> None:
         self.plan = plan
@@ -34,36 +34,37 @@ class Worker:
         self.diary = diary
         self.stop = stop
         self.rng = random.Random(f"{plan.seed} {name}")
-        self.live: list[int] = []
-        self.wishes = 0
+        self.active: list[int] = []
+        """Reservations that this worker made and, mostly, has not settled."""
+        self.requests = 0
         self.newest = network.FIRST_BLOCKS
 
     async def work(self) -> None:
-        """All callers at once, until stopped."""
-        await self._call(Wish("list"))
-        await asyncio.gather(*(self._call_on_and_on() for _ in range(self.plan.callers)))
+        """Run all callers at once, until stopped."""
+        await self._call(Request("list"))
+        await asyncio.gather(*(self._run_caller() for _ in range(self.plan.callers)))
 
-    async def _call_on_and_on(self) -> None:
+    async def _run_caller(self) -> None:
         while not self.stop.is_set():
-            wish = self._wish()
-            await self._call(wish)
-            if (wish.key or wish.what == "pick") and self.rng.random() < REPEATED_SHARE:
-                await self._call(wish)
+            request = self._next_request()
+            await self._call(request)
+            # A job or a key makes a retry safe, so the judge knows what the second call must return.
+            if (request.key or request.operation == "pick") and self.rng.random() < REPEATED_SHARE:
+                await self._call(request)
             await asyncio.sleep(self.rng.choice(PAUSES_S))
 
-    async def _call(self, wish: Wish) -> None:
-        n = self.diary.intend(wish)
+    async def _call(self, request: Request) -> None:
+        n = self.diary.begin(request)
         try:
-            outcome = await self._patiently(n, wish)
+            outcome = await self._attempt(n, request)
         except asyncio.CancelledError:
             outcome = Outcome(n)
         self.diary.conclude(outcome)
-        if outcome.answer is not None:
-            self._learn(wish, outcome)
+        self._learn(request, outcome)
 
-    async def _patiently(self, n: int, wish: Wish) -> Outcome:
-        """Waits for the answer, or gives up after a moment; the answer may still come first."""
-        calling = asyncio.create_task(attempt(self.plan, self.ledger, n, wish))
+    async def _attempt(self, n: int, request: Request) -> Outcome:
+        """Wait for the outcome, or cancel the call after a moment. The call may still finish before that."""
+        calling = asyncio.create_task(attempt(self.plan, self.ledger, n, request))
         if self.rng.random() < CANCELLED_SHARE:
             for _ in range(self.rng.randrange(4)):
                 await asyncio.sleep(0)
@@ -71,75 +72,78 @@ class Worker:
             calling.cancel()
         return await calling
 
-    def _learn(self, wish: Wish, outcome: Outcome) -> None:
-        answer = outcome.answer
-        if answer is not None and wish.what in ("pick", "reserve") and len(self.live) < MOST_LIVE:
-            self.live.append(answer.reservation_id)
-        if answer is not None and wish.what in ("block", "list"):
-            self.newest = max(self.newest, wish.number, answer.position if wish.what == "list" else 0)
+    def _learn(self, request: Request, outcome: Outcome) -> None:
+        result = outcome.result
+        if result is None:
+            return
+        if request.operation in ("pick", "reserve") and len(self.active) < MAX_ACTIVE:
+            self.active.append(result.reservation_id)
+        if request.operation in ("block", "list"):
+            self.newest = max(self.newest, request.number, result.position if request.operation == "list" else 0)
 
-    def _wish(self) -> Wish:
-        self.wishes += 1
-        choose = self.rng.choices(
+    def _next_request(self) -> Request:
+        self.requests += 1
+        operation = self.rng.choices(
             ("pick", "shared", "reserve", "settle", "expire", "block", "sync", "look", "list"),
             (30, 8, 18, 34, 3, 10 * self.plan.facts, 4 * self.plan.facts, 5, 3),
         )[0]
-        wish: Wish = getattr(self, f"_{choose}")()
-        return wish
+        request: Request = getattr(self, f"_{operation}")()
+        return request
 
     def _name(self) -> str:
-        return f"{self.name}-{self.wishes}"
+        return f"{self.name}-{self.requests}"
 
     def _maybe_name(self) -> str | None:
-        """A key for every other call that can do without."""
-        return self._name() if self.wishes % 2 else None
+        """Return a key for every other call, because these calls also work without one."""
+        return self._name() if self.requests % 2 else None
 
-    def _pick(self) -> Wish:
-        return Wish("pick", job=self._name(), amount=self.rng.choice(network.AMOUNTS_S))
+    def _pick(self) -> Request:
+        return Request("pick", job=self._name(), amount=self.rng.choice(network.AMOUNTS_S))
 
-    def _shared(self) -> Wish:
-        """A job that all workers route at about the same time."""
+    def _shared(self) -> Request:
+        """Return a pick for a job that all workers pick for at about the same time."""
         job = f"shared-{int(time.time() * SHARED_JOBS_PER_SECOND)}"
-        return Wish("pick", job=job, amount=network.AMOUNTS_S[0], alone=False)
+        return Request("pick", job=job, amount=network.AMOUNTS_S[0], alone=False)
 
-    def _reserve(self) -> Wish:
+    def _reserve(self) -> Request:
         miner = network.hotkey(self.rng.randrange(self.plan.miners))
         amount = self.rng.choice(network.AMOUNTS_S)
-        return Wish("reserve", key=self._name(), miner=miner, amount=amount, number=self.newest)
+        return Request("reserve", key=self._name(), miner=miner, amount=amount, number=self.newest)
 
-    def _settle(self) -> Wish:
-        """Ends a reservation of this worker's; some are left, or kept, and come back to a settled one."""
-        if not self.live:
+    def _settle(self) -> Request:
+        """Settle a reservation of this worker. Some stay in the list, and are settled again later."""
+        if not self.active:
             return self._pick()
-        held = self.rng.choice(self.live)
-        if self.rng.random() > SETTLED_LATE_SHARE:
-            self.live.remove(held)
-        return Wish(self.rng.choice(("spend", "release", "release")), key=self._name(), reservation_id=held)
+        reservation_id = self.rng.choice(self.active)
+        if self.rng.random() > SETTLED_AGAIN_SHARE:
+            self.active.remove(reservation_id)
+        operation = self.rng.choice(("spend", "release", "release"))
+        return Request(operation, key=self._name(), reservation_id=reservation_id)
 
-    def _expire(self) -> Wish:
-        return Wish("expire", key=self._maybe_name())
+    def _expire(self) -> Request:
+        return Request("expire", key=self._maybe_name())
 
-    def _block(self) -> Wish:
-        """Mostly the next block; sometimes one beyond it, sometimes one that was left out."""
-        return Wish("block", key=self._maybe_name(), number=self.newest + self.rng.choice((1, 1, 1, 2, 0, -1)))
+    def _block(self) -> Request:
+        """Mostly record the next block; sometimes one beyond it, or one that was left out."""
+        return Request("block", key=self._maybe_name(), number=self.newest + self.rng.choice((1, 1, 1, 2, 0, -1)))
 
-    def _sync(self) -> Wish:
-        return Wish("sync", key=self._maybe_name(), number=self.newest + self.rng.choice((1, 0, -3)))
+    def _sync(self) -> Request:
+        return Request("sync", key=self._maybe_name(), number=self.newest + self.rng.choice((1, 0, -3)))
 
-    def _look(self) -> Wish:
-        return Wish("look", reservation_id=self.rng.choice(self.live)) if self.live else self._list()
+    def _look(self) -> Request:
+        return Request("look", reservation_id=self.rng.choice(self.active)) if self.active else self._list()
 
-    def _list(self) -> Wish:
-        return Wish("list")
+    def _list(self) -> Request:
+        return Request("list")
 
 
-async def _opened(plan: Plan, stop: asyncio.Event) -> Allowance | None:
-    """The ledger, as soon as its database answers; None where that is not before the end."""
+async def _open(plan: Plan, stop: asyncio.Event) -> Allowance | None:
+    """Open the ledger as soon as its database is available; return None if the run stops before that."""
     while not stop.is_set():
         try:
             return await Allowance.open(plan.url, validator_ss58=network.ME)
-        except AllowanceException as away:
-            sys.stderr.write(f"opening: {away!r}\n")
+        except AllowanceException as unavailable:
+            sys.stderr.write(f"opening: {unavailable!r}\n")
         await asyncio.sleep(0.05)
     return None
 
@@ -148,16 +152,16 @@ async def _work(plan: Plan, name: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     diary = Diary(plan.diaries / f"{name}.jsonl")
-    ledger = await _opened(plan, stop)
+    ledger = await _open(plan, stop)
     if ledger is not None:
         await Worker(plan, name, ledger, diary, stop).work()
         await ledger.close()
 
 
 def main(plan: Plan, name: str) -> None:
-    """What the process does."""
+    """Run the process."""
     sys.stderr = plan.errors(name).open("a", buffering=1)
     faulthandler.enable(sys.stderr)
     if plan.fault is not None:
-        faults.bring_about(plan.fault)
+        faults.inject(plan.fault)
     asyncio.run(_work(plan, name))
