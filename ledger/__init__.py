@@ -1,4 +1,4 @@
-"""Facts: events, the append-only log, and the account rules. See README.md beside this file."""
+"""The package of facts: events, the append-only log, and the account rules; README.md in this folder describes it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,25 @@ if TYPE_CHECKING:
     from .domain.chain import Metagraph as Metagraph
     from .domain.commands import EarlierExpiry as EarlierExpiry
     from .domain.commands import ExpireDue as ExpireDue
-    from .domain.commands import RecordFacts as RecordFacts
     from .domain.commands import RecordSettings as RecordSettings
     from .domain.commands import Reserve as Reserve
     from .domain.commands import Settle as Settle
-    from .domain.commands import ValidatedBlock as ValidatedBlock
-    from .domain.commands import ValidatedManifests as ValidatedManifests
     from .domain.commands import active_reservation_of as active_reservation_of
     from .domain.commands import check_amount as check_amount
     from .domain.commands import check_same_request as check_same_request
     from .domain.commands import look_up_job as look_up_job
     from .domain.commands import next_attempt as next_attempt
+    from .domain.fact_commands import RecordFacts as RecordFacts
+    from .domain.fact_commands import ValidatedBlock as ValidatedBlock
+    from .domain.fact_commands import ValidatedManifests as ValidatedManifests
     from .domain.fact_validation import BlockFact as BlockFact
     from .domain.fact_validation import FactValidator as FactValidator
     from .domain.fact_validation import ManifestsFact as ManifestsFact
     from .domain.lookup import Head as Head
     from .domain.lookup import Lookup as Lookup
-    from .domain.lookup import LookupResult as LookupResult
     from .domain.reservation import STATUSES as STATUSES
     from .domain.reservation import Reservation as Reservation
     from .domain.reservation import Status as Status
-    from .domain.reservation import active_to_reservation as active_to_reservation
     from .domain.reservation import found_reservation as found_reservation
     from .domain.reservation import status_after as status_after
     from .domain.state import LedgerState as LedgerState
@@ -76,15 +74,13 @@ else:
             "ledger.domain.blocks": "BlockSet END StepFunction block_numbers",
             "ledger.domain.chain": "Chain Metagraph",
             "ledger.domain.commands": (
-                "EarlierExpiry ExpireDue RecordFacts RecordSettings Reserve Settle ValidatedBlock "
-                "ValidatedManifests active_reservation_of check_amount check_same_request look_up_job "
-                "next_attempt"
+                "EarlierExpiry ExpireDue RecordSettings Reserve Settle active_reservation_of check_amount "
+                "check_same_request look_up_job next_attempt"
             ),
+            "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",
-            "ledger.domain.lookup": "Head Lookup LookupResult",
-            "ledger.domain.reservation": (
-                "Reservation STATUSES Status active_to_reservation found_reservation status_after"
-            ),
+            "ledger.domain.lookup": "Head Lookup",
+            "ledger.domain.reservation": "Reservation STATUSES Status found_reservation status_after",
             "ledger.domain.state": "LedgerState",
             "ledger.domain.state_codec": "SNAPSHOT_VERSION decode_state encode_state",
             "ledger.domain.unit_of_work": "Command UnitOfWork",

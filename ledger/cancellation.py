@@ -1,8 +1,8 @@
-"""Cancellation that waits until a database is left in order.
+"""Cancellation that waits until the database is in order.
 
-A statement that aiosqlite has under way when its caller is cancelled goes on in the driver's thread, and what it has
-locked stays locked until its cursor is collected; even a closed connection lives on until then. So a cancellation
-reaches the work on a database between its transactions only.
+If a caller is cancelled while aiosqlite runs its statement, the statement continues in the driver's thread. Its locks
+stay until its cursor is garbage-collected; even a closed connection lives on until then. So a coroutine that works on a
+database is cancelled only outside of its transactions, which `cancellation_shield` marks.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class _CancellableTask:
 
     def __init__(self) -> None:
         self.task: asyncio.Task[Any] | None = None
-        self.depth = 0
-        self.asked = False
+        self.shields = 0
+        self.is_requested = False
 
-    def cancel(self) -> None:
-        if self.asked and self.depth == 0 and self.task is not None:
+    def cancel_if_unshielded(self) -> None:
+        if self.is_requested and self.shields == 0 and self.task is not None:
             self.task.cancel()
 
 
@@ -33,20 +33,25 @@ _current: ContextVar[_CancellableTask | None] = ContextVar("allowance_work", def
 
 
 async def run_cancellable(coroutine: Coroutine[Any, Any, R]) -> R:
-    """Runs a coroutine as a task of its own, and cancels it where it allows that; waits for its end in any case."""
+    """Run a coroutine as a task of its own and wait for its end, also after a cancellation.
+
+    A cancellation of the caller reaches the task at once, or at the end of its `cancellation_shield`.
+    """
     work = _CancellableTask()
+    # The new task copies the context, so it sees `work`; the caller itself must not, hence the reset.
     token = _current.set(work)
     work.task = asyncio.create_task(coroutine)
     _current.reset(token)
     while not work.task.done():
         try:
+            # `wait` does not pass a cancellation on to the task, unlike a plain `await`.
             await asyncio.wait([work.task])
         except asyncio.CancelledError:
-            work.asked = True
-            work.cancel()
-    if work.asked:
+            work.is_requested = True
+            work.cancel_if_unshielded()
+    if work.is_requested:
         if not work.task.cancelled():
-            work.task.exception()  # Nobody waits for it any more; unread, the loop would complain.
+            work.task.exception()  # An exception that nobody reads would make asyncio log a complaint.
         raise asyncio.CancelledError
     result: R = work.task.result()
     return result
@@ -54,14 +59,18 @@ async def run_cancellable(coroutine: Coroutine[Any, Any, R]) -> R:
 
 @contextmanager
 def cancellation_shield() -> Iterator[None]:
-    """Inside, the work that this task does is not cancelled; one that was asked for meanwhile follows at the end."""
+    """Postpone a cancellation of this task to the end of the block.
+
+    It has no effect in a task that `run_cancellable` did not start, or in a child of such a task.
+    """
     work = _current.get()
+    # A child task inherits the context variable, but `run_cancellable` never cancels it.
     if work is None or work.task is not asyncio.current_task():
         yield
         return
-    work.depth += 1
+    work.shields += 1
     try:
         yield
     finally:
-        work.depth -= 1
-        work.cancel()
+        work.shields -= 1
+        work.cancel_if_unshielded()

@@ -1,4 +1,4 @@
-"""Events to stored bytes and back, and the chain of hashes over the rows."""
+"""Encode events to stored bytes, decode them, and chain the rows by hashes."""
 
 from __future__ import annotations
 
@@ -28,32 +28,38 @@ EVENT_TAGS = tuple(
     )
 )
 GENESIS_HASH = bytes(32)
-"""The hash before the first row."""
+"""The previous hash of the first row."""
 
 MOST_RESERVED_BLOCKS = 2**24
-"""In a reservation: six years of them. Whoever forges a log may write any number; nobody is to count so far."""
+"""Blocks in one reservation, about six years of them (this project's choice).
+
+A forged log may name any range. Readers list the blocks of a reservation, so an unlimited range would fill their
+memory.
+"""
 
 UNKNOWN_OUTCOME_PREFIX = "lost:"
 MOST_POSITION_DIGITS = 18
+"""All numbers of so many digits fit into the 63 bits that both databases store."""
 
 ID_HASH_BITS = 20
-"""Bits of its event's hash that a reservation id carries below the position."""
+"""The number of bits of its event's hash that a reservation id carries below the position."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 _tag_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NOT_TO_BE_READ = (msgspec.MsgspecError, UnicodeDecodeError)
-"""What bytes raise that are no event, or no text."""
+_DECODING_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError)
+"""msgspec raises the second one for bytes that are not UTF-8."""
 _numbers = Struct(">qqqqq")
 _length = Struct(">i")
 _NO_TEXT = _length.pack(-1)
 
 
 class Row(NamedTuple):
-    """One event as it is stored; `payload` and `hash` are bytes, the rest columns of the same name.
+    """One stored event, with the columns of its row.
 
-    `settles` is the position of the reservation that a settlement ends. `attempt` counts the reservations of a
-    job, from 1. Each is unique in its ledger where present, and so is `key`.
+    `key` is the idempotency key. `attempt` numbers the reservations of a job, from 1. `settles` is the position of
+    the reservation that a settlement closes. The key, the pair of job and attempt, and `settles` are each unique in
+    their ledger if present.
     """
 
     position: int
@@ -69,33 +75,37 @@ class Row(NamedTuple):
 
 
 row_from_columns: Callable[[Iterable[Any]], Row] = partial(tuple.__new__, Row)
-"""A row of its ten stored columns; does without the Python call that `Row._make` is."""
+"""Make a row of its ten stored columns; faster than `Row._make`, which is a Python function."""
 
 
 def encode(event: Event) -> bytes:
-    """The event's stored bytes: compact JSON with the tag first."""
+    """Return the event's stored bytes: compact JSON with the tag first."""
     return _encoder.encode(event)
 
 
 def decode(position: int, payload: bytes) -> Event:
-    """The event in stored bytes; a type of a newer release and bytes that are no event are told apart."""
+    """Return the event in stored bytes.
+
+    Raises `NewerLedger` for a type or field of a newer release, `CorruptLedger` for other bytes that are no event.
+    """
     try:
         event = _decoder.decode(payload)
-    except _NOT_TO_BE_READ as cause:
+    except _DECODING_ERRORS as cause:
         raise _undecodable(position, payload, cause) from cause
     if type(event) is AllowanceReserved:
         blocks = 0
         for first, last in event.blocks:
-            blocks += abs(last - first)
+            blocks += abs(last - first)  # A forged run may be reversed, and must not lower the sum.
         if blocks > MOST_RESERVED_BLOCKS:
             raise CorruptLedger(position, f"a reservation of more than {MOST_RESERVED_BLOCKS:,} blocks")
     return event
 
 
 def row_hash(previous: bytes, row: Row) -> bytes:
-    """SHA-256 over the previous row's hash and every stored column of this one but the hash itself.
+    """Return SHA-256 over the previous row's hash and all columns of this row except `hash`.
 
-    Texts and the payload are length-prefixed (-1 for none) so that no two rows hash the same bytes.
+    Texts and the payload are length-prefixed (-1 for None), so that no two different rows hash the same bytes.
+    The payload is hashed as stored, never re-encoded: a release whose encoder differs still verifies old logs.
     """
     position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, _ = row
     parts = (
@@ -111,40 +121,41 @@ def row_hash(previous: bytes, row: Row) -> bytes:
 
 
 def reservation_id(position: int, event_hash: bytes) -> int:
-    """A reservation's id: its event's position, and below it 20 bits of the event's hash.
+    """Return a reservation's id: its event's position, followed by 20 bits of the event's hash.
 
-    The position makes ids ascend; the bits make an id from a tail that was lost name nothing else.
+    The position makes ids ascend. The hash bits protect against a restored backup: when the log grows again, an id
+    from the lost tail does not name the reservation that is now at the same position.
     """
     return position << ID_HASH_BITS | int.from_bytes(event_hash[:3], "big") >> 4
 
 
 def reservation_position(an_id: int) -> int:
-    """The position of the event that made the reservation, if this ledger made it."""
+    """Return the position at which this ledger would have recorded the reservation."""
     return an_id >> ID_HASH_BITS
 
 
 def unknown_outcome_key(row: Row, request: str = "") -> str:
-    """A key for a change whose outcome was lost and that had none of its own: it names the row it would have made.
+    """Return an idempotency key for a change without one whose outcome is unknown: it names the row of the change.
 
-    `request` is the digest of what was asked for, where the row does not tell it.
+    `request` is the digest of the whole call, for calls that the row alone does not identify.
     """
     key = f"{UNKNOWN_OUTCOME_PREFIX}{row.position}:{row.hash.hex()}"
     return f"{key}:{request}" if request else key
 
 
 def key_names_row(key: str, row: Row) -> bool:
-    """Whether the key is a `unknown_outcome_key` of the row, for whatever request."""
+    """Return whether the key is an `unknown_outcome_key` of the row, with any request."""
     named = unknown_outcome_key(row)
     return key == named or key.startswith(f"{named}:")
 
 
 def request_in_key(key: str) -> str:
-    """The request that a `unknown_outcome_key` tells; empty where it tells none."""
+    """Return the request in an `unknown_outcome_key`; empty if it has none."""
     return key.removeprefix(UNKNOWN_OUTCOME_PREFIX).partition(":")[2].partition(":")[2]
 
 
 def position_in_key(key: str) -> int | None:
-    """The position that a `unknown_outcome_key` names; None for any other key."""
+    """Return the position in an `unknown_outcome_key`; None for any other key."""
     position, separator, _ = key.removeprefix(UNKNOWN_OUTCOME_PREFIX).partition(":")
     if not key.startswith(UNKNOWN_OUTCOME_PREFIX) or not separator or not position.isascii() or not position.isdigit():
         return None
@@ -152,14 +163,15 @@ def position_in_key(key: str) -> int | None:
 
 
 def event_tag(payload: bytes) -> str | None:
-    """The type that stored bytes name; None where they name none."""
+    """Return the event tag in stored bytes; None if there is none."""
     try:
         return msgspec.json.decode(_tag_decoder.decode(payload)["type"], type=str)
-    except (*_NOT_TO_BE_READ, KeyError):
+    except (*_DECODING_ERRORS, KeyError):
         return None
 
 
 def _prefixed(text: str) -> bytes:
+    # A forged row may contain lone surrogates; its hash must be computable, so that it is found to be wrong.
     encoded = text.encode("utf-8", "surrogatepass")
     return _length.pack(len(encoded)) + encoded
 
@@ -167,9 +179,9 @@ def _prefixed(text: str) -> bytes:
 def _undecodable(position: int, payload: bytes, cause: Exception) -> NewerLedger | CorruptLedger:
     tag = event_tag(payload)
     if tag is None:
-        return CorruptLedger(position, f"the payload is no event: {cause}")
+        return CorruptLedger(position, f"the payload is not an event: {cause}")
     if tag not in EVENT_TAGS:
         return NewerLedger(f"the event at position {position} of type", tag, ", ".join(EVENT_TAGS))
     if "unknown field" in str(cause):
         return NewerLedger(f"the event at position {position}, a", tag, str(cause))
-    return CorruptLedger(position, f"the payload is no {tag}: {cause}")
+    return CorruptLedger(position, f"the payload is not a valid {tag}: {cause}")

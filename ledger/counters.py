@@ -1,13 +1,14 @@
-"""What a ledger's actor has done since it was opened, for whoever watches."""
+"""Counters of a ledger's writer since the ledger was opened, for monitoring."""
 
 from __future__ import annotations
 
+# Bits that the histogram keeps below the leading bit of a duration. A bucket is thus 1/32 of a power of two wide, which
+# makes a percentile exact to 3 %.
 FINE_BITS = 5
-"""Waits are told apart to a thirty-second of a power of two."""
 
 
 class DurationHistogram:
-    """How long something was waited for: a histogram of a fixed size, exact to 3 %."""
+    """A histogram of durations, exact to 3 %; its size is bounded by the number of buckets, not of durations."""
 
     __slots__ = ("_counts", "longest_ns")
 
@@ -15,24 +16,24 @@ class DurationHistogram:
         self._counts: dict[int, int] = {}
         self.longest_ns = 0
 
-    def add(self, wait_ns: int) -> None:
-        """Notes one wait."""
-        rank = _bucket(wait_ns)
-        self._counts[rank] = self._counts.get(rank, 0) + 1
-        self.longest_ns = max(self.longest_ns, wait_ns)
+    def add(self, duration_ns: int) -> None:
+        """Count one duration."""
+        bucket = _bucket(duration_ns)
+        self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        self.longest_ns = max(self.longest_ns, duration_ns)
 
     def percentile_ns(self, share: float) -> int:
-        """What this share of the waits did not exceed, rounded up; 0 where there were none."""
+        """Return the duration that this share (0 to 1) of all durations does not exceed, rounded up; 0 if empty."""
         left = share * sum(self._counts.values())
-        for rank, count in sorted(self._counts.items()):
+        for bucket, count in sorted(self._counts.items()):
             left -= count
             if left <= 0:
-                return min(_upper_bound_ns(rank), self.longest_ns)
+                return min(_upper_bound_ns(bucket), self.longest_ns)
         return self.longest_ns
 
 
 class Counters:
-    """Whole numbers by name; only ever more of each."""
+    """Named whole numbers that only grow."""
 
     __slots__ = (
         "attempts",
@@ -51,40 +52,41 @@ class Counters:
         self.batches = 0
         self.commands = 0
         self.rows = 0
+        """Rows appended."""
         self.attempts = 0
-        """Commands decided, first or again."""
+        """Decisions of commands, repeated ones included."""
         self.claims = 0
-        """Reservations decided, first or again."""
+        """Decisions that reserve, repeated ones included."""
         self.conflicts = 0
-        """Batches decided on a head that turned out to have moved."""
+        """Batches whose optimistic append failed because the head had changed."""
         self.retries = 0
-        """Commands decided again because of it."""
+        """Commands that had to be decided again: after a conflict, or because the database aborted the transaction."""
         self.moved_picks = 0
-        """Jobs that, decided again, had to leave the miner that was chosen first."""
+        """Jobs that got another miner than the first decision had chosen, because they were decided again."""
         self.foreign_rows = 0
-        """Rows of other processes that were folded."""
+        """Rows of other processes that the writer folded."""
         self.lock_waits = DurationHistogram()
-        """Between asking for the write lock and having it."""
+        """Times between the request for the write lock and its acquisition."""
 
     def to_dict(self) -> dict[str, int]:
-        """The counters by name, and the waits for the write lock in ns."""
-        counted = {name: getattr(self, name) for name in self.__slots__ if name != "lock_waits"}
+        """Return the counters by name, with percentiles of the waits for the write lock in ns."""
+        counts = {name: getattr(self, name) for name in self.__slots__ if name != "lock_waits"}
         waits = self.lock_waits
         return {
-            **counted,
+            **counts,
             "lock_wait_p50_ns": waits.percentile_ns(0.5),
             "lock_wait_p99_ns": waits.percentile_ns(0.99),
             "lock_wait_longest_ns": waits.longest_ns,
         }
 
 
-def _bucket(wait_ns: int) -> int:
-    """Which bucket a wait falls into: its leading bits, and how many follow them."""
-    more = max(0, wait_ns.bit_length() - FINE_BITS - 1)
-    return (more << FINE_BITS) + (wait_ns >> more)
+def _bucket(duration_ns: int) -> int:
+    """Return the bucket of a duration: its leading bits, after the number of bits that were dropped below them."""
+    dropped_bits = max(0, duration_ns.bit_length() - FINE_BITS - 1)
+    return (dropped_bits << FINE_BITS) + (duration_ns >> dropped_bits)
 
 
-def _upper_bound_ns(rank: int) -> int:
-    """The longest wait of a bucket."""
-    more = max(0, (rank >> FINE_BITS) - 1)
-    return (((rank - (more << FINE_BITS)) + 1) << more) - 1
+def _upper_bound_ns(bucket: int) -> int:
+    """Return the longest duration in a bucket."""
+    dropped_bits = max(0, (bucket >> FINE_BITS) - 1)
+    return (((bucket - (dropped_bits << FINE_BITS)) + 1) << dropped_bits) - 1

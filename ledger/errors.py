@@ -1,37 +1,37 @@
 """Every error that reaches a caller, in one tree.
 
-    AllowanceException                      the ledger says no, or cannot say
-    ├── InvalidInput                        malformed input (also a ValueError)
-    ├── NotEnoughAllowanceException         no miner has that much to spare
-    ├── CannotReserveAllowanceException     this account has not that much to spare
-    ├── ReservationNotFound                 no such reservation in this ledger
-    │   ├── ReservationAlreadyReleased      it was given back
-    │   └── ReservationExpired              its time ran out and the log says so
-    ├── ReservationAlreadySpent             it was spent
-    ├── IdempotencyConflict                 the key stands for another request
-    ├── ConflictingFact                     the chain fact contradicts a recorded one
-    ├── ImplausibleFact                     the chain fact needs `confirm=True`
-    ├── PositionOutOfRange                  a past that this ledger does not have
-    ├── TimeOutOfRange                      a receipt's time that no recorded block covers
-    ├── LedgerExists                        a restore into a database that has another log of this validator
-    ├── DamagedExport                       the file is not what was exported
-    ├── LedgerNotFound                      nothing to read for this validator
-    ├── ReadOnlyLedger                      a change asked of a read-only ledger
-    ├── LedgerClosed                        used after it was closed
-    ├── LedgerOverloaded                    the queue of changes is full
-    ├── NewerLedger                         schema or events from a newer release
-    ├── CorruptLedger                       stored bytes are not what was written
-    ├── ProjectionStopped                   an event that the history cannot take
-    ├── RebuildOvertaken                    another rebuild has begun meanwhile
-    ├── OutcomeUnknown                      the answer to a commit was lost; carries the key
-    └── StorageUnavailable                  the database cannot be used now
-    JobRoutingException                     the job cannot be routed now
-    ├── AllMinersBusy                       there were candidates, none could be claimed
-    ├── JobAlreadySpent                     this job has run and was paid
-    ├── JobRequestConflict                  this uuid stands for another request
-    └── ChainFeedStale                      the newest block is too old to route on
+    AllowanceException                      The ledger refuses the call, or cannot answer it.
+    ├── InvalidInput                        The input is malformed (also a ValueError).
+    ├── NotEnoughAllowanceException         No miner has the amount available.
+    ├── CannotReserveAllowanceException     The account does not have the amount available.
+    ├── ReservationNotFound                 This ledger has no such reservation.
+    │   ├── ReservationAlreadyReleased      The reservation was released before.
+    │   └── ReservationExpired              The log records that the reservation expired.
+    ├── ReservationAlreadySpent             The reservation was spent before.
+    ├── IdempotencyConflict                 The idempotency key was used for another request.
+    ├── ConflictingFact                     The chain fact contradicts a recorded one.
+    ├── ImplausibleFact                     The chain fact is refused without `confirm=True`.
+    ├── PositionOutOfRange                  The ledger does not contain the requested moment.
+    ├── TimeOutOfRange                      No recorded block covers the receipt's time.
+    ├── LedgerExists                        The target of a restore has another log of this validator.
+    ├── DamagedExport                       The file differs from the one that was exported.
+    ├── LedgerNotFound                      The database has no ledger of this validator.
+    ├── ReadOnlyLedger                      A read-only ledger refuses changes.
+    ├── LedgerClosed                        The ledger was closed before this call.
+    ├── LedgerOverloaded                    The queue of changes is full.
+    ├── NewerLedger                         A newer release wrote this schema or event.
+    ├── CorruptLedger                       Stored bytes differ from the ones that were written.
+    ├── ProjectionStopped                   The history projector cannot apply an event.
+    ├── RebuildOvertaken                    Another rebuild started meanwhile.
+    ├── OutcomeUnknown                      The answer to a commit was lost; the error carries the key.
+    └── StorageUnavailable                  The database cannot be used now.
+    JobRoutingException                     The job cannot be routed now.
+    ├── AllMinersBusy                       There were candidates, but none could be claimed.
+    ├── JobAlreadySpent                     The job ran, and its reservation was spent.
+    ├── JobRequestConflict                  The job's uuid belongs to another request.
+    └── ChainFeedStale                      The newest block is too old to route on.
 
-An error writes its own message and keeps what it says in fields.
+Each error builds its own message from its fields, so callers and tests can read the fields instead of the text.
 """
 
 from __future__ import annotations
@@ -76,19 +76,19 @@ __all__ = [
 
 
 class _LedgerError(Exception):
-    """What both branches share: fields that can be listed, and that survive the way through a task queue."""
+    """The base of both branches: its fields can be listed, and they survive pickling in a task queue."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The error's fields by name, ready for JSON but for datetimes."""
+        """Return the error's fields by name; all values but datetimes are ready for JSON."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as message and fields: what an error is made from is not what it keeps."""
+        # Python's default calls the class with `args`, which is the message alone; these classes expect fields.
         return _unpickle, (type(self), self.args, vars(self).copy())
 
 
 class AllowanceException(_LedgerError):
-    """The ledger refuses, or cannot answer."""
+    """The ledger refuses the call, or cannot answer it."""
 
 
 class JobRoutingException(_LedgerError):
@@ -96,25 +96,35 @@ class JobRoutingException(_LedgerError):
 
 
 class InvalidInput(AllowanceException, ValueError):
-    """A value that cannot be taken; `field` names it, `expected` says what would be right."""
+    """A value is malformed; `field` names it, `expected` completes the sentence "FIELD must be …".
+
+    `fact_index` is the index of the malformed fact in a call that records several.
+    """
 
     def __init__(self, field: str, value: object, expected: str, message: str | None = None) -> None:
         self.field = field
         self.value = shortened(value)
         self.expected = expected
         self.fact_index = 0
-        super().__init__(message or f"{field}: {self.value} cannot be taken; expected {expected}")
+        super().__init__(message or self._message())
 
     def named(self, field: str) -> InvalidInput:
-        """The same refusal, of a value that was given under another name."""
-        message = f"{field}: {self.value} cannot be taken; expected {self.expected}"
-        renamed = InvalidInput(field, None, self.expected, message)
+        """Return the same error for a value that the caller gave under another name, such as an option's."""
+        renamed = InvalidInput(field, None, self.expected)
+        # Set afterwards, since `self.value` is a repr already and would be quoted a second time.
         renamed.value = self.value
+        renamed.args = (renamed._message(),)
         return renamed
+
+    def _message(self) -> str:
+        return f"{self.field} must be {self.expected}, got {self.value}"
 
 
 class NotEnoughAllowanceException(AllowanceException):
-    """No registered miner of the class has the amount to spare; says who comes nearest, in seconds."""
+    """No registered miner of the class has the amount available.
+
+    The fields name the miner with the most available and the one with the most unspent allowance, in seconds.
+    """
 
     def __init__(
         self,
@@ -135,7 +145,7 @@ class NotEnoughAllowanceException(AllowanceException):
 
 
 class CannotReserveAllowanceException(AllowanceException):
-    """The account's free blocks do not add up to the amount; nothing changed."""
+    """The account's free blocks sum to less than the amount; nothing changed."""
 
     def __init__(self, miner: str, required_allowance_seconds: float, available_allowance_seconds: float) -> None:
         self.miner = miner
@@ -147,7 +157,7 @@ class CannotReserveAllowanceException(AllowanceException):
 
 
 class ReservationNotFound(AllowanceException):
-    """No reservation that could be meant is in this ledger."""
+    """This ledger has no such reservation; the subclasses say that it was settled without being spent."""
 
     def __init__(self, reservation_id: object, message: str | None = None) -> None:
         self.reservation_id = reservation_id
@@ -163,7 +173,7 @@ class ReservationAlreadyReleased(ReservationNotFound):
 
 
 class ReservationExpired(ReservationNotFound):
-    """The reservation's time ran out and its expiry is in the log."""
+    """The reservation became overdue, and the log records its expiry."""
 
     def __init__(self, reservation_id: int, settled_at: datetime) -> None:
         self.settled_at = settled_at
@@ -187,12 +197,15 @@ class IdempotencyConflict(AllowanceException):
         self.first_position = first_position
         super().__init__(
             f"idempotency key {shortened(idempotency_key)} was used for another request"
-            f" (position {first_position}); take a new key for a new request"
+            f" (position {first_position}); use a new key for a new request"
         )
 
 
 class ConflictingFact(AllowanceException):
-    """The fact contradicts one that is recorded; `differences` says in what."""
+    """The fact contradicts a recorded one; `differences` maps each differing name to (recorded, given).
+
+    `fact_index` is the index of the refused fact in a call that records several.
+    """
 
     def __init__(self, fact: str, recorded_position: int | None, differences: dict[str, Any]) -> None:
         self.fact = fact
@@ -201,16 +214,23 @@ class ConflictingFact(AllowanceException):
         self.describe(differences)
 
     def describe(self, differences: dict[str, Any]) -> None:
-        """Says in what the fact differs: (recorded, given) by name."""
+        """Set the differences, (recorded, given) by name, and the message that lists the first five.
+
+        Called a second time when the differences have been read back from the log: the fold that refuses a fact
+        keeps digests only.
+        """
         self.differences = differences
         shown = dict(list(differences.items())[:5])
         more = f" and {len(differences) - len(shown)} more" if len(differences) > len(shown) else ""
         where = f" at position {self.recorded_position}" if self.recorded_position else ""
-        self.args = (f"{self.fact} contradicts what is recorded{where}: {shown}{more}",)
+        self.args = (f"{self.fact} contradicts the fact recorded{where}: {shown}{more}",)
 
 
 class ImplausibleFact(AllowanceException):
-    """The fact is likely a mistake; `confirm=True` records it all the same."""
+    """The fact is likely a mistake; `confirm=True` records it nevertheless.
+
+    `fact_index` is the index of the refused fact in a call that records several.
+    """
 
     def __init__(self, fact: str, reason: str) -> None:
         self.fact = fact
@@ -220,56 +240,56 @@ class ImplausibleFact(AllowanceException):
 
 
 class PositionOutOfRange(AllowanceException):
-    """The asked-for moment lies outside of what the log holds, `first` to `last`; None where that end is open."""
+    """The requested moment is outside of the log, which covers `first` to `last`; None if that end is open."""
 
     def __init__(self, asked: str, first: object, last: object) -> None:
         self.asked = asked
         self.first = first
         self.last = last
         if first is None and last is None:
-            held = "nothing is recorded yet"
+            covered = "nothing is recorded yet"
         elif last is None:
-            held = f"the first recorded is {first}"
+            covered = f"the first recorded is {first}"
         elif first is None:
-            held = f"the last recorded is {last}"
+            covered = f"the last recorded is {last}"
         else:
-            held = f"the ledger holds {first} to {last}"
-        super().__init__(f"{asked} is out of range: {held}")
+            covered = f"the ledger covers {first} to {last}"
+        super().__init__(f"{asked} is out of range: {covered}")
 
 
 class TimeOutOfRange(AllowanceException):
-    """A time before the first known block, or at or after the last one."""
+    """The time is before the first recorded block, or at or after the last one."""
 
     def __init__(self, asked: datetime, first: datetime | None, last: datetime | None) -> None:
         self.asked = asked
         self.first = first
         self.last = last
-        known = "of which there are none yet" if first is None else f"which run from {first} to {last}"
-        super().__init__(f"{asked} is not covered by the known blocks, {known}")
+        covered = "no block is recorded yet" if first is None else f"they cover {first} to {last}"
+        super().__init__(f"{asked} is not covered by the recorded blocks: {covered}")
 
 
 class LedgerNotFound(AllowanceException):
-    """The database holds no ledger of this validator."""
+    """The database has no ledger of this validator."""
 
     def __init__(self, validator_ss58: str) -> None:
         self.validator_ss58 = validator_ss58
-        super().__init__(f"there is no ledger of {validator_ss58} here")
+        super().__init__(f"the database has no ledger of {validator_ss58}")
 
 
 class LedgerExists(AllowanceException):
-    """The database holds another log of this validator; nothing was restored."""
+    """The database has another log of this validator; nothing was restored."""
 
     def __init__(self, validator_ss58: str, position: int) -> None:
         self.validator_ss58 = validator_ss58
         self.position = position
         super().__init__(
-            f"the database has another log of {validator_ss58}, which stands at position {position};"
-            " restore into one that has none, or that has the beginning of the log to restore"
+            f"the database has another log of {validator_ss58}, with its head at position {position};"
+            " restore into a database that has no log of this validator, or only the beginning of the restored log"
         )
 
 
 class DamagedExport(AllowanceException):
-    """The file is not what was exported; `position` is the first event that is wrong or missing."""
+    """The file differs from the one that was exported; `position` is the first event that is wrong or missing."""
 
     def __init__(self, position: int, reason: str) -> None:
         self.position = position
@@ -278,15 +298,15 @@ class DamagedExport(AllowanceException):
 
 
 class ReadOnlyLedger(AllowanceException):
-    """A change was asked of a ledger that was opened read-only, or of a view of the past."""
+    """The caller requested a change from a ledger that was opened read-only, or from a view of the past."""
 
     def __init__(self, operation: str) -> None:
         self.operation = operation
-        super().__init__(f"{operation}: this ledger is open for reading only")
+        super().__init__(f"{operation} is a change, and this ledger is open for reading only")
 
 
 class LedgerClosed(AllowanceException):
-    """The ledger was closed; open it again."""
+    """The ledger was closed before this call; open it again."""
 
     def __init__(self, reason: str = "the ledger is closed; open it again") -> None:
         self.reason = reason
@@ -294,15 +314,15 @@ class LedgerClosed(AllowanceException):
 
 
 class LedgerOverloaded(AllowanceException):
-    """More changes wait than the queue takes; nothing of this one was done."""
+    """The writer's queue is full; the change was not made."""
 
     def __init__(self, waiting: int) -> None:
         self.waiting = waiting
-        super().__init__(f"{waiting} changes wait already; try again later, nothing was done")
+        super().__init__(f"{waiting} changes are already queued, so this one was not made; try again later")
 
 
 class NewerLedger(AllowanceException):
-    """The database was written by a newer release; this one reads and writes nothing in it."""
+    """A newer release wrote to the database; this one neither reads nor writes it."""
 
     def __init__(self, what: str, found: object, supported: object) -> None:
         self.what = what
@@ -314,7 +334,7 @@ class NewerLedger(AllowanceException):
 
 
 class CorruptLedger(AllowanceException):
-    """Stored rows are not what was written; `position` is the first that is wrong."""
+    """Stored rows differ from the ones that were written; `position` is the first wrong row."""
 
     def __init__(self, position: int, reason: str) -> None:
         self.position = position
@@ -323,7 +343,7 @@ class CorruptLedger(AllowanceException):
 
 
 class ProjectionStopped(AllowanceException):
-    """The history stands before an event that it cannot take; nothing is skipped, so it goes no further."""
+    """The history projector cannot apply the event at `position`; it never skips one, so it stopped there."""
 
     def __init__(self, position: int, event_type: str, reason: str) -> None:
         self.position = position
@@ -331,32 +351,39 @@ class ProjectionStopped(AllowanceException):
         self.reason = reason
         super().__init__(
             f"the history stopped before position {position}, {event_type}: {reason}."
-            " `allowance verify` names the first event that is not what was written"
+            " Run `allowance verify` to find the first event that differs from the one that was written"
         )
 
 
 class RebuildOvertaken(AllowanceException):
-    """Another rebuild of the same ledger has begun meanwhile; this one was given up and changed nothing."""
+    """Another rebuild of the same ledger started meanwhile; this one was abandoned and changed nothing."""
 
     def __init__(self, position: int) -> None:
         self.position = position
-        super().__init__(f"another rebuild has begun while this one was at position {position}; that one goes on")
+        super().__init__(
+            f"another rebuild started while this one was at position {position}; this one was abandoned,"
+            " the other one continues"
+        )
 
 
 class OutcomeUnknown(AllowanceException):
-    """Whether the change was made could not be found out; the same call with this key tells."""
+    """The library could not find out whether the change was made.
+
+    Repeat the call with `idempotency_key`: it returns the outcome, and the change happens at most once.
+    """
 
     def __init__(self, idempotency_key: str, operation: str) -> None:
         self.idempotency_key = idempotency_key
         self.operation = operation
         super().__init__(
-            f"whether {operation} was done is unknown: the answer was lost."
-            f" The same call with the key {idempotency_key!r} tells, and does it once at the most"
+            f"the outcome of {operation} is unknown: the database's answer to the commit was lost."
+            f" Repeat the call with idempotency_key={idempotency_key!r}:"
+            " it returns the outcome, and the change happens at most once"
         )
 
 
 class StorageUnavailable(AllowanceException):
-    """The database cannot be used now; what was asked for was not done."""
+    """The database cannot be used now; the call changed nothing."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -364,17 +391,23 @@ class StorageUnavailable(AllowanceException):
 
 
 class AllMinersBusy(JobRoutingException):
-    """Miners had the allowance, but none could be claimed."""
+    """Some miners had the allowance, but none could be claimed.
+
+    `busy` counts miners that run as many jobs as they have executors, `lost` those that other claims took first.
+    """
 
     def __init__(self, job_uuid: str, busy: int, lost: int) -> None:
         self.job_uuid = job_uuid
         self.busy = busy
         self.lost = lost
-        super().__init__(f"all miners are busy for job {job_uuid}: {busy} run at capacity, {lost} were lost")
+        super().__init__(
+            f"all miners are busy for job {job_uuid}: {busy} run as many jobs as they have executors,"
+            f" {lost} were claimed by others first"
+        )
 
 
 class JobAlreadySpent(JobRoutingException):
-    """The job's reservation was spent; a job is paid once."""
+    """The job's reservation was spent; a job is never routed again after that."""
 
     def __init__(self, job_uuid: str, reservation_id: int, settled_at: datetime) -> None:
         self.job_uuid = job_uuid
@@ -384,13 +417,13 @@ class JobAlreadySpent(JobRoutingException):
 
 
 class JobRequestConflict(JobRoutingException):
-    """The job's uuid holds a reservation for a request with other content."""
+    """The job has a reservation for a request with other content; `differences` has (recorded, given) by name."""
 
     def __init__(self, job_uuid: str, reservation_id: int, differences: dict[str, Any]) -> None:
         self.job_uuid = job_uuid
         self.reservation_id = reservation_id
         self.differences = differences
-        super().__init__(f"job {job_uuid} holds reservation {reservation_id} for another request: {differences}")
+        super().__init__(f"job {job_uuid} has reservation {reservation_id} for another request: {differences}")
 
 
 class ChainFeedStale(JobRoutingException):
@@ -407,6 +440,7 @@ class ChainFeedStale(JobRoutingException):
 
 
 def _unpickle(kind: type[_LedgerError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> _LedgerError:
+    """Restore an error without its constructor, which would build the message and the fields anew."""
     error = kind.__new__(kind, *arguments)
     vars(error).update(fields)
     return error
@@ -417,9 +451,11 @@ MOST_BITS_SHOWN = 256
 
 
 def shortened(value: object, limit: int = LONGEST_SHOWN) -> str:
-    """`repr(value)` cut to `limit` characters, so that a hostile value cannot flood a log."""
+    """Return `repr(value)` cut to `limit` characters, so that a hostile value cannot flood a log."""
+    # Strings are cut first: the repr of a very long one would cost as much memory again.
     if isinstance(value, (str, bytes)) and len(value) > limit:
         return f"{value[:limit]!r}… ({len(value)} long)"
+    # Python refuses to print integers of more than 4,300 digits.
     if isinstance(value, int) and value.bit_length() > MOST_BITS_SHOWN:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)
@@ -428,7 +464,7 @@ def shortened(value: object, limit: int = LONGEST_SHOWN) -> str:
 
 @contextmanager
 def renamed_fields(names: Mapping[str, str]) -> Iterator[None]:
-    """Inside, a refusal of one of these fields goes by the name under which its value was given."""
+    """Within the block, rename the field of each `InvalidInput` as `names` says, to the name that the caller used."""
     try:
         yield
     except InvalidInput as refused:

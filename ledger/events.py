@@ -1,7 +1,8 @@
-"""What the log says: past-tense facts, one tagged union of frozen structs.
+"""The events of the log: past-tense facts, one tagged union of frozen structs.
 
-The tag is the stored name and outlives the class. A field that is added later has a default; a field's meaning
-never changes. What stands beside the payload in its row (stream, job, …) is not repeated inside it.
+The tag is the stored name and outlives the class. A field that is added later has a default, and the meaning of a
+field never changes, so that every log ever written stays readable. The payload does not repeat the other columns of
+its row (stream, job, …).
 """
 
 from __future__ import annotations
@@ -15,37 +16,38 @@ CHAIN_STREAM = "chain"
 MANIFESTS_STREAM = "manifests"
 
 Axon = tuple[str, int, int]
-"""Where a miner listens: address, ip version, port."""
+"""The network address of a miner: address, ip version (4 or 6), port."""
 Run = tuple[int, int]
-"""Consecutive blocks, first and last of them."""
+"""Consecutive blocks: the first and the last, both included."""
 
 
 class _Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """What all events share: a field that this release does not know is never passed over in silence.
+    """The base of all events.
 
-    Events hold plain values and are in no cycle, so that the collector need not look at them (`gc`).
+    Unknown fields are refused: an older release that skipped a newer field would fold the event wrongly in silence.
+    Events hold plain values and form no cycles, so the garbage collector does not track them (`gc=False`).
     """
 
 
 class LedgerOpened(_Event, frozen=True, tag="ledger-opened"):
-    """A validator's ledger began, under these settings; the first event, and the only one that names it."""
+    """A ledger was created with these settings; the first event, and the only one that names the validator."""
 
     validator_ss58: str
     settings: RecordedSettings
 
 
 class SettingsChanged(_Event, frozen=True, tag="settings-changed"):
-    """From here on these settings apply."""
+    """These settings apply to everything that is finalized or claimed after this event."""
 
     settings: RecordedSettings
 
 
 class BlockRecorded(_Event, frozen=True, tag="block-recorded"):
-    """A block and its metagraph, told as the difference to the block recorded just before it in this log.
+    """A block was recorded; its metagraph is stored as the difference to the block recorded just before it in this log.
 
-    `registered` are miners new or moved, `deregistered` those gone; `staked` are validators' stakes in
-    billionths, new or changed, `unstaked` those gone. `request` stands where the call had an idempotency key, on the
-    last fact that it recorded: the digest of all that it asked to record.
+    `registered` has the miners that are new or have a new axon, `deregistered` the ones that left. `staked` has the
+    new or changed stakes by validator, in billionths, `unstaked` the validators that left. If the call had an
+    idempotency key, the last fact that it recorded carries `request`, the digest of all facts in the call.
     """
 
     number: int
@@ -58,10 +60,10 @@ class BlockRecorded(_Event, frozen=True, tag="block-recorded"):
 
 
 class ManifestsRecorded(_Event, frozen=True, tag="manifests-recorded"):
-    """A manifest sync, told as the difference to the sync recorded just before it in this log.
+    """A manifest sync was recorded; it is stored as the difference to the sync recorded just before it in this log.
 
-    `offered` has the whole `{executor_class: count}` of each miner that is new or differs, `missing_event` the miners
-    that are gone. `request` as for a block.
+    `offered` has the complete `{executor_class: count}` of each miner that is new or changed, `absent` the miners
+    that are no longer named. `request` has the same meaning as in `BlockRecorded`.
     """
 
     block: int
@@ -71,11 +73,12 @@ class ManifestsRecorded(_Event, frozen=True, tag="manifests-recorded"):
 
 
 class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
-    """Blocks of the stream's account were set aside for one job.
+    """Blocks of the stream's account were reserved for one job.
 
-    `axon` stands where a router claimed: the route as it was given. `decided_at_ns` is the clock that decided
-    what was overdue, where it differs from the recorded time. `kept` says that the miner was chosen on an earlier
-    position, lost the race to be next in the log, and was kept because it still qualified.
+    `axon` is the miner's address as the router returned it; None if no router made the claim. `decided_at_ns` is the
+    clock that decided which reservations were overdue; None if it equals the recorded time. `kept` is True if the
+    router chose the miner at an earlier position, another event was appended first, and the router stayed on the
+    miner because it still qualified, although another one ranked first by then.
     """
 
     amount_ns: int
@@ -88,7 +91,7 @@ class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
 
 
 class ReservationSpent(_Event, frozen=True, tag="reservation-spent"):
-    """The job ran; its blocks are used up."""
+    """The job ran; its blocks are used up for good."""
 
     reservation_id: int
 
@@ -100,10 +103,11 @@ class ReservationReleased(_Event, frozen=True, tag="reservation-released"):
 
 
 class ExpiryRecorded(_Event, frozen=True, tag="reservation-expired"):
-    """Nobody spoke for the reservation until after it was due; its blocks are free again.
+    """The reservation was neither spent nor released before its due time passed; its blocks are free again.
 
-    `swept` stands in the last expiry of a sweep that ended all that was overdue: how many the sweep ended, this one
-    included. The expiries that a claim brings have none.
+    `swept` is set only in the last expiry of one `expire_due` call: the number of reservations that the call expired,
+    this one included. A retry with the call's idempotency key finds its other expiries with it. An expiry that was
+    appended by a claim has 0.
     """
 
     reservation_id: int
@@ -116,11 +120,11 @@ Event = Fact | AllowanceReserved | Settlement
 
 
 def account_stream(miner_ss58: str, executor_class: str) -> str:
-    """The name of an account's stream; a tab is not printable, so no two accounts share a name."""
+    """Return the name of an account's stream; names never contain a tab, so no two accounts share a stream."""
     return f"{miner_ss58}\t{executor_class}"
 
 
 def account_of(stream: str) -> tuple[str, str]:
-    """The miner and executor class whose account the stream is."""
+    """Return the miner and the executor class of an account's stream."""
     miner_ss58, _, executor_class = stream.partition("\t")
     return miner_ss58, executor_class

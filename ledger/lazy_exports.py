@@ -1,4 +1,4 @@
-"""Lazy exports: a package offers names at its door and imports a name's module when the name is first used.
+"""Lazy exports: a package offers names at its top level, and imports a name's module when the name is first used.
 
 `import routing` and `allowance --help` must not wait for modules that they do not use.
 """

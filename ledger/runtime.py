@@ -1,8 +1,11 @@
-"""One thread with one event loop per process, on which every ledger of the process lives.
+"""One thread with one event loop per process; every ledger of the process runs on it.
 
-Callers come from any loop, from threads without one, and from forked workers. A forked child has no such thread;
-it notices by its process id and starts its own. What a child must not inherit is let go of before the fork: SQLite
-keeps a process's locks on a file in memory, and a child that inherits them writes without holding any.
+Callers come from any loop, from threads without a loop, and from forked workers. Connections belong to the loop that
+opened them, so they need a loop that outlives the callers' loops. A forked child has no runtime thread, since a fork
+copies only the thread that calls it; the child notices by its process id and starts its own.
+
+Ledgers close whatever a child must not inherit before the fork. SQLite keeps a process's locks on a file in memory: a
+child that inherits this memory believes that it holds locks, and writes without holding any.
 """
 
 from __future__ import annotations
@@ -21,13 +24,16 @@ from .cancellation import run_cancellable
 
 R = TypeVar("R")
 
+# How long an exiting process waits for appends under way. Shorter than the stores' timeouts (30 to 40 s), so that a
+# database that does not respond cannot hold up the exit of a program for that long.
 CLOSING_SECONDS = 10.0
-"""How long an exiting process waits for appends under way."""
+# How long a fork waits for the work under way. Longer than `BUSY_TIMEOUT_SECONDS` (30 s), the longest wait of a SQLite
+# write: a write that is only slow then ends before the fork gives up.
 FORK_PAUSE_SECONDS = 40.0
-"""How long a fork waits for what is under way; longer than a write waits for its turn."""
 
+# A context manager: once entered, nothing is under way. It yields a function that closes everything that a forked child
+# must not inherit.
 ForkPause = Callable[[], AbstractAsyncContextManager[Callable[[], None]]]
-"""Entered, nothing is under way; it gives what then lets go of everything that a forked child must not inherit."""
 
 log = logging.getLogger("allowance.ledger")
 
@@ -39,75 +45,87 @@ class Runtime:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self._closers: set[Callable[[], Awaitable[None]]] = set()
-        self._parks: set[ForkPause] = set()
+        self._fork_pauses: set[ForkPause] = set()
+        # Several threads may fork at the same time; each keeps its own pause here.
         self._forking = threading.local()
+        # A daemon thread: a program that never closes its ledgers can still exit.
         self._thread = threading.Thread(target=self._run, name="allowance-ledger", daemon=True)
         self._thread.start()
 
     async def run(self, work: Coroutine[Any, Any, R]) -> R:
-        """Runs a coroutine here, awaited from any event loop; cancelled, it ends between two transactions."""
+        """Run a coroutine on the runtime's loop and await it from any loop.
+
+        If the caller is cancelled, the coroutine is cancelled outside of its transactions.
+        """
         if asyncio.get_running_loop() is self.loop:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run_cancellable(work), self.loop))
 
     def run_blocking(self, work: Coroutine[Any, Any, R]) -> R:
-        """Runs a coroutine here and waits for it; for code without an event loop."""
+        """Run a coroutine on the runtime's loop and block until it ends; for code without an event loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def add_closer(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Has something closed when the process ends."""
+        """Call this function when the process ends."""
         self._closers.add(close)
 
     def remove_closer(self, close: Callable[[], Awaitable[None]]) -> None:
-        """Takes `at_exit` back: it was closed before."""
+        """Undo `add_closer`, for a ledger that is already closed."""
         self._closers.discard(close)
 
-    def add_fork_pause(self, park: ForkPause) -> None:
-        """Has something parked while the process forks."""
-        self._parks.add(park)
+    def add_fork_pause(self, pause: ForkPause) -> None:
+        """Enter this context manager before each fork, and leave it after the fork."""
+        self._fork_pauses.add(pause)
 
-    def remove_fork_pause(self, park: ForkPause) -> None:
-        """Takes `at_fork` back."""
-        self._parks.discard(park)
+    def remove_fork_pause(self, pause: ForkPause) -> None:
+        """Undo `add_fork_pause`."""
+        self._fork_pauses.discard(pause)
 
-    def park(self) -> None:
-        """Before a fork: everything parks, lets go, and the loop stands still until `resume`."""
-        if self.pid != os.getpid() or not self._parks:
+    def pause_for_fork(self) -> None:
+        """Before a fork: wait for the work under way, close connections and stop the loop until `resume`."""
+        if self.pid != os.getpid() or not self._fork_pauses:
             return
         if threading.current_thread() is self._thread:
+            # The loop itself forks. To wait for work that only this loop can finish would never end.
             _inherited.append(self)
             return
-        self._forking.paused_for_fork, self._forking.resumed = Future[None](), threading.Event()
-        asyncio.run_coroutine_threadsafe(
-            self._stand_still(self._forking.paused_for_fork, self._forking.resumed), self.loop
-        )
+        self._forking.paused, self._forking.resumed = Future[None](), threading.Event()
+        asyncio.run_coroutine_threadsafe(self._pause_loop(self._forking.paused, self._forking.resumed), self.loop)
         try:
-            self._forking.paused_for_fork.result(FORK_PAUSE_SECONDS)
+            self._forking.paused.result(FORK_PAUSE_SECONDS)
         except Exception:
+            # A fork cannot be refused. The child finds the runtime in this list and refuses to open SQLite files.
             log.warning("forking while a ledger is in use: the child cannot use SQLite", exc_info=True)
             _inherited.append(self)
 
     def resume(self) -> None:
-        """After a fork, in the parent."""
+        """After a fork, in the parent: let the loop go on."""
         resumed = getattr(self._forking, "resumed", None)
         if resumed is not None:
             resumed.set()
             self._forking.resumed = None
         _inherited.clear()
 
-    async def _stand_still(self, paused_for_fork: Future[None], resumed: threading.Event) -> None:
+    async def _pause_loop(self, paused: Future[None], resumed: threading.Event) -> None:
         try:
             async with asyncio.timeout(FORK_PAUSE_SECONDS), AsyncExitStack() as stack:
-                for let_go in [await stack.enter_async_context(park()) for park in tuple(self._parks)]:
-                    let_go()
-                paused_for_fork.set_result(None)
+                # All pauses are entered before the first connection is closed: a pause that times out then leaves the
+                # other ledgers as they were. The set is copied, since ledgers may open and close in between.
+                pauses = tuple(self._fork_pauses)
+                for close_connections in [await stack.enter_async_context(pause()) for pause in pauses]:
+                    close_connections()
+                paused.set_result(None)
+                # Blocks the whole loop on purpose: no callback may open a connection before the fork is over.
                 resumed.wait()
         except Exception as error:
-            if not paused_for_fork.done():
-                paused_for_fork.set_exception(error)
+            if not paused.done():
+                paused.set_exception(error)
 
     def close(self) -> None:
-        """Closes what was left open; appends under way are finished or reported first."""
+        """When the process ends: close the ledgers that are still open, for at most `CLOSING_SECONDS`.
+
+        Appends under way are finished or reported to their callers first.
+        """
         if self.pid != os.getpid():
             return
         closing = asyncio.run_coroutine_threadsafe(self._close_all(), self.loop)
@@ -130,15 +148,16 @@ class Runtime:
 
 _current: Runtime | None = None
 _starting = threading.Lock()
+# In a forked child: the runtimes of its ancestors that could not pause before the fork.
 _inherited: list[Runtime] = []
-"""In a forked child: the runtimes of its parents that could not be parked."""
 
 
 def current_runtime() -> Runtime:
-    """This process's runtime; started at the first call."""
+    """Return this process's runtime; the first call starts it."""
     global _current  # noqa: PLW0603 - one per process is the point
     if _current is None or _current.pid != os.getpid():
         with _starting:
+            # Checked again under the lock: another thread may have started it in between.
             if _current is None or _current.pid != os.getpid():
                 _current = Runtime()
                 atexit.register(_current.close)
@@ -146,7 +165,7 @@ def current_runtime() -> Runtime:
 
 
 def refuse_on_loop() -> None:
-    """Refuses a blocking call where it would stop a running event loop."""
+    """Raise `RuntimeError` if the calling thread runs an event loop, which a blocking call would stop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -158,13 +177,13 @@ def refuse_on_loop() -> None:
 
 
 def inherits_connections() -> bool:
-    """Whether this process is the fork of one whose connections were in use just then."""
+    """Whether this process was forked while its parent's connections were in use."""
     return any(runtime.pid != os.getpid() for runtime in _inherited)
 
 
 def _pause_for_fork() -> None:
     if _current is not None:
-        _current.park()
+        _current.pause_for_fork()
 
 
 def _resume_after_fork() -> None:
@@ -173,7 +192,7 @@ def _resume_after_fork() -> None:
 
 
 def _renew_lock() -> None:
-    """A forked child must not inherit the lock as another thread held it."""
+    """Replace the lock in a forked child: another thread of the parent may have held it, and cannot release it here."""
     global _starting  # noqa: PLW0603
     _starting = threading.Lock()
 

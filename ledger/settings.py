@@ -1,4 +1,4 @@
-"""The settings that decide what the numbers of a ledger mean."""
+"""The settings that determine what the numbers of a ledger mean."""
 
 from __future__ import annotations
 
@@ -12,34 +12,46 @@ import msgspec
 from .errors import InvalidInput
 from .values import LARGEST_INTEGER, NANOSECONDS, billionths, executor_counts, integer, seconds
 
+# The limits below are this project's choice.
 LONGEST_BLOCK_SECONDS = 3600
 LONGEST_MULTIPLIER = 100
+"""In characters of a multiplier that is given as text."""
 LARGEST_MULTIPLIER = 1000
-"""With a block of an hour at the most, the units of 512 blocks add up to less than 2^63 ns."""
+"""Together with blocks of at most an hour, it keeps the sum of 512 blocks' units below 2^63 ns, an array's limit."""
 _huge_exponent = re.compile(r"[eE][+-]?[\d_]{3}")
-"""In a multiplier's text: as a fraction it would fill the memory before it could be refused."""
+"""In the text of a multiplier; `Fraction` would expand it and fill the memory before the range is checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a ledger's numbers depend on; recorded in the ledger, applied from there on.
+    """The parameters of a ledger's rules; recorded as an event, and applied to everything after that event.
 
-    Durations are seconds, ages are blocks. `allowance_multiplier` is exact: a `Fraction`, an `int`, or a
-    decimal string. `executors_max_per_class` caps the executors counted per miner and class; 0 switches a
-    class off. Raises `InvalidInput` for what cannot be meant.
+    Durations are seconds, ages are blocks. Raises `InvalidInput` for a value out of its range.
     """
 
+    # Defaults with ComputeHorde as their source must stay equal to its validator's, or the two disagree on amounts.
     block_expiry_blocks: int = 722
+    """The age up to which a block's allowance is usable at the job's start. Source: ComputeHorde's validator."""
     reservation_margin_seconds: float = 100.0
+    """Added to a reservation's amount to give its due time. Source: ComputeHorde's validator."""
     longest_job_seconds: float = 3600.0
+    """The largest amount of one reservation. Source: ComputeHorde's validator."""
     long_block_seconds: float = 12.5
+    """A longer block counts as `long_block_counts_as_seconds`. Source: ComputeHorde's validator."""
     long_block_counts_as_seconds: float = 12.0
+    """The duration of such a block; a block normally lasts 12 s. Source: ComputeHorde's validator."""
     allowance_multiplier: Fraction | int | str = Fraction(1)
+    """Scales what every block grants. Exact: a `Fraction`, an `int`, or a decimal string (this project's choice)."""
     executors_max_per_class: Mapping[str, int] = field(default_factory=dict)
+    """The most executors counted per miner, by class; 0 switches a class off. Source: semantics.md, "Settings"."""
     validation_leeway_lower_blocks: int = 15
+    """How many blocks older than `block_expiry_blocks` a receipt may use. Source: ComputeHorde's validator."""
     validation_leeway_upper_blocks: int = 0
+    """How many blocks newer than the job's start a receipt may use. Source: ComputeHorde's validator."""
     respect_executor_count: bool = True
+    """Whether to skip miners that run as many jobs as they have executors. Source: ComputeHorde's validator."""
     newest_block_max_age_seconds: float | None = None
+    """The router refuses to choose if the newest block is older; None never refuses (this project's choice)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowance_multiplier", _multiplier(self.allowance_multiplier))
@@ -53,10 +65,10 @@ class Settings:
             "validation_leeway_upper_blocks",
         ):
             integer(getattr(self, ages), ages, 0, 10**9)
-        self.to_recorded()
+        self.to_recorded()  # Checks the durations, which are converted there.
 
     def to_recorded(self) -> RecordedSettings:
-        """The exact form in which these settings are recorded."""
+        """Return these settings in the exact form in which events store them."""
         age = self.newest_block_max_age_seconds
         return RecordedSettings(
             block_expiry_blocks=self.block_expiry_blocks,
@@ -76,7 +88,10 @@ class Settings:
 
 
 class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`Settings` as they stand in an event: exact, in nanoseconds, all of them; a new field must have a default."""
+    """`Settings` as events store them: exact, in nanoseconds, every field written.
+
+    A new field must have a default, which then is its meaning in all older logs.
+    """
 
     block_expiry_blocks: int = 722
     reservation_margin_ns: int = 100_000_000_000
@@ -91,7 +106,7 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     newest_block_max_age_ns: int | None = None
 
     def to_settings(self) -> Settings:
-        """The public form of these settings."""
+        """Return these settings in their public form."""
         age_ns = self.newest_block_max_age_ns
         return Settings(
             block_expiry_blocks=self.block_expiry_blocks,
@@ -109,12 +124,12 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 def _duration(value: object, field_name: str, most_seconds: int = 100 * 86_400) -> int:
-    """Seconds as nanoseconds, a hundred days at the most."""
+    """Return seconds as nanoseconds, by default a hundred days at most (this project's choice)."""
     return billionths(value, field_name, most=most_seconds * NANOSECONDS)
 
 
 def _multiplier(value: object) -> Fraction:
-    """The multiplier as an exact fraction; floats are refused because they only look exact."""
+    """Return the multiplier as an exact fraction; floats are refused because they only look exact."""
     expected = f"a Fraction, an int, or a decimal string from 0 to {LARGEST_MULTIPLIER}"
     if isinstance(value, bool) or not isinstance(value, (Fraction, int, str)):
         raise InvalidInput("allowance_multiplier", value, expected)

@@ -1,7 +1,8 @@
-"""Values at the public edge: what is taken, in which unit, and how it is refused.
+"""Check values at the public edge and convert them to the units that the ledger uses inside.
 
 Inside, amounts are whole executor-nanoseconds, stakes whole billionths, and instants nanoseconds since the
-epoch, all `int`. Decimal input becomes an integer here, through the shortest decimal that names the float.
+epoch, all `int`, so that sums are exact and equal on every machine. Decimal input is converted here; a float counts
+as the shortest decimal that `repr` prints for it. All checks raise `InvalidInput` with the given field name.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ PLACES = 9
 LARGEST_INTEGER = 2**63 - 1
 """The largest integer that both databases store."""
 LONGEST_NAME = 128
+"""In characters (this project's choice; an ss58 address has 48). Source: semantics.md, "hotkey"."""
 MOST_SECONDS = 10**9
 
 _EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
-"""Instead of the caller's context, which may round, or raise."""
+"""Used instead of the caller's decimal context, which may round or raise."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Miner:
-    """A registered miner and its axon: where jobs are sent."""
+    """A registered miner and its axon, the network address that receives jobs."""
 
     address: str
     ip_version: int
@@ -40,9 +42,10 @@ class Miner:
 
 
 def name(value: object, field: str, longest: int = LONGEST_NAME) -> str:
-    """`value` as a plain `str` of 1 to `longest` printable characters; subclasses of `str` by their value."""
+    """Return `value` as a plain `str` of 1 to `longest` printable characters; a `str` subclass counts as its value."""
     if not isinstance(value, str):
         raise InvalidInput(field, value, f"a string of 1 to {longest} printable characters")
+    # Not `str(value)`: an enum of strings overrides it and returns the member's name.
     text = str.__str__(value)
     if not 1 <= len(text) <= longest or not text.isprintable():
         raise InvalidInput(field, text, f"a string of 1 to {longest} printable characters")
@@ -50,29 +53,31 @@ def name(value: object, field: str, longest: int = LONGEST_NAME) -> str:
 
 
 def job_name(value: object, field: str = "job_uuid") -> str:
-    """A job's uuid as text; `uuid.UUID` is taken in its usual spelling."""
+    """Return a job's uuid as text; a `uuid.UUID` is converted to its usual spelling."""
     return str(value) if isinstance(value, uuid.UUID) else name(value, field)
 
 
 def integer(value: object, field: str, least: int, most: int = LARGEST_INTEGER) -> int:
-    """`value` as an `int` in `[least, most]`; `bool` is no integer here."""
+    """Return `value` as an `int` in `[least, most]`; a `bool` is refused."""
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return int(value)
     raise InvalidInput(field, value, f"an integer from {least} to {most}")
 
 
 def flag(value: object, field: str) -> bool:
-    """`value`, which must be True or False: a text such as "no" would count as True."""
+    """Return `value`, which must be True or False; a text such as "no" is refused, since it would count as True."""
     if not isinstance(value, bool):
         raise InvalidInput(field, value, "True or False")
     return value
 
 
 def billionths(value: object, field: str, *, least: int = 0, most: int = LARGEST_INTEGER) -> int:
-    """A decimal value as whole billionths, half-even: seconds as nanoseconds, stakes as billionths.
+    """Return an `int`, `float` or `Decimal` as whole billionths, rounded half-even.
 
-    Taken: `int`, `float`, `Decimal`. A float stands for the shortest decimal that names it, as `repr` gives.
+    So seconds become nanoseconds. `least` and `most` are limits in billionths. A float counts as the shortest decimal
+    that `repr` prints for it, so 0.1 is exactly one tenth.
     """
+    # Compared before scaling: as an integer, a `Decimal` such as 1e999999 would fill the memory.
     if is_finite(value) and -LARGEST_INTEGER < value < LARGEST_INTEGER:
         scaled = _scaled(value)
         if least <= scaled <= most:
@@ -88,18 +93,18 @@ def _scaled(value: float | Decimal) -> int:
     text = float.__repr__(value)
     if "e" in text:
         return _scaled(Decimal(text))
-    # Every pick comes by here three times, and whole numbers are three times as fast as decimal ones.
+    # Integers, because they are three times as fast as `Decimal`, and every pick converts three amounts.
     whole, _, fraction = text.partition(".")
-    more = len(fraction) - PLACES
-    if more <= 0:
-        return int(whole + fraction + "0" * -more)
-    unit: int = 10**more
+    surplus = len(fraction) - PLACES
+    if surplus <= 0:
+        return int(whole + fraction + "0" * -surplus)
+    unit: int = 10**surplus
     scaled, rest = divmod(int(whole + fraction), unit)
     return scaled + (2 * rest > unit or (2 * rest == unit and scaled % 2 == 1))
 
 
 def is_finite(value: object) -> TypeGuard[int | float | Decimal]:
-    """Whether it is a number that can be told exactly; `bool` is no number here."""
+    """Return whether `value` is a finite number; a `bool` is not a number here."""
     if isinstance(value, Decimal):
         return value.is_finite()
     if isinstance(value, float):
@@ -108,19 +113,20 @@ def is_finite(value: object) -> TypeGuard[int | float | Decimal]:
 
 
 def amount(value: object, field: str) -> int:
-    """An amount of executor-seconds in ns; anything above `MOST_SECONDS` counts as that, too much for any job."""
+    """Return an amount of executor-seconds in ns; at most `MOST_SECONDS`, which exceeds every possible job."""
+    # A huge amount is no malformed input: the caller must learn the limit of a job, or that no miner has so much.
     if is_finite(value) and value >= 0:
         return billionths(MOST_SECONDS if value > MOST_SECONDS else value, field)
     raise InvalidInput(field, value, "a finite number of seconds, 0 or more")
 
 
 def seconds(amount_ns: int) -> float:
-    """Nanoseconds as seconds, for the public edge."""
+    """Return nanoseconds as seconds, for the public edge only: floats are inexact."""
     return amount_ns / NANOSECONDS
 
 
 def instant_ns(value: object, field: str) -> int:
-    """An aware `datetime` as nanoseconds since the epoch."""
+    """Return an aware `datetime` as nanoseconds since the epoch."""
     if not isinstance(value, datetime) or value.tzinfo is None or value.utcoffset() is None:
         raise InvalidInput(field, value, "an aware datetime, such as datetime.now(UTC)")
     at_ns = (value - _EPOCH) // _MICROSECOND * 1000
@@ -130,12 +136,12 @@ def instant_ns(value: object, field: str) -> int:
 
 
 def instant(at_ns: int) -> datetime:
-    """Nanoseconds since the epoch as an aware UTC `datetime`, cut to the microsecond."""
+    """Return nanoseconds since the epoch as an aware UTC `datetime`, cut to the microsecond."""
     return _EPOCH + timedelta(microseconds=at_ns // 1000)
 
 
 def executor_counts(value: object, field: str) -> dict[str, int]:
-    """`{executor_class: count}` checked and copied."""
+    """Return a checked copy of `{executor_class: count}`."""
     if not isinstance(value, Mapping):
         raise InvalidInput(field, value, "a mapping {executor_class: count}")
     return {

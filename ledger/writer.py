@@ -1,17 +1,22 @@
-"""Group commit: one actor per process and ledger takes whatever is queued, decides it, and commits it at once.
+"""Group commit: one writer per process and ledger commits all waiting commands in one transaction.
 
-A batch goes through four steps: read the tail, fold it, decide, append. Every command of a batch is decided on a
-state that already has the commands before it in the batch, so callers in one process never collide. Nobody hears
-of anything before the commit; where it fails, the state is thrown away and folded anew from what is stored.
+The writer handles a batch in four steps: read the tail of the log, fold it, decide each command, append. It decides
+each command on a state that already contains the earlier commands of the batch, so callers in one process never
+conflict with each other. No caller gets a result before the commit. If the commit fails, the writer discards the
+state and folds it again from the stored log.
 
-Where the engine can compare and set the head in one round trip, a batch is first decided on the state at hand and
-appended on the condition that the head has not moved. Where it has, the batch is taken back and decided again
-under the head's lock, on the tail that came in between. Under the lock nothing can move any more.
+There are two ways to commit a batch:
 
-The actor lives on the runtime's loop; callers wait on loops of their own and are woken once per batch. Questions
-are answered on committed state, while a batch waits for its turn to write. A brief one is answered in the thread that
-asks it, if nobody else has the state just then and nothing was committed that the state has not: to be woken by
-another thread takes longer than the answer.
+- Optimistically, if the store can compare and set the head in one round trip: the writer decides on the state in
+  memory and appends on the condition that the head is unchanged. If another process has appended, the writer reverts
+  the batch and decides it again under the lock.
+- Under the head's lock: the writer locks the head, folds the rows that others appended, then decides and appends.
+  Nobody else can append until the transaction ends, so this cannot conflict.
+
+The writer runs on the runtime's loop. Callers wait on loops of their own, and the writer wakes each loop once per
+batch. The writer runs queries on the committed state, also while a batch waits for the write lock. A short query runs
+in the caller's thread if the state is free and equals the committed log, because a switch to another thread and back
+takes longer than the query itself.
 """
 
 from __future__ import annotations
@@ -38,58 +43,74 @@ from .runtime import Runtime
 S = TypeVar("S", bound=LedgerState)
 R = TypeVar("R")
 
+# The bound keeps memory finite when the database is slower than the callers. 10,000 calls are about twenty full
+# batches; a caller who would wait longer than that gets `LedgerOverloaded` at once.
 QUEUE_CAPACITY = 10_000
+# A bound on the size of one commit, so that the first caller of a long queue does not wait for the last.
 BATCH_COMMANDS = 512
-"""At most so many commands in a commit, so that the first of a long queue is not kept waiting for the last."""
+# After a conflict other processes are probably still appending, and an optimistic attempt would probably conflict
+# again. So this many batches lock the head straight away.
 LOCKED_BATCHES_AFTER_CONFLICT = 16
-"""After the head was found moved, so many batches take the lock at once: others are likely still writing."""
+# Under the lock a batch is retried only if the database aborts the transaction in favour of another, or a failing
+# query discards the state. Both are rare, so this many in a row mean a fault and not contention.
 MOST_CONTENDED_ATTEMPTS = 20
 
 log = logging.getLogger("allowance.ledger")
 
 
 class _StateDiscarded(Exception):
-    """The state was thrown away while the lock was waited for; it is folded anew before the lock, not under it."""
+    """A failing query discarded the state while the writer waited for the lock.
+
+    The writer then gives the lock back and loads the state before it asks for the lock again: a load under the lock
+    would keep all other writers waiting.
+    """
 
 
 class PendingCall:
-    """One caller's request and the future it waits on, in the loop it waits in."""
+    """A command or query that waits in a queue, and the future with which its caller waits."""
 
     __slots__ = ("error", "future", "loop", "result", "row", "work")
 
     def __init__(self, work: Any, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
         self.work = work
+        # Futures are not thread-safe: only the caller's own loop may resolve this one.
         self.loop = loop
         self.future = future
         self.result: Any = None
         self.error: BaseException | None = None
+        # The last row that the command appended; None if it appended none.
         self.row: Row | None = None
-        """The last row that the request appends."""
 
 
 class _StateLock:
-    """Held by whoever may touch the state: a coroutine of the runtime's loop, or a thread beside it."""
+    """A lock on the state for coroutines of the runtime's loop and for other threads.
+
+    One lock is not enough. Coroutines must wait for each other without blocking the loop, which needs an asyncio
+    lock; a caller's thread cannot use that one, because it belongs to the loop.
+    """
 
     def __init__(self) -> None:
         self._among_coroutines = asyncio.Lock()
         self._among_threads = threading.Lock()
 
     async def acquire(self) -> None:
-        """Waits for it, on the runtime's loop; for a thread beside it, which is brief, with the whole loop."""
+        """Wait for the lock; only on the runtime's loop."""
         await self._among_coroutines.acquire()
+        # This blocks the whole loop while a thread has the lock. Threads run only short queries, which the loop would
+        # otherwise have to run itself.
         self._among_threads.acquire()
 
     def release(self) -> None:
-        """Gives back what `acquire` took."""
+        """Release the lock after `acquire`."""
         self._among_threads.release()
         self._among_coroutines.release()
 
     def try_acquire(self) -> bool:
-        """Takes it in any thread, if nobody has it."""
+        """Acquire the lock if it is free, without waiting; from any thread."""
         return self._among_threads.acquire(blocking=False)
 
     def release_try(self) -> None:
-        """Gives back what `acquire_beside` took."""
+        """Release the lock after a successful `try_acquire`."""
         self._among_threads.release()
 
     async def __aenter__(self) -> None:
@@ -100,7 +121,7 @@ class _StateLock:
 
 
 class LedgerWriter(Generic[S]):
-    """The one that reads and writes a ledger in this process."""
+    """The only reader of the state and the only writer of the log in this process, for one ledger."""
 
     def __init__(
         self,
@@ -108,295 +129,340 @@ class LedgerWriter(Generic[S]):
         load_state: Callable[[], Awaitable[S]],
         clock_ns: Callable[[], int],
         runtime: Runtime,
-        committed: Callable[[int, int], None] = lambda position, appended: None,
+        after_commit: Callable[[int, int], None] = lambda position, appended: None,
     ) -> None:
+        """Call `after_commit` with the new position and the number of appended rows, after each batch."""
         self.store = store
         self.counters = Counters()
         self._load_state = load_state
         self._clock_ns = clock_ns
         self._runtime = runtime
-        self._committed = committed
+        self._after_commit = after_commit
+        # None: the state is unknown after a failure and must be loaded again.
         self._state: S | None = None
+        # A batch holds this from its decision to its commit, because the state is then ahead of the stored log.
         self._state_lock = _StateLock()
-        """Held while the state is ahead of what is committed."""
         self._locked_batches = 0
         self._closed = False
-        self._questions = _CallQueue(runtime, self._answer)
-        self._changes = _CallQueue(runtime, self._change_batch)
+        self._queries = _CallQueue(runtime, self._run_queries)
+        self._commands = _CallQueue(runtime, self._commit_batch)
 
-    async def query(self, question: Callable[[S, int], R], *, brief: bool = False) -> R:
-        """The answer of a function of the committed state, brought up to date first, and the clock.
+    async def query(self, query: Callable[[S, int], R], *, short: bool = False) -> R:
+        """Return the result of a function of the committed state, caught up first, and the clock in ns.
 
-        A brief question may be answered in the caller's thread.
+        A short query may run in the caller's thread.
         """
-        if brief and not self._closed:
-            answered = self._query_in_caller(question)
-            if answered is not None:
-                return answered[0]
-        answer: R = await self._enter(self._questions, question)
-        return answer
+        if short and not self._closed:
+            found = self._query_in_caller(query)
+            if found is not None:
+                return found[0]
+        result: R = await self._enqueue(self._queries, query)
+        return result
 
     async def execute(self, command: Command) -> Any:
-        """The outcome of a command, once it is committed."""
-        return await self._enter(self._changes, command)
+        """Return the result of a command once it is committed."""
+        return await self._enqueue(self._commands, command)
 
     async def replace_state(self, state: S) -> None:
-        """Goes on from a state that was folded elsewhere, instead of its own."""
+        """Continue with a state that was folded elsewhere, unless the current one is to be loaded anyway."""
         async with self._state_lock:
             if self._state is not None:
                 self._state = state
 
     async def close(self) -> None:
-        """Finishes what is queued, then takes no more."""
+        """Finish all queued calls and refuse new ones."""
         self._closed = True
-        for inbox in (self._changes, self._questions):
-            await inbox.finish()
+        for queue in (self._commands, self._queries):
+            await queue.finish()
 
-    async def _enter(self, inbox: _CallQueue, work: Any) -> Any:
+    async def _enqueue(self, queue: _CallQueue, work: Any) -> Any:
         if self._closed:
             raise LedgerClosed
         loop = asyncio.get_running_loop()
-        ticket = PendingCall(work, loop, loop.create_future())
-        inbox.put(ticket)
-        return await ticket.future
+        call = PendingCall(work, loop, loop.create_future())
+        queue.put(call)
+        return await call.future
 
-    def _query_in_caller(self, question: Callable[[S, int], R]) -> tuple[R] | None:
-        """The answer, if the state is nobody's just now and is what is committed; in any thread."""
+    def _query_in_caller(self, query: Callable[[S, int], R]) -> tuple[R] | None:
+        """Return the result in a tuple, or None if the state is in use or behind the stored log; from any thread."""
         if not self._state_lock.try_acquire():
             return None
         try:
             state, head = self._state, self.store.probe_head()
+            # Another process may have appended, or the file may have been replaced. Only an equal head proves that the
+            # state in memory is the committed one.
             if state is None or head is None or (state.position, state.hash) != (head.position, head.hash):
                 return None
-            return (question(state, self._clock_ns()),)
+            return (query(state, self._clock_ns()),)
         finally:
             self._state_lock.release_try()
 
-    async def _answer(self, inbox: deque[PendingCall]) -> list[PendingCall]:
-        questions = [ticket for ticket in _drained(inbox) if not ticket.future.cancelled()]
+    async def _run_queries(self, waiting: deque[PendingCall]) -> list[PendingCall]:
+        calls = [call for call in _drain(waiting) if not call.future.cancelled()]
         try:
             async with self._state_lock:
                 state = await self._catch_up(self.store)
-                for ticket in questions:
+                for call in calls:
                     try:
-                        ticket.result = ticket.work(state, self._clock_ns())
+                        call.result = call.work(state, self._clock_ns())
                     except Exception as error:
-                        ticket.error = error
+                        # The caller's function failed, not the ledger: the other queries are unaffected.
+                        call.error = error
         except Exception as error:
             self._state = None
-            _fail(questions, error)
-        return questions
+            _fail(calls, error)
+        return calls
 
-    async def _change_batch(self, inbox: deque[PendingCall]) -> list[PendingCall]:
-        commands = _batch(inbox)
-        if not commands:
-            return commands
+    async def _commit_batch(self, waiting: deque[PendingCall]) -> list[PendingCall]:
+        batch = _next_batch(waiting)
+        if not batch:
+            return batch
         self.counters.batches += 1
-        self.counters.commands += len(commands)
+        self.counters.commands += len(batch)
         rows_before = self.counters.rows
         try:
-            if not await self._commit_optimistically(commands):
-                await self._commit_under_lock(commands)
+            if not (self.store.optimistic and await self._commit_optimistically(batch)):
+                await self._commit_under_lock(batch)
         except Exception as error:
-            # Whatever it is, nobody may be left waiting.
+            # A caller without a result would wait for ever, so every unforeseen error must reach the callers.
             log.exception("a batch failed unexpectedly")
             self._state = None
-            _fail(commands, error)
+            _fail(batch, error)
+        self._report_commit(self.counters.rows - rows_before)
+        return batch
+
+    def _report_commit(self, appended: int) -> None:
         try:
             if self._state is not None:
-                self._committed(self._state.position, self.counters.rows - rows_before)
+                self._after_commit(self._state.position, appended)
         except Exception:
-            log.exception("what follows a commit failed")
-        return commands
+            # The batch is committed. A failure of the follow-up work must not turn the callers' success into an error.
+            log.exception("the work after a commit failed")
 
-    async def _commit_optimistically(self, commands: list[PendingCall]) -> bool:
-        """Decides on the state at hand and appends if the head has not moved; whether that settled the batch."""
-        if not self.store.optimistic or self._locked_batches > 0:
+    async def _commit_optimistically(self, batch: list[PendingCall]) -> bool:
+        """Decide on the state in memory and append if the head is unchanged.
+
+        Return True if the batch is finished, by success or failure; False if it must be decided under the lock.
+        """
+        if self._locked_batches > 0:
             self._locked_batches -= 1
             return False
         async with self._state_lock:
             state = self._state
-            if state is None or not all(ticket.work.revertible for ticket in commands):
+            # If the head has changed, the batch must be reverted; a state can revert only some commands.
+            if state is None or not all(call.work.revertible for call in batch):
                 return False
-            lookup = self._lookup(state, commands)
+            lookup = self._lookup(state, batch)
+            # A settlement with a key, or of a reservation that is no longer active, is decided on stored rows. They
+            # must be read at the head at which the batch is appended, so these commands wait for the lock.
             if lookup.positions:
                 return False
             unit_of_work = UnitOfWork(state, LookupResult(), self._clock_ns())
             try:
-                self._decide(unit_of_work, commands)
-                answered = any(ticket.row is None for ticket in commands)
-                settled = await self._append_if_unchanged(unit_of_work, lookup, answered=answered)
+                self._decide(unit_of_work, batch)
+                is_final = await self._append_if_unchanged(unit_of_work, lookup, batch)
             except CommitOutcomeUnknown as cause:
-                await self._resolve_unknown_outcome(commands, unit_of_work, cause)
-                settled = True
+                await self._resolve_unknown_outcome(batch, unit_of_work, cause)
+                return True
             except Exception as error:
                 self._state = None
-                _fail(commands, error)
-                settled = True
-            if not settled:
-                unit_of_work.revert()
-                self.counters.conflicts += 1
-                self.counters.retries += len(commands)
-                self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
-            return settled
+                _fail(batch, error)
+                return True
+            if not is_final:
+                self._revert_conflict(unit_of_work, batch)
+            return is_final
 
-    async def _append_if_unchanged(self, unit_of_work: UnitOfWork, lookup: Lookup, *, answered: bool) -> bool:
-        """Appends a draft if the head is where it was decided; whether what was decided stands."""
-        # Keys and jobs are not looked up before: the database refuses one that is there already. But a command that
-        # was refused, or answered, without a row has none to be refused; it may have been done before, and then that
-        # is the answer.
-        if lookup and answered:
+    async def _append_if_unchanged(self, unit_of_work: UnitOfWork, lookup: Lookup, batch: list[PendingCall]) -> bool:
+        """Append if the head is unchanged; return True if the decision is final."""
+        # The look-ups are skipped if every command appends a row: the unique indexes refuse a key or job that is
+        # already stored, at no extra round trip. A command without a row, refused or with nothing to do, has no row
+        # that they could refuse. It may be a retry of a call that succeeded, and must then return the first result.
+        if lookup and any(call.row is None for call in batch):
             known = await self.store.find(lookup)
             if known.keys or known.jobs:
                 return False
         if unit_of_work.rows:
             appended = await self.store.compare_and_append(unit_of_work.head, unit_of_work.rows)
             if appended:
-                self._count(unit_of_work)
+                self._count_appended(unit_of_work)
             return appended
+        # Nothing to append, so no append compares the head: a refusal is right only on the newest state.
         head = await self.store.head()
         return (head.position, head.hash) == (unit_of_work.head.position, unit_of_work.head.hash)
 
-    async def _commit_under_lock(self, commands: list[PendingCall]) -> None:
-        """Decides at the head, alone on the ledger, and appends."""
+    def _revert_conflict(self, unit_of_work: UnitOfWork, batch: list[PendingCall]) -> None:
+        unit_of_work.revert()
+        self.counters.conflicts += 1
+        self.counters.retries += len(batch)
+        self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
+
+    async def _commit_under_lock(self, batch: list[PendingCall]) -> None:
+        """Lock the head, decide and append; retry if the database aborts the transaction in favour of another."""
         for attempt in range(MOST_CONTENDED_ATTEMPTS):
             try:
                 if self._state is None:
-                    await self._follow()
-                await self._commit_at_head(commands)
+                    await self._catch_up_before_lock()
+                await self._commit_at_head(batch)
                 return
             except (TransactionConflict, _StateDiscarded) as error:
-                self.counters.retries += len(commands)
+                self.counters.retries += len(batch)
                 if attempt + 1 == MOST_CONTENDED_ATTEMPTS:
-                    unavailable = StorageUnavailable(f"the database kept refusing the transaction: {error}")
+                    unavailable = StorageUnavailable(f"the database aborted the transaction every time: {error}")
                     unavailable.__cause__ = error
-                    _fail(commands, unavailable)
+                    _fail(batch, unavailable)
             except Exception as error:
-                _fail(commands, error)
+                _fail(batch, error)
                 return
 
-    async def _commit_at_head(self, commands: list[PendingCall]) -> None:
+    async def _commit_at_head(self, batch: list[PendingCall]) -> None:
         unit_of_work: UnitOfWork | None = None
-        alone = False
+        has_state_lock = False
         asked_ns = time.perf_counter_ns()
         try:
+            # The usual order is the database first, then the state: queries go on while this batch waits to write. In
+            # a memory database, however, a query that has the state waits for the transaction to end. To lock in the
+            # other order there would deadlock.
             if self.store.readers_block_writers:
-                # A question holds the state while it waits for its turn to read: in that order here too.
                 await self._state_lock.acquire()
-                alone = True
-            async with self.store.transaction(self._follow) as transaction:
+                has_state_lock = True
+            async with self.store.transaction(self._catch_up_before_lock) as transaction:
                 self.counters.lock_waits.add(time.perf_counter_ns() - asked_ns)
-                if not alone:
+                if not has_state_lock:
                     await self._state_lock.acquire()
-                    alone = True
+                    has_state_lock = True
                 if self._state is None:
-                    raise _StateDiscarded("a question failed meanwhile")
+                    raise _StateDiscarded("a failing query discarded the state")
                 state = await self._catch_up(transaction)
-                lookup = self._lookup(state, commands)
+                lookup = self._lookup(state, batch)
                 known = await transaction.find(lookup) if lookup else LookupResult()
                 unit_of_work = UnitOfWork(state, known, self._clock_ns())
-                self._decide(unit_of_work, commands)
+                self._decide(unit_of_work, batch)
                 if unit_of_work.rows:
                     await transaction.append(unit_of_work.rows)
-            self._count(unit_of_work)
+            self._count_appended(unit_of_work)
         except CommitOutcomeUnknown as cause:
-            await self._resolve_unknown_outcome(commands, unit_of_work, cause)
+            await self._resolve_unknown_outcome(batch, unit_of_work, cause)
         except BaseException:
+            # The state may contain rows that were never committed. Cancellation, too, must not leave them there.
             self._state = None
             raise
         finally:
-            if alone:
+            if has_state_lock:
                 self._state_lock.release()
 
-    async def _follow(self) -> None:
-        """Brings the state near the head before the lock is taken: what is folded then keeps nobody waiting."""
+    async def _catch_up_before_lock(self) -> None:
+        """Bring the state near the head before the lock is acquired, when the fold keeps no other writer waiting."""
         async with self._state_lock:
             await self._catch_up(self.store)
 
-    def _decide(self, unit_of_work: UnitOfWork, commands: list[PendingCall]) -> None:
-        for ticket in commands:
+    def _decide(self, unit_of_work: UnitOfWork, batch: list[PendingCall]) -> None:
+        for call in batch:
             unit_of_work.now_ns = self._clock_ns()
             before = len(unit_of_work.rows)
             self.counters.attempts += 1
-            ticket.result = ticket.error = ticket.row = None
+            # The batch may be decided a second time: nothing of the first time may remain.
+            call.result = call.error = call.row = None
             try:
-                ticket.result = ticket.work.decide(unit_of_work)
-                ticket.row = unit_of_work.rows[-1] if len(unit_of_work.rows) > before else None
+                call.result = call.work.decide(unit_of_work)
+                call.row = unit_of_work.rows[-1] if len(unit_of_work.rows) > before else None
             except Exception as error:
                 if len(unit_of_work.rows) != before:
-                    raise  # Half a change may not stand: the whole batch is given up.
-                ticket.error = error
+                    # The command failed after it had appended: to commit half of a command would be wrong, and its rows
+                    # are already part of the state. So the whole batch fails.
+                    raise
+                # The command was refused before it appended. It fails alone.
+                call.error = error
         self.counters.claims += unit_of_work.claims
 
-    def _count(self, unit_of_work: UnitOfWork) -> None:
+    def _count_appended(self, unit_of_work: UnitOfWork) -> None:
         self.counters.rows += len(unit_of_work.rows)
         self.counters.moved_picks += unit_of_work.moved_picks
 
-    def _lookup(self, state: S, commands: list[PendingCall]) -> Lookup:
+    def _lookup(self, state: S, batch: list[PendingCall]) -> Lookup:
         lookup = Lookup()
-        for ticket in commands:
-            ticket.work.add_lookups(state, lookup)
+        for call in batch:
+            call.work.add_lookups(state, lookup)
         return lookup
 
     async def _catch_up(self, source: Store | Transaction) -> S:
-        """The state at the log's head, or beyond where others append meanwhile."""
+        """Fold the tail of the log and return the state.
+
+        The state is then at the head, or beyond it if `source` is no transaction and others append at the same time.
+        Raises `StorageUnavailable` if the stored log does not continue the folded one, `CorruptLedger` if rows are
+        missing.
+        """
         state = self._state
         if state is None:
             state = await self._load_state()
         head = await source.head()
         if state.position > head.position or (state.position == head.position and state.hash != head.hash):
-            raise StorageUnavailable(f"the log was replaced by one that ends at {head.position}: was it restored?")
+            raise StorageUnavailable(
+                f"the stored log was replaced by one that ends at {head.position}; was the database restored?"
+            )
+        # A failure or cancellation in the middle of the fold must not leave a state that is half folded.
         self._state = None
         self.counters.foreign_rows += head.position - state.position
         while state.position < head.position:
             rows = await source.read(state.position)
             if not rows:
                 raise CorruptLedger(state.position + 1, f"the log ends before it, its head says {head.position}")
+            # The first row's hash covers the hash of the row before it. One check therefore proves that the tail
+            # continues the log that was folded so far. `verify` and the audit check every hash.
             if row_hash(state.hash, rows[0]) != rows[0].hash:
                 raise StorageUnavailable(
-                    f"the log was replaced by one that differs at {rows[0].position}: was it restored?"
+                    f"the stored log was replaced by one that differs at {rows[0].position}; was the database restored?"
                 )
             state.fold(rows)
         self._state = state
         return state
 
     async def _resolve_unknown_outcome(
-        self, commands: list[PendingCall], unit_of_work: UnitOfWork | None, cause: Exception
+        self, batch: list[PendingCall], unit_of_work: UnitOfWork | None, cause: Exception
     ) -> None:
-        """After a commit without a clear answer, reads from the log whether the batch stands."""
+        """After a commit without a clear result, read from the log whether the rows are stored.
+
+        If they are, the results of the batch are valid. If they are not, every call fails and nothing was done. If the
+        log cannot be read either, calls that appended raise `OutcomeUnknown`.
+        """
         self._state = None
         rows = unit_of_work.rows if unit_of_work is not None else []
         try:
             stored = await self.store.read(rows[0].position - 1) if rows else []
         except Exception:
-            for ticket in commands:
-                if ticket.row is None:
-                    # It was answered from what the batch would have made true, and nobody knows whether that is.
-                    ticket.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
+            for call in batch:
+                if call.row is None:
+                    # This call appended nothing itself. But its result depends on rows of the batch whose outcome is
+                    # unknown, so the result may be wrong. To retry the call is safe.
+                    call.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
                 else:
-                    ticket.error = OutcomeUnknown(ticket.work.retry_key(ticket.row), ticket.work.operation)
+                    call.error = OutcomeUnknown(call.work.retry_key(call.row), call.work.operation)
             return
+        # Another process may have appended a different row at this position. The hash covers the content and the
+        # whole log before it, so an equal hash proves that the row is this batch's. A commit is atomic: if the first
+        # row is stored, all are.
         if not stored or stored[0].hash != rows[0].hash:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")
             unavailable.__cause__ = cause
-            _fail(commands, unavailable)
+            _fail(batch, unavailable)
 
 
 class _CallQueue:
-    """What waits for the actor, and the task that works it off."""
+    """A bounded queue of calls from any thread, and the task on the runtime's loop that processes it."""
 
-    def __init__(self, runtime: Runtime, work: Callable[[deque[PendingCall]], Any]) -> None:
+    def __init__(self, runtime: Runtime, process: Callable[[deque[PendingCall]], Any]) -> None:
+        """Let `process` remove the calls that it handles from the queue; it returns them with result or error."""
         self._runtime = runtime
-        self._work = work
+        self._process = process
         self._waiting: deque[PendingCall] = deque()
         self._woken = False
         self._running: asyncio.Task[None] | None = None
 
-    def put(self, ticket: PendingCall) -> None:
-        """Queues a request; from any thread."""
+    def put(self, call: PendingCall) -> None:
+        """Append a call; from any thread. Raises `LedgerOverloaded` if the queue is full."""
         if len(self._waiting) >= QUEUE_CAPACITY:
             raise LedgerOverloaded(len(self._waiting))
-        self._waiting.append(ticket)
+        self._waiting.append(call)
+        # To wake another thread's loop costs a system call, so only the first call after a pause does it.
         if not self._woken:
             self._woken = True
             try:
@@ -405,7 +471,7 @@ class _CallQueue:
                 raise LedgerClosed from cause
 
     async def finish(self) -> None:
-        """Works off what is queued."""
+        """Process all waiting calls."""
         self._wake()
         if self._running is not None:
             with suppress(asyncio.CancelledError):
@@ -413,75 +479,82 @@ class _CallQueue:
 
     def _wake(self) -> None:
         if self._running is None or self._running.done():
-            self._running = self._runtime.loop.create_task(self._work_off())
+            self._running = self._runtime.loop.create_task(self._run_until_empty())
 
-    async def _work_off(self) -> None:
+    async def _run_until_empty(self) -> None:
         while True:
-            # Cleared before looking: a caller who comes after this line wakes us again.
+            # Cleared before the check, not after it: a call that another thread appends after the check then wakes
+            # the queue again, and is not lost.
             self._woken = False
             if not self._waiting:
                 return
-            resolve_futures(await self._work(self._waiting))
-            # Where nothing else makes it wait, a busy inbox would keep the loop from all others.
+            resolve_futures(await self._process(self._waiting))
+            # On SQLite a whole batch may run without waiting for anything. Without this, a queue that is never empty
+            # would keep the loop from all other work, queries among it.
             await asyncio.sleep(0)
 
 
 async def yield_to_writers() -> None:
-    """Lets changes that were asked for meanwhile go first, for whoever writes pieces on the actor's loop.
+    """Let waiting commands go first; for work on the runtime's loop that writes in several transactions.
 
-    One round of the loop wakes the inbox, the next begins the transaction or queues for it, in front of the caller's.
+    The first round of the loop wakes the command queue. In the next one its batch begins the transaction, or queues for
+    it ahead of the work that called this.
     """
     for _ in range(3):
         await asyncio.sleep(0)
 
 
-def _drained(inbox: deque[PendingCall]) -> list[PendingCall]:
-    tickets = []
-    while inbox:
-        tickets.append(inbox.popleft())
-    return tickets
+def _drain(waiting: deque[PendingCall]) -> list[PendingCall]:
+    calls = []
+    while waiting:
+        calls.append(waiting.popleft())
+    return calls
 
 
-def _batch(inbox: deque[PendingCall]) -> list[PendingCall]:
-    """The next commands; of two with one key, the second stays for the batch after."""
-    commands: list[PendingCall] = []
-    kept: list[PendingCall] = []
+def _next_batch(waiting: deque[PendingCall]) -> list[PendingCall]:
+    """Remove and return the next commands, without cancelled ones; at most one per idempotency key.
+
+    A second command with the same key waits for the next batch. Stored keys are looked up once per batch, before the
+    first command is decided, so in the same batch the second would not find the first.
+    """
+    batch: list[PendingCall] = []
+    postponed: list[PendingCall] = []
     keys: set[str] = set()
-    while inbox and len(commands) < BATCH_COMMANDS:
-        ticket = inbox.popleft()
-        key = ticket.work.key
-        if ticket.future.cancelled():
+    while waiting and len(batch) < BATCH_COMMANDS:
+        call = waiting.popleft()
+        key = call.work.key
+        if call.future.cancelled():
             continue
         if key is not None and key in keys:
-            kept.append(ticket)
+            postponed.append(call)
             continue
         if key is not None:
             keys.add(key)
-        commands.append(ticket)
-    inbox.extendleft(reversed(kept))
-    return commands
+        batch.append(call)
+    waiting.extendleft(reversed(postponed))
+    return batch
 
 
-def _fail(tickets: list[PendingCall], error: Exception) -> None:
-    for ticket in tickets:
-        ticket.result, ticket.error = None, error
+def _fail(calls: list[PendingCall], error: Exception) -> None:
+    for call in calls:
+        call.result, call.error = None, error
 
 
-def resolve_futures(tickets: list[PendingCall]) -> None:
-    """Tells the callers, waking each of their loops once."""
+def resolve_futures(calls: list[PendingCall]) -> None:
+    """Pass results and errors to the callers, and wake each of their loops once."""
     by_loop: dict[asyncio.AbstractEventLoop, list[PendingCall]] = {}
-    for ticket in tickets:
-        by_loop.setdefault(ticket.loop, []).append(ticket)
-    for loop, theirs in by_loop.items():
-        with suppress(RuntimeError):  # their loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_resolve, theirs)
+    for call in calls:
+        by_loop.setdefault(call.loop, []).append(call)
+    for loop, calls_of_loop in by_loop.items():
+        with suppress(RuntimeError):  # The loop is closed, so nobody waits for these results.
+            loop.call_soon_threadsafe(_resolve, calls_of_loop)
 
 
-def _resolve(tickets: list[PendingCall]) -> None:
-    for ticket in tickets:
-        if ticket.future.done():
-            continue
-        if ticket.error is not None:
-            ticket.future.set_exception(ticket.error)
+def _resolve(calls: list[PendingCall]) -> None:
+    for call in calls:
+        if call.future.done():
+            continue  # The caller was cancelled after its batch had begun. The command stays committed.
+        if call.error is not None:
+            call.future.set_exception(call.error)
         else:
-            ticket.future.set_result(ticket.result)
+            call.future.set_result(call.result)

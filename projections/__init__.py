@@ -1,4 +1,4 @@
-"""Answers: folds of the log. See README.md beside this file."""
+"""Folds of the log: the ranking, the history, snapshots, receipts, and the checks of all of them."""
 
 from __future__ import annotations
 

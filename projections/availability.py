@@ -1,7 +1,7 @@
-"""Who has allowance: the ranking of miners per executor class, kept while the log grows.
+"""The ranking of miners per executor class by available allowance, kept up to date while the log grows.
 
-A claim moves one entry of one ranking. A block, a sync or new settings make the rankings measure anew, each when
-it is next asked. Time moves only the accounts whose reservations came due in between.
+A claim moves one entry of one ranking. A block, a sync or new settings invalidate all rankings, and each is measured
+again when it is next read. A later clock moves only the accounts whose reservations have become due since.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ledger.errors import NotEnoughAllowanceException
 from ledger.values import seconds
 
 SHARE_UNIT = 10**9
+"""Shares are whole billionths, rounded down. Source: semantics.md, "Availability"."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -29,24 +30,24 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class RankedAccount(NamedTuple):
-    """One account in a ranking; entries compare by rank."""
+    """One account in a ranking; the first four fields are the rank, so entries sort by it."""
 
     earliest_block: int
     minus_share: int
-    """Less the billionths of the total that are available."""
+    """Minus the share of the total that is available, in `SHARE_UNIT`."""
     minus_available_ns: int
     hotkey_ss58: str
     total_ns: int
     account: Account
     busy: bool
-    """Whether it runs as many jobs as it has executors for."""
+    """True if the miner runs as many jobs as it has executors."""
 
     @property
     def available_ns(self) -> int:
         return -self.minus_available_ns
 
     def candidate(self) -> Candidate:
-        """The public form."""
+        """Return the public form."""
         return Candidate(
             self.hotkey_ss58,
             seconds(self.available_ns),
@@ -57,32 +58,33 @@ class RankedAccount(NamedTuple):
 
 
 class Ranking:
-    """The registered accounts of one class with anything available at the newest block, best first."""
+    """The registered accounts of one class that have allowance available at the newest block, best first."""
 
-    __slots__ = ("_candidates", "_entries", "_of", "_revision", "_stale", "_window_start")
+    __slots__ = ("_candidates", "_entries", "_entry_of", "_revision", "_stale", "_window_start")
 
     def __init__(self) -> None:
         self._entries: list[RankedAccount] = []
         self._candidates: list[Candidate] | None = None
-        """The entries' public forms, in their order, from when somebody asks for them on."""
-        self._of: dict[str, RankedAccount] = {}
+        """The entries' public forms in the same order; None until they are needed, because picks never need them."""
+        self._entry_of: dict[str, RankedAccount] = {}
         self._revision = -1
         self._window_start = 0
         self._stale: set[str] = set()
 
     def touch(self, account: Account) -> None:
-        """The account is to be measured again."""
+        """Have the account measured again at the next reading."""
         self._stale.add(account.miner_ss58)
 
     def at(self, state: LedgerState, executor_class: str, now_ns: int) -> list[RankedAccount]:
-        """The entries in order, brought up to date; not to be changed by the caller."""
+        """Bring the entries up to date and return them in order; the caller must not change the list."""
         chain = state.chain
         accounts = chain.classes.get(executor_class, {})
         if self._revision != chain.revision:
+            # A new block, sync or setting may change every account; a claim touches only its own.
             self._revision = chain.revision
             self._window_start = state.window_start(chain.blocks.newest)
             self._entries = rank_accounts(state, executor_class, self._window_start, now_ns)
-            self._of = {entry.hotkey_ss58: entry for entry in self._entries}
+            self._entry_of = {entry.hotkey_ss58: entry for entry in self._entries}
             self._candidates = None
             self._stale.clear()
         while self._stale:
@@ -90,27 +92,27 @@ class Ranking:
         return self._entries
 
     def candidates(self) -> list[Candidate]:
-        """The public forms of the entries that `at` gave last, in their order; not to be changed by the caller."""
+        """Return the public forms of the entries that `at` returned last; the caller must not change the list."""
         if self._candidates is None:
             self._candidates = [entry.candidate() for entry in self._entries]
         return self._candidates
 
     def _remeasure(self, state: LedgerState, account: Account, now_ns: int) -> None:
         entries, candidates = self._entries, self._candidates
-        old = self._of.pop(account.miner_ss58, None)
+        old = self._entry_of.pop(account.miner_ss58, None)
         if old is not None:
-            place = bisect_left(entries, old)
-            del entries[place]
+            index = bisect_left(entries, old)
+            del entries[index]
             if candidates is not None:
-                del candidates[place]
+                del candidates[index]
         if account.miner_ss58 in state.chain.metagraph.members:
             entry = rank_account(state, account, self._window_start, now_ns)
             if entry is not None:
-                self._of[account.miner_ss58] = entry
-                place = bisect_left(entries, entry)
-                entries.insert(place, entry)
+                self._entry_of[account.miner_ss58] = entry
+                index = bisect_left(entries, entry)
+                entries.insert(index, entry)
                 if candidates is not None:
-                    candidates.insert(place, entry.candidate())
+                    candidates.insert(index, entry.candidate())
 
 
 class Availability(LedgerState):
@@ -127,7 +129,7 @@ class Availability(LedgerState):
             ranking.touch(account)
 
     def ranking(self, executor_class: str, now_ns: int) -> list[RankedAccount]:
-        """The class's accounts with anything available at the newest block, best first."""
+        """Return the class's accounts that have allowance available at the newest block, best first."""
         self._move_clock(now_ns)
         if executor_class not in self.chain.classes:
             return []
@@ -137,7 +139,8 @@ class Availability(LedgerState):
         return ranking.at(self, executor_class, now_ns)
 
     def candidates(self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int) -> list[Candidate]:
-        """The accounts with at least the amount, best first; `NotEnoughAllowanceException` where none has."""
+        """Return the accounts with at least the amount, best first. Raises `NotEnoughAllowanceException`."""
+        # Only the window of the newest block is ranked continuously: every pick uses it, and other starts are rare.
         if job_start_block == self.chain.blocks.newest:
             entries = self.ranking(executor_class, now_ns)
             candidates = self._rankings[executor_class].candidates() if entries else []
@@ -150,7 +153,10 @@ class Availability(LedgerState):
         return enough
 
     def not_enough(self, executor_class: str, job_start_block: int, now_ns: int) -> NotEnoughAllowanceException:
-        """Who comes nearest, over the registered miners of the class; ties go to the lower hotkey."""
+        """Return the error that names the highest amounts of the class's registered miners, ties to the lower hotkey.
+
+        The amounts are 0 and the hotkeys "" if nobody has anything.
+        """
         window_start = self.window_start(job_start_block)
         units = self.chain.blocks
         available = unspent = (0, "")
@@ -164,9 +170,13 @@ class Availability(LedgerState):
         return NotEnoughAllowanceException(seconds(available[0]), available[1], seconds(unspent[0]), unspent[1])
 
     def _move_clock(self, now_ns: int) -> None:
-        """Touches the accounts whose reservations came due, or are no longer due, since the last time."""
+        """Touch the accounts whose reservations have become due since the last reading, or are due no longer.
+
+        A clock that was set back makes due reservations active again.
+        """
         if now_ns == self._ranked_at_ns:
             return
+        # No id reaches 2**63: a reservation that is due exactly at a time counts as due.
         first = bisect_right(self.due_queue, (min(now_ns, self._ranked_at_ns), 2**63))
         last = bisect_right(self.due_queue, (max(now_ns, self._ranked_at_ns), 2**63))
         for _, active_id in self.due_queue[first:last]:
@@ -175,7 +185,7 @@ class Availability(LedgerState):
 
 
 def rank_accounts(state: LedgerState, executor_class: str, window_start: int, now_ns: int) -> list[RankedAccount]:
-    """The class's registered accounts with anything available in a window, measured afresh, best first."""
+    """Measure the class's registered accounts; return those that have allowance available in a window, best first."""
     members = state.chain.metagraph.members
     entries = []
     for hotkey_ss58, account in state.chain.classes.get(executor_class, {}).items():
@@ -188,7 +198,7 @@ def rank_accounts(state: LedgerState, executor_class: str, window_start: int, no
 
 
 def rank_account(state: LedgerState, account: Account, window_start: int, now_ns: int) -> RankedAccount | None:
-    """The account's place in a ranking; None where nothing is available."""
+    """Measure an account; return its entry, or None if nothing is available."""
     total_ns, available_ns, earliest = account.measure(state.chain.blocks, window_start, now_ns)
     if not available_ns:
         return None
@@ -198,7 +208,10 @@ def rank_account(state: LedgerState, account: Account, window_start: int, now_ns
 
 
 def is_busy(state: LedgerState, account: Account, now_ns: int) -> bool:
-    """Whether the miner runs as many jobs of the class as it has executors for, overdue ones not counted."""
+    """Return True if the miner runs as many jobs of the class as it has executors; overdue jobs do not count.
+
+    Source: ComputeHorde's validator, which skips miners whose executors are all in use.
+    """
     if not state.chain.settings.respect_executor_count:
         return False
     return len(account.active) - len(account.overdue(now_ns)) >= state.chain.newest_count(account)

@@ -1,4 +1,4 @@
-"""A whole ledger from one place to another, events as they are stored: same positions, same hashes."""
+"""Export and restore of a whole ledger, row by row as stored: same positions, same hashes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .verify import VerifyReport
 
 
 class ExportReport(msgspec.Struct, frozen=True):
-    """What was exported: where the log ends in the file."""
+    """The result of an export: position and hash of the last exported row."""
 
     validator_ss58: str
     position: int
@@ -39,7 +39,7 @@ class ExportReport(msgspec.Struct, frozen=True):
 
 
 class RestoreReport(msgspec.Struct, frozen=True):
-    """What was restored: where the log of the export ends, and how many events were not there before."""
+    """The result of a restore: position and hash of the last row of the source, and the number of rows added."""
 
     validator_ss58: str
     position: int
@@ -50,9 +50,9 @@ class RestoreReport(msgspec.Struct, frozen=True):
 async def export_log(
     reader: LogReader, stored: StoredLedger, stream: IO[bytes], progress: ProgressReport | None = None
 ) -> ExportReport:
-    """Writes one ledger, as it stands now, to a stream of bytes; checks the chain of hashes as it goes.
+    """Check every row of a ledger and write it to a stream of bytes.
 
-    Raises `CorruptLedger` at the first event that is not what was written.
+    Raises `CorruptLedger` at the first bad position: a damaged log must not become a backup that looks sound.
     """
     if not isinstance(stored.validator_ss58, str):
         raise CorruptLedger(1, "the head row names no validator")
@@ -60,14 +60,14 @@ async def export_log(
     with closing(ExportWriter(stream, stored.validator_ss58)) as writer:
         async for page in reader.pages(stored):
             _check_page(row_checker, page)
-            writer.add(page)
+            writer.write_rows(page)
             if progress is not None:
                 progress(row_checker.position, stored.position)
-            await asyncio.sleep(0)  # A long log lets others have the loop between pages.
+            await asyncio.sleep(0)  # A long log yields the event loop after each page.
         reader.check_unchanged()
         if (row_checker.position, row_checker.hash) != (stored.position, stored.hash):
-            raise CorruptLedger(row_checker.position + 1, f"the head row tells of a log that ends at {stored.position}")
-        writer.end()
+            raise CorruptLedger(row_checker.position + 1, f"the head row is at {stored.position}, but not the log")
+        writer.finish()
     return ExportReport(stored.validator_ss58, row_checker.position, row_checker.hash.hex())
 
 
@@ -78,9 +78,10 @@ async def restore_log(
     store: Store,
     progress: ProgressReport | None = None,
 ) -> RestoreReport:
-    """Appends to a store, in one transaction, what it lacks of a ledger that was just verified.
+    """Append the rows of a verified ledger that a store lacks, in one transaction.
 
-    Raises `LedgerExists` where the store has another log, or one that went another way.
+    A restore that was interrupted has written nothing, and can be repeated; one that was done adds nothing. Raises
+    `LedgerExists` if the store has another log, or one that differs before the shorter of the two ends.
     """
     try:
         async with store.transaction() as transaction:
@@ -88,15 +89,15 @@ async def restore_log(
             await _check_common_prefix(reader, stored, verified, transaction, head)
             await _append(reader, stored, verified, transaction, head, progress)
     except TransactionConflict as cause:
-        raise StorageUnavailable(f"the database gave the restore up, nothing was done: {cause}") from cause
+        raise StorageUnavailable(f"the database aborted the restore, nothing was written: {cause}") from cause
     except CommitOutcomeUnknown as cause:
-        raise StorageUnavailable(f"whether the restore was done is unknown; restore again: {cause}") from cause
+        raise StorageUnavailable(f"the outcome of the restore is unknown; restore again: {cause}") from cause
     added = max(verified.position - head.position, 0)
     return RestoreReport(store.validator_ss58, verified.position, verified.hash, added)
 
 
 def raise_first_finding(verified: VerifyReport, *, is_export: bool) -> None:
-    """Raises `DamagedExport` or `CorruptLedger` at the first bad position of what is to be restored."""
+    """Raise `DamagedExport` or `CorruptLedger` at the first bad position, if there are findings."""
     if verified.findings:
         first = verified.findings[0]
         raise (DamagedExport if is_export else CorruptLedger)(first.position, first.message)
@@ -104,9 +105,13 @@ def raise_first_finding(verified: VerifyReport, *, is_export: bool) -> None:
 
 @contextmanager
 def atomic_new_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is there, whole and its owner's, once the body has ended well; before, and else, there is none."""
+    """Open a new file that appears under its name only when the body has succeeded, whole and on disk.
+
+    It is written under another name in the same directory and renamed at the end; only its owner can read it. Raises
+    `InvalidInput` if the file exists, and `StorageUnavailable` if it cannot be written.
+    """
     if path.exists():
-        raise InvalidInput("path", str(path), "a file that is not there yet")
+        raise InvalidInput("path", str(path), "a file that does not exist yet")
     try:
         descriptor, partial = mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         try:
@@ -126,13 +131,16 @@ def atomic_new_file(path: Path) -> Iterator[IO[bytes]]:
 async def _check_common_prefix(
     reader: LogReader, stored: StoredLedger, verified: VerifyReport, transaction: Transaction, head: Head
 ) -> None:
-    """One of the two logs must go on where the other ends."""
-    shared = min(head.position, verified.position)
-    found = await _hash_in(transaction, shared)
-    if shared == verified.position:
+    """Raise `LedgerExists` unless one of the two logs is the beginning of the other.
+
+    Each hash covers all rows before it, so equal hashes at the last common position are enough.
+    """
+    common = min(head.position, verified.position)
+    found = await _target_hash(transaction, common)
+    if common == verified.position:
         expected = verified.head.hash
     else:
-        expected = await _hash_at(reader, stored, shared)
+        expected = await _source_hash(reader, stored, common)
     if found != expected:
         raise LedgerExists(verified.validator_ss58 or "", head.position)
 
@@ -145,6 +153,7 @@ async def _append(
     head: Head,
     progress: ProgressReport | None,
 ) -> None:
+    # The rows are checked once more: a file may have changed since it was verified.
     row_checker = RowChecker()
     async for page in reader.pages(stored):
         _check_page(row_checker, page)
@@ -156,17 +165,17 @@ async def _append(
         await asyncio.sleep(0)
     reader.check_unchanged()
     if (row_checker.position, row_checker.hash) != (verified.position, verified.head.hash):
-        raise StorageUnavailable("what is restored was changed while it was read; nothing was done")
+        raise StorageUnavailable("the source of the restore was changed while it was read; nothing was written")
 
 
-async def _hash_in(transaction: Transaction, position: int) -> bytes:
+async def _target_hash(transaction: Transaction, position: int) -> bytes:
     if position == 0:
         return Head().hash
     rows = await transaction.read(position - 1)
     return rows[0].hash if rows else b""
 
 
-async def _hash_at(reader: LogReader, stored: StoredLedger, position: int) -> bytes:
+async def _source_hash(reader: LogReader, stored: StoredLedger, position: int) -> bytes:
     if position == 0:
         return Head().hash
     async for page in reader.pages(stored):

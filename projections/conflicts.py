@@ -1,4 +1,7 @@
-"""What a refused fact contradicts, read back from the log; the state in memory keeps digests only."""
+"""The differences between a refused fact and the recorded one.
+
+The recorded one is read back from the log, because the state in memory keeps only digests of old facts.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ledger.values import NANOSECONDS, instant
 
 
 async def describe_conflict(store: Store, refused: ConflictingFact, given: ValidatedBlock | ValidatedManifests) -> None:
-    """Puts into the refusal in what the given fact differs from the recorded one: (recorded, given) by name."""
+    """Add to a refusal the differences of the given fact from the recorded one, as (recorded, given) by name."""
     recorded = await _chain_at(store, refused.recorded_position or 0)
     found: dict[str, Any] = {}
     if isinstance(given, ValidatedBlock):
@@ -40,7 +43,10 @@ def _stake(billionths: int | None) -> float | None:
 
 
 async def _chain_at(store: Store, position: int) -> Chain:
-    """The chain's facts as they stood right after a position."""
+    """Fold the chain's facts up to a position.
+
+    From the first event on, because each metagraph and manifest is stored as a difference from the one before.
+    """
     chain = Chain()
     after = 0
     while rows := await store.read(after):
@@ -53,5 +59,5 @@ async def _chain_at(store: Store, position: int) -> Chain:
                 case ManifestsRecorded():
                     chain.apply_manifests(row.position, event)
         after = rows[-1].position
-        await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
+        await asyncio.sleep(0)  # A long fold yields the event loop after each page.
     return chain

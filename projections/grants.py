@@ -1,8 +1,8 @@
-"""What each block granted to each validator: a fold of the chain's facts that keeps everybody's stake.
+"""The grants of each block to every validator: a fold of the chain's facts that keeps all stakes.
 
-The ledger's own state keeps what its own validator is granted, and no more. Here the same chain is folded, and beside
-it three things that it forgets: the stakes as they were at each block, the settings under which each block was
-finalized, and every drop.
+The ledger's own state keeps only what its own validator is granted. This fold uses the same `Chain` and keeps three
+things that the state forgets: all stakes at each block, the settings with which each block was finalized, and every
+drop.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ FACT_STREAMS = frozenset((SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM))
 
 
 class BlockTerms(NamedTuple):
-    """What a block's duration is worth, as settled when the block was finalized."""
+    """The settings in force when a block was finalized, which fix the worth of its duration for good."""
 
     long_block_ns: int
     long_block_counts_as_ns: int
     multiplier: Fraction
 
     def unit_ns(self, duration_ns: int, stake: int, total_stake: int) -> int:
-        """What a block of that duration grants per executor to a validator with that stake."""
+        """Return the grant of a block per executor to a validator: its share, by stake, of the duration.
+
+        A block above 12.5 s counts as 12.0 s (the settings' defaults). Source: ComputeHorde's validator.
+        """
         if not total_stake:
             return 0
         counted_ns = self.long_block_counts_as_ns if duration_ns > self.long_block_ns else duration_ns
@@ -44,45 +47,49 @@ class BlockTerms(NamedTuple):
 
 
 class StakeTable:
-    """Stakes by validator and block; each distinct set of stakes that follows another is kept once, as numbers."""
+    """Stakes in billionths by validator and block.
+
+    Stakes repeat from block to block, so a set of stakes that equals that of the block recorded before is stored once.
+    """
 
     def __init__(self) -> None:
         self._columns: dict[str, int] = {}
-        self._rows: list[array[int]] = [array("q")]
+        self._stakes: list[array[int]] = [array("q")]
         self._totals = [0]
-        self._row_at = StepFunction()
+        self._index_at = StepFunction()
         self._last: Mapping[str, int] = {}
 
     def record(self, block: int, stakes: Mapping[str, int]) -> None:
-        """Keeps the stakes of a block."""
+        """Store the stakes at a block."""
         if stakes is not self._last and stakes != self._last:
-            self._rows.append(self._row(stakes))
+            self._stakes.append(self._by_column(stakes))
             self._totals.append(sum(stakes.values()))
         self._last = stakes
-        self._row_at.assign(block, block + 1, len(self._rows) - 1)
+        self._index_at.assign(block, block + 1, len(self._stakes) - 1)
 
     def at(self, block: int, validator_ss58: str) -> tuple[int, int]:
-        """The validator's stake at a block, and everybody's."""
-        number = self._row_at.at(block)
-        row, column = self._rows[number], self._columns.get(validator_ss58)
-        return row[column] if column is not None and column < len(row) else 0, self._totals[number]
+        """Return a validator's stake at a block, and the sum of all."""
+        index = self._index_at.at(block)
+        stakes, column = self._stakes[index], self._columns.get(validator_ss58)
+        # A validator that came later has a column beyond the end of earlier arrays.
+        return stakes[column] if column is not None and column < len(stakes) else 0, self._totals[index]
 
-    def _row(self, stakes: Mapping[str, int]) -> array[int]:
+    def _by_column(self, stakes: Mapping[str, int]) -> array[int]:
         for validator_ss58 in stakes:
             self._columns.setdefault(validator_ss58, len(self._columns))
-        row = array("q", bytes(8 * len(self._columns)))
+        by_column = array("q", bytes(8 * len(self._columns)))
         for validator_ss58, stake in stakes.items():
-            row[self._columns[validator_ss58]] = stake
-        return row
+            by_column[self._columns[validator_ss58]] = stake
+        return by_column
 
 
 class _ChainWithDrops(Chain):
-    """A chain that keeps every drop."""
+    """A chain that remembers every drop; the state needs only the highest of each account."""
 
     def __init__(self) -> None:
         super().__init__()
         self.drops: dict[str, list[int]] = {}
-        """The blocks of the drops, ascending, by account."""
+        """The blocks of the drops, ascending, by account stream."""
 
     def drop(self, account: Account, block: int) -> None:
         super().drop(account, block)
@@ -90,7 +97,7 @@ class _ChainWithDrops(Chain):
 
 
 class GrantTable:
-    """The chain's facts up to `position`, and what they grant to everybody."""
+    """The chain's facts up to `position`, and what they grant to every validator."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -98,15 +105,16 @@ class GrantTable:
         self._stakes = StakeTable()
         self._terms: list[BlockTerms] = []
         self._terms_at = StepFunction()
-        self._times: _BlockTimes | None = None
+        self._block_times: _BlockTimes | None = None
+        """Built when it is first needed, and again after each new block."""
 
     @property
     def settings(self) -> RecordedSettings:
-        """The settings that apply."""
+        """The settings at `position`."""
         return self._chain.settings
 
     def fold(self, row: Row) -> None:
-        """Takes the next row of the log; what is no fact is no concern."""
+        """Fold the next row of the log; rows that are no facts only move `position`."""
         self.position = row.position
         if row.stream not in FACT_STREAMS:
             return
@@ -123,7 +131,7 @@ class GrantTable:
                 )
 
     def granted_ns(self, validator_ss58: str, miner_ss58: str, executor_class: str, block: int) -> int:
-        """The allowance of a block in an account; 0 is no grant."""
+        """Return the allowance of a block in an account; 0 is no grant."""
         account = self._account(miner_ss58, executor_class)
         blocks = self._chain.blocks
         start_ns, end_ns = blocks.created_at_ns(block), blocks.created_at_ns(block + 1)
@@ -134,21 +142,24 @@ class GrantTable:
         return terms.unit_ns(end_ns - start_ns, stake, total_stake) * account.counts.at(block)
 
     def invalidated_below_at(self, miner_ss58: str, executor_class: str, block: int) -> int:
-        """Below this block, the account's blocks are invalidated by drops at that block or before; 0 where none are."""
+        """Return the block below which the account's blocks are invalidated by drops at `block` or before; 0: none."""
         account = self._account(miner_ss58, executor_class)
         drops = self._chain.drops.get(account.stream, ()) if account is not None else ()
         at = bisect_right(drops, block)
         return drops[at - 1] if at else 0
 
     def newest_at(self, at_ns: int) -> int | None:
-        """The newest block at a time; None before the first known block, and at or after the last."""
-        if self._times is None:
-            self._times = _BlockTimes(self._chain)
-        return self._times.newest_at(at_ns)
+        """Return the newest block at a time; None before the first known block, and at or after the last.
+
+        At the last block and after it, a newer one may exist that is not recorded yet.
+        """
+        if self._block_times is None:
+            self._block_times = _BlockTimes(self._chain)
+        return self._block_times.newest_at(at_ns)
 
     def span_ns(self) -> tuple[int, int] | None:
-        """When the first and the last known block were made."""
-        first = next(self._chain.blocks.known(), None)
+        """Return the times of the first and the last known block; None if none is known."""
+        first = next(self._chain.blocks.recorded_blocks(), None)
         if first is None:
             return None
         blocks = self._chain.blocks
@@ -157,11 +168,11 @@ class GrantTable:
     def _record_block(self, position: int, event: BlockRecorded) -> None:
         chain, number = self._chain, event.number
         chain.apply_block(position, event)
-        self._times = None
+        self._block_times = None
         self._stakes.record(number, chain.last_metagraph.stakes)
         for block in (number - 1, number):
             if block in chain.blocks and block + 1 in chain.blocks:
-                # Each block is finalized once: by the later of the two that make its duration known.
+                # Blocks may arrive in any order: a block is finalized by the later of itself and its successor.
                 self._terms_at.assign(block, block + 1, len(self._terms) - 1)
 
     def _account(self, miner_ss58: str, executor_class: str) -> Account | None:
@@ -169,14 +180,14 @@ class GrantTable:
 
 
 class _BlockTimes:
-    """The known blocks in order, to look a time up in.
+    """An index of the known blocks by time.
 
-    Blocks on both sides of a hole may have times in the wrong order, so that the newest block at a time is not found
-    by halving over the times themselves; it is over the earliest time of all blocks from each one on.
+    Only neighbours are checked to be in order of time when they are recorded. Blocks on two sides of a hole may be in
+    the wrong order, so the times themselves cannot be bisected; the minimum of all times from each block on can.
     """
 
     def __init__(self, chain: Chain) -> None:
-        self._numbers = array("q", chain.blocks.known())
+        self._numbers = array("q", chain.blocks.recorded_blocks())
         times_ns = [chain.blocks.created_at_ns(number) for number in self._numbers]
         self._first_ns, self._last_ns = (times_ns[0], times_ns[-1]) if times_ns else (0, 0)
         for at in range(len(times_ns) - 2, -1, -1):

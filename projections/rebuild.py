@@ -1,7 +1,7 @@
-"""Everything derived made anew from the log, beside what is there, compared with it, and put in its place.
+"""Rebuild of everything derived: built from the log beside the stored tables, compared with them, then put live.
 
-The history is written as a shadow generation while appends go on and readers read the live one; snapshots are
-compared with the state folded from the first event. Nothing that is stored is believed.
+The history is written as a shadow generation while appends go on and readers read the live one. Snapshots are compared
+with the state folded from the first event. Nothing derived that is stored goes into the result.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -22,7 +21,7 @@ from projections.history.projector import ROWS_PER_TRANSACTION, Projector
 from projections.history.rows import BucketRun, HistoryRow, fold_tail
 
 from .availability import Availability
-from .snapshots import ProgressReport, Snapshot, SnapshotStore
+from .snapshots import ProgressReport, Snapshot, SnapshotStore, payload_digest, snapshot_of
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
@@ -33,14 +32,16 @@ T = TypeVar("T", HistoryRow, BucketRun)
 
 What = Literal["reservation", "blocks", "snapshot", "state"]
 
-LISTED = 100
-READ_LINES = 1000
+LISTED_DIFFERENCES = 100
+"""Further differences are only counted: a damaged table may differ in every row."""
+COMPARED_ROWS = 1000
+"""Rows of either history in memory at a time."""
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """Where what was there is not what the log says: the fields in which they differ, None where there is nothing.
+    """A difference between stored and rebuilt data: the differing fields of both, or None if one of them is missing.
 
-    `position`: the event that made the reservation, or at which the snapshot or the state stands.
+    `position`: of the event that made the reservation, or of the snapshot or state.
     """
 
     what: What
@@ -50,10 +51,11 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class RebuildReport(msgspec.Struct, frozen=True):
-    """What a rebuild came to.
+    """The result of a rebuild.
 
-    `position`: how far the new history reaches. `compared_until`: how far the old one was compared, 0 where there was
-    none of this release. `differences` are the first of `different`.
+    `position`: of the last event in the new history. `compared_until`: the position up to which the old history was
+    compared, 0 if there was none of this release. `reservations`: rows of the new history. `snapshots`: stored
+    snapshots that were compared. `different`: the number of differences, of which `differences` has the first.
     """
 
     position: int
@@ -69,35 +71,36 @@ class Rebuild:
 
     def __init__(self, store: Store, snapshots: SnapshotStore) -> None:
         self.state = Availability()
-        """The state, folded from the first event as far as the rebuild has come."""
+        """The fold of the log from its first event, up to where the rebuild is."""
         self._store = store
         self._snapshots = snapshots
         self._model = HistoryModel(store)
         self._projector = Projector(store)
-        self._stored: dict[int, Snapshot] = {}
+        self._unchecked: dict[int, Snapshot] = {}
         self._different = 0
         self._differences: list[Difference] = []
         self._damaged: list[int] = []
 
     async def run(self, progress: ProgressReport | None) -> RebuildReport:
-        """Builds, compares, swaps.
+        """Build the shadow, compare it with the live history, and put it live.
 
-        Raises `RebuildOvertaken`, and `ProjectionStopped` or `CorruptLedger` at an event that cannot be taken; the
-        live history is then as it was.
+        Raises `RebuildOvertaken` if another rebuild began meanwhile, and `ProjectionStopped` or `CorruptLedger` at an
+        event that cannot be applied. The live history is then unchanged.
         """
-        self._stored = await self._snapshots.all()
-        snapshots = len(self._stored)
+        self._unchecked = await self._snapshots.all()
+        snapshots = len(self._unchecked)
         shadow = await self._projector.begin_shadow()
         await delete_unreferenced_rows(self._store)
         try:
             shadow = await self._build(shadow, progress)
             compared_until = await self._compare(shadow)
+            # The comparison takes time in which events are appended: a second, short pass leaves little lag.
             shadow = await self._build(shadow, progress)
             if not await self._projector.go_live(shadow):
                 raise RebuildOvertaken(shadow.position)
         except Exception:
             with suppress(AllowanceException):
-                await self._projector.give_up(shadow)
+                await self._projector.discard_shadow(shadow)
                 await delete_unreferenced_rows(self._store)
             raise
         await delete_unreferenced_rows(self._store)
@@ -108,25 +111,27 @@ class Rebuild:
         )
 
     async def compare_state(self, position: int, payload: bytes) -> bool:
-        """Whether a state that stands at a position is, byte for byte, the one that the log gives."""
+        """Return True if an encoded state equals the fold of the log up to its position, byte for byte."""
         while self.state.position < position:
             rows = await self._store.read(self.state.position)
             self.state.fold([row for row in rows if row.position <= position])
             await yield_to_writers()
         rebuilt = encode_state(self.state)
         if rebuilt != payload:
-            self._differ("state", position, {"digest": _digest(payload)}, {"digest": _digest(rebuilt)})
+            found, expected = payload_digest(payload).hex(), payload_digest(rebuilt).hex()
+            self._add_difference("state", position, {"digest": found}, {"digest": expected})
         return rebuilt == payload
 
     def report_with(self, report: RebuildReport) -> RebuildReport:
-        """The report with the differences that were found after it."""
+        """Return a report of `run` with the differences that `compare_state` has found since."""
         return msgspec.structs.replace(report, different=self._different, differences=self._differences)
 
     async def _build(self, shadow: Checkpoint, progress: ProgressReport | None) -> Checkpoint:
-        """Brings the shadow, and the state, to the log's head."""
+        """Project and fold the log up to its head as it is now."""
         head = (await self._store.head()).position
         while shadow.position < head:
             rows = await self._store.read(shadow.position)
+            # At least once, also without rows: `_advance` then raises that an event is missing.
             for start in range(0, max(1, len(rows)), ROWS_PER_TRANSACTION):
                 shadow = await self._advance(shadow, rows[start : start + ROWS_PER_TRANSACTION])
                 await yield_to_writers()
@@ -135,7 +140,7 @@ class Rebuild:
         return shadow
 
     async def _advance(self, shadow: Checkpoint, rows: list[Row]) -> Checkpoint:
-        """Takes the next rows into the shadow, and into the state."""
+        """Project the next events into the shadow and fold them into the state."""
         tail, stopped = fold_tail(shadow.position, rows)
         if stopped is not None:
             raise stopped
@@ -146,76 +151,82 @@ class Rebuild:
         return expected
 
     def _fold(self, rows: list[Row]) -> None:
-        """Evolves the state, and looks at each stored snapshot as it comes by."""
+        """Fold events into the state, and stop at the positions of stored snapshots to compare them."""
         start = 0
         for at, row in enumerate(rows, start=1):
-            taken = self._stored.pop(row.position, None)
-            if taken is not None:
+            snapshot = self._unchecked.pop(row.position, None)
+            if snapshot is not None:
                 self.state.fold(rows[start:at])
                 start = at
-                self._look_at(taken)
+                self._compare_snapshot(snapshot)
         self.state.fold(rows[start:])
 
-    def _look_at(self, taken: Snapshot) -> None:
-        rebuilt = Snapshot(self.state.position, self.state.hash, encode_state(self.state))
-        if taken != rebuilt:
-            self._damaged.append(taken.position)
-            self._differ("snapshot", taken.position, _shown_snapshot(taken), _shown_snapshot(rebuilt))
+    def _compare_snapshot(self, snapshot: Snapshot) -> None:
+        rebuilt = snapshot_of(self.state)
+        if snapshot != rebuilt:
+            self._damaged.append(snapshot.position)
+            found, expected = _snapshot_fields(snapshot), _snapshot_fields(rebuilt)
+            self._add_difference("snapshot", snapshot.position, found, expected)
 
     async def _renew_snapshots(self) -> None:
-        """Saves the rebuilt state, in the place of what is damaged or stands where the log has no event."""
-        for position, taken in self._stored.items():
+        """Save the rebuilt state; drop the snapshots that are damaged or at positions without an event."""
+        for position, snapshot in self._unchecked.items():
             self._damaged.append(position)
-            self._differ("snapshot", position, _shown_snapshot(taken), None)
-        taken = Snapshot(self.state.position, self.state.hash, encode_state(self.state))
-        await self._snapshots.save(taken, dropped=self._damaged)
+            self._add_difference("snapshot", position, _snapshot_fields(snapshot), None)
+        await self._snapshots.save(snapshot_of(self.state), dropped=self._damaged)
 
     async def _compare(self, shadow: Checkpoint) -> int:
-        """Compares the two histories as they stood where the one behind stands; they may both go on meanwhile."""
+        """Compare both histories as they were at the lower of their checkpoints; return that position.
+
+        Readers and writers may project into the live history meanwhile, so rows are compared as of a position.
+        """
         live = await self._model.live()
-        at = min(live.position, shadow.position)
+        until = min(live.position, shadow.position)
         if live == NO_CHECKPOINT:
             return 0
-        async for found, rebuilt in _different(
-            self._lines(live.generation, at), self._lines(shadow.generation, at), lambda line: (line.position,)
+        async for found, rebuilt in _differing_pairs(
+            self._rows(live.generation, until), self._rows(shadow.generation, until), lambda row: (row.position,)
         ):
-            self._differ_in("reservation", found, rebuilt)
-        async for piece, rebuilt_piece in _different(
-            self._pieces(live.generation, at), self._pieces(shadow.generation, at), lambda piece: piece[:3]
+            self._add_differing_fields("reservation", found, rebuilt)
+        async for found_run, rebuilt_run in _differing_pairs(
+            self._bucket_runs(live.generation, until),
+            self._bucket_runs(shadow.generation, until),
+            lambda bucket_run: bucket_run[:3],
         ):
-            self._differ_in("blocks", piece, rebuilt_piece)
-        return at
+            self._add_differing_fields("blocks", found_run, rebuilt_run)
+        return until
 
-    async def _lines(self, generation: int, at: int) -> AsyncIterator[HistoryRow]:
+    async def _rows(self, generation: int, until: int) -> AsyncIterator[HistoryRow]:
         after = 0
         while True:
-            async with self._store.read_connection() as connection:
-                lines = await self._model.lines(
+            # A connection per batch, because an open one would make a fork, and in memory every writer, wait.
+            async with self._model.connection() as connection:
+                rows = await self._model.rows(
                     connection,
                     generation,
-                    partial(_after, after, at),
+                    partial(_position_in, after, until),
                     newest_first=False,
-                    limit=READ_LINES,
+                    limit=COMPARED_ROWS,
                 )
-            for line in lines:
-                yield line.as_of(at)
-            if len(lines) < READ_LINES:
+            for row in rows:
+                yield row.as_of(until)
+            if len(rows) < COMPARED_ROWS:
                 return
-            after = lines[-1].position
+            after = rows[-1].position
 
-    async def _pieces(self, generation: int, at: int) -> AsyncIterator[BucketRun]:
+    async def _bucket_runs(self, generation: int, until: int) -> AsyncIterator[BucketRun]:
         last = BucketRun(-1, 0, 0, 0)
         while True:
-            async with self._store.read_connection() as connection:
-                pieces = await self._model.pieces(connection, generation, last, READ_LINES)
-            for piece in pieces:
-                if piece.position <= at:
-                    yield piece
-            if len(pieces) < READ_LINES:
+            async with self._model.connection() as connection:
+                bucket_runs = await self._model.bucket_runs(connection, generation, last, COMPARED_ROWS)
+            for bucket_run in bucket_runs:
+                if bucket_run.position <= until:
+                    yield bucket_run
+            if len(bucket_runs) < COMPARED_ROWS:
                 return
-            last = pieces[-1]
+            last = bucket_runs[-1]
 
-    def _differ_in(
+    def _add_differing_fields(
         self, what: What, found: HistoryRow | BucketRun | None, rebuilt: HistoryRow | BucketRun | None
     ) -> None:
         one, other = found or rebuilt, rebuilt or found
@@ -223,23 +234,25 @@ class Rebuild:
             return
         names = [name for name in one._fields if not (found and rebuilt) or getattr(one, name) != getattr(other, name)]
         position = other.position
-        self._differ(what, position, found and _shown(found, names), rebuilt and _shown(rebuilt, names))
+        self._add_difference(what, position, found and _shown(found, names), rebuilt and _shown(rebuilt, names))
 
-    def _differ(self, what: What, position: int, found: dict[str, Any] | None, rebuilt: dict[str, Any] | None) -> None:
+    def _add_difference(
+        self, what: What, position: int, found: dict[str, Any] | None, rebuilt: dict[str, Any] | None
+    ) -> None:
         self._different += 1
-        if len(self._differences) < LISTED:
+        if len(self._differences) < LISTED_DIFFERENCES:
             self._differences.append(Difference(what, position, found, rebuilt))
 
 
-def _after(after: int, until: int, columns: Columns) -> list[ColumnElement[bool]]:
-    """That a line stands after one position, up to another."""
+def _position_in(after: int, until: int, columns: Columns) -> list[ColumnElement[bool]]:
+    """Return the condition that a row's position is in `(after, until]`."""
     return [columns.position > after, columns.position <= until]
 
 
-async def _different(
+async def _differing_pairs(
     found: AsyncIterator[T], rebuilt: AsyncIterator[T], key: Callable[[T], tuple[int, ...]]
 ) -> AsyncIterator[tuple[T | None, T | None]]:
-    """Where two streams in the order of a key differ."""
+    """Merge two iterators that are sorted by a key; yield the pairs that differ, None for a missing partner."""
     one, other = await anext(found, None), await anext(rebuilt, None)
     while one is not None or other is not None:
         if other is None or (one is not None and key(one) < key(other)):
@@ -263,9 +276,5 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
 
 
-def _shown_snapshot(taken: Snapshot) -> dict[str, Any]:
-    return {"hash": taken.hash.hex(), "digest": _digest(taken.payload)}
-
-
-def _digest(payload: bytes) -> str:
-    return blake2b(payload, digest_size=32).hexdigest()
+def _snapshot_fields(snapshot: Snapshot) -> dict[str, Any]:
+    return {"hash": snapshot.hash.hex(), "digest": payload_digest(snapshot.payload).hex()}

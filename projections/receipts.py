@@ -1,7 +1,8 @@
-"""Receipts of other validators, checked against what this ledger knows of the chain.
+"""Receipts of other validators, checked against the chain facts in this ledger.
 
-A receipt says that a validator ran a job on a miner and paid with certain blocks. The bookkeeper takes receipts in
-order and starts with nothing spent; our own reservations are no concern of its.
+A receipt says that a validator ran a job on a miner and paid with certain blocks. The bookkeeper processes receipts in
+order and starts with nothing spent; it ignores this ledger's own reservations. Source of the rules and of the range of
+blocks: ComputeHorde, whose validators check each other's receipts.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ BlockVerdict = Literal["outside_range", "double_spent", "invalidated", "without_
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What a validator claims: a job that started then on that miner, of so many seconds, paid with these blocks.
+    """A validator's claim that it ran a job on a miner and paid for it with blocks of its own account.
 
-    `started_at` is aware; `allowance_seconds` are executor-seconds above 0; a block named twice counts once.
+    `started_at` is aware; `allowance_seconds` are executor-seconds above 0; a block that is listed twice counts once.
     """
 
     validator_ss58: str
@@ -37,11 +38,11 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class ReceiptOutcome(msgspec.Struct, frozen=True):
-    """What became of a receipt. Each offered block is in exactly one of the five lists, ascending.
+    """The outcome of a receipt. Each offered block is in exactly one of the five lists, ascending.
 
-    `job_start_block` is the newest block at the job's start. Where the `spendable` blocks, worth
-    `spendable_seconds`, reach the amount, the receipt is `spent` and exactly they are `blocks`; else it is refused,
-    and `blocks` is empty.
+    `job_start_block` is the newest block at the job's start. If the `spendable` blocks, worth `spendable_seconds`, sum
+    to at least the amount, the receipt is `spent` and `blocks` are exactly they. Otherwise it is refused, and `blocks`
+    is empty.
     """
 
     receipt: Receipt
@@ -57,7 +58,7 @@ class ReceiptOutcome(msgspec.Struct, frozen=True):
 
 
 class PayingAccount(NamedTuple):
-    """The account that a receipt is paid from; its validator need not be ours."""
+    """The account that a receipt is paid from; its validator may be any, not only this ledger's."""
 
     validator_ss58: str
     miner_ss58: str
@@ -65,9 +66,9 @@ class PayingAccount(NamedTuple):
 
 
 class Bookkeeper:
-    """Takes receipts in order; what one has spent, no later one on the same account can spend again.
+    """Processes receipts in order: a block that one has spent is spent for every later one on the same account.
 
-    It stands at one `position` of the log until it is brought further. Not for several threads at once.
+    It knows the facts up to one `position` of the log, until `follow` reads further. Not for several threads at once.
     """
 
     def __init__(self) -> None:
@@ -76,16 +77,16 @@ class Bookkeeper:
 
     @property
     def position(self) -> int:
-        """The last event of the log that it has seen."""
+        """The position of the last event that was read."""
         return self._grants.position
 
     def take(self, receipt: Receipt) -> ReceiptOutcome:
-        """Checks a receipt and, where its spendable blocks are worth its amount, spends exactly those.
+        """Check a receipt; if its spendable blocks are worth its amount, spend exactly those.
 
-        Raises `TimeOutOfRange` where the known blocks do not cover the job's start, and `InvalidInput`; neither
-        spends anything.
+        Raises `TimeOutOfRange` if the known blocks do not cover the job's start, and `InvalidInput`; neither spends
+        anything.
         """
-        payer, started_at_ns, offered, amount_ns = _checked(receipt)
+        payer, started_at_ns, offered, amount_ns = _validated(receipt)
         start = self._grants.newest_at(started_at_ns)
         if start is None:
             raise self._out_of_range(started_at_ns)
@@ -97,8 +98,8 @@ class Bookkeeper:
             "spendable": [],
         }
         spendable_ns = 0
-        for block, word, granted_ns in self._classified(payer, start, offered):
-            found[word].append(block)
+        for block, verdict, granted_ns in self._classified(payer, start, offered):
+            found[verdict].append(block)
             spendable_ns += granted_ns
         spent = spendable_ns >= amount_ns
         blocks = found["spendable"].copy() if spent else []
@@ -107,17 +108,21 @@ class Bookkeeper:
         return ReceiptOutcome(receipt, spent, blocks, start, seconds(spendable_ns), **found)
 
     async def follow(self, store: Store, until: int) -> None:
-        """Takes the log's facts up to a position."""
+        """Read the log's facts up to a position."""
         while self.position < until:
             for row in await store.read(self.position):
                 if row.position <= until:
                     self._grants.fold(row)
-            await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
+            await asyncio.sleep(0)  # A long fold yields the event loop after each page.
 
     def _classified(
         self, payer: PayingAccount, start: int, offered: Iterable[int]
     ) -> Iterator[tuple[int, BlockVerdict, int]]:
-        """Each block with the first word that applies to it, and what it may be spent for."""
+        """Yield each block with the first verdict that applies, and its worth in ns if it is spendable.
+
+        The range of ages is `block_expiry_blocks` (722) as for reservations, extended by the leeway (15 blocks older,
+        0 newer), because validators do not see a new block at the same moment. Source: ComputeHorde's validator.
+        """
         settings = self._grants.settings
         first = start - settings.block_expiry_blocks - settings.validation_leeway_lower_blocks
         last = start + settings.validation_leeway_upper_blocks
@@ -140,8 +145,8 @@ class Bookkeeper:
         return TimeOutOfRange(instant(at_ns), first, last)
 
 
-def _checked(receipt: Receipt) -> tuple[PayingAccount, int, list[int], int]:
-    """The receipt's account, start, blocks (each once, ascending) and amount, made exact."""
+def _validated(receipt: Receipt) -> tuple[PayingAccount, int, list[int], int]:
+    """Return account, start in ns, blocks (each once, ascending) and amount in ns. Raises `InvalidInput`."""
     if not isinstance(receipt, Receipt):
         raise InvalidInput("receipt", receipt, "a Receipt")
     payer = PayingAccount(
@@ -151,6 +156,7 @@ def _checked(receipt: Receipt) -> tuple[PayingAccount, int, list[int], int]:
     )
     started_at_ns = instant_ns(receipt.started_at, "started_at")
     blocks: object = receipt.blocks
+    # Receipts come from other validators, so the annotated types are not to be relied on; a text would be iterable.
     if not isinstance(blocks, (list, tuple, set, frozenset, range)):
         raise InvalidInput("blocks", blocks, "a list of block numbers")
     offered = sorted({integer(block, "blocks", 0) for block in blocks})

@@ -1,6 +1,6 @@
-"""What every row of a log must be, whatever its event: typed, dense, and next in the chain of hashes.
+"""Checks that apply to every row of a log, whatever its event: column types, dense positions and versions, the hash.
 
-`verify` asks nothing more, and the audit asks it first.
+`verify` makes no other checks of rows, and the audit makes these first.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from ledger.errors import shortened
 
 from .rules import Rule
 
-_TYPES: tuple[tuple[type, ...], ...] = (
+_JOB_AND_SETTLES_TYPES: tuple[tuple[type, ...], ...] = (
     (NoneType, NoneType, NoneType),
     (str, int, NoneType),
     (NoneType, NoneType, int),
 )
-"""Of job, attempt and settles: a row is about neither, makes a reservation for a job, or ends a reservation."""
-ROW_SHAPES = frozenset((int, str, int, int, key, *about, bytes, bytes) for key in (str, NoneType) for about in _TYPES)
+"""Types of job, attempt and settles: a row has none of them, reserves for a job, or settles a reservation."""
+ROW_SHAPES = frozenset(
+    (int, str, int, int, key, *types, bytes, bytes) for key in (str, NoneType) for types in _JOB_AND_SETTLES_TYPES
+)
 _numbers = Struct(">qqqqq").pack
 _length = Struct(">i").pack
 _NO_TEXT = _length(-1)
 UNHASHABLE = (StructError, TypeError, AttributeError, ValueError, OverflowError)
-"""What columns raise that no row can have had."""
+"""Errors of hashing values that no appended row can have had."""
 COLUMN_TYPES: dict[str, tuple[type, ...]] = {
     "position": (int,),
     "stream": (str,),
@@ -45,7 +47,7 @@ COLUMN_TYPES: dict[str, tuple[type, ...]] = {
 
 
 class RowProblem(NamedTuple):
-    """What is wrong with a row; `position` is where the log goes wrong, which for a hole is before the row."""
+    """A broken rule; `position` is the first bad position, which for missing rows is before the row that was read."""
 
     position: int
     rule: Rule
@@ -54,17 +56,20 @@ class RowProblem(NamedTuple):
 
 
 class _Stream:
-    """A stream's last version, and its name as rows are hashed with it: every row of it bears the same."""
+    """A stream's last version, and its name encoded for hashing: encoding it for each of its rows would be slow."""
 
-    __slots__ = ("hashed", "version")
+    __slots__ = ("encoded", "version")
 
     def __init__(self, stream: str) -> None:
         self.version = 0
-        self.hashed = _hashed(stream)
+        self.encoded = _encoded(stream)
 
 
 class RowChecker:
-    """Follows a log row by row. After a row that does not fit it goes on from there."""
+    """Checks a log row by row; after a bad row it goes on with the values of that row.
+
+    So one change is one finding, and not a finding for every row after it.
+    """
 
     def __init__(self) -> None:
         self.position = 0
@@ -72,14 +77,15 @@ class RowChecker:
         self._streams: dict[str, _Stream] = {}
 
     def version(self, stream: str) -> int:
-        """The last version of a stream; 0 where it has none."""
+        """Return the last version of a stream, 0 if it has no row."""
         known = self._streams.get(stream)
         return 0 if known is None else known.version
 
     def check(self, row: Row) -> Sequence[RowProblem]:
-        """What is wrong with the next row; usually nothing.
+        """Return what is wrong with the next row, usually nothing.
 
-        What a row nearly always is, is told at once. One that does not fit is looked at anew, by the ledger's own hash.
+        This is the hot loop of `verify` and the audit, so it hashes a row without looking at each column, in the same
+        bytes as `ledger.codec.row_hash`. Only a row that fails is checked column by column, with `row_hash` itself.
         """
         position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, stored = row
         try:
@@ -87,17 +93,17 @@ class RowChecker:
             parts = (
                 self.hash,
                 _numbers(position, version, recorded_at_ns, attempt or 0, settles or 0),
-                known.hashed,
-                _NO_TEXT if key is None else _hashed(key),
-                _NO_TEXT if job_uuid is None else _hashed(job_uuid),
+                known.encoded,
+                _NO_TEXT if key is None else _encoded(key),
+                _NO_TEXT if job_uuid is None else _encoded(job_uuid),
                 _length(len(payload)),
                 payload,
             )
             computed = sha256(b"".join(parts)).digest()
         except UNHASHABLE:
             return self._problems(row)
-        # Only values of the right types can be hashed, but for 0 and all that is empty: these are hashed as absent
-        # ones are, and never stored.
+        # A value of another type cannot be hashed, except 0 and empty values of any type: they have the same hash as
+        # an absent value, so the hash alone would let them pass in `attempt` and `settles`.
         if attempt is None:
             shaped = job_uuid is None and (settles is None or settles)
         else:
@@ -112,18 +118,19 @@ class RowChecker:
         return self._problems(row)
 
     def _problems(self, row: Row) -> list[RowProblem]:
-        place = self.position + 1
-        if type(row.position) is not int or row.position < place:
-            # The row belongs nowhere, and the log goes on as if it were not there.
-            at = place if type(row.position) is not int else min(max(row.position, 1), place)
-            return [*self._misshapen(at, row), _misplaced(at, place, row)]
-        problems = self._misshapen(place, row)
-        if row.position > place:
-            problems.append(_missing(place, row.position))
+        expected = self.position + 1
+        if type(row.position) is not int or row.position < expected:
+            # A row at an earlier or at no position is skipped: the rows after it may follow those before it.
+            at = expected if type(row.position) is not int else min(max(row.position, 1), expected)
+            return [*_column_problems(at, row), _position_problem(at, expected, row)]
+        problems = _column_problems(expected, row)
+        if row.position > expected:
+            # The hash cannot be checked: the hash of the row before it is missing too.
+            problems.append(_missing_rows_problem(expected, row.position))
         else:
-            problems += self._unchained(place, row)
+            problems += self._hash_problems(row)
         if type(row.stream) is str and type(row.version) is int:
-            problems += self._misversioned(row)
+            problems += self._version_problems(row)
             self._stream(row.stream).version = row.version
         self.position = row.position
         self.hash = row.hash if type(row.hash) is bytes else b""
@@ -134,27 +141,25 @@ class RowChecker:
             self._streams[stream] = _Stream(stream)
         return self._streams[stream]
 
-    def _misshapen(self, place: int, row: Row) -> list[RowProblem]:
-        return [RowProblem(place, Rule.ROW_COLUMNS, message, details) for message, details in _misshapen(row)]
-
-    def _unchained(self, place: int, row: Row) -> list[RowProblem]:
+    def _hash_problems(self, row: Row) -> list[RowProblem]:
         computed = _hash_of(self.hash, row)
         if computed == row.hash:
             return []
         details = {"stored": _shown(row.hash), "computed": None if computed is None else computed.hex()}
-        return [RowProblem(place, Rule.HASH_CHAIN, "the row is not what was hashed after the row before it", details)]
+        message = "the row's hash is not that of its columns and the row before it"
+        return [RowProblem(row.position, Rule.HASH_CHAIN, message, details)]
 
-    def _misversioned(self, row: Row) -> list[RowProblem]:
+    def _version_problems(self, row: Row) -> list[RowProblem]:
         expected = self.version(row.stream) + 1
         if row.version == expected:
             return []
-        message = f"version {row.version} of a stream that stands at {expected - 1}"
+        message = f"the stream's next version must be {expected}, got {row.version}"
         details = {"stream": _shown(row.stream), "expected": expected}
         return [RowProblem(row.position, Rule.DENSE_VERSIONS, message, details)]
 
 
-def _hashed(text: str) -> bytes:
-    """A text as rows are hashed with it."""
+def _encoded(text: str) -> bytes:
+    """Return a text as it is hashed: its length and its UTF-8. Text that was no UTF-8 is read as surrogates."""
     try:
         encoded = text.encode()
     except UnicodeEncodeError:
@@ -162,19 +167,23 @@ def _hashed(text: str) -> bytes:
     return _length(len(encoded)) + encoded
 
 
-def _missing(place: int, found: int) -> RowProblem:
+def _missing_rows_problem(expected: int, found: int) -> RowProblem:
     last = found - 1
-    missing = f"position {place} is missing" if last == place else f"positions {place} to {last} are missing"
-    return RowProblem(place, Rule.DENSE_POSITIONS, missing, {"expected": place, "found": found})
+    missing = f"position {expected} is missing" if last == expected else f"positions {expected} to {last} are missing"
+    return RowProblem(expected, Rule.DENSE_POSITIONS, missing, {"expected": expected, "found": found})
 
 
-def _misplaced(at: int, place: int, row: Row) -> RowProblem:
-    message = f"a row that says it is at {shortened(row.position)} stands where {place} belongs"
-    return RowProblem(at, Rule.DENSE_POSITIONS, message, {"expected": place, "found": _shown(row.position)})
+def _position_problem(at: int, expected: int, row: Row) -> RowProblem:
+    message = f"the next row must be at position {expected}, got {shortened(row.position)}"
+    return RowProblem(at, Rule.DENSE_POSITIONS, message, {"expected": expected, "found": _shown(row.position)})
 
 
-def _misshapen(row: Row) -> list[tuple[str, dict[str, Any]]]:
-    """The columns that are not what columns are: by type, by value, or by what stands beside them."""
+def _column_problems(at: int, row: Row) -> list[RowProblem]:
+    return [RowProblem(at, Rule.ROW_COLUMNS, message, details) for message, details in _wrong_columns(row)]
+
+
+def _wrong_columns(row: Row) -> list[tuple[str, dict[str, Any]]]:
+    """Return message and details for each column with a wrong type or value, else for a wrong combination."""
     wrong = [
         (f"{name} is {shortened(value)}", {"column": name, "found": _shown(value)})
         for (name, types), value in zip(COLUMN_TYPES.items(), row, strict=True)
@@ -183,11 +192,11 @@ def _misshapen(row: Row) -> list[tuple[str, dict[str, Any]]]:
     if wrong or tuple(map(type, row)) in ROW_SHAPES:
         return wrong
     details = {name: _shown(getattr(row, name)) for name in ("job_uuid", "attempt", "settles")}
-    return [("job_uuid and attempt go together, and neither with settles", details)]
+    return [("a row must have job_uuid and attempt, or settles, or none of the three", details)]
 
 
 def _hash_of(previous: bytes, row: Row) -> bytes | None:
-    """The row's hash after another; None where its columns cannot be hashed."""
+    """Return the row's hash after another hash; None if its columns cannot be hashed."""
     try:
         return row_hash(previous, row)
     except UNHASHABLE:
@@ -195,7 +204,7 @@ def _hash_of(previous: bytes, row: Row) -> bytes | None:
 
 
 def _shown(value: object) -> Any:
-    """A stored value as findings show it."""
+    """Return a stored value as findings show it."""
     if isinstance(value, bytes):
         return shortened(value.hex())[1:-1]
     return value if value is None or isinstance(value, int) else shortened(value)

@@ -1,4 +1,4 @@
-"""The rules that an audit checks, each under a name that stays, and what breaks them."""
+"""The rules that an audit checks, and findings: violations of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import msgspec
 from ledger.errors import shortened
 
 MOST_FINDINGS = 10_000
-"""Findings beyond these are counted only: a hostile log may break a rule with every event."""
+"""Further findings are only counted: a hostile log may break a rule with every event."""
 
 MOST_SHOWN = 50
+"""Items of a list in a finding's details."""
 LARGEST_BITS = 64
+"""Larger integers are shown as shortened text: a JSON reader may not accept them."""
 
 
 class Rule(StrEnum):
-    """A rule's name."""
+    """The id of a rule, which never changes: users filter and compare reports by it."""
 
     HASH_CHAIN = "hash-chain"
     DENSE_POSITIONS = "dense-positions"
@@ -63,55 +65,55 @@ class Rule(StrEnum):
 
 
 RULES: dict[Rule, str] = {
-    Rule.HASH_CHAIN: "A row's hash covers its every stored byte and the hash of the row before it.",
-    Rule.DENSE_POSITIONS: "Positions are 1, 2, 3 and so on, without a hole.",
-    Rule.DENSE_VERSIONS: "Versions of a stream are 1, 2, 3 and so on, without a hole.",
-    Rule.ROW_COLUMNS: "Each column has its type and form, and is there where its event needs it and nowhere else.",
-    Rule.HEAD_ROW: "The head says where the last row stands, and what its hash and time are.",
-    Rule.RECORDED_TIMES: "Recorded times never go back.",
+    Rule.HASH_CHAIN: "A row's hash is that of all its columns and the hash of the row before it.",
+    Rule.DENSE_POSITIONS: "Positions are 1, 2, 3 and so on, without a gap.",
+    Rule.DENSE_VERSIONS: "Versions of a stream are 1, 2, 3 and so on, without a gap.",
+    Rule.ROW_COLUMNS: "Each column has its type and form, and is set exactly for the events that need it.",
+    Rule.HEAD_ROW: "The head row has the position, hash and time of the last event.",
+    Rule.RECORDED_TIMES: "Recorded times never decrease.",
     Rule.READABLE_EVENTS: "Each payload is an event that this release knows.",
-    Rule.STREAM_OF_EVENT: "Each event stands in a stream of its kind.",
-    Rule.OPENING_EVENT: "The first event, and no other, opens the ledger, and names its validator.",
-    Rule.SETTINGS_POSSIBLE: "Recorded settings are such as could be configured.",
-    Rule.FACTS_ONCE: "A block, and a manifest sync at a block, is recorded once; settings, where they differ.",
-    Rule.FACTS_FOLLOW: "A fact has possible values, and as a difference it follows from the fact before it.",
-    Rule.BLOCK_DURATIONS: "A block is later than the one below it.",
-    Rule.GRANTS_FOLLOW: "What the ledger holds to be granted and invalidated is what the facts come to.",
-    Rule.KEYS_ONCE: "An idempotency key stands for one event.",
-    Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and no more than the settings allow.",
-    Rule.JOB_START: "A job starts at a block from 1 on.",
-    Rule.DUE_TIME: "A reservation is due its amount and the margin after it was made.",
-    Rule.DECISION_CLOCK: "A clock that decided differs from the recorded time only by standing before it.",
-    Rule.BLOCKS_ASCENDING: "A reservation's blocks are told as ascending runs that do not touch.",
+    Rule.STREAM_OF_EVENT: "Each event is in a stream of its kind.",
+    Rule.OPENING_EVENT: "The first event, and no other, opens the ledger and names its validator.",
+    Rule.SETTINGS_POSSIBLE: "Recorded settings have values that the configuration accepts.",
+    Rule.FACTS_ONCE: "A block, and a sync at a block, is recorded once; settings are recorded only if they change.",
+    Rule.FACTS_FOLLOW: "A fact has possible values; one stored as a difference fits the fact before it.",
+    Rule.BLOCK_DURATIONS: "A block is later than the block with the number below.",
+    Rule.GRANTS_FOLLOW: "The ledger's granted and invalidated blocks are those that follow from the facts.",
+    Rule.KEYS_ONCE: "An idempotency key belongs to one event.",
+    Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and at most what the settings allow.",
+    Rule.JOB_START: "A job starts at block 1 or later.",
+    Rule.DUE_TIME: "A reservation is due when its amount and the margin have passed since it was decided.",
+    Rule.DECISION_CLOCK: "The clock of a decision is recorded only if it is before the recorded time.",
+    Rule.BLOCKS_ASCENDING: "A reservation's blocks are stored as ascending runs that do not touch.",
     Rule.BLOCKS_GRANTED: "Reserved blocks grant allowance to the account.",
-    Rule.BLOCKS_IN_WINDOW: "Reserved blocks are not older than the settings allow at the job's start.",
+    Rule.BLOCKS_IN_WINDOW: "Reserved blocks are no older than the settings allow at the job's start.",
     Rule.BLOCKS_NOT_INVALIDATED: "Reserved blocks are not invalidated by a drop.",
     Rule.BLOCKS_TAKEN_ONCE: "A block is in at most one reserved or spent reservation of an account.",
-    Rule.BLOCKS_ENOUGH: "Reserved blocks add up to the amount.",
-    Rule.BLOCKS_NO_MORE_THAN_NEEDED: "Without the last reserved block it would be too little.",
-    Rule.BLOCKS_EARLIEST_FIRST: "No free block earlier than a reserved one is left out.",
-    Rule.SETTLES_STANDING: "A settlement ends a standing reservation of its account, and the row says which.",
+    Rule.BLOCKS_ENOUGH: "Reserved blocks sum to at least the amount.",
+    Rule.BLOCKS_NO_MORE_THAN_NEEDED: "Reserved blocks without the last one sum to less than the amount.",
+    Rule.BLOCKS_EARLIEST_FIRST: "No free block before a reserved one is skipped.",
+    Rule.SETTLES_STANDING: "A settlement settles an active reservation of its account, which its row names.",
     Rule.EXPIRES_OVERDUE: "Only an overdue reservation expires.",
     Rule.EXPIRES_WHAT_IS_TAKEN: (
-        "A sweep ends every overdue reservation, by due time, and tells how many; any other expiry stands just before"
-        " the claim that takes its blocks."
+        "`expire_due` expires every overdue reservation, by due time, and records how many; any other expiry is"
+        " directly before the claim that takes its blocks."
     ),
-    Rule.JOB_STANDS_ONCE: "A job has one standing reservation at a time.",
+    Rule.JOB_STANDS_ONCE: "A job has at most one active reservation at a time.",
     Rule.JOB_ATTEMPTS: "A job's reservations are numbered 1, 2, 3 and so on.",
-    Rule.JOB_SPENT_ONCE: "A job that was spent is reserved for no more.",
-    Rule.ROUTING_DECISION: "A routed job went to the first candidate that was not busy, at the newest block.",
-    Rule.ROUTING_AXON: "A route leads to where the metagraph said that the miner listens.",
-    Rule.ROUTING_FEED: "No job is routed on a newest block older than the settings allow.",
-    Rule.CONSERVATION: "What was granted is what is spent, held, invalidated and free together.",
-    Rule.HISTORY_MODEL: "The history says of each reservation what the log says.",
-    Rule.SNAPSHOTS: "A snapshot is, byte for byte, the state that the log gives where it was taken.",
-    Rule.LIVE_STATE: "The state in memory is, byte for byte, the one that the log gives.",
+    Rule.JOB_SPENT_ONCE: "A job whose reservation was spent is not reserved for again.",
+    Rule.ROUTING_DECISION: "A job is routed at the newest block to the first candidate that is not busy.",
+    Rule.ROUTING_AXON: "A route has the miner's axon in the metagraph.",
+    Rule.ROUTING_FEED: "No job is routed if the newest block is older than the settings allow.",
+    Rule.CONSERVATION: "Granted allowance is the sum of spent, actively reserved, invalidated and free allowance.",
+    Rule.HISTORY_MODEL: "The history's rows are those that follow from the log.",
+    Rule.SNAPSHOTS: "A snapshot equals, byte for byte, the fold of the log up to its position.",
+    Rule.LIVE_STATE: "The state in memory equals, byte for byte, the fold of the log.",
 }
-"""What each rule demands."""
+"""The rules in words."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A broken rule: where, which, what is wrong in a sentence, and the facts of the matter by name."""
+    """A violation of a rule at a position; `message` is a sentence, `details` are the values involved by name."""
 
     position: int
     rule: str
@@ -120,47 +122,42 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Findings:
-    """How many findings there are, and those of the lowest positions."""
+    """The number of findings, and the `MOST_FINDINGS` of the lowest positions."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._kept: list[Finding] = []
-        self._beyond: float = inf
-        """Findings from this position on are too many to be listed."""
+        self._listed: list[Finding] = []
+        self._counted_from: float = inf
+        """Findings from this position on are only counted: as many with lower positions are listed."""
 
     @property
     def listed(self) -> list[Finding]:
-        """The first by position; of one position in the order in which they were made."""
+        """The listed findings by position, those of one position in the order in which they were added."""
         self._trim()
-        return self._kept
+        return self._listed
 
     def add(self, position: int, rule: Rule, message: str, **details: Any) -> None:
-        """Notes that a rule is broken at a position."""
+        """Add a violation of a rule at a position."""
         self.count += 1
-        if position < self._beyond:
+        if position < self._counted_from:
             plain = {name: _plain(value) for name, value in details.items()}
-            self._keep(Finding(position, rule.value, message, plain))
+            self._list(Finding(position, rule.value, message, plain))
 
-    def join(self, later: Findings) -> None:
-        """Takes the findings of somebody who went on from here, or who looked at something else."""
-        self.count += later.count
-        for finding in later.listed:
-            self._keep(finding)
-
-    def _keep(self, finding: Finding) -> None:
-        self._kept.append(finding)
-        if len(self._kept) >= 2 * MOST_FINDINGS:
+    def _list(self, finding: Finding) -> None:
+        self._listed.append(finding)
+        # At twice the size, so that sorting costs little for each finding.
+        if len(self._listed) >= 2 * MOST_FINDINGS:
             self._trim()
 
     def _trim(self) -> None:
-        self._kept.sort(key=lambda finding: finding.position)
-        if len(self._kept) > MOST_FINDINGS:
-            del self._kept[MOST_FINDINGS:]
-            self._beyond = self._kept[-1].position
+        self._listed.sort(key=lambda finding: finding.position)
+        if len(self._listed) > MOST_FINDINGS:
+            del self._listed[MOST_FINDINGS:]
+            self._counted_from = self._listed[-1].position
 
 
 def _plain(value: Any) -> Any:
-    """A value of the log as a finding shows it: small, and such as JSON and a terminal can take."""
+    """Return a value of the log for a finding: small, and safe for JSON and for a terminal."""
     if isinstance(value, (list, tuple)):
         shown = [_plain(each) for each in value[:MOST_SHOWN]]
         return [*shown, f"and {len(value) - MOST_SHOWN} more"] if len(value) > MOST_SHOWN else shown

@@ -1,8 +1,8 @@
-"""Snapshots of the state: opening a ledger costs what came after the newest one.
+"""Snapshots of the state, so that opening a ledger folds only the events after the newest one.
 
-A snapshot is derived and never believed: it counts only if its bytes have the digest they were stored with and
-the log still has the row, by position and hash, that it was taken at. What does not count is passed over, and the
-log is folded from further back.
+A snapshot is derived data and never trusted. It counts only if its bytes have the digest with which they were stored
+and the log still has, by position and hash, the row at which it was taken. Other snapshots are skipped, and the log
+is folded from an older one or from its beginning.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from ledger.values import LARGEST_INTEGER
 from .availability import Availability
 
 KEPT_SNAPSHOTS = 2
+"""The newest ones. The second serves if the newest is damaged, and for views of positions before the newest."""
 
 _INSERT = """INSERT INTO allowance_snapshots (ledger, position, model_version, hash, digest, payload)
              VALUES (?, ?, ?, ?, ?, ?)"""
 
 ProgressReport = Callable[[int, int], None]
-"""Called with how many events were read, and how many there are to read, on the ledger's own thread."""
+"""Called on the ledger's own thread with the number of events processed so far and the number of events in all."""
 
 
 class Snapshot(NamedTuple):
-    """A state as bytes, and the row that it was taken at."""
+    """An encoded state, with the position and hash of the last row in it."""
 
     position: int
     hash: bytes
@@ -35,15 +36,15 @@ class Snapshot(NamedTuple):
 
 
 class SnapshotStore:
-    """One ledger's snapshots."""
+    """One ledger's stored snapshots."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self.newest = 0
-        """The position of the newest snapshot that was loaded, saved or looked for here."""
+        """The highest position of a snapshot that this object has loaded, saved or seen; 0 if there is none."""
 
     async def refresh_newest(self) -> None:
-        """Finds out which snapshot is the newest, whoever saved it."""
+        """Look up the newest snapshot: other processes save snapshots too."""
         rows = await self._store.query(
             f"SELECT max(position) FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION}"
@@ -51,90 +52,96 @@ class SnapshotStore:
         self.newest = max(self.newest, *(position or 0 for (position,) in rows))
 
     def take_if_due(self, state: Availability, every_rows: int) -> Snapshot | None:
-        """A snapshot of a committed state, if so many rows have come since the newest."""
+        """Return a snapshot of a committed state if it has at least `every_rows` rows more than the newest snapshot."""
         if state.position - self.newest < every_rows:
             return None
-        return Snapshot(state.position, state.hash, encode_state(state))
+        return snapshot_of(state)
 
     async def load(self, until: int | None = None) -> Availability:
-        """A state to fold on from: the newest snapshot up to a position, or the beginning."""
+        """Return the state of the newest sound snapshot up to a position, or the empty state."""
         before = LARGEST_INTEGER if until is None else until + 1
-        while (stored := await self._newest(before)) is not None:
-            before = stored.position
+        while (snapshot := await self._newest(before)) is not None:
+            before = snapshot.position
             state = Availability()
             try:
-                decode_state(stored.payload, state)
+                decode_state(snapshot.payload, state)
             except Exception:
-                # Whatever is wrong with it: the log has all that it could say.
+                # Damaged bytes may raise anything, and no damage may prevent opening: the log has the same facts.
                 continue
-            if state.position == stored.position and await self._is_of_this_log(stored):
-                self.newest = max(self.newest, stored.position)
+            if state.position == snapshot.position and await self._is_of_this_log(snapshot):
+                self.newest = max(self.newest, snapshot.position)
                 return state
         return Availability()
 
     async def all(self) -> dict[int, Snapshot]:
-        """The stored snapshots by position, sound or not; where the stored digest is wrong, so is the payload here."""
+        """Return the stored snapshots by position, damaged ones too; a payload that fails its digest is marked."""
         rows = await self._store.query(
             f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION}"
         )
-        return {
-            position: Snapshot(position, bytes(a_hash), _checked_payload(payload, digest))
-            for position, a_hash, digest, payload in rows
-        }
+        return {position: _stored_snapshot(position, *columns) for position, *columns in rows}
 
-    async def save(self, taken: Snapshot, dropped: Collection[int] = ()) -> None:
-        """Stores a snapshot; drops those named, and the oldest beyond those kept."""
-        position, ledger = taken.position, self._store.ledger
+    async def save(self, snapshot: Snapshot, dropped: Collection[int] = ()) -> None:
+        """Store a snapshot; delete those at the positions `dropped`, and all but the `KEPT_SNAPSHOTS` newest."""
+        position, ledger = snapshot.position, self._store.ledger
         async with self._store.write_read_models() as transaction:
+            # Of every version: an older release's snapshots would otherwise stay for ever.
             rows = await transaction.query("SELECT position FROM allowance_snapshots WHERE ledger = ?", ledger)
             positions = {each for (each,) in rows}
-            kept = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
-            gone = [each for each in positions if each not in kept or each == position]
+            remaining = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
+            deleted = [each for each in positions if each not in remaining or each == position]
             await transaction.execute_many(
-                "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?", [(ledger, each) for each in gone]
+                "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?",
+                [(ledger, each) for each in deleted],
             )
-            if position in kept:
-                values = (ledger, position, SNAPSHOT_VERSION, taken.hash, _digest(taken.payload), taken.payload)
+            if position in remaining:
+                digest = payload_digest(snapshot.payload)
+                values = (ledger, position, SNAPSHOT_VERSION, snapshot.hash, digest, snapshot.payload)
                 await transaction.execute_many(_INSERT, [values])
         self.newest = max(self.newest, position)
 
     async def _newest(self, before: int) -> Snapshot | None:
-        """The newest snapshot before a position, sound or not."""
+        """Return the newest snapshot before a position, sound or damaged."""
         rows = await self._store.query(
             f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION} AND position < {before} ORDER BY position DESC LIMIT 1"
         )
-        return _snapshot(*rows[0]) if rows else None
+        return _stored_snapshot(*rows[0]) if rows else None
 
-    async def _is_of_this_log(self, taken: Snapshot) -> bool:
-        """Whether the log has the row that it was taken at."""
+    async def _is_of_this_log(self, snapshot: Snapshot) -> bool:
+        """Return True if the log has the row at which the snapshot was taken.
+
+        After a restore, or in a row copied from another ledger, the log may have another row at that position.
+        """
         lookup = Lookup()
-        lookup.positions.add(taken.position)
-        found = (await self._store.find(lookup)).rows.get(taken.position)
-        return found is not None and found.hash == taken.hash
+        lookup.positions.add(snapshot.position)
+        found = (await self._store.find(lookup)).rows.get(snapshot.position)
+        return found is not None and found.hash == snapshot.hash
 
 
 async def state_at(store: Store, position: int, progress: ProgressReport | None = None) -> Availability:
-    """The state as it was right after a position, which the log must have."""
+    """Return the state right after a position, which the log must have."""
     state = await SnapshotStore(store).load(until=position)
     while state.position < position:
         rows = await store.read(state.position)
         state.fold([row for row in rows if row.position <= position])
         if progress is not None:
             progress(state.position, position)
-        await asyncio.sleep(0)  # A long fold lets others have the loop between pages.
+        await asyncio.sleep(0)  # A long fold yields the event loop after each page.
     return state
 
 
-def _snapshot(position: int, a_hash: bytes, digest: bytes, payload: bytes) -> Snapshot:
-    return Snapshot(position, bytes(a_hash), _checked_payload(payload, digest))
+def snapshot_of(state: Availability) -> Snapshot:
+    """Return a snapshot of a state."""
+    return Snapshot(state.position, state.hash, encode_state(state))
 
 
-def _checked_payload(payload: bytes, digest: bytes) -> bytes:
-    """The payload as it was stored; where it is not that any more, bytes that no state has."""
-    return bytes(payload) if _digest(payload) == digest else b"damaged" + bytes(payload)
-
-
-def _digest(payload: bytes) -> bytes:
+def payload_digest(payload: bytes) -> bytes:
+    """Return the digest that is stored beside a payload: BLAKE2b of 32 bytes."""
     return blake2b(payload, digest_size=32).digest()
+
+
+def _stored_snapshot(position: int, a_hash: bytes, digest: bytes, payload: bytes) -> Snapshot:
+    """Return a stored snapshot; a payload that fails its digest becomes bytes that no state is encoded to."""
+    sound = payload_digest(payload) == digest
+    return Snapshot(position, bytes(a_hash), bytes(payload) if sound else b"damaged" + bytes(payload))

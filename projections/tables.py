@@ -1,7 +1,7 @@
-"""The read models' tables. Everything in them is derived from the log and can be made again from it.
+"""The tables of the read models. Everything in them is derived from the log and can be rebuilt from it.
 
-The history's rows belong to a generation. A model that is made anew is a generation of its own beside the live one,
-and becomes live by a change of the checkpoint row that names it.
+Every row of the history belongs to a generation. A rebuilt history is another generation beside the live one, and goes
+live when the checkpoint row names it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ checkpoints = Table(
     Column("position", BigInteger, nullable=False),
 )
 
+# Without rowid, SQLite stores rows in the order of the primary key: the rows of a page are neighbours. Snapshots are
+# too large for that.
 reservations = Table(
     "allowance_reservations",
     metadata,
@@ -78,7 +80,7 @@ INDEXES = {
     "status": ("status",),
     "reserved_at_ns": ("reserved_at_ns",),
 }
-"""By name: what the lines are found by, in the order of their positions."""
+"""Columns by the name of the index. Each index ends with the position, so its rows come in the order of a page."""
 
 for _name, _columns in INDEXES.items():
     Index(
@@ -88,9 +90,9 @@ for _name, _columns in INDEXES.items():
 
 
 class Indexed(TableClause):
-    """The reservations, read by one of their indexes; by their positions where none is named.
+    """The table of reservations, read through one of its indexes; None is the primary key.
 
-    SQLite has to be told which: it takes a generation to have few rows, and would rather read all of them.
+    SQLite needs the hint: it expects few rows in a generation, and would read all of them by the primary key.
     """
 
     inherit_cache = False

@@ -1,4 +1,7 @@
-"""The order in which a job tries its candidates: best first, and among equals as the job's uuid draws."""
+"""The tie-break: the order in which a job tries candidates that are equally good, drawn from the job's uuid.
+
+Source: this project's own rule, `semantics.md`, "Routing". The audit repeats it in code of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ T = TypeVar("T", bound=tuple[Any, ...])
 
 
 def in_trial_order(entries: list[T], amount_ns: int, job_uuid: str) -> Iterator[T]:
-    """The ranked entries with at least the amount, in the order in which this job tries them.
+    """Yield the entries with at least the amount, best first, in the order in which this job tries them.
 
-    Each begins with its earliest block, its share left and its available ns, the last two as negative numbers.
-
-    Entries with equal earliest block and equal share left stand in an order drawn from the job's uuid, so that
-    routers at work at once do not all run into the same miner. The draw is pure: it can be replayed.
+    `entries` are sorted tuples that begin with the earliest block, minus the share left, and minus the available ns.
+    Entries with equal earliest block and equal share left are tried in an order that depends on the job's uuid, so
+    that routers that work at the same time do not all try the same miner first. It depends on nothing else, so that
+    the choice can be replayed.
     """
     seed: int | None = None
     start, after = 0, len(entries)
@@ -25,30 +28,35 @@ def in_trial_order(entries: list[T], amount_ns: int, job_uuid: str) -> Iterator[
         entry = entries[start]
         equals = entry[:2]
         if start + 1 == after or entries[start + 1][:2] != equals:
-            # Nobody equals it, as is usual once a class is in use.
+            # No equals, which is usual once a class is in use: the two searches below are not needed.
             start += 1
             if -entry[2] >= amount_ns:
                 yield entry
             continue
+        # Available amounts are stored as negative numbers, so 1 is above all of them.
         end = bisect_left(entries, (*equals, 1), start)
-        # Equals are ordered by what is available, so those with enough come first.
+        # Equals are sorted by available amount, descending, so those with enough come first.
         enough = bisect_left(entries, (*equals, 1 - amount_ns), start, end)
         if enough - start == 1:
             yield entries[start]
         elif enough > start:
             seed = tie_break_seed(job_uuid) if seed is None else seed
-            for place in permutation(enough - start, seed):
-                yield entries[start + place]
+            for index in permutation(enough - start, seed):
+                yield entries[start + index]
         start = end
 
 
 def tie_break_seed(job_uuid: str) -> int:
-    """What a job's uuid draws with: 128 bits of its digest."""
+    """Return the seed of a job's tie-break: BLAKE2b-128 of its uuid as an integer."""
     return int.from_bytes(blake2b(job_uuid.encode(), digest_size=16).digest(), "big")
 
 
 def permutation(count: int, seed: int) -> Iterator[int]:
-    """The numbers below `count` in an order that depends on the seed: steps of a stride that shares no factor."""
+    """Yield the numbers below `count` in an order that depends on the seed.
+
+    It starts at seed mod count and goes on in steps of the first number from (seed div count) mod count on that is
+    coprime to count, so it meets every number once. Unlike a shuffle it costs nothing for numbers that nobody asks for.
+    """
     if not count:
         return
     at = seed % count

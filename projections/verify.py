@@ -1,4 +1,4 @@
-"""Whether what is stored is what was written: the chain of hashes, followed from the first event to the head row."""
+"""Verification of a log: every row's checks and hash, from the first event to the head row and to noted heads."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from .row_checks import RowChecker
 from .rules import Finding, Findings, Rule
 from .snapshots import ProgressReport
 
-REWRITTEN = "the whole log may have been written anew, with hashes that fit: "
+# Hashes have no secret: with write access to the database, a new tail with fitting hashes and a fitting head row can be
+# written. Only a head that was noted elsewhere before proves the rows up to it. A report says what it cannot exclude.
+REWRITTEN = "the whole log may have been rewritten with fitting hashes: "
 NO_HEAD = "no head noted elsewhere was given"
-HEAD_DISAGREES = "it does not go through the head noted elsewhere at {position}"
-CUT = "its end may have been cut off together with the head row"
+HEAD_DISAGREES = "it does not contain the head noted elsewhere at {position}"
+CUT = "the log's end may have been cut off, and the head row rewritten"
 CUT_AFTER = CUT + ", after position {position}"
-REWRITTEN_AFTER = "what stands after position {position} may have been written anew, with hashes that fit"
+REWRITTEN_AFTER = "the rows after position {position} may have been rewritten with fitting hashes"
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """What verifying a ledger came to.
+    """The result of verifying a ledger.
 
-    `position` and `hash`: where its log ends. `findings`: the first of `found`, by position; none means that what
-    is stored is what was written, but for what `not_excluded` says. `noted`: positions of the heads noted elsewhere
-    that the log agrees with. `validator_ss58` is as the head row says, or else the first event.
+    `position` and `hash`: of the last row. `findings`: the first of `found`, by position; if there are none, the log
+    is unchanged since it was written, except for the possibilities in `not_excluded`. `noted`: positions of the given
+    heads that the log contains. `validator_ss58`: from the head row, or from the first event if that has none.
     """
 
     validator_ss58: str | None
@@ -48,7 +50,7 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
     @property
     def head(self) -> Head:
-        """Where the log ends; noted elsewhere, it lets every later change of the log be found."""
+        """The head of the log; noted elsewhere, it reveals every later change of the events up to it."""
         return Head(self.position, bytes.fromhex(self.hash))
 
 
@@ -60,23 +62,23 @@ async def verify_log(
     *,
     timer: Callable[[], float] = time.perf_counter,
 ) -> VerifyReport:
-    """Follows one ledger's log, whatever is stored, and compares it with its head row and with heads noted elsewhere.
+    """Check one ledger's rows, and compare them with its head row and with heads noted elsewhere.
 
-    Raises `StorageUnavailable` where the database does not answer.
+    Damage of any kind becomes a finding. Raises `StorageUnavailable` if the database cannot be read.
     """
     started = timer()
     check = _LogCheck(heads)
     total = stored.position if type(stored.position) is int else 0
     try:
         async for page in reader.pages(stored):
-            check.take(page)
+            check.check_page(page)
             if progress is not None:
                 progress(check.events, max(total, check.events))
-            await asyncio.sleep(0)  # A long log lets others have the loop between pages.
-    except CorruptLedger as broken:
-        check.break_off(broken)
+            await asyncio.sleep(0)  # A long log yields the event loop after each page.
+    except CorruptLedger as unreadable:
+        check.stop_at(unreadable)
     reader.check_unchanged()
-    check.end(await reader.head(stored))
+    check.check_heads(await reader.head(stored))
     elapsed_seconds = max(timer() - started, 1e-9)
     findings = check.findings.listed
     return VerifyReport(
@@ -95,7 +97,7 @@ async def verify_log(
 
 
 class _LogCheck:
-    """One ledger's rows, its head row and the heads noted elsewhere."""
+    """The check of one ledger's rows, head row and noted heads."""
 
     def __init__(self, heads: Collection[Head]) -> None:
         self.row_checker = RowChecker()
@@ -103,54 +105,55 @@ class _LogCheck:
         self.noted: list[int] = []
         self.events = 0
         self._heads = sorted({(head.position, head.hash) for head in heads})
-        self._asked = {position for position, _ in self._heads}
-        self._found: dict[int, object] = {0: Head().hash}
+        self._noted_positions = {position for position, _ in self._heads}
+        self._hash_at: dict[int, object] = {0: Head().hash}
         """The hashes of the rows at the noted positions."""
         self._recorded_at_ns: object = 0
         self._opened_by: str | None = None
-        self._broken_off = False
+        self._is_unreadable = False
 
-    def take(self, page: Sequence[Row]) -> None:
-        """Takes the next rows."""
+    def check_page(self, page: Sequence[Row]) -> None:
+        """Check the next rows."""
         if not self.events:
             self._opened_by = _opened_by(page[0])
-        take = self.row_checker.check
+        check = self.row_checker.check
         for row in page:
-            problems = take(row)
+            problems = check(row)
             if problems:
                 for position, rule, message, details in problems:
                     self.findings.add(position, rule, message, **details)
         self.events += len(page)
         self._recorded_at_ns = page[-1].recorded_at_ns
-        if self._asked:
-            self._found |= {row.position: row.hash for row in page if row.position in self._asked}
+        if self._noted_positions:
+            self._hash_at |= {row.position: row.hash for row in page if row.position in self._noted_positions}
 
-    def break_off(self, broken: CorruptLedger) -> None:
-        """Notes where what is stored cannot be read any further."""
-        self._broken_off = True
-        self.findings.add(self.row_checker.position + 1, Rule.ROW_COLUMNS, broken.reason)
+    def stop_at(self, unreadable: CorruptLedger) -> None:
+        """Add a finding for stored data that cannot be read any further."""
+        self._is_unreadable = True
+        self.findings.add(self.row_checker.position + 1, Rule.ROW_COLUMNS, unreadable.reason)
 
-    def end(self, head: StoredLedger) -> None:
-        """Compares where the log ends with what the head row and the noted heads say."""
-        if not self._broken_off:
+    def check_heads(self, head: StoredLedger) -> None:
+        """Compare the rows, all of which were checked, with the head row and the noted heads."""
+        if not self._is_unreadable:
             self._check_head(head)
         good = 0
         for position, a_hash in self._heads:
-            if self._found.get(position) == a_hash:
+            if self._hash_at.get(position) == a_hash:
                 self.noted.append(position)
                 good = position
                 continue
             if position > self.row_checker.position:
-                message = f"the log ends at {self.row_checker.position}, a head noted elsewhere stands at {position}"
+                message = f"the log ends at {self.row_checker.position}, but a head was noted elsewhere at {position}"
                 self._add_head_finding(self.row_checker.position + 1, message, expected=position)
             else:
-                message = f"the log is not the one whose head was noted at {position}: the change is after {good}"
-                details = {"noted": a_hash.hex(), "found": _hexadecimal(self._found.get(position))}
+                message = f"the row at {position} is not the head noted elsewhere: the log was changed after {good}"
+                details = {"noted": a_hash.hex(), "found": _hexadecimal(self._hash_at.get(position))}
                 self._add_head_finding(position, message, **details)
+            # Every later head disagrees because of the same change.
             return
 
     def not_excluded(self) -> list[str]:
-        """What may have been done to the log all the same."""
+        """Return sentences for the changes that hashes and noted heads cannot exclude."""
         last = max(self.noted, default=0)
         if last == 0:
             refused = [position for position, _ in self._heads if position not in self.noted]
@@ -160,28 +163,28 @@ class _LogCheck:
         return [REWRITTEN_AFTER.format(position=last), CUT_AFTER.format(position=last)]
 
     def validator_ss58(self, stored: StoredLedger) -> str | None:
-        """Whose ledger it is."""
+        """Return the ledger's validator, None if neither the head row nor the first event names one."""
         return stored.validator_ss58 if isinstance(stored.validator_ss58, str) else self._opened_by
 
     def _check_head(self, head: StoredLedger) -> None:
         position, a_hash = self.row_checker.position, self.row_checker.hash
         if not head.has_head:
-            self._add_head_finding(position, "there are events, and no head row that tells where they end")
+            self._add_head_finding(position, "there are events, but no head row")
             return
         if type(head.position) is not int or type(head.hash) is not bytes or type(head.recorded_at_ns) is not int:
             found = {name: shortened(value) for name, value in head._asdict().items()}
-            self._add_head_finding(position, "the head row has a value that no head can have", head_row=found)
+            self._add_head_finding(position, "the head row has a value of a wrong type", head_row=found)
         elif head.position > position:
-            message = f"the log ends at {position}, while its head row says that it reaches {head.position}"
+            message = f"the log ends at {position}, but its head row is at {head.position}"
             self._add_head_finding(position + 1, message, expected=head.position)
         elif head.position < position:
-            message = f"the log reaches {position}, while its head row says that it ends at {head.position}"
+            message = f"the log goes on to {position}, but its head row is at {head.position}"
             self._add_head_finding(max(head.position, 0) + 1, message, expected=head.position)
         elif (head.hash, head.recorded_at_ns) != (a_hash, self._recorded_at_ns):
             details = {"hash": head.hash.hex(), "recorded_at_ns": head.recorded_at_ns}
-            self._add_head_finding(position, "the head row tells of another last event than the log has", **details)
+            self._add_head_finding(position, "the head row has another hash or time than the last event", **details)
         if head.validator_ss58 != (self._opened_by or head.validator_ss58) or type(head.validator_ss58) is not str:
-            message = "the head row names another validator than the first event does"
+            message = "the head row names another validator than the first event"
             details = {"found": shortened(head.validator_ss58), "expected": self._opened_by}
             self._add_head_finding(position, message, **details)
 
@@ -190,7 +193,7 @@ class _LogCheck:
 
 
 def _opened_by(row: Row) -> str | None:
-    """Whose ledger the first event opens; None where it cannot be read."""
+    """Return the validator whose ledger the first event opens; None if the event cannot be read."""
     try:
         event = decode(1, row.payload)
     except (AllowanceException, TypeError):

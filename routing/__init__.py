@@ -1,4 +1,4 @@
-"""Choices: pick a miner, claim it, explain why; and the public face of the whole library. See README.md here."""
+"""Choices: pick a miner, claim it, explain why. Also the public names of the whole library."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ if TYPE_CHECKING:
     from .pick import JobRoute as JobRoute
     from .router import Routing as Routing
     from .service.allowance import Allowance as Allowance
-    from .service.allowance import Health as Health
     from .service.backup import restore as restore
     from .service.backup import verify as verify
     from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
+    from .service.health import Health as Health
     from .service.past import Past as Past
     from .service.summaries import ClassTotals as ClassTotals
     from .service.summaries import Overview as Overview
@@ -107,9 +107,10 @@ else:
             "routing.explain": "Considered Explanation",
             "routing.pick": "JobRoute",
             "routing.router": "Routing",
-            "routing.service.allowance": "Allowance Health",
+            "routing.service.allowance": "Allowance",
             "routing.service.backup": "restore verify",
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
+            "routing.service.health": "Health",
             "routing.service.past": "Past",
             "routing.service.summaries": "ClassTotals Overview Usage",
             "routing.singletons": "allowance configure reset routing",

@@ -1,4 +1,4 @@
-"""Why this miner: a routing decision made again from the log alone."""
+"""Explain a routing decision: decide it again from the log alone."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from typing import Literal
 
 import msgspec
 
-from ledger import Lookup, Reservation, Row, Store, status_after
+from ledger import Reservation, Row, Store, status_after
 from ledger.codec import decode, reservation_position
 from ledger.errors import ReservationNotFound
 from ledger.events import AllowanceReserved, Settlement
 from ledger.values import instant, seconds
 from projections import Availability, RankedAccount, in_trial_order, state_at
 
+from .stored_rows import row_at
+
 Verdict = Literal["claimed", "busy", "outrun", "not reached"]
 
 
 class Considered(msgspec.Struct, frozen=True):
-    """A candidate as the router saw it.
+    """A candidate as the router saw it; amounts are executor-seconds, `share` is available / total.
 
-    `busy`: it ran as many jobs (`running`) as it had executors. `outrun`: it came first only after another process
-    had moved the log, and the miner chosen before that still qualified. `not reached`: the claim came before it.
+    Verdicts: `claimed`: the job was routed here. `busy`: the miner ran as many jobs (`running`) as it had `executors`.
+    `outrun`: the miner came first only after another process had moved the log, and the miner chosen before that still
+    qualified. `not reached`: the claim was made on a miner before this one.
     """
 
     hotkey_ss58: str
@@ -35,10 +38,11 @@ class Considered(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """A routing decision: the candidates in the order in which the job tried them.
+    """A routing decision, with its candidates in the order in which the job tried them.
 
-    `position` is the last event that the decision saw, `decided_at` its clock. `routed` is False for a reservation
-    made by hand, which no router chose; its `candidates` are empty.
+    `position` is the last event that the router had seen, `decided_at` the router's clock (aware UTC). `kept`: another
+    candidate came first, and the job stayed with the miner that was chosen before the log moved. `routed` is False for
+    a reservation made with `Allowance.reserve`, which no router chose; its `candidates` are empty.
     """
 
     reservation: Reservation
@@ -52,17 +56,18 @@ class Explanation(msgspec.Struct, frozen=True):
 
 
 async def explain(store: Store, reservation: Reservation) -> Explanation:
-    """The decision behind a job's reservation."""
+    """Return the decision that made a reservation. Raises `ReservationNotFound` if its event is not in the log."""
     position = reservation_position(reservation.reservation_id)
-    row = await _row(store, position)
+    row = await row_at(store, position)
     event = None if row is None else decode(position, row.payload)
     if row is None or not isinstance(event, AllowanceReserved):
         raise ReservationNotFound(reservation.reservation_id)
     decided_at_ns = event.decided_at_ns if event.decided_at_ns is not None else row.recorded_at_ns
-    before = await _seen_position(store, row, decided_at_ns)
+    decided_on = await _position_decided_on(store, row, decided_at_ns)
     considered: list[Considered] = []
+    # Only a router records an axon.
     if event.axon is not None:
-        state = await state_at(store, before)
+        state = await state_at(store, decided_on)
         entries = state.ranking(reservation.executor_class, decided_at_ns)
         order = in_trial_order(entries, event.amount_ns, reservation.job_uuid or "")
         considered = _considered(state, list(order), reservation.miner_ss58, decided_at_ns)
@@ -70,7 +75,7 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
         reservation,
         event.axon is not None,
         event.kept,
-        before,
+        decided_on,
         instant(decided_at_ns),
         event.job_start_block,
         seconds(event.amount_ns),
@@ -103,32 +108,31 @@ def _considered(state: Availability, order: list[RankedAccount], claimed_ss58: s
     return considered
 
 
-async def _seen_position(store: Store, claim: Row, decided_at_ns: int) -> int:
-    """The last position before the claim; the expiries that it appended ahead of itself are its own."""
+async def _position_decided_on(store: Store, claim: Row, decided_at_ns: int) -> int:
+    """Return the last log position that the router had seen when it decided on a claim.
+
+    A claim appends the expiries of the overdue reservations whose blocks it takes just before itself; the router had
+    not seen those.
+    """
     position = claim.position - 1
-    while position > 0 and await _is_own_expiry(store, claim, position, decided_at_ns):
+    while position > 0 and await _is_expiry_by_claim(store, claim, position, decided_at_ns):
         position -= 1
     return position
 
 
-async def _is_own_expiry(store: Store, claim: Row, position: int, decided_at_ns: int) -> bool:
-    """Whether an event before a claim may be an expiry that the claim brought.
+async def _is_expiry_by_claim(store: Store, claim: Row, position: int, decided_at_ns: int) -> bool:
+    """Return whether a claim may have appended the event at a position before it, as an expiry of its own account.
 
-    One of the same account that stood there before it looks the same. It makes no difference: what is overdue
-    counts as little as what has expired. Where the clock had gone back, and it does, it was not the claim's.
+    An earlier expiry of the same account, appended by `expire_due`, looks the same. Treating it as the claim's changes
+    nothing, because an overdue reservation counts for as little as an expired one. The exception is a clock that had
+    gone back: if the reservation was not overdue when the claim was decided, the claim did not expire it.
     """
-    row = await _row(store, position)
+    row = await row_at(store, position)
     if row is None or row.stream != claim.stream or row.settles is None:
         return False
     settlement = decode(position, row.payload)
     if not isinstance(settlement, Settlement) or status_after(settlement) != "expired":
         return False
-    made = await _row(store, row.settles)
-    event = None if made is None else decode(made.position, made.payload)
+    reserved = await row_at(store, row.settles)
+    event = None if reserved is None else decode(reserved.position, reserved.payload)
     return isinstance(event, AllowanceReserved) and event.expires_at_ns <= decided_at_ns
-
-
-async def _row(store: Store, position: int) -> Row | None:
-    lookup = Lookup()
-    lookup.positions.add(position)
-    return (await store.find(lookup)).rows.get(position)

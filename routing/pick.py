@@ -1,4 +1,8 @@
-"""Routing one job: the decision of which miner runs it, and the claim that makes the decision stand."""
+"""The pick: decide which miner runs a job, and claim the allowance for it.
+
+`Pick.decide` reads neither a clock nor a database: the unit of work holds the state and the time. The writer commits
+its events only if the log has not changed since; otherwise it calls `decide` again on the new state.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ledger import (
+    Account,
     ActiveReservation,
     LedgerState,
     Lookup,
@@ -19,17 +24,18 @@ from ledger import (
     look_up_job,
     next_attempt,
 )
-from ledger.errors import AllMinersBusy, ChainFeedStale, JobRequestConflict
+from ledger.errors import AllMinersBusy, AllowanceException, ChainFeedStale, JobRequestConflict, JobRoutingException
 from ledger.values import seconds
 from projections import Availability, RankedAccount, in_trial_order
 
 
 @dataclass(frozen=True, slots=True)
 class JobRoute:
-    """Where a job runs and what it is paid with.
+    """The miner that runs a job, and the allowance that is reserved for it.
 
-    `allowance_blocks` ascend; `allowance_job_value` is the amount reserved, in executor-seconds. A debug route has
-    no blocks, no reservation and no value; a trusted route has None for all three.
+    `allowance_blocks` ascend; `allowance_job_value` is the amount reserved, in executor-seconds. A route to a debug
+    miner has no blocks (an empty list), and None as reservation id and value. A route to the trusted miner has None for
+    all three.
     """
 
     miner: Miner
@@ -39,9 +45,10 @@ class JobRoute:
 
 
 class Pick:
-    """Claims the amount on the first candidate that is not busy; gives back the claim that a job has already."""
+    """The command that reserves a job's amount (in executor-ns) on the first candidate that is not busy."""
 
     operation = "pick_miner_for_job_request"
+    # A pick needs no idempotency key: its job uuid identifies it.
     key = None
     revertible = True
 
@@ -49,74 +56,94 @@ class Pick:
         self.job_uuid = job_uuid
         self.executor_class = executor_class
         self.amount_ns = amount_ns
-        self._first_chosen: str | None = None
-        self._chosen: str | None = None
-        """The miner that was chosen when the pick was decided before, on a head that then moved."""
+        # The miners that this pick chose when it was decided before, on a head that then moved: first, and last.
+        self._first_chosen_ss58: str | None = None
+        self._chosen_ss58: str | None = None
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
+        """Ask for the job's earlier reservations."""
         look_up_job(self.job_uuid, state, lookup)
 
     def retry_key(self, row: Row) -> str:
+        """Return the job's uuid: routing the job again resolves an unknown outcome."""
         return self.job_uuid
 
     def decide(self, unit_of_work: UnitOfWork) -> JobRoute:
+        """Reserve the amount on a miner and return the route. Raises the errors of `Routing`."""
+        state, now_ns = _availability(unit_of_work), unit_of_work.now_ns
+        # A job has at most one active reservation, and is spent at most once. So routing it again is safe, whatever
+        # became of the first attempt: it returns the same route, or raises `JobAlreadySpent`.
         active = active_reservation_of(unit_of_work, self.job_uuid)
         if active is not None:
             check_same_request(active, self.amount_ns, self.executor_class)
-            return self._route(active, _availability(unit_of_work))
-        state, now_ns = _availability(unit_of_work), unit_of_work.now_ns
+            return self._route(active, state)
+        # Source: ComputeHorde's allowance module, which reserves 3600 s at most (the setting `longest_job_seconds`).
         check_amount(self.amount_ns, state.chain.settings)
         refuse_stale_feed(state, now_ns)
-        newest = state.chain.blocks.newest
         entry, kept = self._choose(state, now_ns)
-        account = entry.account
-        claim = account.claim(state.chain.blocks, state.window_start(newest), self.amount_ns, now_ns)
+        return self._route(self._claim(unit_of_work, entry.account, kept=kept), state)
+
+    def candidates(self, state: Availability, now_ns: int) -> Iterator[RankedAccount]:
+        """Return the miners with enough allowance at the newest block, in the order in which this job tries them.
+
+        Source: ComputeHorde's allowance module ranks them by earliest free block, then by the share left. Among equals
+        the job's uuid breaks the tie, so that several routers do not all claim the same miner.
+        """
+        return in_trial_order(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
+
+    def _choose(self, state: Availability, now_ns: int) -> tuple[RankedAccount, bool]:
+        """Return the first candidate that is not busy, and False.
+
+        If the pick is decided again, return the miner that it chose before, as long as that one still qualifies; and
+        True if another candidate comes first now. The claim records this, since `explain` and the audit would otherwise
+        have to report a claim that is not on the first candidate.
+        """
+        busy = 0
+        first: RankedAccount | None = None
+        for entry in self.candidates(state, now_ns):
+            # Source: ComputeHorde's validator skips a miner that runs as many jobs of the class as it has executors.
+            if entry.busy:
+                busy += 1
+                continue
+            first = first or entry
+            if self._chosen_ss58 in (None, entry.hotkey_ss58):
+                return entry, entry is not first
+        if first is not None:
+            return first, False
+        raise self._refusal(state, busy, now_ns)
+
+    def _refusal(self, state: Availability, busy: int, now_ns: int) -> AllowanceException | JobRoutingException:
+        # A pick that lost its miner to another claim had enough allowance, so it must not report a lack of it.
+        lost = 0 if self._first_chosen_ss58 is None else 1
+        if busy or lost:
+            return AllMinersBusy(self.job_uuid, busy, lost)
+        return state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
+
+    def _claim(self, unit_of_work: UnitOfWork, account: Account, *, kept: bool) -> ActiveReservation:
+        """Append the reservation of whole free blocks, earliest first, and the expiries that free some of them."""
+        state = _availability(unit_of_work)
+        newest = state.chain.blocks.newest
+        claim = account.claim(state.chain.blocks, state.window_start(newest), self.amount_ns, unit_of_work.now_ns)
         if claim is None:
-            raise AssertionError(f"{account.stream!r} ranks with an amount that it does not have")
+            raise AssertionError(f"{account.stream!r} is ranked with an amount that it does not have")
         active = unit_of_work.reserve(
             account,
             claim,
             amount_ns=self.amount_ns,
             job_start_block=newest,
             job=next_attempt(unit_of_work, self.job_uuid),
+            # Recorded, so that the job's route stays the same if the miner moves while the job runs.
             axon=state.chain.metagraph.miners[account.miner_ss58],
             kept=kept,
         )
-        self._chosen = account.miner_ss58
-        self._first_chosen = self._first_chosen or self._chosen
-        unit_of_work.moved_picks += self._chosen != self._first_chosen
-        return self._route(active, state)
-
-    def _choose(self, state: Availability, now_ns: int) -> tuple[RankedAccount, bool]:
-        """The first candidate that is not busy; or the one chosen before, if the head moved and it still is one.
-
-        Says as well whether it was kept although another comes first now.
-        """
-        busy = 0
-        first: RankedAccount | None = None
-        for entry in self.candidates(state, now_ns):
-            if entry.busy:
-                busy += 1
-            elif first is None and self._chosen in (None, entry.hotkey_ss58):
-                return entry, False
-            elif entry.hotkey_ss58 == self._chosen:
-                return entry, True
-            else:
-                first = first or entry
-        if first is not None:
-            return first, False
-        lost = 0 if self._first_chosen is None else 1
-        if busy or lost:
-            raise AllMinersBusy(self.job_uuid, busy, lost)
-        raise state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
-
-    def candidates(self, state: Availability, now_ns: int) -> Iterator[RankedAccount]:
-        """The miners with enough allowance at the newest block, in the order in which this job tries them."""
-        return in_trial_order(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
+        self._chosen_ss58 = account.miner_ss58
+        self._first_chosen_ss58 = self._first_chosen_ss58 or self._chosen_ss58
+        unit_of_work.moved_picks += self._chosen_ss58 != self._first_chosen_ss58
+        return active
 
     def _route(self, active: ActiveReservation, state: Availability) -> JobRoute:
         miner_ss58 = active.account.miner_ss58
-        # A reservation made by hand has no route of its own: it goes to where the miner listens now.
+        # A job's reservation made with `Allowance.reserve` records no axon: the job goes to the miner's newest one.
         axon = active.axon or state.chain.metagraph.miners.get(miner_ss58)
         if axon is None:
             raise JobRequestConflict(
@@ -130,15 +157,11 @@ class Pick:
         )
 
 
-def _availability(unit_of_work: UnitOfWork) -> Availability:
-    """The state with its rankings; a process that routes folds no other."""
-    state = unit_of_work.state
-    assert isinstance(state, Availability)
-    return state
-
-
 def refuse_stale_feed(state: Availability, now_ns: int) -> None:
-    """Refuses to route on blocks that are older than the settings allow."""
+    """Raise `ChainFeedStale` if the newest block is older than the setting `newest_block_max_age_seconds` allows.
+
+    Every block of the job's window would then be older than it seems. Without the setting any age is accepted.
+    """
     most_ns = state.chain.settings.newest_block_max_age_ns
     blocks = state.chain.blocks
     if most_ns is None or not blocks.newest:
@@ -146,3 +169,10 @@ def refuse_stale_feed(state: Availability, now_ns: int) -> None:
     age_ns = now_ns - blocks.created_at_ns(blocks.newest)
     if age_ns > most_ns:
         raise ChainFeedStale(blocks.newest, seconds(age_ns), seconds(most_ns))
+
+
+def _availability(unit_of_work: UnitOfWork) -> Availability:
+    # The ledger's commands work on any `LedgerState`. A process that routes folds this subclass, which ranks miners.
+    state = unit_of_work.state
+    assert isinstance(state, Availability)
+    return state

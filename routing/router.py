@@ -1,4 +1,4 @@
-"""`Routing`: which miner runs a job."""
+"""`Routing`: decides which miner runs a job."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ TIME_LIMITS = ("download_time_limit", "execution_time_limit", "upload_time_limit
 
 
 class Routing:
-    """Routes jobs on the miners that a ledger has allowance on.
+    """Routes jobs to the miners on which a ledger has allowance.
 
-    With a `debug_miner`, every job goes there unchecked. `trusted_miner` says where jobs for the trusted miner go.
-    Neither route touches the ledger.
+    `ledger` is an `Allowance`, or a function that returns one when the first job needs it. A `debug_miner` gets every
+    job, without any check. `trusted_miner` is the address for jobs on the trusted miner. Neither kind of route uses
+    the ledger. Raises `InvalidInput`.
     """
 
     def __init__(
@@ -34,22 +35,23 @@ class Routing:
             if miner is not None and not isinstance(miner, Miner):
                 raise InvalidInput(field, miner, "a Miner")
         if not isinstance(ledger, Allowance) and not callable(ledger):
-            raise InvalidInput("book", ledger, "an Allowance, or a function that gives one")
+            raise InvalidInput("ledger", ledger, "an Allowance, or a function that returns one")
         self._ledger = ledger
         self._debug_miner = debug_miner
         self._trusted_miner = trusted_miner or Miner("127.0.0.1", 4, 8000, TRUSTED_MINER_FAKE_KEY)
 
     async def pick_miner_for_job_request(self, request: Any) -> JobRoute:
-        """Reserves the request's seconds on the best miner that is not busy, and says where the job goes.
+        """Reserve the request's amount on the best miner that is not busy; return the route to that miner.
 
         `request` has `uuid`, `executor_class`, `download_time_limit`, `execution_time_limit`, `upload_time_limit`
-        (seconds) and `on_trusted_miner`. The uuid is the key: routing it again gives back the same route. Raises
-        `NotEnoughAllowanceException`, `AllMinersBusy`, `JobAlreadySpent`, `JobRequestConflict`, `ChainFeedStale`,
-        `InvalidInput`.
+        (seconds; their sum is the amount) and, optionally, `on_trusted_miner`. Routing the same uuid again is safe: it
+        returns the same route while the reservation is active. Raises `NotEnoughAllowanceException`, `AllMinersBusy`,
+        `JobAlreadySpent`, `JobRequestConflict`, `ChainFeedStale`, `InvalidInput`.
         """
         if self._debug_miner is not None:
             return JobRoute(self._debug_miner, [], None, None)
         trusted = getattr(request, "on_trusted_miner", None) or False
+        # A text such as "false" is true in Python, and would send the job to the trusted miner without any check.
         if not isinstance(trusted, int):
             raise InvalidInput("on_trusted_miner", trusted, "True or False")
         if trusted:

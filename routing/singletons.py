@@ -19,13 +19,14 @@ _guard = threading.RLock()
 
 
 def _renew_guard() -> None:
-    global _guard  # noqa: PLW0603 - a forked child must not inherit it as another thread held it
+    global _guard  # noqa: PLW0603 - another thread of the parent may hold the lock, and would never release it here
     _guard = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_guard)
 
-_NONE_MEANS_NONE = ("settings", "debug_miner")
+# For these, an explicit None overrides the environment; for all others it counts as left out.
+_NONE_IS_A_VALUE = ("settings", "debug_miner")
 _overrides: dict[str, Any] = {}
 _allowance: Allowance | None = None
 _routing: Routing | None = None
@@ -39,10 +40,10 @@ def configure(
     debug_miner: Miner | None = _UNSET,
     trusted_miner: Miner | None = _UNSET,
 ) -> None:
-    """Sets up `routing()` and `allowance()` in code; what is left out comes from the environment.
+    """Configure `routing()` and `allowance()` in code; arguments left out come from the environment.
 
-    `debug_miner=None` routes jobs on the ledger, and `settings=None` adopts the recorded ones, whatever the
-    environment says. To be called before their first use, or after `reset()`.
+    `debug_miner=None` routes jobs on the ledger, and `settings=None` uses the recorded settings, whatever the
+    environment says. Raises `RuntimeError` after the first use of either; call `reset()` first.
     """
     given = {
         "database_url": database_url,
@@ -58,7 +59,10 @@ def configure(
 
 
 def allowance() -> Allowance:
-    """The process's ledger, configured by `configure` or the environment; opened at its first call."""
+    """Return the process-wide ledger, configured by `configure` or the environment; its first call opens it.
+
+    Raises `InvalidInput` that names the environment variable or the parameter.
+    """
     global _allowance  # noqa: PLW0603 - one per process is the point
     with _guard:
         if _allowance is None:
@@ -75,11 +79,15 @@ def allowance() -> Allowance:
 
 
 def routing() -> Routing:
-    """The process's router on `allowance()`. A debug miner needs neither a database nor a validator."""
-    global _routing  # noqa: PLW0603
+    """Return the process-wide router on `allowance()`. With a debug miner it needs no database and no validator.
+
+    Raises `InvalidInput` that names the environment variable.
+    """
+    global _routing  # noqa: PLW0603 - one per process is the point
     with _guard:
         if _routing is None:
             configuration = _configuration()
+            # The function, not its result: a router with a debug miner must not require a ledger.
             _routing = Routing(
                 allowance, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner
             )
@@ -87,15 +95,16 @@ def routing() -> Routing:
 
 
 def reset() -> None:
-    """Closes the singletons and forgets `configure`; for tests."""
+    """Close the process-wide ledger, and forget it, the router and all that `configure` set; for tests."""
     global _allowance, _routing
     with _guard:
         closing, _allowance, _routing = _allowance, None, None
         _overrides.clear()
+    # Outside the lock: closing may wait for the database, and other threads must not wait with it.
     if closing is not None:
         current_runtime().run_blocking(closing.close())
 
 
 def _configuration() -> Configuration:
-    given = {name: value for name, value in _overrides.items() if value is not None or name in _NONE_MEANS_NONE}
+    given = {name: value for name, value in _overrides.items() if value is not None or name in _NONE_IS_A_VALUE}
     return replace(configuration_from_environment(), **given)

@@ -1,11 +1,11 @@
-"""The same classes and singletons as blocking calls, for code without an event loop.
+"""`routing` as blocking calls, for code without an event loop: the same classes and singletons.
 
     from routing.sync import routing, allowance
 
     route = routing().pick_miner_for_job_request(request)
     allowance().spend(route.allowance_reservation_id)
 
-On a running event loop these calls refuse and say what to do instead.
+On a running event loop these calls raise `RuntimeError`, because they would block it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 
 def _blocking(method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Callable[Concatenate[Any, P], R]:
-    """The method as a blocking call, same parameters and results."""
+    """Return a blocking version of a method, with the same parameters, result and errors."""
 
     @wraps(method)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -48,7 +48,7 @@ def _blocking(method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Ca
 
 
 class _BlockingQueries:
-    """What can be asked, now or of the past, as blocking calls."""
+    """The queries of `Allowance` and `Past` as blocking calls."""
 
     find_miners = _blocking(Queries.find_miners)
     reservation = _blocking(Queries.reservation)
@@ -66,7 +66,7 @@ class _BlockingQueries:
 
 
 class Past(_BlockingQueries):
-    """`routing.Past` as blocking calls; made by `Allowance.at`."""
+    """`routing.Past` as blocking calls. Create it with `Allowance.at`."""
 
     def __init__(self, asynchronous: AsyncPast) -> None:
         self.asynchronous = asynchronous
@@ -75,7 +75,7 @@ class Past(_BlockingQueries):
 
 
 class Allowance(_BlockingQueries):
-    """`routing.Allowance` as blocking calls; usable as `with`."""
+    """`routing.Allowance` as blocking calls. Create it with `open`, and use it with `with` or directly."""
 
     def __init__(self, asynchronous: AsyncAllowance) -> None:
         self.asynchronous = asynchronous
@@ -90,7 +90,7 @@ class Allowance(_BlockingQueries):
         clock_ns: Callable[[], int] = time.time_ns,
         read_only: bool = False,
     ) -> Allowance:
-        """As `routing.Allowance.open`."""
+        """Return the validator's ledger, like `routing.Allowance.open`."""
         return cls(
             AsyncAllowance.open(
                 database_url,
@@ -113,11 +113,11 @@ class Allowance(_BlockingQueries):
 
     @property
     def validator_ss58(self) -> str:
-        """Whose ledger it is."""
+        """The hotkey of the validator that owns the ledger."""
         return self.asynchronous.validator_ss58
 
     def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
-        """As `routing.Allowance.at`."""
+        """Return a read-only view of the past, like `routing.Allowance.at`."""
         return Past(self.asynchronous.at(position=position, block=block, time=time))
 
     close = _blocking(AsyncAllowance.close)
@@ -137,47 +137,48 @@ class Allowance(_BlockingQueries):
 
 
 class Routing:
-    """`routing.Routing` as blocking calls."""
+    """`routing.Routing` as blocking calls; `ledger` is a `routing.sync.Allowance`. Raises `InvalidInput`."""
 
     def __init__(
         self, ledger: Allowance, *, debug_miner: Miner | None = None, trusted_miner: Miner | None = None
     ) -> None:
         if not isinstance(ledger, Allowance):
-            raise InvalidInput("book", ledger, "an Allowance of routing.sync")
+            raise InvalidInput("ledger", ledger, "an Allowance of routing.sync")
         self.asynchronous = AsyncRouting(ledger.asynchronous, debug_miner=debug_miner, trusted_miner=trusted_miner)
 
     @classmethod
     def over(cls, asynchronous: AsyncRouting) -> Routing:
-        """A blocking face on a router that is there already."""
-        face = cls.__new__(cls)
-        face.asynchronous = asynchronous
-        return face
+        """Return blocking calls for an existing router."""
+        # Not through `__init__`: the process-wide router has no ledger until it routes its first job.
+        blocking = cls.__new__(cls)
+        blocking.asynchronous = asynchronous
+        return blocking
 
     def pick_miner_for_job_request(self, request: Any) -> JobRoute:
-        """As `routing.Routing.pick_miner_for_job_request`."""
+        """Route a job, like `routing.Routing.pick_miner_for_job_request`."""
         refuse_on_loop()
         return current_runtime().run_blocking(self.asynchronous.pick_miner_for_job_request(request))
 
 
 @wraps(backup.verify)
 def verify(*args: Any, **kwargs: Any) -> list[VerifyReport]:
-    """As `routing.verify`."""
+    """Verify ledgers, like `routing.verify`."""
     refuse_on_loop()
     return current_runtime().run_blocking(backup.verify(*args, **kwargs))
 
 
 @wraps(backup.restore)
 def restore(*args: Any, **kwargs: Any) -> RestoreReport:
-    """As `routing.restore`."""
+    """Restore a ledger, like `routing.restore`."""
     refuse_on_loop()
     return current_runtime().run_blocking(backup.restore(*args, **kwargs))
 
 
 def allowance() -> Allowance:
-    """The process's ledger, as blocking calls."""
+    """Return the process-wide ledger, as blocking calls."""
     return Allowance(singletons.allowance())
 
 
 def routing() -> Routing:
-    """The process's router, as blocking calls."""
+    """Return the process-wide router, as blocking calls."""
     return Routing.over(singletons.routing())

@@ -1,7 +1,8 @@
 """One account: the allowance of one validator on one miner in one executor class.
 
-Pure: sees no database and no clock. What a block grants is `units × count`; an account keeps the count as a
-function of the block, what is invalidated as a floor, and what is taken as runs of blocks.
+Pure: no database, no clock; time is an argument. A block grants the account `unit × count`. The units are the same for
+all accounts and are an argument (`BlockTable`); the account has the count as a step function of the block, the
+invalidated blocks as one block number, and the taken blocks as a set of runs.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from .block_table import BlockTable
 from .blocks import END, BlockSet, StepFunction
 
 NEVER_NS = 2**63
-"""Later than any time."""
+"""Later than any recorded time."""
 
 
 class ActiveReservation(msgspec.Struct, frozen=True, eq=False):
-    """A reservation whose status is `reserved`."""
+    """A reservation whose status is `reserved`, overdue or not.
+
+    `position` is the log position of its event; `attempt` numbers the job's reservations, from 1.
+    """
 
     reservation_id: int
     position: int
@@ -39,7 +43,7 @@ class ActiveReservation(msgspec.Struct, frozen=True, eq=False):
 
 
 class AccountAllowance(NamedTuple):
-    """An account's allowance for a job: sums in ns, and its earliest free block (0 where none is free)."""
+    """An account's allowance for a job: total and available in ns, and its earliest free block (0 if none is free)."""
 
     total_ns: int
     available_ns: int
@@ -47,14 +51,14 @@ class AccountAllowance(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What a reservation would take: its blocks, and the overdue reservations that end by it."""
+    """The blocks that a reservation would take, and the overdue reservations that must expire in the same append."""
 
     blocks: list[Run]
     expired: list[ActiveReservation]
 
 
 class Account:
-    """The state of one account; a fold of its stream and of the chain's facts."""
+    """The state of one account: a fold of its stream and of the chain facts."""
 
     __slots__ = (
         "active",
@@ -75,25 +79,25 @@ class Account:
         self.stream = account_stream(miner_ss58, executor_class)
         self.version = 0
         self.offered = StepFunction()
-        """Executors offered, uncapped, as a function of the sync's block."""
+        """The miner's executors according to its manifests, uncapped, as a function of the sync's block."""
         self.counts = StepFunction()
-        """Executors granted for, as a function of the block; says nothing where the block's unit is 0."""
+        """The executors that each finalized block grants for; meaningless for blocks whose unit is 0."""
         self.invalidated_below = 0
-        """Blocks below it are invalidated."""
+        """Blocks below this one are invalidated. One number suffices: a drop invalidates all blocks below its own."""
         self.taken = BlockSet()
-        """Blocks in a reservation that is reserved or spent."""
+        """The blocks in an active or spent reservation."""
         self.active: dict[int, ActiveReservation] = {}
-        """Standing reservations by id; only `hold` and `let_go` change it."""
+        """The active reservations by id; change it only by `add_active` and `remove_active`."""
         self.first_due_ns = NEVER_NS
-        """When the first of them is due."""
+        """The earliest due time of the active reservations; most calls need no more to know that none is overdue."""
 
     def add_active(self, active: ActiveReservation) -> None:
-        """Puts a reservation among the standing ones."""
+        """Insert an active reservation; its blocks are in `taken` already."""
         self.active[active.reservation_id] = active
         self.first_due_ns = min(self.first_due_ns, active.expires_at_ns)
 
     def remove_active(self, active: ActiveReservation) -> None:
-        """Takes a reservation out from among the standing ones."""
+        """Remove a reservation that was settled; its blocks stay in `taken`."""
         del self.active[active.reservation_id]
         if not self.active:
             self.first_due_ns = NEVER_NS
@@ -101,17 +105,18 @@ class Account:
             self.first_due_ns = min(each.expires_at_ns for each in self.active.values())
 
     def amount_ns(self, units: BlockTable, start: int, end: int) -> int:
-        """What the account's granted blocks in `[start, end)` add up to."""
+        """Return the sum of what the blocks of `[start, end)` granted the account."""
         sums_before_ns = units.sums_before_ns
+        # Mostly the count has not changed within the window, and one multiplication is enough.
         if self.counts.starts[-1] <= start:
             return self.counts.values[-1] * (sums_before_ns[end] - sums_before_ns[start]) if start < end else 0
         return sum(
-            count * (sums_before_ns[step_end] - sums_before_ns[step_start])
-            for step_start, step_end, count in self._counted(start, end)
+            count * (sums_before_ns[range_end] - sums_before_ns[range_start])
+            for range_start, range_end, count in self._ranges_with_count(start, end)
         )
 
     def overdue(self, now_ns: int) -> list[ActiveReservation]:
-        """The reservations whose due time has passed, oldest first."""
+        """Return the active reservations whose due time has passed, by id."""
         if now_ns < self.first_due_ns:
             return []
         overdue = [active for active in self.active.values() if active.expires_at_ns <= now_ns]
@@ -119,11 +124,14 @@ class Account:
         return overdue
 
     def occupied(self, now_ns: int) -> BlockSet:
-        """The blocks that nobody else may have now: taken, and not by an overdue reservation."""
+        """Return the taken blocks without those of overdue reservations, which a claim may take.
+
+        Do not change the result: if nothing is overdue, it is the account's own set.
+        """
         if now_ns < self.first_due_ns:
             return self.taken
         overdue = self.overdue(now_ns)
-        # Unpacked here once, instead of in every copy.
+        # Unpacked in the original, so that not every copy has to repeat it.
         self.taken.unpack_from(min((first for active in overdue for first, _ in active.blocks), default=END))
         occupied = self.taken.copy()
         for active in overdue:
@@ -132,91 +140,101 @@ class Account:
         return occupied
 
     def measure(self, units: BlockTable, window_start: int, now_ns: int) -> AccountAllowance:
-        """The account's allowance in the window that starts at a block."""
+        """Return the account's allowance in the window that begins at `window_start` and has no end.
+
+        Blocks above the job's start count too. Source: semantics.md, "Availability".
+        """
         start = max(window_start, self.invalidated_below)
         sums_before_ns = units.sums_before_ns
         available_ns = earliest = 0
-        for free_start, free_end, count in self._free_steps(self.occupied(now_ns), start):
+        for free_start, free_end, count in self._free_ranges(self.occupied(now_ns), start):
             before_ns = sums_before_ns[free_start]
             free_ns = sums_before_ns[free_end] - before_ns
             if free_ns:
                 available_ns += count * free_ns
-                earliest = earliest or units.reach(before_ns + 1) - 1
+                # The first block that grants anything: the sum exceeds `before_ns` only after it.
+                earliest = earliest or units.first_block_reaching(before_ns + 1) - 1
         return AccountAllowance(self.amount_ns(units, start, END), available_ns, earliest)
 
     def unspent_ns(self, units: BlockTable, window_start: int) -> int:
-        """The usable blocks in no spent reservation, summed."""
+        """Return the sum of the usable blocks that are in no spent reservation."""
         start = max(window_start, self.invalidated_below)
         unspent_ns = self.amount_ns(units, start, END)
         for taken_start, taken_end in self.taken.between(start, END):
             unspent_ns -= self.amount_ns(units, taken_start, taken_end)
+        # Active reservations are in `taken` but not spent.
         for active in self.active.values():
             for first, last in active.blocks:
                 unspent_ns += self.amount_ns(units, max(first, start), last + 1)
         return unspent_ns
 
     def claim(self, units: BlockTable, window_start: int, amount_ns: int, now_ns: int) -> Claim | None:
-        """The free blocks from the earliest on, whole, that add up to the amount; None where they do not."""
+        """Return the claim of the earliest whole free blocks that sum to at least the amount; None if they do not.
+
+        The claim also names the overdue reservations whose blocks it takes. Source: semantics.md, "Reservations".
+        """
         blocks: list[Run] = []
         missing_ns = amount_ns
         sums_before_ns = units.sums_before_ns
-        for free_start, free_end, count in self._free_steps(
-            self.occupied(now_ns), max(window_start, self.invalidated_below)
-        ):
+        start = max(window_start, self.invalidated_below)
+        for free_start, free_end, count in self._free_ranges(self.occupied(now_ns), start):
             before_ns, end_ns = sums_before_ns[free_start], sums_before_ns[free_end]
             if before_ns == end_ns:
                 continue
+            # Rounded up: each unit counts `count` times, and the blocks must be worth at least the amount.
             needed_ns = before_ns + -(-missing_ns // count)
             enough = end_ns >= needed_ns
-            taken_end = units.reach(needed_ns) if enough else min(free_end, units.last_finalized + 1)
-            _extend(blocks, units.granted_runs(free_start, taken_end))
+            # The last free range has no end, so it is cut at the last block that can grant anything.
+            claim_end = units.first_block_reaching(needed_ns) if enough else min(free_end, units.last_finalized + 1)
+            _extend(blocks, units.granted_runs(free_start, claim_end))
             if enough:
-                return Claim(blocks, self._cut_into(blocks, now_ns))
+                return Claim(blocks, self._overdue_in(blocks, now_ns))
             missing_ns -= count * (end_ns - before_ns)
         return None
 
-    def _cut_into(self, blocks: list[Run], now_ns: int) -> list[ActiveReservation]:
-        """The overdue reservations that hold any of these blocks."""
+    def _overdue_in(self, blocks: list[Run], now_ns: int) -> list[ActiveReservation]:
+        """Return the overdue reservations that contain any of these blocks."""
         if now_ns < self.first_due_ns:
             return []
         claimed = BlockSet([first for first, _ in blocks], [last + 1 for _, last in blocks])
         return [active for active in self.overdue(now_ns) if any(claimed.overlaps(*run) for run in active.blocks)]
 
-    def _free_steps(self, occupied: BlockSet, start: int) -> list[tuple[int, int, int]]:
-        """The unoccupied blocks from `start` on, as `(start, end, count)` with a count above 0, ascending."""
+    def _free_ranges(self, occupied: BlockSet, start: int) -> list[tuple[int, int, int]]:
+        """Return the unoccupied blocks from `start` on as ascending `(start, end, count)` with a count above 0."""
         if self.counts.starts[-1] > start:
-            return [step for gap in occupied.gaps(start, END) for step in self._counted(*gap)]
-        # Nearly always: one count holds for all of them.
+            return [each for gap in occupied.gaps(start, END) for each in self._ranges_with_count(*gap)]
+        # Mostly one count holds for the whole window. This loop is what ranking every account of a class costs, so
+        # it repeats `BlockSet.gaps` without the generators.
         count = self.counts.values[-1]
         if not count:
             return []
         occupied.unpack_from(start)
-        taken_starts, taken_ends = occupied.starts, occupied.ends
-        steps: list[tuple[int, int, int]] = []
-        for at in range(bisect_right(taken_ends, start), len(taken_ends)):
-            if start < taken_starts[at]:
-                steps.append((start, taken_starts[at], count))
-            start = taken_ends[at]
-        steps.append((start, END, count))
-        return steps
+        occupied_starts, occupied_ends = occupied.starts, occupied.ends
+        ranges: list[tuple[int, int, int]] = []
+        for index in range(bisect_right(occupied_ends, start), len(occupied_ends)):
+            if start < occupied_starts[index]:
+                ranges.append((start, occupied_starts[index], count))
+            start = occupied_ends[index]
+        ranges.append((start, END, count))
+        return ranges
 
-    def _counted(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """The blocks of `[start, end)` by their count, where that is above 0."""
+    def _ranges_with_count(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yield `[start, end)` split where the count changes, as `(start, end, count)`, without counts of 0."""
         starts, values = self.counts.starts, self.counts.values
-        at = bisect_right(starts, start) - 1
+        index = bisect_right(starts, start) - 1
         while start < end:
-            step_end = min(starts[at + 1], end) if at + 1 < len(starts) else end
-            if values[at]:
-                yield start, step_end, values[at]
+            step_end = min(starts[index + 1], end) if index + 1 < len(starts) else end
+            if values[index]:
+                yield start, step_end, values[index]
             start = step_end
-            at += 1
+            index += 1
 
 
 _reservation_id = attrgetter("reservation_id")
 
 
 def _extend(blocks: list[Run], runs: list[Run]) -> None:
-    """Appends ascending runs, joining the last to the next where they touch."""
+    """Append ascending runs and merge adjacent ones, since a claim stores each run of blocks once."""
     for first, last in runs:
         if blocks and blocks[-1][1] == first - 1:
             blocks[-1] = (blocks[-1][0], last)

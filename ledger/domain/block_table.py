@@ -1,4 +1,4 @@
-"""What is known of each block: its creation time, log position, content digest, and what it grants per executor."""
+"""The recorded blocks: creation time, log position, content digest, and the amount that each grants per executor."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from ledger.events import Run
 from .blocks import END
 
 CHUNK = 512
+"""Blocks per chunk (this project's choice): a late block recomputes the sums of one chunk, and one per later chunk."""
 
 
 class Chunk:
-    """`CHUNK` consecutive blocks: when each was made, where it was recorded, what it grants per executor."""
+    """`CHUNK` consecutive blocks as arrays, 40 bytes a block, so that no block ever has to be forgotten.
+
+    `created_at_ns` is -1 for a block that is not recorded. `units_ns` is what a block grants per executor.
+    `sums[i]` is the sum of the first `i` units. `digests` has 16 bytes per block.
+    """
 
     __slots__ = ("created_at_ns", "digests", "positions", "sums", "units_ns")
 
@@ -27,13 +32,14 @@ class Chunk:
         self.sums = array("q", [0]) * (CHUNK + 1)
 
     def rebuild_sums(self) -> None:
-        """Brings the running sums up to date with the units."""
+        """Recompute the prefix sums from the units."""
         self.sums = array("q", accumulate(self.units_ns, initial=0))
 
-    def fix(self, offset: int, unit_ns: int) -> None:
-        """Sets a block's unit, of which there was none; after it there mostly is none either."""
+    def set_unit(self, offset: int, unit_ns: int) -> None:
+        """Set the unit of a block that had none, and update the prefix sums."""
         self.units_ns[offset] = unit_ns
         sums = self.sums
+        # Blocks are mostly finalized in ascending order. Then no later block has a unit, and all later sums are equal.
         if sums[offset] == sums[CHUNK]:
             sums[offset + 1 :] = array("q", [sums[offset] + unit_ns]) * (CHUNK - offset)
         else:
@@ -41,35 +47,41 @@ class Chunk:
 
 
 class PrefixSums(dict[int, int]):
-    """By block, the sum of the units of all blocks below it, in ns; worked out where it is first asked for."""
+    """A cache of prefix sums: maps a block to the sum of the units of all blocks below it, in ns.
+
+    A dict, because reading an entry that is there calls no Python function, and measuring accounts reads the same
+    few blocks thousands of times.
+    """
 
     __slots__ = ("_before_ns", "_chunk_numbers", "_chunks")
 
     def __init__(self, chunks: dict[int, Chunk], chunk_numbers: list[int], before_ns: list[int]) -> None:
-        # The table's parts and not the table: with a cycle in it, a state that is let go of would not be freed at once.
+        # References to the table's parts, not to the table: a reference cycle would keep the arrays of a discarded
+        # state in memory until the garbage collector runs.
         super().__init__()
         self._chunks = chunks
         self._chunk_numbers = chunk_numbers
         self._before_ns = before_ns
 
     def __missing__(self, block: int) -> int:
-        sum_ns = self[block] = self._work_out(block)
+        sum_ns = self[block] = self._compute(block)
         return sum_ns
 
-    def _work_out(self, block: int) -> int:
+    def _compute(self, block: int) -> int:
         number, offset = divmod(block, CHUNK)
-        at = bisect_right(self._chunk_numbers, number) - 1
-        if at < 0:
+        index = bisect_right(self._chunk_numbers, number) - 1
+        if index < 0:
             return 0
-        below = self._chunk_numbers[at]
-        return self._before_ns[at] + self._chunks[below].sums[offset if below == number else CHUNK]
+        nearest = self._chunk_numbers[index]
+        # If the block's own chunk does not exist, the whole of the nearest chunk below it counts.
+        return self._before_ns[index] + self._chunks[nearest].sums[offset if nearest == number else CHUNK]
 
 
 class BlockTable:
-    """Per block: its creation time, log position, content digest, and unit (what it grants per executor, ns).
+    """The recorded blocks, each with its creation time, log position, content digest and unit.
 
-    Kept in chunks, so that a hole costs nothing, a late block costs one chunk, and sums over any range of
-    blocks cost two look-ups.
+    The unit is the amount in ns that a finalized block grants per executor. Blocks are stored in chunks, so that a
+    gap costs nothing, a late block changes the sums of one chunk, and the sum over any range takes two look-ups.
     """
 
     __slots__ = (
@@ -85,7 +97,9 @@ class BlockTable:
     def __init__(self) -> None:
         self.chunks: dict[int, Chunk] = {}
         self.chunk_numbers: list[int] = []
+        """The numbers of the existing chunks, ascending."""
         self.before_ns: list[int] = []
+        """The sum of all units before each of these chunks."""
         self.newest = 0
         self.first_finalized = END
         self.last_finalized = 0
@@ -95,26 +109,26 @@ class BlockTable:
         return self.created_at_ns(block) >= 0
 
     def created_at_ns(self, block: int) -> int:
-        """When the block was made; -1 for one that is not known."""
+        """Return the block's creation time; -1 if it is not recorded."""
         chunk = self.chunks.get(block // CHUNK)
         return chunk.created_at_ns[block % CHUNK] if chunk else -1
 
     def position(self, block: int) -> int:
-        """Where a known block was recorded."""
+        """Return the log position of a recorded block."""
         return self.chunks[block // CHUNK].positions[block % CHUNK]
 
     def digest(self, block: int) -> bytes:
-        """A known block's content digest, 16 bytes."""
-        at = 16 * (block % CHUNK)
-        return bytes(self.chunks[block // CHUNK].digests[at : at + 16])
+        """Return the content digest of a recorded block, 16 bytes."""
+        start = 16 * (block % CHUNK)
+        return bytes(self.chunks[block // CHUNK].digests[start : start + 16])
 
     def unit_ns(self, block: int) -> int:
-        """What the block grants per executor; 0 where it is not finalized or grants nothing."""
+        """Return the amount that the block grants per executor; 0 if it is not finalized or grants nothing."""
         chunk = self.chunks.get(block // CHUNK)
         return chunk.units_ns[block % CHUNK] if chunk else 0
 
-    def add(self, block: int, created_at_ns: int, position: int, digest: bytes) -> None:
-        """Makes the block known."""
+    def record(self, block: int, created_at_ns: int, position: int, digest: bytes) -> None:
+        """Insert a block that grants nothing yet."""
         number, offset = divmod(block, CHUNK)
         chunk = self.chunks.get(number)
         if chunk is None:
@@ -126,45 +140,52 @@ class BlockTable:
         chunk.digests[16 * offset : 16 * offset + 16] = digest
         self.newest = max(self.newest, block)
 
-    def take(self, number: int, chunk: Chunk) -> None:
-        """Takes a whole chunk beyond those that are there."""
+    def load_chunk(self, number: int, chunk: Chunk) -> None:
+        """Append a whole chunk from a snapshot; its number must be above those of all existing chunks."""
         chunk.rebuild_sums()
         self.chunks[number] = chunk
         self.chunk_numbers.append(number)
         self._rebuild_sums_from(number)
 
     def finalize(self, block: int, unit_ns: int) -> None:
-        """Fixes what the block grants per executor."""
+        """Set the unit of a recorded block, for good."""
         number, offset = divmod(block, CHUNK)
-        self.chunks[number].fix(offset, unit_ns)
+        self.chunks[number].set_unit(offset, unit_ns)
         self._rebuild_sums_from(number)
         self.first_finalized = min(self.first_finalized, block)
         self.last_finalized = max(self.last_finalized, block)
 
     def sum_before_ns(self, block: int) -> int:
-        """The sum of the units of all blocks below this one."""
+        """Return the sum of the units of all blocks below this one."""
         return self.sums_before_ns[block]
 
-    def reach(self, target_ns: int) -> int:
-        """The least `block` with `sum_before_ns(block) >= target_ns`; the sum of all units must reach it."""
-        at = bisect_left(self.before_ns, target_ns) - 1
-        number = self.chunk_numbers[at]
-        return number * CHUNK + bisect_left(self.chunks[number].sums, target_ns - self.before_ns[at])
+    def first_block_reaching(self, target_ns: int) -> int:
+        """Return the lowest `block` with `sum_before_ns(block) >= target_ns`.
+
+        `target_ns` must be above 0 and at most the sum of all units.
+        """
+        index = bisect_left(self.before_ns, target_ns) - 1
+        number = self.chunk_numbers[index]
+        return number * CHUNK + bisect_left(self.chunks[number].sums, target_ns - self.before_ns[index])
 
     def granted_runs(self, start: int, end: int) -> list[Run]:
-        """The blocks of `[start, end)` with a unit above 0, as runs, ascending."""
+        """Return the blocks of `[start, end)` with a unit above 0 as ascending runs.
+
+        Blocks with a unit of 0 are no part of a claim. Source: semantics.md, "Chain facts" 6.
+        """
         chunk = self.chunks.get(start // CHUNK)
         offset = start % CHUNK
+        # Nearly every claim is one run within one chunk; testing it at once is faster than going block by block.
         if (
             chunk
             and start < end
             and offset + end - start <= CHUNK
             and 0 not in chunk.units_ns[offset : offset + end - start]
         ):
-            return [(start, end - 1)]  # Nearly always: told at once, not block by block.
+            return [(start, end - 1)]
         runs: list[Run] = []
         first = last = -2
-        for block in self._granted(start, end):
+        for block in self._granted_blocks(start, end):
             if block != last + 1:
                 if last >= 0:
                     runs.append((first, last))
@@ -174,14 +195,14 @@ class BlockTable:
             runs.append((first, last))
         return runs
 
-    def known(self) -> Iterator[int]:
-        """All known blocks, ascending."""
+    def recorded_blocks(self) -> Iterator[int]:
+        """Yield all recorded blocks, ascending."""
         for number in self.chunk_numbers:
             for offset, created_at_ns in enumerate(self.chunks[number].created_at_ns):
                 if created_at_ns >= 0:
                     yield number * CHUNK + offset
 
-    def _granted(self, start: int, end: int) -> Iterator[int]:
+    def _granted_blocks(self, start: int, end: int) -> Iterator[int]:
         if start >= end:
             return
         first = bisect_left(self.chunk_numbers, start // CHUNK)
@@ -195,9 +216,10 @@ class BlockTable:
                     yield base + offset
 
     def _rebuild_sums_from(self, number: int) -> None:
-        """Brings the sums before the chunks after this one up to date."""
-        at = bisect_left(self.chunk_numbers, number)
-        totals = [self.chunks[each].sums[CHUNK] for each in self.chunk_numbers[at:]]
-        before_ns = self.before_ns[at - 1] + self.chunks[self.chunk_numbers[at - 1]].sums[CHUNK] if at else 0
-        self.before_ns[at:] = accumulate(totals[:-1], initial=before_ns)
+        """Recompute `before_ns` from this chunk on, after its sums changed."""
+        index = bisect_left(self.chunk_numbers, number)
+        totals = [self.chunks[each].sums[CHUNK] for each in self.chunk_numbers[index:]]
+        before_ns = self.before_ns[index - 1] + self.chunks[self.chunk_numbers[index - 1]].sums[CHUNK] if index else 0
+        # Assigned in place, since `sums_before_ns` refers to the same list.
+        self.before_ns[index:] = accumulate(totals[:-1], initial=before_ns)
         self.sums_before_ns.clear()

@@ -1,6 +1,6 @@
-"""Sets of blocks and functions over blocks, kept as runs: what costs is how often they change, not how far they reach.
+"""Sets of blocks and step functions over blocks; their cost depends on the number of runs, not of blocks.
 
-Blocks are counted from 1; ends of ranges are exclusive unless a name says `last`.
+Blocks are numbered from 1. The end of a range is exclusive, unless its name is `last`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from ledger.events import Run
 
 END = 2**63
-"""Beyond every block."""
-CHUNK = 512
+"""Above every block number."""
 NEWEST_RUNS = 32
-"""Of those that are packed still, so many are unpacked; where that does not reach far enough, all are."""
+"""Unpack this many of the newest runs; fall back to all."""
 
 
 class StepFunction:
-    """A function from block to a whole number that changes seldom: 0 everywhere at first."""
+    """A piecewise constant function from block to integer; initially 0 everywhere.
+
+    The value on `[starts[i], starts[i + 1])` is `values[i]`, and the last value holds for ever.
+    """
 
     __slots__ = ("starts", "values")
 
@@ -28,13 +30,16 @@ class StepFunction:
         self.values = [0]
 
     def at(self, block: int) -> int:
-        """The value at the block."""
+        """Return the value at the block."""
         starts = self.starts
-        # Mostly it is asked for beyond the last change.
+        # Most calls ask for a block after the last change, which needs no search.
         return self.values[-1 if block >= starts[-1] else bisect_right(starts, block) - 1]
 
     def assign(self, start: int, end: int, value: int) -> None:
-        """Sets the value on `[start, end)`; neighbours that come to be equal become one step."""
+        """Set the value on `[start, end)` and merge adjacent equal steps.
+
+        Merging makes equal functions have equal lists, whatever the order of the assignments; snapshots rely on it.
+        """
         starts, values = self.starts, self.values
         first = bisect_left(starts, start)
         after = bisect_right(starts, end)
@@ -52,41 +57,46 @@ class StepFunction:
 
 
 class BlockSet:
-    """A set of blocks as ascending runs that neither touch nor overlap."""
+    """A set of blocks, stored as ascending runs that neither touch nor overlap.
+
+    The oldest runs of a set from a snapshot stay packed as bytes until an operation needs them.
+    """
 
     __slots__ = ("_packed", "_packed_end", "ends", "starts")
 
     starts: list[int]
-    """Where the runs begin. In a set that was packed, only those are here for sure that `look_at` was asked for."""
+    """The starts of the unpacked runs. Call `unpack_from` before reading this list directly."""
     ends: list[int]
-    """Where each of them ends."""
+    """The exclusive end of each unpacked run."""
 
     def __init__(self, starts: list[int] | None = None, ends: list[int] | None = None) -> None:
         self.starts = starts or []
         self.ends = ends or []
         self._packed = b""
-        """The runs before those, as bytes."""
+        """The runs before the unpacked ones: a typecode, all starts, all ends; empty if all runs are unpacked."""
         self._packed_end = -1
-        """Where they end; `END` while all runs are among them."""
+        """The end of the last packed run: -1 if none is packed, `END` if all are."""
 
     @classmethod
     def from_bytes(cls, packed: bytes) -> BlockSet:
-        """The set that `to_bytes` packed, each part unpacked when it is first looked at; `ValueError` for other bytes.
+        """Return the set that `to_bytes` encoded; raise `ValueError` for other bytes.
 
-        An old ledger has hundreds of thousands of runs, and nearly all that is asked or done concerns the newest.
+        Runs are unpacked only when an operation needs them: an old ledger has hundreds of thousands of runs, and
+        nearly all operations concern the newest.
         """
         typecode = packed[:1].decode()
         if typecode not in ("I", "q") or (len(packed) - 1) % (2 * array(typecode).itemsize):
-            raise ValueError("these bytes are no set of blocks")
-        runs = cls()
-        runs._packed = packed
-        runs._packed_end = END
-        return runs
+            raise ValueError("these bytes do not encode a set of blocks")
+        block_set = cls()
+        block_set._packed = packed
+        block_set._packed_end = END
+        return block_set
 
     def to_bytes(self) -> bytes:
-        """The set as bytes; equal sets are equal bytes."""
+        """Return the set as bytes; equal sets have equal bytes, whatever parts of them are unpacked."""
         if self._packed_end == END:
             return self._packed
+        # Real block numbers fit into 32 bits, which halves the snapshot. The last run decides for the whole set.
         typecode = "I" if not self.ends or self.ends[-1] < 2**32 else "q"
         if self._packed and self._packed[:1].decode() != typecode:
             self.unpack_from(0)
@@ -96,15 +106,17 @@ class BlockSet:
         return b"".join((typecode.encode(), packed_starts, starts, packed_ends, ends))
 
     def unpack_from(self, block: int) -> None:
-        """Unpacks what has to be there before a block, or a later one, is looked at or changed.
+        """Unpack all runs that a read or a change at `block` or above can concern.
 
-        Not to be asked for an older block while runs are iterated over.
+        Must not be called for an older block during an iteration over the runs: it inserts runs at the front.
         """
+        # A run that ends exactly at `block` is unpacked too, because a run that is added there merges with it.
         if block > self._packed_end or not self._packed:
             return
         typecode = self._packed[:1].decode()
         starts, ends = _halves(self._packed[1:])
         size = array(typecode).itemsize
+        # The bytes of the runs that stay packed, in either half, and the end of the last of them.
         older = len(ends) - NEWEST_RUNS * size
         older_end = array(typecode, ends[older - size : older])[0] if older > 0 else block
         if block > older_end:
@@ -115,79 +127,84 @@ class BlockSet:
         self.starts[:0], self.ends[:0] = array(typecode, starts), array(typecode, ends)
 
     def copy(self) -> BlockSet:
-        """A set of its own with the same blocks."""
+        """Return an independent set with the same blocks."""
         copy = BlockSet(self.starts.copy(), self.ends.copy())
         copy._packed, copy._packed_end = self._packed, self._packed_end
         return copy
 
     def overlaps(self, first: int, last: int) -> bool:
-        """Whether any block of `first` to `last` is in the set."""
+        """Return whether any block of `first` to `last` is in the set."""
+        # The comparison repeats the guard of `unpack_from`, because it is cheaper than the call; so do those below.
         if first <= self._packed_end:
             self.unpack_from(first)
-        at = bisect_right(self.starts, last)
-        return at > 0 and self.ends[at - 1] > first
+        index = bisect_right(self.starts, last)
+        return index > 0 and self.ends[index - 1] > first
 
     def add(self, first: int, last: int) -> None:
-        """Adds a run; none of its blocks may be in the set."""
+        """Add a run; raise `ValueError` if any of its blocks is in the set.
+
+        Every fold adds taken blocks here, so no fold accepts a log in which two reservations share a block.
+        """
         if first <= self._packed_end:
             self.unpack_from(first)
         starts, ends = self.starts, self.ends
         end = last + 1
-        at = bisect_right(starts, first)
-        end_before = ends[at - 1] if at else -1
-        start_after = starts[at] if at < len(starts) else END
+        index = bisect_right(starts, first)
+        end_before = ends[index - 1] if index else -1
+        start_after = starts[index] if index < len(starts) else END
         if end_before > first or start_after < end:
-            raise ValueError(f"blocks {first} to {last} are taken in part")
+            raise ValueError(f"some of the blocks {first} to {last} are taken already")
+        # Checked before merging: -1 and `END` stand for missing neighbours and would merge with such a run.
         if not 0 < first <= last < END - 1:
-            raise ValueError(f"{first} to {last} are no blocks")
+            raise ValueError(f"{first} to {last} are not block numbers")
         if end_before == first and start_after == end:
-            ends[at - 1] = ends[at]
-            del starts[at], ends[at]
+            ends[index - 1] = ends[index]
+            del starts[index], ends[index]
         elif end_before == first:
-            ends[at - 1] = end
+            ends[index - 1] = end
         elif start_after == end:
-            starts[at] = first
+            starts[index] = first
         else:
-            starts.insert(at, first)
-            ends.insert(at, end)
+            starts.insert(index, first)
+            ends.insert(index, end)
 
     def remove(self, first: int, last: int) -> None:
-        """Removes a run; all of its blocks must be in the set."""
+        """Remove a run; raise `ValueError` if any of its blocks is not in the set."""
         if first <= self._packed_end:
             self.unpack_from(first)
         starts, ends = self.starts, self.ends
         end = last + 1
-        at = bisect_right(starts, first) - 1
-        if at < 0 or ends[at] < end:
-            raise ValueError(f"blocks {first} to {last} are not all taken")
-        start, old_end = starts[at], ends[at]
+        index = bisect_right(starts, first) - 1
+        if index < 0 or ends[index] < end:
+            raise ValueError(f"some of the blocks {first} to {last} are not taken")
+        start, old_end = starts[index], ends[index]
         if start == first and old_end == end:
-            del starts[at], ends[at]
+            del starts[index], ends[index]
         elif start == first:
-            starts[at] = end
+            starts[index] = end
         elif old_end == end:
-            ends[at] = first
+            ends[index] = first
         else:
-            ends[at] = first
-            starts.insert(at + 1, end)
-            ends.insert(at + 1, old_end)
+            ends[index] = first
+            starts.insert(index + 1, end)
+            ends.insert(index + 1, old_end)
 
     def between(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The set's runs in `[start, end)`, as `(start, end)`, cut to it, ascending."""
+        """Yield the set's runs, clipped to `[start, end)`, as ascending `(start, end)`."""
         if start <= self._packed_end:
             self.unpack_from(start)
         starts, ends = self.starts, self.ends
-        at = bisect_right(ends, start)
-        while at < len(starts) and starts[at] < end:
-            yield max(starts[at], start), min(ends[at], end)
-            at += 1
+        index = bisect_right(ends, start)
+        while index < len(starts) and starts[index] < end:
+            yield max(starts[index], start), min(ends[index], end)
+            index += 1
 
     def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """What of `[start, end)` is not in the set, as `(start, end)`, ascending."""
-        for taken_start, taken_end in self.between(start, end):
-            if start < taken_start:
-                yield start, taken_start
-            start = taken_end
+        """Yield the ranges of `[start, end)` that are not in the set, as ascending `(start, end)`."""
+        for run_start, run_end in self.between(start, end):
+            if start < run_start:
+                yield start, run_start
+            start = run_end
         if start < end:
             yield start, end
 
@@ -197,7 +214,8 @@ def _halves(packed: bytes) -> tuple[bytes, bytes]:
 
 
 def block_numbers(runs: Sequence[Run]) -> list[int]:
-    """Every block of the runs."""
+    """Return every block of the runs, in their order."""
+    # Nearly every reservation is one run, for which `list(range(…))` is faster than a comprehension.
     if len(runs) == 1:
         first, last = runs[0]
         return list(range(first, last + 1))
@@ -205,7 +223,7 @@ def block_numbers(runs: Sequence[Run]) -> list[int]:
 
 
 def runs_from_numbers(blocks: Iterable[int]) -> list[Run]:
-    """Ascending blocks as runs."""
+    """Return ascending blocks as runs."""
     runs: list[Run] = []
     for block in blocks:
         if runs and runs[-1][1] == block - 1:

@@ -1,7 +1,7 @@
-"""What the chain said: blocks, metagraphs, manifest syncs; and what follows from it for every account.
+"""The chain facts (blocks, metagraphs, manifest syncs) and the allowance that they grant to every account.
 
-Pure: a fold of the facts. Two functions decide (`decide_block`, `decide_manifests`), two evolve (`apply_block`,
-`apply_manifests`).
+Pure: a fold of the recorded facts. Two functions decide (`decide_block`, `decide_manifests`), two methods evolve
+(`Chain.apply_block`, `Chain.apply_manifests`). Source of the rules: semantics.md, "Chain facts", by number.
 """
 
 from __future__ import annotations
@@ -26,14 +26,24 @@ from .blocks import END
 V = TypeVar("V")
 
 PLAUSIBLE_LEAP_BLOCKS = 100_000
+"""A block further beyond the newest one needs confirmation; two weeks of blocks.
+
+This project's own choice, see semantics.md, "Chain facts" 3.
+"""
 PLAUSIBLE_SHRINKAGE = 10
-"""A sync with less than this fraction (a tenth) of the executors before it is taken for a failed poll."""
+"""A sync with less than a tenth of the executors of the sync before it is probably a failed poll.
+
+This project's own choice, see semantics.md, "Chain facts" 4.
+"""
 
 _canonical = msgspec.json.Encoder(order="deterministic")
 
 
 class Metagraph:
-    """Registered miners with their axons, and validators' stakes in billionths; never changed once made."""
+    """Registered miners with their axons, and validators' stakes in billionths; immutable by convention.
+
+    Consecutive blocks mostly share one object, since metagraphs repeat; storing them must not.
+    """
 
     __slots__ = ("digest", "members", "miners", "stakes", "total_stake")
 
@@ -46,7 +56,7 @@ class Metagraph:
 
 
 class RecordedSync(NamedTuple):
-    """A recorded manifest sync: where it stands, what it said, how many executors it added up to."""
+    """A recorded manifest sync: its log position, its content digest, and its number of executors."""
 
     position: int
     digest: bytes
@@ -54,7 +64,11 @@ class RecordedSync(NamedTuple):
 
 
 class CountInputs(NamedTuple):
-    """What a block's counts are made of; equal plans give every account equal counts."""
+    """Everything that determines the counts of a block; equal inputs give every account equal counts.
+
+    `sync_block` is the block of the newest sync at or below the block, -1 if there is none. `caps` are the maxima per
+    class, `members` the registered miners.
+    """
 
     sync_block: int
     caps: tuple[tuple[str, int], ...]
@@ -65,9 +79,10 @@ _EMPTY_METAGRAPH = Metagraph({}, {})
 
 
 class Chain:
-    """The chain's facts so far, and the accounts that they grant allowance to.
+    """The fold of the chain facts, and the accounts to which they grant allowance.
 
-    `revision` moves whenever availability may have moved for more accounts than one.
+    `revision` grows whenever the availability of more than one account may have changed, so that rankings know when
+    to measure all accounts again.
     """
 
     def __init__(self) -> None:
@@ -77,25 +92,30 @@ class Chain:
         self.revision = 0
         self.blocks = BlockTable()
         self.metagraph = _EMPTY_METAGRAPH
-        """As at the newest block."""
+        """The metagraph of the newest block."""
         self.last_metagraph = _EMPTY_METAGRAPH
-        """As told by the block recorded last, to which the next one is told as a difference."""
+        """The metagraph of the block recorded last; the next event stores the difference to it."""
         self.unfinalized: dict[int, tuple[int, int, frozenset[str]]] = {}
-        """Known blocks without a known successor: own stake, total stake, registered miners."""
+        """The recorded blocks without a recorded successor: own stake, total stake, registered miners."""
         self.sync_blocks: list[int] = []
+        """The blocks of all syncs, ascending."""
         self.syncs: dict[int, RecordedSync] = {}
         self.manifests: dict[str, dict[str, int]] = {}
-        """As given by the sync at the highest block."""
+        """The manifests of the sync at the highest block."""
         self.last_manifests: dict[str, dict[str, int]] = {}
-        """As given by the sync recorded last, to which the next one is told as a difference."""
+        """The manifests of the sync recorded last; the next event stores the difference to them."""
         self.classes: dict[str, dict[str, Account]] = {}
+        """The accounts by executor class and miner."""
         self.accounts: dict[str, Account] = {}
+        """The accounts by stream."""
         self._by_miner: dict[str, list[Account]] = {}
         self.oldest_inputs: CountInputs | None = None
+        """The inputs of the lowest finalized block's counts."""
         self.newest_inputs: CountInputs | None = None
+        """The inputs of the highest finalized block's counts."""
 
     def open_account(self, miner_ss58: str, executor_class: str) -> Account:
-        """A new account, with nothing in it."""
+        """Create an empty account."""
         account = Account(miner_ss58, executor_class)
         self.accounts[account.stream] = account
         self.classes.setdefault(executor_class, {})[miner_ss58] = account
@@ -103,25 +123,28 @@ class Chain:
         return account
 
     def newest_count(self, account: Account) -> int:
-        """The account's executors by the newest sync, capped."""
+        """Return the account's executors according to the newest sync, capped; the limit of its running jobs."""
         if not self.sync_blocks:
             return 0
         return self._capped(account, account.offered.values[-1])
 
     def apply_settings(self, settings: RecordedSettings) -> None:
-        """From here on these settings apply; what is finalized keeps its amounts."""
+        """Apply these settings to blocks finalized and claims made from now on; finalized blocks keep their amounts."""
         self.settings = settings
         self.multiplier = Fraction(settings.allowance_multiplier)
         self.revision += 1
 
     def apply_block(self, position: int, event: BlockRecorded) -> None:
-        """Makes the block known and finalizes what it completes."""
+        """Record the block, and finalize it or its predecessor if the successor is now recorded.
+
+        A block's duration is known once its successor is recorded. Source: semantics.md, "Chain facts" 2.
+        """
         metagraph = self._metagraph_after(event)
         self.last_metagraph = metagraph
         number = event.number
         if number > self.blocks.newest:
             self.metagraph = metagraph
-        self.blocks.add(number, event.created_at_ns, position, block_digest(event.created_at_ns, metagraph))
+        self.blocks.record(number, event.created_at_ns, position, block_digest(event.created_at_ns, metagraph))
         own_stake = metagraph.stakes.get(self.validator_ss58, 0)
         self.unfinalized[number] = (own_stake, metagraph.total_stake, metagraph.members)
         for candidate in (number - 1, number):
@@ -130,34 +153,43 @@ class Chain:
         self.revision += 1
 
     def apply_manifests(self, position: int, event: ManifestsRecorded) -> None:
-        """Takes the sync's counts, and invalidates what a drop takes away."""
+        """Record the offered counts of the sync, and invalidate blocks of the accounts whose count it lowers.
+
+        The sync covers all miners: the count of a miner that it does not name is 0. A capped count that is lower than
+        before is a drop. Source: semantics.md, "Chain facts" 4 (an old sync covers all miners) and 7.
+        """
         manifests = manifests_after(self.last_manifests, event)
         self.last_manifests = manifests
         block = event.block
-        at = bisect_left(self.sync_blocks, block)
-        end = self.sync_blocks[at] if at < len(self.sync_blocks) else END
+        index = bisect_left(self.sync_blocks, block)
+        # A late sync counts only up to the next sync that is recorded already.
+        end = self.sync_blocks[index] if index < len(self.sync_blocks) else END
         if end == END:
             self.manifests = manifests
         self._open_accounts(manifests)
         for account in self.accounts.values():
             count = manifests.get(account.miner_ss58, {}).get(account.executor_class, 0)
-            # What the sync before this one offered still holds at this block.
+            # Before the assignment below, the function still returns the count of the previous sync at this block.
             count_before = account.offered.at(block)
             if count == count_before:
                 continue
             if count < count_before and self._capped(account, count) < self._capped(account, count_before):
                 self.drop(account, block)
             account.offered.assign(block, end, count)
-        self.sync_blocks.insert(at, block)
+        self.sync_blocks.insert(index, block)
         self.syncs[block] = RecordedSync(position, manifests_digest(manifests), executors(manifests))
         self.revision += 1
 
     def drop(self, account: Account, block: int) -> None:
-        """Invalidates the account's blocks below this one; who needs each drop, not only the highest, extends it."""
+        """Invalidate the account's blocks below this one, also those finalized later.
+
+        The account remembers only the highest drop; a subclass that needs every single one extends this method.
+        """
         account.invalidated_below = max(account.invalidated_below, block)
 
     def _metagraph_after(self, event: BlockRecorded) -> Metagraph:
         last = self.last_metagraph
+        # The same object for an unchanged metagraph: making one digests all miners, and nearly no block changes it.
         if not (event.registered or event.deregistered or event.staked or event.unstaked):
             return last
         miners, stakes = last.miners, last.stakes
@@ -175,49 +207,56 @@ class Chain:
                     self.open_account(miner_ss58, executor_class)
 
     def _finalize(self, block: int) -> None:
-        """Fixes what the block grants, to everybody and for good."""
+        """Set what the block grants to every account, for good.
+
+        Durations, the long block rule, stake share and rounding: semantics.md, "Chain facts" 2, 5 and 6. The rule
+        that a block above 12.5 s counts as 12.0 s comes from ComputeHorde's validator.
+        """
         own_stake, total_stake, members = self.unfinalized.pop(block)
         duration_ns = self.blocks.created_at_ns(block + 1) - self.blocks.created_at_ns(block)
         if duration_ns > self.settings.long_block_ns:
             duration_ns = self.settings.long_block_counts_as_ns
+        # One rounding down at the end, in integers: the unit is the same on every machine.
         numerator = duration_ns * self.multiplier.numerator * own_stake
         denominator = self.multiplier.denominator * total_stake
-        at = bisect_right(self.sync_blocks, block)
-        sync_block = self.sync_blocks[at - 1] if at else -1
-        plan = CountInputs(sync_block, tuple(self.settings.executors_max_per_class.items()), members)
-        self._fix_counts(block, plan)
+        index = bisect_right(self.sync_blocks, block)
+        sync_block = self.sync_blocks[index - 1] if index else -1
+        inputs = CountInputs(sync_block, tuple(self.settings.executors_max_per_class.items()), members)
+        # Before `finalize`, which moves the first and last finalized block that `_set_counts` compares with.
+        self._set_counts(block, inputs)
         self.blocks.finalize(block, numerator // denominator if total_stake else 0)
 
-    def _fix_counts(self, block: int, plan: CountInputs) -> None:
-        """Sets each account's count at the block.
+    def _set_counts(self, block: int, inputs: CountInputs) -> None:
+        """Set each account's count at the block.
 
-        Beyond the finalized blocks a count holds until it changes, so that a block which changes nothing costs
-        nothing; between them it is set for this block alone.
+        Above the highest finalized block (and below the lowest) the count is set for all further blocks, so that the
+        next block touches no account if its inputs are equal. Blocks there have no unit yet, so no sum is wrong
+        meanwhile. Between finalized blocks the count is set for this block alone.
         """
         blocks = self.blocks
-        known: CountInputs | None = None
+        neighbour: CountInputs | None = None
         start, end = block, block + 1
         if not blocks.last_finalized:
             start, end = 0, END
-            self.oldest_inputs = self.newest_inputs = plan
+            self.oldest_inputs = self.newest_inputs = inputs
         elif block > blocks.last_finalized:
-            known, self.newest_inputs, end = self.newest_inputs, plan, END
+            neighbour, self.newest_inputs, end = self.newest_inputs, inputs, END
         elif block < blocks.first_finalized:
-            known, self.oldest_inputs, start = self.oldest_inputs, plan, 0
-        if known == plan:
+            neighbour, self.oldest_inputs, start = self.oldest_inputs, inputs, 0
+        if neighbour == inputs:
             return
-        for account in self._concerned(known, plan):
-            registered = plan.sync_block >= 0 and account.miner_ss58 in plan.members
-            count = self._capped(account, account.offered.at(plan.sync_block)) if registered else 0
+        for account in self._affected_accounts(neighbour, inputs):
+            registered = inputs.sync_block >= 0 and account.miner_ss58 in inputs.members
+            count = self._capped(account, account.offered.at(inputs.sync_block)) if registered else 0
             if account.counts.at(block) != count:
                 account.counts.assign(start, end, count)
 
-    def _concerned(self, known: CountInputs | None, plan: CountInputs) -> Iterable[Account]:
-        """The accounts whose counts may differ between two plans."""
-        if known is None or known[:2] != plan[:2]:
+    def _affected_accounts(self, neighbour: CountInputs | None, inputs: CountInputs) -> Iterable[Account]:
+        """Return the accounts whose counts may differ between two blocks with these inputs."""
+        if neighbour is None or neighbour[:2] != inputs[:2]:
             return self.accounts.values()
-        moved = known.members ^ plan.members
-        return (account for miner_ss58 in sorted(moved) for account in self._by_miner.get(miner_ss58, ()))
+        changed = neighbour.members ^ inputs.members
+        return (account for miner_ss58 in sorted(changed) for account in self._by_miner.get(miner_ss58, ()))
 
     def _capped(self, account: Account, count: int) -> int:
         cap = self.settings.executors_max_per_class.get(account.executor_class)
@@ -227,13 +266,17 @@ class Chain:
 def decide_block(
     chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph, confirm: bool
 ) -> BlockRecorded | int:
-    """The event that records a block, or the position that recorded the same before; refusals raise."""
+    """Return the event that records a block, or the position at which the same content was recorded before.
+
+    Raises `ConflictingFact` and `ImplausibleFact`. Source: semantics.md, "Chain facts" 2 and 3.
+    """
     blocks = chain.blocks
     fact = f"block {number}"
     if number in blocks:
         if blocks.digest(number) == block_digest(created_at_ns, metagraph):
             return blocks.position(number)
-        raise ConflictingFact(fact, blocks.position(number), {})  # The log is asked for the differences.
+        # The state has digests only. The caller reads the recorded content from the log and adds the differences.
+        raise ConflictingFact(fact, blocks.position(number), {})
     if blocks.newest and number > blocks.newest + PLAUSIBLE_LEAP_BLOCKS and not confirm:
         raise ImplausibleFact(fact, f"it is {number - blocks.newest} blocks beyond the newest, {blocks.newest}")
     for neighbour, sign in ((number - 1, 1), (number + 1, -1)):
@@ -256,60 +299,68 @@ def decide_block(
 def decide_manifests(
     chain: Chain, block: int, manifests: dict[str, dict[str, int]], confirm: bool
 ) -> ManifestsRecorded | int:
-    """The event that records a sync, or the position that recorded the same before; refusals raise."""
+    """Return the event that records a sync, or the position at which the same content was recorded before.
+
+    Raises `ConflictingFact` and `ImplausibleFact`. Source: semantics.md, "Chain facts" 4.
+    """
     fact = f"the manifest sync at block {block}"
-    known = chain.syncs.get(block)
-    if known is not None:
-        if known.digest == manifests_digest(manifests):
-            return known.position
-        raise ConflictingFact(fact, known.position, {})
-    at = bisect_left(chain.sync_blocks, block)
-    before = chain.syncs[chain.sync_blocks[at - 1]].executors if at else 0
+    recorded = chain.syncs.get(block)
+    if recorded is not None:
+        if recorded.digest == manifests_digest(manifests):
+            return recorded.position
+        raise ConflictingFact(fact, recorded.position, {})
+    index = bisect_left(chain.sync_blocks, block)
+    before = chain.syncs[chain.sync_blocks[index - 1]].executors if index else 0
     offered = executors(manifests)
     if offered * PLAUSIBLE_SHRINKAGE < before and not confirm:
-        raise ImplausibleFact(fact, f"it adds up to {offered} executors, less than a tenth of the {before} before")
+        raise ImplausibleFact(
+            fact, f"it has {offered} executors, less than a tenth of the {before} in the sync before it"
+        )
     changed, absent = _difference(chain.last_manifests, manifests)
     return ManifestsRecorded(block, changed, absent)
 
 
 def manifests_after(last: dict[str, dict[str, int]], event: ManifestsRecorded) -> dict[str, dict[str, int]]:
-    """The sync's manifests, given those of the sync recorded before it."""
+    """Return the sync's complete manifests, given those of the sync recorded just before it."""
     if not (event.offered or event.absent):
         return last
     return _patched(last, event.offered, event.absent)
 
 
 def block_digest(created_at_ns: int, metagraph: Metagraph) -> bytes:
-    """Sixteen bytes that tell one block's content from another's, whatever the order of its miners."""
+    """Return 16 bytes that identify a block's content; the order of its miners makes no difference."""
     return blake2b(metagraph.digest + created_at_ns.to_bytes(8, "big"), digest_size=16).digest()
 
 
 def manifests_digest(manifests: Mapping[str, Mapping[str, int]]) -> bytes:
-    """Sixteen bytes that tell one sync's content from another's."""
+    """Return 16 bytes that identify a sync's content; the order of its miners makes no difference."""
     return blake2b(_canonical.encode(manifests), digest_size=16).digest()
 
 
 def executors(manifests: Mapping[str, Mapping[str, int]]) -> int:
-    """All executors of a sync, uncapped."""
+    """Return the number of executors in a sync, uncapped."""
     return sum(sum(counts.values()) for counts in manifests.values())
 
 
 def differences(recorded: Mapping[str, V], given: Mapping[str, V]) -> Iterator[tuple[str, V | None, V | None]]:
-    """Where two mappings differ: key, value in the first, value in the second, by key."""
+    """Yield the differences between two mappings as (key, recorded value, given value), by key."""
     for key in sorted(recorded.keys() | given.keys()):
         if recorded.get(key) != given.get(key):
             yield key, recorded.get(key), given.get(key)
 
 
 def _difference(last: Mapping[str, V], given: Mapping[str, V]) -> tuple[dict[str, V], list[str]]:
-    """What of `given` is new or changed, and which keys are gone, by key."""
+    """Return the new or changed entries of `given`, and the removed keys, both by key."""
     changed = {key: given[key] for key in sorted(given) if last.get(key) != given[key]}
     return changed, sorted(last.keys() - given.keys())
 
 
-def _patched(last: Mapping[str, V], changed: Mapping[str, V], gone: Iterable[str]) -> dict[str, V]:
-    """The mapping after a difference, in the order of its keys, so that equal mappings are equal bytes."""
+def _patched(last: Mapping[str, V], changed: Mapping[str, V], removed: Iterable[str]) -> dict[str, V]:
+    """Return the mapping after a difference, sorted by key, so that equal mappings have equal bytes.
+
+    Raises `KeyError` if a removed key is missing, since the event then does not belong to this log.
+    """
     patched = {**last, **changed}
-    for key in gone:
+    for key in removed:
         del patched[key]
     return dict(sorted(patched.items()))

@@ -1,37 +1,28 @@
-"""The changes that a ledger knows, but for routing: facts, settings, reserve, spend, release, expire.
+"""The commands that reserve, spend, release and expire, and the one that records settings.
 
-Each reads the draft's state, decides, and appends. None reads a clock or a database.
+Each decides on the state of a unit of work and appends to it. None reads a clock or a database. The commands for chain
+facts are in `fact_commands`, the one for routing is in the package `routing`; both use the helpers at the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
-from hashlib import blake2b
 from typing import Literal, NamedTuple
 
-from ledger.codec import Row, position_in_key, request_in_key, reservation_position, unknown_outcome_key
+from ledger.codec import Row, position_in_key, reservation_position, unknown_outcome_key
 from ledger.codec import reservation_id as id_of
 from ledger.errors import (
     CannotReserveAllowanceException,
-    ConflictingFact,
     IdempotencyConflict,
-    ImplausibleFact,
     InvalidInput,
     JobAlreadySpent,
     JobRequestConflict,
     ReservationNotFound,
 )
 from ledger.events import (
-    CHAIN_STREAM,
-    MANIFESTS_STREAM,
     SETTINGS_STREAM,
     AllowanceReserved,
-    BlockRecorded,
-    Event,
     ExpiryRecorded,
     LedgerOpened,
-    ManifestsRecorded,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
@@ -41,74 +32,21 @@ from ledger.settings import RecordedSettings
 from ledger.values import instant, seconds
 
 from .account import ActiveReservation
-from .chain import Chain, Metagraph, block_digest, decide_block, decide_manifests, manifests_digest
 from .lookup import Lookup
 from .reservation import Reservation, active_to_reservation, already_settled_error, rows_to_reservation, status_after
 from .state import LedgerState
 from .unit_of_work import UnitOfWork
 
-REQUEST_BYTES = 16
-
-
-class ValidatedBlock(NamedTuple):
-    """A block, checked and exact."""
-
-    number: int
-    created_at_ns: int
-    metagraph: Metagraph
-
-    @property
-    def stream(self) -> str:
-        """Where it is recorded."""
-        return CHAIN_STREAM
-
-    @property
-    def title(self) -> str:
-        """What errors call it."""
-        return f"block {self.number}"
-
-    def decide(self, chain: Chain, confirm: bool) -> BlockRecorded | int:
-        """The event that records it, or the position at which the same was recorded; refusals raise."""
-        return decide_block(chain, *self, confirm)
-
-    def digest(self) -> bytes:
-        """Bytes that tell it from any other fact."""
-        return b"block" + self.number.to_bytes(8, "big") + block_digest(self.created_at_ns, self.metagraph)
-
-
-class ValidatedManifests(NamedTuple):
-    """A manifest sync, checked and exact."""
-
-    block: int
-    manifests: dict[str, dict[str, int]]
-
-    @property
-    def stream(self) -> str:
-        """Where it is recorded."""
-        return MANIFESTS_STREAM
-
-    @property
-    def title(self) -> str:
-        """What errors call it."""
-        return f"the manifest sync at block {self.block}"
-
-    def decide(self, chain: Chain, confirm: bool) -> ManifestsRecorded | int:
-        """The event that records it, or the position at which the same was recorded; refusals raise."""
-        return decide_manifests(chain, *self, confirm)
-
-    def digest(self) -> bytes:
-        """Bytes that tell it from any other fact."""
-        return b"sync" + self.block.to_bytes(8, "big") + manifests_digest(self.manifests)
-
-
-FactsOutcome = tuple[list[int], ConflictingFact | ImplausibleFact | None]
-"""The positions of the facts up to one that was refused, and the refusal."""
-
 
 class RecordSettings:
-    """Opens the ledger where it is new, and records settings where they differ from the recorded ones."""
+    """Create the ledger if it is new, else record the settings if they differ; return the position of the event.
+
+    `settings` of None creates a ledger with the defaults and otherwise changes nothing. If nothing is recorded, the
+    result is the position of the head.
+    """
 
     operation = "open"
+    # A fold of settings cannot be undone, only repeated from the log.
     revertible = False
 
     def __init__(self, validator_ss58: str, settings: RecordedSettings | None) -> None:
@@ -129,88 +67,15 @@ class RecordSettings:
             return unit_of_work.append(SETTINGS_STREAM, opened).position
         if self.settings is not None and self.settings != state.chain.settings:
             return unit_of_work.append(SETTINGS_STREAM, SettingsChanged(self.settings)).position
-        return int(state.position)
-
-
-class RecordFacts:
-    """Records facts in order up to the first that is refused; answers the positions and the refusal."""
-
-    operation = "record_facts"
-    revertible = False
-
-    def __init__(
-        self, facts: Sequence[ValidatedBlock | ValidatedManifests], confirm: bool, key: str | None = None
-    ) -> None:
-        self.facts = facts
-        self.confirm = confirm
-        self.key = key
-
-    @cached_property
-    def request(self) -> str:
-        """The digest of all that is to be recorded."""
-        return blake2b(b"".join(fact.digest() for fact in self.facts), digest_size=REQUEST_BYTES).hexdigest()
-
-    def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
-        look_up_key(self.key, lookup)
-
-    def retry_key(self, row: Row) -> str:
-        return self.key or unknown_outcome_key(row, self.request)
-
-    def decide(self, unit_of_work: UnitOfWork) -> FactsOutcome:
-        first = unit_of_work.first_outcome(self.key)
-        if first is not None:
-            self._refuse_other_content(*first)
-            return self._first_outcome(unit_of_work.state.chain, first[0].position)
-        before = len(unit_of_work.rows)
-        outcome = self._record(unit_of_work)
-        if self.key is not None and len(unit_of_work.rows) > before:
-            unit_of_work.sign(self.key, self.request)
-        return outcome
-
-    def _record(self, unit_of_work: UnitOfWork) -> FactsOutcome:
-        positions: list[int] = []
-        for fact in self.facts:
-            try:
-                decided = fact.decide(unit_of_work.state.chain, self.confirm)
-            except (ConflictingFact, ImplausibleFact) as refused:
-                refused.fact_index = len(positions)
-                return positions, refused
-            if not isinstance(decided, int):
-                decided = unit_of_work.append(fact.stream, decided).position
-            positions.append(decided)
-        return positions, None
-
-    def _refuse_other_content(self, row: Row, event: Event) -> None:
-        key = str(self.key)
-        request = event.request if isinstance(event, (BlockRecorded, ManifestsRecorded)) else ""
-        if self.request != (request if row.key == key else request_in_key(key)):
-            raise IdempotencyConflict(key, row.position)
-
-    def _first_outcome(self, chain: Chain, last_position: int) -> FactsOutcome:
-        """What the call answered when the last fact that it recorded came to stand at the position.
-
-        All but what it refused was in the log by then. What has come since, or could come now, was implausible.
-        """
-        positions: list[int] = []
-        for fact in self.facts:
-            refused: ConflictingFact | ImplausibleFact
-            try:
-                decided = fact.decide(chain, self.confirm)
-                if isinstance(decided, int) and decided <= last_position:
-                    positions.append(decided)
-                    continue
-                if self.confirm:
-                    raise IdempotencyConflict(str(self.key), last_position)
-                refused = ImplausibleFact(fact.title, "it was when it was first given with this key")
-            except (ConflictingFact, ImplausibleFact) as still_refused:
-                refused = still_refused
-            refused.fact_index = len(positions)
-            return positions, refused
-        return positions, None
+        return state.position
 
 
 class Reserve:
-    """Takes an account's free blocks from the earliest on, whole, until they are worth the amount."""
+    """Reserve the earliest whole free blocks of an account that sum to at least the amount.
+
+    The checks have a fixed order: idempotency key, the job's own reservation, allowance. Source: semantics.md,
+    "Reservations".
+    """
 
     operation = "reserve"
     revertible = True
@@ -251,6 +116,7 @@ class Reserve:
                 row.job_uuid,
             ):
                 raise IdempotencyConflict(str(self.key), row.position)
+            # The first outcome is returned as it was then: reserved, even if the reservation was settled since.
             return rows_to_reservation(row, event, None, validator_ss58)
         active = active_reservation_of(unit_of_work, self.job_uuid)
         if active is not None:
@@ -259,6 +125,7 @@ class Reserve:
         return active_to_reservation(self._claim(unit_of_work), validator_ss58)
 
     def _content(self) -> tuple[str, int, int, str | None]:
+        """Return the content that a request with the same key must repeat."""
         return self.stream, self.amount_ns, self.job_start_block, self.job_uuid
 
     def _claim(self, unit_of_work: UnitOfWork) -> ActiveReservation:
@@ -284,7 +151,7 @@ class Reserve:
 
 
 class Settle:
-    """Spends or releases a reservation that stands."""
+    """Spend or release an active reservation, overdue or not; a job that ran a little late is still paid."""
 
     revertible = True
 
@@ -296,6 +163,8 @@ class Settle:
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         look_up_key(self.key, lookup)
+        # An active reservation is known from memory, so a settlement without a key needs no stored row. With a key,
+        # it may be a retry, whose result is built from the rows.
         if self.key is not None or self.reservation_id not in state.active:
             lookup.positions.add(reservation_position(self.reservation_id))
 
@@ -309,35 +178,41 @@ class Settle:
             raise IdempotencyConflict(str(self.key), first[0].position)
         active = state.active.get(self.reservation_id)
         if active is None:
-            if self.reservation_id in unit_of_work.ended:
-                raise already_settled_error(self.reservation_id, unit_of_work.ended[self.reservation_id])
-            return self._settled_before(unit_of_work, again=first is not None)
+            if self.reservation_id in unit_of_work.settled:
+                raise already_settled_error(self.reservation_id, unit_of_work.settled[self.reservation_id])
+            return self._settled_before(unit_of_work, is_retry=first is not None)
         row = unit_of_work.settle(active, self.event, self.key)
         return active_to_reservation(active, state.chain.validator_ss58, status_after(self.event), row.recorded_at_ns)
 
-    def _settled_before(self, unit_of_work: UnitOfWork, *, again: bool) -> Reservation:
-        made = unit_of_work.reservation_row(self.reservation_id)
-        if made is None or id_of(made[0].position, made[0].hash) != self.reservation_id:
+    def _settled_before(self, unit_of_work: UnitOfWork, *, is_retry: bool) -> Reservation:
+        """Return the stored reservation for a retry of its settlement; raise for every other call."""
+        reserved = unit_of_work.reservation_row(self.reservation_id)
+        # The position alone is not enough: after a restored backup another reservation may be there.
+        if reserved is None or id_of(reserved[0].position, reserved[0].hash) != self.reservation_id:
             raise ReservationNotFound(self.reservation_id)
-        settlement = unit_of_work.settlement(made[0].position)
+        settlement = unit_of_work.settlement(reserved[0].position)
         if settlement is None:
             raise ReservationNotFound(self.reservation_id)
-        if not again:
+        if not is_retry:
             raise already_settled_error(self.reservation_id, settlement)
-        return rows_to_reservation(*made, settlement, unit_of_work.state.chain.validator_ss58)
+        return rows_to_reservation(*reserved, settlement, unit_of_work.state.chain.validator_ss58)
 
 
 class EarlierExpiry(NamedTuple):
-    """An earlier sweep, told by its rows: so many `expiries`, the last at `last_position`."""
+    """The first outcome of an `ExpireDue` with the same key: it appended `expiries` rows, the last at `last_position`.
+
+    The rows are consecutive, so the caller can read the expired reservations from the log.
+    """
 
     last_position: int
     expiries: int
 
 
 class ExpireDue:
-    """Ends every overdue reservation, by due time; answers them, or where the key is there already, which sweep it was.
+    """Expire every overdue reservation, by due time; return them, or the `EarlierExpiry` of a retried key.
 
-    The key stands in the last of the sweep's rows, which says how many there are.
+    The last row carries the key and the number of rows. If nothing is overdue, no row can carry the key, and it stays
+    free.
     """
 
     operation = "expire_due"
@@ -371,22 +246,19 @@ class ExpireDue:
 
 
 def check_amount(amount_ns: int, settings: RecordedSettings) -> None:
-    """Refuses an amount that no reservation may have."""
+    """Raise `InvalidInput` for an amount of 0, or above the longest job. Source: semantics.md, "Availability"."""
     longest_seconds = seconds(settings.longest_job_ns)
     expected = f"an amount above 0 and up to {longest_seconds} seconds"
     if amount_ns > settings.longest_job_ns:
-        raise InvalidInput(
-            "allowance_seconds",
-            seconds(amount_ns),
-            expected,
-            f"Required allowance cannot be greater than {longest_seconds} seconds",
-        )
+        # The text is prescribed word for word by semantics.md, "Availability".
+        message = f"Required allowance cannot be greater than {longest_seconds} seconds"
+        raise InvalidInput("allowance_seconds", seconds(amount_ns), expected, message)
     if amount_ns <= 0:
         raise InvalidInput("allowance_seconds", seconds(amount_ns), expected)
 
 
 def look_up_key(key: str | None, lookup: Lookup) -> None:
-    """Asks for what the key stands for."""
+    """Add the stored row with the key; for an `unknown_outcome_key` also the row at the position that it names."""
     if key is None:
         return
     lookup.keys.add(key)
@@ -396,18 +268,18 @@ def look_up_key(key: str | None, lookup: Lookup) -> None:
 
 
 def look_up_job(job_uuid: str | None, state: LedgerState, lookup: Lookup) -> None:
-    """Asks for a job's past, unless it stands in memory."""
+    """Add the job's last stored reservation, unless the job has an active one in memory."""
     if job_uuid is not None and job_uuid not in state.jobs:
         lookup.jobs.add(job_uuid)
 
 
 def active_reservation_of(unit_of_work: UnitOfWork, job_uuid: str | None) -> ActiveReservation | None:
-    """The job's standing reservation; `JobAlreadySpent` where the last one was spent."""
+    """Return the job's active reservation, or None; raise `JobAlreadySpent` if its last one was spent."""
     if job_uuid is None:
         return None
-    active: ActiveReservation | None = unit_of_work.state.jobs.get(job_uuid)
+    active = unit_of_work.state.jobs.get(job_uuid)
     if active is None:
-        last = unit_of_work.last_of_job(job_uuid)
+        last = unit_of_work.last_attempt(job_uuid)
         if last is not None and isinstance(last.settlement[1], ReservationSpent):
             row, event = last.settlement
             raise JobAlreadySpent(job_uuid, event.reservation_id, instant(row.recorded_at_ns))
@@ -415,27 +287,30 @@ def active_reservation_of(unit_of_work: UnitOfWork, job_uuid: str | None) -> Act
 
 
 def next_attempt(unit_of_work: UnitOfWork, job_uuid: str | None) -> tuple[str, int] | None:
-    """The job and the number of its next reservation."""
+    """Return the job and the number of its next reservation, counted from 1; None without a job."""
     if job_uuid is None:
         return None
-    last = unit_of_work.last_of_job(job_uuid)
+    last = unit_of_work.last_attempt(job_uuid)
     return job_uuid, last.attempt + 1 if last is not None else 1
 
 
 def check_same_request(
     active: ActiveReservation, amount_ns: int, executor_class: str, miner_ss58: str | None = None
 ) -> None:
-    """Refuses to answer a request with a reservation that was made for another."""
+    """Raise `JobRequestConflict` if the job's active reservation was made for a request with other content.
+
+    `miner_ss58` is None if the request does not name a miner.
+    """
     recorded = {
         "executor_class": active.account.executor_class,
         "allowance_seconds": seconds(active.amount_ns),
         "miner_ss58": active.account.miner_ss58,
     }
-    asked = {
+    given = {
         "executor_class": executor_class,
         "allowance_seconds": seconds(amount_ns),
         "miner_ss58": miner_ss58 or active.account.miner_ss58,
     }
-    differences = {name: (recorded[name], asked[name]) for name in recorded if recorded[name] != asked[name]}
+    differences = {name: (recorded[name], given[name]) for name in recorded if recorded[name] != given[name]}
     if differences:
         raise JobRequestConflict(str(active.job_uuid), active.reservation_id, differences)

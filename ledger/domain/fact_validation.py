@@ -1,4 +1,4 @@
-"""Chain facts as callers give them, checked and made exact."""
+"""Fact validation: check chain facts at the public edge and convert them to exact values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ledger.events import Axon
 from ledger.values import Miner, billionths, executor_counts, instant_ns, integer, is_finite, name
 
 from .chain import Metagraph
-from .commands import ValidatedBlock, ValidatedManifests
+from .fact_commands import ValidatedBlock, ValidatedManifests
 
 LONGEST_ADDRESS = 253
+"""In characters: the longest host name that DNS allows."""
 
 
 class BlockFact(msgspec.Struct, frozen=True):
-    """A block and its metagraph: its number, aware creation time, registered miners, and stakes by validator."""
+    """A block and its metagraph: number, aware creation time, registered miners, and stakes by validator."""
 
     number: int
     created_at: datetime
@@ -28,14 +29,14 @@ class BlockFact(msgspec.Struct, frozen=True):
 
 
 class ManifestsFact(msgspec.Struct, frozen=True):
-    """A manifest sync at a block: `{miner_ss58: {executor_class: executor_count}}`, covering all miners."""
+    """A manifest sync of all miners at a block: `{miner_ss58: {executor_class: executor_count}}`."""
 
     block: int
     manifests: Mapping[str, Mapping[str, int]]
 
 
 class FactValidator:
-    """Checks facts; remembers the last metagraph, since blocks repeat it."""
+    """Validates facts. It remembers the last metagraph, since blocks repeat it and making one digests all miners."""
 
     def __init__(self) -> None:
         self._last: Metagraph | None = None
@@ -43,9 +44,10 @@ class FactValidator:
     def contents(
         self, facts: Iterable[BlockFact | ManifestsFact]
     ) -> tuple[list[ValidatedBlock | ValidatedManifests], InvalidInput | None]:
-        """The facts' exact contents up to the first malformed one, and its refusal.
+        """Return the validated facts before the first malformed one, and the error about it; None if all are valid.
 
-        Facts of one call that share their miners and stakes objects are read once.
+        The error is returned because the facts before it are still to be recorded. Consecutive blocks with the same
+        `miners` and `stakes` objects are validated once, so `miners` may also be an iterator that they share.
         """
         contents: list[ValidatedBlock | ValidatedManifests] = []
         shared: BlockFact | None = None
@@ -58,7 +60,7 @@ class FactValidator:
                     contents.append(validated_manifests(fact))
                     continue
                 if not isinstance(fact, BlockFact):
-                    raise InvalidInput("facts", fact, "a BlockFact or a ManifestsFact")
+                    raise InvalidInput("facts", fact, "a sequence of BlockFact and ManifestsFact")
                 number = integer(fact.number, "number", 1)
                 created_at_ns = instant_ns(fact.created_at, "created_at")
                 if (
@@ -75,7 +77,7 @@ class FactValidator:
         return contents, None
 
     def metagraph(self, miners: Iterable[Miner], stakes: Mapping[str, float]) -> Metagraph:
-        """Registered miners and stakes as one exact value."""
+        """Return validated miners and stakes as one exact value, the same object as before if they are equal."""
         axons = _axons(miners)
         exact = _stakes(stakes)
         last = self._last
@@ -85,7 +87,7 @@ class FactValidator:
 
 
 def validated_manifests(fact: ManifestsFact) -> ValidatedManifests:
-    """A sync's exact content."""
+    """Return a validated manifest sync; raise `InvalidInput` if it is malformed."""
     block = integer(fact.block, "block", 1)
     if not isinstance(fact.manifests, Mapping):
         raise InvalidInput("manifests", fact.manifests, "a mapping {miner_ss58: {executor_class: executor_count}}")
@@ -102,25 +104,28 @@ def _axons(miners: Iterable[Miner]) -> dict[str, Axon]:
     axons: dict[str, Axon] = {}
     for miner in miners:
         if not isinstance(miner, Miner):
-            raise InvalidInput("miners", miner, "Miner objects")
+            raise InvalidInput("miners", miner, "an iterable of Miner")
         try:
             axon = _axon(miner.hotkey_ss58, miner.address, miner.ip_version, miner.port)
-        except TypeError as cause:
+        except TypeError as cause:  # An unhashable field, which the cache below cannot look up.
             raise InvalidInput("miners", miner, "a Miner of plain values") from cause
         hotkey_ss58 = str.__str__(miner.hotkey_ss58)
         if hotkey_ss58 in axons:
-            raise InvalidInput("miners", hotkey_ss58, "each hotkey once")
+            raise InvalidInput("miners", hotkey_ss58, "an iterable that names each hotkey once")
         axons[hotkey_ss58] = axon
     return axons
 
 
 @lru_cache(maxsize=16_384, typed=True)
 def _axon(hotkey_ss58: str, address: str, ip_version: int, port: int) -> Axon:
-    """Checks a miner; remembered, since every block names the same ones again."""
+    """Validate a miner and return its axon; cached, since every block names the same miners again.
+
+    The cache is typed: without that, a port of 8000.0 would be accepted after 8000 was.
+    """
     name(hotkey_ss58, "hotkey_ss58")
     if ip_version not in (4, 6):
         raise InvalidInput("ip_version", ip_version, "4 or 6")
-    # A float that equals 4 would be stored as one, and no stored event with one can be read.
+    # A float that equals 4 passes the check above, but an event that stores 4.0 could not be decoded.
     plain_version = integer(ip_version, "ip_version", 4, 6)
     return name(address, "address", LONGEST_ADDRESS), plain_version, integer(port, "port", 0, 65_535)
 
@@ -131,7 +136,7 @@ def _stakes(stakes: Mapping[str, float]) -> dict[str, int]:
     exact: dict[str, int] = {}
     for ss58, stake in stakes.items():
         plain = name(ss58, "stakes: validator_ss58")
-        if not is_finite(stake):  # asked first, since what is no number may not be hashable
+        if not is_finite(stake):  # Checked before the cached call, because other values may be unhashable.
             raise InvalidInput(f"stakes[{plain!r}]", stake, "a finite number, 0 or more")
         exact[plain] = _stake(plain, stake)
     return exact

@@ -1,4 +1,4 @@
-"""What a decision must know about the stored past, and what the store found of it."""
+"""Look-ups of stored rows: the ones that a decision needs, and the ones that the store found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ledger.codec import GENESIS_HASH, Row
 
 
 class Head(NamedTuple):
-    """Where a ledger's log stands: its last row's position, hash and recorded time."""
+    """The head of a ledger's log: the position, hash and recorded time of its last row."""
 
     position: int = 0
     hash: bytes = GENESIS_HASH
@@ -17,7 +17,10 @@ class Head(NamedTuple):
 
 
 class Lookup:
-    """What a batch has to know about the stored past before it can decide."""
+    """The idempotency keys, jobs and positions that a batch needs from the log before it can decide.
+
+    They are collected for the whole batch, so that the store finds all of them with one statement per kind.
+    """
 
     __slots__ = ("jobs", "keys", "positions")
 
@@ -31,14 +34,16 @@ class Lookup:
 
 
 class LookupResult:
-    """What the stored past says to a `Lookup`; what is absent is not stored."""
+    """The stored rows that match a `Lookup`; an absent entry has no row in the log.
+
+    `keys`, `jobs` (each job's last reservation) and `rows` have one row for each key, job and position. `settlements`
+    has the settlement, by the reservation's position, of every reservation among these rows.
+    """
 
     __slots__ = ("jobs", "keys", "rows", "settlements")
 
     def __init__(self) -> None:
         self.keys: dict[str, Row] = {}
         self.jobs: dict[str, Row] = {}
-        """A job's last reservation."""
         self.rows: dict[int, Row] = {}
         self.settlements: dict[int, Row] = {}
-        """By the position of the reservation that they settle."""

@@ -1,4 +1,4 @@
-"""A reservation as callers see it, and where one comes from."""
+"""A reservation as callers see it, built from the state in memory or from stored rows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STATUSES: tuple[Status, ...] = ("reserved", "spent", "released", "expired")
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """Whole blocks' allowance of one account, set aside for one job.
+    """Whole blocks of one account's allowance, reserved for one job.
 
-    `allowance_seconds` is the amount asked for, in executor-seconds; `blocks` ascend and are worth at least that.
-    Times are aware UTC; `settled_at` is None while the status is `reserved`.
+    `allowance_seconds` is the requested amount in executor-seconds; `blocks` are ascending and grant at least that
+    amount. Times are aware UTC datetimes; `settled_at` is None while the status is `reserved`.
     """
 
     reservation_id: int
@@ -44,7 +44,7 @@ class Reservation(msgspec.Struct, frozen=True):
 def active_to_reservation(
     active: ActiveReservation, validator_ss58: str, status: Status = "reserved", settled_at_ns: int = 0
 ) -> Reservation:
-    """A reservation that stands, or that has just been settled."""
+    """Return the public form of an active reservation, or of one that was settled just now."""
     return Reservation(
         active.reservation_id,
         status,
@@ -64,7 +64,7 @@ def active_to_reservation(
 def rows_to_reservation(
     row: Row, event: AllowanceReserved, settlement: tuple[Row, Settlement] | None, validator_ss58: str
 ) -> Reservation:
-    """A reservation from the rows that made it and, where it has ended, that ended it."""
+    """Return the public form of a stored reservation, given its row and, if it was settled, the settlement's row."""
     miner_ss58, executor_class = account_of(row.stream)
     return Reservation(
         reservation_id(row.position, row.hash),
@@ -83,7 +83,7 @@ def rows_to_reservation(
 
 
 def found_reservation(known: LookupResult, validator_ss58: str) -> Reservation | None:
-    """The reservation that a look-up found, with its end where it has one."""
+    """Return the first reservation that a look-up found, with its settlement if it has one."""
     for row in (*known.rows.values(), *known.jobs.values()):
         reservation = reservation_at(known, row, validator_ss58)
         if reservation is not None:
@@ -92,6 +92,7 @@ def found_reservation(known: LookupResult, validator_ss58: str) -> Reservation |
 
 
 def reservation_at(known: LookupResult, row: Row, validator_ss58: str) -> Reservation | None:
+    """Return the reservation that the row records, with its settlement; None if the row is another event."""
     event = decode(row.position, row.payload)
     if not isinstance(event, AllowanceReserved):
         return None
@@ -99,7 +100,7 @@ def reservation_at(known: LookupResult, row: Row, validator_ss58: str) -> Reserv
 
 
 def settlement_of(known: LookupResult, position: int) -> tuple[Row, Settlement] | None:
-    """How the reservation made at a position ended, if that was looked up and it has."""
+    """Return the settlement of the reservation at a position; None if it has none or was not looked up."""
     row = known.settlements.get(position)
     event = None if row is None else decode(row.position, row.payload)
     if row is None or not isinstance(event, Settlement):
@@ -108,7 +109,7 @@ def settlement_of(known: LookupResult, position: int) -> tuple[Row, Settlement] 
 
 
 def status_after(settlement: Settlement) -> Status:
-    """The status that a settlement leaves."""
+    """Return the reservation's status after the settlement."""
     match settlement:
         case ReservationSpent():
             return "spent"
@@ -121,7 +122,7 @@ def status_after(settlement: Settlement) -> Status:
 def already_settled_error(
     an_id: int, settlement: tuple[Row, Settlement]
 ) -> ReservationAlreadySpent | ReservationAlreadyReleased | ReservationExpired:
-    """Why a settled reservation cannot be settled again, and when it was."""
+    """Return the error for settling a reservation again; it says when and how the first settlement happened."""
     row, event = settlement
     settled_at = instant(row.recorded_at_ns)
     match status_after(event):

@@ -1,6 +1,7 @@
-"""The state of one ledger: a fold of its log, kept in memory.
+"""The state of one ledger: a fold of its log, held in memory.
 
-`evolve` takes the next row; it reads no clock and trusts the log, but refuses a row that cannot follow.
+`evolve` applies the next row. It reads no clock and does not repeat the decision that made the event; it only refuses a
+row that cannot follow. Whether the decision was right is checked by the audit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .chain import Chain
 
 
 class LedgerState:
-    """Chain facts, accounts, and the reservations that stand, as they are at `position`."""
+    """The chain facts, accounts and active reservations of one ledger at `position`."""
 
     def __init__(self) -> None:
         self.position = 0
@@ -39,41 +40,43 @@ class LedgerState:
         self.recorded_at_ns = 0
         self.chain = Chain()
         self.versions = {SETTINGS_STREAM: 0, CHAIN_STREAM: 0, MANIFESTS_STREAM: 0}
-        """Versions of the streams that are no account's."""
+        """The versions of all streams that belong to no account; an account has its own version."""
         self.active: dict[int, ActiveReservation] = {}
-        """Standing reservations by id."""
+        """The active reservations by id."""
         self.jobs: dict[str, ActiveReservation] = {}
-        """Standing reservations by job."""
+        """The active reservations by job."""
         self.due_queue: list[tuple[int, int]] = []
-        """Standing reservations as (due time, id), ascending."""
+        """The active reservations as (due time, id), ascending."""
 
     def version(self, stream: str) -> int:
-        """The stream's version; 0 for one that does not exist yet."""
+        """Return the stream's version; 0 if it has no event yet."""
         account = self.chain.accounts.get(stream)
         return account.version if account is not None else self.versions.get(stream, 0)
 
     def overdue(self, now_ns: int) -> list[ActiveReservation]:
-        """The reservations whose due time has passed, by due time."""
-        return [
-            self.active[active_id] for _, active_id in self.due_queue[: bisect_right(self.due_queue, (now_ns, 2**63))]
-        ]
+        """Return the active reservations whose due time has passed, by due time and id."""
+        # Ids are below 2^63, so all entries that are due at `now_ns` are included.
+        end = bisect_right(self.due_queue, (now_ns, 2**63))
+        return [self.active[active_id] for _, active_id in self.due_queue[:end]]
 
     def window_start(self, job_start_block: int) -> int:
-        """The first block that a job starting at a block may use."""
+        """Return the first block that a job starting at a block may use. Source: semantics.md, "Availability"."""
         return job_start_block - self.chain.settings.block_expiry_blocks
 
     def fold(self, rows: list[Row]) -> None:
-        """Evolves by stored rows, in order."""
+        """Decode and apply stored rows, in order."""
         for row in rows:
             self.evolve(row, decode(row.position, row.payload))
 
     def evolve(self, row: Row, event: Event) -> None:
-        """Takes the next row of the log."""
+        """Apply the next row of the log; raise `CorruptLedger` if it cannot follow the rows before it."""
         position = row.position
         if position != self.position + 1:
-            raise CorruptLedger(position, f"it follows position {self.position}")
+            raise CorruptLedger(position, f"expected position {self.position + 1}")
         try:
             _EVOLVE[type(event)](self, row, event)
+        # The folds below index dicts and sets without checks, because a log that this library wrote never fails
+        # there. In a forged one, a missing reservation, account or miner surfaces as one of these errors.
         except (KeyError, ValueError, AttributeError) as cause:
             raise CorruptLedger(position, f"{type(event).__name__} cannot follow here: {cause!r}") from cause
         self.position = position
@@ -81,36 +84,37 @@ class LedgerState:
         self.recorded_at_ns = row.recorded_at_ns
 
     def availability_changed(self, account: Account) -> None:
-        """Called where one account's availability moved; projections override it."""
+        """Do nothing; a subclass with a ranking overrides this hook, which each change of one account calls."""
 
     def _open(self, row: Row, event: LedgerOpened) -> None:
-        self._next_version(row)
+        self._advance_stream(row)
         self.chain.validator_ss58 = event.validator_ss58
         self.chain.apply_settings(event.settings)
 
     def _change_settings(self, row: Row, event: SettingsChanged) -> None:
-        self._next_version(row)
+        self._advance_stream(row)
         self.chain.apply_settings(event.settings)
 
-    def _add_block(self, row: Row, event: BlockRecorded) -> None:
-        self._next_version(row)
+    def _record_block(self, row: Row, event: BlockRecorded) -> None:
+        self._advance_stream(row)
         self.chain.apply_block(row.position, event)
 
-    def _sync_manifests(self, row: Row, event: ManifestsRecorded) -> None:
-        self._next_version(row)
+    def _record_manifests(self, row: Row, event: ManifestsRecorded) -> None:
+        self._advance_stream(row)
         self.chain.apply_manifests(row.position, event)
 
-    def _next_version(self, row: Row) -> None:
+    def _advance_stream(self, row: Row) -> None:
         if row.version != self.versions[row.stream] + 1:
             raise ValueError(f"version {row.version} of {row.stream} after {self.versions[row.stream]}")
         self.versions[row.stream] = row.version
 
     def _reserve(self, row: Row, event: AllowanceReserved) -> None:
-        position, stream, version, recorded_at_ns, _, job_uuid, attempt, _, _, a_hash = row
-        account = self._account(stream, version)
+        # Unpacked once: each access by name costs, and nearly every row of a busy log comes through here.
+        position, stream, version, recorded_at_ns, _, job_uuid, attempt, _, _, event_hash = row
+        account = self._advance_account(stream, version)
         blocks = event.blocks
         active = ActiveReservation(
-            reservation_id(position, a_hash),
+            reservation_id(position, event_hash),
             position,
             account,
             event.amount_ns,
@@ -128,15 +132,15 @@ class LedgerState:
         self.add_active(active)
 
     def _spend(self, row: Row, event: ReservationSpent) -> None:
-        self._remove_active(self._ended(row, event.reservation_id))
+        self._remove_active(self._settled_reservation(row, event.reservation_id))
 
-    def _free(self, row: Row, event: ReservationReleased | ExpiryRecorded) -> None:
-        active = self._ended(row, event.reservation_id)
+    def _release_or_expire(self, row: Row, event: ReservationReleased | ExpiryRecorded) -> None:
+        active = self._settled_reservation(row, event.reservation_id)
         self._remove_active(active)
         self._free_blocks(active)
 
     def add_active(self, active: ActiveReservation) -> None:
-        """Puts a reservation among the standing ones."""
+        """Insert an active reservation into all indexes; its blocks must be in the account's `taken` already."""
         account, active_id = active.account, active.reservation_id
         self.active[active_id] = active
         account.add_active(active)
@@ -146,26 +150,30 @@ class LedgerState:
         self.availability_changed(account)
 
     def revert(self, active: ActiveReservation, event: Event) -> None:
-        """Takes back the last event of an account's stream: the reservation it made, or the end it made of one."""
+        """Undo the last event of an account's stream: a reservation, or a settlement of the reservation `active`.
+
+        Used if a batch was decided on an old head: undoing it is cheaper than folding the state again.
+        """
         account = active.account
         account.version -= 1
         if isinstance(event, AllowanceReserved):
             self._free_blocks(active)
             self._remove_active(active)
             return
+        # A spent reservation's blocks are still taken; a release or an expiry had freed them.
         if not isinstance(event, ReservationSpent):
             for first, last in active.blocks:
                 account.taken.add(first, last)
         self.add_active(active)
 
-    def _ended(self, row: Row, active_id: int) -> ActiveReservation:
-        """The standing reservation that a row ends."""
+    def _settled_reservation(self, row: Row, active_id: int) -> ActiveReservation:
+        """Return the active reservation that the row settles, after moving its account to the row's version."""
         if row.settles != reservation_position(active_id):
             raise ValueError(f"the row settles {row.settles}, the event {active_id}")
-        return self._account(row.stream, row.version).active[active_id]
+        return self._advance_account(row.stream, row.version).active[active_id]
 
     def _remove_active(self, active: ActiveReservation) -> None:
-        """Takes a reservation out from among the standing ones."""
+        """Remove a reservation from all indexes."""
         account, active_id = active.account, active.reservation_id
         del self.active[active_id]
         account.remove_active(active)
@@ -179,8 +187,8 @@ class LedgerState:
         for first, last in active.blocks:
             taken.remove(first, last)
 
-    def _account(self, stream: str, version: int) -> Account:
-        """The account, moved to its next version."""
+    def _advance_account(self, stream: str, version: int) -> Account:
+        """Set the account's version, which must be the next one, and return the account."""
         account = self.chain.accounts[stream]
         if version != account.version + 1:
             raise ValueError(f"version {version} of {stream!r} after {account.version}")
@@ -188,14 +196,15 @@ class LedgerState:
         return account
 
 
+# A dict, not a `match`: folding a long log dispatches millions of events, and a `match` checks the classes one by one,
+# which took 0.2 to 0.3 µs for the later ones instead of 0.1 µs.
 _EVOLVE: dict[type, Callable[[LedgerState, Row, Any], None]] = {
     AllowanceReserved: LedgerState._reserve,
     ReservationSpent: LedgerState._spend,
-    ReservationReleased: LedgerState._free,
-    ExpiryRecorded: LedgerState._free,
-    BlockRecorded: LedgerState._add_block,
-    ManifestsRecorded: LedgerState._sync_manifests,
+    ReservationReleased: LedgerState._release_or_expire,
+    ExpiryRecorded: LedgerState._release_or_expire,
+    BlockRecorded: LedgerState._record_block,
+    ManifestsRecorded: LedgerState._record_manifests,
     SettingsChanged: LedgerState._change_settings,
     LedgerOpened: LedgerState._open,
 }
-"""What each event does to a state."""

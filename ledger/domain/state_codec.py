@@ -1,6 +1,7 @@
-"""A ledger's state as bytes: equal states are equal bytes, whichever way they were folded.
+"""Encode a ledger's state as bytes; equal states have equal bytes, however they were folded.
 
-Used to open a long ledger at the cost of its tail, and to compare a live state with a rebuilt one.
+A snapshot holds these bytes, so that opening a long ledger folds only the events after it. Tests and audits compare a
+live state with a rebuilt one by them.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from .chain import Chain, CountInputs, Metagraph, RecordedSync
 from .state import LedgerState
 
 SNAPSHOT_VERSION = 2
-"""Moves whenever these structs or what a fold makes of events change: older snapshots are then passed over."""
+"""Increase it whenever these structs or the folding rules change; snapshots of other versions are ignored."""
 
 
 class _Struct(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """Stored by place, not by name: a snapshot is read only by the release that wrote it."""
+    """The base of the stored structs: fields by order, not by name, since only the same snapshot version reads them."""
 
 
 class _Chunk(_Struct):
@@ -97,33 +98,35 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoder = msgspec.msgpack.Decoder(_State)
 
 
-class _Members:
-    """Sets of registered miners, each stored once."""
+class _MemberSets:
+    """The sets of registered miners in a snapshot, each stored once: most blocks have the same."""
 
     def __init__(self) -> None:
         self.lists: list[list[str]] = []
-        self._places: dict[frozenset[str], int] = {}
+        self._indexes: dict[frozenset[str], int] = {}
 
-    def place(self, members: frozenset[str]) -> int:
-        if members not in self._places:
-            self._places[members] = len(self.lists)
+    def index(self, members: frozenset[str]) -> int:
+        if members not in self._indexes:
+            self._indexes[members] = len(self.lists)
             self.lists.append(sorted(members))
-        return self._places[members]
+        return self._indexes[members]
 
 
 def encode_state(state: LedgerState) -> bytes:
-    """The state's bytes."""
+    """Return the state as bytes."""
     chain = state.chain
-    members = _Members()
+    members = _MemberSets()
+    # Everything is sorted, since the order in dicts depends on the order of the fold.
     accounts = sorted(chain.accounts.values(), key=lambda account: account.stream)
-    places = {account.stream: place for place, account in enumerate(accounts)}
+    account_indexes = {account.stream: index for index, account in enumerate(accounts)}
     unfinalized = [
-        (block, own, total, members.place(registered))
+        (block, own, total, members.index(registered))
         for block, (own, total, registered) in sorted(chain.unfinalized.items())
     ]
     oldest_inputs, newest_inputs = (
-        _encode_inputs(plan, members) for plan in (chain.oldest_inputs, chain.newest_inputs)
+        _encode_inputs(inputs, members) for inputs in (chain.oldest_inputs, chain.newest_inputs)
     )
+    # Compared by content: after a fold the two may be equal without being one object.
     same_metagraph = chain.last_metagraph.digest == chain.metagraph.digest
     same_manifests = chain.last_manifests == chain.manifests
     return _encoder.encode(
@@ -150,13 +153,16 @@ def encode_state(state: LedgerState) -> bytes:
             oldest_inputs=oldest_inputs,
             newest_inputs=newest_inputs,
             accounts=[_encode_account(account) for account in accounts],
-            active=[_encode_active(active, places) for _, active in sorted(state.active.items())],
+            active=[_encode_active(active, account_indexes) for _, active in sorted(state.active.items())],
         )
     )
 
 
 def decode_state(payload: bytes, state: LedgerState) -> None:
-    """Puts a new state where the dumped one was. Raises `msgspec.MsgspecError` or `ValueError` for other bytes."""
+    """Restore an encoded state into `state`, which must be new.
+
+    Raises `msgspec.MsgspecError` or `ValueError` for bytes that encode no state.
+    """
     stored = _decoder.decode(payload)
     state.position, state.hash, state.recorded_at_ns = stored.position, stored.hash, stored.recorded_at_ns
     state.versions = stored.versions
@@ -168,13 +174,13 @@ def decode_state(payload: bytes, state: LedgerState) -> None:
     chain.metagraph = Metagraph(stored.metagraph.miners, stored.metagraph.stakes)
     last = stored.last_metagraph
     chain.last_metagraph = chain.metagraph if last is None else Metagraph(last.miners, last.stakes)
-    chain.unfinalized = {block: (own, total, members[place]) for block, own, total, place in stored.unfinalized}
+    chain.unfinalized = {block: (own, total, members[index]) for block, own, total, index in stored.unfinalized}
     chain.sync_blocks = [block for block, *_ in stored.syncs]
     chain.syncs = {block: RecordedSync(position, digest, count) for block, position, digest, count in stored.syncs}
     chain.manifests = stored.manifests
     chain.last_manifests = stored.manifests if stored.last_manifests is None else stored.last_manifests
     chain.oldest_inputs, chain.newest_inputs = (
-        _decode_inputs(plan, members) for plan in (stored.oldest_inputs, stored.newest_inputs)
+        _decode_inputs(inputs, members) for inputs in (stored.oldest_inputs, stored.newest_inputs)
     )
     accounts = [_decode_account(account, chain) for account in stored.accounts]
     for active in stored.active:
@@ -199,17 +205,17 @@ def _decode_blocks(stored: _State, chain: Chain) -> None:
         chunk.positions = array("q", each.positions)
         chunk.digests = bytearray(each.digests)
         chunk.units_ns = array("q", each.units_ns)
-        blocks.take(each.number, chunk)
+        blocks.load_chunk(each.number, chunk)
     blocks.newest = stored.newest
     blocks.first_finalized, blocks.last_finalized = stored.first_finalized, stored.last_finalized
 
 
-def _encode_inputs(plan: CountInputs | None, members: _Members) -> _CountInputs | None:
-    return None if plan is None else _CountInputs(plan.sync_block, plan.caps, members.place(plan.members))
+def _encode_inputs(inputs: CountInputs | None, members: _MemberSets) -> _CountInputs | None:
+    return None if inputs is None else _CountInputs(inputs.sync_block, inputs.caps, members.index(inputs.members))
 
 
-def _decode_inputs(plan: _CountInputs | None, members: list[frozenset[str]]) -> CountInputs | None:
-    return None if plan is None else CountInputs(plan.sync_block, plan.caps, members[plan.members])
+def _decode_inputs(stored: _CountInputs | None, members: list[frozenset[str]]) -> CountInputs | None:
+    return None if stored is None else CountInputs(stored.sync_block, stored.caps, members[stored.members])
 
 
 def _encode_account(account: Account) -> _Account:
@@ -233,12 +239,12 @@ def _decode_account(stored: _Account, chain: Chain) -> Account:
     return account
 
 
-def _encode_active(active: ActiveReservation, places: dict[str, int]) -> _Active:
+def _encode_active(active: ActiveReservation, account_indexes: dict[str, int]) -> _Active:
     stream = account_stream(active.account.miner_ss58, active.account.executor_class)
     return _Active(
         active.reservation_id,
         active.position,
-        places[stream],
+        account_indexes[stream],
         active.amount_ns,
         active.blocks,
         active.job_start_block,

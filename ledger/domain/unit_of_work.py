@@ -1,4 +1,4 @@
-"""A batch being decided: what commands see, and what they append."""
+"""The unit of work: one batch of commands that is being decided, with the rows that it will append."""
 
 from __future__ import annotations
 
@@ -16,45 +16,48 @@ from .state import LedgerState
 
 
 class Command(Protocol):
-    """A change that a caller asks for: it decides on the draft's state, and appends, or raises and does neither."""
+    """A requested change: it decides on the state of a unit of work and appends events, or raises and appends none."""
 
     @property
     def key(self) -> str | None:
-        """The idempotency key; of two commands with one key, the second waits for the next batch."""
+        """The idempotency key; if two queued commands have the same key, the second waits for the next batch."""
         ...
 
     @property
     def operation(self) -> str:
-        """The call that asks for it, by the name that callers know."""
+        """The name of the public call that requested the change."""
         ...
 
     @property
     def revertible(self) -> bool:
-        """Whether all that it appends are reservations and settlements, which a state can take back."""
+        """Whether the command appends only reservations and settlements, which `UnitOfWork.revert` can undo."""
         ...
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
-        """Asks for what must be known of the stored past."""
+        """Add the keys, jobs and positions of stored rows that `decide` needs."""
         ...
 
     def retry_key(self, row: Row) -> str:
-        """The key with which the same call tells what became of it; `row` is the last that it would append."""
+        """Return the key with which a retry finds the outcome; `row` is the last row that the command appended."""
         ...
 
     def decide(self, unit_of_work: UnitOfWork) -> Any:
-        """Decides, appends, and gives the caller's answer, which is told once the batch is committed."""
+        """Decide, append, and return the caller's result; the writer delivers it once the batch is committed."""
         ...
 
 
 class LastAttempt(NamedTuple):
-    """A job's last reservation, which has ended: which one it was, and how it ended."""
+    """The settled last reservation of a job: its number among the job's reservations, and its settlement."""
 
     attempt: int
     settlement: tuple[Row, Settlement]
 
 
 class UnitOfWork:
-    """The state with the batch's own appends already in it, the clock, and what the stored past says."""
+    """One batch being decided: the state including the batch's own appends, the clock, and the stored rows looked up.
+
+    Each command sees the effects of the commands before it, so commands of one batch never conflict with each other.
+    """
 
     def __init__(self, state: LedgerState, known: LookupResult, now_ns: int) -> None:
         self.state = state
@@ -63,19 +66,22 @@ class UnitOfWork:
         self.now_ns = now_ns
         self.rows: list[Row] = []
         self.events: list[Event] = []
-        self.ended: dict[int, tuple[Row, Settlement]] = {}
-        """What this batch has settled, by reservation id."""
+        self.settled: dict[int, tuple[Row, Settlement]] = {}
+        """The settlements in this batch, by reservation id."""
         self.claims = 0
-        """Reservations decided."""
+        """The number of reservations decided."""
         self.moved_picks = 0
-        """Jobs that had to leave the miner that was chosen for them on an earlier head."""
-        self._ended_jobs: dict[str, LastAttempt] = {}
-        self._moved: list[tuple[ActiveReservation, Event]] = []
-        """The reservations that this batch made or ended, and by which event, in order."""
+        """The number of jobs that lost the miner that was chosen for them on an earlier head."""
+        self._settled_jobs: dict[str, LastAttempt] = {}
+        self._changes: list[tuple[ActiveReservation, Event]] = []
+        """The reservations that this batch made or settled, with the event of each change, in order."""
 
     @property
     def recorded_at_ns(self) -> int:
-        """The time that the next row records: the clock's, but never before the row before it."""
+        """The recorded time of the next row: the clock's, or the last row's if the clock jumped back.
+
+        Recorded times never decrease. Source: semantics.md, "Reservations".
+        """
         return max(self.state.recorded_at_ns, self.now_ns)
 
     def append(
@@ -87,7 +93,10 @@ class UnitOfWork:
         job: tuple[str, int] | None = None,
         settles: int | None = None,
     ) -> Row:
-        """Appends an event at its stream's next version and evolves the state by it."""
+        """Append an event at its stream's next version, apply it to the state, and return its row.
+
+        `job` is the job's uuid and the number of its reservation; `settles` the position of the settled reservation.
+        """
         state = self.state
         job_uuid, attempt = job or (None, None)
         unhashed = Row(
@@ -108,13 +117,17 @@ class UnitOfWork:
         state.evolve(row, event)
         return row
 
-    def sign(self, key: str, request: str) -> None:
-        """Puts a key, and the digest of the call that has it, on the fact that was appended last."""
-        signed = msgspec.structs.replace(self.events[-1], request=request)
-        before = self.rows[-2].hash if len(self.rows) > 1 else self.head.hash
-        row = self.rows[-1]._replace(key=key, payload=encode(signed))
-        row = row._replace(hash=row_hash(before, row))
-        self.rows[-1], self.events[-1], self.state.hash = row, signed, row.hash
+    def attach_key(self, key: str, request: str) -> None:
+        """Add an idempotency key, and the digest of its whole call, to the fact that was appended last.
+
+        This happens afterwards, because only after the last fact of a call is decided is it known which one the last
+        new one is. The state needs no other change than the hash: facts do not depend on `request`.
+        """
+        event = msgspec.structs.replace(self.events[-1], request=request)
+        previous_hash = self.rows[-2].hash if len(self.rows) > 1 else self.head.hash
+        row = self.rows[-1]._replace(key=key, payload=encode(event))
+        row = row._replace(hash=row_hash(previous_hash, row))
+        self.rows[-1], self.events[-1], self.state.hash = row, event, row.hash
 
     def reserve(
         self,
@@ -128,7 +141,11 @@ class UnitOfWork:
         axon: Axon | None = None,
         kept: bool = False,
     ) -> ActiveReservation:
-        """Appends the expiries that the claim brings, and the reservation itself."""
+        """Append the expiries that the claim requires and then the reservation; return it.
+
+        The due time is amount + margin after the recorded time. The clock that decided the expiries is stored only if
+        it differs from the recorded time, that is, after it jumped back.
+        """
         recorded_at_ns = self.recorded_at_ns
         for overdue in claim.expired:
             self.settle(overdue, ExpiryRecorded(overdue.reservation_id))
@@ -143,35 +160,41 @@ class UnitOfWork:
         )
         self.append(account.stream, event, key=key, job=job)
         self.claims += 1
+        # The fold inserted the new reservation last.
         active = next(reversed(account.active.values()))
-        self._moved.append((active, event))
+        self._changes.append((active, event))
         return active
 
     def settle(self, active: ActiveReservation, event: Settlement, key: str | None = None) -> Row:
-        """Appends the end of a standing reservation."""
+        """Append the settlement of an active reservation and return its row."""
         row = self.append(active.account.stream, event, key=key, settles=active.position)
-        self._moved.append((active, event))
-        self.ended[active.reservation_id] = (row, event)
+        self._changes.append((active, event))
+        self.settled[active.reservation_id] = (row, event)
         if active.job_uuid is not None:
-            self._ended_jobs[active.job_uuid] = LastAttempt(active.attempt or 0, (row, event))
+            self._settled_jobs[active.job_uuid] = LastAttempt(active.attempt or 0, (row, event))
         return row
 
-    def last_of_job(self, job_uuid: str) -> LastAttempt | None:
-        """How the last reservation of a job that has none standing came to its end; None for a new job."""
+    def last_attempt(self, job_uuid: str) -> LastAttempt | None:
+        """Return the last reservation of a job that has no active one; None for a new job."""
         row = self.known.jobs.get(job_uuid)
         settlement = None if row is None else self.settlement(row.position)
         if row is not None and settlement is not None:
             return LastAttempt(row.attempt or 0, settlement)
-        return self._ended_jobs.get(job_uuid)
+        # A reservation that this batch settled was active when the rows were looked up, so it is not among them.
+        return self._settled_jobs.get(job_uuid)
 
     def revert(self) -> None:
-        """Takes the state back to where it was before the batch; for batches of revertible commands."""
-        for active, event in reversed(self._moved):
+        """Restore the state from before the batch; all its commands must be revertible."""
+        # In reverse, since a later event of the batch may depend on an earlier one, such as a claim on an expiry.
+        for active, event in reversed(self._changes):
             self.state.revert(active, event)
         self.state.position, self.state.hash, self.state.recorded_at_ns = self.head
 
     def first_outcome(self, key: str | None) -> tuple[Row, Event] | None:
-        """What was appended under the key before."""
+        """Return the row and the event that were appended under the key before; None if there are none.
+
+        The key may also be an `unknown_outcome_key`, which names the row by its position and hash.
+        """
         if key is None:
             return None
         row = self.known.keys.get(key)
@@ -181,7 +204,7 @@ class UnitOfWork:
         return None if row is None else (row, decode(row.position, row.payload))
 
     def reservation_row(self, reservation_id: int) -> tuple[Row, AllowanceReserved] | None:
-        """The stored event that made a reservation that no longer stands, if it was looked up and is there."""
+        """Return the stored event of a reservation that is no longer active; None if there is none or not looked up."""
         row = self.known.rows.get(reservation_position(reservation_id))
         if row is None:
             return None
@@ -189,5 +212,5 @@ class UnitOfWork:
         return (row, event) if isinstance(event, AllowanceReserved) else None
 
     def settlement(self, position: int) -> tuple[Row, Settlement] | None:
-        """The stored end of the reservation made at a position, if it was looked up and is there."""
+        """Return the stored settlement of the reservation at a position; None if there is none or not looked up."""
         return settlement_of(self.known, position)

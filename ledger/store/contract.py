@@ -1,4 +1,7 @@
-"""The log's contract: what every storage engine must do, and the words for it."""
+"""The log's contract: what every storage engine must do.
+
+One suite of tests runs against every engine: `tests/storage/test_store_contract.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,168 +20,178 @@ if TYPE_CHECKING:
 
     from .reader import LogReader
 
+# The version of the tables that this release creates and understands.
 SCHEMA_VERSION = 1
-"""Of the tables that this release makes and understands."""
 
+# Rows in a page. Smaller pages cost more round trips than they save memory.
 PAGE_ROWS = 1000
-"""Rows read at a time; smaller pages cost more round trips than they save memory."""
 
-
+# A value in a column of the read models.
 Value = int | str | bytes | None
-"""What a column of the read models holds."""
 
+# Work that a writer does while it waits for the write lock.
 WhileWaiting = Callable[[], Awaitable[object]]
-"""What a writer does while it waits for its turn."""
 
 
 async def do_nothing() -> None:
-    """Waits."""
+    """Only wait: the default for `WhileWaiting`."""
 
 
 class ReadModelTransaction(Protocol):
-    """A transaction on what is derived from the log, in plain SQL with `?` for values."""
+    """A transaction on the read models, in plain SQL with `?` for values."""
 
     async def query(self, statement: str, *values: Value) -> list[tuple[Any, ...]]:
-        """What a statement answers with."""
+        """Execute a statement and return its rows."""
         ...
 
     async def execute_many(self, statement: str, rows: Sequence[tuple[Value, ...]]) -> None:
-        """Executes a statement once for each row. Raises `RowExists`; the transaction is then to be given up."""
+        """Execute a statement once for each row. After `RowExists` the transaction cannot be continued."""
         ...
 
 
 class Transaction(Protocol):
-    """One write transaction: alone on its ledger from the reading of the head to the commit."""
+    """A write transaction on the log. Nobody else can append to this ledger until it ends."""
 
     async def head(self) -> Head:
-        """Where the log stands; nobody else can move it before the commit."""
+        """Return the head, which includes the transaction's own appends."""
         ...
 
     async def read(self, after: int) -> list[Row]:
-        """A page of the rows after a position, ascending; empty at the end."""
+        """Return a page of the rows after a position, ascending; empty at the end of the log."""
         ...
 
     async def find(self, lookup: Lookup) -> LookupResult:
-        """What is stored about keys, jobs and positions."""
+        """Return the stored rows for keys, jobs and positions."""
         ...
 
     async def append(self, rows: list[Row]) -> None:
-        """Adds rows that follow the head, and moves the head to the last of them; again and again before the commit."""
+        """Append rows that follow the head, and move the head to the last of them; may be called repeatedly."""
         ...
 
 
 class Store(Protocol):
-    """One ledger's log in one database."""
+    """One ledger's log in one database. Used on the runtime's loop, except `probe_head`."""
 
     validator_ss58: str
 
     @property
     def ledger(self) -> int:
-        """The ledger's local id."""
+        """The ledger's local id. It differs between databases, so it is in no hash."""
         ...
 
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
-        """Connects and finds the ledger; given what tells the tables, makes what is not there yet."""
+        """Connect and find the ledger; with `create`, first create missing tables and the ledger.
+
+        `create` returns the tables. It is a function because they need SQLAlchemy, whose import is slow and is not
+        needed if the tables exist. Raises `LedgerNotFound`, `NewerLedger` and `StorageUnavailable`.
+        """
         ...
 
     async def close(self) -> None:
-        """Lets go of everything."""
+        """Close all connections and files; harmless if repeated."""
         ...
 
     def paused_for_fork(self) -> AbstractAsyncContextManager[Callable[[], None]]:
-        """While the process forks: nothing is under way; gives what lets go of all that a child must not inherit."""
+        """Stop all work until left, for a fork of the process.
+
+        Yields a function that closes everything that a forked child must not inherit.
+        """
         ...
 
     async def head(self) -> Head:
-        """Where the log stands now."""
+        """Return the committed head."""
         ...
 
     def probe_head(self) -> Head | None:
-        """The same, told to any thread without waiting; None where that cannot be done: then `head` tells."""
+        """Return the committed head without waiting, in any thread; None if that is impossible. Then call `head`."""
         ...
 
     async def read(self, after: int) -> list[Row]:
-        """A page of the committed rows after a position, ascending; empty at the end."""
+        """Return a page of the committed rows after a position, ascending; empty at the end of the log."""
         ...
 
     async def find(self, lookup: Lookup) -> LookupResult:
-        """What is committed about keys, jobs and positions."""
+        """Return the committed rows for keys, jobs and positions."""
         ...
 
     def reader(self) -> AbstractAsyncContextManager[LogReader]:
-        """All that the database holds, as it stands at one moment; the store need not be open."""
+        """Read everything in the database in one snapshot; the store need not be open."""
         ...
 
     @property
     def optimistic(self) -> bool:
-        """Whether `compare_and_append` costs less than a transaction that takes the head's lock."""
+        """Whether `compare_and_append` costs less than a transaction that locks the head."""
         ...
 
     @property
     def readers_block_writers(self) -> bool:
-        """Whether reads wait while a transaction is open, so that who holds one must not wait for a reader."""
+        """Whether reads wait for an open transaction; code inside of a transaction must then not wait for a read."""
         ...
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
-        """Appends rows if the log still stands at `head`; False where it does not, or where they clash with it.
+        """Append rows if the head is still this one; return False if it is not, or if a row conflicts.
 
-        Raises as `transaction` does. Nothing is done where the answer is False: decide again, alone at the head.
+        Nothing is done if the result is False: decide again, under the lock. Raises as `transaction` does.
         """
         ...
 
     async def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """The rows of a plain query on the read models: opening a ledger is not to wait for SQLAlchemy's import."""
+        """Query the read models in plain SQL, so that opening a ledger need not wait for the import of SQLAlchemy."""
         ...
 
     def read_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A connection to query the read models with."""
+        """Connect through SQLAlchemy, to query the read models."""
         ...
 
     def write_read_models(self) -> AbstractAsyncContextManager[ReadModelTransaction]:
-        """A transaction to write the read models in; commits at a normal end, undoes everything at an exception.
+        """Begin a transaction on the read models; commit at a normal end, roll back at an exception.
 
-        Whoever appends writes them too, so SQLAlchemy is left out: in sixteen processes its import alone would hold
-        up all the others for seconds.
+        It does without SQLAlchemy, because every process that appends also writes read models. On SQLite the import
+        would happen under the write lock: in sixteen processes that alone would stop all the others for seconds.
         """
         ...
 
-    def transaction(self, meanwhile: WhileWaiting = do_nothing) -> AbstractAsyncContextManager[Transaction]:
-        """A write transaction; commits at a normal end, undoes everything at an exception.
+    def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AbstractAsyncContextManager[Transaction]:
+        """Begin a write transaction; commit at a normal end, roll back at an exception.
 
-        `meanwhile` may be done while the transaction waits for its turn, once at the most.
-        Raises `StorageUnavailable` where nothing was done, `CommitOutcomeUnknown` where that is not known.
+        The store may call `while_waiting` once, while the transaction waits for the write lock.
+        Raises `StorageUnavailable` if nothing was done, `CommitOutcomeUnknown` if the commit may have succeeded, and
+        `TransactionConflict` if the database aborted the transaction in favour of another.
         """
         ...
 
 
 def driver_message(error: BaseException) -> str:
-    """What an error of a driver, or one of SQLAlchemy that wraps it, says; without statements and links."""
+    """Return the message of a driver's error, or of the SQLAlchemy error around it.
+
+    SQLAlchemy's own message adds the statement and a link to its manual; both would only hide the reason.
+    """
     wrapped: BaseException | None = getattr(error, "orig", None)
     error = error if wrapped is None else wrapped.__cause__ or wrapped
     if isinstance(error, TimeoutError):
-        return str(error) or "the server did not answer in time"
+        return str(error) or "the server did not respond in time"
     return str(error) or type(error).__name__
 
 
 def is_sqlalchemy_error(error: BaseException | None) -> bool:
-    """Whether SQLAlchemy raised it; asked without importing SQLAlchemy, which may never have been needed."""
-    raised = sys.modules.get("sqlalchemy.exc")
-    return raised is not None and isinstance(error, raised.SQLAlchemyError)
+    """Whether SQLAlchemy raised the error; never imports SQLAlchemy, without which it cannot have been raised."""
+    # While another thread imports SQLAlchemy, its modules are listed before they have all their names.
+    return isinstance(error, getattr(sys.modules.get("sqlalchemy.exc"), "SQLAlchemyError", ()))
 
 
 class RowExists(Exception):
-    """Rows were to be inserted where there are some already."""
+    """An insert into a read model failed because a row with the same key exists."""
 
 
 class CommitOutcomeUnknown(Exception):
-    """The commit was sent, and its answer was an error or none; reading the log tells."""
+    """The commit was sent, but its response was lost or an error. Only the log shows whether it succeeded."""
 
 
 class TransactionConflict(Exception):
-    """The database gave the transaction up in favour of another; nothing was done, and it may be tried again."""
+    """The database aborted the transaction in favour of another; nothing was done, and a retry may succeed."""
 
 
 def check_schema_version(stored: int) -> None:
-    """Refuses a schema that a newer release made."""
+    """Raise `NewerLedger` if a newer release created the schema."""
     if stored > SCHEMA_VERSION:
         raise NewerLedger("the database's schema version", stored, SCHEMA_VERSION)

@@ -1,7 +1,7 @@
-"""A whole ledger in a file: gzipped lines of JSON that say what they are.
+"""A whole ledger in a file: gzipped lines of JSON, each with a `type`.
 
-The first line names the format and whose ledger it is, the last one how many events there are and where the log stands
-with them; between them stands a line per event, with every column as it is stored. Equal logs give equal files.
+The first line names the format and the validator. Then follows one line per event, with every column as it is stored.
+The last line holds the number of events and the head; a file without it is incomplete. Equal logs give equal files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from .contract import PAGE_ROWS
 from .reader import StoredLedger
 
 EXPORT_VERSION = 1
+# Far longer than any event. Without a limit a small file of zeros, compressed, could fill the memory.
 LONGEST_LINE = 256 * 1024 * 1024
+# zlib's own default. Explicit, because Python's gzip would use 9, which takes longer for hardly smaller files.
 COMPRESSION = 6
 EXPECTED = "a file that `allowance export` wrote"
 
+# Errors of a file that was truncated, damaged, or never compressed.
 _TRUNCATED = (EOFError, zlib.error, gzip.BadGzipFile)
-"""What a file raises that was cut off, or is not what was compressed."""
 
 
 class ExportHeader(msgspec.Struct, frozen=True, tag="allowance-ledger-export", forbid_unknown_fields=True):
@@ -39,7 +41,7 @@ class ExportHeader(msgspec.Struct, frozen=True, tag="allowance-ledger-export", f
 
 
 class ExportedEvent(msgspec.Struct, frozen=True, tag="event", omit_defaults=True, forbid_unknown_fields=True):
-    """An event's line: `hash` in hexadecimal digits; the payload as text, or in base64 where it is none."""
+    """An event's line: `hash` in hexadecimal digits, the payload as text, or in base64 if it is not valid UTF-8."""
 
     position: int
     stream: str
@@ -55,7 +57,7 @@ class ExportedEvent(msgspec.Struct, frozen=True, tag="event", omit_defaults=True
 
     @classmethod
     def of(cls, row: Row) -> ExportedEvent:
-        """The line of a row."""
+        """Convert a row to its line."""
         position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, a_hash = row
         columns = (position, stream, version, recorded_at_ns, a_hash.hex(), key, job_uuid, attempt, settles)
         try:
@@ -64,18 +66,18 @@ class ExportedEvent(msgspec.Struct, frozen=True, tag="event", omit_defaults=True
             return cls(*columns, None, payload)
 
     def row(self) -> Row:
-        """The row of a line. Raises `ValueError` where it has no such row."""
+        """Convert the line to its row. Raises `ValueError` if it describes none."""
         if (self.payload is None) == (self.payload_base64 is None):
-            raise ValueError("one of payload and payload_base64 is needed")
+            raise ValueError("an event must have exactly one of payload and payload_base64")
         payload = self.payload_base64 if self.payload is None else self.payload.encode()
         assert payload is not None
         columns = (self.position, self.stream, self.version, self.recorded_at_ns)
-        about = (self.key, self.job_uuid, self.attempt, self.settles)
-        return Row(*columns, *about, payload, bytes.fromhex(self.hash))
+        optional = (self.key, self.job_uuid, self.attempt, self.settles)
+        return Row(*columns, *optional, payload, bytes.fromhex(self.hash))
 
 
 class ExportEnd(msgspec.Struct, frozen=True, tag="end", forbid_unknown_fields=True):
-    """The last line: how many events stand before it, and the head that they lead to."""
+    """The last line: the number of events before it, and the head after them."""
 
     events: int
     position: int
@@ -88,28 +90,28 @@ _decoder: msgspec.json.Decoder[ExportedEvent | ExportEnd] = msgspec.json.Decoder
 
 
 class ExportWriter:
-    """Writes a ledger to a stream of bytes: `add` rows, then `end`; in any case `close`."""
+    """Writes a ledger to a stream of bytes: `write_rows` for each page, then `finish`; `close` in any case."""
 
     def __init__(self, stream: IO[bytes], validator_ss58: str) -> None:
         self._sink = _Sink(stream)
-        # No name and no time: the same ledger gives the same bytes.
+        # Neither a file name nor a time in gzip's header: equal ledgers then give equal bytes.
         self._file = gzip.GzipFile("", "wb", COMPRESSION, self._sink, mtime=0)
         self._head = Head()
         self._write([ExportHeader(EXPORT_VERSION, validator_ss58)])
 
-    def add(self, rows: list[Row]) -> None:
-        """Adds rows that follow those before."""
+    def write_rows(self, rows: list[Row]) -> None:
+        """Write the rows that follow those already written."""
         self._write([ExportedEvent.of(row) for row in rows])
         self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
 
-    def end(self) -> None:
-        """Writes what tells a whole file from a part of one."""
+    def finish(self) -> None:
+        """Write the last line, by which a reader recognises a complete file."""
         position, a_hash, recorded_at_ns = self._head
         self._write([ExportEnd(position, position, a_hash.hex(), recorded_at_ns)])
         self._file.close()
 
     def close(self) -> None:
-        """Write nothing more. Without `end` before it, the stream holds a recognizably incomplete file."""
+        """Write nothing more. Without `finish` before it, the stream holds a recognizably incomplete file."""
         self._sink.discards = True
         self._file.close()
 
@@ -142,14 +144,14 @@ class _Sink:
 
 
 class ExportReader:
-    """A file that `ExportWriter` wrote, or what has become of it; a `LogReader` of the one ledger in it."""
+    """A `LogReader` of a file that `ExportWriter` wrote and that may be damaged since; it holds one ledger."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._end: ExportEnd | None = None
 
     async def ledgers(self) -> list[StoredLedger]:
-        """Raises `InvalidInput` for a file that is no export, and `NewerLedger`."""
+        """Return the file's ledger. Raises `InvalidInput` if it is not an export, and `NewerLedger`."""
         with self._opened() as file:
             return [StoredLedger(1, self._header(file).validator_ss58)]
 
@@ -167,15 +169,16 @@ class ExportReader:
                         yield page
                         page = []
             except (ValueError, *_TRUNCATED) as cause:
+                # The rows before the damage are good. A check needs them to name the position of the first bad one.
                 if page:
                     yield page
-                reason = f"the file is damaged or cut off after the event at {last}: {cause}"
+                reason = f"the file is damaged or truncated after the event at {last}: {cause}"
                 raise CorruptLedger(last + 1, reason) from cause
             if page:
                 yield page
 
     async def head(self, stored: StoredLedger) -> StoredLedger:
-        """What the last line says, once the rows were read; that there is none, where the file has none."""
+        """Return the head from the last line, once all pages are read; `has_head` is False if the line is missing."""
         end = self._end
         if end is None:
             return stored._replace(has_head=False)
@@ -186,28 +189,29 @@ class ExportReader:
         return stored._replace(position=end.position, hash=a_hash, recorded_at_ns=end.recorded_at_ns)
 
     def check_unchanged(self) -> None:
-        """A file is put in its place once it is whole."""
+        """Do nothing: an export is written under another name and renamed when complete, so it never changes."""
 
     def _rows(self, file: gzip.GzipFile) -> Iterator[Row]:
         count = 0
         while True:
             line = _line(file)
             if not line:
-                raise EOFError("the last line is missing")
+                raise EOFError("the last line, of type end, is missing")
             decoded = _decoder.decode(line)
             if isinstance(decoded, ExportEnd):
                 break
             count += 1
             yield decoded.row()
         if decoded.events != count:
-            raise ValueError(f"the last line tells of {decoded.events} events, there are {count}")
+            raise ValueError(f"the last line counts {decoded.events} events, but the file has {count}")
         if _line(file):
-            raise ValueError("something stands after the last line")
+            raise ValueError("the file goes on after the last line")
         self._end = decoded
 
     def _header(self, file: gzip.GzipFile) -> ExportHeader:
         try:
             line = _line(file)
+            # Only the version first: a newer release's header may have fields that this release would refuse.
             version = msgspec.json.decode(line, type=_ExportVersion).version
             if version > EXPORT_VERSION:
                 raise NewerLedger("the export's format version", version, EXPORT_VERSION)
@@ -218,7 +222,7 @@ class ExportReader:
     @contextmanager
     def _opened(self) -> Iterator[gzip.GzipFile]:
         try:
-            stream = gzip.open(self._path, "rb")  # noqa: SIM115 - closed below; what the body raises is not about opening
+            stream = gzip.open(self._path, "rb")  # noqa: SIM115 - closed below; an error of the body is not about opening
         except (OSError, ValueError) as cause:
             reason = getattr(cause, "strerror", None) or str(cause)
             raise InvalidInput("source", str(self._path), f"a file that can be read ({reason})") from cause
@@ -236,5 +240,5 @@ class _ExportVersion(msgspec.Struct, tag="allowance-ledger-export"):
 def _line(file: gzip.GzipFile) -> bytes:
     line = file.readline(LONGEST_LINE)
     if len(line) == LONGEST_LINE:
-        raise ValueError(f"a line of more than {LONGEST_LINE} bytes")
+        raise ValueError(f"a line must be shorter than {LONGEST_LINE} bytes")
     return line

@@ -1,4 +1,7 @@
-"""Reading what is stored for what it is: every row that a log has, whatever became of it."""
+"""The contract for reading a log without trusting it: every stored row, even if it is damaged.
+
+`verify`, `export` and the audit read through it. A `Store` cannot serve them, because it assumes an intact log.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from ledger.errors import CorruptLedger
 
 
 class StoredLedger(NamedTuple):
-    """A ledger as its head row tells of it, unchecked: after damage or tampering any value may be anything.
+    """A ledger's head row, unchecked: after damage or tampering a column may hold anything.
 
-    `has_head` is False where there are events, and no head row for them.
+    `has_head` is False if the ledger has events but no head row.
     """
 
     ledger: Any
@@ -25,34 +28,34 @@ class StoredLedger(NamedTuple):
 
 
 class LogReader(Protocol):
-    """All that a database, or an export, holds, as it stood at one moment; reading it changes nothing."""
+    """A snapshot of everything in a database or an export. To read it changes nothing."""
 
     async def ledgers(self) -> list[StoredLedger]:
-        """Every ledger that has a head row or events. Raises `NewerLedger`, `StorageUnavailable`."""
+        """Return every ledger that has a head row or events. Raises `NewerLedger`, `StorageUnavailable`."""
         ...
 
     def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
-        """Every row of a ledger, by position.
+        """Yield every row of a ledger in pages, by position.
 
-        Raises `CorruptLedger` where stored bytes cannot be made out any further.
+        Raises `CorruptLedger` at the position after which the stored bytes cannot be decoded.
         """
         ...
 
     async def head(self, stored: StoredLedger) -> StoredLedger:
-        """The ledger's head row; of an export, known only when its rows were read."""
+        """Return the ledger's head row. An export has it at the end, so read all pages first."""
         ...
 
     def check_unchanged(self) -> None:
-        """Raises `StorageUnavailable` where what was read may not be of one moment after all."""
+        """Raise `StorageUnavailable` if the pages may not belong to one snapshot after all."""
         ...
 
 
+# A database without these tables has no log.
 LOG_TABLES = ("allowance_schema", "allowance_ledgers", "allowance_events")
-"""Without which there is no log."""
 
 
 def has_log_tables(found: Collection[str]) -> bool:
-    """Whether a database with these tables has the log's; `CorruptLedger` where it has only some of them."""
+    """Whether these tables include the log's. Raises `CorruptLedger` if only some of the log's tables are there."""
     missing = [name for name in LOG_TABLES if name not in found]
     if missing and len(missing) < len(LOG_TABLES):
         raise CorruptLedger(1, f"the database has lost the table {' and '.join(missing)}")

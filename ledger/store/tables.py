@@ -1,8 +1,11 @@
-"""The tables, as SQLAlchemy sees them. The invariants of the log stand here first, and again in the code.
+"""The log's tables. Constraints enforce the log's invariants here; the code checks them again.
 
-`allowance_events` is append-only: triggers refuse update, delete and replacement, as a second defence behind
-code that never does either. Positions are dense because the head row gives them out, in the transaction that
-appends.
+Positions are dense because every append reads the next one from the head row and moves that row in the same
+transaction. `allowance_events` is append-only: no code updates, deletes or replaces a row. Triggers refuse it as a
+second defence, for example against a statement that somebody types by hand. Correctness does not depend on them.
+
+The tables are described in SQLAlchemy's terms, from which the statements for both engines are generated. The names of
+tables, columns and constraints are stored: a change needs a new schema version.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ metadata = MetaData()
 schema = Table(
     "allowance_schema",
     metadata,
+    # A key that can only be 1 makes this a table of one row.
     Column("one", Integer, CheckConstraint("one = 1"), primary_key=True, autoincrement=False),
     Column("version", Integer, nullable=False),
 )
@@ -35,6 +39,7 @@ schema = Table(
 ledgers = Table(
     "allowance_ledgers",
     metadata,
+    # Not a sequence: SQLite has none, and the distributed databases that speak PostgreSQL's language differ there.
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("validator_ss58", Text, nullable=False, unique=True),
     Column("position", BigInteger, nullable=False),
@@ -58,11 +63,13 @@ events = Table(
     Column("hash", LargeBinary, nullable=False),
     UniqueConstraint("ledger", "stream", "version"),
     CheckConstraint("position > 0 AND version > 0"),
+    # SQLite then stores the rows in the order of the primary key, and a page of the log is one range of the file.
     sqlite_with_rowid=False,
 )
 
 
 def _unique_where_present(*columns: str) -> None:
+    # A partial index: most rows have none of these columns, and those rows cost neither space nor time in it.
     present = events.c[columns[0]].is_not(None)
     Index(
         f"allowance_events_{columns[0]}",
@@ -96,7 +103,7 @@ _SQLITE_TRIGGERS = (
          OR (NEW.settles IS NOT NULL AND EXISTS
              (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND settles = NEW.settles))
        BEGIN SELECT RAISE(ABORT, 'events are never replaced'); END""",
-    # Of rows that cannot be there twice, one at n stands only on one at n - 1.
+    # Each row but the first needs a predecessor. Since no number occurs twice, the numbers are then dense.
     """CREATE TRIGGER IF NOT EXISTS allowance_events_dense BEFORE INSERT ON allowance_events
        WHEN (NEW.position > 1 AND NOT EXISTS
              (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND position = NEW.position - 1))
@@ -110,14 +117,16 @@ _SQLITE_TRIGGERS = (
        BEGIN SELECT RAISE(ABORT, 'a ledger is never deleted'); END""",
 )
 
+# A counter against late appends. Every append names the fence that it expects. A client that lost the response to an
+# append raises the fence; if the lost request reaches the server afterwards, it names the old fence and is refused.
+# SQLite needs none, because a process's appends to a file cannot arrive late.
 _POSTGRES_FENCE = "ALTER TABLE allowance_ledgers ADD COLUMN IF NOT EXISTS fence BIGINT NOT NULL DEFAULT 0"
-"""Raised to shut out an append that was sent and not answered: what names a lower fence comes too late."""
 
 _POSTGRES_TRIGGERS = (
     """CREATE OR REPLACE FUNCTION allowance_refuse() RETURNS trigger LANGUAGE plpgsql AS
        $$ BEGIN RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'integrity_constraint_violation'; END $$""",
-    # As on SQLite, but asked once for a whole append; scalar subqueries stay look-ups in an index, however stale the
-    # planner's numbers are.
+    # The same check as on SQLite, once per statement instead of once per row. Scalar subqueries always use the index.
+    # NOT EXISTS would be planned as a join, and as a scan of the log while the planner's statistics say it is small.
     """CREATE OR REPLACE FUNCTION allowance_check_dense() RETURNS trigger LANGUAGE plpgsql AS $$
        BEGIN
            IF EXISTS (SELECT 1 FROM added
@@ -150,22 +159,26 @@ _POSTGRES_TRIGGERS = (
 
 
 def sqlite_schema(tables: MetaData) -> list[str]:
-    """The statements that make the schema on SQLite where it is absent."""
+    """Return the statements that create the schema on SQLite; they skip what exists."""
     return [*_create(tables, registry.load("sqlite")()), *_SQLITE_TRIGGERS]
 
 
 def postgres_schema(tables: MetaData) -> list[str]:
-    """The statements that make the schema on PostgreSQL where it is absent."""
+    """Return the statements that create the schema on PostgreSQL, without triggers; they skip what exists."""
     return [*_create(tables, registry.load("postgresql")()), _POSTGRES_FENCE]
 
 
 def postgres_triggers() -> list[str]:
-    """The statements that make the triggers on PostgreSQL; what speaks its language may lack some of them."""
+    """Return the statements that create the triggers on PostgreSQL.
+
+    They are separate because databases that only speak PostgreSQL's language may lack some kinds of trigger.
+    """
     return list(_POSTGRES_TRIGGERS)
 
 
 def _create(tables: MetaData, dialect: Dialect) -> list[str]:
-    """Statements in order; the schema's own table comes first, for whoever makes it to be alone with the rest."""
+    # The schema's own table comes first. Only one process can create it; all others wait there until it has committed,
+    # and so never run the other statements at the same time.
     statements = []
     for table in sorted(tables.sorted_tables, key=lambda each: each.name != schema.name):
         statements.append(str(CreateTable(table, if_not_exists=True).compile(dialect=dialect)))

@@ -1,4 +1,4 @@
-"""The audit: every rule of the ledger checked again, by replay from nothing."""
+"""The audit: replay the log from its first event and check every rule of the ledger again."""
 
 from .report import AccountTotals, AccountUsage, AuditReport, BlockUsage
 from .run import audit_log

@@ -1,4 +1,9 @@
-"""Which reservations are overdue at a clock that the log names, and that may go back."""
+"""The active reservations that are overdue at a clock that the log names, and that may go back.
+
+The audit repeats this rule on purpose and shares nothing with the ledger's own due queue, so that a mistake there
+shows up as a finding here. Rule: an active reservation is overdue once its stored due time has passed by the clock that
+decided; its blocks then count as free, but its status changes only by an event.
+"""
 
 from __future__ import annotations
 
@@ -7,66 +12,69 @@ from heapq import heapify, heappop, heappush
 from .state import AuditedReservation, AuditState
 
 LEAST_COMPACTED = 1024
+"""A heap shorter than this is never compacted: the rebuild would cost more than the entries it removes."""
 
 
 class DueQueue:
-    """Standing reservations by due time, told apart by a clock: those overdue at it, and those not yet."""
+    """The active reservations by due time, divided by a clock into overdue and not yet due."""
 
     def __init__(self, state: AuditState) -> None:
         self._active = state.active
         self._waiting: list[tuple[int, int]] = []
-        """(due time, position), a heap; what was settled meanwhile is passed over when it comes up."""
+        """A heap of (due time, position). Entries of settled reservations stay in it until they reach the top."""
         self._overdue: dict[int, AuditedReservation] = {}
-        """In the order in which they came due."""
+        """In the order of their due times."""
         self._now_ns = 0
 
-    def add(self, active: AuditedReservation) -> None:
-        """A reservation was made."""
-        heappush(self._waiting, (active.due_ns, active.position))
+    def push(self, reservation: AuditedReservation) -> None:
+        """Queue a new reservation."""
+        heappush(self._waiting, (reservation.due_ns, reservation.position))
+        # Spent and released reservations leave their entries behind, so a long log would fill the memory with them.
         if len(self._waiting) > LEAST_COMPACTED + 2 * len(self._active):
             self._compact()
 
-    def remove(self, active: AuditedReservation) -> None:
-        """An overdue reservation was settled; one that is not overdue is passed over when it comes up."""
-        del self._overdue[active.position], active.account_state.overdue[active.position]
-        active.account_state.touch()  # It counted as free; spent, it does not.
+    def remove_overdue(self, reservation: AuditedReservation) -> None:
+        """Remove a settled overdue reservation. The queue itself skips the others when they reach the top."""
+        del self._overdue[reservation.position], reservation.account.overdue[reservation.position]
+        # While it was overdue its blocks counted as free. If it was spent late, they are not free any more.
+        reservation.account.mark_stale()
 
-    def move_to(self, now_ns: int) -> None:
-        """Sets the clock; the accounts whose reservations it makes overdue, or no longer overdue, are touched."""
+    def set_clock(self, now_ns: int) -> None:
+        """Set the clock, and mark the accounts as stale whose reservations become overdue or stop being overdue."""
         if self._overdue and now_ns < self._now_ns:
-            self._take_back(now_ns)
+            self._requeue_not_due(now_ns)
         self._now_ns = now_ns
         waiting = self._waiting
         while waiting and waiting[0][0] <= now_ns:
-            active = self._active.get(heappop(waiting)[1])
-            if active is not None:
-                self._overdue[active.position] = active.account_state.overdue[active.position] = active
-                active.account_state.touch()
+            reservation = self._active.get(heappop(waiting)[1])
+            if reservation is not None:
+                self._overdue[reservation.position] = reservation.account.overdue[reservation.position] = reservation
+                reservation.account.mark_stale()
 
-    def is_first(self, active: AuditedReservation) -> bool:
-        """Whether no reservation that stands is due before it. Sets the clock."""
-        self.move_to(active.due_ns)
-        return next(iter(self._overdue.values()), None) is active
+    def is_first_due(self, reservation: AuditedReservation) -> bool:
+        """Return whether no active reservation is due before this one. Sets the clock to its due time."""
+        self.set_clock(reservation.due_ns)
+        return next(iter(self._overdue.values()), None) is reservation
 
-    def first_ns(self) -> int | None:
-        """When the first standing reservation is due."""
-        for active in self._overdue.values():
-            return active.due_ns
+    def first_due_ns(self) -> int | None:
+        """Return the earliest due time of all active reservations; None if there is none."""
+        for reservation in self._overdue.values():
+            return reservation.due_ns
         while self._waiting and self._waiting[0][1] not in self._active:
             heappop(self._waiting)
         return self._waiting[0][0] if self._waiting else None
 
-    def _take_back(self, now_ns: int) -> None:
+    def _requeue_not_due(self, now_ns: int) -> None:
+        # A clock that went back makes the latest due times "not yet due" again. They are the last of the dictionary.
         while self._overdue:
-            position, active = self._overdue.popitem()
-            if active.due_ns <= now_ns:
-                self._overdue[position] = active
+            position, reservation = self._overdue.popitem()
+            if reservation.due_ns <= now_ns:
+                self._overdue[position] = reservation
                 return
-            del active.account_state.overdue[position]
-            heappush(self._waiting, (active.due_ns, position))
-            active.account_state.touch()
+            del reservation.account.overdue[position]
+            heappush(self._waiting, (reservation.due_ns, position))
+            reservation.account.mark_stale()
 
     def _compact(self) -> None:
-        kept = ((due_ns, position) for due_ns, position in self._waiting if position in self._active)
-        self._waiting = list(kept)
+        self._waiting = [entry for entry in self._waiting if entry[1] in self._active]
         heapify(self._waiting)

@@ -1,4 +1,8 @@
-"""Sums of what blocks grant per executor, kept apart from the ledger's own, so that neither takes the other's word."""
+"""Prefix sums of what blocks grant per executor.
+
+The audit repeats these sums on purpose and shares nothing with the ledger's `PrefixSums`: a ledger that sums wrongly
+decides wrongly, and an audit with the same sums would agree with it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,11 @@ from ledger import END
 
 
 class AuditPrefixSums(dict[int, int]):
-    """By block, what all blocks below it grant together: `sums[block]` is there for every block.
+    """What all blocks below a block grant together, in ns per executor; `sums[block]` exists for every block.
 
-    A dictionary, since most sums are asked for again and again: what was summed once costs one look-up. But for the
-    sum of all blocks, before `END`, only sums are kept that a block beyond all others does not change.
+    It is a dictionary because the replay asks for the same few sums again and again, so a known sum costs one look-up.
+    The sum before `END` changes with every block. All other cached sums stay valid when a block above all others is
+    appended; a block below another one clears the cache.
     """
 
     __slots__ = ("_blocks", "_sums_ns")
@@ -19,13 +24,13 @@ class AuditPrefixSums(dict[int, int]):
     def __init__(self) -> None:
         super().__init__()
         self._blocks: list[int] = []
-        """Those with a unit above 0, ascending."""
+        """The blocks with a unit above 0, ascending."""
         self._sums_ns = [0]
-        """Before each of them, and at the end."""
+        """The sum before each of them, and the sum of all."""
         self[END] = 0
 
-    def add(self, block: int, unit_ns: int) -> None:
-        """Adds a block that is not there; those after it are summed anew."""
+    def add_block(self, block: int, unit_ns: int) -> None:
+        """Add a block that is not included yet; its unit must be above 0."""
         total_ns = self[END] + unit_ns
         if not self._blocks or block > self._blocks[-1]:
             self._blocks.append(block)
@@ -39,6 +44,7 @@ class AuditPrefixSums(dict[int, int]):
         self[END] = total_ns
 
     def __missing__(self, block: int) -> int:
+        # Not cached above the last block: the next block to be appended would change the sum.
         if not self._blocks or block > self._blocks[-1]:
             return self[END]
         self[block] = sum_ns = self._sums_ns[bisect_left(self._blocks, block)]

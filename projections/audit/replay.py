@@ -1,6 +1,7 @@
-"""The log from nothing, event by event, each rule checked as it goes.
+"""The replay of a log from its first event, with all checks of single events.
 
-Nothing that a log may hold stops it: what cannot be used is noted and left out, and the rest is replayed.
+Nothing that a log may contain stops the replay: an event that cannot be used is reported and left out, and the replay
+continues with the next one.
 """
 
 from __future__ import annotations
@@ -41,12 +42,16 @@ from .due_queue import DueQueue
 from .state import AccountState, AuditedReservation, AuditState
 
 BALANCED_EVERY_ROWS = 10_000
-"""In between, an event moves what is taken by what its reservation is worth; one that does not is balanced at once."""
+"""Balances are checked after this many rows, because each check sums all taken blocks of an account.
+
+In between, every event changes the taken blocks by the value of its reservation. If an event does not, its check
+reports the imbalance at once.
+"""
 LONGEST_KEY = 256
 
 
 class Replay:
-    """Takes a log's rows in order."""
+    """Processes the rows of a log in order."""
 
     def __init__(self, validator_ss58: str) -> None:
         self.findings = Findings()
@@ -55,141 +60,149 @@ class Replay:
         """Events by type."""
         self.recorded_at_ns = 0
         self.row_checker = RowChecker()
-        self.page: list[AuditedReservation | tuple[Row, Settlement]] = []
-        """Reservations and settlements since whoever compares them with the read models last took them."""
+        self.page_changes: list[AuditedReservation | tuple[Row, Settlement]] = []
+        """Reservations and settlements of the current page, to compare with the history; the caller clears it."""
         self._due_queue = DueQueue(self.state)
         self._jobs = JobCheck(self.findings)
         self._facts = FactCheck(self.state, validator_ss58, self.findings)
         self._reservations = ReservationCheck(self.state, self._due_queue, self.findings)
         self._routes = RouteCheck(self.state, self.findings)
-        self._endings = SettlementCheck(self.state, self._due_queue, self._jobs, self.findings)
-        self._facts_by_type: dict[type, tuple[str, Callable[[Row, Any], None]]] = {
-            LedgerOpened: (SETTINGS_STREAM, self._facts.open),
-            SettingsChanged: (SETTINGS_STREAM, self._facts.change_settings),
-            BlockRecorded: (CHAIN_STREAM, self._facts.record_block),
-            ManifestsRecorded: (MANIFESTS_STREAM, self._facts.record_manifests),
+        self._settlements = SettlementCheck(self.state, self._due_queue, self._jobs, self.findings)
+        self._fact_checks: dict[type, tuple[str, Callable[[Row, Any], None]]] = {
+            LedgerOpened: (SETTINGS_STREAM, self._facts.process_opening),
+            SettingsChanged: (SETTINGS_STREAM, self._facts.process_settings),
+            BlockRecorded: (CHAIN_STREAM, self._facts.process_block),
+            ManifestsRecorded: (MANIFESTS_STREAM, self._facts.process_manifests),
         }
-        self._steps: dict[type, Callable[[Row, Any], None]] = {
-            **dict.fromkeys(self._facts_by_type, self._fact),
-            AllowanceReserved: self._reserve,
-            ReservationSpent: self._settle,
-            ReservationReleased: self._settle,
-            ExpiryRecorded: self._settle,
+        self._checks: dict[type, Callable[[Row, Any], None]] = {
+            **dict.fromkeys(self._fact_checks, self._process_fact),
+            AllowanceReserved: self._process_reservation,
+            ReservationSpent: self._process_settlement,
+            ReservationReleased: self._process_settlement,
+            ExpiryRecorded: self._process_settlement,
         }
 
     @property
     def position(self) -> int:
-        """The last row taken."""
+        """The position of the last processed row."""
         return self.row_checker.position
 
-    def take(self, row: Row) -> None:
-        """Takes the next row."""
+    def process(self, row: Row) -> None:
+        """Check the next row and its event, and apply the event to the audit's state."""
         problems = self.row_checker.check(row)
         if problems:
             for position, rule, message, details in problems:
                 self.findings.add(position, rule, message, **details)
+            # A row with columns of wrong types cannot be processed further.
             if tuple(map(type, row)) not in ROW_SHAPES:
                 return
         if row.recorded_at_ns < self.recorded_at_ns:
-            self._note_time(row)
+            self._report_time(row)
         if row.key is not None:
-            self._take_key(row, row.key)
+            self._check_key(row, row.key)
         try:
             event = decode(row.position, row.payload)
             kind = type(event)
             self.counts[kind] += 1
-            self._steps[kind](row, event)
+            self._checks[kind](row, event)
         except (CorruptLedger, NewerLedger) as unreadable:
             self.findings.add(row.position, Rule.READABLE_EVENTS, str(unreadable))
-        except Exception as error:  # A log may hold what nobody thought of; the audit goes on all the same.
-            message = f"the event cannot be taken: {shortened(error)}"
+        except Exception as error:
+            # A log may contain events that no check foresaw, and an audit that fails on them would report nothing.
+            message = f"the event cannot be processed: {shortened(error)}"
             self.findings.add(row.position, Rule.READABLE_EVENTS, message)
-            self.state.change(upheaval=True)
+            # The event may be half applied, so the rankings must not rely on what they know of the accounts.
+            self.state.record_change(resets_rankings=True)
         self.recorded_at_ns = row.recorded_at_ns
         if row.position % BALANCED_EVERY_ROWS == 0:
             check_changed_accounts(self.state, self.findings)
 
-    def end(self, *, at_head: bool) -> None:
-        """Balances every account, and holds what the last events left open against the end, where it is one."""
-        if at_head and self._endings.expiries:
-            self._endings.explain()
+    def finish(self, *, at_head: bool) -> None:
+        """Run the checks that need the whole log; `at_head` says whether no event follows the last processed one."""
+        # If the audit stops before the head, the next event may still show the reason of pending expiries.
+        if at_head and self._settlements.pending_expiries:
+            self._settlements.check_pending_expiries()
         if self.position and not self._facts.opened:
-            self.findings.add(1, Rule.OPENING_EVENT, "the log does not begin by opening a ledger")
-        self._facts.end(self.position)
-        for account in self.state.chain.accounts.values():
-            account_state = self.state.account_state(account.stream)
-            balance = balance_of(self.state, account_state)
+            self.findings.add(1, Rule.OPENING_EVENT, "the log's first event does not open a ledger")
+        self._facts.finish(self.position)
+        for chain_account in self.state.chain.accounts.values():
+            account = self.state.account(chain_account.stream)
+            balance = balance_of(self.state, account)
             if not balance.is_even:
-                report_imbalance(self.findings, account_state, balance)
+                report_imbalance(self.findings, account, balance)
 
-    def _fact(self, row: Row, event: Fact) -> None:
-        """Takes a fact; expiries that stand before it are not its doing."""
-        if self._endings.expiries:
-            self._endings.explain()
-        stream, take = self._facts_by_type[type(event)]
+    def _process_fact(self, row: Row, event: Fact) -> None:
+        # Only a claim directly after expiries can be their reason.
+        if self._settlements.pending_expiries:
+            self._settlements.check_pending_expiries()
+        stream, process = self._fact_checks[type(event)]
         if row.stream != stream:
-            message = f"a fact in the stream {shortened(row.stream)} instead of {stream!r}"
+            message = f"a fact is in the stream {shortened(row.stream)}, expected {stream!r}"
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
         if row.job_uuid is not None or row.settles is not None:
-            self._note_columns(row, "a fact is about no job and settles nothing")
+            self._report_columns(row, "the row of a fact must have neither a job nor `settles`")
         if (row.key is not None) != bool(getattr(event, "request", "")):
-            self._note_columns(row, "a fact has a key and the digest of its call, or neither")
-        take(row, event)
+            self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
+        process(row, event)
 
-    def _reserve(self, row: Row, event: AllowanceReserved) -> None:
-        account_state = self.state.account_states.get(row.stream) or self._new_book(row)
+    def _process_reservation(self, row: Row, event: AllowanceReserved) -> None:
+        account = self.state.accounts.get(row.stream) or self._new_account(row)
         if row.settles is not None or (event.axon is not None and row.job_uuid is None):
-            self._note_columns(row, "a reservation settles nothing, and one that was routed names its job")
+            message = "the row of a reservation must have no `settles`, and a job if a router made it"
+            self._report_columns(row, message)
         if row.job_uuid is not None and not is_name(row.job_uuid):
-            self._note_columns(row, "no job has such a name")
+            self._report_columns(row, "job_uuid must be 1 to 128 printable characters")
         now_ns = row.recorded_at_ns if event.decided_at_ns is None else self._decided_at_ns(row, event.decided_at_ns)
-        self._due_queue.move_to(now_ns)
-        if self._endings.expiries:
-            self._endings.explain(row, event, now_ns)
-        worth_ns, is_free_run = self._reservations.check(row, event, account_state)
+        self._due_queue.set_clock(now_ns)
+        if self._settlements.pending_expiries:
+            self._settlements.check_pending_expiries(row, event, now_ns)
+        value_ns, is_free_run = self._reservations.check(row, event, account)
         if event.axon is not None:
-            self._routes.check(row, event, account_state, now_ns)
+            self._routes.check(row, event, account, now_ns)
         else:
-            account_state.touch()
+            account.mark_stale()
             if event.kept:
-                message = "no router made the reservation, yet its miner is said to be kept"
+                message = "the reservation is marked as kept although no router made it"
                 self.findings.add(row.position, Rule.ROUTING_DECISION, message)
-        self._jobs.reserved(row)
-        self.page.append(self._reservations.stand(row, event, account_state, worth_ns, is_free_run=is_free_run))
+        self._jobs.check_reservation(row)
+        reservation = self._reservations.apply(row, event, account, value_ns, is_free_run=is_free_run)
+        self.page_changes.append(reservation)
 
-    def _settle(self, row: Row, event: Settlement) -> None:
+    def _process_settlement(self, row: Row, event: Settlement) -> None:
         if row.settles is None or row.job_uuid is not None:
-            self._note_columns(row, "a settlement says what it settles, and names no job")
-        if self._endings.expiries and type(event) is not ExpiryRecorded:
-            self._endings.explain()
-        self._endings.settle(row, event, after_ns=self.recorded_at_ns)
-        self.page.append((row, event))
+            self._report_columns(row, "the row of a settlement must have `settles`, and no job")
+        if self._settlements.pending_expiries and type(event) is not ExpiryRecorded:
+            self._settlements.check_pending_expiries()
+        self._settlements.settle(row, event, previous_ns=self.recorded_at_ns)
+        self.page_changes.append((row, event))
 
-    def _take_key(self, row: Row, key: str) -> None:
+    def _check_key(self, row: Row, key: str) -> None:
         if not is_name(key, LONGEST_KEY):
             details = {"key": shortened(key)}
-            self.findings.add(row.position, Rule.ROW_COLUMNS, "no idempotency key is such a text", **details)
-        self._jobs.keyed(row.position, key)
+            message = f"the idempotency key must be 1 to {LONGEST_KEY} printable characters"
+            self.findings.add(row.position, Rule.ROW_COLUMNS, message, **details)
+        self._jobs.check_key(row.position, key)
 
-    def _new_book(self, row: Row) -> AccountState:
+    def _new_account(self, row: Row) -> AccountState:
         if not all(map(is_name, row.stream.split("\t", 1))) or "\t" not in row.stream:
-            message = f"a reservation in the stream {shortened(row.stream)}, which is no account's"
+            message = f"a reservation is in the stream {shortened(row.stream)}, which is not an account's stream"
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
-        return self.state.account_state(row.stream)
+        return self.state.account(row.stream)
 
     def _decided_at_ns(self, row: Row, decided_at_ns: int) -> int:
-        """The clock that decided; a recorded time differs from it only where the one before was later."""
+        """Return the clock that decided; it may only be behind, if recorded times would have decreased otherwise."""
         if decided_at_ns < row.recorded_at_ns == self.recorded_at_ns:
             return decided_at_ns
         details = {"decided_at_ns": decided_at_ns, "recorded_at_ns": row.recorded_at_ns}
-        message = "its clock is told apart from the recorded time without need, or stood after it"
+        message = "decided_at_ns must be before recorded_at_ns, and recorded_at_ns that of the row before"
         self.findings.add(row.position, Rule.DECISION_CLOCK, message, **details)
         return min(decided_at_ns, row.recorded_at_ns)
 
-    def _note_columns(self, row: Row, message: str) -> None:
+    def _report_columns(self, row: Row, message: str) -> None:
         details = {"job_uuid": row.job_uuid, "attempt": row.attempt, "settles": row.settles}
         self.findings.add(row.position, Rule.ROW_COLUMNS, message, **details)
 
-    def _note_time(self, row: Row) -> None:
+    def _report_time(self, row: Row) -> None:
         details = {"recorded_at_ns": row.recorded_at_ns, "before_ns": self.recorded_at_ns}
-        self.findings.add(row.position, Rule.RECORDED_TIMES, "recorded earlier than the event before it", **details)
+        message = "the recorded time is earlier than that of the row before"
+        self.findings.add(row.position, Rule.RECORDED_TIMES, message, **details)

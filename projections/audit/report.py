@@ -1,4 +1,4 @@
-"""What an audit comes to: findings, totals, and how allowance was used block by block."""
+"""The result of an audit: findings, totals, and the use of allowance by blocks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .state import AccountState, AuditState
 class AccountTotals(msgspec.Struct, frozen=True):
     """One account's allowance, in executor-seconds.
 
-    `granted` is what all its finalized blocks grant: as much as `spent`, `held` (by reservations that no event has
-    ended, overdue or not), `invalidated` (dropped while free), `available` (free, in the window of a job that starts
-    at the newest block) and `aged` (free, and older than that) together.
+    `granted` is what all finalized blocks grant. The other fields are its parts and add up to it: `spent`; `held` by
+    reservations that no event has settled, overdue or not; `invalidated` by a drop while free; `available`, which is
+    free and in the window of a job that starts at the newest block; `aged`, which is free and older than that window.
     """
 
     miner_ss58: str
@@ -34,7 +34,7 @@ class AccountTotals(msgspec.Struct, frozen=True):
 
 
 class AccountUsage(msgspec.Struct, frozen=True):
-    """One account's allowance by the blocks that granted it: a number of executor-seconds for each bucket of them."""
+    """One account's allowance by the blocks that granted it, in executor-seconds, one number for each bucket."""
 
     miner_ss58: str
     executor_class: str
@@ -45,19 +45,22 @@ class AccountUsage(msgspec.Struct, frozen=True):
 
 
 class BlockUsage(msgspec.Struct, frozen=True):
-    """Buckets of blocks, each from one of `starts` up to before the next, the last start being only an end."""
+    """The use of allowance by buckets of consecutive blocks.
+
+    Bucket `i` has the blocks of `[starts[i], starts[i + 1])`, so the last start is only an end.
+    """
 
     starts: list[int]
     accounts: list[AccountUsage]
 
 
 class AuditReport(msgspec.Struct, frozen=True):
-    """A whole log, replayed from nothing, and what was found.
+    """The result of replaying a log from its first event.
 
-    `findings` are by position, the first 10,000 of `findings_count`. `position` is the last event audited, `head_hash`
-    its hash in hexadecimal. `events` counts them by type. `history_position` is how far the history's read model was
-    compared, None where there is none; so many `snapshots` were, and `live_state` says whether the state in this
-    process's memory was. Times are seconds.
+    `position` is the last audited event, `head_hash` its hash in hexadecimal, and `events` counts the events by type.
+    `findings` are ordered by position; at most the first 10,000 of `findings_count` are listed. `history_position` is
+    the position up to which the history's read model was compared, None if there is none. `snapshots` is the number of
+    compared snapshots; `live_state` says whether the state in this process's memory was compared. Times are seconds.
     """
 
     validator_ss58: str
@@ -76,30 +79,30 @@ class AuditReport(msgspec.Struct, frozen=True):
 
 
 def totals_of(state: AuditState) -> list[AccountTotals]:
-    """Every account's totals, by miner and class."""
-    return [_totals(state, account_state) for account_state in _books(state)]
+    """Return every account's totals, ordered by miner and class."""
+    return [_totals(state, account) for account in _accounts(state)]
 
 
 def usage_of(state: AuditState, buckets: int) -> BlockUsage:
-    """Every account's allowance in so many buckets of blocks at the most."""
-    units = state.chain.blocks
-    first, end = units.first_finalized, units.last_finalized + 1
+    """Return every account's allowance in at most `buckets` buckets of equal width; only the last may be narrower."""
+    table = state.chain.blocks
+    first, end = table.first_finalized, table.last_finalized + 1
     if end <= first:
         return BlockUsage([], [])
-    step = -(-(end - first) // buckets)
-    starts = [*range(first, end, step), end]
-    return BlockUsage(starts, [_usage(state, account_state, starts) for account_state in _books(state)])
+    width = -(-(end - first) // buckets)
+    starts = [*range(first, end, width), end]
+    return BlockUsage(starts, [_usage(state, account, starts) for account in _accounts(state)])
 
 
-def _books(state: AuditState) -> list[AccountState]:
-    return [state.account_state(stream) for stream in sorted(state.chain.accounts)]
+def _accounts(state: AuditState) -> list[AccountState]:
+    return [state.account(stream) for stream in sorted(state.chain.accounts)]
 
 
-def _totals(state: AuditState, account_state: AccountState) -> AccountTotals:
-    balance = balance_of(state, account_state)
+def _totals(state: AuditState, account: AccountState) -> AccountTotals:
+    balance = balance_of(state, account)
     return AccountTotals(
-        account_state.miner_ss58,
-        account_state.executor_class,
+        account.miner_ss58,
+        account.executor_class,
         seconds(balance.granted_ns),
         seconds(balance.spent_ns),
         seconds(balance.held_ns),
@@ -109,24 +112,25 @@ def _totals(state: AuditState, account_state: AccountState) -> AccountTotals:
     )
 
 
-def _usage(state: AuditState, account_state: AccountState, starts: list[int]) -> AccountUsage:
-    held, spent = BlockSet(), account_state.taken.copy()
-    for active in account_state.active.values():
-        for first, last in active.owned:
+def _usage(state: AuditState, account: AccountState, starts: list[int]) -> AccountUsage:
+    held, spent = BlockSet(), account.taken.copy()
+    for reservation in account.active.values():
+        for first, last in reservation.own_blocks:
             held.add(first, last)
             spent.remove(first, last)
-    free = BlockSet(*map(list, zip(*account_state.taken.gaps(0, account_state.account.invalidated_below), strict=True)))
-    everything = BlockSet([0], [END])
-    parts = (_by_bucket(state, account_state, part, starts) for part in (everything, spent, held, free))
-    return AccountUsage(account_state.miner_ss58, account_state.executor_class, *parts)
+    invalidated_below = account.chain_account.invalidated_below
+    invalidated = BlockSet(*map(list, zip(*account.taken.gaps(0, invalidated_below), strict=True)))
+    granted = BlockSet([0], [END])
+    parts = (_by_bucket(state, account, blocks, starts) for blocks in (granted, spent, held, invalidated))
+    return AccountUsage(account.miner_ss58, account.executor_class, *parts)
 
 
-def _by_bucket(state: AuditState, account_state: AccountState, blocks: BlockSet, starts: list[int]) -> list[float]:
-    """What some blocks of the account grant, in seconds, bucket by bucket."""
+def _by_bucket(state: AuditState, account: AccountState, blocks: BlockSet, starts: list[int]) -> list[float]:
+    """Return what these blocks grant to the account in each bucket, in seconds."""
     amounts = []
     for start, end in pairwise(starts):
         at = bisect_right(blocks.ends, start)
         is_empty = at == len(blocks.starts) or blocks.starts[at] >= end
         runs = () if is_empty else blocks.between(start, end)
-        amounts.append(seconds(sum(state.amount_ns(account_state.account, *run) for run in runs)))
+        amounts.append(seconds(sum(state.amount_ns(account.chain_account, *run) for run in runs)))
     return amounts

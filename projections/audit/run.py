@@ -11,11 +11,14 @@ from ledger.errors import PositionOutOfRange
 from projections.audit.checks.history import HistoryCheck
 from projections.audit.checks.snapshots import SnapshotCheck
 from projections.history.model import Checkpoint, HistoryModel
-from projections.rules import Findings, Rule
+from projections.rules import Rule
 from projections.snapshots import ProgressReport, Snapshot, SnapshotStore
 
 from .replay import Replay
 from .report import AuditReport, totals_of, usage_of
+
+SHORTEST_SECONDS = 1e-9
+"""Avoids a division by zero if the timer did not advance."""
 
 
 async def audit_log(
@@ -30,40 +33,36 @@ async def audit_log(
 ) -> AuditReport:
     """Check every rule by replaying the log from its first event; trust nothing but the log, and change nothing.
 
-    Events appended during the audit are not audited. `live` is the state that a process decides on, compared as well.
-    `usage_buckets`: the number of buckets of blocks in the report's `usage`; 0 leaves `usage` out. Raises
+    Events appended during the audit are not audited. `live` is the state on which a process decides; it is compared as
+    well. `usage_buckets` is the number of buckets of blocks in the report's `usage`; 0 leaves `usage` out. Raises
     `PositionOutOfRange`, and `StorageUnavailable` if the log cannot be read.
     """
     started = timer()
-    states = [(Rule.SNAPSHOTS, taken) for taken in (await SnapshotStore(store).all()).values()]
+    # The snapshots are read before the head, so that none of them can be newer than the head.
+    states = [(Rule.SNAPSHOTS, snapshot) for snapshot in (await SnapshotStore(store).all()).values()]
     if live is not None:
         states.append((Rule.LIVE_STATE, live))
     head = await store.head()
     if until_position is not None and not 1 <= until_position <= head.position:
         raise PositionOutOfRange(f"position {until_position}", 1, head.position)
     until = head.position if until_position is None else until_position
-    audit = LogAudit(store, validator_ss58, head, until, states, await HistoryModel(store).live())
-    await audit.run(progress)
-    history = audit.history
-    while not await history.is_still_live():
-        # The history was rebuilt during the comparison, which therefore may have read rows that were being deleted.
-        again = LogAudit(store, validator_ss58, head, until, (), await HistoryModel(store).live())
-        await again.run(None)
-        history = again.history
-    findings = Findings()
-    findings.join(audit.replay.findings)
-    findings.join(history.findings)
-    elapsed_seconds = max(timer() - started, 1e-9)
+    while True:
+        audit = LogAudit(store, validator_ss58, head, until, states, await HistoryModel(store).live())
+        await audit.run(progress)
+        if await audit.history.is_still_live():
+            break
+        # A rebuild replaced the history during the comparison, which may have read rows that were being deleted.
+    elapsed_seconds = max(timer() - started, SHORTEST_SECONDS)
     replay = audit.replay
     return AuditReport(
         validator_ss58,
         replay.position,
         replay.row_checker.hash.hex(),
-        findings.listed,
-        findings.count,
+        replay.findings.listed,
+        replay.findings.count,
         {str(kind.__struct_config__.tag): count for kind, count in replay.counts.items()},
         totals_of(replay.state),
-        history.until if history.place.generation else None,
+        audit.history.until if audit.history.checkpoint.generation else None,
         elapsed_seconds,
         replay.position / elapsed_seconds,
         usage_of(replay.state, usage_buckets) if usage_buckets else None,
@@ -86,57 +85,62 @@ class LogAudit:
     ) -> None:
         self.replay = Replay(validator_ss58)
         self.states = SnapshotCheck(states, self.replay.findings)
-        self.history = HistoryCheck(store, history, until)
+        self.history = HistoryCheck(store, history, until, self.replay.findings)
         self._store = store
         self._head = head
         self._until = until
 
     async def run(self, progress: ProgressReport | None) -> None:
-        """Replay page by page, then check everything that only the end can show."""
+        """Replay the log page by page, then run the checks that need the whole log."""
         replay, after = self.replay, 0
         while rows := await self._read(after):
             after = rows[-1].position
-            self._take(rows)
-            await self.history.take(replay.position, replay.page)
-            replay.page.clear()
+            self._process(rows)
+            # The history is compared page by page, so that neither side of the comparison is in memory as a whole.
+            await self.history.compare(replay.position, replay.page_changes)
+            replay.page_changes.clear()
             if progress is not None:
                 progress(replay.position, self._until)
-            await asyncio.sleep(0)  # A long audit yields the event loop after each page.
-        await self._end()
+            await asyncio.sleep(0)  # Processing a page blocks the event loop, so other tasks get a turn in between.
+        await self._finish()
 
-    def _take(self, rows: list[Row]) -> None:
-        replay, awaited = self.replay, self.states.positions
+    def _process(self, rows: list[Row]) -> None:
+        replay, positions = self.replay, self.states.positions
         last = rows[-1].position
-        awaits = type(last) is not int or any(replay.position < position <= last for position in awaited)
+        # Few pages contain a snapshot's position, so the others need no look-up per row. A position that is not an
+        # integer (a damaged row) cannot be compared with, so its page is looked up.
+        has_snapshot = type(last) is not int or any(replay.position < position <= last for position in positions)
         for row in rows:
-            replay.take(row)
-            if awaits and row.position in awaited:
+            replay.process(row)
+            if has_snapshot and row.position in positions:
                 self.states.compare(replay.state, replay.row_checker, row.recorded_at_ns)
 
-    async def _end(self) -> None:
+    async def _finish(self) -> None:
         replay, until, head = self.replay, self._until, self._head
         if replay.position < until:
-            message = f"the log ends at {replay.position}, while its head says that it reaches {until}"
+            message = f"the log ends at position {replay.position}, but the head row is at {until}"
             replay.findings.add(replay.position + 1, Rule.HEAD_ROW, message, expected=until)
-        await self.history.take(until, ())
-        replay.end(at_head=until == head.position)
+        await self.history.compare(until, ())
+        replay.finish(at_head=until == head.position)
         if until == head.position:
-            self.states.end(until)
+            self.states.finish(until)
             self._check_head()
-        await self.history.end()
+        await self.history.finish()
 
     def _check_head(self) -> None:
-        """Compare the head row with the last row; missing rows are a finding of their own."""
+        """Compare the head row with the last row. If rows are missing, that was reported, and there is no last row."""
         replay, head = self.replay, self._head
         last = Head(replay.position, replay.row_checker.hash, replay.recorded_at_ns)
         if replay.position == head.position and last != head:
-            message = "the head row tells of another last event than the log has"
+            message = "the head row has another hash or recorded time than the log's last row"
             details = {"recorded_at_ns": head.recorded_at_ns, "expected_ns": last.recorded_at_ns}
             replay.findings.add(head.position, Rule.HEAD_ROW, message, **details)
 
     async def _read(self, after: int) -> list[Row]:
-        """The next page of the rows to audit."""
+        """Return the next page of rows, without those after the last position to audit."""
         rows = await self._store.read(after)
         if rows and rows[-1].position != min(after + len(rows), self._until):
+            # A damaged row may have a position that is not a number. SQLite sorts it after all numbers; it stays in the
+            # page and becomes a finding.
             rows = [row for row in rows if not (type(row.position) is int and row.position > self._until)]
         return rows

@@ -1,7 +1,8 @@
-"""What an audit keeps of each account while it replays the log, and the chain's facts beside it.
+"""The audit's own state: the chain's facts, and for each account the taken blocks and the active reservations.
 
-Kept apart from the live state, so that a decision which the live state was led to can be held against what the
-log alone says.
+Independence is the point: the audit never reads the live state, so it can find decisions that a wrong live state
+caused. It shares the fold `Chain` with the ledger, because the facts define which ledger is audited, and another fold
+of them would audit another ledger. `GrantCheck` recomputes what that fold grants, so a mistake in it is found too.
 """
 
 from __future__ import annotations
@@ -16,203 +17,210 @@ from ledger.events import AllowanceReserved, Run, account_of
 
 from .prefix_sums import AuditPrefixSums
 
-RankMember = tuple[int, int, str, "AccountState"]
-"""What is taken beyond the first free block, in ns an executor; less the executors; the hotkey; the book."""
-RankPlace = tuple[int, int, int, RankMember | None]
-"""The first free block; the next taken one; what is taken from there on, in ns; the member, where there is one."""
+RankKey = tuple[int, int, str, "AccountState"]
+"""Sort key of a regular account among those with the same first free block.
+
+In order: the ns per executor that are taken after the first free run; minus the executors; the hotkey; the account,
+which is never compared, because hotkeys differ within a class.
+"""
+RankEntry = tuple[int, int, int, RankKey | None]
+"""How an account is ranked: first free block, next taken block after it, ns that are taken from there on, sort key.
+
+A regular account counts these ns per executor. An irregular account (see `AuditRanking`) counts them in total and has
+no key.
+"""
 
 
 class AuditedReservation:
-    """A reservation that nobody has settled."""
+    """An active reservation."""
 
-    __slots__ = ("account_state", "due_ns", "event", "owned", "position", "reservation_id", "row", "worth_ns")
+    __slots__ = ("account", "due_ns", "event", "own_blocks", "position", "reservation_id", "row", "value_ns")
 
     def __init__(
-        self, row: Row, event: AllowanceReserved, account_state: AccountState, owned: list[Run], worth_ns: int
+        self, row: Row, event: AllowanceReserved, account: AccountState, own_blocks: list[Run], value_ns: int
     ) -> None:
         self.row = row
         self.event = event
         self.position = row.position
         self.reservation_id = reservation_id(row.position, row.hash)
         self.due_ns = event.expires_at_ns
-        self.account_state = account_state
-        self.owned = owned
-        """Its blocks, but for those that another reservation had already, which is a finding of its own."""
-        self.worth_ns = worth_ns
-        """What all its blocks grant, whoever had them before."""
+        self.account = account
+        self.own_blocks = own_blocks
+        """Its blocks without those that were already taken by others; such an overlap is a finding of its own."""
+        self.value_ns = value_ns
+        """What all its blocks grant, including those that were already taken."""
 
 
 class AccountState:
-    """One account: what of it is taken, by which reservations, and what they add up to."""
+    """One account: its taken blocks, its active reservations, and their sums."""
 
     __slots__ = (
-        "account",
         "active",
+        "chain_account",
         "executor_class",
         "held_ns",
         "is_uneven",
         "last_position",
         "miner_ss58",
         "overdue",
-        "place",
+        "rank_entry",
         "spent_ns",
         "stale",
         "stream",
         "taken",
     )
 
-    def __init__(self, stream: str, account: Account, stale: set[AccountState]) -> None:
+    def __init__(self, stream: str, chain_account: Account, stale: set[AccountState]) -> None:
         self.stream = stream
         self.miner_ss58, self.executor_class = account_of(stream)
-        self.account = account
-        """What the chain's facts make of it: counts, and the floor below which blocks are invalidated."""
+        self.chain_account = chain_account
+        """What the chain's facts say: executor counts, and the block below which blocks are invalidated."""
         self.taken = BlockSet()
-        """The blocks that are held or spent."""
+        """The blocks of active and spent reservations."""
         self.active: dict[int, AuditedReservation] = {}
-        """By the position that made them."""
+        """By the position of the reservation's event."""
         self.overdue: dict[int, AuditedReservation] = {}
-        """Those of the standing that are due at the clock of `DueQueue`."""
+        """The active reservations that are overdue at the clock of `DueQueue`."""
         self.held_ns = 0
         self.spent_ns = 0
-        self.place: RankPlace | None = None
-        """In the ranking of its class."""
+        self.rank_entry: RankEntry | None = None
+        """None if the account is not ranked."""
         self.stale = stale
-        """The accounts of its class that are to be measured before they are ranked."""
+        """The accounts of its class that must be measured before they are ranked, shared by the class."""
         self.last_position = 0
         self.is_uneven = False
-        """Whether it was found not to add up."""
+        """Whether an imbalance was reported; each account is reported once."""
 
-    def touch(self) -> None:
-        """What is free of it has changed: it is to be measured again before it is ranked."""
+    def mark_stale(self) -> None:
+        """Have the ranking measure the account again, because other blocks of it are free now."""
         self.stale.add(self)
 
     def occupied(self) -> BlockSet:
-        """The blocks that nobody else may have at the clock of `DueQueue`."""
+        """Return the taken blocks without those of reservations that are overdue at the clock of `DueQueue`."""
         if not self.overdue:
             return self.taken
         occupied = self.taken.copy()
-        for active in self.overdue.values():
-            for first, last in active.owned:
+        for reservation in self.overdue.values():
+            for first, last in reservation.own_blocks:
                 occupied.remove(first, last)
         return occupied
 
 
 class AuditState:
-    """The chain's facts, every account's book, and the reservations that stand."""
+    """The chain's facts, the state of every account, and all active reservations."""
 
     def __init__(self) -> None:
         self.chain = Chain()
         self.granted = BlockSet()
-        """The blocks with a unit above 0; what they grant to an account depends on its count."""
+        """The blocks with a unit above 0. The account's executor count decides what they grant to it."""
         self.sums = AuditPrefixSums()
-        """Of their units."""
-        self.account_states: dict[str, AccountState] = {}
-        self.strangers: dict[str, AccountState] = {}
-        """Books of accounts that no fact knows yet."""
+        """Prefix sums of these units."""
+        self.accounts: dict[str, AccountState] = {}
+        self.unknown_accounts: dict[str, AccountState] = {}
+        """Accounts that have events although no fact has named them yet."""
         self.active: dict[int, AuditedReservation] = {}
-        """By the position that made them."""
-        self.moved: set[AccountState] = set()
-        """Books that something was done to since they were last balanced."""
+        """By the position of the reservation's event."""
+        self.changed_accounts: set[AccountState] = set()
+        """Accounts that changed since their balance was checked last."""
         self.stale: dict[str, set[AccountState]] = defaultdict(set)
-        """By class, the books of which something else is free than when they were last measured."""
-        self.facts = 0
-        """How many facts and settings were taken."""
-        self.turns: list[frozenset[str] | None] = []
-        """Whose counts, floors or registrations they may have changed from some block on; None for everybody's."""
-        self.upheavals = 0
-        """How often anything else may have changed than what the next block brings: then all is measured anew."""
+        """By class, the accounts whose free blocks changed since the ranking measured them last."""
+        self.fact_count = 0
+        """How many facts and settings were applied. A ranking compares it to see whether it is up to date."""
+        self.affected_miners: list[frozenset[str] | None] = []
+        """One entry per change of counts, invalidations or registrations: the miners it may affect; None for all."""
+        self.ranking_resets = 0
+        """How many changes were more than the next block; after such a change a ranking measures every account."""
 
-    def change(self, *, upheaval: bool = False) -> None:
-        """A fact was taken, or something that nobody thought of has happened."""
-        self.facts += 1
-        self.upheavals += upheaval
+    def record_change(self, *, resets_rankings: bool = False) -> None:
+        """Count an applied fact, or an unexpected failure that may have left something half done."""
+        self.fact_count += 1
+        self.ranking_resets += resets_rankings
 
-    def account_state(self, stream: str) -> AccountState:
-        """The account's book; one that is never granted anything where no fact knows the account."""
-        account_state = self.account_states.get(stream)
-        return self._new_book(stream) if account_state is None else account_state
+    def account(self, stream: str) -> AccountState:
+        """Return the account's state; an account that no fact has named gets one that is granted nothing."""
+        account = self.accounts.get(stream)
+        return self._new_account(stream) if account is None else account
 
-    def _new_book(self, stream: str) -> AccountState:
-        account = self.chain.accounts.get(stream)
-        if account is None:
-            if stream not in self.strangers:
-                self.strangers[stream] = self._open(stream, Account(*account_of(stream)))
-            return self.strangers[stream]
-        known = self.strangers.pop(stream, None)
-        account_state = self.account_states[stream] = self._open(stream, account) if known is None else known
-        account_state.account = account
-        return account_state
+    def _new_account(self, stream: str) -> AccountState:
+        chain_account = self.chain.accounts.get(stream)
+        if chain_account is None:
+            if stream not in self.unknown_accounts:
+                self.unknown_accounts[stream] = self._state_of(stream, Account(*account_of(stream)))
+            return self.unknown_accounts[stream]
+        earlier = self.unknown_accounts.pop(stream, None)
+        account = self.accounts[stream] = self._state_of(stream, chain_account) if earlier is None else earlier
+        account.chain_account = chain_account
+        return account
 
-    def _open(self, stream: str, account: Account) -> AccountState:
+    def _state_of(self, stream: str, chain_account: Account) -> AccountState:
         _, executor_class = account_of(stream)
-        return AccountState(stream, account, self.stale[executor_class])
+        return AccountState(stream, chain_account, self.stale[executor_class])
 
-    def amount_ns(self, account: Account, start: int, end: int) -> int:
-        """What the blocks of `[start, end)` grant to the account."""
-        starts, values, sums = account.counts.starts, account.counts.values, self.sums
+    def amount_ns(self, chain_account: Account, start: int, end: int) -> int:
+        """Return what the blocks of `[start, end)` grant to the account: units times counts."""
+        starts, values, sums = chain_account.counts.starts, chain_account.counts.values, self.sums
         amount_ns = 0
-        at = bisect_right(starts, start) - 1
+        step = bisect_right(starts, start) - 1
         while start < end:
-            step_end = min(starts[at + 1], end) if at + 1 < len(starts) else end
-            amount_ns += values[at] * (sums[step_end] - sums[start])
+            step_end = min(starts[step + 1], end) if step + 1 < len(starts) else end
+            amount_ns += values[step] * (sums[step_end] - sums[start])
             start = step_end
-            at += 1
+            step += 1
         return amount_ns
 
-    def worth_ns(self, account_state: AccountState, blocks: list[Run]) -> int:
-        """What the blocks grant to the account."""
-        worth_ns = 0
-        starts, values = account_state.account.counts.starts, account_state.account.counts.values
+    def value_ns(self, account: AccountState, blocks: list[Run]) -> int:
+        """Return what the runs of blocks grant to the account."""
+        value_ns = 0
+        starts, values = account.chain_account.counts.starts, account.chain_account.counts.values
         sums = self.sums
         for first, last in blocks:
             if len(starts) == 1:
-                worth_ns += values[0] * (sums[last + 1] - sums[first])
+                value_ns += values[0] * (sums[last + 1] - sums[first])
             else:
-                worth_ns += self.amount_ns(account_state.account, first, last + 1)
-        return worth_ns
+                value_ns += self.amount_ns(account.chain_account, first, last + 1)
+        return value_ns
 
-    def free(self, account_state: AccountState, oldest: int) -> Iterator[tuple[int, int, int]]:
-        """The account's free blocks from one on, ascending, as `(start, end, count)` of a count above 0."""
-        starts, values = account_state.account.counts.starts, account_state.account.counts.values
-        for gap_start, gap_end in account_state.occupied().gaps(
-            max(oldest, account_state.account.invalidated_below), END
-        ):
+    def free_runs(self, account: AccountState, oldest: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the account's free blocks from `oldest` on, ascending, as `(start, end, count)`, all counts above 0."""
+        starts, values = account.chain_account.counts.starts, account.chain_account.counts.values
+        first_usable = max(oldest, account.chain_account.invalidated_below)
+        for gap_start, gap_end in account.occupied().gaps(first_usable, END):
             for granted_start, end in self.granted.between(gap_start, gap_end):
                 start = granted_start
-                at = bisect_right(starts, start) - 1
+                step = bisect_right(starts, start) - 1
                 while start < end:
-                    step_end = min(starts[at + 1], end) if at + 1 < len(starts) else end
-                    if values[at]:
-                        yield start, step_end, values[at]
+                    step_end = min(starts[step + 1], end) if step + 1 < len(starts) else end
+                    if values[step]:
+                        yield start, step_end, values[step]
                     start = step_end
-                    at += 1
+                    step += 1
 
-    def covers(self, first: int, last: int) -> bool:
-        """Whether every block of the run has a unit above 0."""
+    def all_granted(self, first: int, last: int) -> bool:
+        """Return whether every block of the run has a unit above 0."""
         starts, ends = self.granted.starts, self.granted.ends
-        at = bisect_right(starts, first) - 1
-        return at >= 0 and ends[at] > last
+        run = bisect_right(starts, first) - 1
+        return run >= 0 and ends[run] > last
 
     def first_free(self, taken: BlockSet, start: int) -> tuple[int, int]:
-        """The first block from one on with a unit above 0 that is not taken, and the next taken one; `END` for none."""
+        """Return the first granted block from `start` on that is not taken, and the next taken one; `END` for none."""
         granted = self.granted
         if not granted.starts:
             return END, END
-        # Mostly it is in the last run of granted blocks, which needs no search.
+        # Nearly always the block is in the last run of granted blocks, where no search is needed.
         last_start, last_end = granted.starts[-1], granted.ends[-1]
         starts, ends = taken.starts, taken.ends
         block = start if last_start <= start < last_end else self.first_granted(start)
-        for at in range(bisect_right(ends, start), len(starts)):
-            if starts[at] > block:
-                return block, starts[at]
-            if ends[at] > block:
-                block = ends[at]
+        for run in range(bisect_right(ends, start), len(starts)):
+            if starts[run] > block:
+                return block, starts[run]
+            if ends[run] > block:
+                block = ends[run]
                 if not last_start <= block < last_end:
                     block = self.first_granted(block)
         return block, END
 
     def first_granted(self, start: int) -> int:
-        """The first block from one on with a unit above 0; `END` where there is none."""
+        """Return the first block from `start` on with a unit above 0; `END` for none."""
         starts, ends = self.granted.starts, self.granted.ends
-        at = bisect_right(ends, start)
-        return END if at == len(starts) else max(starts[at], start)
+        run = bisect_right(ends, start)
+        return END if run == len(starts) else max(starts[run], start)

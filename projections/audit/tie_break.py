@@ -1,4 +1,9 @@
-"""The draw among equals, worked out a second time: a router that draws otherwise is found out."""
+"""The tie-break among equal candidates, computed a second time.
+
+The audit repeats this rule on purpose and shares nothing with the router's own tie-break, so that a router that
+breaks ties by another rule is found. Rule: candidates that are equal in earliest block and in the share left are tried
+in an order that the job's uuid draws, so several routers do not all try the same miner first.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,14 @@ from math import gcd
 
 
 def tie_break_number(job_uuid: str) -> int:
-    """What a job draws with: its digest."""
+    """Return the number that orders equal candidates: the BLAKE2b-128 digest of the job's uuid, big-endian."""
     return int.from_bytes(blake2b(job_uuid.encode(), digest_size=16).digest(), "big")
 
 
-def later_places(count: int, drawn: int) -> Iterator[int]:
-    """Which of so many equals a job tries after the one at `drawn % count`: in even steps that meet them all."""
-    step = drawn // count % count
+def later_indexes(count: int, number: int) -> Iterator[int]:
+    """Yield the indexes, of `count` equals, that a job tries after the one at `number % count`, each once."""
+    step = number // count % count
+    # Only steps that share no factor with the count visit every index.
     while gcd(step, count) > 1:
         step += 1
-    return ((drawn + tried * step) % count for tried in range(1, count))
+    return ((number + tried * step) % count for tried in range(1, count))

@@ -1,4 +1,4 @@
-"""What nobody reads any more: rows of the history's generations that no checkpoint names."""
+"""Garbage collection of the history: rows of generations that no checkpoint names, and nobody can read any more."""
 
 from __future__ import annotations
 
@@ -7,41 +7,48 @@ from typing import Any
 
 from ledger import Store, yield_to_writers
 
-from .projector import CHECKPOINTS, RESERVATIONS, RESERVED_BLOCKS
+from .model import CHECKPOINTS, RESERVATIONS, RESERVED_BLOCKS
 
 DELETED_ROWS = 1000
+"""Rows deleted in one transaction, for which, on SQLite, everybody who appends to the file waits."""
 
 
 async def delete_unreferenced_rows(store: Store) -> None:
-    """Deletes the rows of generations that no checkpoint names, some in each transaction."""
+    """Delete the rows of generations that no checkpoint names, a batch per transaction."""
     for table, key in ((RESERVED_BLOCKS, "bucket, position"), (RESERVATIONS, "position")):
-        # Looked for first without a lock: there is hardly ever anything.
+        # The search takes no lock, because there is hardly ever anything to delete.
         while await _unreferenced_generation(store.query, table, store.ledger) is not None:
-            await _delete_some(store, table, key)
+            await _delete_batch(store, table, key)
             await yield_to_writers()
 
 
-async def _delete_some(store: Store, table: str, key: str) -> None:
+async def _delete_batch(store: Store, table: str, key: str) -> None:
     async with store.write_read_models() as transaction:
+        # Searched again under the lock: meanwhile another process may have deleted the rows that were found.
         generation = await _unreferenced_generation(transaction.query, table, store.ledger)
         if generation is None:
             return
-        its = f"FROM {table} WHERE ledger = ? AND generation = ?"
-        some = f"SELECT {key} {its} ORDER BY {key} LIMIT {DELETED_ROWS}"
-        last = (await transaction.query(some, store.ledger, generation))[-1]
+        rows = f"FROM {table} WHERE ledger = ? AND generation = ?"
+        batch = f"SELECT {key} {rows} ORDER BY {key} LIMIT {DELETED_ROWS}"
+        last = (await transaction.query(batch, store.ledger, generation))[-1]
         marks = ", ".join("?" for _ in last)
-        await transaction.query(f"DELETE {its} AND ({key}) <= ({marks})", store.ledger, generation, *last)
+        # A range of the key, because DELETE has no portable LIMIT.
+        await transaction.query(f"DELETE {rows} AND ({key}) <= ({marks})", store.ledger, generation, *last)
 
 
 async def _unreferenced_generation(
-    ask: Callable[[str], Awaitable[list[tuple[Any, ...]]]], table: str, ledger: int
+    query: Callable[[str], Awaitable[list[tuple[Any, ...]]]], table: str, ledger: int
 ) -> int | None:
-    """The lowest generation with rows that no checkpoint names; found without reading the others' rows."""
-    kept = {row[0] for row in await ask(f"SELECT generation FROM {CHECKPOINTS} WHERE ledger = {ledger}")}
+    """Return the lowest generation that has rows and no checkpoint, or None.
+
+    It skips from generation to generation in the primary key, so its time does not grow with the number of rows.
+    """
+    rows = await query(f"SELECT generation FROM {CHECKPOINTS} WHERE ledger = {ledger}")
+    referenced = {generation for (generation,) in rows}
     generation = 0
     while True:
-        query = f"SELECT min(generation) FROM {table} WHERE ledger = {ledger} AND generation > {generation}"
-        found: int | None = (await ask(query))[0][0]
-        if found is None or found not in kept:
+        lowest = f"SELECT min(generation) FROM {table} WHERE ledger = {ledger} AND generation > {generation}"
+        found: int | None = (await query(lowest))[0][0]
+        if found is None or found not in referenced:
             return found
         generation = found

@@ -1,7 +1,7 @@
-"""The reservation history: pages of a read model in SQL, with the log's tail on top of it.
+"""The reservation history: pages of a read model in SQL, with the unprojected tail of the log applied to them.
 
-A projector writes the model in the background, checkpoint and rows in one transaction. A reader never waits for
-it: it folds the events after the checkpoint itself and lays them over the model, so that a page is true at the
+A projector writes the model in the background, checkpoint and rows in one transaction. A reader never waits for it:
+it folds the events after the checkpoint itself and applies them to the model's rows. So a page is always true at the
 log's head, and opening a ledger for reading writes nothing.
 """
 
@@ -15,7 +15,7 @@ from ledger import Reservation, Row, Store, yield_to_writers
 from ledger.errors import InvalidInput, ProjectionStopped
 
 from .garbage import delete_unreferenced_rows
-from .model import LIVE, NO_CHECKPOINT, Checkpoint, HistoryModel
+from .model import LIVE, NO_CHECKPOINT, HistoryModel
 from .projector import Projector, rows_per_transaction
 from .queries import HistoryQueries, PageQuery
 from .rows import HistoryFilters, HistoryRow, UnprojectedTail, fold_tail, missing_event
@@ -23,7 +23,10 @@ from .rows import HistoryFilters, HistoryRow, UnprojectedTail, fold_tail, missin
 __all__ = ["History", "HistoryFilters", "Page", "cursor", "cursor_position"]
 
 TAIL_ROWS = 1000
-"""A reader with write access brings the model up to date first when the tail is longer."""
+"""The longest tail in events that a reader with write access folds for a page; it projects a longer one first.
+
+A reader who only reads folds the whole tail, for each page again.
+"""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -34,122 +37,123 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class History:
-    """Pages of one ledger's reservations."""
+    """The reservation history of one ledger: pages for readers, and the projection of new events."""
 
     def __init__(self, store: Store, validator_ss58: str, *, read_only: bool) -> None:
         self._store = store
         self._model = HistoryModel(store)
         self._projector = Projector(store)
-        self._pages = HistoryQueries(self._model)
+        self._queries = HistoryQueries(self._model)
         self._validator_ss58 = validator_ss58
         self._read_only = read_only
-        self._swept = False
-        self.projected = 0
-        """The model's checkpoint as it was last seen here."""
+        self._garbage_deleted = False
 
     async def page(
         self, filters: HistoryFilters, *, after: str | None, limit: int, newest_first: bool, head: int
     ) -> Page:
-        """A page as it stands at position `head`."""
-        start = None if after is None else cursor_position(after, newest_first)
+        """Return a page as it was at position `head`. `after` is the `next` of the page before.
+
+        Raises `InvalidInput` for a cursor of another order, and `ProjectionStopped` at an event of the tail that
+        cannot be applied.
+        """
+        shown_until = None if after is None else cursor_position(after, newest_first)
         if not self._read_only:
             await self.project(head - TAIL_ROWS)
-        lines: list[HistoryRow] | None = None
-        while lines is None:
-            place = await self._live()
-            checkpoint = min(place.position, head)
-            tail = await self._tail(checkpoint, head)
-            view = PageQuery(filters, tail, place, checkpoint, head, start, newest_first)
-            lines = await self._lines(view, limit + 1)
-        items = [line.reservation(self._validator_ss58) for line in lines[:limit]]
-        more = len(lines) > limit
-        return Page(items, cursor(lines[limit - 1].position, newest_first) if more else None)
+        rows: list[HistoryRow] | None = None
+        while rows is None:
+            model = await self._model.live()
+            model_until = min(model.position, head)
+            tail = await self._tail(model_until, head)
+            page_query = PageQuery(filters, tail, model, model_until, head, shown_until, newest_first)
+            # One more row than shown, because it tells whether there is a next page.
+            rows = await self._rows(page_query, limit + 1)
+        items = [row.reservation(self._validator_ss58) for row in rows[:limit]]
+        has_next = len(rows) > limit
+        return Page(items, cursor(rows[limit - 1].position, newest_first) if has_next else None)
 
     async def lag(self, head: int) -> int:
-        """How many events the read model is behind a position."""
+        """Return the number of events up to `head` that the read model does not contain."""
         return max(0, head - await self.checkpoint())
 
     async def checkpoint(self) -> int:
-        """The position up to which the model has taken the log."""
-        return (await self._live()).position
+        """Return the position of the last event that the read model contains; 0 if there is none."""
+        return (await self._model.live()).position
 
     async def project(self, until: int) -> None:
-        """Brings the read model up to a position at least, some events in each transaction.
+        """Project events up to a position at least, a batch per transaction.
 
-        Raises `ProjectionStopped` at an event that it cannot take; all before it are taken.
+        Raises `ProjectionStopped` at an event that cannot be applied, after those before it were projected.
         """
         if until <= 0:
             return
-        place = await self._live()
-        rows: list[Row] = []
-        while place.position < until:
-            if place == NO_CHECKPOINT:
-                place = await self._projector.live_for_writing()
-            if not rows or rows[0].position != place.position + 1:
-                rows = await self._store.read(place.position)
-            piece = rows[: rows_per_transaction(until - place.position)]
-            tail, stopped = fold_tail(place.position, piece)
-            place = await self._projector.advance(LIVE, place, tail)
-            rows = rows[len(piece) :]
-            self.projected = place.position
-            if stopped is not None and place.position == tail.position:
+        checkpoint = await self._model.live()
+        event_rows: list[Row] = []
+        while checkpoint.position < until:
+            if checkpoint == NO_CHECKPOINT:
+                checkpoint = await self._projector.live_for_writing()
+            if not event_rows or event_rows[0].position != checkpoint.position + 1:
+                event_rows = await self._store.read(checkpoint.position)
+            batch = event_rows[: rows_per_transaction(until - checkpoint.position)]
+            tail, stopped = fold_tail(checkpoint.position, batch)
+            checkpoint = await self._projector.advance(LIVE, checkpoint, tail)
+            event_rows = event_rows[len(batch) :]
+            if stopped is not None and checkpoint.position == tail.position:
                 raise stopped
             await yield_to_writers()
-        if not self._swept:
+        if not self._garbage_deleted:
+            # Once per process is enough: what rebuilds leave behind, they delete themselves unless they are killed.
             await delete_unreferenced_rows(self._store)
-            self._swept = True
+            self._garbage_deleted = True
 
     async def stopped(self) -> ProjectionStopped | None:
-        """What keeps the model from taking its next events, if anything does."""
-        place = await self._live()
-        rows = await self._store.read(place.position)
-        if not rows:
+        """Return the error that stops the projection of the next events, or None."""
+        checkpoint = await self._model.live()
+        event_rows = await self._store.read(checkpoint.position)
+        if not event_rows:
             return None
-        tail, stopped = fold_tail(place.position, rows)
-        return await self._projector.refusal(place, tail) or stopped
+        tail, stopped = fold_tail(checkpoint.position, event_rows)
+        return await self._projector.refusal(checkpoint, tail) or stopped
 
-    async def _live(self) -> Checkpoint:
-        place = await self._model.live()
-        self.projected = place.position
-        return place
-
-    async def _tail(self, checkpoint: int, head: int) -> UnprojectedTail:
-        """The events after the checkpoint, up to the head."""
-        tail = UnprojectedTail(checkpoint)
+    async def _tail(self, after: int, head: int) -> UnprojectedTail:
+        """Fold the events after a position, up to the head."""
+        tail = UnprojectedTail(after)
         while tail.position < head:
-            rows = await self._store.read(tail.position)
-            if not rows:
+            event_rows = await self._store.read(tail.position)
+            if not event_rows:
                 raise missing_event(tail.position + 1)
-            for row in rows:
-                if row.position <= head:
-                    tail.fold(row)
+            for event_row in event_rows:
+                if event_row.position <= head:
+                    tail.evolve(event_row)
         return tail
 
-    async def _lines(self, view: PageQuery, limit: int) -> list[HistoryRow] | None:
-        """The view's first lines; None where the model was made anew, or went beyond the head, while they were read."""
-        async with self._store.read_connection() as connection:
-            found = {line.position: line for line in await self._pages.lines(connection, view, limit)}
+    async def _rows(self, page_query: PageQuery, limit: int) -> list[HistoryRow] | None:
+        """Return the first rows in order; None if the model changed so that the query must be made again."""
+        async with self._model.connection() as connection:
+            found = {row.position: row for row in await self._queries.rows(connection, page_query, limit)}
+            # Last, because each statement sees what was committed before it: a rebuild may have replaced the
+            # generation, and begun to delete its rows, while they were read.
             live = await self._model.live_within(connection)
-        if not view.holds(live):
+        if not page_query.is_valid_with(live):
             return None
-        for line in view.tail.lines.values():
-            if view.is_beyond(line.position) and line.passes(view.filters):
-                found[line.position] = line
-        return [found[position] for position in sorted(found, reverse=view.newest_first)][:limit]
+        for row in page_query.tail.rows.values():
+            if page_query.is_after(row.position) and row.matches(page_query.filters):
+                found[row.position] = row
+        return [found[position] for position in sorted(found, reverse=page_query.newest_first)][:limit]
 
 
 def cursor(position: int, newest_first: bool) -> str:
-    """An opaque mark of the last line shown."""
+    """Return an opaque text for the position of the last row shown, and the order."""
     return urlsafe_b64encode(f"{'<' if newest_first else '>'}{position}".encode()).decode()
 
 
 def cursor_position(text: str, newest_first: bool) -> int:
-    """The position that a cursor marks."""
+    """Return the position in a cursor. Raises `InvalidInput` for any text that `cursor` does not return."""
     expected = "the `next` of a page in the same order"
     try:
         position = int(urlsafe_b64decode(text.encode())[1:])
     except (ValueError, AttributeError) as cause:
         raise InvalidInput("after", text, expected) from cause
+    # The exact text is compared, because both decoders accept more than one text for a position.
     if not 0 < position < 2**63 or cursor(position, newest_first) != text:
         raise InvalidInput("after", text, expected)
     return position

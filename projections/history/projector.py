@@ -1,8 +1,8 @@
-"""How the history's read model is written: its generations, their checkpoints, and a page of events.
+"""Write access to the history's read model: its generations, their checkpoints, and batches of projected events.
 
-Rows and checkpoint move in one transaction, so that a model is always what the log says up to its checkpoint. Each
-release has a live generation of its own: a model of another version is never read, and what is not there is made
-anew. One more generation may be in the making, the shadow.
+Rows and checkpoint move in one transaction, so a generation always equals the fold of the log up to its checkpoint.
+Each `MODEL_VERSION` has a live generation of its own: a release never reads the rows of another version, and builds
+the model from the log if its own version is missing. A rebuild writes a second generation, the shadow.
 """
 
 from __future__ import annotations
@@ -12,28 +12,39 @@ from collections.abc import Iterable, Sequence
 from ledger import ReadModelTransaction, RowExists, Store
 from ledger.errors import ProjectionStopped
 
-from .model import LIVE, MODEL_VERSION, NO_CHECKPOINT, SHADOW, Checkpoint, checkpoint_query, in_batches
+from .model import (
+    CHECKPOINTS,
+    LIVE,
+    MODEL_VERSION,
+    NO_CHECKPOINT,
+    RESERVATIONS,
+    RESERVED_BLOCKS,
+    SHADOW,
+    Checkpoint,
+    checkpoint_query,
+    in_batches,
+)
 from .rows import BucketRun, HistoryRow, UnprojectedTail
 
 ROWS_PER_TRANSACTION = 200
-"""Events in one transaction, which all who append to a file wait for."""
+"""Events in one transaction. On SQLite everybody who appends to the file waits for that transaction, so it is small."""
 CAUGHT_UP_IN = 10
-"""Transactions in which whatever the model is behind is caught up with, where that asks for larger ones."""
+"""The number of transactions that must suffice to catch up, however long the backlog is.
 
-CHECKPOINTS, RESERVATIONS, RESERVED_BLOCKS = (
-    "allowance_checkpoints",
-    "allowance_reservations",
-    "allowance_reserved_blocks",
+Appends go first between two transactions. With transactions of a fixed size, busy writers could add events faster than
+the projector takes them, and the backlog would grow without end.
+"""
+
+_INSERT_CHECKPOINT = (
+    f"INSERT INTO {CHECKPOINTS} (ledger, projection, model_version, generation, position) VALUES (?, ?, ?, ?, ?)"
 )
-
-_BEGIN = f"INSERT INTO {CHECKPOINTS} (ledger, projection, model_version, generation, position) VALUES (?, ?, ?, ?, ?)"
-_MOVE = f"UPDATE {CHECKPOINTS} SET position = ? WHERE ledger = ? AND projection = ? AND model_version = ?"
-_GIVE_UP_OLDER = f"DELETE FROM {CHECKPOINTS} WHERE ledger = ? AND projection = ? AND model_version <= ?"
-_GIVE_UP = f"""DELETE FROM {CHECKPOINTS}
-               WHERE ledger = ? AND projection = ? AND model_version = ? AND generation = ?"""
-_MAKE_WAY = f"DELETE FROM {CHECKPOINTS} WHERE ledger = ? AND projection IN ('{LIVE}', '{SHADOW}')"
-_END = f"""UPDATE {RESERVATIONS} SET status = ?, settled_position = ?, settled_at_ns = ?
-           WHERE ledger = ? AND generation = ? AND position = ?"""
+_MOVE_CHECKPOINT = f"UPDATE {CHECKPOINTS} SET position = ? WHERE ledger = ? AND projection = ? AND model_version = ?"
+_DELETE_UP_TO_VERSION = f"DELETE FROM {CHECKPOINTS} WHERE ledger = ? AND projection = ? AND model_version <= ?"
+_DELETE_GENERATION = f"""DELETE FROM {CHECKPOINTS}
+                         WHERE ledger = ? AND projection = ? AND model_version = ? AND generation = ?"""
+_DELETE_ALL = f"DELETE FROM {CHECKPOINTS} WHERE ledger = ? AND projection IN ('{LIVE}', '{SHADOW}')"
+_SETTLE = f"""UPDATE {RESERVATIONS} SET status = ?, settled_position = ?, settled_at_ns = ?
+              WHERE ledger = ? AND generation = ? AND position = ?"""
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:
@@ -41,8 +52,8 @@ def _insert(table: str, columns: Sequence[str]) -> str:
     return f"INSERT INTO {table} (ledger, generation, {', '.join(columns)}) VALUES (?, ?, {values})"
 
 
-_INSERT_LINE = _insert(RESERVATIONS, HistoryRow._fields)
-_INSERT_PIECE = _insert(RESERVED_BLOCKS, BucketRun._fields)
+_INSERT_ROW = _insert(RESERVATIONS, HistoryRow._fields)
+_INSERT_BUCKET_RUN = _insert(RESERVED_BLOCKS, BucketRun._fields)
 
 
 class Projector:
@@ -52,110 +63,113 @@ class Projector:
         self._store = store
 
     async def live_for_writing(self) -> Checkpoint:
-        """Where the live generation stands; a new, empty one where this version has none."""
+        """Return the checkpoint of the live generation; begin an empty one if this version has none."""
         async with self._store.write_read_models() as transaction:
-            return await self._place(transaction, LIVE) or await self._begin(transaction, LIVE)
+            return await self._checkpoint(transaction, LIVE) or await self._begin(transaction, LIVE)
 
     async def begin_shadow(self) -> Checkpoint:
-        """A new, empty shadow. What another rebuild had there is given up."""
+        """Begin a new, empty shadow generation, instead of that of any other rebuild, and return its checkpoint."""
         async with self._store.write_read_models() as transaction:
             return await self._begin(transaction, SHADOW)
 
-    async def advance(self, slot: str, place: Checkpoint, tail: UnprojectedTail) -> Checkpoint:
-        """Writes a page of events, if the generation still stands at `place`; answers where the slot stands then.
+    async def advance(self, slot: str, checkpoint: Checkpoint, tail: UnprojectedTail) -> Checkpoint:
+        """Write a tail if the slot is still at `checkpoint`; return the slot's checkpoint afterwards.
 
-        Raises `ProjectionStopped` where the model has not what the events end; it then stands where it stood.
+        Raises `ProjectionStopped`, and writes nothing, if the model lacks a reservation that the tail settles.
         """
         async with self._store.write_read_models() as transaction:
-            stands = await self._place(transaction, slot)
-            if stands != place or tail.position == place.position:
-                # Another process has moved the checkpoint: its pages stand, ours is left unwritten.
-                return stands or NO_CHECKPOINT
-            standing: set[int] = set()
-            for query in self._standing_queries(place, tail):
-                standing.update(position for (position,) in await transaction.query(query))
-            _check_settled(tail, standing)
-            await self._write(transaction, place, tail)
-            await transaction.query(_MOVE, tail.position, self._store.ledger, slot, MODEL_VERSION)
-            return Checkpoint(place.generation, tail.position)
+            stored = await self._checkpoint(transaction, slot)
+            if stored != checkpoint or tail.position == checkpoint.position:
+                # Another process has moved the checkpoint: its rows count, and ours would be written twice.
+                return stored or NO_CHECKPOINT
+            active: set[int] = set()
+            for query in self._active_queries(checkpoint, tail):
+                active.update(position for (position,) in await transaction.query(query))
+            _check_active(tail, active)
+            await self._write(transaction, checkpoint, tail)
+            await transaction.query(_MOVE_CHECKPOINT, tail.position, self._store.ledger, slot, MODEL_VERSION)
+            return Checkpoint(checkpoint.generation, tail.position)
 
-    async def refusal(self, place: Checkpoint, tail: UnprojectedTail) -> ProjectionStopped | None:
-        """Why a page of events could not be written, if it could not."""
-        standing: set[int] = set()
-        for query in self._standing_queries(place, tail):
-            standing.update(position for (position,) in await self._store.query(query))
+    async def refusal(self, checkpoint: Checkpoint, tail: UnprojectedTail) -> ProjectionStopped | None:
+        """Return the error with which `advance` would refuse a tail, or None; write nothing."""
+        active: set[int] = set()
+        for query in self._active_queries(checkpoint, tail):
+            active.update(position for (position,) in await self._store.query(query))
         try:
-            _check_settled(tail, standing)
+            _check_active(tail, active)
         except ProjectionStopped as stopped:
             return stopped
         return None
 
     async def go_live(self, shadow: Checkpoint) -> bool:
-        """Puts the shadow in the place of the live generation, of whichever version; False if it is another by now."""
+        """Replace the live generations of all versions by the shadow; return False if the shadow is another by now."""
         async with self._store.write_read_models() as transaction:
-            if await self._place(transaction, SHADOW) != shadow:
+            if await self._checkpoint(transaction, SHADOW) != shadow:
                 return False
-            await transaction.query(_MAKE_WAY, self._store.ledger)
-            await transaction.query(_BEGIN, self._store.ledger, LIVE, MODEL_VERSION, *shadow)
+            await transaction.query(_DELETE_ALL, self._store.ledger)
+            await transaction.query(_INSERT_CHECKPOINT, self._store.ledger, LIVE, MODEL_VERSION, *shadow)
             return True
 
-    async def give_up(self, shadow: Checkpoint) -> None:
-        """Forgets the shadow, if it is still this one; its rows are left to a sweep."""
+    async def discard_shadow(self, shadow: Checkpoint) -> None:
+        """Delete the shadow's checkpoint, if it is still this one; the garbage collection deletes its rows."""
         async with self._store.write_read_models() as transaction:
-            await transaction.query(_GIVE_UP, self._store.ledger, SHADOW, MODEL_VERSION, shadow.generation)
+            await transaction.query(_DELETE_GENERATION, self._store.ledger, SHADOW, MODEL_VERSION, shadow.generation)
 
-    async def _place(self, transaction: ReadModelTransaction, slot: str) -> Checkpoint | None:
+    async def _checkpoint(self, transaction: ReadModelTransaction, slot: str) -> Checkpoint | None:
         rows = await transaction.query(checkpoint_query(self._store.ledger, slot))
         return Checkpoint(*rows[0]) if rows else None
 
     async def _begin(self, transaction: ReadModelTransaction, slot: str) -> Checkpoint:
-        """A new, empty generation in a slot. What the slot held, this version's or an older one's, is given up."""
-        ledger, newest = self._store.ledger, 0
-        for table in (CHECKPOINTS, RESERVATIONS, RESERVED_BLOCKS):
-            for (generation,) in await transaction.query(
-                f"SELECT max(generation) FROM {table} WHERE ledger = ?", ledger
-            ):
-                newest = max(newest, generation or 0)
-        place = Checkpoint(newest + 1, 0)
-        await transaction.query(_GIVE_UP_OLDER, ledger, slot, MODEL_VERSION)
-        await transaction.query(_BEGIN, ledger, slot, MODEL_VERSION, *place)
-        return place
+        """Put a new, empty generation into a slot, instead of that of this version or an older one.
 
-    async def _write(self, transaction: ReadModelTransaction, place: Checkpoint, tail: UnprojectedTail) -> None:
-        ledger, generation = self._store.ledger, place.generation
-        lines = tail.lines.values()
+        A newer version keeps its generation: this release cannot build it again.
+        """
+        ledger, newest = self._store.ledger, 0
+        # The rows count too: a generation without a checkpoint may still have rows, which would become the new one's.
+        for table in (CHECKPOINTS, RESERVATIONS, RESERVED_BLOCKS):
+            query = f"SELECT max(generation) FROM {table} WHERE ledger = ?"
+            for (generation,) in await transaction.query(query, ledger):
+                newest = max(newest, generation or 0)
+        checkpoint = Checkpoint(newest + 1, 0)
+        await transaction.query(_DELETE_UP_TO_VERSION, ledger, slot, MODEL_VERSION)
+        await transaction.query(_INSERT_CHECKPOINT, ledger, slot, MODEL_VERSION, *checkpoint)
+        return checkpoint
+
+    async def _write(self, transaction: ReadModelTransaction, checkpoint: Checkpoint, tail: UnprojectedTail) -> None:
+        ledger, generation = self._store.ledger, checkpoint.generation
+        rows = tail.rows.values()
         try:
-            await transaction.execute_many(_INSERT_LINE, [(ledger, generation, *line) for line in lines])
-            pieces = [(ledger, generation, *piece) for line in lines for piece in line.pieces()]
-            await transaction.execute_many(_INSERT_PIECE, pieces)
+            await transaction.execute_many(_INSERT_ROW, [(ledger, generation, *row) for row in rows])
+            bucket_runs = [(ledger, generation, *bucket_run) for row in rows for bucket_run in row.bucket_runs()]
+            await transaction.execute_many(_INSERT_BUCKET_RUN, bucket_runs)
         except RowExists as cause:
-            first = next(iter(lines)).position
-            reason = "the history has rows already that belong behind its checkpoint"
+            first = next(iter(rows)).position
+            reason = "the history already has rows beyond its checkpoint"
             raise ProjectionStopped(first, "allowance-reserved", reason) from cause
-        ends = tail.ends.items()
+        settlements = tail.settlements.items()
         await transaction.execute_many(
-            _END, [(end.status, end.position, end.at_ns, ledger, generation, at) for at, end in ends]
+            _SETTLE, [(each.status, each.position, each.at_ns, ledger, generation, at) for at, each in settlements]
         )
 
-    def _standing_queries(self, place: Checkpoint, tail: UnprojectedTail) -> Iterable[str]:
-        """Ask which of the reservations that the events end stand in the model."""
-        for positions in in_batches(sorted(tail.ends)):
+    def _active_queries(self, checkpoint: Checkpoint, tail: UnprojectedTail) -> Iterable[str]:
+        """Return SQL for the positions of those reservations that the tail settles and that are active in the model."""
+        for positions in in_batches(sorted(tail.settlements)):
             yield (
                 f"SELECT position FROM {RESERVATIONS} WHERE ledger = {self._store.ledger}"
-                f" AND generation = {place.generation} AND status = 'reserved'"
+                f" AND generation = {checkpoint.generation} AND status = 'reserved'"
                 f" AND position IN ({', '.join(map(str, positions))})"
             )
 
 
 def rows_per_transaction(behind: int) -> int:
-    """How many events to write in one transaction: more where the model falls behind those who append meanwhile."""
+    """Return how many events to write in one transaction; more if the model is far behind, see `CAUGHT_UP_IN`."""
     return max(ROWS_PER_TRANSACTION, behind // CAUGHT_UP_IN)
 
 
-def _check_settled(tail: UnprojectedTail, standing: set[int]) -> None:
-    """Each reservation that the events end must stand in the model."""
-    absent = tail.ends.keys() - standing
+def _check_active(tail: UnprojectedTail, active: set[int]) -> None:
+    """Raise `ProjectionStopped` for the first settlement of a reservation that is not active in the model."""
+    absent = tail.settlements.keys() - active
     if absent:
-        settles, end = min(((at, tail.ends[at]) for at in absent), key=lambda each: each[1].position)
-        reason = f"no reservation made at position {settles} stands in the history"
-        raise ProjectionStopped(end.position, end.event_type, reason)
+        settles, settlement = min(((at, tail.settlements[at]) for at in absent), key=lambda each: each[1].position)
+        reason = f"the history has no active reservation of position {settles}"
+        raise ProjectionStopped(settlement.position, settlement.event_type, reason)

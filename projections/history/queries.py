@@ -1,4 +1,4 @@
-"""A page's lines out of the read model, with the log's tail laid over them."""
+"""SQL of a history page: rows of the read model that match filters once the unprojected tail is applied to them."""
 
 from __future__ import annotations
 
@@ -16,143 +16,172 @@ if TYPE_CHECKING:
     from .model import Columns
 
 LEAST_ROWS_READ = 100
-"""Lines read at a time, at least: some of them may turn out not to pass."""
+"""The smallest number of rows read at a time: a short page whose filters reject many rows would need many queries."""
 
 
 class PageQuery(NamedTuple):
-    """What a page shows: the filters, the log's tail over the model at `checkpoint`, true at `head`."""
+    """A page to be read: rows as they were at `head`, from the model up to `model_until` and from the tail after it.
+
+    `model` is the live generation's checkpoint when the query was made; `model_until` is its position, or `head` if
+    the model is already beyond that. `after` is the position of the last row shown before this page; None begins.
+    """
 
     filters: HistoryFilters
     tail: UnprojectedTail
-    place: Checkpoint
-    checkpoint: int
+    model: Checkpoint
+    model_until: int
     head: int
-    start: int | None
+    after: int | None
     newest_first: bool
 
-    def is_beyond(self, position: int) -> bool:
-        """Whether a line comes after those that were shown."""
-        if self.start is None:
+    def is_after(self, position: int) -> bool:
+        """Return True if a row comes after those that were shown."""
+        if self.after is None:
             return True
-        return position < self.start if self.newest_first else position > self.start
+        return position < self.after if self.newest_first else position > self.after
 
     @property
     def generation(self) -> int:
-        """The generation that it is read from."""
-        return self.place.generation
+        """The generation to read."""
+        return self.model.generation
 
     @property
-    def is_past(self) -> bool:
-        """Whether the model has gone beyond `head`, so that what it says has ended may have stood there."""
-        return self.place.position > self.head
+    def model_is_ahead(self) -> bool:
+        """True if the model is beyond `head`: a row that it shows as settled may have been active at `head`."""
+        return self.model.position > self.head
 
-    def holds(self, live: Checkpoint) -> bool:
-        """Whether what was read is still what was asked for, now that the live generation stands elsewhere."""
-        return live.generation == self.generation and (self.is_past or live.position <= self.head)
+    def is_valid_with(self, live: Checkpoint) -> bool:
+        """Return True if rows read in a transaction with this live checkpoint are rows of this query.
 
-    def as_of_head(self, line: HistoryRow) -> HistoryRow:
-        """A line of the model as it stands at `head`."""
-        end = self.tail.ends.get(line.position)
-        return line.as_of(self.head) if end is None else line.ended(end)
+        They are not if a rebuild has replaced the generation, or if the model has gone beyond `head` since the query
+        was made: its conditions on the status then no longer fit.
+        """
+        return live.generation == self.generation and (self.model_is_ahead or live.position <= self.head)
+
+    def as_of_head(self, row: HistoryRow) -> HistoryRow:
+        """Return a row of the model as it was at `head`."""
+        settlement = self.tail.settlements.get(row.position)
+        return row.as_of(self.head) if settlement is None else row.settled(settlement)
 
 
 class PositionBounds(NamedTuple):
-    """The filters' times as positions: from the one on, and before the other; None where there is no bound."""
+    """Positions in `[first, end)`; None is no bound."""
 
     first: int | None = None
     end: int | None = None
 
 
 class HistoryQueries:
-    """Reads views out of one ledger's read model."""
+    """Reads the rows of pages from one ledger's read model."""
 
     def __init__(self, model: HistoryModel) -> None:
         self._model = model
 
-    async def lines(self, connection: AsyncConnection, view: PageQuery, limit: int) -> list[HistoryRow]:
-        """The first lines of the model that pass once the tail's ends are laid over them, and perhaps some more."""
-        bounds = await self._time_bounds(connection, view)
+    async def rows(self, connection: AsyncConnection, page_query: PageQuery, limit: int) -> list[HistoryRow]:
+        """Return the model's first `limit` rows that match at `head`, unordered, and perhaps some more."""
+        bounds = await self._time_bounds(connection, page_query)
         if bounds is None:
             return []
-        lines = await self._moved_into_status(connection, view, limit)
-        read_next = self._next if view.filters.block is None else self._next_with_block
-        start, passed = view.start, 0
-        while passed < limit:
-            read, start = await read_next(connection, view, bounds, start, max(limit, LEAST_ROWS_READ))
-            passing = [line for line in map(view.as_of_head, read) if line.passes(view.filters)]
-            lines += passing
-            passed += len(passing)
-            if start is None:
+        # SQL filters by the stored status, so the rows whose status the tail has changed to the one wanted are read
+        # by their positions; rows whose status it has changed to another one are rejected below.
+        rows = await self._settled_by_tail(connection, page_query, limit)
+        read_next = self._next if page_query.filters.block is None else self._next_with_block
+        after, matched = page_query.after, 0
+        while matched < limit:
+            read, after = await read_next(connection, page_query, bounds, after, max(limit, LEAST_ROWS_READ))
+            matching = [row for row in map(page_query.as_of_head, read) if row.matches(page_query.filters)]
+            rows += matching
+            matched += len(matching)
+            if after is None:
                 break
-        return lines
+        return rows
 
     async def _next(
-        self, connection: AsyncConnection, view: PageQuery, bounds: PositionBounds, start: int | None, many: int
+        self,
+        connection: AsyncConnection,
+        page_query: PageQuery,
+        bounds: PositionBounds,
+        after: int | None,
+        count: int,
     ) -> tuple[list[HistoryRow], int | None]:
-        """The next lines, and where it goes on after them; None at the end."""
-        read = await self._model.lines(
+        """Read rows after a position; return them and the position to go on after, None at the end."""
+        read = await self._model.rows(
             connection,
-            view.generation,
-            lambda columns: [*_conditions(columns, view), *_between(columns.position, view, bounds, start)],
-            newest_first=view.newest_first,
-            limit=many,
-            index=_index(view),
+            page_query.generation,
+            lambda columns: [*_conditions(columns, page_query), *_between(columns.position, page_query, bounds, after)],
+            newest_first=page_query.newest_first,
+            limit=count,
+            index=_index(page_query),
         )
-        return read, read[-1].position if len(read) == many else None
+        return read, read[-1].position if len(read) == count else None
 
     async def _next_with_block(
-        self, connection: AsyncConnection, view: PageQuery, bounds: PositionBounds, start: int | None, many: int
+        self,
+        connection: AsyncConnection,
+        page_query: PageQuery,
+        bounds: PositionBounds,
+        after: int | None,
+        count: int,
     ) -> tuple[list[HistoryRow], int | None]:
-        """The same of lines that have the block: found first, then read."""
+        """Read rows that have the filters' block: first their positions by bucket, then the rows.
+
+        In two statements, because SQLite, which expects a ledger to have few rows, plans a join badly.
+        """
         from sqlalchemy import select
 
         from projections.tables import reserved_blocks
 
-        columns, block, many = reserved_blocks.c, view.filters.block or 0, min(many, LOOKUP_VALUES)
-        query = (
+        columns, block, count = reserved_blocks.c, page_query.filters.block or 0, min(count, LOOKUP_VALUES)
+        statement = (
             select(columns.position)
             .distinct()
             .where(
-                self._model.in_generation(reserved_blocks, view.generation),
+                self._model.in_generation(reserved_blocks, page_query.generation),
                 columns.bucket == block // BUCKET_BLOCKS,
                 columns.first_block <= block,
                 columns.last_block >= block,
-                *_between(columns.position, view, bounds, start),
+                *_between(columns.position, page_query, bounds, after),
             )
-            .order_by(columns.position.desc() if view.newest_first else columns.position.asc())
-            .limit(many)
+            .order_by(columns.position.desc() if page_query.newest_first else columns.position.asc())
+            .limit(count)
         )
-        found = [int(position) for (position,) in await connection.execute(query)]
-        read = await self._model.lines(
+        found = [int(position) for (position,) in await connection.execute(statement)]
+        read = await self._model.rows(
             connection,
-            view.generation,
-            lambda columns: [*_conditions(columns, view), *_at_positions(found, columns)],
-            newest_first=view.newest_first,
-            limit=many,
+            page_query.generation,
+            lambda columns: [*_conditions(columns, page_query), *_at_positions(found, columns)],
+            newest_first=page_query.newest_first,
+            limit=count,
         )
-        return read, found[-1] if len(found) == many else None
+        return read, found[-1] if len(found) == count else None
 
-    async def _moved_into_status(self, connection: AsyncConnection, view: PageQuery, limit: int) -> list[HistoryRow]:
-        """The first lines of the model whose status only the tail has made the one asked for."""
-        ends = view.tail.ends
-        moved = [at for at, end in ends.items() if end.status == view.filters.status and view.is_beyond(at)]
-        moved.sort(reverse=view.newest_first)
-        lines: list[HistoryRow] = []
-        for positions in in_batches(moved):
-            read = await self._model.lines(
+    async def _settled_by_tail(
+        self, connection: AsyncConnection, page_query: PageQuery, limit: int
+    ) -> list[HistoryRow]:
+        """Return the model's first rows that have the filters' status only because of the tail."""
+        settlements, status = page_query.tail.settlements, page_query.filters.status
+        settled = [at for at, each in settlements.items() if each.status == status and page_query.is_after(at)]
+        settled.sort(reverse=page_query.newest_first)
+        rows: list[HistoryRow] = []
+        for positions in in_batches(settled):
+            read = await self._model.rows(
                 connection,
-                view.generation,
+                page_query.generation,
                 partial(_at_positions, positions),
-                newest_first=view.newest_first,
+                newest_first=page_query.newest_first,
                 limit=len(positions),
             )
-            lines += [line for line in map(view.as_of_head, read) if line.passes(view.filters)]
-            if len(lines) >= limit:
+            rows += [row for row in map(page_query.as_of_head, read) if row.matches(page_query.filters)]
+            if len(rows) >= limit:
                 break
-        return lines
+        return rows
 
-    async def _time_bounds(self, connection: AsyncConnection, view: PageQuery) -> PositionBounds | None:
-        """The filters' times as positions, since recorded times never go back; None where nothing is so late."""
+    async def _time_bounds(self, connection: AsyncConnection, page_query: PageQuery) -> PositionBounds | None:
+        """Translate the filters' times into positions; None if no row of the model is late enough.
+
+        Recorded times never decrease within a ledger, so a range of times is a range of positions, which every index
+        of the table can use.
+        """
         from sqlalchemy import select
 
         from projections.tables import Indexed
@@ -160,16 +189,16 @@ class HistoryQueries:
         table = Indexed("reserved_at_ns")
 
         async def first_since(at_ns: int) -> int | None:
-            query = (
+            statement = (
                 select(table.c.position)
-                .where(self._model.in_generation(table, view.generation), table.c.reserved_at_ns >= at_ns)
+                .where(self._model.in_generation(table, page_query.generation), table.c.reserved_at_ns >= at_ns)
                 .order_by(table.c.reserved_at_ns, table.c.position)
                 .limit(1)
             )
-            row = (await connection.execute(query)).first()
+            row = (await connection.execute(statement)).first()
             return None if row is None else int(row[0])
 
-        filters = view.filters
+        filters = page_query.filters
         first = end = None
         if filters.reserved_from_ns is not None:
             first = await first_since(filters.reserved_from_ns)
@@ -180,10 +209,14 @@ class HistoryQueries:
         return PositionBounds(first, end)
 
 
-def _index(view: PageQuery) -> str | None:
-    """The index that leads to the fewest lines which the other filters then let through; None for their positions."""
-    filters = view.filters
-    has_status = filters.status is not None and not _was_reserved(view)
+def _index(page_query: PageQuery) -> str | None:
+    """Return the index that leaves the fewest rows for the other filters to reject; None is the primary key.
+
+    In order: a job has few reservations, few reservations are active, and a miner has fewer than a class. Most
+    reservations are spent, so `spent` narrows less than a class does.
+    """
+    filters = page_query.filters
+    has_status = filters.status is not None and not _was_active(page_query)
     if filters.job_uuid is not None:
         return "job_uuid"
     if has_status and filters.status == "reserved":
@@ -195,43 +228,43 @@ def _index(view: PageQuery) -> str | None:
     return None if filters.executor_class is None else "executor_class"
 
 
-def _was_reserved(view: PageQuery) -> bool:
-    """Whether those are asked for that stood at a position which the model has gone beyond."""
-    return view.filters.status == "reserved" and view.is_past
+def _was_active(page_query: PageQuery) -> bool:
+    """Return True if the filters ask for reservations that were active at a position which the model is beyond."""
+    return page_query.filters.status == "reserved" and page_query.model_is_ahead
 
 
-def _conditions(columns: Columns, view: PageQuery) -> list[ColumnElement[bool]]:
-    """What the filters ask of a line's columns, but for the block and the times."""
+def _conditions(columns: Columns, page_query: PageQuery) -> list[ColumnElement[bool]]:
+    """Return the filters' conditions on a row's columns, except the block and the times."""
     from sqlalchemy import or_
 
-    filters = view.filters
+    filters = page_query.filters
     conditions: list[ColumnElement[bool]] = [
         columns[name] == value
         for name in ("miner_ss58", "executor_class", "job_uuid")
         if (value := getattr(filters, name)) is not None
     ]
-    if _was_reserved(view):
-        conditions.append(or_(columns.status == "reserved", columns.settled_position > view.head))
+    if _was_active(page_query):
+        conditions.append(or_(columns.status == "reserved", columns.settled_position > page_query.head))
     elif filters.status is not None:
         conditions.append(columns.status == filters.status)
-        conditions += [columns.settled_position <= view.head] if filters.status != "reserved" else []
+        conditions += [columns.settled_position <= page_query.head] if filters.status != "reserved" else []
     return conditions
 
 
 def _at_positions(positions: Sequence[int], columns: Columns) -> list[ColumnElement[bool]]:
-    """That a line stands at one of these positions."""
+    """Return the condition that a row has one of these positions."""
     return [columns.position.in_(positions)]
 
 
 def _between(
-    position: ColumnElement[int], view: PageQuery, bounds: PositionBounds, start: int | None
+    position: ColumnElement[int], page_query: PageQuery, bounds: PositionBounds, after: int | None
 ) -> list[ColumnElement[bool]]:
-    """That a line stands in the model, between the bounds, and after a position in the order asked for."""
-    conditions = [position <= view.checkpoint]
+    """Return the conditions that a position is not in the tail, is within the bounds, and comes after another."""
+    conditions = [position <= page_query.model_until]
     if bounds.first is not None:
         conditions.append(position >= bounds.first)
     if bounds.end is not None:
         conditions.append(position < bounds.end)
-    if start is not None:
-        conditions.append(position < start if view.newest_first else position > start)
+    if after is not None:
+        conditions.append(position < after if page_query.newest_first else position > after)
     return conditions

@@ -1,4 +1,4 @@
-"""The history's lines: what a reservation looks like in the read model, and what events make of lines. Pure."""
+"""Rows of the reservation history, and how events create and settle them. Pure functions, no database."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from ledger.events import AllowanceReserved, Run, Settlement, account_of
 from ledger.values import instant, seconds
 
 BUCKET_BLOCKS = 64
+"""Blocks per bucket. An index serves a search by equality on `bucket`, not one for the runs that contain a block.
+
+The rows of `allowance_reserved_blocks` are stored by it, so a change of it needs another `MODEL_VERSION`.
+"""
 UNKNOWN_TYPE = "an event of no known type"
 
 _runs = msgspec.json.Decoder(list[tuple[int, int]])
 
 
 class HistoryFilters(NamedTuple):
-    """What a reservation must be to be shown; None lets everything through."""
+    """Conditions on reservations, all of which must hold; None is no condition. Times are in `[from, until)`."""
 
     miner_ss58: str | None = None
     executor_class: str | None = None
@@ -32,7 +36,7 @@ class HistoryFilters(NamedTuple):
 
 
 class RowSettlement(NamedTuple):
-    """How a reservation ended, and by which event."""
+    """The settlement of a reservation: the new status, and the position, time and stored type of its event."""
 
     status: Status
     position: int
@@ -41,7 +45,7 @@ class RowSettlement(NamedTuple):
 
 
 class BucketRun(NamedTuple):
-    """A run of a reservation's blocks, cut at the borders of buckets, to find reservations by block."""
+    """A run of a reservation's blocks that lies in one bucket; `position` is that of the reservation."""
 
     bucket: int
     position: int
@@ -50,7 +54,7 @@ class BucketRun(NamedTuple):
 
 
 class HistoryRow(NamedTuple):
-    """A row of the read model."""
+    """A reservation as a row of the read model; the fields are the columns of `allowance_reservations`, in order."""
 
     position: int
     reservation_id: int
@@ -67,17 +71,19 @@ class HistoryRow(NamedTuple):
     settled_at_ns: int | None
 
     def as_of(self, position: int) -> HistoryRow:
-        """The line as it stood at a position."""
+        """Return the row as it was at a position: without a settlement that came later."""
         if self.settled_position is None or self.settled_position <= position:
             return self
         return self._replace(status="reserved", settled_position=None, settled_at_ns=None)
 
-    def ended(self, end: RowSettlement) -> HistoryRow:
-        """The line after its end."""
-        return self._replace(status=end.status, settled_position=end.position, settled_at_ns=end.at_ns)
+    def settled(self, settlement: RowSettlement) -> HistoryRow:
+        """Return the row with a settlement."""
+        return self._replace(
+            status=settlement.status, settled_position=settlement.position, settled_at_ns=settlement.at_ns
+        )
 
-    def passes(self, filters: HistoryFilters) -> bool:
-        """Whether the filters let it through."""
+    def matches(self, filters: HistoryFilters) -> bool:
+        """Return True if the row meets every condition."""
         return (
             filters.miner_ss58 in (None, self.miner_ss58)
             and filters.executor_class in (None, self.executor_class)
@@ -88,8 +94,8 @@ class HistoryRow(NamedTuple):
             and (filters.block is None or any(a <= filters.block <= b for a, b in _runs.decode(self.blocks)))
         )
 
-    def pieces(self) -> Iterator[BucketRun]:
-        """The blocks' runs, cut at the borders of buckets."""
+    def bucket_runs(self) -> Iterator[BucketRun]:
+        """Yield the runs of blocks, cut at the borders of buckets."""
         runs: list[Run] = _runs.decode(self.blocks)
         for first, last in runs:
             for bucket in range(first // BUCKET_BLOCKS, last // BUCKET_BLOCKS + 1):
@@ -97,7 +103,7 @@ class HistoryRow(NamedTuple):
                 yield BucketRun(bucket, self.position, max(first, start), min(last, start + BUCKET_BLOCKS - 1))
 
     def reservation(self, validator_ss58: str) -> Reservation:
-        """The public form."""
+        """Return the public form."""
         return Reservation(
             self.reservation_id,
             self.status,
@@ -115,56 +121,63 @@ class HistoryRow(NamedTuple):
 
 
 class UnprojectedTail:
-    """What the events after a position make of the model: lines that are new, and ends of older ones."""
+    """The fold of the events after a position: new rows, and settlements of rows that are already in the model.
+
+    `rows` and `settlements` are keyed by the position of the reservation. `position` is that of the last event.
+    """
 
     def __init__(self, after: int) -> None:
         self.after = after
         self.position = after
-        self.lines: dict[int, HistoryRow] = {}
-        self.ends: dict[int, RowSettlement] = {}
+        self.rows: dict[int, HistoryRow] = {}
+        self.settlements: dict[int, RowSettlement] = {}
 
-    def fold(self, row: Row) -> None:
-        """Takes the next event; `ProjectionStopped` for one that cannot be taken, and the tail is as before it."""
-        if row.position != self.position + 1:
+    def evolve(self, event_row: Row) -> None:
+        """Apply the next event. Raises `ProjectionStopped` if that is impossible, and leaves the tail unchanged."""
+        if event_row.position != self.position + 1:
             raise missing_event(self.position + 1)
         try:
-            event = decode(row.position, row.payload)
+            event = decode(event_row.position, event_row.payload)
         except (CorruptLedger, NewerLedger) as cause:
-            raise ProjectionStopped(row.position, event_tag(row.payload) or UNKNOWN_TYPE, str(cause)) from cause
+            raise ProjectionStopped(
+                event_row.position, event_tag(event_row.payload) or UNKNOWN_TYPE, str(cause)
+            ) from cause
         if isinstance(event, AllowanceReserved):
-            self.lines[row.position] = history_row(row, event)
+            self.rows[event_row.position] = new_history_row(event_row, event)
         elif isinstance(event, Settlement):
-            self._end(row, event)
-        self.position = row.position
+            self._settle(event_row, event)
+        self.position = event_row.position
 
-    def _end(self, row: Row, event: Settlement) -> None:
+    def _settle(self, event_row: Row, event: Settlement) -> None:
         event_type = str(event.__struct_config__.tag)
-        settles = row.settles
-        if settles is None or not 0 < settles < row.position:
-            raise ProjectionStopped(row.position, event_type, "it settles no earlier event")
-        end = RowSettlement(status_after(event), row.position, row.recorded_at_ns, event_type)
-        line = self.lines.get(settles)
-        if settles in self.ends or (settles > self.after and (line is None or line.status != "reserved")):
-            raise ProjectionStopped(row.position, event_type, f"no reservation made at position {settles} stands")
-        if line is not None:
-            self.lines[settles] = line.ended(end)
+        settles = event_row.settles
+        if settles is None or not 0 < settles < event_row.position:
+            raise ProjectionStopped(event_row.position, event_type, "it settles no earlier event")
+        settlement = RowSettlement(status_after(event), event_row.position, event_row.recorded_at_ns, event_type)
+        row = self.rows.get(settles)
+        # A reservation at or before `after` is in the model, which the projector asks before it writes the settlement.
+        if settles in self.settlements or (settles > self.after and (row is None or row.status != "reserved")):
+            reason = f"there is no active reservation of position {settles}"
+            raise ProjectionStopped(event_row.position, event_type, reason)
+        if row is not None:
+            self.rows[settles] = row.settled(settlement)
         else:
-            self.ends[settles] = end
+            self.settlements[settles] = settlement
 
 
-def history_row(row: Row, event: AllowanceReserved) -> HistoryRow:
-    """The line of a reservation that has just been made."""
-    miner_ss58, executor_class = account_of(row.stream)
+def new_history_row(event_row: Row, event: AllowanceReserved) -> HistoryRow:
+    """Return the row of a new reservation."""
+    miner_ss58, executor_class = account_of(event_row.stream)
     return HistoryRow(
-        row.position,
-        reservation_id(row.position, row.hash),
+        event_row.position,
+        reservation_id(event_row.position, event_row.hash),
         miner_ss58,
         executor_class,
-        row.job_uuid,
+        event_row.job_uuid,
         event.amount_ns,
         msgspec.json.encode(event.blocks),
         event.job_start_block,
-        row.recorded_at_ns,
+        event_row.recorded_at_ns,
         event.expires_at_ns,
         "reserved",
         None,
@@ -172,19 +185,19 @@ def history_row(row: Row, event: AllowanceReserved) -> HistoryRow:
     )
 
 
-def fold_tail(after: int, rows: list[Row]) -> tuple[UnprojectedTail, ProjectionStopped | None]:
-    """What rows make of the model, up to the first that cannot be taken, and its refusal."""
+def fold_tail(after: int, event_rows: list[Row]) -> tuple[UnprojectedTail, ProjectionStopped | None]:
+    """Fold events up to the first that cannot be applied; return the tail before it, and the error or None."""
     tail = UnprojectedTail(after)
-    if not rows:
+    if not event_rows:
         return tail, missing_event(after + 1)
-    for row in rows:
+    for event_row in event_rows:
         try:
-            tail.fold(row)
+            tail.evolve(event_row)
         except ProjectionStopped as stopped:
             return tail, stopped
     return tail, None
 
 
 def missing_event(position: int) -> ProjectionStopped:
-    """The log lacks an event that it must have."""
-    return ProjectionStopped(position, "no event", "the log has nothing there, although it goes on")
+    """Return the error for a position without an event, below the head of the log."""
+    return ProjectionStopped(position, "no event", "the log has no event at this position, but later ones")

@@ -1,1 +1,1 @@
-"""The command line `allowance`."""
+"""The command line `allowance`. The entry point is `main.main`; the commands are listed in `commands`."""

@@ -1,4 +1,4 @@
-"""`python -m routing.cli` is the command line too."""
+"""Run the command line as `python -m routing.cli`."""
 
 import sys
 

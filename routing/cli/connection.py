@@ -1,4 +1,4 @@
-"""The ledger that a command works on, opened from `--database`, `--validator` and the environment."""
+"""Open the ledger that `--database`, `--validator` and the environment name."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from ledger.errors import renamed_fields
+from routing.cli.io.errors import WrongUsage
 from routing.service.allowance import Allowance
 from routing.service.config import VARIABLES, Configuration, configuration_from_environment
 
-from .errors import WrongUsage
-
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class Connection:
-    """An open ledger for code without an event loop: `connection.run(connection.book.health())`.
+    """An open ledger for code without an event loop: `connection.run(connection.ledger.health())`.
 
-    Between two runs no loop is running, so reading a slow pipe can be interrupted like any other blocking
-    call.
+    The event loop runs only inside `run`. Between two calls none is running, so that Control-C interrupts a
+    command that waits for a slow pipe as it interrupts any other blocking read.
     """
 
     def __init__(self, ledger: Allowance, runner: asyncio.Runner) -> None:
         self.ledger = ledger
         self._runner = runner
 
-    def run(self, question: Awaitable[Answer]) -> Answer:
-        """Waits for an answer."""
-        return self._runner.run(_answer(question))
+    def run(self, awaitable: Awaitable[Result]) -> Result:
+        """Run the awaitable to its end and return its result."""
+        return self._runner.run(_awaited(awaitable))
 
 
 @contextmanager
 def connected(arguments: argparse.Namespace, *, read_only: bool = False, creates: bool = False) -> Iterator[Connection]:
-    """Opens the ledger that the command line and the environment name, and closes it afterwards.
+    """Open the ledger that the command line or the environment names, and close it afterwards.
 
-    One that is not there is made only where the command `creates` ledgers.
+    Raise `LedgerNotFound` or `StorageUnavailable` if there is none, unless the command `creates` ledgers.
     """
     with renamed_fields({"database_url": named_database(arguments, configuration_from_environment()).name}):
         if not (read_only or creates):
-            asyncio.run(refuse_absent(arguments))
-        with opened(ledger_of(arguments, read_only=read_only)) as connection:
+            asyncio.run(refuse_absent_ledger(arguments))
+        with opened(ledger_from_arguments(arguments, read_only=read_only)) as connection:
             yield connection
 
 
 @contextmanager
 def opened(ledger: Allowance) -> Iterator[Connection]:
-    """Opens a ledger, and closes it afterwards."""
+    """Open a ledger, and close it afterwards, also if opening it fails."""
     with asyncio.Runner() as runner:
         connection = Connection(ledger, runner)
         try:
@@ -58,18 +57,22 @@ def opened(ledger: Allowance) -> Iterator[Connection]:
             connection.run(ledger.close())
 
 
-async def refuse_absent(arguments: argparse.Namespace) -> None:
-    """Raises what reading a ledger that is not there does: opened for writing, a mistyped one would be made."""
-    async with ledger_of(arguments, read_only=True):
+async def refuse_absent_ledger(arguments: argparse.Namespace) -> None:
+    """Raise the error that reading the ledger would raise if it does not exist.
+
+    Opening a ledger for writing creates it. Without this check, a typing error in `--database` or `--validator`
+    would leave an empty ledger behind.
+    """
+    async with ledger_from_arguments(arguments, read_only=True):
         return
 
 
-def ledger_of(arguments: argparse.Namespace, *, read_only: bool = False) -> Allowance:
-    """The ledger that the command line names, or else the environment; not opened yet."""
+def ledger_from_arguments(arguments: argparse.Namespace, *, read_only: bool = False) -> Allowance:
+    """Return a handle of the ledger that the command line or else the environment names; it is not opened yet."""
     configuration = configuration_from_environment()
     database, validator = named_database(arguments, configuration), named_validator(arguments, configuration)
     if not validator.value:
-        raise WrongUsage("whose ledger? give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58")
+        raise WrongUsage("the validator is not known; give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58")
     with renamed_fields({"database_url": database.name, "validator_ss58": validator.name}):
         return Allowance.open(
             database.value,
@@ -80,25 +83,26 @@ def ledger_of(arguments: argparse.Namespace, *, read_only: bool = False) -> Allo
 
 
 class NamedValue(NamedTuple):
-    """A value, and the option or the variable that gave it."""
+    """A value, and the name of the option or the variable that it comes from."""
 
     value: str
     name: str
 
 
 def named_database(arguments: argparse.Namespace, configuration: Configuration) -> NamedValue:
-    """The database's URL."""
+    """Return the database's URL."""
     if arguments.database:
         return NamedValue(arguments.database, "--database")
     return NamedValue(configuration.database_url, VARIABLES["database_url"])
 
 
 def named_validator(arguments: argparse.Namespace, configuration: Configuration) -> NamedValue:
-    """The validator's hotkey; empty where nobody says."""
+    """Return the validator's hotkey, or an empty value if neither the option nor the variable is set."""
     if arguments.validator or not configuration.validator_ss58:
         return NamedValue(arguments.validator or "", "--validator")
     return NamedValue(configuration.validator_ss58, VARIABLES["validator_ss58"])
 
 
-async def _answer(question: Awaitable[Answer]) -> Answer:
-    return await question
+async def _awaited(awaitable: Awaitable[Result]) -> Result:
+    # `Runner.run` accepts coroutines only.
+    return await awaitable

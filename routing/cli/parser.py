@@ -1,31 +1,30 @@
-"""The `argparse` tree, built from the commands' own descriptions."""
+"""The `argparse` tree, built from the table of commands and from the implementation of the chosen command."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
-from routing.cli.io.inputs import words
+from routing.cli.io.errors import WrongUsage
 
-from .command import CliCommand
-from .commands import COMMANDS
-from .errors import WrongUsage
+from .commands import COMMANDS, CommandEntry
 
 ENVIRONMENT = """\
 Environment:
-  ALLOWANCE_DATABASE_URL      where the ledger is, if --database does not say
-  ALLOWANCE_VALIDATOR_SS58    whose ledger it is, if --validator does not say
-  NO_COLOR                    no colours
+  ALLOWANCE_DATABASE_URL      the database, if --database is not given
+  ALLOWANCE_VALIDATOR_SS58    the validator's hotkey, if --validator is not given
+  NO_COLOR                    any value turns colours off
 
 Exit codes:
   0 done, 1 the answer is no, 2 wrong usage or input, 3 storage unavailable, 130 interrupted
 
-New here? `allowance demo` shows everything on made-up data in half a minute.
+New here? `allowance demo` shows everything on made-up data in half a minute; `allowance guide` lists the guide.
 """
 
 
 class _VersionAction(argparse.Action):
-    """Prints the installed release; its metadata is read only when it is asked for."""
+    """Print the installed release and exit. The package metadata is read only then, since reading it is slow."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib.metadata import version
@@ -35,23 +34,28 @@ class _VersionAction(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that leaves reporting what is wrong to its caller."""
+    """An `ArgumentParser` that raises `WrongUsage` instead of printing the error and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises `WrongUsage`, with where to look."""
-        said, separator, arguments = message.partition("unrecognized arguments: ")
+        """Raise `WrongUsage` with a pointer to the right `--help`."""
+        problem, separator, arguments = message.partition("unrecognized arguments: ")
         if separator:
+            # A database URL in the wrong place must not bring its password into logs.
             from ledger.store.urls import redacted_url
 
-            message = f"{said}{separator}{redacted_url(arguments)}"
+            message = f"{problem}{separator}{redacted_url(arguments)}"
         raise WrongUsage(f"{message}; see `{self.prog} --help`")
 
 
-def build_parser() -> Parser:
-    """Makes the parser of `allowance` with every registered command."""
+def build_parser(argv: Sequence[str]) -> Parser:
+    """Return the parser of `allowance` for this command line, given without the program's name.
+
+    The parser lists every command, but only the chosen command has its arguments, because they are in a module
+    that takes time to import.
+    """
     parser = Parser(
         prog="allowance",
-        description="Which miner runs the next job, and what its validator has left to spend on it.",
+        description="Pick the miner that runs the next job, and keep account of the allowance that jobs use.",
         epilog=ENVIRONMENT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -59,23 +63,36 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action=_VersionAction, nargs=0, help="show the release and exit")
     parser.set_defaults(command=None)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    for command in COMMANDS:
-        _add(subparsers, command)
+    # No option before the command has a value, so the first word that is no option names the command.
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for entry in COMMANDS:
+        if entry.name == chosen:
+            _add_chosen_command(subparsers, entry)
+        else:
+            subparsers.add_parser(entry.name, help=_short_summary(entry), add_help=False)
     return parser
 
 
-def _add(subparsers: argparse._SubParsersAction[Parser], command: CliCommand) -> None:
+def _short_summary(entry: CommandEntry) -> str:
+    return entry.summary[0].lower() + entry.summary[1:].rstrip(".")
+
+
+def _add_chosen_command(subparsers: argparse._SubParsersAction[Parser], entry: CommandEntry) -> None:
+    from routing.cli.io.inputs import non_empty_text
+
+    command = entry.load()
     parser = subparsers.add_parser(
-        command.name,
-        help=command.summary[0].lower() + command.summary[1:].rstrip("."),
-        description=command.summary + ("\n\n" + command.details if command.details else ""),
+        entry.name,
+        help=_short_summary(entry),
+        description=entry.summary + ("\n\n" + command.details if command.details else ""),
         epilog="Examples:\n" + "".join(f"  {example}\n" for example in command.examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(command=command.name, run=command.run)
-    # For arguments without a type of their own: an empty one would count as left out.
-    parser.register("type", None, words)
+    parser.set_defaults(command=entry.name, run=command.run)
+    # The type of arguments that name no type. An empty one must not count as left out: `--database "$URL"` with
+    # an unset variable would otherwise silently use the default database.
+    parser.register("type", None, non_empty_text)
     command.add_arguments(parser)
     _add_common_arguments(parser)
 
@@ -85,11 +102,11 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument(
         "--database",
         metavar="URL",
-        help="sqlite:///PATH or postgresql://… (default: ALLOWANCE_DATABASE_URL, else a file of yours)",
+        help="sqlite:///PATH or postgresql://… (default: ALLOWANCE_DATABASE_URL, else a file in your data directory)",
     )
     common.add_argument(
         "--validator",
         metavar="SS58",
-        help="the validator's hotkey, whose ledger it is (default: ALLOWANCE_VALIDATOR_SS58)",
+        help="the hotkey of the validator that owns the ledger (default: ALLOWANCE_VALIDATOR_SS58)",
     )
-    common.add_argument("--json", action="store_true", help="JSON: one document, or one line per item of a list")
+    common.add_argument("--json", action="store_true", help="write JSON: one document, or one line per item of a list")

@@ -1,1 +1,1 @@
-"""`Allowance`: one ledger as callers use it, its lifecycle and its queries."""
+"""The ledger as a service: `Allowance`, its lifecycle, its queries, its past, and whole ledgers."""

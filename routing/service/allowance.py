@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-
 from ledger import (
-    SCHEMA_VERSION,
     BlockFact,
     Command,
     EarlierExpiry,
     ExpireDue,
     FactValidator,
     Head,
-    LedgerWriter,
     Lookup,
     ManifestsFact,
     Miner,
     RecordFacts,
-    RecordSettings,
     Reservation,
     Reserve,
-    Row,
-    Runtime,
     Settings,
     Settle,
-    Store,
-    current_runtime,
     encode_state,
     found_reservation,
-    store_from_url,
 )
 from ledger.codec import reservation_position
-from ledger.domain.reservation import reservation_at
-from ledger.errors import (
-    AllowanceException,
-    ConflictingFact,
-    InvalidInput,
-    LedgerClosed,
-    OutcomeUnknown,
-    ReadOnlyLedger,
-    StorageUnavailable,
-)
-from ledger.values import amount, flag, integer, job_name, name, seconds
-from projections import Availability, ProgressReport, Snapshot, describe_conflict, schema
+from ledger.errors import AllowanceException, ConflictingFact, ReadOnlyLedger
+from ledger.values import amount, flag, integer, job_name, name
+from projections import Availability, ProgressReport, Snapshot, describe_conflict
+from routing.stored_rows import reservations_of_expiry
 
-from .handle import LedgerHandle
-from .past import Past, moment_of
-from .queries import Queries, QuerySources, checked_id
+from .health import Health, health_of
+from .lifecycle import Lifecycle
+from .past import AsOf, Past
+from .queries import Queries, checked_id
 
 if TYPE_CHECKING:
     from projections import AuditReport, ExportReport, RebuildReport, VerifyReport
@@ -68,52 +47,19 @@ LONGEST_KEY = 256
 MOST_BUCKETS = 10_000
 
 
-class Health(msgspec.Struct, frozen=True):
-    """How a ledger is.
-
-    `projection_lag` counts events that the history model has yet to take; `projection_error` says what keeps it from
-    taking the next ones, if anything does. `head`: the position and the hash there, to be noted elsewhere for `verify`.
-    """
-
-    database: str
-    schema_version: int
-    position: int
-    head: str
-    projection_lag: int
-    projection_error: str | None
-    newest_block: int | None
-    newest_block_age_seconds: float | None
-    reserved: int
-    overdue: int
-
-
-_guard = threading.Lock()
-"""Held while any ledger of the process begins to open or to close."""
-
-
-def _renew_guard() -> None:
-    global _guard  # noqa: PLW0603 - a forked child must not inherit it as another thread held it
-    _guard = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_guard)
-
-_left_to_parents: list[LedgerHandle] = []
-"""What a forked child found open: its parent's, never closed here, since closing would touch the parent's locks."""
-
-
 class Allowance(Queries):
     """One validator's ledger in one database.
 
-    Made by `open`, usable as `async with`, or at once: it opens at the first call. Calls may come from any event
-    loop and any thread of the process, and from forked children. Amounts are executor-seconds, times aware UTC.
+    Create it with `open`. Use it with `async with`, or directly: the first call opens it. Calls may come from any
+    event loop and any thread of the process, and from forked children. Amounts are executor-seconds; times are aware
+    `datetime`s, in UTC when returned.
 
-    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger` and `NewerLedger`, and a change
-    `ReadOnlyLedger`, `LedgerOverloaded` and `OutcomeUnknown`; what else it raises, it says itself.
+    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger` or `NewerLedger`; any change may also raise
+    `ReadOnlyLedger`, `LedgerOverloaded` or `OutcomeUnknown`. Each method lists the other errors that it raises.
 
-        async with Allowance.open("sqlite:///allowance.db", validator_ss58=HOTKEY) as book:
-            reservation = await book.reserve(miner, "always_on.gpu-24gb", 30.0, await book.current_block())
-            await book.spend(reservation.reservation_id)
+        async with Allowance.open("sqlite:///allowance.db", validator_ss58=HOTKEY) as ledger:
+            reservation = await ledger.reserve(miner, "always_on.gpu-24gb", 30.0, await ledger.current_block())
+            await ledger.spend(reservation.reservation_id)
     """
 
     def __init__(
@@ -124,25 +70,9 @@ class Allowance(Queries):
         clock_ns: Callable[[], int],
         read_only: bool,
     ) -> None:
-        if settings is not None and not isinstance(settings, Settings):
-            raise InvalidInput("settings", settings, "Settings or None")
-        clock: object = clock_ns
-        if not callable(clock):
-            raise InvalidInput("clock_ns", clock, "a function that gives nanoseconds since the epoch")
-        integer(clock(), "clock_ns", 0)
-        self._database_url = database_url
-        self._validator_ss58 = name(validator_ss58, "validator_ss58")
-        self._settings = settings
-        self._clock_ns = clock_ns
-        self._read_only = flag(read_only, "read_only")
-        self._intake = FactValidator()
-        self._handle: LedgerHandle | None = None
-        self._opening: Future[LedgerHandle] | None = None
-        self._opening_pid = 0
-        self._connecting: asyncio.Task[Any] | None = None
-        """The opening, as long as it waits for the database."""
-        self._closed = False
-        store_from_url(database_url, self._validator_ss58, read_only=read_only)
+        super().__init__(Lifecycle(database_url, validator_ss58, settings, clock_ns, read_only=read_only))
+        self._read_only = read_only
+        self._fact_validator = FactValidator()
 
     @classmethod
     def open(
@@ -154,16 +84,17 @@ class Allowance(Queries):
         clock_ns: Callable[[], int] = time.time_ns,
         read_only: bool = False,
     ) -> Allowance:
-        """The validator's ledger at `sqlite:///path`, `sqlite://` (memory) or `postgresql://…`.
+        """Return the validator's ledger at `sqlite:///path`, `sqlite://` (in memory) or `postgresql://…`.
 
-        Creates or upgrades the schema and records explicit `settings` that differ from the recorded ones, unless
-        `read_only`. `clock_ns` gives nanoseconds since the epoch, in any thread. Raises `InvalidInput` here; opening
-        itself, at the first call, raises `StorageUnavailable`, `NewerLedger` or, reading only, `LedgerNotFound`.
+        Opening creates or upgrades the schema, and records explicit `settings` that differ from the recorded ones;
+        `read_only` does neither. `clock_ns` returns nanoseconds since the epoch and is called from any thread.
+        Raises `InvalidInput` here. The first call opens the ledger, and raises `StorageUnavailable`, `NewerLedger`,
+        or, if read-only, `LedgerNotFound`.
         """
         return cls(database_url, validator_ss58, settings, clock_ns, read_only)
 
     async def __aenter__(self) -> Allowance:
-        await self._ready()
+        await self._lifecycle.handle()
         return self
 
     async def __aexit__(
@@ -175,23 +106,13 @@ class Allowance(Queries):
         return self.__aenter__().__await__()
 
     async def close(self) -> None:
-        """Finishes the changes under way and lets go of the database."""
-        with _guard:
-            self._closed = True
-            opening = self._opening if self._opening_pid == os.getpid() else None
-            self._opening = None
-        if opening is not None:
-            # A server that does not answer is not waited for.
-            current_runtime().loop.call_soon_threadsafe(self._give_up_connecting)
-            with suppress(AllowanceException):  # who waited for the opening is told that it failed
-                handle = await self._wait_for_handle(opening)
-                await handle.runtime.run(handle.close())
-        self._handle = None
+        """Finish the changes under way and close the database; later calls raise `LedgerClosed`."""
+        await self._lifecycle.close()
 
     @property
     def validator_ss58(self) -> str:
-        """Whose ledger it is."""
-        return self._validator_ss58
+        """The hotkey of the validator that owns the ledger."""
+        return self._lifecycle.validator_ss58
 
     async def record_block(
         self,
@@ -203,11 +124,11 @@ class Allowance(Queries):
         confirm: bool = False,
         idempotency_key: str | None = None,
     ) -> int:
-        """Records a block and its metagraph; answers the log position of the fact, the first one for a repeat.
+        """Record a block and its metagraph; return the log position of the fact, the first position if repeated.
 
-        `created_at` is aware; `stakes` are effective stakes by validator. A fact is told by its content, so that a
-        repeat needs no key. Raises `ConflictingFact`, `ImplausibleFact` (unless `confirm`), `InvalidInput`, and
-        `IdempotencyConflict` for a key that was used for something else.
+        `created_at` is aware; `stakes` are the effective stakes by validator. Repeating a fact needs no key, since its
+        content identifies it. Raises `ConflictingFact`, `ImplausibleFact` (unless `confirm`), `InvalidInput`, and
+        `IdempotencyConflict` if the key was used for another request.
         """
         fact = BlockFact(number, created_at, miners, stakes)
         return (await self.record_facts([fact], confirm=confirm, idempotency_key=idempotency_key))[0]
@@ -220,9 +141,9 @@ class Allowance(Queries):
         confirm: bool = False,
         idempotency_key: str | None = None,
     ) -> int:
-        """Records a sync of all miners' manifests at a block; answers its position, the first for a repeat.
+        """Record a sync of all miners' manifests at a block; return its log position, the first one if repeated.
 
-        `manifests` is `{miner_ss58: {executor_class: executor_count}}`. Raises as `record_block` does.
+        `manifests` is `{miner_ss58: {executor_class: executor_count}}`. Raises the same errors as `record_block`.
         """
         fact = ManifestsFact(block, manifests)
         return (await self.record_facts([fact], confirm=confirm, idempotency_key=idempotency_key))[0]
@@ -234,17 +155,20 @@ class Allowance(Queries):
         confirm: bool = False,
         idempotency_key: str | None = None,
     ) -> list[int]:
-        """Records many facts in one commit, in order; answers their positions.
+        """Record many facts in order and in one commit; return their log positions.
 
-        A refused fact's error has its index as `fact_index`: those before it are recorded, it and all after are
-        not. The same call with the same key is answered alike, refusal and all, and records no more; one that recorded
-        nothing, since all was refused or recorded before, leaves nothing behind under its key.
+        If a fact is refused, the facts before it are recorded, and neither it nor any after it is; the error's
+        `fact_index` is its index. Repeating the call with the same key records nothing more, and returns or raises the
+        same. A call that recorded nothing, because every fact was refused or known, does not store its key.
+        Raises the same errors as `record_block`.
         """
-        contents, malformed = self._intake.contents(facts)
-        command = RecordFacts(contents, flag(confirm, "confirm"), _key(idempotency_key))
+        contents, malformed = self._fact_validator.contents(facts)
+        command = RecordFacts(contents, flag(confirm, "confirm"), _checked_key(idempotency_key))
         positions, refused = await self.execute(command)
         if isinstance(refused, ConflictingFact) and not refused.differences:
-            handle = await self._ready()
+            # The state keeps only digests of older facts. The log is read to name the differences, after the commit,
+            # so that the other callers of the batch do not wait for it.
+            handle = await self._lifecycle.handle()
             await handle.runtime.run(describe_conflict(handle.store, refused, contents[refused.fact_index]))
         refusal = refused or malformed
         if refusal is not None:
@@ -262,11 +186,12 @@ class Allowance(Queries):
         job_uuid: str | None = None,
         idempotency_key: str | None = None,
     ) -> Reservation:
-        """Sets aside the account's free blocks from the earliest on, whole, until they are worth the amount.
+        """Reserve whole free blocks of the account, earliest first, until they are worth at least the amount.
 
-        Raises `CannotReserveAllowanceException`, `InvalidInput`, and `IdempotencyConflict` for a key that was used
-        for something else. A `job_uuid` holds one reservation at a time: the same request answers with it, another
-        raises `JobRequestConflict`, and after a spend `JobAlreadySpent`.
+        A job has at most one active reservation: the same request with its `job_uuid` returns that one, a different
+        request raises `JobRequestConflict`, and any request after a spend raises `JobAlreadySpent`. Raises
+        `CannotReserveAllowanceException`, `InvalidInput`, and `IdempotencyConflict` if the key was used for another
+        request.
         """
         command = Reserve(
             name(miner_ss58, "miner_ss58"),
@@ -274,79 +199,66 @@ class Allowance(Queries):
             amount(allowance_seconds, "allowance_seconds"),
             integer(job_start_block, "job_start_block", 1),
             None if job_uuid is None else job_name(job_uuid),
-            _key(idempotency_key),
+            _checked_key(idempotency_key),
         )
-        return await self._reservation(command)
+        return await self._changed_reservation(command)
 
     async def spend(self, reservation_id: int, *, idempotency_key: str | None = None) -> Reservation:
-        """Makes a reservation permanent: the job ran.
+        """Spend an active reservation for good: the job ran.
 
-        Raises `ReservationNotFound` (also as `ReservationAlreadyReleased` or `ReservationExpired`),
-        `ReservationAlreadySpent`, `InvalidInput`, and `IdempotencyConflict` for a key that was used for something else.
+        Raises `ReservationNotFound` (or its subclasses `ReservationAlreadyReleased` and `ReservationExpired`),
+        `ReservationAlreadySpent`, `InvalidInput`, and `IdempotencyConflict` if the key was used for another request.
         """
-        return await self._reservation(Settle(checked_id(reservation_id), "spend", _key(idempotency_key)))
+        command = Settle(checked_id(reservation_id), "spend", _checked_key(idempotency_key))
+        return await self._changed_reservation(command)
 
     async def release(self, reservation_id: int, *, idempotency_key: str | None = None) -> Reservation:
-        """Gives a reservation's blocks back: the job did not run. Raises as `spend` does."""
-        return await self._reservation(Settle(checked_id(reservation_id), "release", _key(idempotency_key)))
+        """Release an active reservation and free its blocks: the job did not run.
+
+        Raises the same errors as `spend`.
+        """
+        command = Settle(checked_id(reservation_id), "release", _checked_key(idempotency_key))
+        return await self._changed_reservation(command)
 
     async def expire_due(self, *, idempotency_key: str | None = None) -> list[Reservation]:
-        """Ends every reservation whose due time has passed; answers them by due time.
+        """Expire every overdue reservation; return them by due time.
 
-        A key that ended any answers with the same ones again; where nothing was due, nothing stands under the key.
-        Raises `IdempotencyConflict` for a key that was used for something else.
+        Repeating the call with the same key returns the same reservations. A call that expired none does not store
+        its key. Raises `IdempotencyConflict` if the key was used for another request.
         """
-        expired: list[Reservation] | EarlierExpiry = await self.execute(ExpireDue(_key(idempotency_key)))
+        expired: list[Reservation] | EarlierExpiry = await self.execute(ExpireDue(_checked_key(idempotency_key)))
         if not isinstance(expired, EarlierExpiry):
             return expired
-        handle = await self._ready()
-        return await handle.runtime.run(_earlier_expired(handle.store, *expired, self._validator_ss58))
+        handle = await self._lifecycle.handle()
+        return await handle.runtime.run(reservations_of_expiry(handle.store, expired, handle.validator_ss58))
+
+    async def execute(self, command: Command) -> Any:
+        """Decide a command and commit its events; return its result. For routers. Raises `ReadOnlyLedger`."""
+        if self._read_only:
+            raise ReadOnlyLedger(command.operation)
+        # Every pick passes here, so the usual case, an open ledger, is checked without a further coroutine. A forked
+        # child sees its parent's handle, hence the process id.
+        handle = self._lifecycle.open_handle
+        if handle is None or handle.pid != os.getpid():
+            handle = await self._lifecycle.handle()
+        return await handle.writer.execute(command)
 
     def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
-        """A read-only view that answers the same questions about the past.
+        """Return a read-only view of the ledger as it was, with the same queries.
 
-        `position`: as of that event, its clock at that event's time. `time`: as of the last event recorded by
-        then, the clock at that time. `block`: just before the first event about a higher block. Raises
-        `InvalidInput` here, `PositionOutOfRange` at the first question.
+        Exactly one argument is needed. `position`: after that event, with the clock at that event's recorded time.
+        `time`: after the last event recorded by then, with the clock at that time. `block`: just before the first
+        event about a higher block. Raises `InvalidInput` here, and `PositionOutOfRange` at the first query.
         """
-        return Past(self._sources, moment_of(position, block, time))
+        return Past(self._lifecycle, AsOf.checked(position, block, time))
 
     async def health(self) -> Health:
-        """How the ledger is. Raises `StorageUnavailable` where the database does not answer."""
+        """Return the health of the ledger. Raises `StorageUnavailable` if the database does not respond."""
+        return await health_of(await self._lifecycle.handle(), self._lifecycle.database_url)
 
-        def look(state: Availability, now_ns: int) -> tuple[int, bytes, int, int, int, int]:
-            newest = state.chain.blocks.newest
-            age_ns = now_ns - state.chain.blocks.created_at_ns(newest) if newest else 0
-            return state.position, state.hash, newest, age_ns, len(state.active), len(state.overdue(now_ns))
-
-        position, a_hash, newest, age_ns, reserved, overdue = await self._query(look)
-        handle = await self._ready()
-        lag = await handle.runtime.run(handle.history.lag(position))
-        stopped = await handle.runtime.run(handle.history.stopped()) if lag else None
-        return Health(
-            "sqlite" if self._database_url.startswith("sqlite") else "postgresql",
-            SCHEMA_VERSION,
-            position,
-            f"{position}:{a_hash.hex()}",
-            lag,
-            None if stopped is None else str(stopped),
-            newest or None,
-            seconds(age_ns) if newest else None,
-            reserved,
-            overdue,
-        )
-
-    async def rebuild(self, progress: ProgressReport | None = None) -> RebuildReport:
-        """Makes the history and the snapshots anew from the log, beside what is there, and puts them in its place.
-
-        Reads and changes go on meanwhile. Answers where what was there was not what the log says. `progress` is
-        called with (events read, events there are), on a thread of the library's. Raises `RebuildOvertaken`,
-        `ProjectionStopped`, `CorruptLedger`, `ReadOnlyLedger`.
-        """
-        if self._read_only:
-            raise ReadOnlyLedger("rebuild")
-        handle = await self._ready()
-        return await handle.runtime.run(handle.rebuild(progress))
+    async def counters(self) -> dict[str, int]:
+        """Return what this process has counted since it opened the ledger: batches, commands, conflicts, …"""
+        return (await self._lifecycle.handle()).writer.counters.to_dict()
 
     async def audit(
         self,
@@ -355,179 +267,85 @@ class Allowance(Queries):
         usage_buckets: int = 0,
         progress: ProgressReport | None = None,
     ) -> AuditReport:
-        """Checks every rule of the ledger again, by replay from nothing, up to a position or the head.
+        """Check every rule of the ledger by replaying the log from the beginning, up to a position or to the head.
 
-        Works on a damaged log too; changes nothing. Unless `read_only`, the state in memory is compared as well.
-        `usage_buckets` asks for `usage` by blocks, in so many buckets at the most. `progress` as for `rebuild`. Raises
-        `PositionOutOfRange` and `InvalidInput`.
+        The audit also works on a damaged log, and changes nothing. Unless `read_only`, it also checks the state in
+        memory. `usage_buckets` asks for `usage` by blocks, in at most that many buckets. `progress` is called with
+        (events read, events in total) on a thread of the library. Raises `PositionOutOfRange` and `InvalidInput`.
         """
+        # Imported here, since few processes ever audit and every one waits for its imports.
         from projections import audit_log
 
         until = None if until_position is None else integer(until_position, "until_position", 0)
         buckets = integer(usage_buckets, "usage_buckets", 0, MOST_BUCKETS)
-        live = None if self._read_only else await self._live_state()
-        handle = await self._ready()
+        live = None if self._read_only else await self._state_in_memory()
+        handle = await self._lifecycle.handle()
         return await handle.runtime.run(
-            audit_log(
-                handle.store,
-                self._validator_ss58,
-                until,
-                progress,
-                live=live,
-                usage_buckets=buckets,
-            )
+            audit_log(handle.store, handle.validator_ss58, until, progress, live=live, usage_buckets=buckets)
         )
 
     async def verify(self, heads: Iterable[Head] = (), progress: ProgressReport | None = None) -> VerifyReport:
-        """Checks that every stored event is what was written, and that the log goes through `heads` noted elsewhere.
+        """Check that every stored event is unchanged since it was written, and that the log contains the `heads`.
 
-        Findings stand by position, the first bad one first; `routing.verify` does the same without opening a ledger.
-        `progress` as for `rebuild`. Raises `StorageUnavailable`.
+        `heads` are heads of this ledger that were noted elsewhere. Findings are in order of position.
+        `routing.verify` does the same without opening a ledger. `progress` as in `audit`. Raises
+        `StorageUnavailable` and `InvalidInput`.
         """
+        # Imported here for the same reason as in `audit`.
         from .backup import verify_store
 
-        handle = await self._ready()
-        return await handle.runtime.run(verify_store(handle.store, self._validator_ss58, heads, progress))
+        handle = await self._lifecycle.handle()
+        return await handle.runtime.run(verify_store(handle.store, handle.validator_ss58, heads, progress))
 
     async def export(
         self, target: str | os.PathLike[str] | IO[bytes], progress: ProgressReport | None = None
     ) -> ExportReport:
-        """Writes the ledger as it stands now, events and all, to a new file or a stream of bytes.
+        """Write all events of the ledger, as of now, to a new file or to a stream of bytes.
 
-        `routing.restore` and `routing.verify` read it. Changes go on meanwhile. `progress` as for `rebuild`. Raises
-        `CorruptLedger`, and `InvalidInput` where the file is there already.
+        `routing.restore` and `routing.verify` read it. Changes may go on meanwhile. `progress` as in `audit`. Raises
+        `CorruptLedger`, and `InvalidInput` if the file exists.
         """
+        # Imported here for the same reason as in `audit`.
         from .backup import export_store
 
-        handle = await self._ready()
-        return await handle.runtime.run(export_store(handle.store, self._validator_ss58, target, progress))
+        handle = await self._lifecycle.handle()
+        return await handle.runtime.run(export_store(handle.store, handle.validator_ss58, target, progress))
 
-    async def counters(self) -> dict[str, int]:
-        """What this process has done to the ledger since it was opened: batches, commands, conflicts, …"""
-        return (await self._ready()).writer.counters.to_dict()
+    async def rebuild(self, progress: ProgressReport | None = None) -> RebuildReport:
+        """Rebuild the history and the snapshots from the log as a shadow, then replace the live ones with it.
 
-    async def _live_state(self) -> Snapshot | None:
-        """What this process decides on, as bytes; None where the log is such that it decides on nothing."""
-        try:
-            return await self._query(lambda state, _: Snapshot(state.position, state.hash, encode_state(state)))
-        except AllowanceException:
-            return None
+        Queries and changes go on meanwhile. The report lists where the old ones differed from the log. `progress` as in
+        `audit`. Raises `RebuildOvertaken`, `ProjectionStopped`, `CorruptLedger`, `ReadOnlyLedger`.
+        """
+        if self._read_only:
+            raise ReadOnlyLedger("rebuild")
+        handle = await self._lifecycle.handle()
+        return await handle.runtime.run(handle.rebuild(progress))
 
-    async def _reservation(self, command: Command) -> Reservation:
+    async def _changed_reservation(self, command: Command) -> Reservation:
+        """Execute a command that makes or settles a reservation; return that reservation."""
         reservation: Reservation = await self.execute(command)
         return reservation
 
-    async def execute(self, command: Command) -> Any:
-        """Decide a command and commit its events; for routers. Raises `ReadOnlyLedger`."""
-        if self._read_only:
-            raise ReadOnlyLedger(command.operation)
-        handle = self._handle
-        if handle is None or handle.pid != os.getpid():
-            handle = await self._ready()
-        return await handle.writer.execute(command)
+    async def _read_state(self, read: Callable[[Availability, int], R], *, short: bool = False) -> R:
+        return await (await self._lifecycle.handle()).writer.query(read, short=short)
 
-    async def _query(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
-        return await (await self._ready()).writer.query(question, brief=brief)
+    async def _find_reservation(self, reservation_id: int) -> Reservation | None:
+        lookup = Lookup(positions=[reservation_position(reservation_id)])
+        handle = await self._lifecycle.handle()
+        found = await handle.runtime.run(handle.store.find(lookup))
+        # Looking up a row does not check the schema version. Reading the head does, and refuses a ledger of a newer
+        # release before this one decodes a row of it.
+        await handle.runtime.run(handle.store.head())
+        return found_reservation(found, handle.validator_ss58)
 
-    async def _stored(self, reservation_id: int) -> Reservation | None:
-        lookup = Lookup()
-        lookup.positions.add(reservation_position(reservation_id))
-        handle = await self._ready()
-        known = await handle.runtime.run(handle.store.find(lookup))
-        await handle.runtime.run(handle.store.head())  # refuses what a newer release may have written
-        return found_reservation(known, self._validator_ss58)
-
-    async def _sources(self) -> QuerySources:
-        handle = await self._ready()
-        return QuerySources(handle.runtime, handle.store, handle.history, self._validator_ss58)
-
-    async def _ready(self) -> LedgerHandle:
-        handle = self._handle
-        if handle is not None and handle.pid == os.getpid():
-            return handle
-        return await self._wait_for_handle(self._open_once())
-
-    async def _wait_for_handle(self, opening: Future[LedgerHandle]) -> LedgerHandle:
-        """Waits for an opening. Shielded: others may wait for the same."""
-        waiting = asyncio.wrap_future(opening)
-        waiting.add_done_callback(_note_outcome)
+    async def _state_in_memory(self) -> Snapshot | None:
+        """The state that this process decides on; None if the log is so damaged that it cannot be folded."""
         try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            if opening.cancelled():
-                raise LedgerClosed from None
-            raise
-
-    def _give_up_connecting(self) -> None:
-        """On the runtime's loop: an opening that has not reached the database ends; one that has is under way."""
-        if self._connecting is not None:
-            self._connecting.cancel()
-
-    def _open_once(self) -> Future[LedgerHandle]:
-        with _guard:
-            if self._closed:
-                raise LedgerClosed
-            if self._opening_pid != os.getpid():
-                self._opening, self._opening_pid = None, os.getpid()
-            failed = self._opening is not None and self._opening.done() and self._opening.exception() is not None
-            if self._opening is None or failed:
-                here = current_runtime()
-                self._opening = asyncio.run_coroutine_threadsafe(self._open(here), here.loop)
-            return self._opening
-
-    async def _open(self, here: Runtime) -> LedgerHandle:
-        if self._handle is not None:
-            if self._database_url == "sqlite://":
-                raise StorageUnavailable("a ledger in memory does not survive a fork; open one in the child")
-            _left_to_parents.append(self._handle)
-        store = store_from_url(self._database_url, self._validator_ss58, read_only=self._read_only)
-        here.add_fork_pause(store.paused_for_fork)
-        try:
-            self._connecting = asyncio.current_task()
-            try:
-                await store.open(None if self._read_only else schema)
-            finally:
-                self._connecting = None
-            handle = LedgerHandle(here, store, self._clock_ns, self._validator_ss58, read_only=self._read_only)
-            if not self._read_only:
-                settings = None if self._settings is None else self._settings.to_recorded()
-                await _record_settings(handle.writer, RecordSettings(self._validator_ss58, settings))
-        except BaseException:
-            here.remove_fork_pause(store.paused_for_fork)
-            await store.close()
-            raise
-        self._handle = handle
-        here.add_closer(handle.close)
-        return handle
+            return await self._read_state(lambda state, _: Snapshot(state.position, state.hash, encode_state(state)))
+        except AllowanceException:
+            return None
 
 
-async def _earlier_expired(store: Store, last_position: int, count: int, validator_ss58: str) -> list[Reservation]:
-    """The reservations that a sweep ended with as many expiries up to a position, by due time."""
-    expiries: list[Row] = []
-    while len(expiries) < count:
-        page = await store.read(last_position - count + len(expiries))
-        expiries += page[: count - len(expiries)]
-    lookup = Lookup()
-    lookup.positions.update(row.settles for row in expiries if row.settles is not None)
-    known = await store.find(lookup)
-    ended = (known.rows[row.settles] for row in expiries if row.settles is not None)
-    reservations = (reservation_at(known, row, validator_ss58) for row in ended)
-    return [reservation for reservation in reservations if reservation is not None]
-
-
-async def _record_settings(writer: LedgerWriter[Availability], command: RecordSettings) -> None:
-    try:
-        await writer.execute(command)
-    except OutcomeUnknown as unknown:
-        # The key would tell of this, and not of what the caller asked for, who has not been heard yet.
-        raise StorageUnavailable("the answer was lost while the ledger was opened; open it again") from unknown
-
-
-def _note_outcome(opening: asyncio.Future[LedgerHandle]) -> None:
-    """Else the loop would complain of a failure that nobody waits for any more."""
-    if not opening.cancelled():
-        opening.exception()
-
-
-def _key(value: str | None) -> str | None:
-    return None if value is None else name(value, "idempotency_key", LONGEST_KEY)
+def _checked_key(key: str | None) -> str | None:
+    return None if key is None else name(key, "idempotency_key", LONGEST_KEY)

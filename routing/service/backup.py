@@ -1,4 +1,4 @@
-"""Ledgers as a whole: verified, written to files, restored."""
+"""Whole ledgers: verify them, export them to files, restore them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ from projections import (
 )
 
 HASH_BYTES = 32
-NOBODY = "nobody"
-"""Whose ledger is meant where all of a database are read."""
-MEMORY = "sqlite://"
-ONE_LEDGER = "the validator whose ledger it is: there are those of "
+IN_MEMORY = "sqlite://"
+# A store needs some validator's name. This one is used if the store only reads a whole database, or only checks a URL.
+UNNAMED_VALIDATOR = "nobody"
 
 Source = str | os.PathLike[str]
 
@@ -41,15 +40,16 @@ async def verify(
     heads: Iterable[Head] = (),
     progress: ProgressReport | None = None,
 ) -> list[VerifyReport]:
-    """Checks every ledger in a database, by URL, or in an export, by path; or one validator's alone.
+    """Check every ledger, or one validator's only, in a database (by URL) or in an export (by path).
 
-    Leaves no trace where it reads, works without write permission, and believes nothing but the events. `heads` are of
-    one ledger, noted elsewhere at any time before (`Allowance.head`): only with them can it be told that a log was not
-    cut or written anew as a whole. Raises `InvalidInput`, `LedgerNotFound`, `NewerLedger`, `StorageUnavailable`.
+    Reading leaves no trace, needs no write permission, and trusts nothing but the events. `heads` are heads of one
+    ledger (`Allowance.head`) that were noted elsewhere at any earlier time: hashes alone cannot detect that a log was
+    truncated or rewritten as a whole. `progress` is called with (events read, events in total) on a thread of the
+    library. Raises `InvalidInput`, `LedgerNotFound`, `NewerLedger`, `StorageUnavailable`.
     """
-    known = checked_heads(heads)
+    expected = checked_heads(heads)
     path, validator_ss58 = _checked_source(source), _checked_validator(validator_ss58)
-    return await current_runtime().run(_verify(path, validator_ss58, known, progress))
+    return await current_runtime().run(_verify(path, validator_ss58, expected, progress))
 
 
 async def restore(
@@ -59,12 +59,13 @@ async def restore(
     validator_ss58: str | None = None,
     progress: ProgressReport | None = None,
 ) -> RestoreReport:
-    """Makes a ledger anew from an export, by path, or from a database, by URL: same positions, same hashes.
+    """Restore a ledger from an export (by path) or a database (by URL), with the same positions and hashes.
 
-    The source is verified first, and all is done in one transaction or nothing. The database has no log of the
-    validator, or the beginning of this one, which is then added to; one that has all of it is left as it is.
-    `validator_ss58` says which ledger of several. Raises `LedgerExists`, `DamagedExport`, `CorruptLedger`,
-    `InvalidInput`, `LedgerNotFound`, `NewerLedger`, `StorageUnavailable`.
+    The source is verified first. The restore is one transaction: a failed one changes nothing. If the target database
+    holds the beginning of this log, the rest is appended; if it holds all of it, nothing changes; if it holds another
+    log of the validator, `LedgerExists` is raised. `validator_ss58` selects one of several ledgers. `progress` as in
+    `verify`. Raises `LedgerExists`, `DamagedExport`, `CorruptLedger`, `InvalidInput`, `LedgerNotFound`, `NewerLedger`,
+    `StorageUnavailable`.
     """
     check_target(database_url)
     path, validator_ss58 = _checked_source(source), _checked_validator(validator_ss58)
@@ -74,80 +75,72 @@ async def restore(
 async def verify_store(
     store: Store, validator_ss58: str, heads: Iterable[Head], progress: ProgressReport | None
 ) -> VerifyReport:
-    """Verifies one ledger where it is."""
-    known = checked_heads(heads)
+    """Verify one ledger of a store, open or not; on the runtime's loop."""
+    expected = checked_heads(heads)
     async with store.reader() as reader:
-        return await verify_log(reader, await _only(reader, validator_ss58), known, progress)
+        return await verify_log(reader, await _single_ledger(reader, validator_ss58), expected, progress)
 
 
 async def export_store(
     store: Store, validator_ss58: str, target: Source | IO[bytes], progress: ProgressReport | None
 ) -> ExportReport:
-    """Writes one ledger to a file that is not there yet, or to a stream of bytes."""
-    _check_written_to(target)
+    """Export one ledger of a store to a new file or to a stream of bytes; on the runtime's loop."""
+    _check_export_target(target)
     async with store.reader() as reader:
-        stored = await _only(reader, validator_ss58)
+        stored = await _single_ledger(reader, validator_ss58)
         if not isinstance(target, (str, os.PathLike)):
             return await export_log(reader, stored, target, progress)
         with atomic_new_file(Path(target)) as stream:
             return await export_log(reader, stored, stream, progress)
 
 
-def _check_written_to(target: object) -> None:
-    """Raises `InvalidInput` for what an export cannot go to."""
-    if isinstance(target, (str, os.PathLike)):
-        is_one = bool(os.fspath(target))
-    else:
-        is_one = hasattr(target, "write") and not isinstance(target, TextIOBase)
-    if not is_one:
-        raise InvalidInput("target", target, "a path, or a stream of bytes to write to")
-
-
 def check_target(database_url: str) -> None:
-    """Raises `InvalidInput` for a database that nothing can be restored into."""
-    if database_url == MEMORY:
+    """Raise `InvalidInput` if no ledger can be restored into a database."""
+    if database_url == IN_MEMORY:
         raise InvalidInput("database_url", database_url, "a database that outlives this call")
-    store_from_url(database_url, NOBODY, read_only=False)
+    store_from_url(database_url, UNNAMED_VALIDATOR, read_only=False)
 
 
 def check_database(database_url: str) -> None:
-    """Raises `InvalidInput` for what is no database's URL."""
-    store_from_url(database_url, NOBODY, read_only=True)
+    """Raise `InvalidInput` if a text is not the URL of a database."""
+    store_from_url(database_url, UNNAMED_VALIDATOR, read_only=True)
 
 
 def checked_heads(heads: Iterable[Head]) -> list[Head]:
-    """Heads that a log can have had."""
+    """Return the heads as a list. Raises `InvalidInput` if one of them cannot be a log's head."""
     if not isinstance(heads, Iterable):
-        raise InvalidInput("heads", heads, "Head objects")
-    known = list(heads)
-    for head in known:
+        raise InvalidInput("heads", heads, "an iterable of Head")
+    checked = list(heads)
+    for head in checked:
         is_head: bool = isinstance(head, Head)
         if not is_head or type(head.hash) is not bytes or len(head.hash) != HASH_BYTES:
-            raise InvalidInput("heads", head, f"a Head, with a hash of {HASH_BYTES} bytes")
+            raise InvalidInput("heads", head, f"an iterable of Head, each with a hash of {HASH_BYTES} bytes")
         integer(head.position, "heads", 0)
-    return known
+    return checked
 
 
 async def _verify(
     source: str, validator_ss58: str | None, heads: Collection[Head], progress: ProgressReport | None
 ) -> list[VerifyReport]:
-    async with _opened(source) as reader:
-        found = await _ledgers(reader, validator_ss58)
-        if heads and len(found) > 1:
-            raise InvalidInput("validator_ss58", validator_ss58, ONE_LEDGER + _names(found))
+    async with _reader_of(source) as reader:
+        if heads:
+            # Heads say nothing about whose ledger they are from.
+            return [await verify_log(reader, await _single_ledger(reader, validator_ss58), heads, progress)]
+        found = await _matching_ledgers(reader, validator_ss58)
         return [await verify_log(reader, stored, heads, progress) for stored in found]
 
 
 async def _restore(
     source: str, database_url: str, validator_ss58: str | None, progress: ProgressReport | None
 ) -> RestoreReport:
-    async with _opened(source) as reader:
-        stored = await _only(reader, validator_ss58)
+    async with _reader_of(source) as reader:
+        stored = await _single_ledger(reader, validator_ss58)
         verified = await verify_log(reader, stored, (), progress)
         raise_first_finding(verified, is_export="://" not in source)
+        # The events name the validator; the source's head row may be damaged.
         owner = name(verified.validator_ss58, "validator_ss58")
         store = store_from_url(database_url, owner, read_only=False)
-        async with _paused_at_forks(store):
+        async with _paused_for_forks(store):
             try:
                 await store.open(schema)
                 return await restore_log(reader, stored, verified, store, progress)
@@ -156,22 +149,23 @@ async def _restore(
 
 
 @asynccontextmanager
-async def _opened(source: str) -> AsyncIterator[LogReader]:
-    """All that a database at a URL, or an export in a file, holds."""
+async def _reader_of(source: str) -> AsyncIterator[LogReader]:
+    """Read a database (by URL) or an export (by path)."""
     if "://" not in source:
         yield ExportReader(Path(source))
         return
     async with AsyncExitStack() as stack:
+        # The caller passed the URL as `source`. The body is outside, since it may refuse a URL of its own.
         with renamed_fields({"database_url": "source"}):
-            store = store_from_url(source, NOBODY, read_only=True)
-            await stack.enter_async_context(_paused_at_forks(store))
+            store = store_from_url(source, UNNAMED_VALIDATOR, read_only=True)
+            await stack.enter_async_context(_paused_for_forks(store))
             reader = await stack.enter_async_context(store.reader())
         yield reader
 
 
 @asynccontextmanager
-async def _paused_at_forks(store: Store) -> AsyncIterator[None]:
-    """While the body uses a store, a fork of the process waits for it, as it does for other writing and reading."""
+async def _paused_for_forks(store: Store) -> AsyncIterator[None]:
+    """Make a fork of the process wait until nothing is under way in a store that no ledger handle owns."""
     runtime = current_runtime()
     runtime.add_fork_pause(store.paused_for_fork)
     try:
@@ -180,15 +174,20 @@ async def _paused_at_forks(store: Store) -> AsyncIterator[None]:
         runtime.remove_fork_pause(store.paused_for_fork)
 
 
-async def _only(reader: LogReader, validator_ss58: str | None) -> StoredLedger:
-    found = await _ledgers(reader, validator_ss58)
+async def _single_ledger(reader: LogReader, validator_ss58: str | None) -> StoredLedger:
+    """Return the only matching ledger. Raises `LedgerNotFound`, and `InvalidInput` if there are several."""
+    found = await _matching_ledgers(reader, validator_ss58)
     if len(found) > 1:
-        raise InvalidInput("validator_ss58", validator_ss58, ONE_LEDGER + _names(found))
+        names = ", ".join(sorted(str(stored.validator_ss58) for stored in found))
+        raise InvalidInput("validator_ss58", validator_ss58, f"the validator of one of several ledgers: {names}")
     return found[0]
 
 
-async def _ledgers(reader: LogReader, validator_ss58: str | None) -> list[StoredLedger]:
-    """The ledgers that may be meant: where a head row is damaged, that of a validator may be any that has no name."""
+async def _matching_ledgers(reader: LogReader, validator_ss58: str | None) -> list[StoredLedger]:
+    """Return the ledgers of a validator, or all of them. Raises `LedgerNotFound` if there is none.
+
+    If a damaged head row has no readable name, its ledger may be the one that is asked for.
+    """
     found = await reader.ledgers()
     if validator_ss58 is not None:
         named = [stored for stored in found if stored.validator_ss58 == validator_ss58]
@@ -198,8 +197,13 @@ async def _ledgers(reader: LogReader, validator_ss58: str | None) -> list[Stored
     return found
 
 
-def _names(found: Iterable[StoredLedger]) -> str:
-    return ", ".join(sorted(str(stored.validator_ss58) for stored in found))
+def _check_export_target(target: object) -> None:
+    if isinstance(target, (str, os.PathLike)):
+        is_valid = bool(os.fspath(target))
+    else:
+        is_valid = hasattr(target, "write") and not isinstance(target, TextIOBase)
+    if not is_valid:
+        raise InvalidInput("target", target, "a path, or a stream of bytes to write to")
 
 
 def _checked_source(source: Source) -> str:

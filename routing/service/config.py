@@ -1,4 +1,4 @@
-"""Configuration from the environment: read at the first call, refused by name where it is wrong."""
+"""Configuration from the environment, read when the process-wide ledger or router is first used."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ledger import Miner, Settings
 from ledger.errors import InvalidInput
 from ledger.values import integer, name
 
+# Source: ComputeHorde's validator, which sends jobs for its trusted miner to a pseudo-miner with this hotkey.
 TRUSTED_MINER_FAKE_KEY = "0" * 48
 VARIABLES = {"database_url": "ALLOWANCE_DATABASE_URL", "validator_ss58": "ALLOWANCE_VALIDATOR_SS58"}
 DEFAULT_MINER_ADDRESS = "127.0.0.1"
@@ -19,7 +20,11 @@ DEFAULT_MINER_PORT = 8000
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What the process-wide `routing()` and `allowance()` are made from."""
+    """The configuration of the process-wide `routing()` and `allowance()`.
+
+    `validator_ss58` is empty if it is not configured. `settings` None means the recorded ones, `debug_miner` None that
+    jobs are routed on the ledger.
+    """
 
     database_url: str
     validator_ss58: str
@@ -29,7 +34,7 @@ class Configuration:
 
 
 def configuration_from_environment(environment: Mapping[str, str] = os.environ) -> Configuration:
-    """The configuration in environment variables; raises `InvalidInput` that names the variable."""
+    """Return the configuration in environment variables. Raises `InvalidInput` with the variable as its field."""
     debug_key = environment.get("DEBUG_MINER_KEY", "")
     debug_miner = _miner(environment, "DEBUG_MINER", debug_key) if debug_key else None
     return Configuration(
@@ -42,42 +47,52 @@ def configuration_from_environment(environment: Mapping[str, str] = os.environ) 
 
 
 def default_database_url(environment: Mapping[str, str] = os.environ) -> str:
-    """A SQLite file in the user's data directory."""
-    from pathlib import Path  # here, since whoever only imports the library should not wait for it
+    """Return the URL of a SQLite file in the user's data directory, as the XDG specification defines it."""
+    from pathlib import Path  # here, to keep start-up light: most processes configure a database
 
     home = environment.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return f"sqlite:///{Path(home) / 'allowance-ledger' / 'allowance.db'}"
 
 
 def settings_from_environment(environment: Mapping[str, str]) -> Settings | None:
-    """Settings where any `ALLOWANCE_<FIELD>` is set, the rest at their defaults; None where none is."""
+    """Return the settings in the `ALLOWANCE_<FIELD>` variables, other fields at their defaults; None if none is set.
+
+    An empty variable counts as unset. Raises `InvalidInput` with the variable as its field.
+    """
     given: dict[str, Any] = {}
     for field in fields(Settings):
         variable = f"ALLOWANCE_{field.name.upper()}"
-        if environment.get(variable, "") != "":
-            read, expected = _READERS[field.name]
-            try:
-                given[field.name] = read(environment[variable])
-                Settings(**{field.name: given[field.name]})
-            except InvalidInput as refused:
-                right = _expected(refused, field.name, expected)
-                raise InvalidInput(variable, environment[variable], right) from refused
-            except (ValueError, TypeError, RecursionError) as cause:
-                raise InvalidInput(variable, environment[variable], expected) from cause
+        text = environment.get(variable, "")
+        if text != "":
+            given[field.name] = _read_setting(variable, field.name, text)
     return Settings(**given) if given else None
 
 
-def _expected(refused: InvalidInput, field: str, as_text: str) -> str:
-    """What would be right: of a number, what `Settings` says, who knows the range; else what the text must be."""
+def _read_setting(variable: str, field: str, text: str) -> Any:
+    read, expected = _READERS[field]
+    try:
+        value = read(text)
+        # `Settings` checks the range. Checked one by one, each refusal names its variable.
+        Settings(**{field: value})
+    except InvalidInput as refused:
+        raise InvalidInput(variable, text, _expected(refused, field, expected)) from refused
+    except (ValueError, TypeError, RecursionError) as cause:
+        raise InvalidInput(variable, text, expected) from cause
+    return value
+
+
+def _expected(refused: InvalidInput, field: str, expected_text: str) -> str:
+    """Return what would be right: for a number the range that `Settings` allows, otherwise the form of the text."""
     if refused.field != field:
-        return f"{as_text}, with {refused.field} {refused.expected}"
-    return refused.expected if _READERS[field][0] in (int, float) else as_text
+        return f"{expected_text}, with {refused.field} {refused.expected}"
+    return refused.expected if _READERS[field][0] in (int, float) else expected_text
 
 
 def _miner(environment: Mapping[str, str], prefix: str, hotkey_ss58: str) -> Miner:
     address = environment.get(f"{prefix}_ADDRESS") or DEFAULT_MINER_ADDRESS
     port_text = environment.get(f"{prefix}_PORT") or str(DEFAULT_MINER_PORT)
     expected = "a port from 0 to 65535"
+    # Stricter than `int()`, which accepts spaces, signs, underscores and the digits of every script.
     if not port_text.isascii() or not port_text.isdigit() or len(port_text) > len("65535"):
         raise InvalidInput(f"{prefix}_PORT", port_text, expected)
     return Miner(
@@ -88,7 +103,7 @@ def _miner(environment: Mapping[str, str], prefix: str, hotkey_ss58: str) -> Min
     )
 
 
-def _flag(text: str) -> bool:
+def _read_flag(text: str) -> bool:
     lowered = text.strip().lower()
     if lowered in ("1", "true", "yes", "on"):
         return True
@@ -97,32 +112,33 @@ def _flag(text: str) -> bool:
     raise ValueError(text)
 
 
-def _json(text: str) -> Any:
-    import json  # as above
+def _read_json(text: str) -> Any:
+    import json  # here, to keep start-up light: only one setting needs it
 
-    return json.loads(text, object_pairs_hook=_each_name_once)
+    return json.loads(text, object_pairs_hook=_without_duplicate_names)
 
 
-def _each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A repeated name would silently replace the value before it."""
+def _without_duplicate_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # JSON allows a repeated name, and the last value would silently replace the first.
     names = dict(pairs)
     if len(names) < len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name is repeated")
     return names
 
 
-_AGE: tuple[Callable[[str], Any], str] = (int, "a whole number of blocks, 0 or more")
+_BLOCKS: tuple[Callable[[str], Any], str] = (int, "a whole number of blocks, 0 or more")
 _SECONDS: tuple[Callable[[str], Any], str] = (float, "a number of seconds, 0 or more")
+# How each field of `Settings` is read from text, and what the text should be.
 _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "block_expiry_blocks": _AGE,
+    "block_expiry_blocks": _BLOCKS,
     "reservation_margin_seconds": _SECONDS,
     "longest_job_seconds": _SECONDS,
     "long_block_seconds": _SECONDS,
     "long_block_counts_as_seconds": _SECONDS,
     "allowance_multiplier": (str, "a decimal or a fraction such as 1.5 or 3/2, from 0 to 1000"),
-    "executors_max_per_class": (_json, 'a JSON object such as {"always_on.gpu-24gb": 2}, each name once'),
-    "validation_leeway_lower_blocks": _AGE,
-    "validation_leeway_upper_blocks": _AGE,
-    "respect_executor_count": (_flag, "true or false"),
+    "executors_max_per_class": (_read_json, 'a JSON object such as {"always_on.gpu-24gb": 2}, each name once'),
+    "validation_leeway_lower_blocks": _BLOCKS,
+    "validation_leeway_upper_blocks": _BLOCKS,
+    "respect_executor_count": (_read_flag, "true or false"),
     "newest_block_max_age_seconds": _SECONDS,
 }

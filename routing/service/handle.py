@@ -1,4 +1,4 @@
-"""What an open ledger holds on to in a process, and how what is derived from its log is kept near it."""
+"""The ledger handle: what one open ledger holds in one process, and the upkeep of its derived tables."""
 
 from __future__ import annotations
 
@@ -22,40 +22,41 @@ log = logging.getLogger("allowance.ledger")
 
 
 class LedgerHandle:
-    """What an open ledger holds on to in this process."""
+    """One open ledger in one process: runtime, store, writer, history and snapshots.
+
+    Coroutines run on the runtime's loop; only `writer` may be used from any loop.
+    """
 
     def __init__(
-        self, here: Runtime, store: Store, clock_ns: Callable[[], int], validator_ss58: str, *, read_only: bool
+        self, runtime: Runtime, store: Store, clock_ns: Callable[[], int], validator_ss58: str, *, read_only: bool
     ) -> None:
-        self.pid = here.pid
-        self._read_only = read_only
-        self.runtime = here
+        self.pid = runtime.pid
+        self.runtime = runtime
         self.store = store
+        self.validator_ss58 = validator_ss58
         self.history = History(store, validator_ss58, read_only=read_only)
         self.snapshots = SnapshotStore(store)
-        self.writer = LedgerWriter(store, self.snapshots.load, clock_ns, here, self._look_after)
-        self._caring: asyncio.Task[None] | None = None
+        self.writer = LedgerWriter(store, self.snapshots.load, clock_ns, runtime, self._start_upkeep_if_due)
+        self._read_only = read_only
+        self._upkeep: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        """Finishes what is queued, leaves a snapshot where much has come since the last, and lets go."""
+        """Finish what is queued, save a snapshot if 1,000 rows have come since the last one, and close the store."""
         self.runtime.remove_closer(self.close)
         if not self._read_only:
+            # A snapshot only makes the next opening faster: without it the ledger closes as well.
             with suppress(AllowanceException):
-                await self._take_snapshot(PROJECT_EVERY_ROWS)
+                await self._save_snapshot_if_due(PROJECT_EVERY_ROWS)
         await self.writer.close()
-        if self._caring is not None:
-            await asyncio.wait([self._caring])
+        if self._upkeep is not None:
+            # The upkeep uses the store, so the store must outlive it; its own errors are logged there.
+            await asyncio.wait([self._upkeep])
         self.runtime.remove_fork_pause(self.store.paused_for_fork)
         await self.store.close()
 
-    async def _take_snapshot(self, every_rows: int) -> None:
-        await self.snapshots.refresh_newest()
-        taken = await self.writer.query(lambda state, _: self.snapshots.take_if_due(state, every_rows))
-        if taken is not None:
-            await self.snapshots.save(taken)
-
     async def rebuild(self, progress: ProgressReport | None) -> RebuildReport:
-        """Makes everything derived anew; the state in memory too, where it is not what the log says."""
+        """Rebuild every derived table, and replace the state in memory if it differs from the log."""
+        # Imported here, since few processes ever rebuild and every one waits for its imports.
         from projections import Rebuild
 
         rebuild = Rebuild(self.store, self.snapshots)
@@ -65,21 +66,30 @@ class LedgerHandle:
             await self.writer.replace_state(rebuild.state)
         return rebuild.report_with(report)
 
-    def _look_after(self, position: int, appended: int) -> None:
-        """After a commit: keeps the derived tables near the log, a piece at a time, beside the next batches.
+    def _start_upkeep_if_due(self, position: int, appended: int) -> None:
+        """After a commit: start the upkeep if the batch completed the next thousand rows.
 
-        Of all processes that append, the one does so whose row completes the thousand: they need not ask each other.
+        Each thousand is completed by exactly one batch of one process. So processes that share a ledger do not repeat
+        the upkeep, and need not coordinate.
         """
         completes = position % PROJECT_EVERY_ROWS < appended
-        if completes and (self._caring is None or self._caring.done()):
-            self._caring = self.runtime.loop.create_task(self._care())
+        if completes and (self._upkeep is None or self._upkeep.done()):
+            self._upkeep = self.runtime.loop.create_task(self._run_upkeep())
 
-    async def _care(self) -> None:
+    async def _run_upkeep(self) -> None:
         try:
-            await self._take_snapshot(SNAPSHOT_EVERY_ROWS)
+            await self._save_snapshot_if_due(SNAPSHOT_EVERY_ROWS)
             await self.history.project(await self.writer.query(lambda state, _: state.position))
         except LedgerClosed:
             return
         except Exception:
-            # What is derived can wait: readers fold the tail themselves, and after the next thousand it is tried again.
+            # Derived tables may lag: readers fold the unprojected tail themselves, and the next thousand rows start
+            # another attempt.
             log.warning("the read models could not be brought up to date", exc_info=True)
+
+    async def _save_snapshot_if_due(self, every_rows: int) -> None:
+        # Another process may have saved one since this process last looked.
+        await self.snapshots.refresh_newest()
+        snapshot = await self.writer.query(lambda state, _: self.snapshots.take_if_due(state, every_rows))
+        if snapshot is not None:
+            await self.snapshots.save(snapshot)

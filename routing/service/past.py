@@ -1,127 +1,148 @@
-"""A ledger as it was: the same questions, answered by replay."""
+"""Views of the past: the same queries, on a state that is replayed from the log."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple, TypeVar
 
-from ledger import Head, Lookup, Reservation, Row, Store, found_reservation
+from ledger import Head, Lookup, Reservation, Store, found_reservation
 from ledger.codec import decode, reservation_position
-from ledger.errors import PositionOutOfRange
+from ledger.errors import CorruptLedger, InvalidInput, PositionOutOfRange
 from ledger.events import BlockRecorded, ManifestsRecorded
-from ledger.values import instant
+from ledger.values import instant, instant_ns, integer
 from projections import Availability, ProgressReport, state_at
+from routing.stored_rows import row_at
 
-from .queries import Queries, QuerySources
+from .lifecycle import Lifecycle
+from .queries import Queries
 
 R = TypeVar("R")
 
 
-class Moment(NamedTuple):
-    """Which past is meant: exactly one of the three."""
+class AsOf(NamedTuple):
+    """The moment that a view of the past shows; exactly one field is set."""
 
     position: int | None = None
     block: int | None = None
     at_ns: int | None = None
 
+    @classmethod
+    def checked(cls, position: int | None, block: int | None, time: datetime | None) -> AsOf:
+        """Return the moment that a caller asks for. Raises `InvalidInput`."""
+        if sum(each is not None for each in (position, block, time)) != 1:
+            raise InvalidInput("at", (position, block, time), "exactly one of position, block and time")
+        return cls(
+            None if position is None else integer(position, "position", 0),
+            None if block is None else integer(block, "block", 0),
+            None if time is None else instant_ns(time, "time"),
+        )
+
 
 class Past(Queries):
-    """A read-only view of a ledger's past; made by `Allowance.at`, folded at the first question."""
+    """A read-only view of a ledger's past. Create it with `Allowance.at`; the first query folds the log up to there."""
 
-    def __init__(self, sources: Callable[[], Awaitable[QuerySources]], moment: Moment) -> None:
-        self._find_sources = sources
-        self._moment = moment
+    def __init__(self, lifecycle: Lifecycle, as_of: AsOf) -> None:
+        super().__init__(lifecycle)
+        self._as_of = as_of
         self._folding: asyncio.Task[tuple[Availability, int]] | None = None
 
     async def fold(self, progress: ProgressReport | None = None) -> None:
-        """Goes to that moment now instead of at the first question, and tells how far it has come.
+        """Fold the log now instead of at the first query, and report the progress.
 
-        `progress` is called with (events read, events there are to read), on a thread of the library's.
+        `progress` is called with (events read, events to read) on a thread of the library. Raises
+        `PositionOutOfRange`.
         """
-        sources = await self._sources()
-        await sources.runtime.run(self._folded(sources, progress))
+        handle = await self._lifecycle.handle()
+        await handle.runtime.run(self._state_and_clock(handle.store, progress))
 
-    async def _sources(self) -> QuerySources:
-        return await self._find_sources()
+    async def _read_state(self, read: Callable[[Availability, int], R], *, short: bool = False) -> R:
+        handle = await self._lifecycle.handle()
 
-    async def _query(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
-        sources = await self._sources()
+        async def fold_and_read() -> R:
+            return read(*await self._state_and_clock(handle.store))
 
-        async def answer() -> R:
-            return question(*await self._folded(sources))
+        return await handle.runtime.run(fold_and_read())
 
-        return await sources.runtime.run(answer())
-
-    async def _stored(self, reservation_id: int) -> Reservation | None:
-        sources = await self._sources()
+    async def _find_reservation(self, reservation_id: int) -> Reservation | None:
         head = (await self.head()).position
-        lookup = Lookup()
-        lookup.positions.add(reservation_position(reservation_id))
-        known = await sources.runtime.run(sources.store.find(lookup))
-        for rows in (known.rows, known.settlements):
+        handle = await self._lifecycle.handle()
+        lookup = Lookup(positions=[reservation_position(reservation_id)])
+        found = await handle.runtime.run(handle.store.find(lookup))
+        # The store looks in the whole log; what was recorded after this moment has not happened in this view.
+        for rows in (found.rows, found.settlements):
             for key in [key for key, row in rows.items() if row.position > head]:
                 del rows[key]
-        return found_reservation(known, sources.validator_ss58)
+        return found_reservation(found, handle.validator_ss58)
 
-    async def _folded(self, sources: QuerySources, progress: ProgressReport | None = None) -> tuple[Availability, int]:
-        """The state of that moment and its clock; folded once, on the runtime's loop."""
+    async def _state_and_clock(self, store: Store, progress: ProgressReport | None = None) -> tuple[Availability, int]:
+        """Return the state and the clock of the moment; on the runtime's loop.
+
+        All queries share one fold, and a cancelled one does not cancel it for the others. A failed fold is repeated.
+        """
         if self._folding is None or (self._folding.done() and self._folding.exception() is not None):
-            self._folding = asyncio.get_running_loop().create_task(_fold(sources.store, self._moment, progress))
+            self._folding = asyncio.get_running_loop().create_task(_fold(store, self._as_of, progress))
         return await asyncio.shield(self._folding)
 
 
-async def _fold(store: Store, moment: Moment, progress: ProgressReport | None) -> tuple[Availability, int]:
+async def _fold(store: Store, as_of: AsOf, progress: ProgressReport | None) -> tuple[Availability, int]:
     head = await store.head()
-    if moment.position is not None:
-        if not 1 <= moment.position <= head.position:
-            raise PositionOutOfRange(f"position {moment.position}", 1, head.position)
-        state = await state_at(store, moment.position, progress)
+    if as_of.position is not None:
+        if not 1 <= as_of.position <= head.position:
+            raise PositionOutOfRange(f"position {as_of.position}", 1, head.position)
+        state = await state_at(store, as_of.position, progress)
         return state, state.recorded_at_ns
-    if moment.at_ns is not None:
-        position = await _last_recorded_by(store, head, moment.at_ns)
-        return await state_at(store, position, progress), moment.at_ns
-    return await _before_higher_block(store, moment.block or 0, head.position, progress)
+    if as_of.at_ns is not None:
+        position = await _last_position_recorded_by(store, head, as_of.at_ns)
+        return await state_at(store, position, progress), as_of.at_ns
+    return await _fold_before_higher_block(store, as_of.block or 0, head.position, progress)
 
 
-async def _last_recorded_by(store: Store, head: Head, at_ns: int) -> int:
-    """The last position recorded by a time; recorded times never go back, so halving finds it."""
-
-    async def recorded_at_ns(position: int) -> int:
-        return (await _row(store, position)).recorded_at_ns
-
-    first_at_ns = await recorded_at_ns(1)
+async def _last_position_recorded_by(store: Store, head: Head, at_ns: int) -> int:
+    """Return the last position that was recorded by a time; recorded times never decrease, so bisection finds it."""
+    first_at_ns = await _recorded_at_ns(store, 1)
     if at_ns < first_at_ns:
         raise PositionOutOfRange(f"time {instant(at_ns)}", instant(first_at_ns), instant(head.recorded_at_ns))
     low, high = 1, head.position
     while low < high:
         middle = (low + high + 1) // 2
-        if await recorded_at_ns(middle) <= at_ns:
+        if await _recorded_at_ns(store, middle) <= at_ns:
             low = middle
         else:
             high = middle - 1
     return low
 
 
-async def _before_higher_block(
+async def _recorded_at_ns(store: Store, position: int) -> int:
+    row = await row_at(store, position)
+    if row is None:
+        raise CorruptLedger(position, "the row is missing")
+    return row.recorded_at_ns
+
+
+async def _fold_before_higher_block(
     store: Store, block: int, head: int, progress: ProgressReport | None
 ) -> tuple[Availability, int]:
-    """The state just before the first event about a higher block; its clock stands at the event before that."""
+    """Fold up to just before the first event about a higher block; the clock is the last folded event's.
+
+    Blocks may be recorded in any order, so neither a snapshot nor bisection can find that event: every event is read.
+    """
     state = Availability()
     newest = 0
     while rows := await store.read(state.position):
         for row in rows:
             event = decode(row.position, row.payload)
-            about = _block_of(event)
-            if about > block:
+            event_block = _block_of(event)
+            if event_block > block:
                 if state.chain.blocks.newest == 0 and not state.chain.sync_blocks:
-                    raise PositionOutOfRange(f"block {block}", about, None)
+                    raise PositionOutOfRange(f"block {block}", event_block, None)
                 return state, state.recorded_at_ns
-            newest = max(newest, about)
+            newest = max(newest, event_block)
             state.evolve(row, event)
         if progress is not None:
             progress(state.position, head)
+        # The runtime's loop serves every ledger of the process; a long fold must not block it.
         await asyncio.sleep(0)
     if block > newest:
         raise PositionOutOfRange(f"block {block}", None, newest or None)
@@ -129,6 +150,7 @@ async def _before_higher_block(
 
 
 def _block_of(event: object) -> int:
+    """Return the block that an event is about; 0 if it is about none."""
     match event:
         case BlockRecorded():
             return event.number
@@ -136,23 +158,3 @@ def _block_of(event: object) -> int:
             return event.block
         case _:
             return 0
-
-
-async def _row(store: Store, position: int) -> Row:
-    lookup = Lookup()
-    lookup.positions.add(position)
-    return (await store.find(lookup)).rows[position]
-
-
-def moment_of(position: int | None, block: int | None, time: datetime | None) -> Moment:
-    """The one moment that was named."""
-    from ledger.errors import InvalidInput
-    from ledger.values import instant_ns, integer
-
-    if sum(each is not None for each in (position, block, time)) != 1:
-        raise InvalidInput("at", (position, block, time), "exactly one of position, block and time")
-    return Moment(
-        None if position is None else integer(position, "position", 0),
-        None if block is None else integer(block, "block", 0),
-        None if time is None else instant_ns(time, "time"),
-    )

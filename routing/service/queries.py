@@ -1,20 +1,21 @@
-"""What can be asked of a ledger, now or as it was."""
+"""The queries of a ledger: the same for the present and for a view of the past."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from ledger import STATUSES, Head, Miner, Reservation, Runtime, Settings, Status, Store, check_amount
+from ledger import STATUSES, Head, Miner, Reservation, Settings, Status, check_amount
 from ledger.errors import InvalidInput, ReservationNotFound
 from ledger.values import amount, flag, instant_ns, integer, job_name, name
-from projections import Availability, Candidate, History, HistoryFilters, Page
+from projections import Availability, Candidate, HistoryFilters, Page
 from routing.explain import Explanation, explain
 
+from .lifecycle import Lifecycle
 from .summaries import Overview, Usage, overview_of, usage_of
 
 if TYPE_CHECKING:
@@ -25,35 +26,28 @@ R = TypeVar("R")
 MOST_ITEMS = 10_000
 
 
-class QuerySources(NamedTuple):
-    """Where a ledger is read, and the loop that it is read on."""
-
-    runtime: Runtime
-    store: Store
-    history: History
-    validator_ss58: str
-
-
 class Queries(ABC):
-    """The questions; where the answers come from is left to `Allowance` and its views of the past."""
+    """The queries; `Allowance` runs them at the head of the log, and `Past` at an earlier moment."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
 
     @abstractmethod
-    async def _query(self, question: Callable[[Availability, int], R], *, brief: bool = False) -> R:
-        """The answer of a function of the state and the clock; a brief one may be worked out in the caller's thread."""
+    async def _read_state(self, read: Callable[[Availability, int], R], *, short: bool = False) -> R:
+        """Call a function with the state and the clock (ns since the epoch); return its result.
+
+        A `short` function may run in the caller's thread, which costs less than waking the runtime's.
+        """
 
     @abstractmethod
-    async def _sources(self) -> QuerySources:
-        """Where the log and the history are read."""
-
-    @abstractmethod
-    async def _stored(self, reservation_id: int) -> Reservation | None:
-        """The stored reservation of an id."""
+    async def _find_reservation(self, reservation_id: int) -> Reservation | None:
+        """Return the reservation that was recorded at an id's log position, if any; its id may be another."""
 
     async def find_miners(self, allowance_seconds: float, executor_class: str, job_start_block: int) -> list[Candidate]:
-        """The registered miners with at least the amount for a job that starts at a block, best first.
+        """Return the registered miners with at least the amount for a job that starts at a block, best first.
 
-        Best is the earliest free block, then the largest share of its allowance left, then the most available,
-        then the lower hotkey. Never empty: raises `NotEnoughAllowanceException`, or `InvalidInput`.
+        The order is: earliest free block, then largest share of the allowance left, then most available, then lower
+        hotkey. The list is never empty: raises `NotEnoughAllowanceException` instead. Raises `InvalidInput`.
         """
         amount_ns = amount(allowance_seconds, "allowance_seconds")
         executor_class = name(executor_class, "executor_class")
@@ -63,17 +57,19 @@ class Queries(ABC):
             integer(job_start_block, "job_start_block", 1)
             return state.candidates(amount_ns, executor_class, job_start_block, now_ns)
 
-        return await self._query(find, brief=True)
+        return await self._read_state(find, short=True)
 
     async def reservation(self, reservation_id: int) -> Reservation:
-        """The reservation of an id, settled or not. Raises `ReservationNotFound`."""
-        reservation = await self._stored(checked_id(reservation_id))
+        """Return the reservation with an id, active or settled. Raises `ReservationNotFound`, `InvalidInput`."""
+        reservation = await self._find_reservation(checked_id(reservation_id))
+        # An id carries bits of its event's hash besides the position: an id from a lost tail must not name the
+        # reservation that was recorded at the same position later.
         if reservation is None or reservation.reservation_id != reservation_id:
             raise ReservationNotFound(reservation_id)
         return reservation
 
     async def reservation_for_job(self, job_uuid: str) -> Reservation:
-        """The newest reservation of a job. Raises `ReservationNotFound`."""
+        """Return the newest reservation of a job. Raises `ReservationNotFound`, `InvalidInput`."""
         page = await self.history(job_uuid=job_uuid, limit=1)
         if not page.items:
             raise ReservationNotFound(None, f"job {job_name(job_uuid)} has no reservation in this ledger")
@@ -93,10 +89,11 @@ class Queries(ABC):
         limit: int = 100,
         newest_first: bool = True,
     ) -> Page:
-        """A page of reservations that pass all filters, by the time they were made.
+        """Return a page of the reservations that pass all filters, in the order in which they were made.
 
-        Times are in `[reserved_from, reserved_until)`; `block` keeps those that took this block; `after` is the
-        `next` of the page before, and stays good while the log grows. Raises `InvalidInput`.
+        `reserved_at` is in `[reserved_from, reserved_until)`. `block` selects the reservations that took this block.
+        `after` is the `next` of the previous page and stays valid while the log grows. `limit` is from 1 to 10,000.
+        Raises `InvalidInput`.
         """
         if status is not None and status not in STATUSES:
             raise InvalidInput("status", status, f"one of {', '.join(STATUSES)}")
@@ -112,56 +109,85 @@ class Queries(ABC):
         integer(limit, "limit", 1, MOST_ITEMS)
         flag(newest_first, "newest_first")
         head = (await self.head()).position
-        sources = await self._sources()
-        return await sources.runtime.run(
-            sources.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
+        handle = await self._lifecycle.handle()
+        return await handle.runtime.run(
+            handle.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
         )
 
     async def explain(self, job_uuid: str) -> Explanation:
-        """Why this miner: the job's candidates in the order in which it tried them, and what became of each.
+        """Explain why a job was routed to its miner: its candidates in the order tried, each with a verdict.
 
-        Made again from the log alone. Raises `ReservationNotFound`.
+        The explanation is computed from the log alone. Raises `ReservationNotFound`, `InvalidInput`.
         """
         reservation = await self.reservation_for_job(job_uuid)
-        sources = await self._sources()
-        return await sources.runtime.run(explain(sources.store, reservation))
+        handle = await self._lifecycle.handle()
+        return await handle.runtime.run(explain(handle.store, reservation))
 
     async def why(self, miner_ss58: str, executor_class: str) -> Usage:
-        """What has become of an account's allowance in the window of a job that starts at the newest block.
+        """Return how an account's allowance is used, in the window of a job that starts at the newest block.
 
-        Answers the sums in seconds and the reservations, standing and spent, that took its blocks.
+        The result holds sums in executor-seconds, and the active and spent reservations that took blocks in the
+        window. An account that does not exist has zeros. Raises `InvalidInput`.
         """
         miner_ss58, executor_class = name(miner_ss58, "miner_ss58"), name(executor_class, "executor_class")
-        usage = await self._query(lambda state, now_ns: usage_of(state, miner_ss58, executor_class, now_ns))
-        takers = [
+        usage = await self._read_state(lambda state, now_ns: usage_of(state, miner_ss58, executor_class, now_ns))
+        reservations = [
             reservation
             for status in ("reserved", "spent")
-            async for reservation in self._all(miner_ss58, executor_class, status)
+            async for reservation in self._reservations_of(miner_ss58, executor_class, status)
             if reservation.blocks[-1] >= usage.first_block
         ]
-        takers.sort(key=lambda reservation: reservation.reservation_id)
-        return msgspec.structs.replace(usage, reservations=takers)
+        reservations.sort(key=lambda reservation: reservation.reservation_id)
+        return msgspec.structs.replace(usage, reservations=reservations)
 
     async def overview(self) -> Overview:
-        """What the ledger knows and holds, summed up."""
-        return await self._query(overview_of)
+        """Return a summary of the ledger, with totals per executor class."""
+        return await self._read_state(overview_of)
 
     async def receipts(self, keeper: Bookkeeper | None = None) -> Bookkeeper:
-        """A bookkeeper for the receipts of other validators, who knows the facts recorded by now.
+        """Return a bookkeeper for the receipts of other validators that knows the facts recorded by now.
 
-        Given one, that one is brought up to date, and what it has spent stays spent.
+        A given `keeper` is brought up to date and returned; the blocks that it counts as spent stay spent. Raises
+        `InvalidInput`.
         """
+        # Imported here, since few processes ever process receipts and every one waits for its imports.
         from projections import Bookkeeper
 
         keeper = Bookkeeper() if keeper is None else keeper
         if not isinstance(keeper, Bookkeeper):
             raise InvalidInput("keeper", keeper, "a Bookkeeper or None")
         head = (await self.head()).position
-        sources = await self._sources()
-        await sources.runtime.run(keeper.follow(sources.store, head))
+        handle = await self._lifecycle.handle()
+        await handle.runtime.run(keeper.follow(handle.store, head))
         return keeper
 
-    async def _all(self, miner_ss58: str, executor_class: str, status: Status) -> AsyncIterator[Reservation]:
+    async def current_block(self) -> int | None:
+        """Return the number of the newest block; None if no block is recorded."""
+        return await self._read_state(lambda state, _: state.chain.blocks.newest or None, short=True)
+
+    async def miners(self) -> list[Miner]:
+        """Return the miners that are registered at the newest block, ordered by hotkey."""
+        miners = await self._read_state(lambda state, _: state.chain.metagraph.miners)
+        return [Miner(*axon, hotkey_ss58=hotkey_ss58) for hotkey_ss58, axon in sorted(miners.items())]
+
+    async def manifests(self) -> dict[str, dict[str, int]]:
+        """Return the newest sync as it was given: `{miner_ss58: {executor_class: executor_count}}`."""
+        manifests = await self._read_state(lambda state, _: state.chain.manifests)
+        return {miner_ss58: dict(counts) for miner_ss58, counts in manifests.items()}
+
+    async def settings(self) -> Settings:
+        """Return the recorded settings that apply now."""
+        return (await self._read_state(lambda state, _: state.chain.settings)).to_settings()
+
+    async def head(self) -> Head:
+        """Return the log's head. Note it elsewhere: with it, `verify` detects every later change of the log."""
+        return await self._read_state(
+            lambda state, _: Head(state.position, state.hash, state.recorded_at_ns), short=True
+        )
+
+    async def _reservations_of(
+        self, miner_ss58: str, executor_class: str, status: Status
+    ) -> AsyncIterator[Reservation]:
         after: str | None = None
         while True:
             page = await self.history(
@@ -173,31 +199,12 @@ class Queries(ABC):
             if after is None:
                 return
 
-    async def current_block(self) -> int | None:
-        """The number of the newest block; None where no block is recorded."""
-        return await self._query(lambda state, _: state.chain.blocks.newest or None, brief=True)
-
-    async def miners(self) -> list[Miner]:
-        """The miners registered at the newest block, by hotkey."""
-        miners = await self._query(lambda state, _: state.chain.metagraph.miners)
-        return [Miner(*axon, hotkey_ss58=hotkey_ss58) for hotkey_ss58, axon in sorted(miners.items())]
-
-    async def manifests(self) -> dict[str, dict[str, int]]:
-        """The newest sync's `{miner_ss58: {executor_class: executor_count}}`, as it was given."""
-        manifests = await self._query(lambda state, _: state.chain.manifests)
-        return {miner_ss58: dict(counts) for miner_ss58, counts in manifests.items()}
-
-    async def settings(self) -> Settings:
-        """The settings that apply."""
-        return (await self._query(lambda state, _: state.chain.settings)).to_settings()
-
-    async def head(self) -> Head:
-        """The log's position and hash; noted elsewhere, they let `verify` find every later change of the log."""
-        return await self._query(lambda state, _: Head(state.position, state.hash, state.recorded_at_ns), brief=True)
-
 
 def checked_id(value: object) -> int:
-    """A reservation id; an integer that can be no id names no reservation."""
+    """Return a reservation id.
+
+    Raises `InvalidInput` if it is no integer, and `ReservationNotFound` if no ledger can have it.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidInput("reservation_id", value, "an integer")
     if not 0 < value < 2**63:

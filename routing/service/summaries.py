@@ -1,4 +1,4 @@
-"""Accounts, classes and whole ledgers summed up: what a state at a clock adds up to, in public units."""
+"""Summaries of a state at a clock: one account, one executor class, the whole ledger; in public units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from projections import Availability
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """An account's allowance from `first_block` on, in executor-seconds, and what took its blocks."""
+    """An account's allowance from `first_block` on, in executor-seconds, and the reservations that took its blocks.
+
+    `total`: usable blocks. `available`: free ones of them. `unspent`: those in no spent reservation. `reservations`:
+    active and spent ones, by id.
+    """
 
     miner_ss58: str
     executor_class: str
@@ -24,10 +28,11 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class ClassTotals(msgspec.Struct, frozen=True):
-    """One executor class, for a job that starts at the newest block: sums over its registered miners.
+    """The totals of one executor class over its registered miners, for a job that starts at the newest block.
 
-    `miners` have allowance in the class, `executors` are those of the newest sync, amounts are executor-seconds.
-    `reserved` counts the standing reservations of the class, on any miner.
+    `miners` counts those with allowance in the class, `executors` those of the newest sync. Amounts are
+    executor-seconds. `reserved` counts the active reservations of the class, including those on miners that are no
+    longer registered.
     """
 
     executor_class: str
@@ -40,7 +45,12 @@ class ClassTotals(msgspec.Struct, frozen=True):
 
 
 class Overview(msgspec.Struct, frozen=True):
-    """A ledger at a position, as seen by a clock: what it knows, what stands, and what each class has."""
+    """A summary of a ledger at a log position and a clock.
+
+    `recorded_at` is the time of the last event, `at` the clock; both are aware UTC. `newest_block` is None if no block
+    is recorded. `miners` are registered at the newest block. `reserved` counts the active reservations, `overdue` those
+    of them that are overdue. `classes` are in order of name.
+    """
 
     position: int
     recorded_at: datetime
@@ -56,14 +66,14 @@ class Overview(msgspec.Struct, frozen=True):
 
 
 def overview_of(state: Availability, now_ns: int) -> Overview:
-    """A state summed up."""
+    """Summarize a whole ledger at a clock (ns since the epoch)."""
     chain = state.chain
     return Overview(
         state.position,
         instant(state.recorded_at_ns),
         instant(now_ns),
         chain.blocks.newest or None,
-        sum(1 for _ in chain.blocks.known()),
+        sum(1 for _ in chain.blocks.recorded_blocks()),
         len(chain.syncs),
         len(chain.metagraph.miners),
         len(chain.accounts),
@@ -74,7 +84,7 @@ def overview_of(state: Availability, now_ns: int) -> Overview:
 
 
 def totals_of(state: Availability, executor_class: str, now_ns: int) -> ClassTotals:
-    """A class summed up, for a job that starts at the newest block."""
+    """Summarize an executor class, for a job that starts at the newest block."""
     chain = state.chain
     window_start = state.window_start(chain.blocks.newest)
     accounts = chain.classes[executor_class].values()
@@ -92,7 +102,10 @@ def totals_of(state: Availability, executor_class: str, now_ns: int) -> ClassTot
 
 
 def usage_of(state: Availability, miner_ss58: str, executor_class: str, now_ns: int) -> Usage:
-    """The sums of an account in the window of a job that starts at the newest block."""
+    """Summarize an account, for a job that starts at the newest block; `reservations` are left empty.
+
+    The state holds no spent reservation, so the caller adds them from the history.
+    """
     window_start = state.window_start(state.chain.blocks.newest)
     account = state.chain.classes.get(executor_class, {}).get(miner_ss58)
     if account is None:

@@ -22,7 +22,6 @@ from ledger import (
     Account,
     ExpireDue,
     FactValidator,
-    LookupResult,
     RecordFacts,
     RecordSettings,
     Row,
@@ -30,6 +29,7 @@ from ledger import (
     UnitOfWork,
     store_from_url,
 )
+from ledger.domain.lookup import LookupResult
 from projections import Availability, History, SnapshotStore, schema
 from routing import AllMinersBusy, NotEnoughAllowanceException
 from routing.pick import Pick

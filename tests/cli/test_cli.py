@@ -1,4 +1,4 @@
-"""The command line from end to end: what it answers, where, and with which exit code."""
+"""The command line from end to end: its output, its streams and its exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from routing.cli.commands import COMMANDS
+from routing.cli.commands import COMMANDS, CommandEntry
 from routing.cli.demo import network
 from routing.cli.io.inputs import MOST_PAGE_ITEMS
 from routing.cli.main import main
@@ -27,15 +27,15 @@ from routing.service.queries import MOST_ITEMS
 
 pytestmark = pytest.mark.compatibility
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SEED = 5
 ME = network.hotkeys(SEED, "validator", 1)[0]
 GPU = "always_on.gpu-24gb"
 
 
 @dataclass
-class Answer:
-    """What a command said and how it ended."""
+class Result:
+    """The output of a command and its exit code."""
 
     code: int
     out: str
@@ -48,17 +48,17 @@ class Answer:
 
     @property
     def items(self) -> list[Any]:
-        """The JSON documents on standard output, one a line."""
+        """The JSON documents on standard output, one per line."""
         return [json.loads(line) for line in self.out.splitlines()]
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error that `--json` tells."""
+        """The error that `--json` writes."""
         error: dict[str, Any] = self.document["error"]
         return error
 
 
-Command = Callable[..., Answer]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
@@ -68,17 +68,17 @@ def database(tmp_path: Path) -> str:
 
 @pytest.fixture
 def allowance(database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs `allowance` on a ledger of its own, which the environment names."""
+    """Run `allowance` on a new ledger, which the environment names."""
     for variable in list(os.environ):
         if variable.startswith(("ALLOWANCE_", "DEBUG_MINER_", "TRUSTED_MINER_")):
             monkeypatch.delenv(variable)
     monkeypatch.setenv("ALLOWANCE_DATABASE_URL", database)
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", ME)
 
-    def run(*words: object) -> Answer:
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
+    def run(*arguments: object) -> Result:
+        code = main([str(word) for word in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
 
     return run
 
@@ -125,9 +125,9 @@ def stdin(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
-def process(*words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+def process(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "routing.cli", *words],
+        [sys.executable, "-m", "routing.cli", *arguments],
         cwd=ROOT,
         env={**os.environ, **(env or {})},
         stdout=subprocess.PIPE,
@@ -140,57 +140,101 @@ def process(*words: str, env: dict[str, str] | None = None, **options: Any) -> s
 
 
 def test_every_command_is_listed_in_help(allowance: Command) -> None:
-    """Whoever asks for help sees everything that there is, and what exit codes mean."""
-    answer = allowance("--help")
+    """`allowance --help` lists every command and explains the exit codes."""
+    result = allowance("--help")
 
-    assert answer.code == 0
-    for command in COMMANDS:
-        assert f"    {command.name} " in answer.out
-    assert "Exit codes" in answer.out
+    assert result.code == 0
+    for entry in COMMANDS:
+        assert f"    {entry.name} " in result.out
+    assert "Exit codes" in result.out
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=[command.name for command in COMMANDS])
-def test_every_command_has_help_with_examples(allowance: Command, command: Any) -> None:
-    """Each command shows how it is used, and takes the options that all take."""
-    answer = allowance(command.name, "--help")
+@pytest.mark.parametrize("entry", COMMANDS, ids=[entry.name for entry in COMMANDS])
+def test_every_command_has_help_with_examples(allowance: Command, entry: CommandEntry) -> None:
+    """The help of each command shows its examples and the common options, in lines of at most 120 characters."""
+    result = allowance(entry.name, "--help")
+    examples = entry.load().examples
 
-    assert answer.code == 0
-    assert answer.err == ""
-    assert command.examples
-    for example in command.examples:
-        assert f"allowance {command.name}" in example
-        assert example in answer.out
+    assert result.code == 0
+    assert result.err == ""
+    assert examples
+    for example in examples:
+        assert f"allowance {entry.name}" in example
+        assert example in result.out
     for option in ("--database", "--validator", "--json"):
-        assert option in answer.out
-    assert all(len(line) <= 120 for line in answer.out.splitlines())
+        assert option in result.out
+    assert all(len(line) <= 120 for line in result.out.splitlines())
 
 
-def test_every_example_is_understood() -> None:
-    """What help shows can be typed: the words of each example make sense to the parser."""
+def test_every_example_in_help_is_valid() -> None:
+    """The parser accepts the command line of every example."""
     import shlex
 
     from routing.cli.parser import build_parser
 
-    for command in COMMANDS:
-        for example in command.examples:
-            words = shlex.split(example.partition("allowance ")[2].partition(" | ")[0].partition(" > ")[0])
-            assert build_parser().parse_args(words).command == command.name
+    for entry in COMMANDS:
+        for example in entry.load().examples:
+            arguments = shlex.split(example.partition("allowance ")[2].partition(" | ")[0].partition(" > ")[0])
+            assert build_parser(arguments).parse_args(arguments).command == entry.name
 
 
-def test_help_loads_no_database_toolkit() -> None:
-    """`allowance --help` imports nothing that it does not need, which is what makes it answer at once."""
-    code = (
-        "import sys; from routing.cli.main import main; code = main(['--help']);"
-        "sys.exit(code or any(name in sys.modules for name in ('sqlalchemy', 'sqlite3', 'aiosqlite')))"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+NEEDED_BY_HELP = {
+    *("ledger", "ledger.lazy_exports", "routing", "routing.cli", "routing.cli.commands", "routing.cli.io.errors"),
+    *("routing.cli.io", "routing.cli.io.output", "routing.cli.main", "routing.cli.parser"),
+}
+SLOW_TO_IMPORT = ("aiosqlite", "asyncio", "asyncpg", "msgspec", "socket", "sqlalchemy", "sqlite3")
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Return the names of the modules that a new process has loaded after this command."""
+    code = "import sys; from routing.cli.main import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", code, *arguments]
+    ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(ran.stderr.split())
+
+
+def test_help_loads_only_what_it_prints() -> None:
+    """`allowance --help` imports no command, no database toolkit and not the library, so it starts quickly.
+
+    Catches: an import at the top of a module that help needs, which slows every command down.
+    """
+    loaded = loaded_by("--help")
+
+    assert {name for name in loaded if name.split(".")[0] in ("ledger", "projections", "routing")} == NEEDED_BY_HELP
+    assert not loaded & set(SLOW_TO_IMPORT)
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=[entry.name for entry in COMMANDS])
+def test_a_command_is_imported_alone(entry: CommandEntry) -> None:
+    """The help of one command imports the module of that command and of no other, and no database toolkit."""
+    loaded = loaded_by(entry.name, "--help")
+
+    imported = {name for name in loaded if name.startswith("routing.cli.commands.")}
+    assert imported == {f"routing.cli.commands.{entry.module}"}
+    assert not loaded & {"aiosqlite", "asyncpg", "sqlalchemy", "sqlite3"}
+
+
+def test_a_summary_is_written_once() -> None:
+    """If a command's module repeats its name or summary, they are those of the table that help shows."""
+    for entry in COMMANDS:
+        command = entry.load()
+        assert command.name in ("", entry.name)
+        assert command.summary in ("", entry.summary)
+
+
+def test_the_table_lists_each_command_once() -> None:
+    """Names are unique, and every summary is one sentence, which help shows without its full stop."""
+    assert len({entry.name for entry in COMMANDS}) == len(COMMANDS)
+    for entry in COMMANDS:
+        assert entry.summary.endswith(".")
+        assert entry.summary[0].isupper()
 
 
 # Usage
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         (),
         ("frobnicate",),
@@ -222,22 +266,22 @@ def test_help_loads_no_database_toolkit() -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_told_in_one_line(allowance: Command, words: tuple[str, ...]) -> None:
-    """Exit code 2, one line that says what would make sense, and with `--json` the same as a document."""
-    answer = allowance(*words)
-    assert answer.code == 2
-    assert answer.out == ""
-    assert answer.err.startswith("allowance: WrongUsage: ")
-    assert answer.err.count("\n") == 1
+def test_wrong_usage_is_reported_in_one_line(allowance: Command, arguments: tuple[str, ...]) -> None:
+    """Exit code 2 and one line that says what would be right; with `--json` the same as a document."""
+    result = allowance(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("allowance: WrongUsage: ")
+    assert result.err.count("\n") == 1
 
-    answer = allowance(*words, "--json")
-    assert answer.code == 2
-    assert answer.error["type"] == "WrongUsage"
-    assert answer.error["message"]
+    result = allowance(*arguments, "--json")
+    assert result.code == 2
+    assert result.error["type"] == "WrongUsage"
+    assert result.error["message"]
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("arguments", "name"),
     [
         (("verify", ""), "SOURCE"),
         (("restore", ""), "SOURCE"),
@@ -251,43 +295,43 @@ def test_wrong_usage_is_told_in_one_line(allowance: Command, words: tuple[str, .
     ],
     ids=lambda given: given if isinstance(given, str) else " ".join(given),
 )
-def test_an_empty_argument_is_not_one_that_was_left_out(filled: Command, words: tuple[str, ...], name: str) -> None:
-    """`--database "$URL"` with nothing in the variable is refused by name.
+def test_an_empty_argument_does_not_count_as_left_out(filled: Command, arguments: tuple[str, ...], name: str) -> None:
+    """`--database "$URL"` with an unset variable is refused by name.
 
-    Catches: the default database used, verified or restored into, where another was meant.
+    Catches: a command that silently verifies or restores into the default database.
     """
-    answer = filled(*words)
-    assert (answer.code, answer.out) == (2, "")
-    assert answer.err.startswith(f"allowance: WrongUsage: argument {name}: is empty")
+    result = filled(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"allowance: WrongUsage: argument {name}: is empty")
 
 
-def test_names_that_are_no_names_are_refused(filled: Command) -> None:
-    """A NUL in a name reaches no database."""
-    for words in (
+def test_invalid_names_are_refused(filled: Command) -> None:
+    """A name with a NUL, or a name that is too long, does not reach the database."""
+    for arguments in (
         ("miners", "--executor-class", "a\0b", "--seconds", "1"),
         ("history", "--miner", "a\0b"),
         ("history", "--job", "x" * 1000),
         ("history", "--after", "no-such-cursor"),
         ("spend", "1", "--idempotency-key", "\n"),
     ):
-        answer = filled(*words)
-        assert answer.code == 2
-        assert answer.err.startswith("allowance: InvalidInput: ")
-        assert answer.err[:-1].isprintable()
+        result = filled(*arguments)
+        assert result.code == 2
+        assert result.err.startswith("allowance: InvalidInput: ")
+        assert result.err[:-1].isprintable()
 
 
-def test_the_validator_must_be_known(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_validator_is_refused(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a validator there is no ledger to work on; the message says how to name one."""
     monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
 
-    answer = allowance("health")
+    result = allowance("health")
 
-    assert answer.code == 2
-    assert "--validator" in answer.err
-    assert "ALLOWANCE_VALIDATOR_SS58" in answer.err
+    assert result.code == 2
+    assert "--validator" in result.err
+    assert "ALLOWANCE_VALIDATOR_SS58" in result.err
 
 
-def test_options_go_before_the_environment(
+def test_options_override_the_environment(
     filled: Command, database: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`--database` and `--validator` name another ledger for one command."""
@@ -299,81 +343,81 @@ def test_options_go_before_the_environment(
     assert filled("health", "--database", database).code == 1
 
 
-def test_a_wrong_setting_in_the_environment_is_named(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands read the same environment as the library, and refuse what it refuses."""
+def test_an_invalid_setting_in_the_environment_is_named(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands read the same environment as the library, and refuse the same values."""
     monkeypatch.setenv("ALLOWANCE_LONGEST_JOB_SECONDS", "long")
 
-    answer = allowance("health")
+    result = allowance("health")
 
-    assert answer.code == 2
-    assert "ALLOWANCE_LONGEST_JOB_SECONDS" in answer.err
+    assert result.code == 2
+    assert "ALLOWANCE_LONGEST_JOB_SECONDS" in result.err
 
 
 # Storage
 
 
-def test_reading_makes_no_ledger(allowance: Command, tmp_path: Path) -> None:
+def test_reading_creates_no_ledger(allowance: Command, tmp_path: Path) -> None:
     """A typing error in a path does not leave an empty ledger behind."""
-    for words in (("health",), ("miners",), ("history",), ("show", "1")):
-        answer = allowance(*words)
-        assert answer.code == 3
-        assert answer.err.startswith("allowance: StorageUnavailable: ")
+    for arguments in (("health",), ("miners",), ("history",), ("show", "1")):
+        result = allowance(*arguments)
+        assert result.code == 3
+        assert result.err.startswith("allowance: StorageUnavailable: ")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [("spend", "1"), ("release", "1"), ("rebuild",), ("pick",)], ids=" ".join)
-def test_only_what_creates_ledgers_makes_one(
-    filled: Command, tmp_path: Path, request_file: Path, database: str, words: tuple[str, ...]
+@pytest.mark.parametrize("arguments", [("spend", "1"), ("release", "1"), ("rebuild",), ("pick",)], ids=" ".join)
+def test_only_import_and_demo_create_a_ledger(
+    filled: Command, tmp_path: Path, request_file: Path, database: str, arguments: tuple[str, ...]
 ) -> None:
-    """A mistyped path or validator is answered as `health` does, and nothing is made.
+    """For a mistyped path or validator, writing commands fail as `health` does, and create nothing.
 
     Catches: `spend` with a typing error in `--database`, which left an empty ledger there.
     """
-    words = (*words, str(request_file)) if words == ("pick",) else words
+    arguments = (*arguments, str(request_file)) if arguments == ("pick",) else arguments
     there = sorted(tmp_path.iterdir())
-    answer = filled(*words, "--database", f"sqlite:///{tmp_path / 'mistyped.db'}", "--json")
-    assert (answer.code, answer.error["type"]) == (3, "StorageUnavailable")
-    assert "there is no file" in answer.err
-    answer = filled(*words, "--validator", "5Mistyped", "--json")
-    assert (answer.code, answer.error["type"]) == (1, "LedgerNotFound")
+    result = filled(*arguments, "--database", f"sqlite:///{tmp_path / 'mistyped.db'}", "--json")
+    assert (result.code, result.error["type"]) == (3, "StorageUnavailable")
+    assert "there is no file" in result.err
+    result = filled(*arguments, "--validator", "5Mistyped", "--json")
+    assert (result.code, result.error["type"]) == (1, "LedgerNotFound")
     assert sorted(tmp_path.iterdir()) == there
     with contextlib.closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as stored:
         assert stored.execute("SELECT validator_ss58 FROM allowance_ledgers").fetchall() == [(ME,)]
 
 
-def test_a_file_that_is_no_database_is_not_touched(allowance: Command, facts: Path, tmp_path: Path) -> None:
-    """Whatever the file was, it stays that; the answer is exit code 3."""
+def test_a_file_that_is_no_database_stays_unchanged(allowance: Command, facts: Path, tmp_path: Path) -> None:
+    """The command exits with code 3, and the file keeps its content."""
     letter = tmp_path / "letter.txt"
     letter.write_text("Dear Sir or Madam, " * 200)
-    for words in (("health",), ("import", facts), ("spend", "1")):
-        answer = allowance(*words, "--database", f"sqlite:///{letter}", "--json")
-        assert answer.code == 3
-        assert answer.error["type"] == "StorageUnavailable"
+    for arguments in (("health",), ("import", facts), ("spend", "1")):
+        result = allowance(*arguments, "--database", f"sqlite:///{letter}", "--json")
+        assert result.code == 3
+        assert result.error["type"] == "StorageUnavailable"
     assert letter.read_text() == "Dear Sir or Madam, " * 200
 
 
-def test_another_kind_of_database_is_wrong_input(allowance: Command) -> None:
-    """What the library cannot open is a mistake of whoever named it."""
+def test_an_unsupported_database_is_wrong_input(allowance: Command) -> None:
+    """A URL that the library cannot open is the caller's mistake: exit code 2."""
     assert allowance("health", "--database", "mysql://localhost/x").code == 2
 
 
-def test_a_directory_that_is_not_there_is_storage(allowance: Command, facts: Path) -> None:
-    """A ledger cannot be made where there is no place for it."""
-    answer = allowance("import", facts, "--database", "sqlite:////dev/null/x/ledger.db")
+def test_a_missing_directory_is_a_storage_failure(allowance: Command, facts: Path) -> None:
+    """A ledger in a directory that cannot exist: exit code 3."""
+    result = allowance("import", facts, "--database", "sqlite:////dev/null/x/ledger.db")
 
-    assert answer.code == 3
+    assert result.code == 3
 
 
 # Import
 
 
-def test_import_says_what_it_recorded(allowance: Command, facts: Path) -> None:
-    """All facts go in, once."""
-    answer = allowance("import", facts, "--json")
+def test_import_reports_the_recorded_facts(allowance: Command, facts: Path) -> None:
+    """Every fact of the file is recorded once, and the summary counts all of them."""
+    result = allowance("import", facts, "--json")
 
-    assert answer.code == 0
-    assert answer.err == ""
-    summary = answer.document
+    assert result.code == 0
+    assert result.err == ""
+    summary = result.document
     assert summary.pop("seconds") > 0
     assert summary == {
         "lines": 63,
@@ -386,7 +430,7 @@ def test_import_says_what_it_recorded(allowance: Command, facts: Path) -> None:
 
 
 def test_importing_twice_changes_nothing(filled: Command, facts: Path) -> None:
-    """A repeated import finds everything known and leaves the log as it is."""
+    """A repeated import counts every fact as repeated and leaves the log as it is."""
     position = filled("health", "--json").document["position"]
 
     summary = filled("import", facts, "--json").document
@@ -397,8 +441,8 @@ def test_importing_twice_changes_nothing(filled: Command, facts: Path) -> None:
     assert filled("health", "--json").document["position"] == position
 
 
-def test_an_import_goes_on_where_the_last_ended(allowance: Command, facts: Path, tmp_path: Path) -> None:
-    """A file that has grown is imported again; what is new is recorded."""
+def test_importing_a_longer_file_records_only_new_facts(allowance: Command, facts: Path, tmp_path: Path) -> None:
+    """A file that has grown can be imported again."""
     part = written(tmp_path / "part.jsonl", *chain()[:40])
     known = allowance("import", part, "--json").document
 
@@ -408,34 +452,34 @@ def test_an_import_goes_on_where_the_last_ended(allowance: Command, facts: Path,
     assert summary["blocks_recorded"] == 60 - known["blocks_recorded"]
 
 
-def test_import_in_words(allowance: Command, facts: Path) -> None:
-    """A person reads one line, on standard output."""
-    answer = allowance("import", facts)
+def test_import_summary_as_text(allowance: Command, facts: Path) -> None:
+    """Without `--json`, import writes one line on standard output."""
+    result = allowance("import", facts)
 
-    assert "60 blocks" in answer.out
-    assert "3 manifest syncs recorded" in answer.out
-    assert answer.out.count("\n") == 1
-    assert answer.err == ""
+    assert "60 blocks" in result.out
+    assert "3 manifest syncs recorded" in result.out
+    assert result.out.count("\n") == 1
+    assert result.err == ""
 
 
-def test_one_is_told_as_one(filled: Command, tmp_path: Path) -> None:
-    """A line, a block and a sync are not told as several.
+def test_one_is_written_in_the_singular(filled: Command, tmp_path: Path) -> None:
+    """A count of one line, block or sync has a singular noun.
 
     Catches: "1 lines", "1 blocks".
     """
     assert "1 line in" in filled("import", written(tmp_path / "sync.jsonl", chain()[0])).out
     whole = json.loads(next(line for line in chain() if '"miners"' in line))
     block = json.dumps({**whole, "number": 1060, "created_at": "2024-01-01T12:12:00Z"})
-    answer = filled("import", "--confirm", written(tmp_path / "block.jsonl", block))
-    assert "1 line in" in answer.out
-    assert ": 1 block and 0 manifest syncs recorded" in answer.out
+    result = filled("import", "--confirm", written(tmp_path / "block.jsonl", block))
+    assert "1 line in" in result.out
+    assert ": 1 block and 0 manifest syncs recorded" in result.out
     least = request(execution_time_limit=0, download_time_limit=0, upload_time_limit=0.001)
     reservation_id = picked(filled, written(tmp_path / "least.json", least))
     assert ": 0.001 s in 1 block of" in filled("spend", reservation_id).out
 
 
 def test_import_reads_standard_input(allowance: Command, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`-` is the end of a pipe."""
+    """`-` reads the facts from a pipe."""
     stdin(monkeypatch, facts.read_text())
 
     assert allowance("import", "-", "--json").document["blocks_recorded"] == 60
@@ -471,42 +515,42 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("text", BAD_LINES.values(), ids=BAD_LINES)
-def test_what_stands_before_a_bad_line_is_recorded(allowance: Command, tmp_path: Path, text: str) -> None:
-    """A bad line is named by its number; it and all after it are not recorded; the exit code is 2."""
+def test_facts_before_a_bad_line_are_recorded(allowance: Command, tmp_path: Path, text: str) -> None:
+    """The error names the bad line; that line and all later ones are not recorded; exit code 2."""
     file = written(tmp_path / "bad.jsonl", *chain(), text, BLOCK_1060)
 
-    answer = allowance("import", file, "--json")
+    result = allowance("import", file, "--json")
 
-    assert answer.code == 2
-    assert "line 64: " in answer.err.splitlines()[-1]
-    assert answer.error["fields"]["line"] == 64
-    assert answer.error["fields"]["before"]["blocks_recorded"] == 60
+    assert result.code == 2
+    assert "line 64: " in result.err.splitlines()[-1]
+    assert result.error["fields"]["line"] == 64
+    assert result.error["fields"]["before"]["blocks_recorded"] == 60
     assert allowance("health", "--json").document["newest_block"] == 1059
 
 
-def test_a_refused_fact_is_named_by_its_line(filled: Command, tmp_path: Path) -> None:
-    """A fact that contradicts what is recorded stops the import under the ledger's own error."""
+def test_the_error_of_a_refused_fact_names_its_line(filled: Command, tmp_path: Path) -> None:
+    """A fact that contradicts a recorded one stops the import with the ledger's own error."""
     lines = chain(70)
     conflicting = json.dumps({**json.loads(lines[-6]), "number": 1030})
     file = written(tmp_path / "conflict.jsonl", *lines[:-5], conflicting, *lines[-5:])
 
-    answer = filled("import", file, "--json")
+    result = filled("import", file, "--json")
 
-    assert answer.code == 2
-    assert answer.error["type"] == "ConflictingFact"
-    assert answer.error["fields"]["line"] == len(lines) - 4
-    assert answer.error["fields"]["before"]["blocks_recorded"] == 5
+    assert result.code == 2
+    assert result.error["type"] == "ConflictingFact"
+    assert result.error["fields"]["line"] == len(lines) - 4
+    assert result.error["fields"]["before"]["blocks_recorded"] == 5
     assert filled("health", "--json").document["newest_block"] == 1064
 
 
-def test_the_release_can_be_asked_for(allowance: Command) -> None:
-    """A bug report can say which release it is about."""
-    answer = allowance("--version")
-    assert (answer.code, answer.out) == (0, f"allowance {version('allowance-ledger')}\n")
+def test_version_prints_the_release(allowance: Command) -> None:
+    """A bug report can name the release."""
+    result = allowance("--version")
+    assert (result.code, result.out) == (0, f"allowance {version('allowance-ledger')}\n")
 
 
 def test_an_implausible_fact_needs_confirm(filled: Command, tmp_path: Path) -> None:
-    """What looks like a mistake is recorded only with `--confirm`."""
+    """A fact that looks like a mistake is recorded only with `--confirm`."""
     leap = BLOCK_1060.replace("1060", "900000").replace("2024", "2025")
     file = written(tmp_path / "leap.jsonl", *chain()[:2], leap)
 
@@ -519,20 +563,20 @@ def test_an_implausible_fact_needs_confirm(filled: Command, tmp_path: Path) -> N
     assert filled("health", "--json").document["newest_block"] == 900000
 
 
-def test_a_missing_file_is_wrong_input(allowance: Command, tmp_path: Path) -> None:
-    """A file that cannot be read makes no ledger."""
+def test_an_unreadable_file_is_wrong_input(allowance: Command, tmp_path: Path) -> None:
+    """Importing a file that cannot be read creates no ledger."""
     for file in (tmp_path / "none.jsonl", tmp_path, "a\0b"):
-        answer = allowance("import", file, "--json")
-        assert answer.code == 2
-        assert answer.error["type"] == "UnreadableInput"
+        result = allowance("import", file, "--json")
+        assert result.code == 2
+        assert result.error["type"] == "UnreadableInput"
     assert list(tmp_path.iterdir()) == []
 
 
 # Miners, pick, spend, release
 
 
-def test_miners_lists_everybody(filled: Command) -> None:
-    """Without a job, the registered miners with their axons and what they offer."""
+def test_miners_lists_all_registered_miners(filled: Command) -> None:
+    """Without a job, the command lists the registered miners with their axons and executors."""
     items = filled("miners", "--json").items
 
     registered = [line["miners"] for line in map(json.loads, chain()) if "miners" in line][-1]
@@ -545,10 +589,10 @@ def test_miners_lists_everybody(filled: Command) -> None:
 
 
 def test_miners_lists_candidates_best_first(filled: Command) -> None:
-    """With a job, those who could take it, ranked."""
-    words = ("miners", "--executor-class", GPU, "--seconds", "30")
+    """With a job, the command lists its candidates, ranked."""
+    arguments = ("miners", "--executor-class", GPU, "--seconds", "30")
 
-    items = filled(*words, "--json").items
+    items = filled(*arguments, "--json").items
 
     assert [item["rank"] for item in items] == list(range(1, len(items) + 1))
     assert items[0].keys() == {
@@ -562,38 +606,38 @@ def test_miners_lists_candidates_best_first(filled: Command) -> None:
     }
     assert [item["earliest_block"] for item in items] == sorted(item["earliest_block"] for item in items)
     assert all(item["available_seconds"] >= 30 and item["share_left"] == 1 for item in items)
-    text = filled(*words)
+    text = filled(*arguments)
     assert items[0]["hotkey_ss58"] in text.out.splitlines()[1]
     assert "100.0 %" in text.out
 
 
-def test_candidates_depend_on_the_block(filled: Command) -> None:
-    """A job that starts after all blocks have aged finds nobody: exit code 1."""
-    words = ("miners", "--executor-class", GPU, "--seconds", "1", "--block")
-    early = filled(*words, "1000", "--json").items
-    late = filled(*words, "1750", "--json").items
+def test_candidates_depend_on_the_start_block(filled: Command) -> None:
+    """A job that starts after all blocks have expired has no candidate: exit code 1."""
+    arguments = ("miners", "--executor-class", GPU, "--seconds", "1", "--block")
+    early = filled(*arguments, "1000", "--json").items
+    late = filled(*arguments, "1750", "--json").items
 
     assert sum(item["total_seconds"] for item in early) > sum(item["total_seconds"] for item in late) > 0
-    assert filled(*words, "100000").code == 1
+    assert filled(*arguments, "100000").code == 1
 
 
-def test_no_candidate_is_the_answer_no(filled: Command) -> None:
-    """Exit code 1, with who comes nearest."""
-    answer = filled("miners", "--executor-class", GPU, "--seconds", "3600", "--json")
+def test_no_candidate_is_exit_code_1(filled: Command) -> None:
+    """The error names the miner with the most allowance."""
+    result = filled("miners", "--executor-class", GPU, "--seconds", "3600", "--json")
 
-    assert answer.code == 1
-    assert answer.error["type"] == "NotEnoughAllowanceException"
-    assert answer.error["fields"]["highest_available_allowance"] > 0
-    assert answer.err.startswith("allowance: NotEnoughAllowanceException: ")
+    assert result.code == 1
+    assert result.error["type"] == "NotEnoughAllowanceException"
+    assert result.error["fields"]["highest_available_allowance"] > 0
+    assert result.err.startswith("allowance: NotEnoughAllowanceException: ")
 
 
 def test_more_than_the_longest_job_is_wrong_input(filled: Command) -> None:
-    """An amount that nobody could ever have is a mistake, not a no."""
+    """An amount that no miner can ever have is wrong input, not the answer no."""
     assert filled("miners", "--executor-class", GPU, "--seconds", "3601").code == 2
 
 
 def test_an_empty_ledger_has_no_candidates(allowance: Command, tmp_path: Path) -> None:
-    """Before the first fact the answer is no, not an error."""
+    """Before the first fact, candidates are the answer no, and lists are empty."""
     assert allowance("import", written(tmp_path / "empty.jsonl")).code == 0
 
     assert allowance("miners", "--executor-class", GPU, "--seconds", "1").code == 1
@@ -602,14 +646,14 @@ def test_an_empty_ledger_has_no_candidates(allowance: Command, tmp_path: Path) -
 
 
 def picked(allowance: Command, request_file: Path) -> int:
-    answer = allowance("pick", request_file, "--json")
-    assert answer.code == 0
-    reservation_id: int = answer.document["allowance_reservation_id"]
+    result = allowance("pick", request_file, "--json")
+    assert result.code == 0
+    reservation_id: int = result.document["allowance_reservation_id"]
     return reservation_id
 
 
-def test_pick_answers_with_the_route(filled: Command, request_file: Path) -> None:
-    """Where the job goes, what pays for it, and under which id that is settled."""
+def test_pick_returns_the_route(filled: Command, request_file: Path) -> None:
+    """The route has the miner, the blocks that pay for the job, and the reservation's id."""
     route = filled("pick", request_file, "--json").document
 
     assert route.keys() == {"miner", "allowance_blocks", "allowance_reservation_id", "allowance_job_value"}
@@ -624,7 +668,7 @@ def test_pick_answers_with_the_route(filled: Command, request_file: Path) -> Non
 
 
 def test_pick_reads_standard_input(filled: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`-` is the end of a pipe."""
+    """`-` reads the request from a pipe."""
     stdin(monkeypatch, request())
 
     assert filled("pick", "-", "--json").code == 0
@@ -653,18 +697,18 @@ def test_pick_reads_standard_input(filled: Command, monkeypatch: pytest.MonkeyPa
     ],
     ids=lambda text: text[:60].replace("\0", "NUL"),
 )
-def test_pick_refuses_what_is_no_request(filled: Command, tmp_path: Path, text: str) -> None:
-    """A malformed request is wrong input, told in one line, and reserves nothing."""
-    answer = filled("pick", written(tmp_path / "request.json", text), "--json")
+def test_pick_refuses_a_malformed_request(filled: Command, tmp_path: Path, text: str) -> None:
+    """A malformed request is wrong input, is reported in one line, and reserves nothing."""
+    result = filled("pick", written(tmp_path / "request.json", text), "--json")
 
-    assert answer.code == 2
-    assert answer.error["type"] in ("WrongInput", "InvalidInput")
-    assert answer.err.count("\n") == 1
+    assert result.code == 2
+    assert result.error["type"] in ("WrongInput", "InvalidInput")
+    assert result.err.count("\n") == 1
     assert filled("history", "--json").items == []
 
 
-def test_pick_says_no(filled: Command, tmp_path: Path) -> None:
-    """Nobody in an unknown class; another content under a job's uuid; both are a no."""
+def test_pick_exits_with_1_if_the_job_cannot_be_routed(filled: Command, tmp_path: Path) -> None:
+    """An unknown class, or other content for a known uuid, is the answer no."""
     unknown = written(tmp_path / "unknown.json", request(executor_class="abacus"))
     assert filled("pick", unknown, "--json").error["type"] == "NotEnoughAllowanceException"
 
@@ -677,7 +721,7 @@ def test_pick_says_no(filled: Command, tmp_path: Path) -> None:
 def test_trusted_and_debug_miners_need_no_ledger(
     allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Routes that reserve nothing touch no database and need no validator."""
+    """Routes without a reservation open no database and need no validator."""
     monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
     file = written(tmp_path / "request.json", request(on_trusted_miner=True))
 
@@ -697,7 +741,7 @@ def test_trusted_and_debug_miners_need_no_ledger(
     [("spend", "spent", "ReservationAlreadySpent"), ("release", "released", "ReservationAlreadyReleased")],
 )
 def test_a_reservation_is_settled_once(filled: Command, request_file: Path, how: str, status: str, again: str) -> None:
-    """Settling answers with the reservation; settling again is refused with exit code 1."""
+    """Settling returns the reservation; settling it again is refused with exit code 1."""
     reservation_id = picked(filled, request_file)
 
     settled = filled(how, reservation_id, "--json")
@@ -706,39 +750,39 @@ def test_a_reservation_is_settled_once(filled: Command, request_file: Path, how:
     assert settled.document["settled_at"].endswith("Z")
 
     for repeated in ("spend", "release"):
-        answer = filled(repeated, reservation_id, "--json")
-        assert answer.code == 1
-        assert answer.error["type"] == again
+        result = filled(repeated, reservation_id, "--json")
+        assert result.code == 1
+        assert result.error["type"] == again
 
 
-def test_settling_in_words(filled: Command, request_file: Path) -> None:
-    """A person reads what was settled."""
+def test_settlement_as_text(filled: Command, request_file: Path) -> None:
+    """Without `--json`, the output names the reservation, its status and its amount."""
     reservation_id = picked(filled, request_file)
 
     assert f"reservation {reservation_id} is spent: 14.500 s" in filled("spend", reservation_id).out
 
 
-def test_a_key_makes_settling_repeatable(filled: Command, request_file: Path) -> None:
-    """With the same key, the same command has the same answer."""
+def test_an_idempotency_key_makes_settling_repeatable(filled: Command, request_file: Path) -> None:
+    """Retrying with the same key is safe: it returns the same result."""
     reservation_id = picked(filled, request_file)
-    words = ("spend", reservation_id, "--idempotency-key", "once", "--json")
+    arguments = ("spend", reservation_id, "--idempotency-key", "once", "--json")
 
-    assert filled(*words).document == filled(*words).document
+    assert filled(*arguments).document == filled(*arguments).document
 
 
-def test_an_unknown_reservation_is_the_answer_no(filled: Command) -> None:
-    """An id that never was, in each command that takes one."""
+def test_an_unknown_reservation_is_exit_code_1(filled: Command) -> None:
+    """Every command with a reservation's id reports an id that does not exist."""
     for command in ("spend", "release", "show"):
-        answer = filled(command, "4711", "--json")
-        assert answer.code == 1
-        assert answer.error["type"] == "ReservationNotFound"
+        result = filled(command, "4711", "--json")
+        assert result.code == 1
+        assert result.error["type"] == "ReservationNotFound"
 
 
 # History, show, health
 
 
-def test_show_tells_a_reservations_life(filled: Command, request_file: Path) -> None:
-    """Job, miner, amount, blocks and times, before and after it ended."""
+def test_show_prints_all_fields_of_a_reservation(filled: Command, request_file: Path) -> None:
+    """Job, miner, amount, blocks and times, before and after settling."""
     reservation_id = picked(filled, request_file)
     assert "not yet" in filled("show", reservation_id).out
 
@@ -764,20 +808,20 @@ def busy(filled: Command, tmp_path: Path) -> Command:
     return filled
 
 
-def jobs(answer: Answer) -> list[str]:
-    assert answer.code == 0
-    return [item["job_uuid"] for item in answer.items]
+def jobs(result: Result) -> list[str]:
+    assert result.code == 0
+    return [item["job_uuid"] for item in result.items]
 
 
 def test_history_lists_newest_first(busy: Command) -> None:
-    """Each reservation is a line; `--oldest-first` turns the order round."""
+    """Each reservation is a row; `--oldest-first` reverses the order."""
     assert jobs(busy("history", "--json")) == ["job-4", "job-3", "job-2", "job-1", "job-0"]
     assert jobs(busy("history", "--json", "--oldest-first")) == ["job-0", "job-1", "job-2", "job-3", "job-4"]
     assert busy("history").out.count("\n") == 6
 
 
-def test_history_filters_add_up(busy: Command) -> None:
-    """Every filter narrows what is listed; nothing found is an empty list."""
+def test_history_combines_filters(busy: Command) -> None:
+    """Every filter narrows the list; if nothing matches, the list is empty."""
     one = busy("history", "--job", "job-2", "--json").items[0]
 
     assert jobs(busy("history", "--status", "spent", "--json")) == ["job-1", "job-0"]
@@ -788,63 +832,63 @@ def test_history_filters_add_up(busy: Command) -> None:
     assert jobs(busy("history", "--until", "2024-01-01T00:00:00+01:00", "--json")) == []
     assert jobs(busy("history", "--job", "job-2", "--status", "spent", "--json")) == []
     nothing = busy("history", "--status", "expired")
-    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no reservation fits\n")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "no reservation matches\n")
 
 
-def test_history_goes_on_where_a_page_ended(busy: Command) -> None:
-    """Standard error names the cursor; `--after` takes it, until there is no more."""
+def test_history_continues_after_a_page(busy: Command) -> None:
+    """A note on standard error gives the cursor, and `--after` continues there until the end."""
     seen: list[str] = []
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     for more in (True, True, False):
-        page = busy("history", "--limit", "2", "--json", *words)
+        page = busy("history", "--limit", "2", "--json", *arguments)
         seen += jobs(page)
         assert bool(page.err) is more
-        words = ("--after", page.err.partition("--after ")[2].partition(",")[0])
+        arguments = ("--after", page.err.partition("--after ")[2].partition(",")[0])
 
     assert seen == ["job-4", "job-3", "job-2", "job-1", "job-0"]
 
 
-def test_a_page_has_a_most_that_is_told(busy: Command) -> None:
-    """What the parser takes is what the library gives; beyond it, the option and its range are named.
+def test_history_limits_the_page_size(busy: Command) -> None:
+    """The parser accepts the same page sizes as the library; the error of a larger one names the option and its range.
 
-    Catches: a refusal of `limit`, which nobody gave, after another one that named a larger range.
+    Catches: an error about `limit`, a name that the user did not type, after an error with a larger range.
     """
     assert MOST_PAGE_ITEMS == MOST_ITEMS
     assert len(jobs(busy("history", "--limit", MOST_ITEMS, "--json"))) == 5
     for wrong in (0, MOST_ITEMS + 1, 2**63):
-        answer = busy("history", "--limit", wrong)
-        assert answer.code == 2
-        assert f"argument --limit: '{wrong}' is not a whole number from 1 to 10000" in answer.err
+        result = busy("history", "--limit", wrong)
+        assert result.code == 2
+        assert f"argument --limit: '{wrong}' is not a whole number from 1 to 10000" in result.err
 
 
-def test_history_all_pages_to_the_end(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--all` asks for page after page."""
+def test_history_all_lists_every_page(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--all` reads page after page."""
     from routing.cli.commands import history
 
     monkeypatch.setattr(history, "PAGE_ITEMS", 2)
 
-    answer = busy("history", "--all", "--json")
+    result = busy("history", "--all", "--json")
 
-    assert jobs(answer) == ["job-4", "job-3", "job-2", "job-1", "job-0"]
-    assert answer.err == ""
+    assert jobs(result) == ["job-4", "job-3", "job-2", "job-1", "job-0"]
+    assert result.err == ""
 
 
-def test_all_pages_are_one_table(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One header and one layout, as of a single page; written page by page all the same.
+def test_history_all_writes_one_table(busy: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pages share one header and one layout, although they are written page by page.
 
-    Catches: a header before each page, in the middle of what `sort` or `less` gets.
+    Catches: a header before each page, in the middle of the input of `sort` or `less`.
     """
     from routing.cli.commands import history
 
     whole = busy("history", "--limit", "10")
     monkeypatch.setattr(history, "PAGE_ITEMS", 2)
-    answer = busy("history", "--all")
-    assert (answer.out, answer.err) == (whole.out, "")
-    assert answer.out.count("reserved at") == 1
+    result = busy("history", "--all")
+    assert (result.out, result.err) == (whole.out, "")
+    assert result.out.count("reserved at") == 1
 
 
-def test_health_says_how_the_ledger_is(busy: Command) -> None:
-    """Position, newest block and what is reserved; a person reads the same names."""
+def test_health_reports_position_newest_block_and_reservations(busy: Command) -> None:
+    """The text uses the same names as the JSON document."""
     document = busy("health", "--json").document
 
     assert document["newest_block"] == 1059
@@ -859,42 +903,42 @@ def test_health_says_how_the_ledger_is(busy: Command) -> None:
 # Processes
 
 
-def test_a_reader_who_has_seen_enough_is_no_error(filled: Command, database: str) -> None:
-    """`allowance … | head` ends quietly."""
+def test_a_closed_pipe_is_no_error(filled: Command, database: str) -> None:
+    """`allowance … | head` ends quietly with exit code 0."""
     env = {"ALLOWANCE_DATABASE_URL": database, "ALLOWANCE_VALIDATOR_SS58": ME}
     with process("miners", "--json", env=env) as listing:
         assert listing.stdout
         listing.stdout.close()
         assert listing.stderr
-        said = listing.stderr.read()
+        output = listing.stderr.read()
         code = listing.wait(30)
 
-    assert (code, said) == (0, b"")
+    assert (code, output) == (0, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_an_answer_that_cannot_be_written_is_told(filled: Command, database: str) -> None:
-    """A full disk under `>` is no silent success."""
+def test_output_that_cannot_be_written_is_an_error(filled: Command, database: str) -> None:
+    """If the disk is full, `allowance … > file` exits with code 3 and one line on standard error."""
     env = {**os.environ, "ALLOWANCE_DATABASE_URL": database, "ALLOWANCE_VALIDATOR_SS58": ME}
     with open("/dev/full", "wb") as full:
         command = [sys.executable, "-m", "routing.cli", "health"]
-        answer = subprocess.run(command, cwd=ROOT, env=env, check=False, stdout=full, stderr=subprocess.PIPE)
+        result = subprocess.run(command, cwd=ROOT, env=env, check=False, stdout=full, stderr=subprocess.PIPE)
 
-    assert answer.returncode == 3
-    assert b"No space left" in answer.stderr
-    assert answer.stderr.count(b"\n") == 1
+    assert result.returncode == 3
+    assert b"No space left" in result.stderr
+    assert result.stderr.count(b"\n") == 1
 
 
 def test_closed_streams_are_no_error(filled: Command, database: str) -> None:
-    """A command whose words nobody wants does its work all the same."""
+    """A command runs to its end even if the shell closed its output streams."""
     env = {**os.environ, "ALLOWANCE_DATABASE_URL": database, "ALLOWANCE_VALIDATOR_SS58": ME}
     command = f'"{sys.executable}" -m routing.cli miners >&- 2>&-'
 
     assert subprocess.run(command, shell=True, cwd=ROOT, env=env, check=False).returncode == 0
 
 
-def test_an_interrupted_import_keeps_what_came_before(facts: Path, allowance: Command, database: str) -> None:
-    """Control-C while waiting for a live feed: exit code 130, and the facts that came are recorded."""
+def test_an_interrupted_import_keeps_the_earlier_facts(facts: Path, allowance: Command, database: str) -> None:
+    """Control-C during a live feed: exit code 130, and the facts that arrived before are recorded."""
     env = {"ALLOWANCE_DATABASE_URL": database, "ALLOWANCE_VALIDATOR_SS58": ME}
     with process("import", "-", env=env, stdin=subprocess.PIPE) as importing:
         assert importing.stdin
@@ -904,16 +948,16 @@ def test_an_interrupted_import_keeps_what_came_before(facts: Path, allowance: Co
         while newest_block(allowance) != 1059:
             assert time.monotonic() < deadline
         importing.send_signal(signal.SIGINT)
-        _, said = importing.communicate(timeout=30)
+        _, output = importing.communicate(timeout=30)
 
     assert importing.returncode == 130
-    assert said == b"allowance: interrupted\n"
+    assert output == b"allowance: interrupted\n"
     assert newest_block(allowance) == 1059
 
 
 def newest_block(allowance: Command) -> int | None:
-    answer = allowance("health", "--json")
-    newest: int | None = answer.document.get("newest_block")
+    result = allowance("health", "--json")
+    newest: int | None = result.document.get("newest_block")
     return newest
 
 
@@ -922,93 +966,99 @@ def newest_block(allowance: Command) -> int | None:
 SMALL = ("--miners", "20", "--validators", "3", "--classes", "2", "--blocks", "120", "--jobs", "60", "--callers", "8")
 
 
-def test_demo_finds_nothing_held_twice(allowance: Command) -> None:
-    """The whole product at work: everything is settled and no block pays twice."""
-    answer = allowance("demo", *SMALL, "--json")
+def test_demo_finds_no_block_taken_twice(allowance: Command) -> None:
+    """The whole product at work: every reservation is settled, and no block pays for two jobs."""
+    result = allowance("demo", *SMALL, "--json")
 
-    assert answer.code == 0
-    result = answer.document
-    assert result["import"]["blocks_recorded"] == 120
-    assert result["routing"]["jobs"] == 60
-    assert result["routing"]["answered_differently"] == 0
-    assert sum(result["reservations"].values()) + sum(result["routing"]["refused"].values()) == 60
-    assert "reserved" not in result["reservations"]
-    assert result["check"]["held_twice"] == 0
-    assert result["check"]["blocks"] > 0
-    assert result["audit"]["findings"] == 0
-    assert result["audit"]["events"] > result["check"]["reservations"]
-    assert result["window"]["columns"]
+    assert result.code == 0
+    report = result.document
+    assert report["import"]["blocks_recorded"] == 120
+    assert report["routing"]["jobs"] == 60
+    assert report["routing"]["answered_differently"] == 0
+    assert sum(report["reservations"].values()) + sum(report["routing"]["refused"].values()) == 60
+    assert "reserved" not in report["reservations"]
+    assert report["check"]["held_twice"] == 0
+    assert report["check"]["blocks"] > 0
+    assert report["audit"]["findings"] == 0
+    assert report["audit"]["events"] > report["check"]["reservations"]
+    assert report["window"]["columns"]
 
 
-def test_demo_explains_itself(allowance: Command) -> None:
-    """A person sees each step, in plain characters where there is no terminal."""
-    answer = allowance("demo", *SMALL)
+def test_demo_narrates_each_step(allowance: Command) -> None:
+    """Each step has a heading; without a terminal there are no escape sequences."""
+    result = allowance("demo", *SMALL)
 
-    assert answer.code == 0
-    assert answer.err == ""
+    assert result.code == 0
+    assert result.err == ""
     for step in ("1. ", "2. ", "3. ", "4. ", "5. "):
-        assert f"\n{step}" in answer.out
-    assert "0 of them held twice" in answer.out
-    assert "\x1b" not in answer.out
+        assert f"\n{step}" in result.out
+    assert "0 of them taken twice" in result.out
+    assert "\x1b" not in result.out
 
 
-def test_demo_stays_out_of_the_ledger_of_the_environment(allowance: Command, tmp_path: Path) -> None:
-    """Made-up facts never get into somebody's real ledger."""
+def test_demo_does_not_write_to_the_configured_ledger(allowance: Command, tmp_path: Path) -> None:
+    """Made-up facts never get into a real ledger."""
     assert allowance("demo", *SMALL, "--json").code == 0
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_demo_can_be_kept(allowance: Command, tmp_path: Path) -> None:
-    """What was kept can be looked at with the other commands; it is not written over."""
+def test_demo_keeps_its_files_if_asked(allowance: Command, tmp_path: Path) -> None:
+    """The other commands can read the kept ledger, and a second demo does not overwrite it."""
     kept = tmp_path / "kept"
-    result = allowance("demo", *SMALL, "--keep", kept, "--json").document
-    ledger = ("--database", f"sqlite:///{kept / 'demo.db'}", "--validator", result["validator_ss58"])
+    report = allowance("demo", *SMALL, "--keep", kept, "--json").document
+    ledger = ("--database", f"sqlite:///{kept / 'demo.db'}", "--validator", report["validator_ss58"])
 
     listed = allowance("history", *ledger, "--all", "--json").items
-    assert len(listed) == sum(result["reservations"].values())
+    assert len(listed) == sum(report["reservations"].values())
     assert allowance("import", kept / "facts.jsonl", *ledger, "--json").document["blocks_recorded"] == 0
     again = allowance("demo", *SMALL, "--keep", kept)
     assert again.code == 2
     assert "name another directory" in again.err
 
 
-def test_demo_says_what_it_kept(allowance: Command, tmp_path: Path) -> None:
-    """The database too, unless it is one that was there."""
-    said = allowance("demo", *SMALL, "--keep", tmp_path / "both").out
-    assert f"Kept in {tmp_path / 'both'}: facts.jsonl and demo.db, for `allowance history` and others." in said
+def test_demo_reports_the_kept_files(allowance: Command, tmp_path: Path) -> None:
+    """The report names the database only if the demo created it in that directory."""
+    output = allowance("demo", *SMALL, "--keep", tmp_path / "both").out
+    assert (
+        f"Kept in {tmp_path / 'both'}: facts.jsonl and demo.db, for `allowance history` and other commands." in output
+    )
     named = ("--database", f"sqlite:///{tmp_path / 'elsewhere.db'}", "--validator", "demo-validator")
-    said = allowance("demo", *SMALL, *named, "--keep", tmp_path / "facts").out
-    assert f"Kept in {tmp_path / 'facts'}: facts.jsonl." in said
+    output = allowance("demo", *SMALL, *named, "--keep", tmp_path / "facts").out
+    assert f"Kept in {tmp_path / 'facts'}: facts.jsonl." in output
 
 
-def test_demo_works_in_a_database_that_is_named(allowance: Command, database: str) -> None:
-    """With `--database` the demo's ledger stands beside others there, under its own validator."""
+def test_demo_can_use_a_given_database(allowance: Command, database: str) -> None:
+    """With `--database`, the demo's ledger has its own validator beside other ledgers."""
     assert allowance("demo", *SMALL, "--database", database, "--validator", "demo-validator", "--json").code == 0
 
     assert allowance("health", "--validator", "demo-validator").code == 0
     assert allowance("health").code == 1
 
 
-def test_a_demo_on_a_chain_that_grants_nothing(allowance: Command) -> None:
-    """One block grants nothing yet: every job is refused, and the demo says so."""
-    answer = allowance("demo", "--miners", "1", "--validators", "1", "--classes", "1", "--blocks", "1", "--jobs", "3")
+def test_demo_on_a_chain_without_allowance(allowance: Command) -> None:
+    """A single block grants nothing yet: every job is refused, and the demo says so."""
+    result = allowance("demo", "--miners", "1", "--validators", "1", "--classes", "1", "--blocks", "1", "--jobs", "3")
 
-    assert answer.code == 0
-    assert "3 jobs were refused: NotEnoughAllowanceException" in answer.out
+    assert result.code == 0
+    assert "3 jobs were refused: NotEnoughAllowanceException" in result.out
 
 
-def test_control_c_is_not_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where whatever runs just then swallows the exception, as a finalizer does, the command still ends as interrupted.
+def test_a_swallowed_interrupt_still_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If a finalizer swallows the exception of Control-C, the exit code is still 130.
 
-    Catches an exit code that says all is done.
+    Catches: an exit code that reports success.
     """
+
+    from routing.cli.commands import health
 
     def swallow(*_: object) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         return 0
 
-    monkeypatch.setattr("routing.cli.main._run", swallow)
+    monkeypatch.setattr("routing.cli.commands.health.COMMAND", health.COMMAND._replace(run=swallow))
     assert main(["health"]) == 130
     assert "interrupted" in capsys.readouterr().err

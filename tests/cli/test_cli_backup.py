@@ -1,4 +1,4 @@
-"""The commands that carry ledgers: verify, export, restore, and the head that `health` shows."""
+"""The commands that copy and check whole ledgers: verify, export, restore, and the head that `health` shows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from tests.support.small import GPU, VALIDATOR, small_ledger
 
 pytestmark = pytest.mark.compatibility
 
+MUST_BE_URL = "must be sqlite:///path, sqlite:// (memory) or postgresql://…, got"
+
 
 @dataclass
-class Answer:
-    """What a command said and how it ended."""
+class Result:
+    """The output of a command and its exit code."""
 
     code: int
     out: str
@@ -35,12 +37,12 @@ class Answer:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-Command = Callable[..., Answer]
+Command = Callable[..., Result]
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A ledger's file."""
+    """The file of a ledger with one reservation."""
 
     async def fill() -> None:
         async with small_ledger(url=f"sqlite:///{tmp_path}/ledger.db") as ledger:
@@ -52,20 +54,20 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def allowance(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs `allowance` with the ledger configured."""
+    """Run `allowance` with that ledger configured."""
     monkeypatch.setenv("ALLOWANCE_DATABASE_URL", f"sqlite:///{path}")
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", VALIDATOR)
 
-    def run(*words: object) -> Answer:
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
+    def run(*arguments: object) -> Result:
+        code = main([str(word) for word in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
 
     return run
 
 
 def damage(path: Path, statement: str) -> None:
-    """Executes a statement past the triggers."""
+    """Execute a statement after removing the triggers that would refuse it."""
     connection = sqlite3.connect(path, isolation_level=None)
     for trigger in ("events_no_update", "events_no_delete", "ledgers_no_step_back"):
         connection.execute(f"DROP TRIGGER IF EXISTS allowance_{trigger}")
@@ -73,85 +75,87 @@ def damage(path: Path, statement: str) -> None:
     connection.close()
 
 
-def test_a_head_goes_from_health_to_verify_as_it_stands(allowance: Command, path: Path) -> None:
-    """What health shows is what --head takes; with it nothing is left open, without it that is said."""
+def test_verify_accepts_the_head_that_health_shows(allowance: Command, path: Path) -> None:
+    """With `--head` nothing remains unchecked; without it, `verify` lists what it cannot exclude."""
     (health,) = allowance("health", "--json").documents
     assert health["head"] in allowance("health").out
     for source in ([], [path], [f"sqlite:///{path}"], ["--database", f"sqlite:///{path}"]):
-        answer = allowance("verify", *source, "--head", health["head"])
-        assert (answer.code, answer.err) == (0, "")
-        assert "what is stored is what was written" in answer.out
-        assert "agrees with the head noted at 14" in answer.out
-        assert "not excluded" not in answer.out
-    answer = allowance("verify")
-    assert answer.code == 0
-    assert answer.out.count("not excluded") == 2
+        result = allowance("verify", *source, "--head", health["head"])
+        assert (result.code, result.err) == (0, "")
+        assert "every stored event is as it was written" in result.out
+        assert "agrees with the head noted at 14" in result.out
+        assert "not excluded" not in result.out
+    result = allowance("verify")
+    assert result.code == 0
+    assert result.out.count("not excluded") == 2
     (document,) = allowance("verify", "--json").documents
     assert (document["head"], document["findings"], document["first_bad_position"]) == (health["head"], [], None)
 
 
 def test_verify_names_the_first_bad_position(allowance: Command, path: Path) -> None:
-    """Exit code 1, the position, the rule and what is wrong with it; as a document too."""
+    """Exit code 1, with the position, the rule and the problem, as text and as a document."""
     damage(path, "UPDATE allowance_events SET payload = x'7b7d' WHERE position = 5")
-    answer = allowance("verify")
-    assert (answer.code, answer.err) == (1, "")
-    assert "first bad position 5" in answer.out
-    assert "hash-chain" in answer.out
-    answer = allowance("verify", "--json")
-    (document,) = answer.documents
-    assert (answer.code, document["first_bad_position"], document["findings"][0]["rule"]) == (1, 5, "hash-chain")
+    result = allowance("verify")
+    assert (result.code, result.err) == (1, "")
+    assert "first bad position 5" in result.out
+    assert "hash-chain" in result.out
+    result = allowance("verify", "--json")
+    (document,) = result.documents
+    assert (result.code, document["first_bad_position"], document["findings"][0]["rule"]) == (1, 5, "hash-chain")
 
 
-def test_a_cut_tail_is_found_by_a_noted_head(allowance: Command, path: Path) -> None:
-    """Two rows and the head row taken back: only --head tells, at the first position that is missing."""
+def test_a_noted_head_reveals_a_truncated_log(allowance: Command, path: Path) -> None:
+    """After a truncation that also rewrites the head row, only `--head` finds the first missing position."""
     (health,) = allowance("health", "--json").documents
     damage(path, "DELETE FROM allowance_events WHERE position > 12")
     columns = "position, hash, recorded_at_ns"
     last = f"SELECT {columns} FROM allowance_events WHERE position = 12"
     damage(path, f"UPDATE allowance_ledgers SET ({columns}) = ({last})")
     assert allowance("verify").code == 0
-    answer = allowance("verify", "--head", health["head"])
-    assert answer.code == 1
-    assert "first bad position 13" in answer.out
+    result = allowance("verify", "--head", health["head"])
+    assert result.code == 1
+    assert "first bad position 13" in result.out
 
 
-def test_many_findings_are_counted(allowance: Command, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first ones are shown."""
+def test_verify_lists_the_first_findings_and_counts_all(
+    allowance: Command, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger with many findings does not fill the terminal."""
     damage(path, "UPDATE allowance_events SET hash = x'00'")
-    monkeypatch.setattr("routing.cli.commands.verify.MOST_LINES", 5)
-    answer = allowance("verify")
-    assert answer.code == 1
-    assert "  … 15 findings in all" in answer.out
-    assert answer.out.count("hash-chain") == 5
+    monkeypatch.setattr("routing.cli.commands.verify.MOST_LISTED", 5)
+    result = allowance("verify")
+    assert result.code == 1
+    assert "  … 15 findings in all" in result.out
+    assert result.out.count("hash-chain") == 5
 
 
-def test_an_export_is_verified_and_restored(allowance: Command, path: Path, tmp_path: Path) -> None:
-    """Export, verify and restore say the same head, in words and in JSON."""
+def test_an_export_can_be_verified_and_restored(allowance: Command, path: Path, tmp_path: Path) -> None:
+    """Export, verify and restore report the same head, as text and as JSON."""
     (health,) = allowance("health", "--json").documents
     file, copy = tmp_path / "backup.jsonl.gz", tmp_path / "copy.db"
     (document,) = allowance("export", file, "--json").documents
     assert (document["position"], document["head"], document["file"]) == (14, health["head"], str(file))
-    answer = allowance("export", file)
-    assert answer.code == 2
-    assert "not there yet" in answer.err
+    result = allowance("export", file)
+    assert result.code == 2
+    assert "expected a new file" in result.err
     assert allowance("verify", file, "--head", health["head"]).code == 0
-    answer = allowance("restore", file, "--database", f"sqlite:///{copy}")
-    assert (answer.code, answer.err) == (0, "")
-    assert answer.out == f"{VALIDATOR}: restored 14 events; head {health['head']}\n"
+    result = allowance("restore", file, "--database", f"sqlite:///{copy}")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == f"{VALIDATOR}: restored 14 events; head {health['head']}\n"
     (document,) = allowance("restore", path, "--database", f"sqlite:///{copy}", "--json").documents
     assert (document["added"], document["head"]) == (0, health["head"])
-    assert "everything was there already" in allowance("restore", file, "--database", f"sqlite:///{copy}").out
+    assert "every event is there already" in allowance("restore", file, "--database", f"sqlite:///{copy}").out
     assert allowance("verify", copy, "--head", health["head"]).code == 0
 
 
-def test_an_export_goes_through_pipes(allowance: Command, path: Path, tmp_path: Path) -> None:
-    """Bytes on standard output and nothing else; taken from standard input again, by verify and by restore."""
+def test_an_export_can_go_through_pipes(allowance: Command, path: Path, tmp_path: Path) -> None:
+    """Standard output has only the bytes of the export; verify and restore read them from standard input."""
     command = [sys.executable, "-m", "routing.cli"]
     ran = subprocess.run([*command, "export", "-"], capture_output=True, check=True)
     assert ran.stdout[:2] == b"\x1f\x8b"
     assert b"exported 14 events" in ran.stderr
-    for words in (["verify", "-"], ["restore", "-", "--database", f"sqlite:///{tmp_path}/copy.db"]):
-        again = subprocess.run([*command, *words], input=ran.stdout, capture_output=True, check=True)
+    for arguments in (["verify", "-"], ["restore", "-", "--database", f"sqlite:///{tmp_path}/copy.db"]):
+        again = subprocess.run([*command, *arguments], input=ran.stdout, capture_output=True, check=True)
         assert b"head 14:" in again.stdout
     cut = subprocess.run([*command, "restore", "-"], input=ran.stdout[:-20], capture_output=True, check=False)
     assert cut.returncode == 2
@@ -159,13 +163,13 @@ def test_an_export_goes_through_pipes(allowance: Command, path: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_an_export_ends_quietly_where_nobody_reads_on(
+def test_an_export_into_a_closed_pipe_ends_quietly(
     allowance: Command, monkeypatch: pytest.MonkeyPatch, unbuffered: str
 ) -> None:
-    """`allowance export - | head -c 10`: exit code 0 and not a word, as with every command.
+    """`allowance export - | head -c 10`: exit code 0 and nothing on standard error, as with every command.
 
-    Catches: the reader's going away told as a database that cannot be used; and, where Python keeps back what is
-    written, an export that is told as done before it is out.
+    Catches: a closed pipe that is reported as an unusable database; and an export that is reported as done while
+    Python still buffers its bytes.
     """
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     command = [sys.executable, "-m", "routing.cli", "export", "-"]
@@ -173,70 +177,68 @@ def test_an_export_ends_quietly_where_nobody_reads_on(
         assert exporting.stdout
         exporting.stdout.close()
         assert exporting.stderr
-        said = exporting.stderr.read()
-        assert (exporting.wait(60), said) == (0, b"")
+        output = exporting.stderr.read()
+        assert (exporting.wait(60), output) == (0, b"")
 
 
 @pytest.mark.parametrize("name", ["nowhere/backup.gz", "/dev/full", "/", "a\0b", "."])
-def test_an_export_that_cannot_be_written_is_told_by_its_name(allowance: Command, tmp_path: Path, name: str) -> None:
-    """Exit code 2, the name as it was given, and nothing left behind.
+def test_the_error_of_an_unwritable_export_names_the_file(allowance: Command, tmp_path: Path, name: str) -> None:
+    """Exit code 2, the name as the user gave it, and no file left behind.
 
-    Catches: a wrong path told as a database that cannot be used, by the name of the file that was to become it.
+    Catches: a wrong path that is reported as an unusable database, or by the name of the temporary file.
     """
-    answer = allowance("export", tmp_path / name, "--json")
-    assert answer.code == 2
-    error = answer.documents[0]["error"]
+    result = allowance("export", tmp_path / name, "--json")
+    assert result.code == 2
+    error = result.documents[0]["error"]
     assert (error["type"], error["fields"]["path"]) == ("UnwritableOutput", str(tmp_path / name))
-    assert "partial" not in answer.err
+    assert "partial" not in result.err
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_an_export_that_ends_early_leaves_nothing(
-    allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk that fills up is told by the name that was given, and there is no part of an export."""
+def test_a_failed_export_leaves_no_file(allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the disk is full, the error names the file, and no part of the export remains."""
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", refuse)
-    answer = allowance("export", tmp_path / "backup.gz")
-    assert answer.code == 2
-    assert "backup.gz': No space left on device" in answer.err
+    result = allowance("export", tmp_path / "backup.gz")
+    assert result.code == 2
+    assert "backup.gz': No space left on device" in result.err
     assert [path for path in tmp_path.iterdir() if not path.name.startswith("ledger.db")] == []
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("arguments", "code", "problem"),
     [
         (["verify", "--head", "14"], 2, "no head"),
         (["verify", "--head", "14:abc"], 2, "no head"),
         (["verify", "nowhere.db"], 2, "cannot read"),
         (["verify", "one.db", "--database", "sqlite:///two.db"], 2, "not both"),
         (["verify", "sqlite:///nowhere.db"], 3, "StorageUnavailable"),
-        (["verify", "--database", "ledger.db"], 2, "--database: 'ledger.db' cannot be taken; expected sqlite:///path"),
-        (["verify", "mysql://db"], 2, "SOURCE: 'mysql://db' cannot be taken; expected sqlite:///path"),
+        (["verify", "--database", "ledger.db"], 2, f"--database {MUST_BE_URL} 'ledger.db'"),
+        (["verify", "mysql://db"], 2, f"SOURCE {MUST_BE_URL} 'mysql://db'"),
         (["verify", __file__], 2, "`allowance export` wrote"),
         (["verify", "--validator", "5Stranger"], 1, "LedgerNotFound"),
         (["export", "-", "--json"], 2, "with --json"),
         (["restore", "nowhere.gz"], 2, "cannot read"),
-        (["restore", "mysql://db"], 2, "SOURCE: 'mysql://db'"),
-        (["restore", __file__, "--database", "copy.db"], 2, "--database: 'copy.db' cannot be taken; expected sqlite"),
-        (["restore", __file__, "--validator", "\n"], 2, "--validator: "),
+        (["restore", "mysql://db"], 2, f"SOURCE {MUST_BE_URL} 'mysql://db'"),
+        (["restore", __file__, "--database", "copy.db"], 2, f"--database {MUST_BE_URL} 'copy.db'"),
+        (["restore", __file__, "--validator", "\n"], 2, "--validator must be "),
         (["restore", __file__], 2, "`allowance export` wrote"),
     ],
 )
-def test_what_cannot_be_done_is_told_by_the_exit_code(
-    allowance: Command, words: list[str], code: int, said: str
+def test_the_exit_code_tells_wrong_input_from_no_ledger_and_no_storage(
+    allowance: Command, arguments: list[str], code: int, problem: str
 ) -> None:
-    """Wrong input 2, no such ledger 1, no database 3; one line on standard error."""
-    answer = allowance(*words)
-    assert answer.code == code
-    assert said in answer.err
+    """Wrong input 2, no such ledger 1, no database 3; the error is on standard error."""
+    result = allowance(*arguments)
+    assert result.code == code
+    assert problem in result.err
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> str:
+def two_ledgers(tmp_path: Path) -> str:
     """A database with the ledgers of 5Validator and of 5Other."""
 
     async def fill() -> None:
@@ -248,70 +250,76 @@ def two(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/two.db"
 
 
-def test_which_ledgers_are_verified(allowance: Command, two: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The validator of the environment's, as `--help` says, wherever the ledgers are; of nobody's, all.
-
-    Catches: `verify` with only the database configured, which failed on a validator without a name.
-    """
-
-    def verified(*words: str) -> list[str]:
-        answer = allowance("verify", *words, "--json")
-        assert answer.code == 0
-        return [document["validator_ss58"] for document in answer.documents]
-
-    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", two)
-    for words in ((), (two,), ("--database", two)):
-        assert verified(*words) == [VALIDATOR]
-        assert verified(*words, "--validator", "5Other") == ["5Other"]
-    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Stranger")
-    answer = allowance("verify", two)
-    assert answer.code == 1
-    assert "LedgerNotFound: there is no ledger of 5Stranger, whom ALLOWANCE_VALIDATOR_SS58 names" in answer.err
-    monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
-    for words in ((), (two,), ("--database", two)):
-        assert verified(*words) == [VALIDATOR, "5Other"]
-    answer = allowance("verify", "--head", f"0:{'0' * 64}")
-    assert (answer.code, "--validator: " in answer.err, "5Other" in answer.err) == (2, True, True)
-
-
-def test_which_of_several_ledgers_is_restored(
-    allowance: Command, path: Path, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_verify_selects_ledgers_by_validator(
+    allowance: Command, two_ledgers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--validator`, or else the environment's, where there are several; a single one is meant whoever has it.
+    """`--validator` or else the environment selects one ledger; without both, all are verified.
 
-    Catches: `restore` that asks for a validator whom the environment names.
+    Catches: `verify` that fails because no validator is configured.
     """
 
-    def restored(name: str, source: str, *words: str) -> str:
-        answer = allowance("restore", source, "--database", f"sqlite:///{tmp_path}/{name}", "--json", *words)
-        assert answer.code == 0, answer.err
-        validator_ss58: str = answer.documents[0]["validator_ss58"]
+    def verified(*arguments: str) -> list[str]:
+        result = allowance("verify", *arguments, "--json")
+        assert result.code == 0
+        return [document["validator_ss58"] for document in result.documents]
+
+    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", two_ledgers)
+    for arguments in ((), (two_ledgers,), ("--database", two_ledgers)):
+        assert verified(*arguments) == [VALIDATOR]
+        assert verified(*arguments, "--validator", "5Other") == ["5Other"]
+    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Stranger")
+    result = allowance("verify", two_ledgers)
+    assert result.code == 1
+    assert "LedgerNotFound: there is no ledger of 5Stranger, whom ALLOWANCE_VALIDATOR_SS58 names" in result.err
+    monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
+    for arguments in ((), (two_ledgers,), ("--database", two_ledgers)):
+        assert verified(*arguments) == [VALIDATOR, "5Other"]
+    result = allowance("verify", "--head", f"0:{'0' * 64}")
+    assert (result.code, "--validator must be " in result.err, "5Other" in result.err) == (2, True, True)
+
+
+def test_restore_selects_a_ledger_only_if_there_are_several(
+    allowance: Command, path: Path, two_ledgers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a source has several ledgers, `--validator` or else the environment selects one; a single ledger is restored
+    whatever its validator.
+
+    Catches: `restore` that demands `--validator` although the environment names the validator.
+    """
+
+    def restored(name: str, source: str, *arguments: str) -> str:
+        result = allowance("restore", source, "--database", f"sqlite:///{tmp_path}/{name}", "--json", *arguments)
+        assert result.code == 0, result.err
+        validator_ss58: str = result.documents[0]["validator_ss58"]
         return validator_ss58
 
-    assert restored("one.db", two) == VALIDATOR
-    assert restored("other.db", two, "--validator", "5Other") == "5Other"
+    assert restored("one.db", two_ledgers) == VALIDATOR
+    assert restored("other.db", two_ledgers, "--validator", "5Other") == "5Other"
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Stranger")
     assert restored("single.db", str(path)) == VALIDATOR
-    answer = allowance("restore", two, "--database", f"sqlite:///{tmp_path}/none.db")
-    assert answer.code == 1
-    assert "no ledger of 5Stranger, whom ALLOWANCE_VALIDATOR_SS58 names, in what SOURCE names" in answer.err
+    result = allowance("restore", two_ledgers, "--database", f"sqlite:///{tmp_path}/none.db")
+    assert result.code == 1
+    assert "no ledger of 5Stranger, whom ALLOWANCE_VALIDATOR_SS58 names, in what SOURCE names" in result.err
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "two\nlines")
-    assert "ALLOWANCE_VALIDATOR_SS58: " in allowance("restore", two, "--database", f"sqlite:///{tmp_path}/no.db").err
+    assert (
+        "ALLOWANCE_VALIDATOR_SS58 must be "
+        in allowance("restore", two_ledgers, "--database", f"sqlite:///{tmp_path}/no.db").err
+    )
     monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
-    answer = allowance("restore", two, "--database", f"sqlite:///{tmp_path}/none.db")
-    assert (answer.code, "--validator: " in answer.err) == (2, True)
+    result = allowance("restore", two_ledgers, "--database", f"sqlite:///{tmp_path}/none.db")
+    assert (result.code, "--validator must be " in result.err) == (2, True)
     assert not list(tmp_path.glob("no*.db"))
 
 
 @pytest.mark.parametrize("command", ["verify", "restore"])
-def test_what_came_by_standard_input_goes_by_that_name(
+def test_errors_name_standard_input_and_not_its_copy(
     allowance: Command, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    """Catches: an error that names a temporary file, which nobody gave and which is gone."""
+    """Catches: an error that names a temporary file, which the user does not know and which is deleted."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no export")))
-    answer = allowance(command, "-")
-    assert answer.code == 2
-    assert "SOURCE: 'standard input' cannot be taken; expected a file that `allowance export` wrote" in answer.err
+    result = allowance(command, "-")
+    assert result.code == 2
+    assert "SOURCE must be a file that `allowance export` wrote, got 'standard input'" in result.err
 
 
 def test_a_restore_over_another_log_is_refused(allowance: Command, tmp_path: Path) -> None:
@@ -323,13 +331,13 @@ def test_a_restore_over_another_log_is_refused(allowance: Command, tmp_path: Pat
             pass
 
     asyncio.run(other())
-    answer = allowance("restore", tmp_path / "backup.gz", "--database", f"sqlite:///{tmp_path}/other.db")
-    assert answer.code == 1
-    assert "another log" in answer.err
+    result = allowance("restore", tmp_path / "backup.gz", "--database", f"sqlite:///{tmp_path}/other.db")
+    assert result.code == 1
+    assert "another log" in result.err
 
 
-def test_an_export_is_no_text_for_a_terminal(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused where standard output is one."""
+def test_an_export_is_not_written_to_a_terminal(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2 if standard output is a terminal."""
     terminal = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stdout", terminal)

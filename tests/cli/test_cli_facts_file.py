@@ -1,4 +1,4 @@
-"""Reading `FACTS.jsonl`: what is understood, what is refused, and with which words."""
+"""Reading `FACTS.jsonl`: the valid lines, the refused ones, and their error messages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from routing import BlockFact, ManifestsFact, Miner
-from routing.cli.files import facts as facts_file
-from routing.cli.files.facts import BadLine, Fact, numbered_facts
+from routing.cli.files import json_lines
+from routing.cli.files.facts import Fact, numbered_facts
+from routing.cli.files.json_lines import BadLine
 from routing.cli.files.receipts import numbered_receipts
 
 MINER = {"hotkey_ss58": "miner-a", "address": "192.0.2.7", "ip_version": 4, "port": 8000}
@@ -47,8 +48,8 @@ def refusal(*lines: dict[str, Any] | str) -> BadLine:
     return caught.value
 
 
-def test_a_block_line_is_a_block_with_its_metagraph() -> None:
-    """Everything that a block line says is in its fact."""
+def test_a_block_line_has_the_block_and_its_metagraph() -> None:
+    """Every field of the line is in the fact."""
     (fact,) = blocks(first())
 
     assert fact.number == 1000
@@ -58,12 +59,12 @@ def test_a_block_line_is_a_block_with_its_metagraph() -> None:
 
 
 def test_a_manifests_line_is_a_sync() -> None:
-    """Everything that a manifests line says is in its fact, and it may come first."""
+    """Every field of the line is in the fact, and it may be the first line."""
     assert facts(MANIFESTS) == [ManifestsFact(1000, {"miner-a": {"always_on.gpu-24gb": 3}})]
 
 
-def test_what_is_left_out_is_the_very_object_of_the_line_before() -> None:
-    """An unchanged metagraph is handed on as it is, so that the ledger need not look at it again."""
+def test_omitted_fields_are_the_same_objects_as_before() -> None:
+    """The ledger recognizes an unchanged metagraph by identity and does not compare it again."""
     one, two, three, four = blocks(
         first(),
         block(1001),
@@ -78,16 +79,16 @@ def test_what_is_left_out_is_the_very_object_of_the_line_before() -> None:
     assert four.stakes is three.stakes
 
 
-def test_what_is_repeated_is_the_very_object_too() -> None:
-    """A file that names everything in every line is as fast as one that leaves it out."""
+def test_repeated_fields_are_the_same_objects_as_before() -> None:
+    """A file that repeats everything in every line is as fast as one that omits it."""
     one, two = blocks(first(), first(number=1001))
 
     assert two.miners is one.miners
     assert two.stakes is one.stakes
 
 
-def test_miners_change_from_their_line_on() -> None:
-    """A list of miners replaces the one before."""
+def test_a_list_of_miners_replaces_the_earlier_one() -> None:
+    """The new list holds for its own line and the later ones."""
     one, two, three = blocks(first(), block(1001, miners=[MINER, OTHER]), block(1002))
 
     assert [miner.hotkey_ss58 for miner in one.miners] == ["miner-a"]
@@ -96,24 +97,24 @@ def test_miners_change_from_their_line_on() -> None:
 
 
 def test_blank_lines_are_skipped_but_counted() -> None:
-    """The number of a line is the one that an editor shows."""
+    """A line has the number that an editor shows."""
     assert [
         numbered.line for batch in numbered_facts(stream("", first(), "   ", block(1001), "\r")) for numbered in batch
     ] == [2, 4]
 
 
 def test_an_empty_file_has_no_facts() -> None:
-    """Nothing is no mistake."""
+    """An empty file is valid."""
     assert facts() == []
 
 
 def test_the_last_line_needs_no_line_end() -> None:
-    """Whatever wrote the file, its last line counts."""
+    """A last line without a line end is read, too."""
     assert list(numbered_facts(io.BytesIO(json.dumps(first()).encode()))) != []
 
 
-def test_batches_are_no_longer_than_asked_for() -> None:
-    """Large files are recorded piece by piece, in order."""
+def test_batches_have_at_most_the_requested_length() -> None:
+    """A large file is recorded batch by batch, in order."""
     lines = [first(), *(block(number) for number in range(1001, 1010))]
 
     batches = list(numbered_facts(stream(*lines), batch_facts=4))
@@ -123,7 +124,7 @@ def test_batches_are_no_longer_than_asked_for() -> None:
 
 
 class Feed:
-    """A stream whose parts come one by one, as from a pipe."""
+    """A stream whose parts arrive one by one, as from a pipe."""
 
     def __init__(self, *parts: bytes) -> None:
         self.parts = list(parts)
@@ -132,8 +133,8 @@ class Feed:
         return self.parts.pop(0) if self.parts else b""
 
 
-def test_a_live_feed_is_not_held_back_until_a_batch_is_full() -> None:
-    """What has come as a whole line is handed on before the next read may wait."""
+def test_lines_of_a_live_feed_do_not_wait_for_a_full_batch() -> None:
+    """Complete lines are yielded before the next read, which may wait."""
     one, two = (json.dumps(line).encode() for line in (first(), block(1001)))
     feed = Feed(one + b"\n" + two[:10], two[10:] + b"\n")
 
@@ -189,8 +190,10 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize(("text", "problem", "expected"), BAD_LINES.values(), ids=BAD_LINES)
-def test_a_bad_line_says_what_is_wrong_and_what_would_be_right(text: str, problem: str, expected: str) -> None:
-    """Whoever wrote the line learns its number, its fault and its cure, in one line."""
+def test_the_error_of_a_bad_line_says_what_is_wrong_and_what_would_be_right(
+    text: str, problem: str, expected: str
+) -> None:
+    """The error has the line's number, the problem and a valid example, in one line of text."""
     error = refusal(MANIFESTS, text)
 
     assert error.fields["line"] == 2
@@ -200,8 +203,8 @@ def test_a_bad_line_says_what_is_wrong_and_what_would_be_right(text: str, proble
     assert "\n" not in str(error)
 
 
-def test_bytes_that_are_no_text_are_refused() -> None:
-    """A line in another encoding is named, not guessed at."""
+def test_bytes_that_are_not_utf8_are_refused() -> None:
+    """The error names the encoding; the reader does not guess another."""
     with pytest.raises(BadLine) as caught:
         list(numbered_facts(io.BytesIO(b'{"type":"bl\xffock"}\n')))
 
@@ -218,10 +221,10 @@ def test_bytes_that_are_no_text_are_refused() -> None:
     ],
     ids=["byte order mark", "UTF-16", "gzip", "SQLite"],
 )
-def test_a_file_of_another_kind_is_known_by_its_beginning(content: bytes, problem: str, expected: str) -> None:
-    """What the file is says more than that its first byte is no JSON.
+def test_a_file_of_another_kind_is_recognized_by_its_first_bytes(content: bytes, problem: str, expected: str) -> None:
+    """The error names the kind of file, in the first line only.
 
-    Catches: "invalid character (byte 0)" about a file that an editor saved, or that is still compressed.
+    Catches: "invalid character (byte 0)" about a file with a byte order mark, or about a compressed file.
     """
     with pytest.raises(BadLine) as caught:
         list(numbered_facts(io.BytesIO(content)))
@@ -235,9 +238,9 @@ def test_a_file_of_another_kind_is_known_by_its_beginning(content: bytes, proble
     assert problem not in str(caught.value.fields["problem"])
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is no lines at all is not read to its end."""
-    monkeypatch.setattr(facts_file, "LONGEST_LINE_BYTES", 100)
+def test_an_endless_line_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without line ends is not read to its end."""
+    monkeypatch.setattr(json_lines, "LONGEST_LINE_BYTES", 100)
     feed = Feed(*[b"x" * 60] * 50)
 
     with pytest.raises(BadLine, match="longer than 100 bytes"):
@@ -246,8 +249,8 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch: p
     assert len(feed.parts) > 40
 
 
-def test_everything_before_a_bad_line_comes_first() -> None:
-    """What stands before a bad line can be recorded; what stands after is not even looked at."""
+def test_facts_before_a_bad_line_are_yielded_first() -> None:
+    """The lines after a bad line are not decoded."""
     batches = numbered_facts(stream(MANIFESTS, first(), "broken", block(1001)))
 
     assert [numbered.line for numbered in next(batches)] == [1, 2]
@@ -256,8 +259,8 @@ def test_everything_before_a_bad_line_comes_first() -> None:
     assert caught.value.fields["line"] == 3
 
 
-def test_words_of_a_bad_line_cannot_steer_a_terminal() -> None:
-    """Escape sequences in a file stay harmless in the message."""
+def test_the_error_of_a_bad_line_has_no_control_characters() -> None:
+    """Escape sequences in a file do not reach the terminal."""
     error = refusal('{"type":"\\u001b[2J\\u0000"}')
 
     assert str(error).isprintable()

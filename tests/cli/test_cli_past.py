@@ -1,4 +1,4 @@
-"""The commands that look back: explain, why, replay, receipts, rebuild, and the options that name a moment."""
+"""The commands about the past: explain, why, replay, receipts, rebuild, audit, and the options that name a moment."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.support.stories import project
 
 
 @dataclass
-class Answer:
-    """What a command said and how it ended."""
+class Result:
+    """The output of a command and its exit code."""
 
     code: int
     out: str
@@ -33,14 +33,14 @@ class Answer:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-Command = Callable[..., Answer]
+Command = Callable[..., Result]
 on_sqlite = pytest.mark.parametrize("filled", ["sqlite"], indirect=True)
 """For what a test does to the stored rows itself, or to a file."""
 
 
 @dataclass
-class Filled:
-    """A ledger with a routed job that was spent, one by hand that was released, and a block after both."""
+class FilledLedger:
+    """A ledger with a routed and spent reservation, a released one without a router, and a later block."""
 
     url: str
     spent: int
@@ -50,11 +50,11 @@ class Filled:
 
 
 @pytest.fixture(params=ENGINES)
-def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Filled:
-    """On each engine, unless a test says otherwise."""
+def filled(request: pytest.FixtureRequest, tmp_path: Path) -> FilledLedger:
+    """The ledger on each engine, unless a test selects one."""
     url = new_database(request.param, tmp_path)
 
-    async def fill() -> Filled:
+    async def fill() -> FilledLedger:
         clock = Clock(START + timedelta(seconds=132))
         async with small_ledger(url=url, clock=clock, offers={"5Anna": 1, "5Bert": 2}) as ledger:
             route = await Routing(ledger).pick_miner_for_job_request(job("job-1"))
@@ -67,30 +67,30 @@ def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Filled:
             await record_blocks(ledger, 12, 12, ["5Anna"])
             await project(ledger)
             head = (await ledger.head()).position
-            return Filled(url, route.allowance_reservation_id, released.reservation_id, before_release, head)
+            return FilledLedger(url, route.allowance_reservation_id, released.reservation_id, before_release, head)
 
     return asyncio.run(fill())
 
 
 @pytest.fixture
-def allowance(filled: Filled, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs `allowance` on the filled ledger."""
+def allowance(filled: FilledLedger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run `allowance` on the filled ledger."""
     monkeypatch.setenv("ALLOWANCE_DATABASE_URL", filled.url)
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", VALIDATOR)
 
-    def run(*words: object) -> Answer:
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
+    def run(*arguments: object) -> Result:
+        code = main([str(word) for word in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
 
     return run
 
 
 @pytest.mark.parametrize("filled", ["postgresql"], indirect=True)
-def test_health_calls_a_database_by_its_name(
-    allowance: Command, filled: Filled, monkeypatch: pytest.MonkeyPatch
+def test_health_names_the_kind_of_database(
+    allowance: Command, filled: FilledLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever way its URL is spelled."""
+    """Both spellings of a PostgreSQL URL give the same name."""
     assert filled.url.startswith("postgresql://")
     for url in (filled.url, filled.url.replace("postgresql://", "postgres://")):
         monkeypatch.setenv("ALLOWANCE_DATABASE_URL", url)
@@ -98,35 +98,35 @@ def test_health_calls_a_database_by_its_name(
 
 
 @pytest.mark.parametrize("filled", ["postgresql"], indirect=True)
-def test_a_url_that_only_a_server_refuses_goes_by_the_name_of_its_option(
-    allowance: Command, filled: Filled, monkeypatch: pytest.MonkeyPatch
+def test_the_error_of_a_refused_url_names_its_option(
+    allowance: Command, filled: FilledLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the option, or of the variable, whichever gave it; a source is no database that the command works on.
+    """The error names the option, the argument or the variable that the URL came from.
 
-    Catches a refusal of a `database_url` that no command has.
+    Catches: an error about `database_url`, which is no option of any command.
     """
     wrong = f"{filled.url}&no_such_parameter=1"
-    for words, named in (
+    for arguments, named in (
         (("health", "--database", wrong), "--database"),
         (("verify", wrong), "SOURCE"),
         (("restore", wrong, "--database", filled.url), "SOURCE"),
         (("restore", filled.url, "--database", wrong), "--database"),
     ):
-        answer = allowance(*words)
-        assert (answer.code, answer.out) == (2, "")
-        assert answer.err.startswith(f"allowance: InvalidInput: {named}: "), answer.err
-        assert "no_such_parameter" in answer.err
+        result = allowance(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith(f"allowance: InvalidInput: {named} must be "), result.err
+        assert "no_such_parameter" in result.err
     monkeypatch.setenv("ALLOWANCE_DATABASE_URL", wrong)
-    assert "ALLOWANCE_DATABASE_URL: " in allowance("health").err
+    assert "ALLOWANCE_DATABASE_URL must be " in allowance("health").err
 
 
-def test_explain_shows_the_candidates_in_order(allowance: Command, filled: Filled) -> None:
-    """Which was claimed, what each had, and of which decision it was."""
-    answer = allowance("explain", "job-1")
-    assert (answer.code, answer.err) == (0, "")
-    assert "claimed" in answer.out
-    assert "not reached" in answer.out
-    assert f"{filled.spent}, spent" in answer.out
+def test_explain_shows_the_candidates_in_order(allowance: Command, filled: FilledLedger) -> None:
+    """The output has each candidate's verdict and the reservation that was made."""
+    result = allowance("explain", "job-1")
+    assert (result.code, result.err) == (0, "")
+    assert "claimed" in result.out
+    assert "not reached" in result.out
+    assert f"{filled.spent}, spent" in result.out
 
     (document,) = allowance("explain", "job-1", "--json").documents
     assert document["reservation"]["reservation_id"] == filled.spent
@@ -134,26 +134,28 @@ def test_explain_shows_the_candidates_in_order(allowance: Command, filled: Fille
     assert document["routed"] is True
 
 
-def test_explain_shortens_what_came_after(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With many candidates those that were never reached are counted, unless all are asked for."""
+def test_explain_omits_most_candidates_that_were_not_reached(
+    allowance: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note counts the omitted candidates, and `--all` shows them."""
     monkeypatch.setattr("routing.cli.commands.explain.SHOWN_AFTER", 0)
-    answer = allowance("explain", "job-1")
-    assert "not reached" not in answer.out
-    assert "1 more candidate: repeat with --all" in answer.err
+    result = allowance("explain", "job-1")
+    assert "not reached" not in result.out
+    assert "1 more candidate: repeat with --all" in result.err
     assert "not reached" in allowance("explain", "job-1", "--all").out
 
 
-def test_explain_of_a_job_that_is_not_there(allowance: Command) -> None:
-    """The answer is no."""
-    answer = allowance("explain", "nobody's")
-    assert answer.code == 1
-    assert answer.err.startswith("allowance: ReservationNotFound: ")
+def test_explain_of_an_unknown_job_is_exit_code_1(allowance: Command) -> None:
+    """The error is `ReservationNotFound`."""
+    result = allowance("explain", "nobody's")
+    assert result.code == 1
+    assert result.err.startswith("allowance: ReservationNotFound: ")
 
 
-def test_why_shows_sums_and_who_took_what(allowance: Command, filled: Filled) -> None:
-    """Now, and at each of three kinds of moment."""
-    answer = allowance("why", "5Bert", GPU)
-    assert answer.code == 0
+def test_why_shows_sums_and_reservations(allowance: Command, filled: FilledLedger) -> None:
+    """For now, and for each of the three kinds of moment."""
+    result = allowance("why", "5Bert", GPU)
+    assert result.code == 0
     (now,) = allowance("why", "5Bert", GPU, "--json").documents
     (then,) = allowance("why", "5Bert", GPU, "--position", filled.before_release, "--json").documents
     assert [each["reservation_id"] for each in then["reservations"]].count(filled.released) == 1
@@ -163,14 +165,14 @@ def test_why_shows_sums_and_who_took_what(allowance: Command, filled: Filled) ->
     (at_time,) = allowance("why", "5Bert", GPU, "--time", "2024-01-01T00:02:12Z", "--json").documents
     assert at_block == at_time
     assert now["total_seconds"] == at_block["total_seconds"] + 12.0
-    assert "nothing is taken" in allowance("why", "5Nobody", GPU).err
+    assert "no reservation has taken blocks" in allowance("why", "5Nobody", GPU).err
 
 
-def test_replay_shows_the_state_there(allowance: Command, filled: Filled) -> None:
-    """At the log's end, or anywhere before it; no progress goes into a pipe."""
-    answer = allowance("replay")
-    assert (answer.code, answer.err) == (0, "")
-    assert GPU in answer.out
+def test_replay_shows_the_state_at_a_moment(allowance: Command, filled: FilledLedger) -> None:
+    """At the end of the log, or at any earlier moment; no progress is written into a pipe."""
+    result = allowance("replay")
+    assert (result.code, result.err) == (0, "")
+    assert GPU in result.out
     (end,) = allowance("replay", "--json").documents
     assert (end["position"], end["newest_block"], end["reserved"]) == (filled.head, 12, 0)
     (then,) = allowance("replay", "--position", filled.before_release, "--json").documents
@@ -180,8 +182,8 @@ def test_replay_shows_the_state_there(allowance: Command, filled: Filled) -> Non
     assert at_block["newest_block"] == 5
 
 
-def test_miners_history_and_show_answer_about_the_past(allowance: Command, filled: Filled) -> None:
-    """`--at-…` names the moment; everything else is as it is without."""
+def test_miners_history_and_show_accept_a_moment(allowance: Command, filled: FilledLedger) -> None:
+    """`--at-…` names the moment; the form of the output is the same as without."""
     at = ("--at-position", filled.before_release, "--json")
     assert [each["hotkey_ss58"] for each in allowance("miners", *at).documents] == ["5Anna", "5Bert"]
     assert [each["hotkey_ss58"] for each in allowance("miners", "--json").documents] == ["5Anna"]
@@ -196,9 +198,9 @@ def test_miners_history_and_show_answer_about_the_past(allowance: Command, fille
     assert now["status"] == "released"
 
 
-def test_history_takes_all_filters(allowance: Command, filled: Filled) -> None:
-    """Miner, class, status, block and times."""
-    for words, expected in (
+def test_history_filters_by_every_field(allowance: Command, filled: FilledLedger) -> None:
+    """Miner, class, job, status, block and times."""
+    for arguments, expected in (
         (("--miner", "5Bert", "--status", "released"), [filled.released]),
         (("--executor-class", GPU, "--job", "job-1"), [filled.spent]),
         (("--executor-class", "abacus"), []),
@@ -206,15 +208,15 @@ def test_history_takes_all_filters(allowance: Command, filled: Filled) -> None:
         (("--from", "2024-01-01T00:02:12Z", "--until", "2024-01-01T00:02:12.000001Z"), [filled.released, filled.spent]),
         (("--until", "2024-01-01T00:02:12Z"), []),
     ):
-        answer = allowance("history", *words, "--json")
-        if words[0] == "--block":
-            assert {each["reservation_id"] for each in answer.documents} <= set(expected)
+        result = allowance("history", *arguments, "--json")
+        if arguments[0] == "--block":
+            assert {each["reservation_id"] for each in result.documents} <= set(expected)
         else:
-            assert [each["reservation_id"] for each in answer.documents] == expected, words
+            assert [each["reservation_id"] for each in result.documents] == expected, arguments
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("replay", "--position", "1", "--block", "1"),
         ("replay", "--position", "0"),
@@ -227,46 +229,46 @@ def test_history_takes_all_filters(allowance: Command, filled: Filled) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_told(allowance: Command, words: tuple[str, ...]) -> None:
+def test_wrong_usage_is_reported(allowance: Command, arguments: tuple[str, ...]) -> None:
     """Exit code 2, in one line."""
-    answer = allowance(*words)
-    assert answer.code == 2
-    assert answer.err.startswith("allowance: WrongUsage: ")
+    result = allowance(*arguments)
+    assert result.code == 2
+    assert result.err.startswith("allowance: WrongUsage: ")
 
 
-def test_a_moment_out_of_range_is_no(allowance: Command, filled: Filled) -> None:
-    """The ledger does not have that past."""
-    for words in (("replay", "--position", filled.head + 1), ("miners", "--at-time", "2020-01-01T00:00:00Z")):
-        answer = allowance(*words)
-        assert answer.code == 1
-        assert answer.err.startswith("allowance: PositionOutOfRange: ")
+def test_a_moment_out_of_range_is_exit_code_1(allowance: Command, filled: FilledLedger) -> None:
+    """The ledger has no such past: `PositionOutOfRange`."""
+    for arguments in (("replay", "--position", filled.head + 1), ("miners", "--at-time", "2020-01-01T00:00:00Z")):
+        result = allowance(*arguments)
+        assert result.code == 1
+        assert result.err.startswith("allowance: PositionOutOfRange: ")
 
 
 # Rebuild
 
 
 @on_sqlite
-def test_rebuild_tells_what_was_wrong(allowance: Command, filled: Filled) -> None:
-    """Exit code 0 where nothing was, 1 where something was; then it is mended."""
-    answer = allowance("rebuild")
-    assert (answer.code, answer.err) == (0, "")
-    assert "what was there was what the log says" in answer.out
+def test_rebuild_reports_and_repairs_differences(allowance: Command, filled: FilledLedger) -> None:
+    """Exit code 0 if there is no difference, otherwise 1; a second rebuild finds none."""
+    result = allowance("rebuild")
+    assert (result.code, result.err) == (0, "")
+    assert "the stored history and snapshots agreed with the log" in result.out
     statement(filled.url, "UPDATE allowance_reservations SET status = 'expired'")
     statement(filled.url, "UPDATE allowance_snapshots SET payload = X'00'")
 
-    answer = allowance("rebuild")
+    result = allowance("rebuild")
 
-    assert answer.code == 1
-    assert "status was expired, is spent" in answer.out
-    assert "snapshot at position" in answer.out
-    assert "3 differences: what was there is replaced" in answer.out
+    assert result.code == 1
+    assert "status was expired, is spent" in result.out
+    assert "snapshot at position" in result.out
+    assert "3 differences; the stored data is replaced" in result.out
     (document,) = allowance("rebuild", "--json").documents
     assert (document["different"], document["reservations"], document["position"]) == (0, 2, filled.head)
 
 
 @on_sqlite
-def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled) -> None:
-    """An event that it cannot take is named; `rebuild` cannot take it either, and does not advise to rebuild."""
+def test_health_names_the_event_that_stops_the_history(allowance: Command, filled: FilledLedger) -> None:
+    """`rebuild` fails at the same event, and its error does not recommend to rebuild."""
     assert allowance("health", "--json").documents[0]["projection_error"] is None
     assert allowance("rebuild").code == 0
     statement(filled.url, "UPDATE allowance_checkpoints SET model_version = 0")
@@ -274,11 +276,11 @@ def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled)
     statement(filled.url, "UPDATE allowance_events SET payload = X'00' WHERE position = 5")
     (document,) = allowance("health", "--json").documents
     assert "position 5" in document["projection_error"]
-    answer = allowance("rebuild")
-    assert answer.code == 3
-    assert answer.err.startswith("allowance: ProjectionStopped: the history stopped before position 5")
-    assert "allowance verify" in answer.err
-    assert "allowance rebuild" not in answer.err
+    result = allowance("rebuild")
+    assert result.code == 3
+    assert result.err.startswith("allowance: ProjectionStopped: the history stopped before position 5")
+    assert "allowance verify" in result.err
+    assert "allowance rebuild" not in result.err
     (document,) = allowance("rebuild", "--json").documents
     assert document["error"]["fields"]["position"] == 5
 
@@ -287,7 +289,7 @@ def test_health_tells_what_stops_the_history(allowance: Command, filled: Filled)
 
 
 def receipt(**fields: Any) -> str:
-    told = {
+    fields_of_receipt = {
         "validator_ss58": "5Other",
         "miner_ss58": "5Anna",
         "executor_class": GPU,
@@ -295,7 +297,7 @@ def receipt(**fields: Any) -> str:
         "blocks": [2, 3],
         "allowance_seconds": 12,
     }
-    return json.dumps({**told, **fields})
+    return json.dumps({**fields_of_receipt, **fields})
 
 
 def written(path: Path, *lines: str) -> Path:
@@ -303,26 +305,26 @@ def written(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_receipts_are_taken_in_order(allowance: Command, tmp_path: Path) -> None:
-    """One line each; exit code 1 if any is refused.
+def test_receipts_are_checked_in_order(allowance: Command, tmp_path: Path) -> None:
+    """One line per receipt; exit code 1 if any is refused.
 
     Catches: documents of one list with different keys.
     """
     good = written(tmp_path / "good.jsonl", receipt(), "", receipt(blocks=[4], allowance_seconds=6))
-    answer = allowance("receipts", good)
-    assert answer.code == 0
-    assert answer.out.splitlines() == [
+    result = allowance("receipts", good)
+    assert result.code == 0
+    assert result.out.splitlines() == [
         "line 1: spent 2-3, 12.000 s for 12.000 s",
         "line 3: spent 4, 6.000 s for 6.000 s",
     ]
-    assert "2 receipts, 0 of them refused" in answer.err
+    assert "2 receipts, 0 of them refused" in result.err
 
     bad = written(
         tmp_path / "bad.jsonl", receipt(), receipt(blocks=[3, 4, 900]), receipt(started_at="2030-01-01T00:00:00Z")
     )
-    answer = allowance("receipts", bad)
-    assert answer.code == 1
-    first, second, third = answer.out.splitlines()
+    result = allowance("receipts", bad)
+    assert result.code == 1
+    first, second, third = result.out.splitlines()
     assert first.startswith("line 1: spent")
     assert second == "line 2: refused, 6.000 s for 12.000 s; outside range: 900; double spent: 3"
     assert third.startswith("line 3: refused, TimeOutOfRange: ")
@@ -353,13 +355,13 @@ def test_receipts_are_taken_in_order(allowance: Command, tmp_path: Path) -> None
         receipt()[:-1] + ',"blocks":[1]}',
     ],
 )
-def test_a_malformed_receipt_is_named_by_its_line(allowance: Command, tmp_path: Path, line: str) -> None:
-    """What stands before it has been answered; exit code 2."""
-    answer = allowance("receipts", written(tmp_path / "receipts.jsonl", receipt(), "", line, receipt(blocks=[5])))
-    assert answer.code == 2
-    assert [told.split(":")[0] for told in answer.out.splitlines()] == ["line 1"]
-    assert answer.err.startswith("allowance: BadLine: line 3: ")
-    assert answer.err.count("\n") == 1
+def test_the_error_of_a_malformed_receipt_names_its_line(allowance: Command, tmp_path: Path, line: str) -> None:
+    """The receipts before it are reported; exit code 2."""
+    result = allowance("receipts", written(tmp_path / "receipts.jsonl", receipt(), "", line, receipt(blocks=[5])))
+    assert result.code == 2
+    assert [line.split(":")[0] for line in result.out.splitlines()] == ["line 1"]
+    assert result.err.startswith("allowance: BadLine: line 3: ")
+    assert result.err.count("\n") == 1
 
 
 AUDIT_KEYS = {
@@ -368,20 +370,20 @@ AUDIT_KEYS = {
 }
 
 
-def test_audit_finds_nothing_in_a_sound_ledger(allowance: Command, filled: Filled, tmp_path: Path) -> None:
-    """Counts and totals for people, one document for programs, a page where one is asked for; exit code 0."""
-    answer = allowance("audit")
-    assert answer.code == 0
-    assert f"no finding in {filled.head} events" in answer.out
-    assert "allowance-reserved" in answer.out
-    assert GPU in answer.out
-    assert "5Anna" not in answer.out
+def test_audit_of_a_sound_ledger_has_no_finding(allowance: Command, filled: FilledLedger, tmp_path: Path) -> None:
+    """Counts and totals as text, one JSON document, a page if one is wanted; exit code 0."""
+    result = allowance("audit")
+    assert result.code == 0
+    assert f"no finding in {filled.head} events" in result.out
+    assert "allowance-reserved" in result.out
+    assert GPU in result.out
+    assert "5Anna" not in result.out
     assert "5Anna" in allowance("audit", "--accounts").out
 
     page = tmp_path / "audit.html"
-    answer = allowance("audit", "--json", "--html", page)
-    (document,) = answer.documents
-    assert answer.code == 0
+    result = allowance("audit", "--json", "--html", page)
+    (document,) = result.documents
+    assert result.code == 0
     assert set(document) == AUDIT_KEYS
     assert (document["position"], document["findings"]) == (filled.head, [])
     assert page.read_text("utf-8").startswith("<!doctype html>")
@@ -389,38 +391,38 @@ def test_audit_finds_nothing_in_a_sound_ledger(allowance: Command, filled: Fille
 
 
 @on_sqlite
-def test_audit_names_what_it_finds(allowance: Command, filled: Filled) -> None:
-    """A changed row is named by position and rule, in text and in JSON; exit code 1."""
+def test_audit_names_position_and_rule_of_a_finding(allowance: Command, filled: FilledLedger) -> None:
+    """A changed row is reported as text and as JSON; exit code 1."""
     connection = sqlite3.connect(filled.url.removeprefix("sqlite:///"), isolation_level=None)
     for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         connection.execute(f"DROP TRIGGER {trigger}")
     connection.execute("UPDATE allowance_events SET recorded_at_ns = recorded_at_ns + 1 WHERE position = 5")
     connection.close()
 
-    answer = allowance("audit")
-    assert answer.code == 1
-    assert "position 5: hash-chain: " in answer.out
+    result = allowance("audit")
+    assert result.code == 1
+    assert "position 5: hash-chain: " in result.out
     (document,) = allowance("audit", "--json").documents
     first = document["findings"][0]
     assert (first["position"], first["rule"]) == (5, "hash-chain")
 
 
-def test_audit_refuses_what_it_cannot_do(allowance: Command, filled: Filled, tmp_path: Path) -> None:
-    """A position that the log has not is out of range; a page that cannot be written is wrong input."""
-    answer = allowance("audit", "--until", filled.head + 1)
-    assert answer.code == 1
-    assert "PositionOutOfRange" in answer.err
-    answer = allowance("audit", "--html", tmp_path / "nowhere" / "audit.html")
-    assert answer.code == 2
-    assert "cannot write" in answer.err
-    assert "UnwritableOutput" in answer.err
+def test_audit_refuses_a_wrong_position_and_an_unwritable_page(
+    allowance: Command, filled: FilledLedger, tmp_path: Path
+) -> None:
+    """A position beyond the log is out of range; a page that cannot be written is wrong input."""
+    result = allowance("audit", "--until", filled.head + 1)
+    assert result.code == 1
+    assert "PositionOutOfRange" in result.err
+    result = allowance("audit", "--html", tmp_path / "nowhere" / "audit.html")
+    assert result.code == 2
+    assert "cannot write" in result.err
+    assert "UnwritableOutput" in result.err
 
 
 @on_sqlite
-def test_a_page_takes_the_place_of_a_page_and_of_nothing_else(
-    allowance: Command, filled: Filled, tmp_path: Path
-) -> None:
-    """The audited database, a letter and a directory stay as they are; an earlier page is replaced, nothing is left.
+def test_a_page_replaces_only_an_earlier_page(allowance: Command, filled: FilledLedger, tmp_path: Path) -> None:
+    """The audited database, other files and directories stay as they are, and no temporary file remains.
 
     Catches: `--html` with the ledger's own path, which wrote a page over the ledger.
     """
@@ -429,9 +431,9 @@ def test_a_page_takes_the_place_of_a_page_and_of_nothing_else(
     before = {path: path.read_bytes() for path in (database, letter)}
     there = sorted(tmp_path.rglob("*"))
     for path in (database, letter, tmp_path, "-", ""):
-        answer = allowance("audit", "--html", path, "--json")
-        assert answer.code == 2
-        assert answer.documents[0]["error"]["type"] in ("UnwritableOutput", "WrongUsage")
+        result = allowance("audit", "--html", path, "--json")
+        assert result.code == 2
+        assert result.documents[0]["error"]["type"] in ("UnwritableOutput", "WrongUsage")
     assert {path: path.read_bytes() for path in before} == before
     assert sorted(tmp_path.rglob("*")) == there
 
@@ -442,12 +444,12 @@ def test_a_page_takes_the_place_of_a_page_and_of_nothing_else(
     assert sorted(tmp_path.rglob("*")) == sorted([*there, page])
 
 
-def test_a_page_that_cannot_be_written_throws_no_audit_away(
+def test_an_unwritable_page_does_not_lose_the_audit(
     allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can be known is told before the audit; where writing fails after it, what was found is told all the same.
+    """A wrong name is refused before the audit; if writing fails after it, the findings are still reported.
 
-    Catches: an audit of an hour that is lost since its page has no place.
+    Catches: an audit of an hour whose result is lost because its page cannot be written.
     """
 
     def refuse(*_: object, **__: object) -> None:
@@ -457,9 +459,9 @@ def test_a_page_that_cannot_be_written_throws_no_audit_away(
         patched.setattr(Allowance, "audit", refuse)
         assert allowance("audit", "--html", tmp_path / "nowhere" / "audit.html").code == 2
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    answer = allowance("audit", "--html", tmp_path / "audit.html")
-    assert answer.code == 2
-    assert "no finding in" in answer.out
-    assert "No space left on device" in answer.err
+    result = allowance("audit", "--html", tmp_path / "audit.html")
+    assert result.code == 2
+    assert "no finding in" in result.out
+    assert "No space left on device" in result.err
     assert not list(tmp_path.glob("*.html"))
     assert not list(tmp_path.glob(".*.partial"))

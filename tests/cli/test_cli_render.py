@@ -1,4 +1,4 @@
-"""Text for terminals: tables, numbers, ranges, charts, and what `Output` makes of them."""
+"""Text for terminals: tables, numbers, ranges, charts, and the behaviour of `Output` and `Progress`."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def fitted(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: in
     return [found.header, *found.lines(rows)], found.columns is not None
 
 
-def test_columns_are_aligned_numbers_to_the_right() -> None:
-    """Digits stand under digits, words under words."""
+def test_numbers_are_aligned_right_and_words_left() -> None:
+    """Digits of equal value are below each other."""
     assert table(("id", "miner", "left"), [(7, "a", "1.000 s"), (1234, "bcd", "12.000 s")]) == [
         "  id  miner      left",
         "   7  a       1.000 s",
@@ -45,18 +45,18 @@ HEADERS = ("id", "miner", "left", "class", "blocks")
 ROWS = [(7, HOTKEY, "1.000 s", "always_on.gpu-24gb", 96), (1234, "5B", "12.000 s", "cpu", 7)]
 
 
-def test_a_table_that_fits_is_left_alone() -> None:
-    """A terminal of its width, or wider, shows it whole."""
+def test_a_table_that_fits_is_complete() -> None:
+    """A terminal that is wide enough shows everything."""
     whole = table(HEADERS, ROWS)
     width = max(map(len, whole))
     assert fitted(HEADERS, ROWS, width) == (whole, False)
     assert fitted(HEADERS, ROWS, width - 1)[1]
 
 
-def test_a_narrow_terminal_gets_short_names_first_and_fewer_columns_then() -> None:
-    """No line is wrapped: hotkeys lose their middle, then words are cut at the edge.
+def test_a_narrow_terminal_shortens_names_before_it_drops_columns() -> None:
+    """Hotkeys lose their middle; if that is not enough, words are cut at the edge. No line wraps.
 
-    Catches a row of which the second half stands under the first, unaligned.
+    Catches: a row whose second half is on the next line, unaligned.
     """
     assert fitted(HEADERS, ROWS, 56) == (
         [
@@ -73,10 +73,10 @@ def test_a_narrow_terminal_gets_short_names_first_and_fewer_columns_then() -> No
     ]
 
 
-def test_a_number_is_whole_or_not_there() -> None:
-    """A column of numbers that does not fit is left out, and the header says that there was more.
+def test_a_number_is_never_cut() -> None:
+    """A column of numbers that does not fit is left out, and the header shows an ellipsis.
 
-    Catches a number without its last digits, which would be another number.
+    Catches: a number without its last digits, which would be another number.
     """
     rows = [(7, 1234.5, 96), (8, 12.0, 7)]
     assert fitted(("id", "left", "blocks"), rows, 19) == (
@@ -93,13 +93,13 @@ def test_a_number_is_whole_or_not_there() -> None:
 
 @given(st.integers(2, 90), st.lists(st.tuples(st.integers(0, 10**9), st.text(max_size=60)), max_size=4))
 def test_no_line_is_longer_than_the_terminal(columns: int, rows: list[tuple[int, str]]) -> None:
-    """Whatever stands in a table, in any script, it stays in its columns."""
+    """Every line fits, whatever the content and its script."""
     lines, _ = fitted(("id", "name"), rows, columns)
     assert all(render.columns_of(line) <= columns for line in lines)
 
 
-def test_later_rows_stand_as_the_first_ones() -> None:
-    """A wider cell stands out, and moves nothing above it; in a terminal a number is whole or not there, too."""
+def test_later_rows_keep_the_layout_of_the_first() -> None:
+    """A wider cell does not move the rows before it; in a narrow terminal a number is still never cut."""
     whole = render.layout(("id", "miner", "left"), [(7, "5Anna", 12.5)])
     assert [whole.header, *whole.lines([(7, "5Anna", 12.5), (1234, "5Bernadette", 7.0)])] == [
         "id  miner    left",
@@ -114,8 +114,8 @@ def test_later_rows_stand_as_the_first_ones() -> None:
     ]
 
 
-def test_wide_letters_take_two_columns_and_marks_none() -> None:
-    """Columns stay aligned whatever script a name is in."""
+def test_wide_letters_are_two_columns_and_marks_none() -> None:
+    """Columns stay aligned in every script."""
     assert render.columns_of("漢字") == 4
     assert render.columns_of("Za\u0301\u0316") == 2
     names = ["miner", "漢字", "Za\u0301\u0316"]
@@ -123,18 +123,18 @@ def test_wide_letters_take_two_columns_and_marks_none() -> None:
     assert [render.columns_of(line) for line in lines] == [11, 11, 11, 11]
 
 
-def test_a_table_without_rows_is_its_headers() -> None:
-    """An empty answer still says what it would have shown."""
+def test_a_table_without_rows_has_its_headers() -> None:
+    """An empty list still shows its columns."""
     assert table(("id", "miner"), []) == ["id  miner"]
 
 
-def test_nothing_is_shown_as_a_dash() -> None:
-    """None, as in a reservation that is not settled, is visible."""
+def test_none_is_shown_as_a_dash() -> None:
+    """A missing value, such as the time of a settlement that has not happened, is visible."""
     assert table(("job", "settled"), [(None, None)])[1] == "-    -"
 
 
-def test_labels_are_aligned() -> None:
-    """Values stand below each other."""
+def test_labelled_values_are_aligned() -> None:
+    """All values begin in the same column."""
     assert list(render.labelled([("a", 1), ("long", None)])) == ["a     1", "long  -"]
 
 
@@ -147,14 +147,14 @@ def test_labels_are_aligned() -> None:
         ([1000, 1001, 1002, 1007, 1009, 1010], "1000-1002, 1007, 1009-1010"),
     ],
 )
-def test_runs_of_blocks_are_drawn_together(blocks: list[int], text: str) -> None:
-    """Hundreds of blocks fit into a line."""
+def test_runs_of_blocks_are_written_as_ranges(blocks: list[int], text: str) -> None:
+    """Hundreds of blocks fit into one line."""
     assert render.block_ranges(blocks) == text
 
 
 @given(st.sets(st.integers(1, 60)))
-def test_ranges_name_each_block_once(blocks: set[int]) -> None:
-    """From the ranges the blocks can be told again."""
+def test_ranges_contain_each_block_once(blocks: set[int]) -> None:
+    """The blocks can be reconstructed from the ranges."""
     named: list[int] = []
     for part in filter(None, render.block_ranges(sorted(blocks)).split(", ")):
         first, _, last = part.partition("-")
@@ -167,39 +167,39 @@ def test_ranges_name_each_block_once(blocks: set[int]) -> None:
     ("size", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"), (7_400_000, "7.4 MB")],
 )
-def test_sizes_are_short(size: int, text: str) -> None:
-    """A size is told in the unit that fits it."""
+def test_a_size_has_the_largest_fitting_unit(size: int, text: str) -> None:
+    """Also after rounding: there is no "1000.0 kB"."""
     assert render.size_text(size) == text
 
 
-def test_times_are_told_in_utc() -> None:
-    """Wherever the time comes from, it is shown in one zone, to the millisecond."""
+def test_times_are_shown_in_utc() -> None:
+    """Every time is shown in one zone, with milliseconds."""
     moment = datetime(2024, 1, 1, 13, 0, 0, 10_999, tzinfo=timezone(timedelta(hours=1)))
 
     assert render.time_text(moment) == "2024-01-01 12:00:00.010Z"
     assert render.time_text(None) == "-"
 
 
-def test_shares_of_nothing_are_a_dash() -> None:
+def test_a_share_of_zero_is_a_dash() -> None:
     """Nothing is divided by zero."""
     assert render.percent_text(0.0, 0.0) == "-"
     assert render.percent_text(1.0, 4.0) == "25.0 %"
 
 
-def test_one_is_not_a_plural() -> None:
-    """The demo speaks properly of one miner, too."""
+def test_a_count_of_one_is_singular() -> None:
+    """Other counts are plural, with separators of thousands."""
     assert render.counted(1, "block") == "1 block"
     assert render.counted(1100, "block") == "1,100 blocks"
 
 
 @given(st.text())
-def test_nothing_printed_can_steer_a_terminal(text: str) -> None:
-    """Names from elsewhere come out as printable characters, whatever is in them."""
+def test_printable_text_has_no_control_characters(text: str) -> None:
+    """Names from outside become printable characters, whatever is in them."""
     assert render.printable(text).isprintable()
 
 
-def test_a_chart_shows_what_is_left_and_what_is_gone() -> None:
-    """Filled is left, shaded is gone, empty was never there."""
+def test_a_chart_shows_the_free_and_the_used_part() -> None:
+    """The free part is filled, the used part is shaded, and the rest is empty."""
     columns = [Column(4.0, 0.0), Column(4.0, 2.0), Column(0.0, 0.0), Column(4.0, 4.0)]
 
     assert chart.draw(columns, first_label="1", last_label="4", rows=4) == [
@@ -212,20 +212,20 @@ def test_a_chart_shows_what_is_left_and_what_is_gone() -> None:
     ]
 
 
-def test_a_chart_does_not_hide_a_little() -> None:
-    """The smallest amount is a character, so that nobody takes it for nothing."""
-    lines = chart.draw([Column(100.0, 0.001)], first_label="1", last_label="1", rows=2, signs=chart.ASCII)
+def test_a_chart_shows_the_smallest_amount() -> None:
+    """An amount above 0 is at least one character, so that it does not look like none."""
+    lines = chart.draw([Column(100.0, 0.001)], first_label="1", last_label="1", rows=2, characters=chart.ASCII)
 
     assert lines[:2] == ["100 s |.", "      |#"]
 
 
-def test_a_chart_of_nothing_is_empty() -> None:
-    """An account that never granted anything draws as nothing, without an error."""
+def test_a_chart_without_columns_is_empty() -> None:
+    """An account without any grant is drawn without an error."""
     assert chart.draw([], first_label="1", last_label="1", rows=1)[0].endswith("│")
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1))), st.integers(1, 9))
-def test_a_chart_is_as_large_as_asked_for(amounts: list[tuple[float, float]], rows: int) -> None:
+def test_a_chart_has_the_requested_size(amounts: list[tuple[float, float]], rows: int) -> None:
     """Whatever the numbers, a chart has its rows and its columns."""
     columns = [Column(granted, granted * share) for granted, share in amounts]
 
@@ -235,16 +235,16 @@ def test_a_chart_is_as_large_as_asked_for(amounts: list[tuple[float, float]], ro
     assert all(len(line) <= len(lines[-2]) for line in lines[:-1])
 
 
-def test_json_is_one_line_and_knows_times_and_fractions() -> None:
-    """Whatever a result or an error holds can be written."""
+def test_json_is_one_line_with_times_and_fractions() -> None:
+    """Every value of a result or an error can be written."""
     text = as_json({"at": datetime(2024, 1, 1, tzinfo=UTC), "half": Fraction(1, 2), "name": "a\nb"})
 
     assert json.loads(text) == {"at": "2024-01-01T00:00:00Z", "half": "1/2", "name": "a\nb"}
     assert "\n" not in text
 
 
-def test_a_terminal_that_lacks_a_character_gets_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ASCII terminal is no reason to fail."""
+def test_a_character_that_the_terminal_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output on an ASCII terminal does not fail."""
     data = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding="ascii"))
     out = Output(json_wanted=False)
@@ -257,7 +257,7 @@ def test_a_terminal_that_lacks_a_character_gets_an_escape(monkeypatch: pytest.Mo
 
 
 class Terminal(io.StringIO):
-    """A stream that a person watches."""
+    """A stream that claims to be a terminal."""
 
     encoding = "utf-8"
 
@@ -265,7 +265,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """NO_COLOR, a dumb terminal, a pipe and JSON each turn colours off."""
     for variable in ("NO_COLOR", "TERM"):
         monkeypatch.delenv(variable, raising=False)
@@ -281,8 +281,8 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Output(json_wanted=False).colour_wanted
 
 
-def test_only_a_terminal_gets_tables_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file or a pipe gets every name whole; a terminal is told that it did not."""
+def test_only_a_terminal_gets_shortened_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file or a pipe gets complete names; on a terminal a note says that the table was shortened."""
     monkeypatch.setenv("COLUMNS", "40")
     piped, watched, notes = io.StringIO(), Terminal(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", notes)
@@ -294,8 +294,8 @@ def test_only_a_terminal_gets_tables_shortened(monkeypatch: pytest.MonkeyPatch) 
     assert notes.getvalue().count("shortened to fit the terminal") == 1
 
 
-def test_progress_is_for_those_who_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe gets no progress; a terminal gets one line that is wiped at the end."""
+def test_only_a_terminal_gets_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets nothing; a terminal gets one line, which is erased at the end."""
     piped, watched = io.StringIO(), Terminal()
     for stream in (piped, watched):
         monkeypatch.setattr(sys, "stderr", stream)
@@ -307,8 +307,8 @@ def test_progress_is_for_those_who_watch(monkeypatch: pytest.MonkeyPatch) -> Non
     assert watched.getvalue() == "\r\x1b[Kimport: 1 lines, 2 blocks/s\r\x1b[K"
 
 
-def test_progress_says_how_far_it_is() -> None:
-    """With a known end, both are told."""
+def test_progress_shows_the_share_if_the_total_is_known() -> None:
+    """Without a total it shows the count; rates are per second."""
     assert progress_line("route", 1200, 3000, "jobs", "") == "route [########............] 40 %: 1,200 of 3,000 jobs"
     assert progress_line("route", 0, 0, "jobs", "") == "route [####################] 100 %: 0 of 0 jobs"
     assert rate_text(350, 1.0, "blocks") == "350 blocks/s"

@@ -1,4 +1,4 @@
-"""The made-up chain: the same from the same seed, like a real one in all that matters, and never anybody's."""
+"""The made-up chain: equal for equal seeds, realistic, and without any real address."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def blocks(facts: list[Fact]) -> Iterator[BlockFact]:
 
 
 def test_the_same_seed_gives_the_same_chain() -> None:
-    """A demo, a test or a measurement can be repeated."""
+    """A demo, a test or a benchmark can be repeated."""
     small: dict[str, Any] = {"miners": 9, "validators": 3, "classes": 2, "blocks": 60}
 
     assert list(network.generate(7, **small)) == list(network.generate(7, **small))
     assert list(network.generate(7, **small)) != list(network.generate(8, **small))
 
 
-def test_blocks_follow_each_other(facts: list[Fact]) -> None:
-    """Numbers are dense, times go forward, most blocks take about 12 s and some too long."""
+def test_blocks_are_dense_and_12_seconds_apart(facts: list[Fact]) -> None:
+    """Numbers are dense, times increase, most blocks take about 12 s, and some are late."""
     known = list(blocks(facts))
     durations = [(after.created_at - before.created_at).total_seconds() for before, after in pairwise(known)]
 
@@ -61,8 +61,8 @@ def test_blocks_follow_each_other(facts: list[Fact]) -> None:
     assert 5 < sum(duration > 12.5 for duration in durations) < 60
 
 
-def test_lines_name_only_what_changed(lines: list[dict[str, Any]]) -> None:
-    """The file says everything once; miners leave and return, stakes shift."""
+def test_lines_have_only_changed_fields(lines: list[dict[str, Any]]) -> None:
+    """A block line has miners or stakes only if they changed; miners leave and return, stakes change."""
     of_blocks = [line for line in lines if line["type"] == "block"]
     with_miners = [line for line in of_blocks if "miners" in line]
 
@@ -73,14 +73,14 @@ def test_lines_name_only_what_changed(lines: list[dict[str, Any]]) -> None:
     assert {len(line["miners"]) for line in with_miners} != {250}
 
 
-def test_a_sync_comes_every_25_blocks_before_its_block(lines: list[dict[str, Any]]) -> None:
-    """The first block is granted by a sync, too."""
+def test_a_manifest_sync_precedes_every_25th_block(lines: list[dict[str, Any]]) -> None:
+    """The first block has a sync, too, so that it grants allowance."""
     assert lines[0]["type"] == "manifests"
     assert [line["block"] for line in lines if line["type"] == "manifests"] == list(range(1000, 2100, 25))
 
 
-def test_some_syncs_drop_and_none_wipes_out(syncs: list[dict[str, dict[str, int]]]) -> None:
-    """Drops are there to be seen, and no sync looks like a failed poll."""
+def test_some_syncs_drop_executors_but_none_drops_most(syncs: list[dict[str, dict[str, int]]]) -> None:
+    """There are drops to be handled, and no sync looks like a failed poll."""
     drops = 0
     for before, after in pairwise(syncs):
         drops += sum(
@@ -95,7 +95,7 @@ def total(sync: dict[str, dict[str, int]]) -> int:
     return sum(count for offer in sync.values() for count in offer.values())
 
 
-def test_counts_are_plausible(syncs: list[dict[str, dict[str, int]]]) -> None:
+def test_executor_counts_are_plausible(syncs: list[dict[str, dict[str, int]]]) -> None:
     """Miners offer a few executors of a few classes, and every class is offered."""
     classes = set(network.executor_classes(5))
 
@@ -104,16 +104,16 @@ def test_counts_are_plausible(syncs: list[dict[str, dict[str, int]]]) -> None:
     assert all(1 <= len(offer) <= 3 for offer in syncs[0].values())
 
 
-def test_stakes_give_shares_worth_having(lines: list[dict[str, Any]]) -> None:
-    """Our validator's share buys jobs of a usual length."""
+def test_the_validator_has_a_useful_share_of_the_stake(lines: list[dict[str, Any]]) -> None:
+    """The share pays for jobs of a usual length."""
     stakes = next(line["stakes"] for line in lines if "stakes" in line)
 
     assert next(iter(stakes)) == network.hotkeys(1, "validator", 1)[0]
     assert all(0.03 < stake / sum(stakes.values()) < 0.5 for stake in stakes.values())
 
 
-def test_our_validator_can_be_named() -> None:
-    """A demo in somebody's own ledger uses that ledger's validator."""
+def test_the_validator_can_be_chosen() -> None:
+    """A demo in an existing database uses the validator of that ledger."""
     lines = network.generate(1, miners=2, validators=2, blocks=1, validator_ss58="me")
 
     assert next(next(iter(line["stakes"])) for line in lines if "stakes" in line) == "me"
@@ -126,8 +126,8 @@ def base58_decoded(text: str) -> bytes:
     return number.to_bytes(35, "big")
 
 
-def test_hotkeys_are_addresses_whose_checksum_is_right() -> None:
-    """Made-up hotkeys pass wherever real ones do."""
+def test_hotkeys_have_valid_checksums() -> None:
+    """Made-up hotkeys pass every check that real ones pass."""
     hotkeys = network.hotkeys(1, "miner", 300)
 
     assert len(set(hotkeys)) == 300
@@ -138,8 +138,8 @@ def test_hotkeys_are_addresses_whose_checksum_is_right() -> None:
         assert hashlib.blake2b(b"SS58PRE" + raw[:33]).digest()[:2] == raw[33:]
 
 
-def test_axons_are_nobodys_and_differ() -> None:
-    """Addresses come from the ranges set aside for documentation, and no two miners share an axon."""
+def test_axons_are_unique_and_reserved_for_documentation() -> None:
+    """No address belongs to a real machine, and no two miners share an axon."""
     lines = network.generate(1, miners=2000, blocks=1)
     (miners,) = [line["miners"] for line in lines if "miners" in line]
     axons = set()
@@ -152,20 +152,20 @@ def test_axons_are_nobodys_and_differ() -> None:
     assert len(axons) == 2000
 
 
-def test_any_number_of_classes_has_names() -> None:
-    """Benchmarks may ask for more classes than there are in life."""
+def test_any_number_of_executor_classes_has_names() -> None:
+    """Benchmarks can use more classes than real networks have."""
     assert len(set(network.executor_classes(40))) == 40
 
 
-def test_smallest_network() -> None:
-    """One of everything is a network, too."""
+def test_the_smallest_network_is_valid() -> None:
+    """One miner, one validator and one class are enough."""
     lines = list(network.generate(1, miners=1, validators=1, classes=1, blocks=2))
 
     assert [line["type"] for line in lines] == ["manifests", "block", "block"]
 
 
-def test_start_and_time_can_be_chosen() -> None:
-    """A test may continue where its own chain ends."""
+def test_first_block_and_start_time_can_be_chosen() -> None:
+    """A test can continue its own chain."""
     started_at = datetime(2025, 6, 1, tzinfo=UTC)
     lines = list(network.generate(1, miners=1, blocks=2, first_block=77, started_at=started_at))
 

@@ -1,4 +1,4 @@
-"""Cancelled callers: what they had under way on SQLite is left in order, and holds up nobody."""
+"""A cancelled caller leaves SQLite in order and blocks nobody."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///{}/ledger.db"])
-async def test_cancelled_in_the_middle_of_a_statement_locks_nobody_out(
+async def test_a_caller_cancelled_during_a_statement_leaves_no_lock(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a caller gave up while its statement ran, the next change is made at once.
+    """After a caller is cancelled while its statement runs, the next command succeeds at once.
 
-    Catches: a connection that is given up with its cursor open, whose locks outlive it, while the loop that would
-    free them waits for the lock.
+    Catches a connection that is closed with an open cursor: its locks outlive it, while the loop that would free them
+    waits for the lock.
     """
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.5)
     running, go_on = threading.Event(), threading.Event()
@@ -37,7 +37,7 @@ async def test_cancelled_in_the_middle_of_a_statement_locks_nobody_out(
         return 1
 
     async with small_ledger(url=url.format(tmp_path)) as ledger:
-        opened = await ledger._ready()
+        opened = await ledger._lifecycle.handle()
 
         async def statement() -> None:
             async with opened.store.read_connection() as connection:
@@ -55,34 +55,36 @@ async def test_cancelled_in_the_middle_of_a_statement_locks_nobody_out(
         assert route.allowance_blocks == [1]
 
 
-async def test_cancelled_just_when_the_lock_came_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is cancelled between getting the file lock and going on leaves it to others.
+async def test_a_waiter_cancelled_when_its_lock_arrives_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coroutine cancelled between the arrival of the lock and its next step releases the lock.
 
-    Catches: a lock that nobody in this process knows of, and that keeps every other process from writing.
+    Catches a lock that nobody in this process knows of and that prevents every other process from writing.
     """
     path = str(tmp_path / "ledger.db")
     holder, waiter, other = WriteLockQueue(path), WriteLockQueue(path), WriteLockQueue(path)
-    has_turn = WriteLockQueue._has_turn
+    report_lock = WriteLockQueue._report_lock
 
-    def has_turn_and_is_cancelled(line: WriteLockQueue, *arguments: Any) -> None:
-        has_turn(line, *arguments)
+    def report_and_cancel(queue: WriteLockQueue, *arguments: Any) -> None:
+        report_lock(queue, *arguments)
         waiting.cancel()
 
     await holder.acquire(do_nothing)
     waiting = asyncio.create_task(waiter.acquire(do_nothing))
     await asyncio.sleep(0)
-    monkeypatch.setattr(WriteLockQueue, "_has_turn", has_turn_and_is_cancelled)
+    monkeypatch.setattr(WriteLockQueue, "_report_lock", report_and_cancel)
     holder.release()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    monkeypatch.setattr(WriteLockQueue, "_has_turn", has_turn)
+    monkeypatch.setattr(WriteLockQueue, "_report_lock", report_lock)
     await asyncio.wait_for(other.acquire(do_nothing), 20)
-    for line in (holder, waiter, other):
-        line.close()
+    for queue in (holder, waiter, other):
+        queue.close()
 
 
-async def test_cancellation_comes_between_what_may_not_be_interrupted() -> None:
-    """Work is cancelled after the part that may not be, and does not begin the next."""
+async def test_a_cancellation_waits_for_the_end_of_the_shield() -> None:
+    """A cancellation inside of a shielded part reaches the task at its end, before the next part begins."""
     inside, go_on = asyncio.Event(), asyncio.Event()
     done = []
 
@@ -105,8 +107,8 @@ async def test_cancellation_comes_between_what_may_not_be_interrupted() -> None:
     assert done == [0]
 
 
-async def test_cancellation_outside_comes_at_once() -> None:
-    """Work that is in no such part is cancelled where it waits, and can clean up."""
+async def test_a_cancellation_outside_of_a_shield_arrives_at_once() -> None:
+    """A task outside of a shielded part is cancelled where it waits, and can clean up."""
     cleaned = []
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""What things cost, counted and never timed: statements, commits and rows, so that no accident makes them grow."""
+"""Costs, counted and never timed: statements, commits and rows per call, so that a regression fails a test."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ledger.codec import reservation_position
 from routing import Allowance, BlockFact, JobRoute, Routing, Settings
 from tests.support.small import GPU, START, VALIDATOR, job, miner, small_ledger
 
-MINERS = {f"5Miner{place:02}": 1 for place in range(20)}
+MINERS = {f"5Miner{number:02}": 1 for number in range(20)}
 BLOCKS = 31
-"""Of 6 s for each of the miners: 600 jobs' worth."""
+"""Each grants 6 s per miner, so together they are enough for 600 jobs."""
 ANY_NUMBER_OF_JOBS = Settings(respect_executor_count=False)
 STATEMENTS_PER_SQLITE_COMMIT = 4
-"""BEGIN, the head, the head moved, COMMIT; rows, and looks into the past, come on top."""
+"""BEGIN, read the head, update the head, COMMIT; inserts and look-ups come on top."""
 ROWS_BEFORE_SNAPSHOT = 1000
 QUEUED_SECONDS = 60.0
-"""Calls that do not get as far as the queue in this time never will."""
+"""A generous limit for calls to reach the queue; only a defect exceeds it."""
 
 
 class Statements(list[str]):
-    """What the log's connection was told to do, in order."""
+    """The statements that the log's connections executed, in order."""
 
     @property
     def commits(self) -> int:
@@ -46,26 +46,27 @@ class Statements(list[str]):
 
 
 def opened(ledger: Allowance) -> Any:
-    """The open ledger's insides: its thread, its queue, and its store, whose connections are nobody else's business."""
-    assert ledger._handle is not None
-    return ledger._handle
+    """Return the ledger's handle, with its runtime, writer and store; no public call reaches their connections."""
+    assert ledger._lifecycle.open_handle is not None
+    return ledger._lifecycle.open_handle
 
 
 @asynccontextmanager
 async def counted(ledger: Allowance) -> AsyncIterator[Statements]:
-    """The statements that SQLite runs on the log's connections meanwhile, without those of its triggers.
+    """Collect the statements that SQLite executes on the log's connections, without those of its triggers.
 
-    Some versions of Python tell a statement again for every trigger that it sets off; no two changes are the same.
+    Some versions of Python report a statement again for every trigger that it fires, so repeated changes are skipped;
+    no two real ones are equal.
     """
-    await ledger.head()  # has the connection opened that only looks at the head
+    await ledger.head()  # Opens the connection of the head probe.
     store = opened(ledger).store
     connections: list[sqlite3.Connection] = [store._connection, store._head_probe._connection]
     statements = Statements()
 
-    def note(told: str) -> None:
-        statement = " ".join(told.split())
-        again = statement.startswith(("INSERT", "UPDATE")) and statement in statements[-1:]
-        if not again and not statement.startswith("--"):
+    def note(reported: str) -> None:
+        statement = " ".join(reported.split())
+        is_repeat = statement.startswith(("INSERT", "UPDATE")) and statement in statements[-1:]
+        if not is_repeat and not statement.startswith("--"):
             statements.append(statement)
 
     for connection in connections:
@@ -77,42 +78,42 @@ async def counted(ledger: Allowance) -> AsyncIterator[Statements]:
 
 @asynccontextmanager
 async def counted_on_postgres(ledger: Allowance) -> AsyncIterator[list[str]]:
-    """The queries that the log's two connections send meanwhile: a round trip each."""
+    """Collect the queries that the log's two connections send; each is one round trip."""
     store = opened(ledger).store
-    lanes = [await lane.connection() for lane in (store._writes, store._reads)]
+    connections = [await session.connection() for session in (store._writes, store._reads)]
     queries: list[str] = []
 
     def note(query: Any) -> None:
         queries.append(query.query)
 
-    for connection in lanes:
+    for connection in connections:
         connection.add_query_logger(note)
     yield queries
-    for connection in lanes:
+    for connection in connections:
         connection.remove_query_logger(note)
 
 
 @asynccontextmanager
-async def book_at(place: Path | str) -> AsyncIterator[Allowance]:
-    """A ledger in a SQLite file or at a URL."""
-    url = place if isinstance(place, str) else f"sqlite:///{place}"
+async def ledger_at(location: Path | str) -> AsyncIterator[Allowance]:
+    """Open a ledger in a SQLite file or at a URL."""
+    url = location if isinstance(location, str) else f"sqlite:///{location}"
     async with small_ledger(url=url, offers=MINERS, blocks=BLOCKS, settings=ANY_NUMBER_OF_JOBS) as ledger:
         yield ledger
 
 
 async def at_once(ledger: Allowance, calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Makes calls that the ledger finds waiting together: its thread stands still until all of them are queued."""
-    standing, queued = threading.Event(), threading.Event()
+    """Make calls that the writer finds queued together: its thread is blocked until all are queued."""
+    blocked, queued = threading.Event(), threading.Event()
 
-    def stand_still() -> None:
-        standing.set()
+    def block() -> None:
+        blocked.set()
         queued.wait(QUEUED_SECONDS)
 
-    opened(ledger).runtime.loop.call_soon_threadsafe(stand_still)
-    assert standing.wait(QUEUED_SECONDS)
+    opened(ledger).runtime.loop.call_soon_threadsafe(block)
+    assert blocked.wait(QUEUED_SECONDS)
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
-        while len(opened(ledger).writer._changes._waiting) < len(tasks):
+        while len(opened(ledger).writer._commands._waiting) < len(tasks):
             assert not any(task.done() for task in tasks)
             await asyncio.sleep(0)
     finally:
@@ -121,7 +122,7 @@ async def at_once(ledger: Allowance, calls: Iterable[Coroutine[Any, Any, Any]]) 
 
 
 async def picks(ledger: Allowance, count: int, *, first: int = 0) -> list[JobRoute]:
-    """So many jobs, all routed at once."""
+    """Route this many jobs at once."""
     router = Routing(ledger)
     return await at_once(
         ledger, [router.pick_miner_for_job_request(job(f"job-{first + number}")) for number in range(count)]
@@ -129,59 +130,58 @@ async def picks(ledger: Allowance, count: int, *, first: int = 0) -> list[JobRou
 
 
 def reservation_ids(routes: list[JobRoute]) -> list[int]:
-    """What the routes reserved."""
+    """Return the ids of the routes' reservations."""
     return [route.allowance_reservation_id or 0 for route in routes]
 
 
 async def test_a_pick_is_one_commit_of_few_statements(tmp_path: Path) -> None:
-    """A pick by a lone caller looks its job up, inserts a row, and costs what a commit costs."""
-    async with book_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
+    """A lone pick costs a commit, one look-up of its job and one insert."""
+    async with ledger_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
         await picks(ledger, 1)
     assert statements.commits == statements.inserted == 1
     assert len(statements) == STATEMENTS_PER_SQLITE_COMMIT + 2, statements
 
 
 async def test_a_pick_on_a_longer_log_costs_no_more_statements(tmp_path: Path) -> None:
-    """What a pick asks of the database does not depend on what is stored."""
-    async with book_at(tmp_path / "ledger.db") as ledger:
+    """The number of a pick's statements does not depend on the length of the log."""
+    async with ledger_at(tmp_path / "ledger.db") as ledger:
         async with counted(ledger) as before:
             await picks(ledger, 1)
         for round_number in range(4):
             routes = await picks(ledger, 100, first=1000 * (round_number + 1))
             await at_once(ledger, map(ledger.release, reservation_ids(routes)))
-        # From here on the read models would be looked after, which asks for the head beside the pick.
+        # From this many rows on, the projector and snapshots run too, and their statements would be counted.
         assert (await ledger.head()).position < ROWS_BEFORE_SNAPSHOT
         async with counted(ledger) as after:
             await picks(ledger, 1, first=1)
     assert len(after) == len(before), after
 
 
-async def test_callers_at_once_share_a_commit(tmp_path: Path) -> None:
-    """Two hundred callers at once take one commit and one look-up, not two hundred, and each adds a row."""
-    async with book_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
+async def test_concurrent_callers_share_a_commit(tmp_path: Path) -> None:
+    """Two hundred concurrent picks cost one commit and one look-up together, and one insert each."""
+    async with ledger_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
         await picks(ledger, 200)
     assert (statements.commits, statements.inserted) == (1, 200)
     assert len(statements) == 200 + 1 + STATEMENTS_PER_SQLITE_COMMIT
 
 
 @pytest.mark.parametrize("analyzed", [False, True])
-async def test_looking_up_reads_no_more_of_a_longer_log(tmp_path: Path, analyzed: bool) -> None:
-    """Keys, jobs, positions and settlements are each found by all of their index, however many are asked for at once.
+async def test_a_lookup_searches_indexes_and_scans_nothing(tmp_path: Path, analyzed: bool) -> None:
+    """Keys, jobs, positions and settlements are each found by all columns of their index, for any number of them.
 
-    Catches: SQLite, whatever it knows of how long the log is, reading all of it, or of an index, for a batch.
+    Catches: SQLite scanning the log or an index for a batch, with and without statistics about the tables.
     """
-    async with book_at(tmp_path / "ledger.db") as ledger:
+    async with ledger_at(tmp_path / "ledger.db") as ledger:
         route, *others = await picks(ledger, 60)
         await ledger.spend(route.allowance_reservation_id or 0, idempotency_key="spent")
         await at_once(ledger, map(ledger.release, reservation_ids(others)))
         connection: sqlite3.Connection = opened(ledger).store._connection
         if analyzed:
             connection.execute("ANALYZE")
-            connection.execute("ANALYZE sqlite_master")  # This connection is to know of it.
-        lookup = Lookup()
+            connection.execute("ANALYZE sqlite_master")  # Makes this connection load the new statistics.
+        lookup = Lookup(positions=map(reservation_position, reservation_ids([route, *others])))
         lookup.keys.update({"spent", *map(str, range(300))})
         lookup.jobs.update({"job-0", *map(str, range(300))})
-        lookup.positions.update(map(reservation_position, reservation_ids([route, *others])))
         async with counted(ledger) as statements:
             known = await opened(ledger).runtime.run(opened(ledger).store.find(lookup))
         assert [set(known.keys), set(known.jobs), len(known.settlements)] == [{"spent"}, {"job-0"}, 60]
@@ -199,9 +199,9 @@ async def test_looking_up_reads_no_more_of_a_longer_log(tmp_path: Path, analyzed
     assert not any(step.startswith("BLOOM") or "SCAN allowance" in step for plan in plans for step in plan)
 
 
-async def test_settling_at_once_looks_nothing_up(tmp_path: Path) -> None:
-    """A standing reservation is known: spending it adds its row and reads none."""
-    async with book_at(tmp_path / "ledger.db") as ledger:
+async def test_settling_an_active_reservation_reads_no_row(tmp_path: Path) -> None:
+    """Active reservations are in memory, so spending one costs its insert only."""
+    async with ledger_at(tmp_path / "ledger.db") as ledger:
         routes = await picks(ledger, 100)
         async with counted(ledger) as statements:
             await at_once(ledger, map(ledger.spend, reservation_ids(routes)))
@@ -211,8 +211,8 @@ async def test_settling_at_once_looks_nothing_up(tmp_path: Path) -> None:
 
 
 async def test_a_search_reads_the_head_and_no_row(tmp_path: Path) -> None:
-    """`find_miners` asks the database one thing: whether the log has moved."""
-    async with book_at(tmp_path / "ledger.db") as ledger:
+    """`find_miners` sends one statement, which reads the head."""
+    async with ledger_at(tmp_path / "ledger.db") as ledger:
         await picks(ledger, 50)
         async with counted(ledger) as statements:
             for number in range(10):
@@ -222,15 +222,15 @@ async def test_a_search_reads_the_head_and_no_row(tmp_path: Path) -> None:
 
 
 async def test_a_search_after_a_claim_measures_one_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ranking is kept: the account that a claim moved is measured again, and no other."""
+    """The ranking is maintained: only the account of the claim is measured again."""
     measured: list[str] = []
     measure = Account.measure
 
-    def counting(account: Account, *about: Any) -> Any:
+    def counting(account: Account, *arguments: Any) -> Any:
         measured.append(account.miner_ss58)
-        return measure(account, *about)
+        return measure(account, *arguments)
 
-    async with book_at(tmp_path / "ledger.db") as ledger:
+    async with ledger_at(tmp_path / "ledger.db") as ledger:
         await ledger.find_miners(1.0, GPU, BLOCKS)
         monkeypatch.setattr(Account, "measure", counting)
         await ledger.find_miners(1.0, GPU, BLOCKS)
@@ -240,12 +240,13 @@ async def test_a_search_after_a_claim_measures_one_account(tmp_path: Path, monke
     assert measured == [route.miner.hotkey_ss58]
 
 
-async def test_an_unchanged_block_adds_a_row_as_small_for_many_miners_as_for_few(tmp_path: Path) -> None:
-    """Facts repeat from block to block; storing them does not."""
+async def test_the_row_of_an_unchanged_block_has_the_same_size_for_any_number_of_miners(tmp_path: Path) -> None:
+    """Metagraphs repeat from block to block, and an event stores only the difference."""
 
     async def stored_bytes(miners: int) -> int:
         path = tmp_path / f"{miners}.db"
-        async with small_ledger(url=f"sqlite:///{path}", offers={f"5Miner{place:03}": 1 for place in range(miners)}):
+        offers = {f"5Miner{number:03}": 1 for number in range(miners)}
+        async with small_ledger(url=f"sqlite:///{path}", offers=offers):
             pass
         connection = sqlite3.connect(path)
         (size,) = connection.execute(
@@ -257,8 +258,8 @@ async def test_an_unchanged_block_adds_a_row_as_small_for_many_miners_as_for_few
     assert await stored_bytes(200) == await stored_bytes(2) <= 200
 
 
-async def test_an_unchanged_block_looks_at_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts hold until something changes: folding a block that changes nothing works out none of them."""
+async def test_an_unchanged_block_touches_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts hold until something changes, so folding a block that changes nothing computes none of them."""
     counted_for: list[str] = []
     capped = Chain._capped
 
@@ -266,7 +267,7 @@ async def test_an_unchanged_block_looks_at_no_account(tmp_path: Path, monkeypatc
         counted_for.append(account.miner_ss58)
         return capped(chain, account, count)
 
-    async with book_at(tmp_path / "ledger.db") as ledger:
+    async with ledger_at(tmp_path / "ledger.db") as ledger:
         monkeypatch.setattr(Chain, "_capped", counting)
         await ledger.record_facts(_blocks(BLOCKS + 1, 10))
         assert counted_for == []
@@ -276,17 +277,17 @@ async def test_an_unchanged_block_looks_at_no_account(tmp_path: Path, monkeypatc
 
 
 async def test_facts_of_one_call_are_one_commit(tmp_path: Path) -> None:
-    """An import's batch is committed once, without a look at any other event."""
-    async with book_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
+    """A batch of facts is committed once, without reading any other event."""
+    async with ledger_at(tmp_path / "ledger.db") as ledger, counted(ledger) as statements:
         await ledger.record_facts(_blocks(BLOCKS + 1, 300))
     assert (statements.commits, statements.inserted) == (1, 300)
     assert statements.reads_of_events == []
     assert len(statements) == 300 + STATEMENTS_PER_SQLITE_COMMIT
 
 
-async def test_opening_folds_only_what_came_after_the_snapshot(tmp_path: Path) -> None:
-    """A ledger that was closed is opened at the cost of its snapshot, however long its log."""
-    async with book_at(tmp_path / "ledger.db") as ledger:
+async def test_opening_folds_only_the_events_after_the_snapshot(tmp_path: Path) -> None:
+    """A closed ledger is opened at the cost of its snapshot, however long its log is."""
+    async with ledger_at(tmp_path / "ledger.db") as ledger:
         await ledger.record_facts(_blocks(BLOCKS + 1, ROWS_BEFORE_SNAPSHOT))
         length = (await ledger.head()).position
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
@@ -298,20 +299,20 @@ async def test_opening_folds_only_what_came_after_the_snapshot(tmp_path: Path) -
 
 
 async def test_one_process_decides_every_command_once(database_url: str) -> None:
-    """With nobody else writing, nothing is decided twice, on any engine."""
-    async with book_at(database_url) as ledger:
+    """Without another writer, no command is decided twice, on any engine."""
+    async with ledger_at(database_url) as ledger:
         await picks(ledger, 200)
         counters = await ledger.counters()
     assert counters["attempts"] == counters["commands"]
     assert counters["conflicts"] == counters["retries"] == 0
 
 
-async def test_callers_at_once_share_a_round_trip_on_postgres(postgres_url: str) -> None:
-    """Uncontended, one statement compares the head, moves it and inserts the rows; it commits by itself.
+async def test_concurrent_callers_share_a_round_trip_on_postgres(postgres_url: str) -> None:
+    """Uncontended, one statement compares the head, updates it, inserts the rows, and commits by itself.
 
-    So it is for a lone pick, for two hundred at once, and for their settlements.
+    It suffices for a lone pick, for two hundred concurrent ones, and for their settlements.
     """
-    async with book_at(postgres_url) as ledger:
+    async with ledger_at(postgres_url) as ledger:
         await picks(ledger, 1)
         async with counted_on_postgres(ledger) as alone:
             await picks(ledger, 1, first=1)
@@ -323,8 +324,8 @@ async def test_callers_at_once_share_a_round_trip_on_postgres(postgres_url: str)
 
 
 async def test_a_search_on_postgres_is_one_round_trip_and_a_block_is_four(postgres_url: str) -> None:
-    """A search asks for the head; a block begins, locks the head, appends and commits."""
-    async with book_at(postgres_url) as ledger:
+    """A search reads the head; recording a block begins, locks the head, appends and commits."""
+    async with ledger_at(postgres_url) as ledger:
         await ledger.find_miners(1.0, GPU, BLOCKS)
         async with counted_on_postgres(ledger) as searched:
             await ledger.find_miners(1.0, GPU, BLOCKS)

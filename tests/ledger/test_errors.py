@@ -1,4 +1,4 @@
-"""The tree of errors: each one survives the way through a task queue with what it says."""
+"""The tree of errors: each error survives pickling, as task queues do it, with its message and fields."""
 
 from __future__ import annotations
 
@@ -28,14 +28,21 @@ KINDS = [getattr(errors, name) for name in errors.__all__ if "__init__" in vars(
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.__name__))
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_an_error_is_the_same_after_a_task_queue(kind: type[Any], protocol: int) -> None:
-    """Class, message and fields come out as they went in.
+def test_an_error_survives_pickling_and_copying(kind: type[Any], protocol: int) -> None:
+    """Class, message and fields are unchanged.
 
-    Catches Python's own way, which makes an error anew from its message alone and fails where it takes fields.
+    Catches: Python's default, which calls the class with the message alone and fails for classes that expect fields.
     """
     parameters = list(inspect.signature(kind).parameters.values())
     error = kind(*(VALUES[str(each.annotation)] for each in parameters))
-    for again in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error)):
-        assert type(again) is kind
-        assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
-        assert again.to_dict() == error.to_dict()
+    for copied in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error)):
+        assert type(copied) is kind
+        assert (str(copied), copied.args, vars(copied)) == (str(error), error.args, vars(error))
+        assert copied.to_dict() == error.to_dict()
+
+
+def test_invalid_input_names_the_field_the_rule_and_the_value() -> None:
+    """The message is one sentence, also under the name that the caller used for the field."""
+    error = errors.InvalidInput("port", "x", "an integer from 0 to 65535")
+    assert str(error) == "port must be an integer from 0 to 65535, got 'x'"
+    assert str(error.named("--port")) == "--port must be an integer from 0 to 65535, got 'x'"

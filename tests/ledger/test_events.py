@@ -1,4 +1,4 @@
-"""Stored bytes: what was written once must read the same for ever."""
+"""Stored bytes: an event that was ever written must decode to the same event for ever."""
 
 from __future__ import annotations
 
@@ -82,21 +82,21 @@ GOLDEN: list[tuple[Event, bytes]] = [
 @pytest.mark.parametrize(
     ("event", "stored"), GOLDEN, ids=lambda each: type(each).__name__ if not isinstance(each, bytes) else ""
 )
-def test_every_event_is_stored_in_these_bytes_for_ever(event: Event, stored: bytes) -> None:
-    """An event is written as these bytes, and these bytes read as that event."""
+def test_every_event_has_these_stored_bytes_for_ever(event: Event, stored: bytes) -> None:
+    """The event encodes to these bytes, and these bytes decode to the event."""
     assert encode(event) == stored
     assert decode(1, stored) == event
 
 
 def test_every_tag_has_golden_bytes() -> None:
-    """No event type is without its pinned bytes."""
+    """No event type lacks golden bytes."""
     import json
 
     assert {json.loads(stored)["type"] for _, stored in GOLDEN} == set(EVENT_TAGS)
 
 
-def test_a_row_hashes_to_this_for_ever() -> None:
-    """The hash of a row with every column set, and of one with none of the optional ones, never changes."""
+def test_the_hash_of_a_row_never_changes() -> None:
+    """Golden hashes of a row with every column set, and of one without the optional ones."""
     full = Row(2, "5Miner\tgpu", 1, 99, "key", "job", 1, 7, b"{}", b"")
     bare = Row(2, "chain", 1, 99, None, None, None, None, b"{}", b"")
     assert row_hash(GENESIS_HASH, full).hex() == "e68838b8bf202ffd89dcc4aba4e4d24b4e228f8b6f8ad567cb9aeb89acac8297"
@@ -105,7 +105,7 @@ def test_a_row_hashes_to_this_for_ever() -> None:
 
 @pytest.mark.parametrize("column", range(9))
 def test_every_stored_column_is_hashed(column: int) -> None:
-    """A change of any column but the hash changes the hash."""
+    """A change of any column except `hash` changes the hash."""
     row = Row(2, "5Miner\tgpu", 1, 99, "key", "job", 1, 7, b"{}", b"")
     changed = list(row)
     other: dict[type, Any] = {int: 3, str: "other", bytes: b"[]"}
@@ -113,16 +113,16 @@ def test_every_stored_column_is_hashed(column: int) -> None:
     assert row_hash(GENESIS_HASH, row) != row_hash(GENESIS_HASH, Row._make(changed))
 
 
-def test_no_text_can_slide_into_its_neighbour() -> None:
-    """Texts are length-prefixed: moving a character from one column to the next is another row."""
+def test_columns_are_hashed_with_their_lengths() -> None:
+    """Moving a character from one column to the next changes the hash; so does an empty key instead of none."""
     one = Row(2, "ab", 1, 99, "c", "d", 1, 7, b"{}", b"")
     other = Row(2, "a", 1, 99, "bc", "d", 1, 7, b"{}", b"")
     assert row_hash(GENESIS_HASH, one) != row_hash(GENESIS_HASH, other)
     assert row_hash(GENESIS_HASH, one._replace(key=None)) != row_hash(GENESIS_HASH, one._replace(key=""))
 
 
-def test_a_type_of_a_newer_release_is_told_from_damage() -> None:
-    """An unknown tag or field names position and type as newer; other bytes are damage."""
+def test_a_newer_event_and_damaged_bytes_raise_different_errors() -> None:
+    """An unknown tag or field raises `NewerLedger` with position and type; other bytes raise `CorruptLedger`."""
     with pytest.raises(NewerLedger, match="position 5 of type allowance-lent"):
         decode(5, b'{"type":"allowance-lent"}')
     with pytest.raises(NewerLedger, match="reservation-spent"):
@@ -133,8 +133,8 @@ def test_a_type_of_a_newer_release_is_told_from_damage() -> None:
         assert refused.value.position == 5
 
 
-def test_a_reservation_of_more_blocks_than_anybody_can_count_is_damage() -> None:
-    """A forged log may name any number of blocks; who reads it would list them, until its memory is full."""
+def test_a_reservation_of_too_many_blocks_is_damage() -> None:
+    """A forged log may name any number of blocks, and a reader that lists them would run out of memory."""
 
     def reserved(*runs: tuple[int, int]) -> bytes:
         return encode(AllowanceReserved(6, list(runs), 1, 2))
@@ -146,8 +146,8 @@ def test_a_reservation_of_more_blocks_than_anybody_can_count_is_damage() -> None
             decode(5, reserved(*runs))
 
 
-def test_a_reservation_id_carries_its_position_and_bits_of_its_hash() -> None:
-    """Ids ascend with positions, and differ where the event's hash does."""
+def test_a_reservation_id_has_a_position_and_bits_of_the_hash() -> None:
+    """Ids ascend with positions, and differ if the events' hashes differ."""
     one, other = reservation_id(7, b"\x00" * 32), reservation_id(7, b"\xff" * 32)
     assert one != other
     assert reservation_position(one) == reservation_position(other) == 7

@@ -1,4 +1,4 @@
-"""What the chain says: any order, repeats, contradictions, and what follows for who has how much."""
+"""Chain facts through the public face: any order, repeats, contradictions, and the allowance that they grant."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ async def totals(ledger: Allowance, block: int) -> dict[str, float]:
 
 
 async def test_a_block_grants_once_its_successor_is_known() -> None:
-    """With one block nothing is granted; with the next, its seconds."""
+    """The first of two blocks grants its seconds, the last one nothing yet."""
     async with small_ledger(offers={"5Anna": 3}, blocks=2) as ledger:
         assert await totals(ledger, 2) == {"5Anna": 18.0}
 
 
 async def test_a_long_block_counts_as_a_short_one() -> None:
-    """Up to 12.5 s a block counts as it is, beyond that as 12.0 s."""
+    """Up to 12.5 s a block counts in full, beyond that as 12.0 s (source: ComputeHorde's validator)."""
     async with small_ledger(offers={"5Anna": 2}, blocks=1, stakes={VALIDATOR: 1.0}) as ledger:
         at = START + timedelta(seconds=12 + 12.5)
         await ledger.record_block(2, at, [miner("5Anna")], {VALIDATOR: 1.0})
@@ -35,8 +35,8 @@ async def test_a_long_block_counts_as_a_short_one() -> None:
         assert await totals(ledger, 3) == {"5Anna": 49.0}
 
 
-async def test_blocks_in_any_order_come_to_the_same() -> None:
-    """Every order of six blocks gives the same totals and candidates."""
+async def test_the_order_of_blocks_makes_no_difference() -> None:
+    """Every order of five blocks gives the same totals and candidates."""
     seen: list[Any] = []
     for order in permutations(range(1, 6)):
         async with Allowance.open("sqlite://", validator_ss58=VALIDATOR, clock_ns=lambda: 10**18) as ledger:
@@ -50,8 +50,8 @@ async def test_blocks_in_any_order_come_to_the_same() -> None:
     assert all(each == seen[0] for each in seen)
 
 
-async def test_a_repeat_answers_with_the_first_position() -> None:
-    """The order of miners, the time zone and the spelling of floats make no difference; nothing is stored."""
+async def test_a_repeated_fact_returns_the_first_position() -> None:
+    """Another order of miners, time zone or spelling of floats is the same content; nothing is appended."""
     async with small_ledger(blocks=3) as ledger:
         head = await ledger.head()
         first = await ledger.record_block(
@@ -67,8 +67,8 @@ async def test_a_repeat_answers_with_the_first_position() -> None:
         assert (await ledger.head()).position == manifests
 
 
-async def test_a_contradiction_is_refused_and_shows_the_difference() -> None:
-    """Time, miners and stakes are compared; what differs is named, recorded and given."""
+async def test_a_conflicting_fact_is_refused_with_its_differences() -> None:
+    """Time, miners and stakes are compared; each difference has the recorded and the given value."""
     async with small_ledger(blocks=3) as ledger:
         with pytest.raises(ConflictingFact) as refused:
             await ledger.record_block(2, START, [miner("5Anna", 9), miner("5Bert"), miner("5Carl")], {VALIDATOR: 2.0})
@@ -84,16 +84,16 @@ async def test_a_contradiction_is_refused_and_shows_the_difference() -> None:
 
 
 @pytest.mark.parametrize(("number", "seconds"), [(4, 36), (4, 35), (5, 84), (5, 85)])
-async def test_time_must_pass_between_neighbours(number: int, seconds: int) -> None:
-    """A duration of zero or less with a recorded neighbour, before or after, is refused."""
+async def test_a_block_without_duration_is_refused(number: int, seconds: int) -> None:
+    """A block that gives a recorded neighbour, before or after it, a duration of zero or less is refused."""
     async with small_ledger(blocks=3) as ledger:
         await ledger.record_block(6, START + timedelta(seconds=84), [], {})
         with pytest.raises(ConflictingFact):
             await ledger.record_block(number, START + timedelta(seconds=seconds), [], {})
 
 
-async def test_a_leap_beyond_belief_wants_confirming() -> None:
-    """100,000 blocks beyond the newest are taken, one more only when confirmed."""
+async def test_a_block_far_beyond_the_newest_needs_confirmation() -> None:
+    """100,000 blocks beyond the newest are plausible; one more needs `confirm=True`."""
     async with small_ledger(blocks=3) as ledger:
         at = START + timedelta(days=30)
         with pytest.raises(ImplausibleFact):
@@ -103,8 +103,8 @@ async def test_a_leap_beyond_belief_wants_confirming() -> None:
         assert await ledger.current_block() == 10**12
 
 
-async def test_a_poll_that_reached_nobody_wants_confirming() -> None:
-    """Less than a tenth of the executors before is refused; a tenth is not."""
+async def test_a_sync_with_far_fewer_executors_needs_confirmation() -> None:
+    """Less than a tenth of the executors of the sync before needs `confirm=True`; a tenth is plausible."""
     async with small_ledger(offers={"5Anna": 20}) as ledger:
         with pytest.raises(ImplausibleFact):
             await ledger.record_manifests(5, {"5Anna": {GPU: 1}})
@@ -113,8 +113,8 @@ async def test_a_poll_that_reached_nobody_wants_confirming() -> None:
         assert await ledger.manifests() == {}
 
 
-async def test_a_drop_invalidates_what_came_before_it() -> None:
-    """All blocks below the drop go, those finalized later too; a rise takes nothing."""
+async def test_a_drop_invalidates_the_blocks_below_it() -> None:
+    """A drop invalidates all blocks below it, also those finalized later; a rise invalidates none."""
     async with small_ledger(offers={"5Anna": 2}, blocks=4) as ledger:
         await ledger.record_manifests(5, {"5Anna": {GPU: 1}})
         await record_blocks(ledger, 5, 8, ["5Anna"])
@@ -125,7 +125,7 @@ async def test_a_drop_invalidates_what_came_before_it() -> None:
 
 
 async def test_a_late_sync_changes_no_finalized_block() -> None:
-    """What is finalized keeps its amount; a block that is finalized later takes the late sync's count."""
+    """A finalized block keeps its amount; a block that is finalized later has the late sync's count."""
     async with small_ledger(offers={"5Anna": 1}, blocks=4) as ledger:
         await record_blocks(ledger, 6, 7, ["5Anna"])
         await ledger.record_manifests(2, {"5Anna": {GPU: 3}})
@@ -134,8 +134,8 @@ async def test_a_late_sync_changes_no_finalized_block() -> None:
         assert await totals(ledger, 7) == {"5Anna": 24.0 + 2 * 18.0}
 
 
-async def test_a_cap_counts_from_where_it_is_recorded_and_is_no_drop(tmp_path: Any) -> None:
-    """Caps apply to what is finalized after them; opening without settings keeps them."""
+async def test_a_cap_applies_to_later_blocks_and_is_no_drop(tmp_path: Any) -> None:
+    """A cap applies to blocks finalized after it; opening without settings does not change it."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     async with small_ledger(url=url, offers={"5Anna": 5}, blocks=3):
         pass
@@ -147,8 +147,8 @@ async def test_a_cap_counts_from_where_it_is_recorded_and_is_no_drop(tmp_path: A
         assert await ledger.settings() == capped
 
 
-async def test_facts_before_a_refused_one_are_recorded_and_none_after() -> None:
-    """The error carries the index of the fact that it refuses, malformed or contradictory."""
+async def test_facts_are_recorded_up_to_the_first_refused_one() -> None:
+    """The facts before it are recorded, and the error has the index of the refused fact."""
     async with small_ledger(blocks=3) as ledger:
         facts: list[BlockFact | ManifestsFact] = [
             BlockFact(4, START + timedelta(seconds=48), [], {}),
@@ -163,11 +163,11 @@ async def test_facts_before_a_refused_one_are_recorded_and_none_after() -> None:
         assert await ledger.manifests() == {"5Anna": {GPU: 6}}
 
 
-async def test_an_unchanged_metagraph_costs_next_to_nothing_to_store() -> None:
-    """A block like the one before it is its number and its time."""
+async def test_an_unchanged_metagraph_is_not_stored_again() -> None:
+    """Blocks with the metagraph of the block before do not make the snapshot larger."""
     async with small_ledger(blocks=3) as ledger:
-        state = await ledger._query(lambda state, _: len(encode_state(state)))
+        size = await ledger._read_state(lambda state, _: len(encode_state(state)))
         await record_blocks(ledger, 4, 40, ["5Anna", "5Bert", "5Carl"])
-        assert await ledger._query(lambda state, _: len(encode_state(state))) == state
+        assert await ledger._read_state(lambda state, _: len(encode_state(state))) == size
         assert await ledger.miners() == [miner("5Anna"), miner("5Bert"), miner("5Carl")]
         assert isinstance((await ledger.miners())[0], Miner)

@@ -1,4 +1,4 @@
-"""A log says one thing: however it is folded, the state is the same, byte for byte."""
+"""The fold is deterministic: however a log is folded, the state is the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner
 SEEDS = [1, 2, 3, 4]
 
 
-async def lived(url: str, seed: int) -> tuple[list[Row], bytes]:
-    """A random life of a ledger, with reopenings: its rows, and the state that it ended with."""
+async def random_history(url: str, seed: int) -> tuple[list[Row], bytes]:
+    """Use a ledger at random, with reopenings; return its rows and its last live state, encoded."""
     chance = random.Random(seed)
     clock = Clock(START)
     hotkeys = ["5Anna", "5Bert", "5Carl"]
@@ -31,21 +31,21 @@ async def lived(url: str, seed: int) -> tuple[list[Row], bytes]:
             for _ in range(60):
                 clock.advance(chance.choice([0, 1, 10, 200, -50]))
                 try:
-                    await something(ledger, chance, blocks, hotkeys, ids)
+                    await random_call(ledger, chance, blocks, hotkeys, ids)
                 except (AllowanceException, JobRoutingException):
                     continue
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
-        store = (await ledger._sources()).store
+        store = (await ledger._lifecycle.handle()).store
         rows: list[Row] = []
         while page := await store.read(len(rows)):
             rows += page
-        return rows, await ledger._query(lambda state, _: encode_state(state))
+        return rows, await ledger._read_state(lambda state, _: encode_state(state))
 
 
-async def something(
+async def random_call(
     ledger: Allowance, chance: random.Random, blocks: list[int], hotkeys: list[str], ids: list[int]
 ) -> None:
-    """One random thing that happens to a ledger."""
+    """Make one random changing call."""
     match chance.randrange(7):
         case 0 | 1 if blocks:
             number = blocks.pop()
@@ -72,13 +72,13 @@ async def something(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_a_log_folds_to_one_state_at_once_in_pieces_and_after_reopening(tmp_path: Path, seed: int) -> None:
-    """The live state, a fold from nothing, and folds through snapshots taken anywhere are equal bytes.
+async def test_every_way_of_folding_gives_the_same_state(tmp_path: Path, seed: int) -> None:
+    """The live state, a fold from nothing, and folds through snapshots at random positions have equal bytes.
 
-    Catches anything in the state that depends on when or how it was folded: a count step set too wide, a metagraph
-    kept by identity, an order of standing reservations.
+    Catches: any part of the state that depends on when or how it was folded, such as a count set for too many blocks,
+    a metagraph compared by identity, an order of active reservations.
     """
-    rows, live = await lived(f"sqlite:///{tmp_path}/ledger.db", seed)
+    rows, live = await random_history(f"sqlite:///{tmp_path}/ledger.db", seed)
     at_once = Availability()
     at_once.fold(rows)
     assert encode_state(at_once) == live
@@ -95,27 +95,27 @@ async def test_a_log_folds_to_one_state_at_once_in_pieces_and_after_reopening(tm
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_stored_events_are_written_again_as_the_same_bytes(tmp_path: Path, seed: int) -> None:
-    """Decoding and encoding an event gives the stored bytes: nothing is lost between the two."""
-    rows, _ = await lived(f"sqlite:///{tmp_path}/ledger.db", seed)
+async def test_decoding_and_encoding_an_event_gives_the_stored_bytes(tmp_path: Path, seed: int) -> None:
+    """Neither direction loses anything."""
+    rows, _ = await random_history(f"sqlite:///{tmp_path}/ledger.db", seed)
     assert len(rows) > 60
     for row in rows:
         assert encode(decode(row.position, row.payload)) == row.payload
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_rankings_kept_are_rankings_measured_anew(tmp_path: Path, seed: int) -> None:
-    """At every position of a life the kept ranking equals one measured from nothing, at any clock.
+async def test_the_maintained_ranking_equals_a_fresh_one(tmp_path: Path, seed: int) -> None:
+    """At every position, and at any clock, the maintained ranking equals one measured from nothing.
 
-    Catches an account whose entry is not touched when a claim, a settlement, a fact or the time moves it.
+    Catches: an account that is not measured again after a claim, a settlement, a fact or the time changed it.
     """
-    rows, _ = await lived(f"sqlite:///{tmp_path}/ledger.db", seed)
-    kept = Availability()
+    rows, _ = await random_history(f"sqlite:///{tmp_path}/ledger.db", seed)
+    maintained = Availability()
     chance = random.Random(seed)
     for row in rows:
-        kept.fold([row])
+        maintained.fold([row])
         now_ns = row.recorded_at_ns + chance.choice([0, 0, 10**9, 10**11, 10**12, -(10**11)])
         fresh = Availability()
-        decode_state(encode_state(kept), fresh)
-        places = [(*entry[:5], entry.busy) for entry in kept.ranking(GPU, now_ns)]
-        assert places == [(*entry[:5], entry.busy) for entry in fresh.ranking(GPU, now_ns)]
+        decode_state(encode_state(maintained), fresh)
+        entries = [(*entry[:5], entry.busy) for entry in maintained.ranking(GPU, now_ns)]
+        assert entries == [(*entry[:5], entry.busy) for entry in fresh.ranking(GPU, now_ns)]

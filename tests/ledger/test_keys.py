@@ -1,4 +1,4 @@
-"""Idempotency keys of facts and sweeps, on every engine; those of reservations stand beside their other tests."""
+"""Idempotency keys of facts and of `expire_due`, on every engine (reservations: routing/test_reservations.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from ledger import RecordFacts
+from ledger import FactValidator, RecordFacts
 from ledger.codec import decode
 from ledger.events import ExpiryRecorded
 from routing import Allowance, BlockFact, ConflictingFact, IdempotencyConflict, ImplausibleFact, ManifestsFact
@@ -29,15 +29,15 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def ledger(database_url: str, clock: Clock) -> AsyncIterator[Allowance]:
-    """Anna's eleven blocks of 6 s for each of four executors."""
+    """A ledger with one miner, Anna: four executors, and blocks of 6 s per executor."""
     async with small_ledger(url=database_url, offers={"5Anna": 4}, clock=clock) as opened:
         yield opened
 
 
 async def test_a_keyed_block_is_recorded_once(ledger: Allowance) -> None:
-    """The same block under the same key answers with its first position; another under it is refused, and not recorded.
+    """The same block with the same key returns its first position; another block with the key is not recorded.
 
-    Catches a key that is written and never looked at, and one that is not written.
+    Catches: a key that is stored but never looked up, and one that is not stored.
     """
     block = a_block(12)
     content = (block.number, block.created_at, block.miners, block.stakes)
@@ -56,7 +56,7 @@ async def test_a_keyed_block_is_recorded_once(ledger: Allowance) -> None:
 
 
 async def test_a_keyed_sync_is_recorded_once(ledger: Allowance) -> None:
-    """As for blocks: told by its content, kept apart by its key."""
+    """The same sync with the same key returns its first position; another sync with the key is not recorded."""
     first = await ledger.record_manifests(11, {"5Anna": {GPU: 5}}, idempotency_key="k")
     assert await ledger.record_manifests(11, {"5Anna": {GPU: 5}}, idempotency_key="k") == first
     for block, count in ((11, 6), (12, 5)):
@@ -66,7 +66,7 @@ async def test_a_keyed_sync_is_recorded_once(ledger: Allowance) -> None:
 
 
 async def test_a_keyed_batch_of_facts_is_recorded_once(ledger: Allowance) -> None:
-    """Its last new fact bears the key; any other batch under it is refused whole, also one of its parts."""
+    """Its last new fact carries the key; any other batch with the key is refused as a whole, also a part of it."""
     batch: list[BlockFact | ManifestsFact] = [a_block(11), a_block(12), ManifestsFact(12, {"5Anna": {GPU: 4}})]
     positions = await ledger.record_facts(batch, idempotency_key="k")
     assert [row.position for row in await events_of(ledger) if row.key == "k"] == [positions[2]]
@@ -79,10 +79,10 @@ async def test_a_keyed_batch_of_facts_is_recorded_once(ledger: Allowance) -> Non
     assert (await ledger.head()).position == positions[-1]
 
 
-async def test_what_a_keyed_batch_was_refused_it_is_refused_again(ledger: Allowance) -> None:
-    """Also where the fact has been recorded since: the first outcome was that this call did not record it.
+async def test_a_retried_batch_is_refused_the_same_fact_again(ledger: Allowance) -> None:
+    """Even if the fact was recorded since: the first outcome was that this call did not record it.
 
-    Catches an answer that is made from what is in the log now.
+    Catches: a result that is computed from the current log instead of the first outcome.
     """
     far = a_block(200_000)
     for _ in range(2):
@@ -97,11 +97,11 @@ async def test_what_a_keyed_batch_was_refused_it_is_refused_again(ledger: Allowa
         await ledger.record_facts([a_block(12), far], confirm=True, idempotency_key="k")
 
 
-async def test_a_key_of_a_lost_outcome_tells_its_own_call_alone(ledger: Allowance) -> None:
-    """Under the key that an unknown outcome carries, other facts are refused, and the same answered as they were."""
+async def test_the_key_of_an_unknown_outcome_belongs_to_its_call_alone(ledger: Allowance) -> None:
+    """With that key the same facts return their positions, and any other call is refused."""
     batch = [a_block(12), a_block(13)]
     positions = await ledger.record_facts(batch)
-    contents, _ = ledger._intake.contents(batch)
+    contents, _ = FactValidator().contents(batch)
     key = RecordFacts(contents, confirm=False).retry_key((await events_of(ledger))[-1])
     assert await ledger.record_facts(batch, idempotency_key=key) == positions
     for other in ([a_block(13)], [a_block(12), a_block(14)]):
@@ -111,8 +111,8 @@ async def test_a_key_of_a_lost_outcome_tells_its_own_call_alone(ledger: Allowanc
         await ledger.expire_due(idempotency_key=key)
 
 
-async def test_refused_facts_leave_nothing_under_a_key(ledger: Allowance) -> None:
-    """After a refusal the key is free for the call that does it right."""
+async def test_a_key_stays_free_if_all_facts_are_refused(ledger: Allowance) -> None:
+    """After the refusal, the corrected call can use the same key."""
     far = a_block(200_000)
     with pytest.raises(ImplausibleFact):
         await ledger.record_facts([far], idempotency_key="k")
@@ -122,39 +122,40 @@ async def test_refused_facts_leave_nothing_under_a_key(ledger: Allowance) -> Non
     assert await ledger.record_facts([far], idempotency_key="k") == positions
 
 
-async def test_a_keyed_sweep_is_made_once(ledger: Allowance, clock: Clock) -> None:
-    """The same key answers with the same reservations, although others have come due; no key of another call does.
+async def test_a_keyed_expire_due_happens_once(ledger: Allowance, clock: Clock) -> None:
+    """A retry returns the same reservations, although others are overdue by then; the key of another call is refused.
 
-    Catches a sweep that is made again, and an answer that lists more, or fewer, than the sweep ended.
+    Catches: a second round of expiries, and a result with more or fewer reservations than the first call expired.
     """
     due = [await ledger.reserve("5Anna", GPU, 24.0 + n, 11, job_uuid=f"job-{n}") for n in range(3)]
-    kept = await ledger.reserve("5Anna", GPU, 24.0, 11, idempotency_key="reserve")
+    spent = await ledger.reserve("5Anna", GPU, 24.0, 11, idempotency_key="reserve")
     clock.advance(LATER_S)
-    await ledger.spend(kept.reservation_id, idempotency_key="spend")
-    swept = await ledger.expire_due(idempotency_key="sweep")
-    assert [each.reservation_id for each in swept] == [each.reservation_id for each in due]
+    await ledger.spend(spent.reservation_id, idempotency_key="spend")
+    expired = await ledger.expire_due(idempotency_key="expire")
+    assert [each.reservation_id for each in expired] == [each.reservation_id for each in due]
     late = await ledger.reserve("5Anna", GPU, 24.0, 11)
     clock.advance(LATER_S)
-    assert await ledger.expire_due(idempotency_key="sweep") == swept
-    assert [each.status for each in swept] == ["expired"] * 3
+    assert await ledger.expire_due(idempotency_key="expire") == expired
+    assert [each.status for each in expired] == ["expired"] * 3
     for key in ("reserve", "spend"):
         with pytest.raises(IdempotencyConflict):
             await ledger.expire_due(idempotency_key=key)
     with pytest.raises(IdempotencyConflict):
-        await ledger.release(late.reservation_id, idempotency_key="sweep")
+        await ledger.release(late.reservation_id, idempotency_key="expire")
     assert [each.reservation_id for each in await ledger.expire_due()] == [late.reservation_id]
 
 
-async def test_a_sweep_that_ended_nothing_leaves_nothing_under_its_key(ledger: Allowance, clock: Clock) -> None:
-    """Where nothing was due, the key is free; the next sweep under it ends what is due then."""
-    held = await ledger.reserve("5Anna", GPU, 6.0, 11)
-    assert await ledger.expire_due(idempotency_key="sweep") == []
+async def test_a_key_stays_free_if_nothing_is_overdue(ledger: Allowance, clock: Clock) -> None:
+    """A later `expire_due` with the same key expires what is overdue by then."""
+    reserved = await ledger.reserve("5Anna", GPU, 6.0, 11)
+    assert await ledger.expire_due(idempotency_key="expire") == []
     clock.advance(LATER_S)
-    assert [each.reservation_id for each in await ledger.expire_due(idempotency_key="sweep")] == [held.reservation_id]
+    expired = await ledger.expire_due(idempotency_key="expire")
+    assert [each.reservation_id for each in expired] == [reserved.reservation_id]
 
 
-async def test_the_log_tells_sweeps_from_expiries_that_claims_bring(ledger: Allowance, clock: Clock) -> None:
-    """The last expiry of a sweep says how many there were; an expiry that a claim brought says nothing."""
+async def test_only_the_last_expiry_of_expire_due_has_a_count(ledger: Allowance, clock: Clock) -> None:
+    """It counts the expiries of the call; an expiry that a claim appended has 0."""
     for _ in range(2):
         await ledger.reserve("5Anna", GPU, 24.0, 11)
     clock.advance(LATER_S)

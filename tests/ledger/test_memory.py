@@ -1,4 +1,4 @@
-"""A database in memory: reads and writes take turns there, and nobody waits for a turn that cannot come."""
+"""In a memory database reads and writes exclude each other; they never deadlock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.timeout(30)
 
 
 async def on_loop_of(ledger: Allowance, work: Callable[[SqliteStore, LedgerWriter[Any]], Awaitable[Any]]) -> Any:
-    """Runs work on the ledger's own loop, where its locks live."""
-    opened = await ledger._ready()
+    """Run work on the ledger's own loop, to which its locks belong."""
+    opened = await ledger._lifecycle.handle()
 
     async def working() -> Any:
         assert isinstance(opened.store, SqliteStore)
@@ -27,48 +27,50 @@ async def on_loop_of(ledger: Allowance, work: Callable[[SqliteStore, LedgerWrite
     return await opened.runtime.run(working())
 
 
-async def settle() -> None:
-    """Lets every task of the loop go as far as it can."""
+async def let_all_tasks_run() -> None:
+    """Let every task of the loop run until it waits."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
-async def test_question_behind_a_waiting_change_does_not_stop_both() -> None:
-    """A change in line for the database and a question asked meanwhile are both answered.
+async def test_a_query_behind_a_waiting_command_does_not_deadlock() -> None:
+    """A command that waits for the database and a query that arrives in the meantime both succeed.
 
-    Catches: the change holding the database and waiting for the state, the question the other way round.
+    Catches a command that holds the database and waits for the state, while the query does it the other way round.
     """
     async with small_ledger() as ledger:
 
         async def story(store: SqliteStore, writer: LedgerWriter[Any]) -> None:
             async with store.read_connection():  # as a page of the history does
-                change = asyncio.create_task(Routing(ledger).pick_miner_for_job_request(job("one")))
-                await settle()
-                question = asyncio.create_task(ledger.current_block())
-                await settle()
-            await asyncio.gather(change, question)
+                command = asyncio.create_task(Routing(ledger).pick_miner_for_job_request(job("one")))
+                await let_all_tasks_run()
+                query = asyncio.create_task(ledger.current_block())
+                await let_all_tasks_run()
+            await asyncio.gather(command, query)
 
         await on_loop_of(ledger, story)
 
 
-async def test_state_lost_before_a_change_has_the_lock_is_folded_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change whose state a failing question threw away, just before the change was alone, is made all the same.
+async def test_a_state_discarded_while_a_command_waits_is_loaded_before_the_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A command succeeds although a failing query discards the state just before the command gets the lock.
 
-    Catches: loading the snapshot inside the transaction, which waits for a turn that the transaction itself has.
+    Catches a load of the snapshot inside of the transaction: it would wait for the lock that the transaction holds.
     """
     async with small_ledger() as ledger:
 
         async def story(_store: SqliteStore, writer: LedgerWriter[Any]) -> None:
-            fold_anew, folds = writer._follow, 0
+            catch_up, folds = writer._catch_up_before_lock, 0
 
-            async def folded_in_vain_at_first() -> None:
+            async def catch_up_in_vain_at_first() -> None:
                 nonlocal folds
                 folds += 1
-                await fold_anew()
+                await catch_up()
                 if folds == 1:
                     writer._state = None
 
-            monkeypatch.setattr(writer, "_follow", folded_in_vain_at_first)
+            monkeypatch.setattr(writer, "_catch_up_before_lock", catch_up_in_vain_at_first)
             writer._state = None
             await Routing(ledger).pick_miner_for_job_request(job("one"))
             assert folds == 2

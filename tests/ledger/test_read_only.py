@@ -1,4 +1,4 @@
-"""A ledger opened for reading only: every question answered, every change refused, nothing left behind."""
+"""A read-only ledger answers every query, refuses every change and leaves no trace."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ STAKES = {VALIDATOR: 1.0}
 
 
 async def everything(url: str) -> Any:
-    """All that there is, and when it was written: each file, or each row of each table."""
+    """Return all stored data with its write times: of each file, or of each row of each table."""
     if url.startswith("sqlite"):
         directory = Path(url.removeprefix("sqlite:///")).parent
         return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in directory.iterdir()}
     async with connected(url) as connection:
         tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        # xmin: a row that was written again as it was is another one too.
+        # xmin, the transaction that wrote the row, shows a row that was overwritten with equal values.
         return {
             name: sorted(str(row) for row in await connection.fetch(f"SELECT xmin, * FROM {name}"))
             for (name,) in tables
@@ -43,8 +43,8 @@ CHANGES: list[tuple[str, Change]] = [
     ("record_facts", lambda ledger, _: ledger.record_facts([BlockFact(1, START, [], {})])),
     ("record_facts", lambda ledger, _: ledger.record_manifests(12, {"5Anna": {GPU: 2}})),
     ("reserve", lambda ledger, _: ledger.reserve("5Anna", GPU, 6.0, 11)),
-    ("spend", lambda ledger, held: ledger.spend(held)),
-    ("release", lambda ledger, held: ledger.release(held)),
+    ("spend", lambda ledger, reservation_id: ledger.spend(reservation_id)),
+    ("release", lambda ledger, reservation_id: ledger.release(reservation_id)),
     ("spend", lambda ledger, _: ledger.spend(7)),
     ("expire_due", lambda ledger, _: ledger.expire_due()),
     ("rebuild", lambda ledger, _: ledger.rebuild()),
@@ -53,12 +53,12 @@ CHANGES: list[tuple[str, Change]] = [
 
 
 async def test_nothing_is_created_or_recorded(shared_url: str, tmp_path: Path) -> None:
-    """Every question and every change asked, with other settings given: files and rows are as they were, to the byte.
+    """After every query and every refused change, with other settings, all files and rows are unchanged to the byte.
 
-    Catches settings that are recorded, a snapshot or a history brought up to date, and what SQLite does by itself.
+    Catches a ledger that records settings, updates a snapshot or the history, and files that SQLite creates by itself.
     """
     async with small_ledger(url=shared_url) as ledger:
-        held = (await ledger.reserve("5Anna", GPU, 6.0, 11)).reservation_id
+        reservation_id = (await ledger.reserve("5Anna", GPU, 6.0, 11)).reservation_id
         head = await ledger.head()
     before = await everything(shared_url)
     async with Allowance.open(
@@ -70,12 +70,12 @@ async def test_nothing_is_created_or_recorded(shared_url: str, tmp_path: Path) -
     ) as ledger:
         for name, change in CHANGES:
             with pytest.raises(ReadOnlyLedger) as refused:
-                pytest.fail(f"{name} answered {await change(ledger, held)}")
+                pytest.fail(f"{name} returned {await change(ledger, reservation_id)}")
             assert refused.value.operation == name
         assert await ledger.head() == head
         assert (await ledger.settings()).block_expiry_blocks == 722
-        assert (await ledger.reservation(held)).status == "reserved"
-        assert [each.reservation_id for each in (await ledger.history()).items] == [held]
+        assert (await ledger.reservation(reservation_id)).status == "reserved"
+        assert [each.reservation_id for each in (await ledger.history()).items] == [reservation_id]
         assert len(await ledger.find_miners(6.0, GPU, 11)) == 3
         assert (await ledger.health()).overdue == 1
         assert (await ledger.audit()).findings == []
@@ -87,8 +87,8 @@ async def test_nothing_is_created_or_recorded(shared_url: str, tmp_path: Path) -
     assert await everything(shared_url) == before
 
 
-async def test_where_nothing_is_nothing_is_made(shared_url: str) -> None:
-    """No file, no table, and no ledger in a database that has others."""
+async def test_opening_a_missing_ledger_creates_nothing(shared_url: str) -> None:
+    """Opening creates no file, no table, and no ledger in a database that has others."""
     before = await everything(shared_url)
     with pytest.raises((LedgerNotFound, StorageUnavailable)):
         await Allowance.open(shared_url, validator_ss58=VALIDATOR, read_only=True)

@@ -1,4 +1,4 @@
-"""A ledger lives in whatever process its caller has: loops, threads, forks, and exits that nobody prepared."""
+"""A ledger works in any process: with loops, threads, forks, and exits without a clean-up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ledger import runtime as runtime_module
 from routing import Allowance, JobRoute, LedgerClosed, Routing, Settings, StorageUnavailable
 from tests.support.small import VALIDATOR, job, small_ledger
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(respect_executor_count=False)
 OFFERS = {f"5Miner{number}": 5 for number in range(5)}
 CHILD_SECONDS = 60
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Runs a coroutine without an event loop of the test's own."""
+    """Run a coroutine without an event loop of the test's own."""
     return current_runtime().run_blocking(work)
 
 
@@ -62,19 +62,19 @@ def singletons(url: str) -> Iterator[str]:
 
 
 def reserved(url: str) -> set[str | None]:
-    """The jobs that the log has a reservation of, as another opening sees them."""
+    """Return the jobs that have a reservation in the log, read through a second ledger."""
     with routing.sync.Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
         return {reservation.job_uuid for reservation in ledger.history(limit=10_000).items}
 
 
-def held_once(routes: list[JobRoute]) -> bool:
-    """Whether no block is in two of the routes."""
+def no_block_twice(routes: list[JobRoute]) -> bool:
+    """Whether no two routes have a block in common."""
     blocks = [(route.miner.hotkey_ss58, block) for route in routes for block in route.allowance_blocks or []]
     return len(blocks) == len(set(blocks))
 
 
 def at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of functions that start in their threads at the same moment."""
+    """Start functions at the same moment, each in its thread, and return their results."""
     barrier = threading.Barrier(len(works))
 
     def started(work: Callable[[], Any]) -> Any:
@@ -86,25 +86,28 @@ def at_once(works: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def in_child(work: Callable[[], object]) -> str:
-    """What a function answers in a forked child; the child ends as Celery's do, without cleaning up."""
+    """Run a function in a forked child and return its result or error as text.
+
+    The child ends as Celery's workers do, without a clean-up.
+    """
     receiving, sending = os.pipe()
     child = os.fork()
     if not child:
         try:
-            answer = str(work())
+            result = str(work())
         except BaseException as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(sending, answer.encode())
+            result = f"{type(error).__name__}: {error}"
+        os.write(sending, result.encode())
         os._exit(0)
     os.close(sending)
-    with os.fdopen(receiving, "rb") as answers:
-        answered = answers.read().decode()
+    with os.fdopen(receiving, "rb") as pipe:
+        received = pipe.read().decode()
     os.waitpid(child, 0)
-    return answered
+    return received
 
 
 def script(source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A Python process of its own that has to end within a minute."""
+    """Run a script in a new Python process that must end within a minute."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", source, *arguments],
         check=False,
@@ -120,26 +123,26 @@ def script(source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_the_shared_router_works_from_the_loop_of_the_test(singletons: str) -> None:
-    """`await routing().pick_miner_for_job_request(…)` is all that an asyncio caller does."""
+    """An asyncio caller needs nothing but `await routing().pick_miner_for_job_request(…)`."""
     route = await routing.routing().pick_miner_for_job_request(job("a"))
 
     assert (await routing.allowance().reservation_for_job("a")).reservation_id == route.allowance_reservation_id
 
 
-def test_the_shared_router_works_from_one_loop_after_the_other(singletons: str) -> None:
-    """Nothing of it belongs to the loop that used it first, which is closed when the second comes."""
+def test_the_shared_router_works_from_several_loops_in_succession(singletons: str) -> None:
+    """Nothing in the router belongs to its first caller's loop, which is closed before the second call."""
 
     def one_after_the_other() -> None:
         for number in range(3):
             asyncio.run(routing.routing().pick_miner_for_job_request(job(f"job-{number}")))
 
-    at_once([one_after_the_other])  # in a thread: `asyncio.run` takes a thread's own loop away
+    at_once([one_after_the_other])  # In a thread: `asyncio.run` removes the loop of its thread.
 
     assert reserved(singletons) == {"job-0", "job-1", "job-2"}
 
 
 def test_the_shared_router_works_from_several_loops_at_once(singletons: str) -> None:
-    """Two threads with a loop each share one ledger, and never a block."""
+    """Two threads with a loop each share one ledger, and no block is reserved twice."""
 
     async def pick_ten(thread: int) -> list[JobRoute]:
         picks = [routing.routing().pick_miner_for_job_request(job(f"{thread}-{number}")) for number in range(10)]
@@ -150,24 +153,24 @@ def test_the_shared_router_works_from_several_loops_at_once(singletons: str) -> 
 
     first, second = at_once([lambda: in_a_loop(1), lambda: in_a_loop(2)])
 
-    assert held_once(first + second)
+    assert no_block_twice(first + second)
     assert len(reserved(singletons)) == 20
 
 
-def test_the_blocking_face_works_from_threads_without_a_loop(singletons: str) -> None:
-    """Eight threads at once, each with its own job."""
+def test_blocking_calls_work_from_threads_without_a_loop(singletons: str) -> None:
+    """Eight threads pick for a job each at the same time, and get eight reservations."""
     picks = [
         lambda number=number: routing.sync.routing().pick_miner_for_job_request(job(f"job-{number}"))
         for number in range(8)
     ]
     routes = at_once(picks)
 
-    assert held_once(routes)
+    assert no_block_twice(routes)
     assert len({route.allowance_reservation_id for route in routes}) == 8
 
 
 def test_django_style_calls_leave_no_thread_and_no_file_behind(singletons: str) -> None:
-    """Each `async_to_sync` call brings a loop of its own and takes it away again; nothing of ours stays in it."""
+    """Each `async_to_sync` call creates a loop and closes it; the library leaves nothing in it."""
     pick = async_to_sync(routing.routing().pick_miner_for_job_request)
 
     def pick_and_release(number: int) -> None:
@@ -184,8 +187,8 @@ def test_django_style_calls_leave_no_thread_and_no_file_behind(singletons: str) 
     assert len(os.listdir("/proc/self/fd")) <= files
 
 
-async def test_a_blocking_call_on_a_running_loop_says_what_to_do(singletons: str) -> None:
-    """It would stop the loop that it is made on; from a thread beside the loop it is fine."""
+async def test_a_blocking_call_on_a_running_loop_is_refused_with_advice(singletons: str) -> None:
+    """The call would stop that loop; from another thread it works."""
     with pytest.raises(RuntimeError, match=r"await the same call.*asyncio\.to_thread"):
         routing.sync.routing().pick_miner_for_job_request(job("a"))
     with pytest.raises(RuntimeError, match="await the same call"):
@@ -197,8 +200,8 @@ async def test_a_blocking_call_on_a_running_loop_says_what_to_do(singletons: str
 # Opening and closing
 
 
-def test_a_ledger_that_many_threads_use_first_is_opened_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many ask at the same moment, one of them opens it and all the others wait for that."""
+def test_a_ledger_first_used_by_many_threads_is_opened_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If many threads use a ledger at the same moment, one of them opens it and the others wait."""
     opened: list[int] = []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -212,7 +215,7 @@ def test_a_ledger_that_many_threads_use_first_is_opened_once(url: str, monkeypat
         monkeypatch.setattr(store, "open", open_counted)
         return store
 
-    monkeypatch.setattr("routing.service.allowance.store_from_url", counted)
+    monkeypatch.setattr("routing.service.lifecycle.store_from_url", counted)
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -225,8 +228,8 @@ def test_a_ledger_that_many_threads_use_first_is_opened_once(url: str, monkeypat
         sys.setswitchinterval(switching)
 
 
-async def test_a_ledger_that_is_used_after_closing_says_so(url: str) -> None:
-    """Changes and questions raise `LedgerClosed`; closing again does nothing."""
+async def test_a_closed_ledger_refuses_every_call(url: str) -> None:
+    """Commands and queries raise `LedgerClosed`; to close it again does nothing."""
     ledger = await Allowance.open(url, validator_ss58=VALIDATOR)
     await ledger.close()
     await ledger.close()
@@ -236,11 +239,11 @@ async def test_a_ledger_that_is_used_after_closing_says_so(url: str) -> None:
             await late
 
 
-async def test_closing_while_it_opens_closes_what_is_opened(url: str) -> None:
-    """Nothing is left open behind a ledger that was closed before it was there; callers hear of one or the other."""
+async def test_closing_a_ledger_that_is_being_opened_leaves_nothing_open(url: str) -> None:
+    """The waiting caller gets its result or `LedgerClosed`, and the ledger keeps no connection."""
     ledger = Allowance.open(url, validator_ss58=VALIDATOR)
     opening = asyncio.create_task(ledger.current_block())
-    while ledger._opening is None:  # noqa: ASYNC110 - the opening begins in another thread, which tells nobody
+    while ledger._lifecycle._opening is None:  # noqa: ASYNC110 - the opening begins in another thread, without an event
         await asyncio.sleep(0)
     await ledger.close()
     (answer,) = await asyncio.gather(opening, return_exceptions=True)
@@ -248,12 +251,15 @@ async def test_closing_while_it_opens_closes_what_is_opened(url: str) -> None:
     assert answer == 41 or isinstance(answer, LedgerClosed)
     with pytest.raises(LedgerClosed):
         await ledger.current_block()
-    assert ledger._handle is None
+    assert ledger._lifecycle.open_handle is None
 
 
 async def test_closing_does_not_wait_for_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits hears that the ledger was closed. Catches a close that waits until connecting is given up, which
-    here is never: an interrupted command would seem not to hear."""
+    """Waiting callers raise `LedgerClosed` at once.
+
+    Catches a close that waits for the connection to time out, which here is never: an interrupted command line would
+    seem to hang.
+    """
     monkeypatch.setattr("ledger.store.postgres.store.CONNECT_TIMEOUT_SECONDS", 1e6)
     with socket.create_server(("127.0.0.1", 0)) as server:
         ledger = Allowance.open(f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/db", validator_ss58=VALIDATOR)
@@ -264,34 +270,34 @@ async def test_closing_does_not_wait_for_a_server_that_does_not_answer(monkeypat
             for each in waiting:
                 with pytest.raises(LedgerClosed):
                     await each
-    assert ledger._connecting is None
+    assert ledger._lifecycle._connecting is None
 
 
-async def test_closing_while_another_process_writes_leaves_the_line(tmp_path: Path) -> None:
-    """An opening that waits for its turn is given up, and holds up nobody when the turn comes."""
+async def test_closing_while_another_process_writes_leaves_the_write_lock_queue(tmp_path: Path) -> None:
+    """An opening that waits for the write lock is cancelled, and gives the lock back when it arrives."""
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     await seed(url)
     ledger = Allowance.open(url, validator_ss58=VALIDATOR)
-    with open(tmp_path / "ledger.db.lock", "wb") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with open(tmp_path / "ledger.db.lock", "wb") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
         waiting = asyncio.create_task(ledger.current_block())
-        while ledger._connecting is None:  # noqa: ASYNC110 - nobody tells
+        while ledger._lifecycle._connecting is None:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
         await ledger.close()
         with pytest.raises(LedgerClosed):
             await waiting
-    with open(tmp_path / "ledger.db.lock", "wb") as turn:
-        await asyncio.to_thread(fcntl.flock, turn, fcntl.LOCK_EX)
+    with open(tmp_path / "ledger.db.lock", "wb") as lock_file:
+        await asyncio.to_thread(fcntl.flock, lock_file, fcntl.LOCK_EX)
     async with Allowance.open(url, validator_ss58=VALIDATOR) as again:
         assert await again.current_block() == 41
 
 
-async def test_an_opening_that_fails_when_nobody_waits_any_more_is_no_ones_complaint(
+async def test_an_opening_that_fails_after_its_caller_was_cancelled_logs_no_complaint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches asyncio's "exception was never retrieved", with a traceback, on an interrupted command."""
     complaints: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     begun, failing = threading.Event(), asyncio.Event()
 
     async def fail(*_: object) -> None:
@@ -306,33 +312,33 @@ async def test_an_opening_that_fails_when_nobody_waits_any_more_is_no_ones_compl
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    opening = ledger._opening
+    opening = ledger._lifecycle._opening
     assert opening is not None
     current_runtime().loop.call_soon_threadsafe(failing.set)
     await asyncio.gather(asyncio.wrap_future(opening), return_exceptions=True)
-    del opening, ledger, waiting  # What keeps the futures alive; they complain when they go.
-    await current_runtime().run(asyncio.sleep(0))  # By then the other loop has let go of them as well.
+    del opening, ledger, waiting  # They keep the futures alive, which would complain when they are deleted.
+    await current_runtime().run(asyncio.sleep(0))  # Afterwards the other loop has no reference to them either.
     gc.collect()
     assert complaints == []
 
 
-async def test_closing_settles_or_reports_every_change_that_waits(url: str) -> None:
-    """Each of 200 picks in the queue is either in the log and answered, or refused and not in the log."""
+async def test_closing_finishes_or_refuses_every_waiting_pick(url: str) -> None:
+    """Each of 200 queued picks either returns and is in the log, or raises `LedgerClosed` and is not in the log."""
     ledger = await Allowance.open(url, validator_ss58=VALIDATOR)
     router = Routing(ledger)
     picks = [asyncio.create_task(router.pick_miner_for_job_request(job(f"job-{n}", 1.0))) for n in range(200)]
     await asyncio.sleep(0)
     await ledger.close()
     outcomes = await asyncio.gather(*picks, return_exceptions=True)
-    answered = {f"job-{n}" for n, outcome in enumerate(outcomes) if isinstance(outcome, JobRoute)}
+    routed = {f"job-{n}" for n, outcome in enumerate(outcomes) if isinstance(outcome, JobRoute)}
 
     assert {type(outcome) for outcome in outcomes} <= {JobRoute, LedgerClosed}
-    assert await asyncio.to_thread(reserved, url) == answered
-    assert answered
+    assert await asyncio.to_thread(reserved, url) == routed
+    assert routed
 
 
-async def test_an_opening_that_failed_is_tried_again(tmp_path: Path) -> None:
-    """A database that was not to be had at the first call may be there at the second."""
+async def test_a_failed_opening_is_retried_by_the_next_call(tmp_path: Path) -> None:
+    """A database that is unavailable at the first call may be available at the second."""
     (tmp_path / "ledgers").write_text("in the way")
     ledger = Allowance.open(f"sqlite:///{tmp_path}/ledgers/ledger.db", validator_ss58=VALIDATOR)
     with pytest.raises(StorageUnavailable):
@@ -343,8 +349,8 @@ async def test_an_opening_that_failed_is_tried_again(tmp_path: Path) -> None:
     await ledger.close()
 
 
-def test_configuring_what_is_in_use_is_refused(singletons: str) -> None:
-    """Else half a process would go on with the old ledger. `reset` closes it, and makes room for another."""
+def test_configuring_a_ledger_in_use_is_refused(singletons: str) -> None:
+    """Otherwise a part of the process would go on with the old ledger. After `reset` another can be configured."""
     assert routing.sync.allowance().current_block() == 41
     with pytest.raises(RuntimeError, match=r"routing\.reset"):
         routing.configure(validator_ss58="5Other")
@@ -361,8 +367,8 @@ def test_configuring_what_is_in_use_is_refused(singletons: str) -> None:
 # Forks
 
 
-def test_a_forked_child_and_its_parent_both_go_on(singletons: str) -> None:
-    """The child finds its parent's ledger unusable, opens its own, and both write one log."""
+def test_a_forked_child_and_its_parent_both_continue(singletons: str) -> None:
+    """The child does not use its parent's ledger but opens its own, and both append to one log."""
     pick = routing.sync.routing().pick_miner_for_job_request
     pick(job("before"))
 
@@ -371,18 +377,18 @@ def test_a_forked_child_and_its_parent_both_go_on(singletons: str) -> None:
     assert reserved(singletons) == {"before", "child", "after"}
 
 
-def test_what_a_forked_child_commits_outlives_its_parent(url: str) -> None:
-    """A child's acknowledged commit is still there when the parent closed the database meanwhile.
+def test_a_forked_childs_commits_survive_its_parents_closing(url: str) -> None:
+    """A child's acknowledged commit is still stored after the parent has closed the database.
 
-    SQLite remembers a process's locks in memory, which a child inherits without the locks: were the parent's
-    connection open during the fork, the parent would take itself for the last one, remove the WAL, and with it what
-    the child writes.
+    SQLite keeps a process's locks in memory, which a child inherits without the locks. If the parent's connection were
+    open during the fork, the parent would believe that it is the only user of the file, remove the WAL when it closes,
+    and lose the child's commits with it.
     """
     closed_receiving, closed_sending = os.pipe()
     ledger = routing.sync.Allowance.open(url, validator_ss58=VALIDATOR)
     ledger.reserve("5Miner0", "always_on.gpu-24gb", 6.0, 41, job_uuid="parent")
 
-    def reserve_around_the_closing() -> str:
+    def reserve_before_and_after_the_closing() -> str:
         ledger.reserve("5Miner1", "always_on.gpu-24gb", 6.0, 41, job_uuid="child, before")
         os.write(closed_sending, b"ready")
         os.read(wait_receiving, 1)
@@ -391,33 +397,33 @@ def test_what_a_forked_child_commits_outlives_its_parent(url: str) -> None:
 
     wait_receiving, wait_sending = os.pipe()
 
-    def close_meanwhile() -> None:
+    def close_in_between() -> None:
         os.read(closed_receiving, 5)
         ledger.close()
         os.write(wait_sending, b"x")
 
-    closing = threading.Thread(target=close_meanwhile)
+    closing = threading.Thread(target=close_in_between)
     closing.start()
-    answer = in_child(reserve_around_the_closing)
+    result = in_child(reserve_before_and_after_the_closing)
     closing.join()
 
-    assert answer == "done"
+    assert result == "done"
     assert reserved(url) == {"parent", "child, before", "child, after"}
 
 
-def test_forking_in_the_middle_of_work_harms_nobody(singletons: str) -> None:
-    """Threads go on picking while the process forks again and again; every pick of every process stands."""
+def test_forking_while_threads_pick_loses_no_pick(singletons: str) -> None:
+    """Threads keep picking while the process forks repeatedly; every pick of every process is in the log."""
     pick = routing.sync.routing().pick_miner_for_job_request
     pick(job("first", 1.0))
     stop = threading.Event()
-    answered: list[str] = ["first"]
+    routed: list[str] = ["first"]
 
-    def pick_on_and_on(thread: int) -> None:
+    def keep_picking(thread: int) -> None:
         number = 0
         while not stop.is_set():
             number += 1
             route = pick(job(f"{thread}-{number}", 1.0))
-            answered.append(f"{thread}-{number}")
+            routed.append(f"{thread}-{number}")
             routing.sync.allowance().release(route.allowance_reservation_id or 0)
             routing.sync.allowance().history(limit=1)
 
@@ -425,26 +431,26 @@ def test_forking_in_the_middle_of_work_harms_nobody(singletons: str) -> None:
         return pick(job(f"child-{number}", 1.0)).allowance_job_value
 
     with ThreadPoolExecutor(3) as threads:
-        working = [threads.submit(pick_on_and_on, thread) for thread in range(3)]
+        working = [threads.submit(keep_picking, thread) for thread in range(3)]
         try:
-            answers = [in_child(partial(pick_one, n)) for n in range(6)]
+            values = [in_child(partial(pick_one, n)) for n in range(6)]
         finally:
             stop.set()
         for work in working:
             work.result()
 
-    assert answers == ["1.0"] * 6
-    assert reserved(singletons) == {*answered, *(f"child-{n}" for n in range(6))}
+    assert values == ["1.0"] * 6
+    assert reserved(singletons) == {*routed, *(f"child-{n}" for n in range(6))}
 
 
 def test_multiprocessing_workers_share_the_ledger(singletons: str) -> None:
-    """A pool forked after the first use: each worker opens its own, and no block is held twice."""
+    """Each worker of a pool that is forked after the first use opens its own ledger; no block is reserved twice."""
     pick = routing.sync.routing().pick_miner_for_job_request
     pick(job("before", 1.0))
     with multiprocessing.get_context("fork").Pool(3) as pool:
         routes = pool.map(_pick, [f"job-{number}" for number in range(30)])
 
-    assert held_once(routes)
+    assert no_block_twice(routes)
     assert len(reserved(singletons)) == 31
 
 
@@ -453,10 +459,10 @@ def _pick(uuid: str) -> JobRoute:
 
 
 @pytest.mark.parametrize(
-    "lock", ["routing.singletons._guard", "routing.service.allowance._guard", "ledger.runtime._starting"]
+    "lock", ["routing.singletons._guard", "routing.service.lifecycle._guard", "ledger.runtime._starting"]
 )
-def test_a_lock_held_during_a_fork_does_not_hold_up_the_child(lock: str, tmp_path: Path) -> None:
-    """Another thread of the parent was just inside; in the child nobody will ever let go."""
+def test_a_lock_held_by_another_thread_during_a_fork_does_not_block_the_child(lock: str, tmp_path: Path) -> None:
+    """The thread that holds the lock does not exist in the child, so nobody would ever release it there."""
     module_name, _, name = lock.rpartition(".")
     holding, forked = threading.Event(), threading.Event()
     url = f"sqlite:///{tmp_path}/ledger.db"
@@ -475,36 +481,34 @@ def test_a_lock_held_during_a_fork_does_not_hold_up_the_child(lock: str, tmp_pat
     holder = threading.Thread(target=hold)
     holder.start()
     holding.wait()
-    threading.Timer(5, forked.set).start()  # a child that hangs would otherwise keep its parent waiting for ever
-    answer = in_child(first_use)
+    threading.Timer(5, forked.set).start()  # Otherwise a child that hangs would block its parent for ever.
+    result = in_child(first_use)
     forked.set()
     holder.join()
 
-    assert answer == "None"
+    assert result == "None"
 
 
-def test_a_child_of_a_fork_that_came_at_a_bad_moment_does_not_touch_sqlite(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where a write could not be waited for, the child is told to start anew; the parent goes on."""
+def test_a_child_forked_during_a_write_refuses_to_use_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the fork cannot wait for a write, the child raises `StorageUnavailable`, and the parent continues."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     run(seed(url))
     monkeypatch.setattr(runtime_module, "FORK_PAUSE_SECONDS", 0.2)
     with routing.sync.Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
-        assert ledger.asynchronous._handle is not None
-        writing = ledger.asynchronous._handle.store.transaction()
+        assert ledger.asynchronous._lifecycle.open_handle is not None
+        writing = ledger.asynchronous._lifecycle.open_handle.store.transaction()
         run(writing.__aenter__())
-        answer = in_child(ledger.current_block)
+        result = in_child(ledger.current_block)
         run(writing.__aexit__(None, None, None))
 
-        assert answer.startswith("StorageUnavailable")
-        assert "forked" in answer
+        assert result.startswith("StorageUnavailable")
+        assert "forked" in result
         assert ledger.reserve("5Miner0", "always_on.gpu-24gb", 6.0, 41).blocks
         assert in_child(ledger.current_block) == "41"
 
 
 def test_a_ledger_in_memory_stays_with_the_parent() -> None:
-    """A child would have a copy that nobody else sees: it is refused, and the parent keeps what it had."""
+    """A child would have a copy that nobody else sees: its calls are refused, and the parent's ledger is unchanged."""
     with routing.sync.Allowance.open("sqlite://", validator_ss58=VALIDATOR) as ledger:
         ledger.record_manifests(1, {"5Anna": {"gpu": 1}})
 
@@ -524,8 +528,8 @@ pick = routing.sync.routing().pick_miner_for_job_request
 """
 
 
-def test_a_process_that_closes_nothing_ends_cleanly(url: str) -> None:
-    """No thread holds it up, nothing is written to standard error, and what was answered is there."""
+def test_a_process_that_closes_nothing_exits_cleanly(url: str) -> None:
+    """No thread delays the exit, nothing is written to standard error, and every returned pick is in the log."""
     ended = script(
         EXIT
         + """
@@ -540,8 +544,8 @@ routing.sync.allowance().health()
     assert reserved(url) == {"a"}
 
 
-def test_an_exiting_process_settles_or_reports_what_is_under_way(url: str) -> None:
-    """Threads are in the middle of picks when the main thread ends: what any of them was told is in the log."""
+def test_an_exiting_process_finishes_or_refuses_the_picks_under_way(url: str) -> None:
+    """Threads are in the middle of picks when the main thread ends: every pick that returned is in the log."""
     ended = script(
         EXIT
         + """
@@ -549,7 +553,7 @@ import os
 pick(job("first", 1.0))
 begun = threading.Barrier(9)
 
-def pick_on_and_on(thread):
+def keep_picking(thread):
     begun.wait()
     for number in range(10_000):
         uuid = f"{thread}-{number}"
@@ -561,20 +565,20 @@ def pick_on_and_on(thread):
             return
 
 for thread in range(8):
-    threading.Thread(target=pick_on_and_on, args=(thread,), daemon=True).start()
+    threading.Thread(target=keep_picking, args=(thread,), daemon=True).start()
 begun.wait()
 pick(job("last", 1.0))
 """,
         url,
     )
-    told = set(ended.stdout.split())
+    returned = set(ended.stdout.split())
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert {"first", "last", *told} <= reserved(url)
+    assert {"first", "last", *returned} <= reserved(url)
 
 
 def test_a_process_that_never_used_the_ledger_starts_nothing(tmp_path: Path) -> None:
-    """Importing does no work: no thread, no file, no engine."""
+    """An import starts no thread and loads neither SQLAlchemy nor a driver."""
     ended = script(
         """
 import os, sys, threading

@@ -1,4 +1,4 @@
-"""Decimal input becomes whole billionths exactly, however it is written."""
+"""Decimal input is converted to whole billionths exactly, however it is spelled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXACT = Context(prec=400)
 
 
 def floats(draw: random.Random) -> Iterator[float]:
-    """Of all sizes and spellings: any bits, few and many decimal places, ties between two billionths."""
+    """Floats of all sizes and spellings: random bits, few and many decimal places, ties between two billionths."""
     for _ in range(FLOATS):
         yield struct.unpack("d", draw.randbytes(8))[0]
         yield draw.uniform(-100, 100)
@@ -25,7 +25,7 @@ def floats(draw: random.Random) -> Iterator[float]:
 
 
 def test_a_float_counts_as_its_shortest_decimal_half_even() -> None:
-    """As decimal arithmetic has it. Catches: digits cut off, ties rounded up, a sign lost, exponents misread."""
+    """The result equals exact decimal arithmetic. Catches: lost digits or signs, ties rounded up, wrong exponents."""
     print(f"seed {SEED}")  # noqa: T201
     compared = 0
     for value in floats(random.Random(SEED)):

@@ -1,4 +1,4 @@
-"""Group commit: what callers of one process, who share a commit, are told; and what they are spared."""
+"""Group commit: the results of commands that share a commit, and the errors that they do not share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.stories import events_of
 
 SETTINGS = Settings(respect_executor_count=False)
 ALL_S = 60.0
-"""What Anna's ten blocks are worth together."""
+"""The value of Anna's ten blocks together."""
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ async def ledger(database_url: str, clock: Clock) -> AsyncIterator[Allowance]:
 
 
 def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, readable: bool) -> None:
-    """The next append is not done, and its answer does not say so; after it the log can be read, or not."""
-    assert ledger._handle is not None
-    store: Any = ledger._handle.store
+    """Make the next append fail with an unknown outcome; afterwards the log can be read or not, by `readable`."""
+    assert ledger._lifecycle.open_handle is not None
+    store: Any = ledger._lifecycle.open_handle.store
     appending = "compare_and_append" if store.optimistic else "_append"
     append, read = getattr(store, appending), store.read
     commit: Any = getattr(store, "_commit", None)
@@ -56,9 +56,9 @@ def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, reada
 
     async def append_nothing(*_: Any) -> bool:
         lost.set()
-        raise CommitOutcomeUnknown("the answer was lost")
+        raise CommitOutcomeUnknown("the response was lost")
 
-    def append_in_vain(*arguments: Any) -> None:
+    def append_and_lose(*arguments: Any) -> None:
         append(*arguments)
         lost.set()
 
@@ -67,7 +67,7 @@ def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, reada
             commit(connection)
             return
         connection.execute("ROLLBACK")
-        raise CommitOutcomeUnknown("the answer was lost")
+        raise CommitOutcomeUnknown("the response was lost")
 
     async def read_unless_lost(after: int) -> Any:
         if lost.is_set() and not readable:
@@ -77,24 +77,24 @@ def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, reada
     if store.optimistic:
         monkeypatch.setattr(store, appending, append_nothing)
     else:
-        monkeypatch.setattr(store, appending, append_in_vain)
+        monkeypatch.setattr(store, appending, append_and_lose)
         monkeypatch.setattr(store, "_commit", commit_unless_lost)
     monkeypatch.setattr(store, "read", read_unless_lost)
 
 
-async def test_changes_that_wait_together_are_committed_together(ledger: Allowance) -> None:
-    """Fifty changes queued behind one make one batch, in the order in which they came."""
+async def test_commands_that_wait_together_are_committed_together(ledger: Allowance) -> None:
+    """Ten commands queued behind another one make one batch, in the order of their arrival."""
     async with stalled(ledger) as opened:
         batches = opened.writer.counters.batches
-        held = [asyncio.create_task(ledger.reserve("5Anna", GPU, 0.1, 11, job_uuid=f"job-{n}")) for n in range(10)]
+        tasks = [asyncio.create_task(ledger.reserve("5Anna", GPU, 0.1, 11, job_uuid=f"job-{n}")) for n in range(10)]
         await queued(opened, 10)
-    blocks = [(await each).blocks for each in held]
+    blocks = [(await each).blocks for each in tasks]
     assert blocks == [[n] for n in range(1, 11)]
     assert opened.writer.counters.batches == batches + 1
 
 
-async def test_one_that_is_refused_in_a_batch_fails_alone(ledger: Allowance) -> None:
-    """Between two that fit, one asks for too much: it is refused, and they are done."""
+async def test_a_refused_command_of_a_batch_fails_alone(ledger: Allowance) -> None:
+    """Of three reservations the second asks for too much: it is refused, and the other two succeed."""
     async with stalled(ledger) as opened:
         changes = [asyncio.create_task(ledger.reserve("5Anna", GPU, amount, 11)) for amount in (6.0, ALL_S, 6.0)]
         await queued(opened, 3)
@@ -104,17 +104,17 @@ async def test_one_that_is_refused_in_a_batch_fails_alone(ledger: Allowance) -> 
     assert [getattr(each, "blocks", each) for each in (first, last)] == [[1], [2]]
 
 
-async def test_a_full_queue_refuses_and_forgets(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond its capacity the queue takes nothing: a typed error says how many wait, and nothing of it is done later.
+async def test_a_full_queue_refuses_commands_for_good(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full queue refuses a command with an error that says how many wait, and never executes it later.
 
-    Catches a queue without a bound, and one that refuses but keeps.
+    Catches a queue without a bound, and one that refuses a command but queues it.
     """
     monkeypatch.setattr(writer_module, "QUEUE_CAPACITY", 5)
     async with stalled(ledger) as opened:
         waiting = [asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid=f"job-{n}")) for n in range(5)]
         await queued(opened, 5)
         refused = asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid="one too many"))
-        while not refused.done() and len(opened.writer._changes._waiting) == 5:  # noqa: ASYNC110 - nobody tells
+        while not refused.done() and len(opened.writer._commands._waiting) == 5:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
     (error,) = await asyncio.gather(refused, return_exceptions=True)
     assert isinstance(error, LedgerOverloaded)
@@ -124,8 +124,8 @@ async def test_a_full_queue_refuses_and_forgets(ledger: Allowance, monkeypatch: 
     assert all(row.job_uuid != "one too many" for row in await events_of(ledger))
 
 
-async def test_two_calls_with_one_key_in_one_batch_are_done_once(ledger: Allowance) -> None:
-    """Both are answered with the one outcome. Catches two of a key that are decided on the same stored past."""
+async def test_two_calls_with_one_key_at_the_same_time_are_executed_once(ledger: Allowance) -> None:
+    """Both return the same result. Catches a batch with two commands of one key, of which neither finds the other."""
     async with stalled(ledger) as opened:
         twice = [asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key="once")) for _ in range(2)]
         await queued(opened, 2)
@@ -134,54 +134,56 @@ async def test_two_calls_with_one_key_in_one_batch_are_done_once(ledger: Allowan
     assert [row.key for row in await events_of(ledger)].count("once") == 1
 
 
-async def test_questions_are_answered_between_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many changes keep coming. Catches a loop that a busy inbox never gives to anybody else."""
+async def test_queries_run_between_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query runs although more commands keep arriving. Catches a command queue that never yields the loop."""
     async with small_ledger(url=f"sqlite:///{tmp_path}/ledger.db") as ledger:
-        await _asked_between_batches(ledger, monkeypatch)
+        await _query_between_batches(ledger, monkeypatch)
 
 
-async def _asked_between_batches(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asks after the first of forty batches; each of them queues the next."""
-    assert ledger._handle is not None
-    writer, loop, left = ledger._handle.writer, asyncio.get_running_loop(), 40
-    answered = loop.create_future()
-    deliver = writer_module.resolve_futures
+async def _query_between_batches(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query after the first of forty batches, each of which queues the next."""
+    assert ledger._lifecycle.open_handle is not None
+    writer, loop, left = ledger._lifecycle.open_handle.writer, asyncio.get_running_loop(), 40
+    left_at_query = loop.create_future()
+    resolve_futures = writer_module.resolve_futures
 
-    def deliver_and_ask_for_more(tickets: list[PendingCall]) -> None:
+    def resolve_and_queue_more(calls: list[PendingCall]) -> None:
         nonlocal left
-        deliver(tickets)
-        if not left or not any(isinstance(ticket.work, ExpireDue) for ticket in tickets):
+        resolve_futures(calls)
+        if not left or not any(isinstance(call.work, ExpireDue) for call in calls):
             return
         if left == 40:
-            writer._questions.put(PendingCall(lambda state, _: left, loop, answered))
+            writer._queries.put(PendingCall(lambda state, _: left, loop, left_at_query))
         left -= 1
-        writer._changes._waiting.extend(PendingCall(each.work, loop, loop.create_future()) for each in tickets)
+        writer._commands._waiting.extend(PendingCall(each.work, loop, loop.create_future()) for each in calls)
 
-    monkeypatch.setattr(writer_module, "resolve_futures", deliver_and_ask_for_more)
+    monkeypatch.setattr(writer_module, "resolve_futures", resolve_and_queue_more)
     await ledger.expire_due()
-    assert await answered > 0
-    while left:  # noqa: ASYNC110 - nobody tells
+    assert await left_at_query > 0
+    while left:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0)
 
 
 async def _decided(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits until the next batch has been decided."""
-    assert ledger._handle is not None
-    writer, loop, decided = ledger._handle.writer, asyncio.get_running_loop(), asyncio.Event()
+    """Wait until the next batch is decided."""
+    assert ledger._lifecycle.open_handle is not None
+    writer, loop, decided = ledger._lifecycle.open_handle.writer, asyncio.get_running_loop(), asyncio.Event()
     decide = writer._decide
 
-    def decide_and_tell(*arguments: Any) -> None:
+    def decide_and_report(*arguments: Any) -> None:
         decide(*arguments)
         loop.call_soon_threadsafe(decided.set)
 
-    monkeypatch.setattr(writer, "_decide", decide_and_tell)
+    monkeypatch.setattr(writer, "_decide", decide_and_report)
     await decided.wait()
 
 
-async def test_a_cancelled_caller_neither_loses_nor_repeats(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cancelled while it waits, nothing is done; cancelled once it is being done, it stands and is found by its job.
+async def test_a_cancelled_caller_neither_loses_nor_repeats_a_pick(
+    ledger: Allowance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pick cancelled in the queue does nothing; one cancelled after its decision is committed, and found by its job.
 
-    Catches a batch that does what nobody waits for any more, and one that takes back what is decided.
+    Catches a batch that executes a command that nobody waits for, and one that drops a command after its decision.
     """
     router = Routing(ledger)
     async with stalled(ledger) as opened:
@@ -189,7 +191,7 @@ async def test_a_cancelled_caller_neither_loses_nor_repeats(ledger: Allowance, m
         await queued(opened, 1)
         early.cancel()
         await asyncio.gather(early, return_exceptions=True)
-    await ledger.expire_due()  # whatever was queued has been worked off
+    await ledger.expire_due()  # Everything that was queued is now finished.
     assert all(row.job_uuid != "early" for row in await events_of(ledger))
 
     late = asyncio.create_task(router.pick_miner_for_job_request(job("late")))
@@ -197,18 +199,19 @@ async def test_a_cancelled_caller_neither_loses_nor_repeats(ledger: Allowance, m
         await _decided(ledger, watched)
         late.cancel()
         await asyncio.gather(late, return_exceptions=True)
-    held = await router.pick_miner_for_job_request(job("late"))
-    assert held.allowance_reservation_id == (await ledger.reservation_for_job("late")).reservation_id
+    route = await router.pick_miner_for_job_request(job("late"))
+    assert route.allowance_reservation_id == (await ledger.reservation_for_job("late")).reservation_id
     assert [row.job_uuid for row in await events_of(ledger) if row.job_uuid] == ["late"]
 
 
 @pytest.mark.parametrize("readable", [True, False])
-async def test_nobody_is_refused_on_what_then_failed_to_commit(
+async def test_a_refusal_fails_with_the_commit_that_it_depends_on(
     ledger: Allowance, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
-    """One takes all there is, the next in its batch finds nothing left, and the commit fails: both may try again.
+    """The first pick reserves everything, so the second is refused; then the commit fails: both may be retried.
 
-    Catches a refusal that is spoken although what it was decided on never came to be, and a state that keeps it.
+    Catches a refusal that is returned although the reservation that caused it was never committed, and a state that
+    still contains that reservation.
     """
     router = Routing(ledger)
     with monkeypatch.context() as failing:
@@ -225,20 +228,20 @@ async def test_nobody_is_refused_on_what_then_failed_to_commit(
         await router.pick_miner_for_job_request(job("whole", ALL_S))
 
 
-async def test_a_commit_whose_place_another_one_took_has_failed(
+async def test_another_processs_row_at_the_position_means_that_the_commit_failed(
     shared_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the answer was lost, a row at the position is no proof; it is another process's, as its hash tells.
+    """After a lost response, a row at the position proves nothing: its hash shows that another process appended it.
 
-    Catches a commit taken for done because something stands where it would.
+    Catches a commit that is reported as done because there is any row at its position.
     """
     other = Allowance.open(shared_url, validator_ss58=VALIDATOR, clock_ns=clock)
     async with small_ledger(url=shared_url, clock=clock, settings=SETTINGS) as ledger, other:
         await other.miners()
         with monkeypatch.context() as failing:
             fail_the_append(ledger, failing, readable=True)
-            assert ledger._handle is not None
-            store: Any = ledger._handle.store
+            assert ledger._lifecycle.open_handle is not None
+            store: Any = ledger._lifecycle.open_handle.store
             read = store.read
 
             async def read_after_the_other(after: int) -> Any:
@@ -251,40 +254,42 @@ async def test_a_commit_whose_place_another_one_took_has_failed(
         assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [1]
 
 
-async def test_a_job_whose_outcome_is_unknown_is_told_by_its_uuid(
+async def test_an_unknown_outcome_of_a_pick_is_resolved_by_the_jobs_uuid(
     ledger: Allowance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pick takes no other key: the error names the job's, and routing it again tells.
+    """A pick has no other key: the error carries the job's uuid, and a second pick of that job returns the outcome.
 
-    Who appended nothing in the same batch hears that nothing was done, and is given no key.
+    A call of the same batch that appended nothing raises `StorageUnavailable`, without a key.
     """
     router = Routing(ledger)
-    await router.pick_miner_for_job_request(job("standing"))
+    await router.pick_miner_for_job_request(job("routed"))
     with monkeypatch.context() as failing:
         async with stalled(ledger) as opened:
-            standing = asyncio.create_task(router.pick_miner_for_job_request(job("standing")))
+            routed = asyncio.create_task(router.pick_miner_for_job_request(job("routed")))
             new = asyncio.create_task(router.pick_miner_for_job_request(job("new")))
             await queued(opened, 2)
             fail_the_append(ledger, failing, readable=False)
-        answered, unknown = await asyncio.gather(standing, new, return_exceptions=True)
-    assert isinstance(answered, StorageUnavailable)
+        without_row, unknown = await asyncio.gather(routed, new, return_exceptions=True)
+    assert isinstance(without_row, StorageUnavailable)
     assert isinstance(unknown, OutcomeUnknown)
     assert unknown.idempotency_key == "new"
     assert (await router.pick_miner_for_job_request(job(unknown.idempotency_key))).allowance_blocks == [2]
 
 
-async def test_a_repeated_sweep_beside_a_claim_is_told_its_first_outcome(ledger: Allowance, clock: Clock) -> None:
-    """A sweep that finds nothing due has no row that its key could clash with; it is looked up all the same.
+async def test_a_retried_expire_due_beside_a_reservation_returns_its_first_result(
+    ledger: Allowance, clock: Clock
+) -> None:
+    """A retry that finds nothing overdue appends no row that its key could conflict with, so the key is looked up.
 
-    Catches, where appends are decided before the lock, a look-up that is left out since others of the batch append.
+    Catches an optimistic commit that skips the look-up because another command of the batch appends a row.
     """
-    held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+    reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
     clock.advance(1000)
-    swept = await ledger.expire_due(idempotency_key="sweep")
+    expired = await ledger.expire_due(idempotency_key="expire")
     async with stalled(ledger) as opened:
-        again = asyncio.create_task(ledger.expire_due(idempotency_key="sweep"))
+        retry = asyncio.create_task(ledger.expire_due(idempotency_key="expire"))
         beside = asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11))
         await queued(opened, 2)
-    assert [each.reservation_id for each in swept] == [held.reservation_id]
-    assert await again == swept
+    assert [each.reservation_id for each in expired] == [reservation.reservation_id]
+    assert await retry == expired
     assert (await beside).blocks == [1]

@@ -48,6 +48,14 @@ def test_wheel_brings_the_command(wheel: zipfile.Path) -> None:
     assert "allowance = routing.cli.main:main" in (dist_info / "entry_points.txt").read_text(encoding="utf-8")
 
 
+def test_wheel_has_the_pages_of_the_guide(wheel: zipfile.Path) -> None:
+    """`allowance guide` reads its pages from the installed package."""
+    pages = {path.name for path in (ROOT / "routing" / "guide").glob("*.md")}
+
+    assert pages
+    assert {entry.name for entry in (wheel / "routing" / "guide").iterdir()} == pages
+
+
 def test_sdist_holds_what_the_tests_need_and_nothing_made(tmp_path: Path) -> None:
     """From the sdist a packager can build, test and check; no environment, cache or ledger is in it."""
     with tarfile.open(build("sdist", tmp_path)) as sdist:
@@ -57,7 +65,8 @@ def test_sdist_holds_what_the_tests_need_and_nothing_made(tmp_path: Path) -> Non
     assert members <= {
         *PACKAGES,
         *("tests", "scripts", "requirements.lock", "LICENSE", "README.md"),
-        *("ARCHITECTURE.md", "CHANGELOG.md", "PKG-INFO", "pyproject.toml", ".gitignore"),
+        *("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+        *("PKG-INFO", "pyproject.toml", ".gitignore"),
     }
 
 

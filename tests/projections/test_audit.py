@@ -1,6 +1,6 @@
-"""What an audit covers beside the log's own rules, and what it may not do: cry wolf, miss the end, or change anything.
+"""The audit as a whole: honest logs, its range, derived tables, both engines, and that it changes nothing.
 
-`AUDIT_OPERATIONS` and `AUDIT_SEED` set how long the honest log of the long run is, and which.
+`AUDIT_OPERATIONS` sets the length of the honest logs of the long run, `AUDIT_SEED` the first seed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from projections.row_checks import RowChecker
 from routing import Allowance, AuditReport, InvalidInput, Page, PositionOutOfRange, Routing, Settings
 from tests.support import logs
 from tests.support.engines import new_database, statement
-from tests.support.fault_cases.routes import job_that_draws
-from tests.support.log_builder import VALIDATOR as FORGED_VALIDATOR
+from tests.support.fault_cases.routes import job_that_tries_first
+from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
 from tests.support.log_builder import LogBuilder, audited, stored
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
 from tests.support.stories import CLASSES, SETTINGS, Story, events_of, executed, project, seed_shown
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.compatibility
 
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
 OPERATIONS = int(os.environ.get("AUDIT_OPERATIONS", "100000"))
-WORLDS = 20
+STORIES = 20
 
 
 @pytest.fixture
@@ -45,19 +45,19 @@ def findings(report: AuditReport) -> list[tuple[int, str]]:
     return [(each.position, each.rule) for each in report.findings]
 
 
-def timeless(report: AuditReport) -> dict[str, Any]:
-    """What a report says, but for how long it took and what is derived beside the log."""
-    passing = {"elapsed_seconds", "events_per_second", "history_position", "snapshots", "live_state"}
-    return {name: getattr(report, name) for name in report.__struct_fields__ if name not in passing}
+def comparable(report: AuditReport) -> dict[str, Any]:
+    """Return the report's fields without durations and without what depends on derived tables."""
+    left_out = {"elapsed_seconds", "events_per_second", "history_position", "snapshots", "live_state"}
+    return {name: getattr(report, name) for name in report.__struct_fields__ if name not in left_out}
 
 
 class EventfulStory(Story):
-    """A story in which settings change too, and callers ask again with the same key."""
+    """A story in which settings change as well, and callers retry with the same key."""
 
     async def goes_on(self, steps: int) -> None:
         if not self.number:
             await super().goes_on(0)
-        happenings = (
+        actions = (
             (self.a_block, 20),
             (self.a_sync, 2),
             (self.a_job, 25),
@@ -67,13 +67,13 @@ class EventfulStory(Story):
             (self.other_settings, 1),
             (self.a_retried_reservation, 6),
             (self.a_retried_settlement, 4),
-            (self.a_retried_sweep, 1),
+            (self.a_retried_expire_due, 1),
         )
         for _ in range(steps):
-            await self.one_of(happenings)
+            await self.one_of(actions)
 
     async def other_settings(self) -> None:
-        """As whoever opens the ledger with settings of his own records them."""
+        """Record settings, as opening the ledger with explicit settings does."""
         settings = Settings(
             block_expiry_blocks=self.draw.choice([60, 30, 8]),
             reservation_margin_seconds=self.draw.choice([30, 0.5, 0]),
@@ -86,7 +86,7 @@ class EventfulStory(Story):
         await self.ledger.execute(RecordSettings(VALIDATOR, settings.to_recorded()))
 
     async def a_retried_reservation(self) -> None:
-        """Asked twice under one key, sometimes for something else the second time."""
+        """Reserve twice with one key, sometimes with another amount the second time."""
         key = f"key-{self.draw.randrange(10**9)}"
         start, amount_s = max(1, self.number - self.draw.randrange(5)), self.draw.choice([1.0, 8.0, 30.0])
         for amount in (amount_s, self.draw.choice([amount_s, 2.0])):
@@ -96,15 +96,15 @@ class EventfulStory(Story):
                 self.made.append(made.reservation_id)
 
     async def a_retried_settlement(self) -> None:
-        """Spent or released twice under one key."""
+        """Spend or release twice with one key."""
         if self.made:
             reservation_id, key = self.draw.choice(self.made[-20:]), f"key-{self.draw.randrange(10**9)}"
             settle = self.draw.choice([self.ledger.spend, self.ledger.release])
             for _ in range(2):
                 await self.unless_refused(settle(reservation_id, idempotency_key=key))
 
-    async def a_retried_sweep(self) -> None:
-        """Swept twice under one key."""
+    async def a_retried_expire_due(self) -> None:
+        """Expire all overdue reservations twice with one key."""
         key = f"key-{self.draw.randrange(10**9)}"
         for _ in range(2):
             await self.ledger.expire_due(idempotency_key=key)
@@ -122,8 +122,8 @@ async def audit_of_a_story(url: str, seed: int, operations: int) -> AuditReport:
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 4))
-async def test_an_honest_log_gives_no_finding(seed: int) -> None:
-    """Whatever the ledger did by its rules, the audit agrees with, and it compared the history and the live state."""
+async def test_an_honest_log_has_no_finding(seed: int) -> None:
+    """The audit agrees with every decision of the ledger, and it compared the history and the live state."""
     with seed_shown(seed):
         report = await audit_of_a_story("sqlite://", seed, 300)
         assert report.findings == []
@@ -135,23 +135,23 @@ async def test_an_honest_log_gives_no_finding(seed: int) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-async def test_an_honest_log_of_many_operations_gives_no_finding() -> None:
-    """`AUDIT_OPERATIONS` in so many worlds."""
+async def test_honest_logs_of_many_operations_have_no_finding() -> None:
+    """`AUDIT_OPERATIONS` operations in `STORIES` stories lead to no finding."""
     events = 0
-    for seed in range(SEED, SEED + WORLDS):
+    for seed in range(SEED, SEED + STORIES):
         with seed_shown(seed):
-            report = await audit_of_a_story("sqlite://", seed, OPERATIONS // WORLDS)
+            report = await audit_of_a_story("sqlite://", seed, OPERATIONS // STORIES)
             assert report.findings == []
             events += report.position
-    print(f"\n{OPERATIONS:,} operations, {WORLDS} worlds, seed {SEED}: {events:,} events, no finding")  # noqa: T201
+    print(f"\n{OPERATIONS:,} operations, {STORIES} stories, seed {SEED}: {events:,} events, no finding")  # noqa: T201
 
 
-async def test_totals_are_what_the_ledger_says(url: str) -> None:
-    """Granted is spent, held, invalidated, available and aged together; what is available, the ledger answers too."""
+async def test_totals_agree_with_the_ledger(url: str) -> None:
+    """The totals add up to what was granted, and the available allowance is what the ledger reports."""
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         await EventfulStory(ledger, clock, SEED).goes_on(400)
-        clock.now_ns = 0  # Nothing is overdue, as it is not for an audit.
+        clock.now_ns = 0  # The audit counts overdue reservations as held, so none may be overdue for the ledger.
         report = await ledger.audit(usage_buckets=7)
         assert report.usage is not None
         assert report.totals
@@ -164,8 +164,8 @@ async def test_totals_are_what_the_ledger_says(url: str) -> None:
                 totals.aged_seconds,
             )
             assert sum(parts) == pytest.approx(totals.granted_seconds, abs=1e-6)
-            said = await ledger.why(totals.miner_ss58, totals.executor_class)
-            assert said.available_seconds == pytest.approx(totals.available_seconds, abs=1e-9)
+            reported = await ledger.why(totals.miner_ss58, totals.executor_class)
+            assert reported.available_seconds == pytest.approx(totals.available_seconds, abs=1e-9)
             assert (usage.miner_ss58, usage.executor_class) == (totals.miner_ss58, totals.executor_class)
             for name in ("granted", "spent", "held", "invalidated"):
                 total = getattr(totals, f"{name}_seconds")
@@ -173,11 +173,11 @@ async def test_totals_are_what_the_ledger_says(url: str) -> None:
         assert 2 <= len(report.usage.starts) <= 8
 
 
-# How far
+# The audited range
 
 
-async def test_until_a_position_is_an_audit_of_the_prefix(tmp_path: Path) -> None:
-    """What comes after the position makes no difference to what is found, nor to the totals."""
+async def test_an_audit_until_a_position_equals_an_audit_of_the_prefix(tmp_path: Path) -> None:
+    """Later events change neither the findings nor the totals."""
     log = LogBuilder()
     log.reserve("5Anna", 6, (2, 2))
     log.sync(12, {"5Anna": {GPU: 1}})
@@ -186,13 +186,13 @@ async def test_until_a_position_is_an_audit_of_the_prefix(tmp_path: Path) -> Non
     for until in range(1, log.position + 1):
         part = await audited(tmp_path, log.rows, until_position=until)
         whole = await audited(tmp_path, log.rows[:until])
-        assert timeless(part) == timeless(whole)
+        assert comparable(part) == comparable(whole)
         assert part.position == until
     assert findings(await audited(tmp_path, log.rows)) == [(14, "blocks-earliest-first"), (17, "blocks-earliest-first")]
 
 
-async def test_until_positions_of_a_story_find_nothing(url: str) -> None:
-    """Not even where the cut parts an expiry from the claim that brought it."""
+async def test_an_honest_log_has_no_finding_until_any_position(url: str) -> None:
+    """This includes positions between an expiry and the claim that is its reason."""
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         await EventfulStory(ledger, clock, SEED).goes_on(60)
@@ -203,7 +203,7 @@ async def test_until_positions_of_a_story_find_nothing(url: str) -> None:
 
 
 async def test_a_position_out_of_range_is_refused(url: str) -> None:
-    """As are positions and buckets that are none."""
+    """So are negative positions and too many buckets."""
     async with small_ledger(url=url) as ledger:
         for until in (0, 14):
             with pytest.raises(PositionOutOfRange):
@@ -214,8 +214,8 @@ async def test_a_position_out_of_range_is_refused(url: str) -> None:
             await ledger.audit(usage_buckets=1_000_000)
 
 
-async def test_appends_go_on_during_an_audit(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The audit reaches as far as the log did when it began, and finds nothing amiss with what moves meanwhile."""
+async def test_appends_during_an_audit_are_not_audited(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit covers the log up to the head at its start, and later events lead to no finding."""
     monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 20)
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -241,8 +241,8 @@ async def test_appends_go_on_during_an_audit(url: str, monkeypatch: pytest.Monke
         assert (await ledger.audit()).findings == []
 
 
-async def test_progress_ends_at_the_end(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told page by page."""
+async def test_progress_is_reported_up_to_the_last_event(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is reported after each page, the last time with the whole log."""
     monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 5)
     async with small_ledger(url=url) as ledger:
         shown: list[tuple[int, int]] = []
@@ -250,8 +250,8 @@ async def test_progress_ends_at_the_end(url: str, monkeypatch: pytest.MonkeyPatc
         assert shown == [(5, 13), (10, 13), (13, 13)]
 
 
-def test_a_text_that_no_encoding_has_is_hashed_as_by_the_ledger() -> None:
-    """Such a row is found by what is in it, not by its hash."""
+def test_a_text_that_cannot_be_encoded_is_hashed_as_by_the_ledger() -> None:
+    """Such a row has no finding because of its hash."""
     row_checker, head = RowChecker(), Head()
     for version in (1, 2):
         row = logs.row_after(head, "\ud800", version, key="\udfff")
@@ -263,30 +263,30 @@ def test_a_text_that_no_encoding_has_is_hashed_as_by_the_ledger() -> None:
 # Both engines
 
 
-async def test_engines_agree(shared_url: str, tmp_path: Path) -> None:
-    """The same rows, with faults that no constraint refuses, give the same findings and totals in every database."""
+async def test_both_engines_lead_to_the_same_report(shared_url: str, tmp_path: Path) -> None:
+    """The same rows, with faults that no constraint refuses, have the same findings and totals in every database."""
     log = LogBuilder()
     log.reserve("5Anna", 6, (2, 2))
-    swept = log.reserve("5Anna", 6, (1, 1))
+    expired = log.reserve("5Anna", 6, (1, 1))
     log.block(11)
     row = log.reserve("5Bert", 30, (1, 3), start=12)
     log.rows[-1] = row._replace(payload=row.payload.replace(b"[1,3]", b"[1,4]"))
     log.wait(200)
-    log.settle(swept, ExpiryRecorded, 1)
+    log.settle(expired, ExpiryRecorded, 1)
     log.route("job", "5Anna", 6, (3, 3))
-    async with logs.opened(shared_url, FORGED_VALIDATOR) as store:
+    async with logs.opened(shared_url, BUILT_VALIDATOR) as store:
         await logs.append(store, log.rows)
-    async with Allowance.open(shared_url, validator_ss58=FORGED_VALIDATOR, read_only=True) as ledger:
+    async with Allowance.open(shared_url, validator_ss58=BUILT_VALIDATOR, read_only=True) as ledger:
         report = await ledger.audit(usage_buckets=5)
     rules = {each.rule for each in report.findings}
     assert {"blocks-earliest-first", "facts-once", "hash-chain", "expires-what-is-taken", "routing-decision"} <= rules
     url = await stored(tmp_path, log.rows)
-    async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as ledger:
-        assert timeless(report) == timeless(await ledger.audit(usage_buckets=5))
+    async with Allowance.open(url, validator_ss58=BUILT_VALIDATOR, read_only=True) as ledger:
+        assert comparable(report) == comparable(await ledger.audit(usage_buckets=5))
 
 
-async def test_a_story_is_sound_on_every_engine(shared_url: str) -> None:
-    """With the history beside it."""
+async def test_an_honest_log_has_no_finding_on_every_engine(shared_url: str) -> None:
+    """The history is compared as well."""
     report = await audit_of_a_story(shared_url, SEED, 120)
     assert report.findings == []
     assert report.history_position == report.position
@@ -300,24 +300,26 @@ async def test_a_story_is_sound_on_every_engine(shared_url: str) -> None:
     [({"hash": bytes(32)}, 14), ({"recorded_at_ns": 1}, 14), ({"position": 16}, 15)],
     ids=["hash", "time", "position"],
 )
-async def test_a_head_that_is_not_the_last_rows_is_found(tmp_path: Path, head: dict[str, Any], at: int) -> None:
-    """Another hash or time, or a tail that was cut off."""
+async def test_a_head_row_that_differs_from_the_last_row_is_found(
+    tmp_path: Path, head: dict[str, Any], at: int
+) -> None:
+    """It may have another hash or time, or the log's tail may have been cut off."""
     log = LogBuilder()
     log.reserve("5Anna", 6, (1, 1))
     assert findings(await audited(tmp_path, log.rows, head=head)) == [(at, "head-row")]
 
 
-# What is derived
+# Derived tables and states
 
 
-async def a_ledger_with_everything(url: str) -> int:
-    """A ledger with a history and a snapshot; answers its position."""
+async def ledger_with_history_and_snapshot(url: str) -> int:
+    """Create a ledger with a history and a snapshot; return the snapshot's position."""
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         await EventfulStory(ledger, clock, SEED).goes_on(150)
         await project(ledger)
-        assert ledger._handle is not None
-        await ledger._handle.runtime.run(ledger._handle._take_snapshot(1))
+        assert ledger._lifecycle.open_handle is not None
+        await ledger._lifecycle.open_handle.runtime.run(ledger._lifecycle.open_handle._save_snapshot_if_due(1))
         position = (await ledger.head()).position
         await EventfulStory(ledger, clock, SEED).goes_on(0)
     return position
@@ -325,23 +327,23 @@ async def a_ledger_with_everything(url: str) -> int:
 
 DAMAGES = {
     "a status": "UPDATE allowance_reservations SET status = 'released' WHERE status = 'spent'",
-    "an end that was not": "UPDATE allowance_reservations SET status = 'spent', settled_position = 9, settled_at_ns = 9"
-    " WHERE status = 'reserved'",
+    "an invented settlement": "UPDATE allowance_reservations SET status = 'spent', settled_position = 9,"
+    " settled_at_ns = 9 WHERE status = 'reserved'",
     "an amount": "UPDATE allowance_reservations SET amount_ns = amount_ns + 1",
-    "a line lost": "DELETE FROM allowance_reservations WHERE position = (SELECT max(position) FROM"
+    "a missing row": "DELETE FROM allowance_reservations WHERE position = (SELECT max(position) FROM"
     " allowance_reservations)",
     "a block": "UPDATE allowance_reserved_blocks SET first_block = first_block - 1",
-    "a piece lost": "DELETE FROM allowance_reserved_blocks WHERE position = (SELECT max(position) FROM"
+    "a missing run of blocks": "DELETE FROM allowance_reserved_blocks WHERE position = (SELECT max(position) FROM"
     " allowance_reserved_blocks)",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-async def test_a_damaged_history_is_named(url: str, damage: str) -> None:
-    """Reservation by reservation, or for the blocks by bucket; nothing else is blamed."""
+async def test_a_damaged_history_is_found(url: str, damage: str) -> None:
+    """Only the rule of the history is reported, by reservation or by bucket of blocks."""
     from sqlalchemy import text
 
-    await a_ledger_with_everything(url)
+    await ledger_with_history_and_snapshot(url)
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as ledger:
         assert (await ledger.audit()).findings == []
         await executed(ledger, text(damage))
@@ -351,11 +353,11 @@ async def test_a_damaged_history_is_named(url: str, damage: str) -> None:
 
 
 @pytest.mark.parametrize("column", ["payload", "digest", "hash"])
-async def test_a_damaged_snapshot_is_named(url: str, column: str) -> None:
-    """At the position where it was taken; the audit believes none of it."""
+async def test_a_damaged_snapshot_is_found(url: str, column: str) -> None:
+    """It is reported at its position, and nothing else is found, because the audit does not use it."""
     from sqlalchemy import text
 
-    position = await a_ledger_with_everything(url)
+    position = await ledger_with_history_and_snapshot(url)
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock(), read_only=True) as ledger:
         report = await ledger.audit()
         assert (report.findings, report.snapshots) == ([], 1)
@@ -364,17 +366,17 @@ async def test_a_damaged_snapshot_is_named(url: str, column: str) -> None:
         assert findings(await ledger.audit()) == [(position, "snapshots")]
 
 
-async def test_a_snapshot_that_says_something_else_is_named(url: str) -> None:
-    """One with a sound digest, of a state in which a block is free that is taken: what differs is told."""
+async def test_a_snapshot_of_another_state_is_found(url: str) -> None:
+    """The snapshot has a right digest but a taken block is free in it; the finding names the account."""
     from ledger import encode_state
     from projections import Snapshot, SnapshotStore, state_at
 
-    position = await a_ledger_with_everything(url)
+    position = await ledger_with_history_and_snapshot(url)
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as ledger:
-        assert ledger._handle is not None
-        opened = ledger._handle
+        assert ledger._lifecycle.open_handle is not None
+        opened = ledger._lifecycle.open_handle
 
-        async def save_another() -> None:
+        async def save_wrong_snapshot() -> None:
             state = await state_at(opened.store, position)
             taken, first = next(
                 (each.taken, first) for each in state.chain.accounts.values() for first, _ in each.taken.between(1, END)
@@ -384,26 +386,26 @@ async def test_a_snapshot_that_says_something_else_is_named(url: str) -> None:
                 Snapshot(position, state.hash, encode_state(state)), dropped=[position]
             )
 
-        await opened.runtime.run(save_another())
+        await opened.runtime.run(save_wrong_snapshot())
         report = await ledger.audit()
         assert findings(report) == [(position, "snapshots")]
         assert "the account 5" in words(report.findings[0])
 
 
-async def test_a_snapshot_beyond_the_log_is_named(tmp_path: Path) -> None:
-    """The log's tail was lost, and the snapshot was not."""
+async def test_a_snapshot_after_the_end_of_the_log_is_found(tmp_path: Path) -> None:
+    """This is the case if the log's tail was lost but the snapshot was not."""
     from projections import Snapshot, SnapshotStore
 
     log = LogBuilder()
     url = await stored(tmp_path, log.rows)
-    async with logs.opened(url, FORGED_VALIDATOR) as store:
+    async with logs.opened(url, BUILT_VALIDATOR) as store:
         await SnapshotStore(store).save(Snapshot(20, bytes(32), b"state"))
-    async with Allowance.open(url, validator_ss58=FORGED_VALIDATOR, read_only=True) as ledger:
+    async with Allowance.open(url, validator_ss58=BUILT_VALIDATOR, read_only=True) as ledger:
         assert findings(await ledger.audit()) == [(20, "snapshots")]
 
 
 async def test_blocks_across_a_bucket_are_compared_with_the_history(url: str) -> None:
-    """The history cuts a run where its buckets meet; catches a comparison that cuts it elsewhere."""
+    """The history cuts runs at the borders of buckets. Catches a comparison that cuts them elsewhere."""
     async with small_ledger(url=url, blocks=140) as ledger:
         await ledger.reserve("5Anna", GPU, 12.0 * 133, 140)
         await project(ledger)
@@ -411,19 +413,19 @@ async def test_blocks_across_a_bucket_are_compared_with_the_history(url: str) ->
         assert (report.findings, report.history_position) == ([], report.position)
 
 
-def test_counts_that_no_fact_tells_of_are_named_also_in_between() -> None:
-    """A fold that counts otherwise for some blocks only, in the midst of many that were settled alike."""
-    replay = Replay(FORGED_VALIDATOR)
+def test_a_wrong_count_within_a_span_of_equal_terms_is_found() -> None:
+    """The fold has a wrong count for a few blocks among many that were finalized under the same terms."""
+    replay = Replay(BUILT_VALIDATOR)
     for row in LogBuilder().rows:
-        replay.take(row)
+        replay.process(row)
     replay.state.chain.accounts[f"5Bert\t{GPU}"].counts.assign(5, 7, 9)
-    replay.end(at_head=True)
+    replay.finish(at_head=True)
     finding = next(each for each in replay.findings.listed if each.rule == "grants-follow")
-    assert "block 5 counts 9 executors, while the facts say 2" in finding.message
+    assert "the fold counts 9 executors at block 5, but the facts 2" in finding.message
 
 
-async def test_a_live_state_that_went_astray_is_named(url: str) -> None:
-    """The process would decide on a block as free that the log says is taken."""
+async def test_a_live_state_that_differs_from_the_log_is_found(url: str) -> None:
+    """The process would treat a block as free that is taken in the log."""
     async with small_ledger(url=url) as ledger:
         made = await ledger.reserve("5Anna", GPU, 12.0, 11)
         await ledger.spend(made.reservation_id)
@@ -432,14 +434,14 @@ async def test_a_live_state_that_went_astray_is_named(url: str) -> None:
         def lose(state: Any, _: int) -> None:
             state.chain.accounts[f"5Anna\t{GPU}"].taken.remove(1, 1)
 
-        await ledger._query(lose)
+        await ledger._read_state(lose)
         report = await ledger.audit()
         assert findings(report) == [((await ledger.head()).position, "live-state")]
         assert f"the account 5Anna {GPU}" in words(report.findings[0])
 
 
 async def test_an_audit_changes_nothing(url: str) -> None:
-    """Neither the log nor what is derived from it."""
+    """Neither the log nor the history changes."""
     async with small_ledger(url=url) as ledger:
         await Routing(ledger).pick_miner_for_job_request(job("job-1"))
         rows, page = await events_of(ledger), await ledger.history()
@@ -450,8 +452,8 @@ async def test_an_audit_changes_nothing(url: str) -> None:
         assert isinstance(await ledger.head(), Head)
 
 
-async def test_a_spent_reservation_that_was_overdue_is_free_no_more(url: str) -> None:
-    """A route counted its blocks as free; it was spent late; the next route must not be expected to take them.
+async def test_blocks_of_an_overdue_reservation_that_is_spent_late_are_not_free(url: str) -> None:
+    """A first route saw the blocks as free; after the late spend, the second route must not be expected to take them.
 
     Catches a ranking that keeps what it measured while the reservation was overdue.
     """
@@ -459,20 +461,20 @@ async def test_a_spent_reservation_that_was_overdue_is_free_no_more(url: str) ->
     async with small_ledger(url=url, clock=clock, offers={"5Anna": 2, "5Bert": 2}) as ledger:
         late = await ledger.reserve("5Anna", GPU, 12.0, 11)
         clock.advance(200)
-        first = await Routing(ledger).pick_miner_for_job_request(job(job_that_draws(1, of=2), 12.0))
+        first = await Routing(ledger).pick_miner_for_job_request(job(job_that_tries_first(1, of=2), 12.0))
         await ledger.spend(late.reservation_id)
         await ledger.spend(first.allowance_reservation_id or 0)
-        again = job(job_that_draws(1, of=2, called="other"), 12.0)
+        again = job(job_that_tries_first(1, of=2, prefix="other"), 12.0)
         second = await Routing(ledger).pick_miner_for_job_request(again)
         assert (first.miner.hotkey_ss58, second.miner.hotkey_ss58) == ("5Bert", "5Bert")
         assert second.allowance_blocks == [2]
         assert (await ledger.audit()).findings == []
 
 
-async def test_rows_beyond_the_last_position_are_found_at_any_page_size(
+async def test_a_row_whose_position_is_no_number_is_found_at_any_page_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite sorts a position that is no number after all numbers. Catches an audit that stops at the last number."""
+    """SQLite sorts such a position after all numbers. Catches an audit that stops at the last number."""
     log = LogBuilder()
     while log.position < 20:
         log.block(log.position)
@@ -480,7 +482,7 @@ async def test_rows_beyond_the_last_position_are_found_at_any_page_size(
     found = []
     for page_rows in (5, 7, 1000):
         monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", page_rows)
-        found.append(timeless(await audited(tmp_path, rows, head={"position": 20})))
+        found.append(comparable(await audited(tmp_path, rows, head={"position": 20})))
     assert found[0]["findings_count"] > 0
     assert found == [found[0]] * len(found)
 
@@ -489,7 +491,7 @@ async def test_rows_beyond_the_last_position_are_found_at_any_page_size(
 async def test_the_listed_findings_are_those_of_the_lowest_positions(
     url: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there are. Catches a list of those that were found first."""
+    """This holds for any number of findings. Catches a list of those that were found first."""
     monkeypatch.setattr("projections.rules.MOST_FINDINGS", 1000)
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -504,14 +506,14 @@ async def test_the_listed_findings_are_those_of_the_lowest_positions(
         assert report.findings_count == len(everything) > 8
 
 
-async def test_each_damage_of_the_history_is_found(url: str) -> None:
-    """Wrong beginnings, wrong ends, wrong blocks, a missing row. Catches a column that the audit does not compare."""
+async def test_every_kind_of_damage_to_the_history_is_found(url: str) -> None:
+    """Wrong claims, settlements and blocks, and a missing row. Catches a column that the audit does not compare."""
     clock, draw = Clock(), random.Random(f"damage {SEED}")
     with seed_shown(SEED):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             await EventfulStory(ledger, clock, SEED).goes_on(250)
             await project(ledger)
-            lines = [row.position for row in await events_of(ledger) if b"allowance-reserved" in row.payload]
+            positions = [row.position for row in await events_of(ledger) if b"allowance-reserved" in row.payload]
         found: list[int] = []
         for damage in (
             "UPDATE allowance_reservations SET amount_ns = amount_ns + 1 WHERE position = {}",
@@ -523,7 +525,7 @@ async def test_each_damage_of_the_history_is_found(url: str) -> None:
             "UPDATE allowance_reserved_blocks SET last_block = last_block + 1 WHERE position = {}",
             "DELETE FROM allowance_reservations WHERE position = {}",
         ):
-            statement(url, damage.format(draw.choice(lines)))
+            statement(url, damage.format(draw.choice(positions)))
             async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
                 found.append(len((await ledger.audit()).findings))
-        assert found == sorted(set(found)), "each finds more than the one before"
+        assert found == sorted(set(found)), "each damage must add findings"

@@ -1,7 +1,7 @@
-"""A ledger that decides wrongly is found out by its audit, also by one that runs in the same, broken process.
+"""The audit finds a ledger that decides wrongly, even if the audit runs in the same broken process.
 
-Each mutant breaks the code that decides, tells a story with it, and leaves it broken while the audit runs: what the
-audit took from the decider would hide the defect from it.
+Each mutant breaks the deciding code, runs a story with it, and leaves it broken while the audit runs. An audit that
+shared the broken code with the ledger would not find the defect.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import pytest
 
 from ledger import Account, Chain, LedgerState, UnitOfWork
 from ledger.domain.account import Claim
-from projections import Rule, availability
-from projections import tie_break as draw
+from projections import Rule, availability, tie_break
 from routing import Allowance, Settings, pick
 from tests.support.small import START, VALIDATOR, Clock, miner
 from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, seed_shown
@@ -26,6 +25,8 @@ MUTANTS: list[tuple[Rule, Mutation]] = []
 
 
 def mutant(rule: Rule) -> Callable[[Mutation], Mutation]:
+    """Collect a mutation of the deciding code, with the rule under which the audit must find it."""
+
     def collect(mutation: Mutation) -> Mutation:
         MUTANTS.append((rule, mutation))
         return mutation
@@ -34,7 +35,7 @@ def mutant(rule: Rule) -> Callable[[Mutation], Mutation]:
 
 
 def wrapped(patch: Patch, owner: Any, name: str, wrap: Callable[..., Any]) -> None:
-    """Puts `wrap(original, *arguments)` in the place of a function."""
+    """Replace a function by `wrap(original, *arguments)`."""
     original = getattr(owner, name)
     patch.setattr(owner, name, lambda *arguments, **named: wrap(original, *arguments, **named))
 
@@ -43,7 +44,7 @@ def wrapped(patch: Patch, owner: Any, name: str, wrap: Callable[..., Any]) -> No
 
 
 @mutant(Rule.BLOCKS_NO_MORE_THAN_NEEDED)
-def takes_a_block_too_many(patch: Patch) -> None:
+def claims_one_block_too_many(patch: Patch) -> None:
     def claim(original: Any, account: Account, units: Any, start: int, amount_ns: int, now_ns: int) -> Claim | None:
         claimed: Claim | None = original(account, units, start, amount_ns, now_ns)
         if claimed is None or claimed.expired:
@@ -56,7 +57,7 @@ def takes_a_block_too_many(patch: Patch) -> None:
 
 
 @mutant(Rule.BLOCKS_EARLIEST_FIRST)
-def passes_over_the_earliest_block(patch: Patch) -> None:
+def skips_the_earliest_block(patch: Patch) -> None:
     def claim(original: Any, account: Account, units: Any, start: int, amount_ns: int, now_ns: int) -> Claim | None:
         earliest = account.measure(units, start, now_ns).earliest_block
         later: Claim | None = original(account, units, earliest + 1, amount_ns, now_ns)
@@ -66,12 +67,12 @@ def passes_over_the_earliest_block(patch: Patch) -> None:
 
 
 @mutant(Rule.BLOCKS_IN_WINDOW)
-def forgets_that_blocks_age(patch: Patch) -> None:
+def ignores_the_age_of_blocks(patch: Patch) -> None:
     wrapped(patch, LedgerState, "window_start", lambda original, state, block: original(state, block) - 30)
 
 
 @mutant(Rule.BLOCKS_ENOUGH)
-def takes_a_little_less(patch: Patch) -> None:
+def claims_less_than_the_amount(patch: Patch) -> None:
     def claim(original: Any, account: Account, units: Any, start: int, amount_ns: int, now_ns: int) -> Any:
         return original(account, units, start, max(1, amount_ns // 2), now_ns)
 
@@ -79,7 +80,7 @@ def takes_a_little_less(patch: Patch) -> None:
 
 
 @mutant(Rule.BLOCKS_NOT_INVALIDATED)
-def forgets_drops_when_it_claims(patch: Patch) -> None:
+def ignores_drops_in_claims(patch: Patch) -> None:
     def claim(original: Any, account: Account, *rest: Any) -> Any:
         invalidated_below, account.invalidated_below = account.invalidated_below, 0
         try:
@@ -91,7 +92,7 @@ def forgets_drops_when_it_claims(patch: Patch) -> None:
 
 
 @mutant(Rule.DUE_TIME)
-def forgets_the_margin(patch: Patch) -> None:
+def ignores_the_margin(patch: Patch) -> None:
     def reserve(
         original: Any, unit_of_work: UnitOfWork, account: Account, claim: Claim, *, amount_ns: int, **named: Any
     ) -> Any:
@@ -106,7 +107,7 @@ def forgets_the_margin(patch: Patch) -> None:
 
 
 @mutant(Rule.AMOUNT_LIMITS)
-def lets_any_amount_pass(patch: Patch) -> None:
+def accepts_any_amount(patch: Patch) -> None:
     patch.setattr("ledger.domain.commands.check_amount", lambda *_: None)
     patch.setattr("routing.pick.check_amount", lambda *_: None)
 
@@ -115,50 +116,50 @@ def lets_any_amount_pass(patch: Patch) -> None:
 
 
 @mutant(Rule.RECORDED_TIMES)
-def lets_the_time_go_back(patch: Patch) -> None:
+def lets_recorded_times_decrease(patch: Patch) -> None:
     patch.setattr(UnitOfWork, "recorded_at_ns", property(lambda unit_of_work: unit_of_work.now_ns))
 
 
 @mutant(Rule.EXPIRES_OVERDUE)
-def expires_what_is_nearly_due(patch: Patch) -> None:
+def expires_reservations_before_they_are_due(patch: Patch) -> None:
     wrapped(patch, LedgerState, "overdue", lambda original, state, now_ns: original(state, now_ns + 10 * 10**9))
 
 
 @mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
-def expires_in_another_order(patch: Patch) -> None:
+def expires_in_the_wrong_order(patch: Patch) -> None:
     wrapped(patch, LedgerState, "overdue", lambda original, state, now_ns: original(state, now_ns)[::-1])
 
 
 @mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
-def expires_all_but_one(patch: Patch) -> None:
+def expires_all_except_one(patch: Patch) -> None:
     wrapped(patch, LedgerState, "overdue", lambda original, state, now_ns: original(state, now_ns)[:-1])
 
 
 @mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
-def expires_more_than_it_takes(patch: Patch) -> None:
-    wrapped(patch, Account, "_cut_into", lambda _, account, blocks, now_ns: account.overdue(now_ns))
+def expires_reservations_whose_blocks_it_does_not_take(patch: Patch) -> None:
+    wrapped(patch, Account, "_overdue_in", lambda _, account, blocks, now_ns: account.overdue(now_ns))
 
 
 # Routes
 
 
 @mutant(Rule.ROUTING_DECISION)
-def forgets_who_is_busy(patch: Patch) -> None:
+def ignores_busy_miners(patch: Patch) -> None:
     patch.setattr("projections.availability.is_busy", lambda *_: False)
 
 
 @mutant(Rule.ROUTING_DECISION)
-def draws_otherwise(patch: Patch) -> None:
+def breaks_ties_in_ranking_order(patch: Patch) -> None:
     patch.setattr("projections.tie_break.permutation", lambda count, _: range(count))
 
 
 @mutant(Rule.ROUTING_DECISION)
-def draws_from_another_seed(patch: Patch) -> None:
-    wrapped(patch, draw, "tie_break_seed", lambda original, uuid: original(uuid + "!"))
+def breaks_ties_from_another_seed(patch: Patch) -> None:
+    wrapped(patch, tie_break, "tie_break_seed", lambda original, uuid: original(uuid + "!"))
 
 
 @mutant(Rule.ROUTING_DECISION)
-def ranks_by_what_is_available_only(patch: Patch) -> None:
+def ranks_only_by_available_allowance(patch: Patch) -> None:
     def entry_of(original: Any, *arguments: Any) -> Any:
         entry = original(*arguments)
         return entry and entry._replace(earliest_block=0, minus_share=0)
@@ -172,7 +173,7 @@ def routes_on_a_stale_feed(patch: Patch) -> None:
 
 
 @mutant(Rule.JOB_ATTEMPTS)
-def counts_attempts_wrong(patch: Patch) -> None:
+def numbers_attempts_wrongly(patch: Patch) -> None:
     def next_attempt(original: Any, *arguments: Any) -> tuple[str, int]:
         job_uuid, attempt = original(*arguments)
         return job_uuid, attempt + 1
@@ -184,39 +185,41 @@ def counts_attempts_wrong(patch: Patch) -> None:
 
 
 @mutant(Rule.GRANTS_FOLLOW)
-def forgets_drops(patch: Patch) -> None:
+def ignores_drops(patch: Patch) -> None:
     patch.setattr(Chain, "drop", lambda *_: None)
 
 
 @mutant(Rule.GRANTS_FOLLOW)
-def forgets_caps(patch: Patch) -> None:
+def ignores_caps(patch: Patch) -> None:
     patch.setattr(Chain, "_capped", lambda chain, account, count: count)
 
 
 @mutant(Rule.GRANTS_FOLLOW)
-def forgets_who_is_registered(patch: Patch) -> None:
+def ignores_registration(patch: Patch) -> None:
     wrapped(
         patch,
         Chain,
-        "_fix_counts",
-        lambda original, chain, block, plan: original(chain, block, plan._replace(members=frozenset(chain._by_miner))),
-    )
-
-
-@mutant(Rule.GRANTS_FOLLOW)
-def counts_by_the_newest_sync_only(patch: Patch) -> None:
-    wrapped(
-        patch,
-        Chain,
-        "_fix_counts",
-        lambda original, chain, block, plan: original(
-            chain, block, plan._replace(sync_block=chain.sync_blocks[-1]) if chain.sync_blocks else plan
+        "_set_counts",
+        lambda original, chain, block, inputs: original(
+            chain, block, inputs._replace(members=frozenset(chain._by_miner))
         ),
     )
 
 
 @mutant(Rule.GRANTS_FOLLOW)
-def lets_long_blocks_count_in_full(patch: Patch) -> None:
+def counts_only_by_the_newest_sync(patch: Patch) -> None:
+    wrapped(
+        patch,
+        Chain,
+        "_set_counts",
+        lambda original, chain, block, inputs: original(
+            chain, block, inputs._replace(sync_block=chain.sync_blocks[-1]) if chain.sync_blocks else inputs
+        ),
+    )
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def counts_long_blocks_in_full(patch: Patch) -> None:
     def finalize(original: Any, chain: Chain, block: int) -> None:
         settings = chain.settings
         chain.settings = type(settings)(
@@ -237,15 +240,20 @@ def grants_a_nanosecond_too_much(patch: Patch) -> None:
 
 
 @mutant(Rule.BLOCKS_ENOUGH)
-def sums_up_too_much(patch: Patch) -> None:
-    """What blocks are worth is summed with a mistake, wherever the ledger sums."""
+def sums_too_much(patch: Patch) -> None:
+    """Every sum of units in the ledger has the same mistake."""
     from ledger.domain.block_table import BlockTable, PrefixSums
 
     def sum_before_ns(original: Any, table: Any, block: int) -> int:
         return int(original(table, block)) * 3 // 2
 
-    wrapped(patch, PrefixSums, "_work_out", sum_before_ns)
-    wrapped(patch, BlockTable, "reach", lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)))
+    wrapped(patch, PrefixSums, "_compute", sum_before_ns)
+    wrapped(
+        patch,
+        BlockTable,
+        "first_block_reaching",
+        lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)),
+    )
 
 
 MUTANT_SETTINGS = Settings(
@@ -258,7 +266,7 @@ MUTANT_SETTINGS = Settings(
 
 
 class BusyStory(Story):
-    """A story of many jobs at once, in which blocks take their time, or do not come at all for a while."""
+    """A story of many concurrent jobs, in which blocks are late or missing for a while."""
 
     async def a_block(self) -> None:
         number = self.number + 1
@@ -277,30 +285,30 @@ class BusyStory(Story):
 
 
 async def rules_broken(seed: int, steps: int) -> set[str]:
-    """What an audit finds in a story that is told as the process decides now."""
+    """Run a story with the deciding code as it is now, and return the rules that the audit found broken."""
     clock = Clock()
     with seed_shown(seed):
         async with Allowance.open(
             "sqlite://", validator_ss58=VALIDATOR, settings=MUTANT_SETTINGS, clock_ns=clock
-        ) as account_state:
-            await BusyStory(account_state, clock, seed).goes_on(steps)
-            return {each.rule for each in (await account_state.audit()).findings}
+        ) as ledger:
+            await BusyStory(ledger, clock, seed).goes_on(steps)
+            return {each.rule for each in (await ledger.audit()).findings}
 
 
 @pytest.fixture
 def patch() -> Iterator[Patch]:
-    """Put back before anything else of the test is torn down."""
+    """A monkeypatch that is undone before the other fixtures of the test are torn down."""
     with pytest.MonkeyPatch.context() as context:
         yield context
 
 
-async def test_the_unbroken_ledger_breaks_no_rule() -> None:
-    """The story that mutants are told on is honest."""
+async def test_the_unchanged_ledger_breaks_no_rule() -> None:
+    """The story of the mutants has no finding without a mutation."""
     assert await rules_broken(1, 250) == set()
 
 
 @pytest.mark.parametrize(("rule", "mutation"), MUTANTS, ids=[f"{each.__name__}" for _, each in MUTANTS])
-async def test_a_broken_decider_is_found_out(patch: Patch, rule: Rule, mutation: Mutation) -> None:
-    """Under the rule that it breaks, whatever else that brings with it."""
+async def test_each_mutant_is_found(patch: Patch, rule: Rule, mutation: Mutation) -> None:
+    """The audit reports the rule that the mutation breaks; it may report others as well."""
     mutation(patch)
     assert rule.value in await rules_broken(1, 250)

@@ -1,9 +1,11 @@
-"""The history: every filter and page as a scan of everything would give it, while the log grows, from any reader."""
+"""Pages of the history equal a scan of all reservations, with any filters, for any reader, while the log grows."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from base64 import urlsafe_b64encode
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,7 +16,7 @@ from sqlalchemy import Engine, delete, event, select
 
 from ledger import LedgerWriter
 from projections import History
-from projections.history import garbage as sweep_module
+from projections.history import garbage as garbage_module
 from projections.history import model as model_module
 from projections.history import pages as history_module
 from projections.history.model import Checkpoint
@@ -55,7 +57,7 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Portions of a few rows, so that a short story needs many."""
+    """Read a few rows at a time, so that a short story needs many reads."""
     monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 50)
     monkeypatch.setattr("ledger.store.postgres.store.PAGE_ROWS", 50)
     monkeypatch.setattr("projections.history.queries.LEAST_ROWS_READ", 3)
@@ -63,8 +65,8 @@ def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_module, "LOOKUP_VALUES", 4)
 
 
-def passes(reservation: Reservation, wanted: dict[str, Any]) -> bool:
-    """Whether a reservation is what is asked for, filter by filter."""
+def matches(reservation: Reservation, wanted: dict[str, Any]) -> bool:
+    """Return True if a reservation meets every filter."""
     for name, value in wanted.items():
         match name:
             case "reserved_from":
@@ -81,7 +83,7 @@ def passes(reservation: Reservation, wanted: dict[str, Any]) -> bool:
 
 
 async def paged(ledger: Any, wanted: dict[str, Any], *, newest_first: bool, limit: int) -> list[Reservation]:
-    """All pages, each full but the last."""
+    """Read all pages, and check that each except the last is full."""
     items: list[Reservation] = []
     after: str | None = None
     while True:
@@ -94,7 +96,7 @@ async def paged(ledger: Any, wanted: dict[str, Any], *, newest_first: bool, limi
 
 
 def combinations(scan: list[Reservation]) -> list[dict[str, Any]]:
-    """Every combination of the seven filters, each with a value that fits one reservation in the middle."""
+    """Return every combination of the seven filters, each with a value of a reservation in the middle."""
     middle = scan[len(scan) // 2]
     one_of = {
         "miner_ss58": middle.miner_ss58,
@@ -113,9 +115,9 @@ def combinations(scan: list[Reservation]) -> list[dict[str, Any]]:
     ]
 
 
-async def agree_with_a_scan(ledger: Any, wanted: dict[str, Any], scan: list[Reservation], limit: int) -> int:
-    """Both orders of a filter are the scan's; answers how many it let through."""
-    expected = [each for each in scan if passes(each, wanted)]
+async def assert_equals_scan(ledger: Any, wanted: dict[str, Any], scan: list[Reservation], limit: int) -> int:
+    """Check the pages in both orders against a scan; return the number of reservations that match."""
+    expected = [each for each in scan if matches(each, wanted)]
     assert await paged(ledger, wanted, newest_first=False, limit=limit) == expected, wanted
     assert await paged(ledger, wanted, newest_first=True, limit=limit) == expected[::-1], wanted
     return len(expected)
@@ -124,8 +126,8 @@ async def agree_with_a_scan(ledger: Any, wanted: dict[str, Any], scan: list[Rese
 # Filters and pages
 
 
-async def test_every_combination_of_filters_is_a_scan(any_url: str, short_pages: None) -> None:
-    """With the model in the middle of the log, so that every page is made of both."""
+async def test_every_combination_of_filters_equals_a_scan(any_url: str, short_pages: None) -> None:
+    """With a checkpoint in the middle of the log, so that pages combine the model and the unprojected tail."""
     clock = Clock()
     with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -134,14 +136,14 @@ async def test_every_combination_of_filters_is_a_scan(any_url: str, short_pages:
             await project(ledger)
             await story.goes_on(40)
             scan = [await ledger.reservation(each.reservation_id) for each in await whole_history(ledger)]
-            found = [await agree_with_a_scan(ledger, wanted, scan, 7) for wanted in combinations(scan)]
+            found = [await assert_equals_scan(ledger, wanted, scan, 7) for wanted in combinations(scan)]
             assert len(found) == 128
             assert sum(1 for count in found if count) > 40
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 3))
-async def test_filters_are_scans_while_the_log_grows(url: str, seed: int, short_pages: None) -> None:
-    """Drawn filters and limits between the steps of a story, by its writer, by a second one, and by an auditor."""
+async def test_random_filters_equal_a_scan_while_the_log_grows(url: str, seed: int, short_pages: None) -> None:
+    """With random limits, between the steps of a story, for its writer, for a second one, and for an auditor."""
     clock = Clock()
     with seed_shown(seed):
         async with (
@@ -156,13 +158,13 @@ async def test_filters_are_scans_while_the_log_grows(url: str, seed: int, short_
                 if story.draw.random() < 0.2:
                     await project(ledger)
                 scan = [await ledger.reservation(each) for each in sorted(set(story.made))]
-                wanted = a_filter(story, scan)
+                wanted = random_filters(story, scan)
                 reader = story.draw.choice([ledger, second, auditor])
-                await agree_with_a_scan(reader, wanted, scan, story.draw.choice([1, 2, 5, 100]))
+                await assert_equals_scan(reader, wanted, scan, story.draw.choice([1, 2, 5, 100]))
 
 
-def a_filter(story: Story, scan: list[Reservation]) -> dict[str, Any]:
-    """Some filters with values that may fit."""
+def random_filters(story: Story, scan: list[Reservation]) -> dict[str, Any]:
+    """Return some filters with values that reservations may have."""
     draw = story.draw
     times = [each.reserved_at for each in scan]
     values: dict[str, Any] = {
@@ -179,15 +181,15 @@ def a_filter(story: Story, scan: list[Reservation]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("analyzed", [False, True])
 async def test_a_filtered_page_is_read_by_an_index(url: str, analyzed: bool) -> None:
-    """Whatever the filters, and whatever SQLite knows of how much there is: no page reads or sorts all of the history.
+    """No page scans or sorts the whole history, with any filters, with and without SQLite's statistics.
 
-    Catches: SQLite, left to itself, reading it by positions until enough lines have passed the filters.
+    Fails if SQLite chooses the index: it reads rows by position until enough of them match.
     """
-    asked: list[tuple[str, tuple[Any, ...]]] = []
+    executed_statements: list[tuple[str, tuple[Any, ...]]] = []
 
     def note(_c: object, _cursor: object, statement: str, values: tuple[Any, ...], *_: object) -> None:
         if "FROM allowance_res" in statement:
-            asked.append((statement, values))
+            executed_statements.append((statement, values))
 
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=(clock := Clock())) as ledger:
         await Story(ledger, clock, SEED).goes_on(150)
@@ -196,23 +198,25 @@ async def test_a_filtered_page_is_read_by_an_index(url: str, analyzed: bool) -> 
         connection = store._connection
         if analyzed:
             connection.execute("ANALYZE")
-            connection.execute("ANALYZE sqlite_master")  # This connection is to know of it.
-        line = (await ledger.history(limit=1)).items[0]
+            connection.execute("ANALYZE sqlite_master")  # Makes this connection read the statistics.
+        newest = (await ledger.history(limit=1)).items[0]
         one_of: dict[str, Any] = {
-            "miner_ss58": line.miner_ss58,
-            "executor_class": line.executor_class,
+            "miner_ss58": newest.miner_ss58,
+            "executor_class": newest.executor_class,
             "job_uuid": "job-1",
             "status": "released",
-            "block": line.blocks[0],
-            "reserved_from": line.reserved_at - timedelta(days=1),
+            "block": newest.blocks[0],
+            "reserved_from": newest.reserved_at - timedelta(days=1),
         }
         event.listen(Engine, "before_cursor_execute", note)
         try:
             for number in range(1, len(one_of) + 1):
                 for names in itertools.combinations(one_of, number):
-                    asked.clear()
+                    executed_statements.clear()
                     await ledger.history(limit=2, **{name: one_of[name] for name in names})
-                    plans = [connection.execute(f"EXPLAIN QUERY PLAN {each}", values) for each, values in asked]
+                    plans = [
+                        connection.execute(f"EXPLAIN QUERY PLAN {each}", values) for each, values in executed_statements
+                    ]
                     steps = [step for plan in plans for *_, step in plan]
                     assert not [step for step in steps if "SCAN" in step or "TEMP B-TREE" in step]
                     by_position = "PRIMARY KEY (ledger=? AND generation=? AND position"
@@ -222,8 +226,8 @@ async def test_a_filtered_page_is_read_by_an_index(url: str, analyzed: bool) -> 
             event.remove(Engine, "before_cursor_execute", note)
 
 
-async def test_times_are_from_and_until(url: str) -> None:
-    """`[from, until)`: the first counts, the last does not."""
+async def test_a_range_of_times_includes_its_start_and_excludes_its_end(url: str) -> None:
+    """`[reserved_from, reserved_until)`, before and after the projection."""
     clock = Clock()
     async with small_ledger(url=url, clock=clock, offers={"5Anna": 9}) as ledger:
         made = []
@@ -234,19 +238,19 @@ async def test_times_are_from_and_until(url: str) -> None:
         for projected in (False, True):
             if projected:
                 await project(ledger)
-            asked: list[tuple[dict[str, Any], list[Reservation]]] = [
+            cases: list[tuple[dict[str, Any], list[Reservation]]] = [
                 ({"reserved_from": second}, made[1:]),
                 ({"reserved_until": second}, made[:1]),
                 ({"reserved_from": first, "reserved_until": third}, made[:2]),
                 ({"reserved_from": third + timedelta(microseconds=1)}, []),
                 ({"reserved_from": third, "reserved_until": first}, []),
             ]
-            for wanted, expected in asked:
+            for wanted, expected in cases:
                 assert (await ledger.history(**wanted, newest_first=False)).items == expected
 
 
-async def test_a_block_is_found_in_runs_across_buckets(url: str) -> None:
-    """A reservation of a hundred blocks is found by each of them, and by no other."""
+async def test_a_reservation_is_found_by_each_of_its_blocks(url: str) -> None:
+    """A reservation of a hundred blocks, across several buckets, is found by each of them and by no other block."""
     async with small_ledger(url=url, blocks=200, offers={"5Anna": 1}) as ledger:
         made = await ledger.reserve("5Anna", GPU, 600.0, 200)
         assert len(made.blocks) == 100
@@ -274,7 +278,7 @@ async def test_a_block_is_found_in_runs_across_buckets(url: str) -> None:
     ids=str,
 )
 async def test_malformed_filters_are_refused(url: str, wrong: dict[str, Any]) -> None:
-    """By name."""
+    """The error names the filter."""
     async with small_ledger(url=url) as ledger:
         with pytest.raises(InvalidInput) as caught:
             await ledger.history(**wrong)
@@ -286,13 +290,13 @@ async def test_malformed_filters_are_refused(url: str, wrong: dict[str, Any]) ->
 
 @pytest.mark.parametrize("newest_first", [True, False])
 async def test_cursors_are_stable_while_the_log_grows(any_url: str, newest_first: bool, short_pages: None) -> None:
-    """Page after page, with a story going on in between: none of what was there is left out or shown twice."""
+    """No reservation that existed at the first page is skipped or shown twice, with appends and rebuilds in between."""
     clock = Clock()
     with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(200)
-            there = [each.reservation_id for each in await whole_history(ledger)]
+            existing = [each.reservation_id for each in await whole_history(ledger)]
             shown: list[int] = []
             after: str | None = None
             while True:
@@ -306,12 +310,12 @@ async def test_cursors_are_stable_while_the_log_grows(any_url: str, newest_first
                 await story.goes_on(1 if newest_first else 0)
                 if len(shown) % 30 == 0:
                     await ledger.rebuild()
-            assert len(there) > 60
-            assert shown == (there[::-1] if newest_first else there)
+            assert len(existing) > 60
+            assert shown == (existing[::-1] if newest_first else existing)
 
 
-async def test_oldest_first_goes_on_with_what_comes(url: str) -> None:
-    """The cursor of a page that was the last but one leads to what was made since."""
+async def test_oldest_first_shows_reservations_made_after_the_page_before(url: str) -> None:
+    """A cursor leads to the reservations that were made since it was returned."""
     async with small_ledger(url=url, offers={"5Anna": 9}) as ledger:
         made = [await ledger.reserve("5Anna", GPU, 54.0, 11) for _ in range(3)]
         page = await ledger.history(newest_first=False, limit=2)
@@ -322,8 +326,8 @@ async def test_oldest_first_goes_on_with_what_comes(url: str) -> None:
         assert last.next is None
 
 
-async def test_a_cursor_of_another_order_or_none_at_all_is_refused(url: str) -> None:
-    """A cursor is what a page of the same order gave, to the letter."""
+async def test_any_other_text_than_a_cursor_of_the_same_order_is_refused(url: str) -> None:
+    """Only the exact `next` of a page in the same order is accepted."""
     async with small_ledger(url=url, offers={"5Anna": 9}) as ledger:
         for _ in range(3):
             await ledger.reserve("5Anna", GPU, 54.0, 11)
@@ -342,7 +346,7 @@ async def test_a_cursor_of_another_order_or_none_at_all_is_refused(url: str) -> 
             assert caught.value.field == "after"
         with pytest.raises(InvalidInput):
             await ledger.history(limit=1, newest_first=False, after=newest.next)
-        # A cursor beyond the log marks a place all the same.
+        # A cursor beyond the log is valid: it may come from a log that has lost its tail since.
         assert len((await ledger.history(after=mark("<999999"))).items) == 3
 
 
@@ -350,16 +354,16 @@ async def test_a_cursor_of_another_order_or_none_at_all_is_refused(url: str) -> 
 
 
 async def rows_of(ledger: Allowance) -> tuple[list[Any], list[Any]]:
-    """The checkpoints (generation, position), and the positions of all lines."""
-    places = await executed(ledger, select(checkpoints.c.generation, checkpoints.c.position))
-    return places, [position for (position,) in await executed(ledger, select(reservations.c.position))]
+    """Return the checkpoints (generation, position), and the positions of all rows."""
+    stored = await executed(ledger, select(checkpoints.c.generation, checkpoints.c.position))
+    return stored, [position for (position,) in await executed(ledger, select(reservations.c.position))]
 
 
 @pytest.mark.parametrize("projected", [0, 1, 150, 300])
 async def test_an_auditor_reads_a_lagging_model_and_writes_nothing(
     any_url: str, projected: int, short_pages: None
 ) -> None:
-    """However far the model is behind, the pages are the same; it stays as far behind."""
+    """Its pages are complete at any lag, and the lag stays the same."""
     clock = Clock()
     with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -373,14 +377,14 @@ async def test_an_auditor_reads_a_lagging_model_and_writes_nothing(
             before = await rows_of(ledger)
             async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=True) as auditor:
                 for wanted in ({}, {"status": "reserved"}, {"status": "expired"}, {"miner_ss58": MINERS[0]}):
-                    await agree_with_a_scan(auditor, wanted, scan, 13)
+                    await assert_equals_scan(auditor, wanted, scan, 13)
                 assert (await auditor.health()).projection_lag > 0 or projected > head
                 await auditor.history(reserved_from=scan[5].reserved_at, status="spent")
             assert await rows_of(ledger) == before
 
 
-async def test_projectors_at_once_leave_one_model(any_url: str, short_pages: None) -> None:
-    """Of several processes that project the same events, each page stands once."""
+async def test_concurrent_projectors_write_each_event_once(any_url: str, short_pages: None) -> None:
+    """Four projectors of the same events leave one sound generation without repeated rows."""
     clock = Clock()
     with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -390,88 +394,173 @@ async def test_projectors_at_once_leave_one_model(any_url: str, short_pages: Non
             readers = [History(store_of(ledger), VALIDATOR, read_only=False) for _ in range(4)]
 
             await there(ledger, lambda: asyncio.gather(*(reader.project(head) for reader in readers)))
-            places, lines = await rows_of(ledger)
-            assert places == [(1, head)]
-            assert len(lines) == len(set(lines)) == len(await whole_history(ledger))
+            stored, positions = await rows_of(ledger)
+            assert stored == [(1, head)]
+            assert len(positions) == len(set(positions)) == len(await whole_history(ledger))
             assert (await ledger.rebuild()).different == 0
 
 
 async def project_nine(ledger: Allowance) -> None:
-    """Four pieces of two events, and one more."""
+    """Project four batches of two events, and one more."""
     await there(ledger, lambda: history_of(ledger).project(9))
 
 
 async def rebuild_all(ledger: Allowance) -> None:
-    """As many pieces of the shadow, and some for what has come since."""
+    """Project as many batches into the shadow, and some for events appended meanwhile."""
     await ledger.rebuild()
 
 
-async def sweep_five(ledger: Allowance) -> None:
-    """Five lines of a generation that no checkpoint names any more."""
+async def delete_five_rows(ledger: Allowance) -> None:
+    """Delete five rows of a generation that no checkpoint names."""
     for _ in range(5):
         await ledger.reserve("5Bert", GPU, 1.0, 11)
     await project(ledger)
     await executed(ledger, delete(checkpoints))
-    await there(ledger, lambda: sweep_module.delete_unreferenced_rows(store_of(ledger)))
+    await there(ledger, lambda: garbage_module.delete_unreferenced_rows(store_of(ledger)))
 
 
 @pytest.mark.parametrize(
-    ("work", "owner", "piece"),
+    ("work", "owner", "batch"),
     [
         (project_nine, Projector, "advance"),
         (rebuild_all, Projector, "advance"),
-        (sweep_five, sweep_module, "_delete_some"),
+        (delete_five_rows, garbage_module, "_delete_batch"),
     ],
 )
-async def test_what_is_asked_for_during_a_piece_is_done_before_the_next(
-    url: str, monkeypatch: pytest.MonkeyPatch, work: Any, owner: Any, piece: str
+async def test_a_change_waits_for_at_most_one_batch_of_projection(
+    url: str, monkeypatch: pytest.MonkeyPatch, work: Any, owner: Any, batch: str
 ) -> None:
-    """A caller waits for at most one piece of projection. Without `yield_to_writers` it waits for more."""
+    """A change that arrives during a batch is done before the next one. Fails without `yield_to_writers`."""
     for rows_at_once in ("history.projector.ROWS_PER_TRANSACTION", "rebuild.ROWS_PER_TRANSACTION"):
         monkeypatch.setattr(f"projections.{rows_at_once}", 2)
     monkeypatch.setattr("projections.history.garbage.DELETED_ROWS", 1)
     loop = asyncio.get_running_loop()
     done: list[str] = []
     async with small_ledger(url=url) as ledger:
-        assert ledger._handle is not None
-        changes = ledger._handle.writer._changes
-        asked: list[Any] = []
-        write, commit = getattr(owner, piece), LedgerWriter._commit_under_lock
+        assert ledger._lifecycle.open_handle is not None
+        changes = ledger._lifecycle.open_handle.writer._commands
+        changes_made: list[Any] = []
+        write, commit = getattr(owner, batch), LedgerWriter._commit_under_lock
 
-        async def write_while_asked(*arguments: Any) -> Any:
-            moved = await write(*arguments)
-            done.append("piece")
-            asked.append(asyncio.run_coroutine_threadsafe(ledger.reserve("5Anna", GPU, 0.1, 11), loop))
-            while not changes._waiting and not asked[-1].done():
-                pass  # The loop is to stand still.
-            return moved
+        async def write_and_reserve(*arguments: Any) -> Any:
+            written = await write(*arguments)
+            done.append("batch")
+            changes_made.append(asyncio.run_coroutine_threadsafe(ledger.reserve("5Anna", GPU, 0.1, 11), loop))
+            while not changes._waiting and not changes_made[-1].done():
+                pass  # Blocks the loop on purpose: nothing else may run before the next batch could begin.
+            return written
 
-        async def commit_and_tell(self: LedgerWriter[Any], commands: Any) -> None:
+        async def commit_and_record(self: LedgerWriter[Any], commands: Any) -> None:
             await commit(self, commands)
             done.append("change")
 
-        monkeypatch.setattr(owner, piece, write_while_asked)
-        monkeypatch.setattr(LedgerWriter, "_commit_under_lock", commit_and_tell)
+        monkeypatch.setattr(owner, batch, write_and_reserve)
+        monkeypatch.setattr(LedgerWriter, "_commit_under_lock", commit_and_record)
         await work(ledger)
-        await asyncio.gather(*map(asyncio.wrap_future, asked), return_exceptions=True)
-    first = done.index("piece")
-    assert done[first : first + 8] == ["piece", "change"] * 4
+        await asyncio.gather(*map(asyncio.wrap_future, changes_made), return_exceptions=True)
+    first = done.index("batch")
+    assert done[first : first + 8] == ["batch", "change"] * 4
 
 
-async def test_what_is_far_behind_is_caught_up_with_in_larger_pieces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes go first between two pieces: were pieces not to grow with the backlog, so would the backlog."""
+async def test_a_long_backlog_is_projected_in_larger_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes go first between two batches, so with batches of a fixed size the backlog could grow without end."""
     monkeypatch.setattr("projections.history.projector.ROWS_PER_TRANSACTION", 2)
-    pieces: list[int] = []
+    batches: list[int] = []
     advance = Projector.advance
 
-    async def advance_and_count(self: Projector, slot: str, place: Checkpoint, tail: UnprojectedTail) -> Any:
-        pieces.append(tail.position - place.position)
-        return await advance(self, slot, place, tail)
+    async def advance_and_count(self: Projector, slot: str, checkpoint: Checkpoint, tail: UnprojectedTail) -> Any:
+        batches.append(tail.position - checkpoint.position)
+        return await advance(self, slot, checkpoint, tail)
 
     async with small_ledger(url=url) as ledger:
         for _ in range(50):
             await ledger.release((await ledger.reserve("5Anna", GPU, 1.0, 11)).reservation_id)
         monkeypatch.setattr(Projector, "advance", advance_and_count)
         await project(ledger)
-    assert pieces[0] == sum(pieces) // CAUGHT_UP_IN > 2
-    assert pieces[-1] <= 2
+    assert batches[0] == sum(batches) // CAUGHT_UP_IN > 2
+    assert batches[-1] <= 2
+
+
+# The first page of a process
+
+
+FIRST_USE = """
+import asyncio, sys, threading
+from routing.sync import Allowance
+
+imported = []
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("sqlalchemy", "aiosqlite", "greenlet"):
+            imported.append((name, threading.current_thread().name))
+
+sys.meta_path.insert(0, Finder())
+with Allowance.open({url!r}, validator_ss58={validator!r}) as ledger:
+    ledger.miners()
+    assert not imported, imported
+    {use}
+assert "sqlalchemy" in dict(imported)
+on_the_ledgers_thread = [name for name, thread in imported if thread == "allowance-ledger"]
+assert not on_the_ledgers_thread, on_the_ledgers_thread
+"""
+
+
+@pytest.mark.parametrize("use", ["ledger.history()", "ledger.audit()", "ledger.rebuild()"])
+async def test_sqlalchemy_is_never_imported_on_the_ledgers_thread(any_url: str, use: str) -> None:
+    """The first history, audit or rebuild of a process does not make its reservations wait for an import.
+
+    Fails if SQLAlchemy, its dialect or its driver is imported where it is used: that stops the writer for 230 ms.
+    """
+    async with small_ledger(url=any_url) as ledger:
+        await ledger.reserve("5Anna", GPU, 6.0, 11)
+        await project(ledger)
+    script = FIRST_USE.format(url=any_url, validator=VALIDATOR, use=use)
+    ran = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+FORK = """
+import os, signal, sys, threading
+from routing.sync import Allowance
+
+importing, forked = threading.Event(), threading.Event()
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sqlalchemy.sql":
+            importing.set()
+            forked.wait(0.3)
+
+sys.meta_path.insert(0, Finder())
+ledger = Allowance.open({url!r}, validator_ss58={validator!r})
+ledger.miners()
+reading = threading.Thread(target=ledger.history)
+reading.start()
+importing.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    import sqlalchemy.sql
+    os._exit(0 if hasattr(sqlalchemy, "select") else 1)
+forked.set()
+reading.join()
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_waits_for_an_import_on_another_thread(tmp_path: Path) -> None:
+    """A forked child has whole modules; it would wait for ever for the import lock of a thread that it does not have.
+
+    The fork waits no longer than the import. Fails if the ledger's thread waits for the fork, which waits for it.
+    """
+    from routing import sync
+
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    with sync.Allowance.open(url, validator_ss58=VALIDATOR):
+        pass
+    script = FORK.format(url=url, validator=VALIDATOR)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""Everything derived can be made anew from the log, beside what is there, and nothing is lost wherever it stops."""
+"""Everything derived can be rebuilt from the log beside the stored tables, and an interrupted rebuild loses nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEED = 20
 
 
 class Stopped(Exception):
-    """What a test throws where the process might have died."""
+    """Raised by a test at a point where the process might die."""
 
 
 @pytest.fixture(params=ENGINES)
@@ -53,10 +53,10 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages of a few rows, so that a short story has many."""
+    """Read a few rows at a time, so that a short story needs many reads."""
     monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 40)
     monkeypatch.setattr("ledger.store.postgres.store.PAGE_ROWS", 40)
-    monkeypatch.setattr(rebuild_module, "READ_LINES", 13)
+    monkeypatch.setattr(rebuild_module, "COMPARED_ROWS", 13)
     monkeypatch.setattr("projections.history.garbage.DELETED_ROWS", 11)
     monkeypatch.setattr(model_module, "LOOKUP_VALUES", 5)
     monkeypatch.setattr(history_module, "TAIL_ROWS", 30)
@@ -64,7 +64,7 @@ def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def a_story(url: str, steps: int, seed: int = SEED) -> AsyncIterator[Story]:
-    """A ledger with a past; the history model has taken about half of it."""
+    """Open a ledger with a random past, about half of which is projected."""
     clock = Clock()
     with seed_shown(seed):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -76,8 +76,8 @@ async def a_story(url: str, steps: int, seed: int = SEED) -> AsyncIterator[Story
 
 
 async def model_of(ledger: Allowance) -> tuple[int, list[Any], list[Any]]:
-    """The live model as stored: its checkpoint, and its rows without their generation."""
-    place = await executed(
+    """Return the live model as stored: its checkpoint's position, and its rows without their generation."""
+    stored = await executed(
         ledger,
         select(checkpoints.c.generation, checkpoints.c.position).where(
             checkpoints.c.ledger == store_of(ledger).ledger,
@@ -85,7 +85,7 @@ async def model_of(ledger: Allowance) -> tuple[int, list[Any], list[Any]]:
             checkpoints.c.model_version == model_module.MODEL_VERSION,
         ),
     )
-    generation, position = place[0] if place else (0, 0)
+    generation, position = stored[0] if stored else (0, 0)
     found = []
     for table in (reservations, reserved_blocks):
         columns = [column for column in table.c if column.name not in ("ledger", "generation")]
@@ -95,49 +95,49 @@ async def model_of(ledger: Allowance) -> tuple[int, list[Any], list[Any]]:
 
 
 async def model_by_the_log(ledger: Allowance, position: int) -> tuple[int, list[Any], list[Any]]:
-    """What the model must be at a position, told from the stored events as plainly as can be."""
-    lines: dict[int, list[Any]] = {}
-    pieces: list[Any] = []
+    """Return the model that follows from the stored events up to a position, by the plainest code possible."""
+    rows: dict[int, list[Any]] = {}
+    bucket_runs: list[Any] = []
     for row in await events_of(ledger):
         if row.position > position:
             break
-        said = json.loads(row.payload)
-        if said["type"] == "allowance-reserved":
+        event = json.loads(row.payload)
+        if event["type"] == "allowance-reserved":
             miner_ss58, executor_class = row.stream.split("\t")
-            lines[row.position] = [
+            rows[row.position] = [
                 row.position,
                 (row.position << 20) + (int.from_bytes(row.hash[:3], "big") >> 4),
                 miner_ss58,
                 executor_class,
                 row.job_uuid,
-                said["amount_ns"],
-                json.dumps(said["blocks"], separators=(",", ":")).encode(),
-                said["job_start_block"],
+                event["amount_ns"],
+                json.dumps(event["blocks"], separators=(",", ":")).encode(),
+                event["job_start_block"],
                 row.recorded_at_ns,
-                said["expires_at_ns"],
+                event["expires_at_ns"],
                 "reserved",
                 None,
                 None,
             ]
             by_bucket: dict[tuple[int, int], list[int]] = {}
-            for first, last in said["blocks"]:
+            for first, last in event["blocks"]:
                 for block in range(first, last + 1):
                     by_bucket.setdefault((block // 64, first), []).append(block)
-            pieces += [(bucket, row.position, run[0], run[-1]) for (bucket, _), run in by_bucket.items()]
-        elif said["type"].startswith("reservation-"):
+            bucket_runs += [(bucket, row.position, run[0], run[-1]) for (bucket, _), run in by_bucket.items()]
+        elif event["type"].startswith("reservation-"):
             assert row.settles is not None
-            lines[row.settles][-3:] = [said["type"].removeprefix("reservation-"), row.position, row.recorded_at_ns]
-    return position, sorted(map(tuple, lines.values()), key=repr), sorted(pieces, key=repr)
+            rows[row.settles][-3:] = [event["type"].removeprefix("reservation-"), row.position, row.recorded_at_ns]
+    return position, sorted(map(tuple, rows.values()), key=repr), sorted(bucket_runs, key=repr)
 
 
-async def is_sound(ledger: Allowance) -> None:
-    """The live model is what the log says up to its checkpoint."""
+async def assert_sound(ledger: Allowance) -> None:
+    """Check that the live model follows from the log up to its checkpoint."""
     stored = await model_of(ledger)
     assert stored == await model_by_the_log(ledger, stored[0])
 
 
 async def generations(ledger: Allowance) -> set[int]:
-    """The generations that have rows, or a checkpoint."""
+    """Return the generations that have rows or a checkpoint."""
     found: set[int] = set()
     for table in (reservations, reserved_blocks, checkpoints):
         query = select(table.c.generation).where(table.c.ledger == store_of(ledger).ledger).distinct()
@@ -149,11 +149,11 @@ def kinds(report: RebuildReport) -> list[str]:
     return [difference.what for difference in report.differences]
 
 
-# Made anew
+# Building
 
 
 async def test_a_rebuilt_model_equals_the_live_one(any_url: str) -> None:
-    """Byte for byte, on every engine; the one that was there before is gone."""
+    """Byte for byte, on every engine; the generation before it is deleted."""
     async with a_story(any_url, 300) as story:
         ledger = story.ledger
         await project(ledger)
@@ -170,7 +170,7 @@ async def test_a_rebuilt_model_equals_the_live_one(any_url: str) -> None:
 
 
 async def test_a_rebuild_goes_beyond_a_model_that_lags(any_url: str) -> None:
-    """Where the live model is behind, it is compared as far as it goes, and the new one goes to the head."""
+    """A lagging model is compared up to its checkpoint, and the new one reaches the head."""
     async with a_story(any_url, 200) as story:
         ledger = story.ledger
         before = await model_of(ledger)
@@ -179,23 +179,23 @@ async def test_a_rebuild_goes_beyond_a_model_that_lags(any_url: str) -> None:
 
         assert report.different == 0
         assert report.compared_until == before[0] < report.position == (await ledger.head()).position
-        await is_sound(ledger)
+        await assert_sound(ledger)
 
 
-async def test_a_rebuild_tells_how_far_it_is(url: str, short_pages: None) -> None:
-    """Progress ascends to the log's head."""
+async def test_a_rebuild_reports_its_progress(url: str, short_pages: None) -> None:
+    """The reported positions ascend to the log's head."""
     async with a_story(url, 200) as story:
-        told_of: list[tuple[int, int]] = []
+        reported: list[tuple[int, int]] = []
 
-        await story.ledger.rebuild(lambda done, total: told_of.append((done, total)))
+        await story.ledger.rebuild(lambda done, total: reported.append((done, total)))
 
         head = (await story.ledger.head()).position
-        assert [done for done, _ in told_of] == [*range(40, head, 40), head]
-        assert {total for _, total in told_of} == {head}
+        assert [done for done, _ in reported] == [*range(40, head, 40), head]
+        assert {total for _, total in reported} == {head}
 
 
 async def test_a_ledger_without_reservations_is_rebuilt(any_url: str) -> None:
-    """There is nothing to write, and a checkpoint all the same."""
+    """There are no rows to write, but the checkpoint is written."""
     async with small_ledger(url=any_url) as ledger:
         report = await ledger.rebuild()
 
@@ -204,7 +204,7 @@ async def test_a_ledger_without_reservations_is_rebuilt(any_url: str) -> None:
 
 
 async def test_other_ledgers_of_the_database_are_left_alone(url: str) -> None:
-    """Each ledger has its own generations."""
+    """A rebuild changes no generation of another ledger in the same database."""
     async with (
         a_story(url, 100) as story,
         Allowance.open(url, validator_ss58="5Second", clock_ns=story.clock) as second,
@@ -216,10 +216,10 @@ async def test_other_ledgers_of_the_database_are_left_alone(url: str) -> None:
         await story.ledger.rebuild()
         await story.ledger.rebuild()
         assert await model_of(second) == before
-        await is_sound(second)
+        await assert_sound(second)
 
 
-async def test_reading_only_nothing_is_rebuilt(url: str) -> None:
+async def test_a_ledger_opened_for_reading_only_refuses_a_rebuild(url: str) -> None:
     """An auditor changes nothing."""
     async with a_story(url, 50):
         pass
@@ -228,11 +228,11 @@ async def test_reading_only_nothing_is_rebuilt(url: str) -> None:
             await ledger.rebuild()
 
 
-# Meanwhile
+# Concurrent appends, reads and rebuilds
 
 
 async def test_appends_and_reads_go_on_while_a_model_is_rebuilt(any_url: str, short_pages: None) -> None:
-    """Every page read meanwhile is complete and in order; nothing that was appended is missing afterwards."""
+    """Every page read during a rebuild is complete and in order; the new model has the events appended meanwhile."""
     async with a_story(any_url, 300) as story:
         ledger = story.ledger
         rebuilding = asyncio.create_task(rebuilt_times(ledger, 3))
@@ -247,7 +247,7 @@ async def test_appends_and_reads_go_on_while_a_model_is_rebuilt(any_url: str, sh
         assert pages >= 3
         assert [report.different for report in reports] == [0, 0, 0]
         await project(ledger)
-        await is_sound(ledger)
+        await assert_sound(ledger)
         assert len(await generations(ledger)) == 1
 
 
@@ -255,28 +255,28 @@ async def rebuilt_times(ledger: Allowance, times: int) -> list[RebuildReport]:
     return [await ledger.rebuild() for _ in range(times)]
 
 
-async def test_a_page_is_read_again_where_its_model_was_replaced(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page never mixes two generations, nor shows one whose rows are being deleted."""
+async def test_a_page_is_read_again_if_its_generation_was_replaced(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page never mixes two generations, and never shows one whose rows are being deleted."""
     async with a_story(url, 200) as story:
         ledger = story.ledger
         expected = await whole_history(ledger)
         history = history_of(ledger)
-        real = history._pages.lines
+        real = history._queries.rows
         replaced: list[int] = []
 
-        async def replacing(connection: Any, view: Any, limit: int) -> Any:
+        async def replacing(connection: Any, page_query: Any, limit: int) -> Any:
             if not replaced:
-                replaced.append(view.generation)
+                replaced.append(page_query.generation)
                 await ledger.rebuild()
-            return await real(connection, view, limit)
+            return await real(connection, page_query, limit)
 
-        monkeypatch.setattr(history._pages, "lines", replacing)
+        monkeypatch.setattr(history._queries, "rows", replacing)
         assert await whole_history(ledger) == expected
         assert replaced
 
 
-async def test_the_later_of_two_rebuilds_goes_on(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The earlier one is told, changes nothing, and leaves nothing behind."""
+async def test_the_later_of_two_rebuilds_wins(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier one raises `RebuildOvertaken`, changes nothing, and leaves no rows."""
     async with a_story(url, 200) as story, Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=story.clock) as other:
         real = rebuild_module.Rebuild._compare
         later: list[RebuildReport] = []
@@ -290,27 +290,30 @@ async def test_the_later_of_two_rebuilds_goes_on(url: str, monkeypatch: pytest.M
         with pytest.raises(RebuildOvertaken):
             await story.ledger.rebuild()
         assert [report.different for report in later] == [0]
-        await is_sound(story.ledger)
+        await assert_sound(story.ledger)
         assert len(await generations(story.ledger)) == 1
 
 
 # Damage
 
 
-LINE = reservations.c.position == select(func.min(reservations.c.position)).scalar_subquery()
+FIRST_ROW = reservations.c.position == select(func.min(reservations.c.position)).scalar_subquery()
 DAMAGE: dict[str, tuple[Any, list[str]]] = {
-    "another status": (update(reservations).where(LINE).values(status="expired", settled_position=7), ["reservation"]),
-    "another amount": (update(reservations).where(LINE).values(amount_ns=1), ["reservation"]),
-    "other blocks": (update(reservations).where(LINE).values(blocks=b"[[1,2]]"), ["reservation"]),
-    "no line": (delete(reservations).where(LINE), ["reservation"]),
-    "no pieces": (delete(reserved_blocks).where(reserved_blocks.c.bucket == 0), ["blocks"]),
-    "a piece that ends elsewhere": (update(reserved_blocks).values(last_block=63), ["blocks"]),
+    "another status": (
+        update(reservations).where(FIRST_ROW).values(status="expired", settled_position=7),
+        ["reservation"],
+    ),
+    "another amount": (update(reservations).where(FIRST_ROW).values(amount_ns=1), ["reservation"]),
+    "other blocks": (update(reservations).where(FIRST_ROW).values(blocks=b"[[1,2]]"), ["reservation"]),
+    "no row": (delete(reservations).where(FIRST_ROW), ["reservation"]),
+    "no bucket runs": (delete(reserved_blocks).where(reserved_blocks.c.bucket == 0), ["blocks"]),
+    "a bucket run that ends elsewhere": (update(reserved_blocks).values(last_block=63), ["blocks"]),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 async def test_damage_is_found_and_replaced(url: str, damage: str, short_pages: None) -> None:
-    """A row that is not what the log says is named, with what it was and what it is; then it is what the log says."""
+    """The report names each differing row with its old and new values, and the rebuilt row follows from the log."""
     async with a_story(url, 150) as story:
         ledger = story.ledger
         await project(ledger)
@@ -324,23 +327,23 @@ async def test_damage_is_found_and_replaced(url: str, damage: str, short_pages: 
         assert report.different >= 1
         first = report.differences[0]
         assert first.found != first.rebuilt
-        assert first.position in {line[0] for line in before[1]}
+        assert first.position in {row[0] for row in before[1]}
         assert await model_of(ledger) == before
         assert (await ledger.rebuild()).different == 0
 
 
-async def test_what_the_log_never_said_is_found_and_removed(url: str) -> None:
-    """A reservation and a piece of one that nobody made."""
+async def test_rows_without_an_event_are_found_and_removed(url: str) -> None:
+    """A reservation and a bucket run that do not follow from any event."""
     async with a_story(url, 100) as story:
         ledger = story.ledger
         await project(ledger)
         before = await model_of(ledger)
         generation = min(await generations(ledger))
         key = {"ledger": 1, "generation": generation}
-        line = dict(zip([column.name for column in reservations.c][2:], before[1][0], strict=True))
+        row = dict(zip([column.name for column in reservations.c][2:], before[1][0], strict=True))
         await executed(
             ledger,
-            insert(reservations).values({**key, **line, "position": 1, "miner_ss58": "5Nobody"}),
+            insert(reservations).values({**key, **row, "position": 1, "miner_ss58": "5Nobody"}),
             insert(reserved_blocks).values({**key, "bucket": 3, "position": 2, "first_block": 200, "last_block": 201}),
         )
 
@@ -356,8 +359,8 @@ async def test_what_the_log_never_said_is_found_and_removed(url: str) -> None:
 
 
 async def test_only_the_first_differences_are_listed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All are counted."""
-    monkeypatch.setattr(rebuild_module, "LISTED", 3)
+    """The report counts all of them."""
+    monkeypatch.setattr(rebuild_module, "LISTED_DIFFERENCES", 3)
     async with a_story(url, 150) as story:
         await project(story.ledger)
         await executed(story.ledger, update(reservations).values(amount_ns=1))
@@ -376,7 +379,7 @@ SNAPSHOT_DAMAGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("damage", SNAPSHOT_DAMAGE)
 async def test_a_damaged_snapshot_is_found_and_replaced(url: str, damage: str) -> None:
-    """It is compared with the state folded from the first event; afterwards one stands at the head, and is sound."""
+    """It is compared with the state folded from the first event; then a sound one at the head replaces it."""
     async with a_story(url, 100) as story:
         ledger = story.ledger
         await ledger.rebuild()
@@ -394,22 +397,22 @@ async def test_a_damaged_snapshot_is_found_and_replaced(url: str, damage: str) -
         assert (again.snapshots, again.different) == (1, 0)
 
 
-async def test_a_snapshot_that_looks_sound_and_is_not_is_found(url: str) -> None:
-    """Its digest and its place agree with it, and it is another ledger's state; the state in memory came from it."""
+async def test_a_wrong_snapshot_with_a_right_digest_is_found(url: str) -> None:
+    """Digest, position and hash are right, but the state is not; the state in memory, loaded from it, is found too."""
     async with a_story(url, 100) as story:
         await story.ledger.rebuild()
     clock = story.clock
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
-        assert ledger._handle is not None
+        assert ledger._lifecycle.open_handle is not None
 
         def damage(state: Any, _now_ns: int) -> bytes:
             next(iter(state.chain.accounts.values())).invalidated_below += 1
             return encode_state(state)
 
-        payload = await ledger._handle.writer.query(damage)
-        from projections.snapshots import _digest
+        payload = await ledger._lifecycle.open_handle.writer.query(damage)
+        from projections.snapshots import payload_digest
 
-        await executed(ledger, update(snapshots).values(payload=payload, digest=_digest(payload)))
+        await executed(ledger, update(snapshots).values(payload=payload, digest=payload_digest(payload)))
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
         report = await ledger.rebuild()
         assert sorted(kinds(report)) == ["snapshot", "state"]
@@ -420,8 +423,8 @@ async def test_a_snapshot_that_looks_sound_and_is_not_is_found(url: str) -> None
 
 
 @pytest.mark.parametrize("version", [0, 99])
-async def test_a_model_of_another_version_is_ignored_and_made_anew(any_url: str, version: int) -> None:
-    """What another release projected is never read; an older one's is removed, a newer one's left to it."""
+async def test_a_model_of_another_version_is_ignored_and_built_again(any_url: str, version: int) -> None:
+    """Rows of another version are never read; an older version's are deleted, a newer version's stay."""
     async with a_story(any_url, 120) as story:
         ledger = story.ledger
         await project(ledger)
@@ -441,7 +444,7 @@ async def test_a_model_of_another_version_is_ignored_and_made_anew(any_url: str,
             assert len(await generations(again)) == 1
 
 
-# Events that cannot be taken
+# Events that cannot be projected
 
 
 def break_event(url: str, position: int, payload: bytes) -> None:
@@ -458,8 +461,8 @@ def break_event(url: str, position: int, payload: bytes) -> None:
     ],
     ids=["a newer type", "a damaged event", "no event"],
 )
-async def test_an_event_that_cannot_be_taken_stops_the_projection(url: str, payload: bytes, event_type: str) -> None:
-    """The model stands right before it, health names position and type, and nothing after it is taken."""
+async def test_an_event_that_cannot_be_read_stops_the_projection(url: str, payload: bytes, event_type: str) -> None:
+    """The checkpoint is directly before it, health names its position and type, and no later event is projected."""
     async with a_story(url, 200) as story:
         ledger = story.ledger
         await ledger.rebuild()
@@ -472,7 +475,7 @@ async def test_an_event_that_cannot_be_taken_stops_the_projection(url: str, payl
 
         assert (caught.value.position, caught.value.event_type) == (broken, event_type)
         assert (await model_of(ledger))[0] == broken - 1
-        await is_sound(ledger)
+        await assert_sound(ledger)
         health = await ledger.health()
         assert health.projection_error is not None
         assert f"position {broken}, {event_type}" in health.projection_error
@@ -485,8 +488,8 @@ async def test_an_event_that_cannot_be_taken_stops_the_projection(url: str, payl
             await whole_history(ledger)
 
 
-async def test_an_event_that_is_missing_stops_the_projection(url: str) -> None:
-    """A gap is not passed over."""
+async def test_a_missing_event_stops_the_projection(url: str) -> None:
+    """The projector does not skip a gap in the positions."""
     async with a_story(url, 100) as story:
         ledger = story.ledger
         await ledger.rebuild()
@@ -502,8 +505,8 @@ async def test_an_event_that_is_missing_stops_the_projection(url: str) -> None:
         assert "position 33" in str((await ledger.health()).projection_error)
 
 
-async def test_a_settlement_of_what_is_not_there_stops_the_projection(any_url: str) -> None:
-    """Where the model has lost a line, its end is not skipped in silence; a rebuild mends it."""
+async def test_a_settlement_of_a_missing_row_stops_the_projection(any_url: str) -> None:
+    """If the model has lost a row, the projector does not skip its settlement; a rebuild repairs the model."""
     async with small_ledger(url=any_url) as ledger:
         made = await ledger.reserve("5Anna", "always_on.gpu-24gb", 6.0, 11)
         await project(ledger)
@@ -524,27 +527,27 @@ async def test_a_settlement_of_what_is_not_there_stops_the_projection(any_url: s
         assert (await ledger.health()).projection_error is None
 
 
-async def test_rows_behind_the_checkpoint_stop_the_projection(any_url: str) -> None:
-    """A line that is there before its event was taken was not written by the projector."""
+async def test_rows_beyond_the_checkpoint_stop_the_projection(any_url: str) -> None:
+    """A row beyond the checkpoint was not written by the projector."""
     async with small_ledger(url=any_url) as ledger:
         await ledger.reserve("5Anna", "always_on.gpu-24gb", 6.0, 11)
         await project(ledger)
-        position, lines, _ = await model_of(ledger)
+        position, rows, _ = await model_of(ledger)
         await executed(ledger, update(reservations).values(position=position + 1))
         await ledger.reserve("5Bert", "always_on.gpu-24gb", 6.0, 11)
         with pytest.raises(ProjectionStopped) as caught:
             await project(ledger)
         assert caught.value.position == position + 1
         assert kinds(await ledger.rebuild()) == ["reservation"]
-        await is_sound(ledger)
-        assert lines
+        await assert_sound(ledger)
+        assert rows
 
 
-# Wherever it stops
+# Interruptions
 
 
 class Counted:
-    """A transaction on the read models whose statements are counted."""
+    """A transaction on the read models that counts its statements."""
 
     def __init__(self, transaction: ReadModelTransaction, count: Callable[[str], None]) -> None:
         self._transaction = transaction
@@ -562,9 +565,9 @@ class Counted:
 
 @contextmanager
 def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
-    """Fails at a database operation of the read models, counted from 1; 0 only counts. Commits count too."""
+    """Fail at the given database operation of the read models, counted from 1; 0 only counts. Commits count too."""
     store: Any = store_of(ledger)
-    engine, writing = store._open_engine().sync_engine, store.writing
+    engine, write_read_models = store._open_engine().sync_engine, store.write_read_models
     done: list[str] = []
 
     def count(what: str) -> None:
@@ -577,23 +580,23 @@ def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
 
     @asynccontextmanager
     async def counted() -> AsyncIterator[Counted]:
-        async with writing() as transaction:
+        async with write_read_models() as transaction:
             yield Counted(transaction, count)
             count("COMMIT")
 
     event.listen(engine, "after_cursor_execute", executed_one)
-    store.writing = counted
+    store.write_read_models = counted
     try:
         yield done
     finally:
         event.remove(engine, "after_cursor_execute", executed_one)
-        store.writing = writing
+        store.write_read_models = write_read_models
 
 
 async def test_a_commit_that_fails_leaves_the_model_as_it_was(
     url: str, short_pages: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody can say what is on the disk then: the projector stops by a typed error, and goes on from what is there."""
+    """If the outcome of a commit is unknown, the projector raises a typed error; the next one reads the checkpoint."""
 
     def fail(self: SqliteStore, connection: sqlite3.Connection) -> None:
         connection.execute("ROLLBACK")
@@ -607,11 +610,11 @@ async def test_a_commit_that_fails_leaves_the_model_as_it_was(
                 await project(story.ledger)
         assert await model_of(story.ledger) == before
         await project(story.ledger)
-        await is_sound(story.ledger)
+        await assert_sound(story.ledger)
 
 
 async def test_a_projector_may_stop_after_any_statement(any_url: str, short_pages: None) -> None:
-    """The model is always what the log says up to its checkpoint, and in the end as if nothing had happened."""
+    """The model is sound after each interruption, and in the end the same as without any."""
     async with a_story(any_url, 100) as story:
         ledger = story.ledger
         await project(ledger)
@@ -627,7 +630,7 @@ async def test_a_projector_may_stop_after_any_statement(any_url: str, short_page
                 except Stopped:
                     assert len(done) == len(stopped_at) + 1
             stopped_at.append((await model_of(ledger))[0])
-            await is_sound(ledger)
+            await assert_sound(ledger)
             await project(ledger)
             assert await model_of(ledger) == after
         assert len(set(stopped_at)) > 3
@@ -635,7 +638,7 @@ async def test_a_projector_may_stop_after_any_statement(any_url: str, short_page
 
 
 async def test_a_rebuild_may_stop_after_any_statement(any_url: str, short_pages: None) -> None:
-    """The live model is untouched until it is replaced as a whole; the next rebuild removes what was left."""
+    """The live model is unchanged until it is replaced as a whole; the next rebuild deletes what was left."""
     async with a_story(any_url, 40) as story:
         ledger = story.ledger
         await project(ledger)
@@ -654,8 +657,8 @@ async def test_a_rebuild_may_stop_after_any_statement(any_url: str, short_pages:
         assert len(await generations(ledger)) == 1
 
 
-async def test_a_process_that_died_while_rebuilding_leaves_a_sound_model(url: str, short_pages: None) -> None:
-    """Cancelled in the middle, nobody tidies up: readers do not see it, and the next rebuild does."""
+async def test_a_rebuild_that_is_cancelled_leaves_a_sound_model(url: str, short_pages: None) -> None:
+    """Nobody deletes the shadow, as after a crash: readers do not see it, and the next rebuild deletes it."""
     async with a_story(url, 200) as story:
         ledger = story.ledger
         await project(ledger)
@@ -675,4 +678,4 @@ async def test_a_process_that_died_while_rebuilding_leaves_a_sound_model(url: st
         await story.goes_on(10)
         assert (await ledger.rebuild()).different == 0
         assert len(await generations(ledger)) == 1
-        await is_sound(ledger)
+        await assert_sound(ledger)

@@ -1,6 +1,7 @@
-"""Receipts of other validators: each offered block is one of five things, and a block is spent once.
+"""Receipts of other validators: each offered block gets one of five verdicts, and no block is spent twice.
 
-`RECEIPTS_SEED` and `RECEIPTS_WORLDS` set which random worlds are compared with the reference model, and how many.
+The environment variables `RECEIPTS_SEED` and `RECEIPTS_WORLDS` set which random worlds are compared with the reference
+model, and how many.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ HALVES = {"me": 1.0, OTHER: 1.0}
 A, B = Axon("a", "192.0.2.1", 4, 8000), Axon("b", "192.0.2.2", 4, 8000)
 
 
-# Worked by hand: our validator and another have half of the stake each, a block lasts 12 s and grants 6 s per executor.
+# Done by hand: our validator and another have half of the stake each, a block lasts 12 s and grants 6 s per executor.
 
 
 class World:
-    """A ledger with blocks 12 s apart; block `n` is made `12 n` s after the start."""
+    """A ledger with blocks 12 s apart; block `n` is created `12 n` s after the start."""
 
     def __init__(self, ledger: Allowance) -> None:
         self.ledger = ledger
@@ -66,13 +67,13 @@ def receipt(
 
 
 def lists(outcome: ReceiptOutcome) -> dict[str, list[int]]:
-    """The five lists, but for empty ones."""
+    """Return those of the five lists that are not empty."""
     names = ("outside_range", "double_spent", "invalidated", "without_grant", "spendable")
     return {name: getattr(outcome, name) for name in names if getattr(outcome, name)}
 
 
 async def stocked(ledger: Allowance, numbers: Sequence[int] = range(1, 6), **offered: int) -> Bookkeeper:
-    """Blocks 1 to 5, of which 1 to 4 are finalized: 6 s each on `a`, and nothing on `b`, unless told."""
+    """Record blocks 1 to 5, of which 1 to 4 are finalized, by default with 6 s each on `a` and nothing on `b`."""
     world = World(ledger)
     await world.sync(1, **(offered or {"a": 1}))
     await world.blocks(numbers)
@@ -85,7 +86,7 @@ def new_ledger() -> Allowance:
 
 
 async def test_a_receipt_spends_exactly_its_spendable_blocks_once(new_ledger: Allowance) -> None:
-    """2 and 3 pay 10 s with 12; offered again with 4, they are spent, and 4 alone pays 6 s, not 7."""
+    """2 and 3, worth 12 s, pay 10 s; offered again with 4, they are spent, and 4 alone pays 6 s, not 7."""
     async with new_ledger as ledger:
         keeper = await stocked(ledger)
 
@@ -100,16 +101,16 @@ async def test_a_receipt_spends_exactly_its_spendable_blocks_once(new_ledger: Al
         assert keeper.take(receipt(48, 6.0, [2, 3, 4])).blocks == [4]
 
 
-async def test_a_nanosecond_decides(new_ledger: Allowance) -> None:
-    """Two blocks are worth 12 s: that pays 12 s, and not a nanosecond more."""
+async def test_a_receipt_is_refused_for_one_nanosecond_too_little(new_ledger: Allowance) -> None:
+    """Two blocks are worth 12 s: they pay 12 s, and not a nanosecond more."""
     async with new_ledger as ledger:
         keeper = await stocked(ledger)
         assert not keeper.take(receipt(48, 12.000000001, [2, 3])).spent
         assert keeper.take(receipt(48, 12.0, [2, 3])).spent
 
 
-async def test_our_own_reservations_are_no_concern(new_ledger: Allowance) -> None:
-    """What we hold and spend ourselves, the bookkeeper does not know; each account is spent apart."""
+async def test_the_ledgers_own_reservations_are_ignored(new_ledger: Allowance) -> None:
+    """The bookkeeper counts no block of our own reservations as spent, and counts each account separately."""
     async with new_ledger as ledger:
         await stocked(ledger)
         await ledger.spend((await ledger.reserve("a", GPU, 24.0, 5)).reservation_id)
@@ -119,8 +120,8 @@ async def test_our_own_reservations_are_no_concern(new_ledger: Allowance) -> Non
         assert not keeper.take(receipt(48, 6.0, [1])).spent
 
 
-async def test_each_block_is_named_by_the_first_word_that_applies(new_ledger: Allowance) -> None:
-    """A spent block that is too old is outside the range; an invalidated one that is spent is double-spent."""
+async def test_each_block_gets_the_first_verdict_that_applies(new_ledger: Allowance) -> None:
+    """A spent block that is too old is `outside_range`; an invalidated one that is spent is `double_spent`."""
     settings = Settings(block_expiry_blocks=3, validation_leeway_lower_blocks=1, validation_leeway_upper_blocks=1)
     async with Allowance.open("sqlite://", validator_ss58="me", settings=settings) as ledger:
         world = World(ledger)
@@ -129,10 +130,10 @@ async def test_each_block_is_named_by_the_first_word_that_applies(new_ledger: Al
         await world.sync(7, a=1)
         await world.blocks(range(9, 13))
         keeper = await ledger.receipts()
-        # At block 6 the range is 2 to 7 and the drop at 7 is yet to come: 12 s each, but 6 s for 7.
+        # At block 6 the range is 2 to 7, and the drop at 7 does not count yet: 12 s each, but 6 s for 7.
         early = keeper.take(receipt(12 * 6, 12.0, [1, 3, 4, 8]))
         assert lists(early) == {"outside_range": [1, 8], "spendable": [3, 4]}
-        # At block 8 the range is 4 to 9, and 7 is the first block that the drop leaves.
+        # At block 8 the range is 4 to 9, and 7 is the first block that is not invalidated.
         later = keeper.take(receipt(12 * 8 + 11.9, 1.0, [3, 4, 5, 6, 7, 9, 10]))
         assert lists(later) == {
             "outside_range": [3, 10],
@@ -143,8 +144,8 @@ async def test_each_block_is_named_by_the_first_word_that_applies(new_ledger: Al
         assert later.spendable_seconds == 18.0
 
 
-async def test_of_several_drops_the_last_by_then_counts(new_ledger: Allowance) -> None:
-    """With drops at 3 and 6, a job at block 5 loses 1 and 2, a job at 6 loses all up to 5."""
+async def test_the_last_drop_at_or_before_the_start_counts(new_ledger: Allowance) -> None:
+    """With drops at 3 and 6, blocks 1 and 2 are invalidated for a job at block 5, and all up to 5 for a job at 6."""
     async with new_ledger as ledger:
         world = World(ledger)
         await world.sync(1, a=3)
@@ -157,7 +158,7 @@ async def test_of_several_drops_the_last_by_then_counts(new_ledger: Allowance) -
 
 
 async def test_a_drop_that_is_recorded_late_counts_from_its_block_on(new_ledger: Allowance) -> None:
-    """A sync at 3 that comes after one at 6 invalidates 1 and 2 for jobs from block 3 on."""
+    """A sync at 3 that is recorded after one at 6 invalidates 1 and 2 for jobs from block 3 on."""
     async with new_ledger as ledger:
         world = World(ledger)
         await world.sync(1, a=2)
@@ -169,7 +170,7 @@ async def test_a_drop_that_is_recorded_late_counts_from_its_block_on(new_ledger:
             assert keeper.take(receipt(12 * start, 1.0, [1, 2, 3])).invalidated == invalidated
 
 
-async def test_the_validators_own_stake_at_the_block_is_what_counts(new_ledger: Allowance) -> None:
+async def test_a_grant_depends_on_the_validators_stake_at_the_block(new_ledger: Allowance) -> None:
     """At block 1 the other validator has a quarter of the stake, at 2 nothing, at 3 it is not listed, at 4 all."""
     async with new_ledger as ledger:
         world = World(ledger)
@@ -185,7 +186,7 @@ async def test_the_validators_own_stake_at_the_block_is_what_counts(new_ledger: 
 
 
 async def test_amounts_are_fixed_when_a_block_is_finalized(tmp_path: Path) -> None:
-    """Multiplier, cap and long blocks count as they stood then, the window as it stands now."""
+    """Multiplier, cap and long blocks count as set at that time, the window as set now."""
     database = f"sqlite:///{tmp_path / 'ledger.db'}"
     first = Settings(allowance_multiplier="1/3", executors_max_per_class={GPU: 1}, long_block_seconds=11)
     async with Allowance.open(database, validator_ss58="me", settings=first) as ledger:
@@ -205,7 +206,7 @@ async def test_amounts_are_fixed_when_a_block_is_finalized(tmp_path: Path) -> No
 
 
 async def test_a_miner_or_class_that_nobody_offered_has_no_grant(new_ledger: Allowance) -> None:
-    """What is unknown is without a grant, where it is not outside the range or spent."""
+    """Blocks of an unknown miner, class or validator are `without_grant`."""
     async with new_ledger as ledger:
         keeper = await stocked(ledger)
         for stranger in (
@@ -222,7 +223,7 @@ async def test_a_miner_or_class_that_nobody_offered_has_no_grant(new_ledger: All
 async def test_a_time_must_be_covered_by_the_known_blocks(
     new_ledger: Allowance, second: float, start: int | None
 ) -> None:
-    """Blocks 1 to 5 cover from second 12 to before second 60; beyond, it is an error of its own."""
+    """Blocks 1 to 5 cover the seconds 12 to 60, the last excluded; other times raise `TimeOutOfRange`."""
     async with new_ledger as ledger:
         keeper = await stocked(ledger)
         if start is not None:
@@ -235,14 +236,14 @@ async def test_a_time_must_be_covered_by_the_known_blocks(
 
 
 async def test_without_blocks_no_time_is_covered(new_ledger: Allowance) -> None:
-    """An empty ledger knows no time."""
+    """An empty ledger raises `TimeOutOfRange` without bounds."""
     async with new_ledger as ledger:
         with pytest.raises(TimeOutOfRange) as caught:
             (await ledger.receipts()).take(receipt(1, 1.0, [1]))
         assert (caught.value.first, caught.value.last) == (None, None)
 
 
-async def test_in_a_hole_the_block_before_it_is_the_newest(new_ledger: Allowance) -> None:
+async def test_in_a_gap_the_block_before_it_is_the_newest(new_ledger: Allowance) -> None:
     """With 3 to 5 unknown, a job between 2 and 6 started at block 2."""
     async with new_ledger as ledger:
         keeper = await stocked(ledger, [1, 2, 6, 7])
@@ -250,8 +251,8 @@ async def test_in_a_hole_the_block_before_it_is_the_newest(new_ledger: Allowance
         assert keeper.take(receipt(12 * 6, 6.0, [1])).job_start_block == 6
 
 
-async def test_a_keeper_follows_the_log_and_keeps_what_it_spent(new_ledger: Allowance) -> None:
-    """Brought up to date, it knows newer blocks; a drop that came since counts, and spent stays spent."""
+async def test_a_bookkeeper_follows_the_log_and_remembers_spent_blocks(new_ledger: Allowance) -> None:
+    """After `follow` it knows newer blocks and drops, and spent blocks stay spent."""
     async with new_ledger as ledger:
         world = World(ledger)
         await world.sync(1, a=2)
@@ -272,7 +273,7 @@ async def test_a_keeper_follows_the_log_and_keeps_what_it_spent(new_ledger: Allo
 
 
 async def test_a_view_of_the_past_has_its_own_bookkeeper(new_ledger: Allowance) -> None:
-    """As of a position, later facts are not known."""
+    """At a position it does not know later facts."""
     async with new_ledger as ledger:
         world = World(ledger)
         await world.sync(1, a=1)
@@ -328,8 +329,8 @@ async def test_malformed_receipts_are_refused_and_spend_nothing(
         assert keeper.take(Receipt(**good)).spent
 
 
-def test_there_is_a_blocking_call() -> None:
-    """Code without an event loop gets the same bookkeeper."""
+def test_the_blocking_api_returns_a_bookkeeper() -> None:
+    """Code without an event loop uses the same bookkeeper."""
     from routing import sync
 
     with sync.Allowance.open("sqlite://", validator_ss58="me") as ledger, pytest.raises(TimeOutOfRange):
@@ -340,7 +341,7 @@ def test_there_is_a_blocking_call() -> None:
 
 
 class Day:
-    """Facts in any order, with holes, drops and changed settings; and receipts in between."""
+    """Facts in any order, with gaps, drops and changed settings, and receipts in between."""
 
     def __init__(self, database_url: str, draw: random.Random) -> None:
         self.draw = draw
@@ -351,7 +352,7 @@ class Day:
         )
         self.pair = Pair(database_url, self.rules)
         self.keepers = reference.Bookkeeper(self.pair.model), self.pair.run(self.pair.ledger.receipts())
-        self.words: set[str] = set()
+        self.verdicts: set[str] = set()
 
     def live(self, steps: int) -> None:
         self.pair.record_manifests(5, {miner: dict.fromkeys(CLASSES, 2) for miner in MINERS})
@@ -390,7 +391,7 @@ class Day:
         self.pair.restart(self.rules)
 
     def a_receipt(self) -> None:
-        """The same verdict and the same sums, or the same refusal."""
+        """Check that both bookkeepers return the same verdicts and sums, or the same error."""
         model, keeper = self.keepers
         self.pair.run(self.pair.ledger.receipts(keeper))
         validator, miner, executor_class = account = (
@@ -406,23 +407,23 @@ class Day:
             outcome = model.receive(account, started_at_ns, nanoseconds(amount_s), offered)
         except Refused as refused:
             outcome = refused
-        made = Receipt(validator, miner, executor_class, instant(started_at_ns), offered, amount_s)
+        given = Receipt(validator, miner, executor_class, instant(started_at_ns), offered, amount_s)
         if isinstance(outcome, Refused):
             with pytest.raises(TimeOutOfRange):
-                keeper.take(made)
+                keeper.take(given)
             return
-        said = keeper.take(made)
-        assert said.spent == outcome.accepted
-        assert said.blocks == (list(outcome.spendable) if outcome.accepted else [])
-        assert lists(said) == {
+        actual = keeper.take(given)
+        assert actual.spent == outcome.accepted
+        assert actual.blocks == (list(outcome.spendable) if outcome.accepted else [])
+        assert lists(actual) == {
             name: list(value) for name, value in vars(outcome).items() if name != "accepted" and value
         }
         grants = self.pair.model.granted(miner, executor_class, validator)
-        assert said.spendable_seconds == seconds(sum(grants[block] for block in outcome.spendable))
-        self.words |= lists(said).keys()
+        assert actual.spendable_seconds == seconds(sum(grants[block] for block in outcome.spendable))
+        self.verdicts |= lists(actual).keys()
 
     def a_time(self) -> int:
-        """Mostly at, just before or just after a block."""
+        """Return a time at, just before or just after a block, or half a block away."""
         block = self.draw.choice(self.pair.model.blocks)
         return block.created_at_ns + self.draw.choice([0, -1000, 1000, 6 * SECOND_NS, -6 * SECOND_NS])
 
@@ -435,13 +436,13 @@ def compare_a_world(directory: Path, world_seed: int, steps: int) -> set[str]:
         finally:
             day.pair.close()
             day.pair.loop.close()
-        return day.words
+        return day.verdicts
 
 
-def test_random_worlds_are_judged_as_the_reference_judges(tmp_path: Path) -> None:
-    """Whatever the order of facts and settings, both say the same of each receipt; every word is heard."""
+def test_random_receipts_have_the_outcomes_of_the_reference_model(tmp_path: Path) -> None:
+    """With facts and settings in any order; every one of the five verdicts occurs."""
     first = int(os.environ.get("RECEIPTS_SEED", "1"))
-    heard: set[str] = set()
+    verdicts: set[str] = set()
     for world_seed in range(first, first + int(os.environ.get("RECEIPTS_WORLDS", "12"))):
-        heard |= compare_a_world(tmp_path, world_seed, steps=120)
-    assert len(heard) == 5 or "RECEIPTS_SEED" in os.environ
+        verdicts |= compare_a_world(tmp_path, world_seed, steps=120)
+    assert len(verdicts) == 5 or "RECEIPTS_SEED" in os.environ

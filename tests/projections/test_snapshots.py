@@ -1,4 +1,4 @@
-"""However a state came to be, it is the same bytes; and a snapshot is used only where it is what the log says."""
+"""Equal logs give equal states, byte for byte, and a snapshot is used only if it belongs to the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sqlalchemy import delete, insert, select, update
 from ledger import SNAPSHOT_VERSION, encode_state
 from ledger.store.sqlite.store import SqliteStore
 from projections import Availability, SnapshotStore, state_at
-from projections.snapshots import KEPT_SNAPSHOTS, Snapshot, _digest
+from projections.snapshots import KEPT_SNAPSHOTS, Snapshot, payload_digest
 from projections.tables import snapshots
 from routing import Allowance
 from tests.support.engines import ENGINES, new_database
@@ -37,23 +37,25 @@ def url(tmp_path: Path) -> str:
 
 
 async def bytes_of(ledger: Allowance) -> bytes:
-    """The live state, dumped."""
-    return await ledger._query(lambda state, _: encode_state(state))
+    """Return the live state, encoded."""
+    return await ledger._read_state(lambda state, _: encode_state(state))
 
 
 async def take_snapshot(ledger: Allowance) -> int:
-    """Saves one of the state as it is; answers its position."""
-    taken: Snapshot = await ledger._query(lambda state, _: Snapshot(state.position, state.hash, encode_state(state)))
-    await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(taken))
-    return taken.position
+    """Save a snapshot of the live state; return its position."""
+    snapshot: Snapshot = await ledger._read_state(
+        lambda state, _: Snapshot(state.position, state.hash, encode_state(state))
+    )
+    await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(snapshot))
+    return snapshot.position
 
 
 # Equal bytes
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 3))
-async def test_a_state_is_the_same_bytes_however_it_was_folded(any_url: str, seed: int) -> None:
-    """Live, at once, in pieces, after opening again, and from a snapshot at any position."""
+async def test_a_state_has_the_same_bytes_however_it_was_folded(any_url: str, seed: int) -> None:
+    """Live, all at once, in batches, after opening again, and from a snapshot at any position."""
     clock = Clock()
     with seed_shown(seed):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -66,24 +68,24 @@ async def test_a_state_is_the_same_bytes_however_it_was_folded(any_url: str, see
             at_once.fold(rows)
             assert encode_state(at_once) == live
 
-            in_pieces = Availability()
+            in_batches = Availability()
             start = 0
             while start < len(rows):
                 end = start + story.draw.randrange(1, 40)
-                in_pieces.fold(rows[start:end])
-                in_pieces.ranking(GPU, clock.now_ns)
+                in_batches.fold(rows[start:end])
+                in_batches.ranking(GPU, clock.now_ns)
                 start = end
-            assert encode_state(in_pieces) == live
+            assert encode_state(in_batches) == live
 
             for position in story.draw.sample(range(1, len(rows)), 12):
                 before = Availability()
                 before.fold(rows[:position])
-                taken = Snapshot(before.position, before.hash, encode_state(before))
+                snapshot = Snapshot(before.position, before.hash, encode_state(before))
                 await executed(ledger, delete(snapshots))
-                await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(taken))  # noqa: B023 - awaited at once
+                await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(snapshot))  # noqa: B023 - awaited at once
                 from_snapshot = await there(ledger, lambda: state_at(store_of(ledger), len(rows)))
                 assert encode_state(from_snapshot) == live
-                assert encode_state(before) == taken.payload
+                assert encode_state(before) == snapshot.payload
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
             assert await bytes_of(ledger) == live
             story.ledger = ledger
@@ -94,8 +96,8 @@ async def test_a_state_is_the_same_bytes_however_it_was_folded(any_url: str, see
             assert encode_state(fresh) == later != live
 
 
-async def test_a_state_from_a_snapshot_answers_the_same(url: str) -> None:
-    """Not only the bytes: rankings, claims and reservations go on from it as from the live one."""
+async def test_a_state_from_a_snapshot_behaves_like_the_live_one(url: str) -> None:
+    """Rankings, claims and settlements that are decided on it are the same, not only its bytes."""
     clock, twin_clock = Clock(), Clock()
     twin_url = f"{url}.twin"
     with seed_shown(SEED):
@@ -108,8 +110,10 @@ async def test_a_state_from_a_snapshot_answers_the_same(url: str) -> None:
                 await story.goes_on(20)
                 await twin_story.goes_on(20)
                 await take_snapshot(ledger)
-                assert ledger._handle is not None
-                await ledger._handle.writer.replace_state(await there(ledger, SnapshotStore(store_of(ledger)).load))
+                assert ledger._lifecycle.open_handle is not None
+                await ledger._lifecycle.open_handle.writer.replace_state(
+                    await there(ledger, SnapshotStore(store_of(ledger)).load)
+                )
                 assert await bytes_of(ledger) == await bytes_of(twin)
             assert story.made == twin_story.made
 
@@ -117,8 +121,8 @@ async def test_a_state_from_a_snapshot_answers_the_same(url: str) -> None:
 # Use
 
 
-async def test_opening_reads_only_what_came_after_the_snapshot(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a row before it, whatever the ledger's age."""
+async def test_opening_reads_only_the_rows_after_the_snapshot(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads no row before it, however old the ledger is."""
     monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 10)
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -143,8 +147,8 @@ async def test_opening_reads_only_what_came_after_the_snapshot(url: str, monkeyp
         assert read_after == list(range(position, head, 10))
 
 
-async def test_a_long_ledger_takes_snapshots_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it grows and as it is closed; the two newest are kept."""
+async def test_a_writer_saves_snapshots_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the log grows, and when it closes; the two newest remain."""
     monkeypatch.setattr("routing.service.handle.PROJECT_EVERY_ROWS", 40)
     monkeypatch.setattr("routing.service.handle.SNAPSHOT_EVERY_ROWS", 60)
     clock = Clock()
@@ -166,15 +170,15 @@ async def test_a_long_ledger_takes_snapshots_by_itself(url: str, monkeypatch: py
         assert max(position for (position,) in stored) > (await ledger.head()).position - 40
 
 
-async def test_of_all_writers_one_looks_after_what_is_derived(any_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose row completes the number: were all to do so who see it, sixteen would do the same work at once."""
+async def test_only_one_of_several_writers_updates_derived_data(any_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one whose row completes the interval; otherwise sixteen processes would do the same work at once."""
     monkeypatch.setattr("routing.service.handle.PROJECT_EVERY_ROWS", 10)
     carers: list[object] = []
 
     async def care(self: object) -> None:
         carers.append(self)
 
-    monkeypatch.setattr("routing.service.handle.LedgerHandle._care", care)
+    monkeypatch.setattr("routing.service.handle.LedgerHandle._run_upkeep", care)
     opened = Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=(clock := Clock()))
     async with small_ledger(url=any_url, clock=clock) as ledger, opened as other:
         for _ in range(20):
@@ -184,17 +188,19 @@ async def test_of_all_writers_one_looks_after_what_is_derived(any_url: str, monk
         assert len(set(carers)) == 2
 
 
-async def test_what_another_ledger_has_just_saved_is_not_saved_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever closes looks first. Catches each process counting from its own last snapshot."""
+async def test_closing_saves_no_snapshot_that_another_writer_has_saved(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing looks up the newest snapshot first. Fails if each process counts from its own last snapshot."""
     monkeypatch.setattr("routing.service.handle.PROJECT_EVERY_ROWS", 10)
     saved: list[int] = []
     save = SnapshotStore.save
 
-    async def save_and_tell(self: SnapshotStore, taken: Snapshot, *arguments: Any) -> None:
-        saved.append(taken.position)
-        await save(self, taken, *arguments)
+    async def save_and_record(self: SnapshotStore, snapshot: Snapshot, *arguments: Any) -> None:
+        saved.append(snapshot.position)
+        await save(self, snapshot, *arguments)
 
-    monkeypatch.setattr(SnapshotStore, "save", save_and_tell)
+    monkeypatch.setattr(SnapshotStore, "save", save_and_record)
     opened = Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=(clock := Clock()))
     async with small_ledger(url=url, clock=clock) as ledger, opened as other:
         await other.miners()
@@ -202,8 +208,10 @@ async def test_what_another_ledger_has_just_saved_is_not_saved_again(url: str, m
     assert saved == [13]
 
 
-async def test_a_batch_that_steps_over_the_number_is_looked_after(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its last row need not be the one that completes the number; with many callers it hardly ever is."""
+async def test_a_batch_that_completes_the_interval_updates_derived_data(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any row of the batch may complete it; with many callers it is hardly ever the last one."""
     monkeypatch.setattr("routing.service.handle.PROJECT_EVERY_ROWS", 20)
     cared: list[object] = []
 
@@ -212,7 +220,7 @@ async def test_a_batch_that_steps_over_the_number_is_looked_after(url: str, monk
 
     async with small_ledger(url=url) as ledger:
         assert (await ledger.head()).position == 13
-        monkeypatch.setattr("routing.service.handle.LedgerHandle._care", care)
+        monkeypatch.setattr("routing.service.handle.LedgerHandle._run_upkeep", care)
         async with stalled(ledger) as opened:
             changes = [asyncio.create_task(ledger.reserve("5Anna", GPU, 0.1, 11)) for _ in range(8)]
             await queued(opened, 8)
@@ -222,8 +230,8 @@ async def test_a_batch_that_steps_over_the_number_is_looked_after(url: str, monk
     assert len(cared) == 1
 
 
-async def test_an_auditor_takes_no_snapshot(url: str) -> None:
-    """Reading only, nothing is written, also when it is closed."""
+async def test_an_auditor_saves_no_snapshot(url: str) -> None:
+    """A ledger opened for reading only writes nothing, not even when it closes."""
     async with small_ledger(url=url) as ledger:
         await executed(ledger, delete(snapshots))
     async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as auditor:
@@ -235,9 +243,9 @@ async def test_an_auditor_takes_no_snapshot(url: str) -> None:
 # Damage
 
 
-def resealed(payload: bytes) -> dict[str, Any]:
-    """A payload with the digest that it would have been stored with."""
-    return {"payload": payload, "digest": _digest(payload)}
+def with_right_digest(payload: bytes) -> dict[str, Any]:
+    """Return a payload and its right digest."""
+    return {"payload": payload, "digest": payload_digest(payload)}
 
 
 def cut(payload: bytes) -> dict[str, Any]:
@@ -248,13 +256,13 @@ def flipped(payload: bytes) -> dict[str, Any]:
     return {"payload": payload[:50] + bytes([payload[50] ^ 1]) + payload[51:]}
 
 
-def with_field(place: int, value: Any) -> Callable[[bytes], dict[str, Any]]:
-    """A payload in which one field of the state says something else, properly sealed."""
+def with_field(index: int, value: Any) -> Callable[[bytes], dict[str, Any]]:
+    """Return a function that changes one field of a payload's state and computes its digest again."""
 
     def damage(payload: bytes) -> dict[str, Any]:
         fields = msgspec.msgpack.decode(payload)
-        fields[place] = value
-        return resealed(msgspec.msgpack.encode(fields))
+        fields[index] = value
+        return with_right_digest(msgspec.msgpack.encode(fields))
 
     return damage
 
@@ -268,22 +276,22 @@ DAMAGE: dict[str, Callable[[bytes], dict[str, Any]]] = {
     "beyond the log": lambda _: {"position": 10**9},
     "an older version": lambda _: {"model_version": SNAPSHOT_VERSION - 1},
     "a newer version": lambda _: {"model_version": SNAPSHOT_VERSION + 1},
-    "sealed nonsense": lambda _: resealed(b"no state"),
-    "sealed nothing": lambda _: resealed(b""),
-    "sealed, of another shape": lambda _: resealed(msgspec.msgpack.encode([1, 2, 3])),
-    "sealed, cut short": lambda payload: resealed(payload[: len(payload) // 2]),
-    "sealed, at another position": with_field(0, 5),
-    "sealed, chunks of odd length": with_field(9, [[0, b"123", b"1", b"2", b"3"]]),
-    "sealed, members that are not there": with_field(13, [[10**6, 1, 1, 10**6]]),
-    "sealed, reservations of no account": with_field(20, [[1, 1, 10**6, 1, [[1, 1]], 1, 1, 1, None, None, None]]),
-    "sealed, a multiplier that is none": with_field(4, {"allowance_multiplier": "much"}),
-    "sealed, a multiplier by nothing": with_field(4, {"allowance_multiplier": "1/0"}),
+    "right digest, nonsense": lambda _: with_right_digest(b"no state"),
+    "right digest, nothing": lambda _: with_right_digest(b""),
+    "right digest, of another shape": lambda _: with_right_digest(msgspec.msgpack.encode([1, 2, 3])),
+    "right digest, cut short": lambda payload: with_right_digest(payload[: len(payload) // 2]),
+    "right digest, at another position": with_field(0, 5),
+    "right digest, chunks of an odd length": with_field(9, [[0, b"123", b"1", b"2", b"3"]]),
+    "right digest, members that are not there": with_field(13, [[10**6, 1, 1, 10**6]]),
+    "right digest, reservations of no account": with_field(20, [[1, 1, 10**6, 1, [[1, 1]], 1, 1, 1, None, None, None]]),
+    "right digest, a multiplier that is none": with_field(4, {"allowance_multiplier": "much"}),
+    "right digest, a multiplier by nothing": with_field(4, {"allowance_multiplier": "1/0"}),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_a_damaged_snapshot_is_passed_over(any_url: str, damage: str) -> None:
-    """The one before it is used, or the log from its beginning; the state is the same."""
+async def test_a_damaged_snapshot_is_skipped(any_url: str, damage: str) -> None:
+    """The snapshot before it is used, or the log from its beginning; the state is the same."""
     clock = Clock()
     async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         story = Story(ledger, clock, SEED)
@@ -303,7 +311,7 @@ async def test_a_damaged_snapshot_is_passed_over(any_url: str, damage: str) -> N
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=read_only) as ledger:
             assert await bytes_of(ledger) == live
             assert (await ledger.head()).position == head
-            # Each by its own: with none left that counts, the log is folded from its first event.
+            # The next opening has no sound snapshot left, and must fold the log from its first event.
             await executed(ledger, delete(snapshots).where(snapshots.c.position < damaged)) if not read_only else None
     async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
         assert await bytes_of(ledger) == live
@@ -312,31 +320,31 @@ async def test_a_damaged_snapshot_is_passed_over(any_url: str, damage: str) -> N
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_random_damage_under_a_right_seal_never_breaks_the_opening(url: str, seed: int) -> None:
-    """Bytes changed and sealed again either make no state, and are passed over, or are found by a rebuild."""
+async def test_random_damage_with_a_right_digest_never_prevents_opening(url: str, seed: int) -> None:
+    """Changed bytes either decode to no state and are skipped, or a rebuild finds them."""
     draw = random.Random(seed)
     clock = Clock()
     with seed_shown(seed):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(80)
-            taken: Snapshot = await ledger._query(
+            snapshot: Snapshot = await ledger._read_state(
                 lambda state, _: Snapshot(state.position, state.hash, encode_state(state))
             )
             for _ in range(150):
-                payload = bytearray(taken.payload)
+                payload = bytearray(snapshot.payload)
                 for _ in range(draw.choice([1, 1, 2, 5])):
                     payload[draw.randrange(len(payload))] = draw.randrange(256)
-                damaged = Snapshot(taken.position, taken.hash, bytes(payload))
+                damaged = Snapshot(snapshot.position, snapshot.hash, bytes(payload))
                 await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(damaged))  # noqa: B023 - awaited at once
                 state = await there(ledger, lambda: SnapshotStore(store_of(ledger)).load())
-                assert state.position in (0, taken.position)
+                assert state.position in (0, snapshot.position)
             report = await ledger.rebuild()
             assert [each.what for each in report.differences] == ["snapshot"]
 
 
-async def test_snapshots_of_another_ledger_are_not_ours(url: str) -> None:
-    """Two ledgers in one database keep their own."""
+async def test_snapshots_of_another_ledger_are_not_used(url: str) -> None:
+    """Each of two ledgers in one database loads its own."""
     clock = Clock()
     async with (
         Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger,
@@ -353,5 +361,5 @@ async def test_snapshots_of_another_ledger_are_not_ours(url: str) -> None:
             delete(snapshots).where(snapshots.c.ledger == 1),
             insert(snapshots).values((1, *of_second)),
         )
-        # Put under our name it does not count: our log has another hash there.
+        # Copied to the first ledger it does not count, because that log has another hash at the position.
         assert (await there(ledger, SnapshotStore(store_of(ledger)).load)).position == 0

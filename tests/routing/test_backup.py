@@ -1,4 +1,4 @@
-"""Whole ledgers carried from one place to another: same events, same positions, same hashes, or nothing at all."""
+"""Export, verify and restore whole ledgers: the same events, positions and hashes, or no change at all."""
 
 from __future__ import annotations
 
@@ -47,42 +47,50 @@ SEED = int(os.environ.get("TAMPER_SEED", "20241125"))
 DAMAGES = 400
 
 
-async def a_story(url: str, steps: int = 60) -> tuple[Head, list[Row], bytes]:
-    """A ledger with a bit of everything: its head, its events, its state."""
+async def make_ledger(url: str, steps: int = 60) -> tuple[Head, list[Row], bytes]:
+    """Make a ledger with events of every kind; return its head, its events and its encoded state."""
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock, settings=SETTINGS) as ledger:
         await Story(ledger, clock, SEED).goes_on(steps)
-        return await ledger.head(), await events_of(ledger), await ledger._query(lambda state, _: encode_state(state))
+        return (
+            await ledger.head(),
+            await events_of(ledger),
+            await ledger._read_state(lambda state, _: encode_state(state)),
+        )
 
 
 async def contents(url: str, validator_ss58: str = VALIDATOR) -> tuple[Head, list[Row], bytes]:
-    """What a ledger holds, read without changing it."""
+    """Return a ledger's head, events and encoded state, read without write access."""
     async with Allowance.open(url, validator_ss58=validator_ss58, read_only=True) as ledger:
-        return await ledger.head(), await events_of(ledger), await ledger._query(lambda state, _: encode_state(state))
+        return (
+            await ledger.head(),
+            await events_of(ledger),
+            await ledger._read_state(lambda state, _: encode_state(state)),
+        )
 
 
 async def exported(url: str, path: Path) -> Path:
-    """The ledger's export."""
+    """Export a ledger to a path; return the path."""
     async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
         await ledger.export(path)
     return path
 
 
-async def test_a_ledger_goes_from_engine_to_engine_and_back(tmp_path: Path, postgres_url: str) -> None:
-    """SQLite, file, PostgreSQL, and directly back to SQLite: the same head, events and state, and changes go on.
+async def test_a_ledger_is_restored_from_engine_to_engine_and_back(tmp_path: Path, postgres_url: str) -> None:
+    """SQLite to a file, to PostgreSQL, and back to SQLite: head, events and state are equal, and changes go on.
 
-    Catches a column that is carried as something else, and a head that is not where the events end.
+    Catches a column that a restore alters, and a head that is not the last event's.
     """
     first, last = f"sqlite:///{tmp_path}/first.db", f"sqlite:///{tmp_path}/last.db"
-    told_live = await a_story(first)
+    live = await make_ledger(first)
     file = await exported(first, tmp_path / "first.jsonl.gz")
-    head = told_live[0]
+    head = live[0]
     report = await restore(file, postgres_url)
     assert (report.validator_ss58, report.position, report.hash) == (VALIDATOR, head.position, head.hash.hex())
     assert report.added == head.position
-    assert await contents(postgres_url) == told_live
+    assert await contents(postgres_url) == live
     await restore(postgres_url, last)
-    assert await contents(last) == told_live
+    assert await contents(last) == live
     assert (await exported(last, tmp_path / "last.jsonl.gz")).read_bytes() == file.read_bytes()
     for url in (postgres_url, last):
         async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock()) as ledger:
@@ -94,8 +102,8 @@ async def test_a_ledger_goes_from_engine_to_engine_and_back(tmp_path: Path, post
             assert (await ledger.verify([head])).noted == [head.position]
 
 
-async def test_any_stored_bytes_are_carried_exactly(tmp_path: Path, shared_url: str) -> None:
-    """Payloads that are no text, texts of any characters, and every column that may be there or not."""
+async def test_any_stored_bytes_are_exported_and_restored_exactly(tmp_path: Path, shared_url: str) -> None:
+    """Payloads may be arbitrary bytes, texts may have any characters, and optional columns may be set or not."""
     odd = '\x01 \u2028 \U0001f9fe "quoted" \\ \r\n end'
     async with opened(shared_url) as store:
         rows = rows_after(Head(), 2)
@@ -123,10 +131,10 @@ async def test_any_stored_bytes_are_carried_exactly(tmp_path: Path, shared_url: 
             assert await all_rows(restored) == rows
 
 
-async def test_an_export_is_of_one_moment(tmp_path: Path, shared_url: str) -> None:
-    """What is appended once the export has begun is not in it, and what was there before is, page after page.
+async def test_an_export_has_the_events_of_one_moment(tmp_path: Path, shared_url: str) -> None:
+    """Events appended after the export began are not in it; all earlier ones are, over several pages.
 
-    Catches an export that reads each page as of another moment, or ends where the log does by then.
+    Catches an export that reads each page in another snapshot, or that ends at the newest head.
     """
     async with opened(shared_url) as store:
         head = await append(store, rows_after(Head(), 2500))
@@ -142,16 +150,16 @@ async def test_an_export_is_of_one_moment(tmp_path: Path, shared_url: str) -> No
     assert (checked.findings, checked.noted, checked.position) == ([], [2500], 2500)
 
 
-async def test_an_export_of_a_ledger_at_work_is_a_beginning_of_it(tmp_path: Path, shared_url: str) -> None:
-    """Exports beside a writer that never stops: each is verified, and each is the log up to some position."""
+async def test_an_export_of_a_ledger_in_use_is_a_prefix_of_its_log(tmp_path: Path, shared_url: str) -> None:
+    """Each export taken while a writer appends verifies, and equals the log up to some position."""
     async with small_ledger(url=shared_url, offers={"5Anna": 400}, blocks=41) as ledger:
         done = asyncio.Event()
 
         async def work() -> int:
             count = 0
             while not done.is_set():
-                held = await ledger.reserve("5Anna", GPU, 1.0, 41)
-                await ledger.release(held.reservation_id)
+                reserved = await ledger.reserve("5Anna", GPU, 1.0, 41)
+                await ledger.release(reserved.reservation_id)
                 count += 1
             return count
 
@@ -167,8 +175,8 @@ async def test_an_export_of_a_ledger_at_work_is_a_beginning_of_it(tmp_path: Path
             assert report.hash == rows[report.position - 1].hash.hex()
 
 
-async def test_a_restore_adds_to_the_beginning_of_the_same_log(tmp_path: Path, shared_url: str) -> None:
-    """Restored again, a newer export adds what is new; an older or the same one changes nothing."""
+async def test_a_restore_appends_to_a_prefix_of_the_same_log(tmp_path: Path, shared_url: str) -> None:
+    """Restoring a newer export appends the new events; restoring an older or the same one changes nothing."""
     live = f"sqlite:///{tmp_path}/live.db"
     async with small_ledger(url=live) as ledger:
         await ledger.export(tmp_path / "older.gz")
@@ -182,8 +190,8 @@ async def test_a_restore_adds_to_the_beginning_of_the_same_log(tmp_path: Path, s
     assert await contents(shared_url) == await contents(live)
 
 
-async def test_another_log_is_never_restored_over(tmp_path: Path, shared_url: str) -> None:
-    """Whether it is longer, shorter, or as long: refused, and left as it is."""
+async def test_a_restore_never_overwrites_another_log(tmp_path: Path, shared_url: str) -> None:
+    """A target with another log of the validator, longer or shorter, is refused and unchanged."""
     async with small_ledger(url=f"sqlite:///{tmp_path}/one.db") as ledger:
         await ledger.export(tmp_path / "short.gz")
         for _ in range(3):
@@ -200,10 +208,10 @@ async def test_another_log_is_never_restored_over(tmp_path: Path, shared_url: st
         assert (await other.verify()).findings == []
 
 
-async def test_validators_share_a_database(tmp_path: Path, shared_url: str) -> None:
-    """A ledger is restored beside those of others; from several, one is named; what fits nobody is refused."""
+async def test_ledgers_of_several_validators_share_a_database(tmp_path: Path, shared_url: str) -> None:
+    """A ledger is restored next to others; `validator_ss58` selects one of several; an unknown validator is refused."""
     source = f"sqlite:///{tmp_path}/source.db"
-    await a_story(source)
+    await make_ledger(source)
     async with Allowance.open(source, validator_ss58="5Other"):
         pass
     async with Allowance.open(shared_url, validator_ss58="5Third"):
@@ -220,13 +228,13 @@ async def test_validators_share_a_database(tmp_path: Path, shared_url: str) -> N
         await restore(source, "sqlite://", validator_ss58=VALIDATOR)
 
 
-async def test_a_damaged_export_is_refused_whole(tmp_path: Path) -> None:
-    """Cut off anywhere, or any bit turned: refused, and not even an empty ledger is left; or it makes no difference.
+async def test_a_damaged_export_is_refused_before_anything_is_restored(tmp_path: Path) -> None:
+    """A file truncated anywhere or with any bit flipped is refused without creating a ledger, or restores equally.
 
-    Catches a restore that begins before it knows that the file is whole.
+    Catches a restore that begins before it has read the whole file.
     """
     live = f"sqlite:///{tmp_path}/live.db"
-    head, _, _ = await a_story(live, 15)
+    head, _, _ = await make_ledger(live, 15)
     whole = (await exported(live, tmp_path / "whole.gz")).read_bytes()
     file, target = tmp_path / "damaged.gz", tmp_path / "target" / "ledger.db"
     draw = random.Random(SEED)
@@ -278,8 +286,10 @@ Change = Callable[[list[dict[str, Any]]], None]
         (lambda lines: lines[0].update(validator_ss58="5Other"), 15),
     ],
 )
-async def test_a_changed_line_is_found(tmp_path: Path, change: Change, bad: int) -> None:
-    """An export that was unpacked, changed and packed again: verify names the position, restore refuses with it."""
+async def test_a_changed_export_is_refused_at_the_position_of_the_change(
+    tmp_path: Path, change: Change, bad: int
+) -> None:
+    """For an export that was unpacked, changed and packed again, verify and restore name the position."""
     async with small_ledger(url=f"sqlite:///{tmp_path}/live.db") as ledger:
         for _ in range(2):
             await ledger.reserve("5Anna", GPU, 6.0, 11)
@@ -308,8 +318,8 @@ async def test_a_changed_line_is_found(tmp_path: Path, change: Change, bad: int)
         (gzip.compress(b'{"type":"allowance-ledger-export","version":1,"validator_ss58":"5V"}\n'), DamagedExport),
     ],
 )
-async def test_what_is_no_export_is_refused(tmp_path: Path, content: bytes, error: type[Exception]) -> None:
-    """And one of a newer release is told from it."""
+async def test_a_file_that_is_no_export_is_refused(tmp_path: Path, content: bytes, error: type[Exception]) -> None:
+    """An export of a newer release is refused with an error of its own."""
     (tmp_path / "file").write_bytes(content)
     for source in (tmp_path / "file", str(tmp_path / "file")):
         with pytest.raises(error):
@@ -319,7 +329,7 @@ async def test_what_is_no_export_is_refused(tmp_path: Path, content: bytes, erro
 
 
 async def test_a_damaged_ledger_is_not_exported(tmp_path: Path) -> None:
-    """The error names the position; no file is left, nor a part of one; an existing file is not written over."""
+    """The error names the position; no partial file is left behind, and an existing file is not overwritten."""
     path = tmp_path / "ledger.db"
     async with small_ledger(url=f"sqlite:///{path}") as ledger:
         with pytest.raises(InvalidInput):
@@ -340,8 +350,8 @@ async def test_a_damaged_ledger_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "target.db").exists()
 
 
-async def test_a_killed_restore_leaves_nothing_to_be_seen(tmp_path: Path, shared_url: str) -> None:
-    """Killed between two pages of its transaction; the ledger is empty, and restored by the next attempt.
+async def test_a_killed_restore_leaves_an_empty_ledger(tmp_path: Path, shared_url: str) -> None:
+    """After a kill between two pages of its transaction, the ledger is empty and the next attempt restores it.
 
     Catches pages that are committed one by one.
     """
@@ -375,10 +385,10 @@ async def test_a_killed_restore_leaves_nothing_to_be_seen(tmp_path: Path, shared
     assert (report.findings, report.noted) == ([], [3500])
 
 
-async def test_a_cancelled_restore_does_nothing(tmp_path: Path, shared_url: str) -> None:
-    """Cancelled between two pages of its transaction: the ledger is empty, and the next attempt restores it.
+async def test_a_cancelled_restore_leaves_an_empty_ledger(tmp_path: Path, shared_url: str) -> None:
+    """After a cancellation between two pages of its transaction, the ledger is empty and the next attempt restores it.
 
-    Catches a restore that keeps the library's loop to itself until it is done: nobody else would be answered meanwhile.
+    Catches a restore that blocks the runtime's loop until it is done: no other caller could run meanwhile.
     """
     live = f"sqlite:///{tmp_path}/live.db"
     async with opened(live) as store:
@@ -402,20 +412,20 @@ async def test_a_cancelled_restore_does_nothing(tmp_path: Path, shared_url: str)
     assert (await restore(live, shared_url)).added == 3500
 
 
-async def test_a_source_that_changes_between_its_checks_is_not_restored(tmp_path: Path, monkeypatch: Any) -> None:
-    """What is appended is followed again, so that nothing is restored that was not verified."""
-    await a_story(f"sqlite:///{tmp_path}/one.db")
+async def test_a_source_that_changes_after_its_verification_is_not_restored(tmp_path: Path, monkeypatch: Any) -> None:
+    """The restore checks the hash chain again while it appends, so it restores only what was verified."""
+    await make_ledger(f"sqlite:///{tmp_path}/one.db")
     async with small_ledger(url=f"sqlite:///{tmp_path}/two.db"):
         pass
     one = await exported(f"sqlite:///{tmp_path}/one.db", tmp_path / "one.gz")
     two = await exported(f"sqlite:///{tmp_path}/two.db", tmp_path / "two.gz")
-    end = verifying._LogCheck.end
+    check_heads = verifying._LogCheck.check_heads
 
     def end_and_swap(self: Any, head: StoredLedger) -> None:
-        end(self, head)
+        check_heads(self, head)
         os.replace(two, one)
 
-    monkeypatch.setattr(verifying._LogCheck, "end", end_and_swap)
+    monkeypatch.setattr(verifying._LogCheck, "check_heads", end_and_swap)
     with pytest.raises(StorageUnavailable, match="was changed"):
         await restore(one, f"sqlite:///{tmp_path}/target.db")
     monkeypatch.undo()
@@ -423,8 +433,8 @@ async def test_a_source_that_changes_between_its_checks_is_not_restored(tmp_path
     assert report.position == 0
 
 
-def test_the_blocking_face_does_the_same(tmp_path: Path) -> None:
-    """Export, verify and restore without an event loop."""
+def test_blocking_calls_export_verify_and_restore(tmp_path: Path) -> None:
+    """`routing.sync` does all three without an event loop."""
     url, copy = f"sqlite:///{tmp_path}/ledger.db", f"sqlite:///{tmp_path}/copy.db"
     with routing.sync.Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
         seen: list[tuple[int, int]] = []
@@ -435,7 +445,7 @@ def test_the_blocking_face_does_the_same(tmp_path: Path) -> None:
     assert [each.hash for each in routing.sync.verify(copy)] == [report.hash]
 
 
-# Backups, and what was done after them
+# Backups of a ledger in use, and the changes after them
 
 
 def _by_export(url: str, directory: Path) -> Path:
@@ -461,16 +471,16 @@ def _by_backup(url: str, directory: Path) -> Path:
 
 @pytest.mark.parametrize("back_up", [_by_export, _by_vacuum, _by_backup])
 async def test_a_backup_of_a_live_sqlite_ledger_is_restored(tmp_path: Path, back_up: Any) -> None:
-    """While it is in use; what came after is lost, its ids name nothing, and new ids are other ones.
+    """The backup is taken while the ledger is in use; later reservations are lost, and their ids are never reused.
 
-    Catches an id that is a position alone, which would name another job's reservation by then; and a process that was
-    left running and goes on in the new file, or answers from the old one.
+    Catches an id that is only a position, which would name another job's reservation later; and a running process that
+    continues in the new file or still reads the old one.
     """
     directory = tmp_path / "live"
     directory.mkdir()
     url = f"sqlite:///{directory}/ledger.db"
     async with small_ledger(url=url) as ledger:
-        kept = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        backed_up = await ledger.reserve("5Anna", GPU, 6.0, 11)
         head = await ledger.head()
         backup = await asyncio.to_thread(back_up, url, tmp_path)
         lost = [(await ledger.reserve("5Anna", GPU, 6.0, 11)).reservation_id for _ in range(3)]
@@ -486,16 +496,16 @@ async def test_a_backup_of_a_live_sqlite_ledger_is_restored(tmp_path: Path, back
             ledger.history,
             ledger.head,
         ):
-            with pytest.raises(StorageUnavailable, match="took the place"):
+            with pytest.raises(StorageUnavailable, match="was replaced"):
                 await call()
         restored = _contents_of(directory)
-    await _goes_on_without(url, kept.reservation_id, lost, head, restored)
+    await _assert_continues_without(url, backed_up.reservation_id, lost, head, restored)
 
 
 async def test_a_backup_of_a_live_postgresql_ledger_is_restored(tmp_path: Path, postgres_url: str) -> None:
-    """As on SQLite; the process that ran on is refused once, and then follows what was restored."""
+    """As on SQLite; the running process is refused once, and then continues on the restored log."""
     async with small_ledger(url=postgres_url) as ledger:
-        kept = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        backed_up = await ledger.reserve("5Anna", GPU, 6.0, 11)
         head = await ledger.head()
         backup = await asyncio.to_thread(_by_export, postgres_url, tmp_path)
         lost = [(await ledger.reserve("5Anna", GPU, 6.0, 11)).reservation_id for _ in range(3)]
@@ -505,15 +515,15 @@ async def test_a_backup_of_a_live_postgresql_ledger_is_restored(tmp_path: Path, 
         with pytest.raises(StorageUnavailable):
             await ledger.reserve("5Bert", GPU, 6.0, 11)
         assert (await ledger.head()).position == head.position
-    await _goes_on_without(postgres_url, kept.reservation_id, lost, head, None)
+    await _assert_continues_without(postgres_url, backed_up.reservation_id, lost, head, None)
 
 
 async def test_a_dump_of_a_postgresql_ledger_is_restored(
     tmp_path: Path, server: PostgresServer, postgres_url: str
 ) -> None:
-    """By pg_dump while it is in use, into another database: the same head."""
+    """A pg_dump that was taken while the ledger is in use restores the same head."""
     async with small_ledger(url=postgres_url) as ledger:
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        reserved = await ledger.reserve("5Anna", GPU, 6.0, 11)
         head = await ledger.head()
         dumped = tmp_path / "dump.sql"
         await asyncio.to_thread(server.dump, postgres_url, dumped)
@@ -523,11 +533,11 @@ async def test_a_dump_of_a_postgresql_ledger_is_restored(
         await asyncio.to_thread(server.load, postgres_url, dumped)
     (report,) = await verify(postgres_url, heads=[head])
     assert (report.findings, report.noted) == ([], [head.position])
-    await _goes_on_without(postgres_url, held.reservation_id, [lost.reservation_id], head, None)
+    await _assert_continues_without(postgres_url, reserved.reservation_id, [lost.reservation_id], head, None)
 
 
-async def _goes_on_without(
-    url: str, kept: int, lost: list[int], head: Head, untouched: dict[str, bytes] | None
+async def _assert_continues_without(
+    url: str, backed_up: int, lost: list[int], head: Head, untouched: dict[str, bytes] | None
 ) -> None:
     if untouched is not None:
         assert _contents_of(Path(url.removeprefix("sqlite:///")).parent) == untouched
@@ -544,7 +554,7 @@ async def _goes_on_without(
         for an_id in lost:
             with pytest.raises(ReservationNotFound):
                 await ledger.spend(an_id)
-        assert (await ledger.spend(kept)).status == "spent"
+        assert (await ledger.spend(backed_up)).status == "spent"
         assert (await ledger.verify([head])).findings == []
 
 
@@ -553,10 +563,10 @@ def _contents_of(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("further", [0, 1, 5])
-async def test_a_log_that_went_another_way_is_noticed(postgres_url: str, further: int) -> None:
-    """Whether it is as long by now as what a process has in memory, or longer: nothing is decided on the lost tail.
+async def test_a_diverged_log_is_detected(postgres_url: str, further: int) -> None:
+    """A process decides nothing on a tail that the log has lost, even if the log is as long again, or longer.
 
-    Catches a comparison of positions alone.
+    Catches a comparison of positions without hashes.
     """
     async with small_ledger(url=postgres_url) as ledger:
         before = await ledger.head()
@@ -569,7 +579,7 @@ async def test_a_log_that_went_another_way_is_noticed(postgres_url: str, further
         async with small_ledger(url=postgres_url) as other:
             for _ in range(further):
                 await other.reserve("5Carl", GPU, 6.0, 11)
-            running = ledger._handle
+            running = ledger._lifecycle.open_handle
             assert running is not None
             remembered = running.writer._state
             for call in (
@@ -586,10 +596,12 @@ async def test_a_log_that_went_another_way_is_noticed(postgres_url: str, further
 
 
 @pytest.mark.parametrize("asked", ["reserve", "overview"])
-async def test_another_ledger_under_the_same_number_is_nobodys(tmp_path: Path, postgres_url: str, asked: str) -> None:
-    """After a restore the local numbers may be others: a process never takes another validator's log for its own.
+async def test_a_process_never_reads_another_validators_ledger_with_the_same_local_id(
+    tmp_path: Path, postgres_url: str, asked: str
+) -> None:
+    """A restore may assign other local ids; a running process must not use another validator's log as its own.
 
-    Catches a head that is looked up by its number alone; the second question, folded anew, would be answered from it.
+    Catches a head that is looked up by the local id alone; the second query, folded anew, would read that log.
     """
     live = f"sqlite:///{tmp_path}/live.db"
     async with Allowance.open(live, validator_ss58="5Other"):
@@ -604,8 +616,8 @@ async def test_another_ledger_under_the_same_number_is_nobodys(tmp_path: Path, p
     assert await contents(postgres_url, "5Other") == await contents(live, "5Other")
 
 
-async def test_files_of_a_ledger_that_was_moved_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """Where only the database itself was moved away, SQLite would take its log of changes for the new file's."""
+async def test_the_wal_of_a_moved_database_is_not_mixed_with_a_new_one(tmp_path: Path) -> None:
+    """If only the database file is moved away, SQLite would apply its WAL to the new file; the restore refuses."""
     path = tmp_path / "ledger.db"
     async with small_ledger(url=f"sqlite:///{path}") as ledger:
         await ledger.export(tmp_path / "export.gz")
@@ -618,16 +630,16 @@ async def test_files_of_a_ledger_that_was_moved_are_not_mixed_with_another(tmp_p
         assert not path.exists()
 
 
-async def test_a_reader_follows_a_file_that_takes_the_place_of_another(tmp_path: Path) -> None:
-    """An auditor of a nightly copy sees tonight's: the log, and the history with it."""
+async def test_a_reader_follows_a_database_file_that_is_replaced(tmp_path: Path) -> None:
+    """An auditor that reads a nightly copy sees the log and the history of the newest copy."""
     live, copy = f"sqlite:///{tmp_path}/live.db", tmp_path / "copy.db"
     async with small_ledger(url=live) as ledger:
         shutil.copyfile(await asyncio.to_thread(_by_vacuum, live, tmp_path), copy)
         async with Allowance.open(f"sqlite:///{copy}", validator_ss58=VALIDATOR, read_only=True) as auditor:
             assert (await auditor.history()).items == []
-            held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+            reserved = await ledger.reserve("5Anna", GPU, 6.0, 11)
             (tmp_path / "backup.db").unlink()
             os.replace(await asyncio.to_thread(_by_vacuum, live, tmp_path), copy)
             assert await auditor.head() == await ledger.head()
-            assert (await auditor.history()).items == [held]
-            assert await auditor.reservation(held.reservation_id) == held
+            assert (await auditor.history()).items == [reserved]
+            assert await auditor.reservation(reserved.reservation_id) == reserved

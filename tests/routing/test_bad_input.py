@@ -1,4 +1,4 @@
-"""Bad input at every edge: a typed error that names what was wrong, and the log as it was before."""
+"""Bad input at every public call: a typed error that names the wrong value, and an unchanged log."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def ledger() -> AsyncIterator[Allowance]:
 
 
 async def refused(ledger: Allowance, call: Callable[[], Awaitable[Any]]) -> AllowanceException:
-    """The error of a refused call, after which the log stands where it stood."""
+    """Return the error of a refused call; assert that the log's head did not change."""
     before = await ledger.head()
     with pytest.raises(AllowanceException) as error:
         await call()
@@ -85,8 +85,8 @@ async def refused(ledger: Allowance, call: Callable[[], Awaitable[Any]]) -> Allo
 
 
 @pytest.mark.parametrize("bad", NAMES, ids=repr)
-async def test_a_name_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
-    """Names are 1 to 128 printable characters, wherever one is taken."""
+async def test_an_invalid_name_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Every call expects names of 1 to 128 printable characters."""
     keyed: Any = {} if isinstance(bad, list) else {bad: 1}
     calls: list[Callable[[], Awaitable[Any]]] = [
         lambda: ledger.find_miners(1.0, bad, 3),
@@ -118,8 +118,8 @@ async def test_a_name_that_is_none_is_refused(ledger: Allowance, bad: Any) -> No
 
 
 @pytest.mark.parametrize("bad", AMOUNTS, ids=repr)
-async def test_an_amount_that_no_job_may_have_is_refused(ledger: Allowance, bad: Any) -> None:
-    """Amounts are finite numbers of seconds above 0 and up to the longest job."""
+async def test_an_invalid_amount_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Amounts are finite numbers of seconds, above 0 and at most the longest job."""
     request = SimpleNamespace(
         uuid="job", executor_class="gpu", download_time_limit=bad, execution_time_limit=0,
         upload_time_limit=0, on_trusted_miner=False,
@@ -137,8 +137,8 @@ async def test_an_amount_that_no_job_may_have_is_refused(ledger: Allowance, bad:
 
 
 @pytest.mark.parametrize("bad", BLOCKS, ids=repr)
-async def test_a_block_number_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
-    """Block numbers are whole, from 1 on."""
+async def test_an_invalid_block_number_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Block numbers are integers from 1 on."""
     for call in (
         lambda: ledger.find_miners(1.0, "gpu", bad),
         lambda: ledger.reserve("5Miner", "gpu", 1.0, bad),
@@ -151,8 +151,8 @@ async def test_a_block_number_that_is_none_is_refused(ledger: Allowance, bad: An
 
 
 @pytest.mark.parametrize("bad", COUNTS, ids=repr)
-async def test_an_executor_count_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
-    """Counts are whole, from 0 on, in syncs and in caps."""
+async def test_an_invalid_executor_count_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Counts are integers from 0 on, in syncs and in caps."""
     assert isinstance(await refused(ledger, lambda: ledger.record_manifests(2, {"5Miner": {"gpu": bad}})), InvalidInput)
     with pytest.raises(InvalidInput):
         Settings(executors_max_per_class={"gpu": bad})
@@ -161,15 +161,15 @@ async def test_an_executor_count_that_is_none_is_refused(ledger: Allowance, bad:
 @pytest.mark.parametrize(
     "bad", [1.5, -1, "-1", "x", "1/0", "nan", "1001", "1e999999999", "1e-999999999", None], ids=repr
 )
-def test_a_multiplier_that_is_none_is_refused(bad: Any) -> None:
-    """Multipliers are exact, from 0 to 1000; a huge exponent is refused before it is written out in digits."""
+def test_an_invalid_multiplier_is_refused(bad: Any) -> None:
+    """Multipliers are exact, from 0 to 1000; a huge exponent is refused before it is expanded to digits."""
     with pytest.raises(InvalidInput):
         Settings(allowance_multiplier=bad)
 
 
 @pytest.mark.parametrize("bad", STAKES, ids=repr)
-async def test_a_stake_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
-    """Stakes are finite numbers from 0 on."""
+async def test_an_invalid_stake_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Stakes are finite numbers, 0 or more."""
     at = START + timedelta(seconds=48)
     assert isinstance(await refused(ledger, lambda: ledger.record_block(4, at, [], {"5Validator": bad})), InvalidInput)
 
@@ -184,18 +184,18 @@ async def test_a_stake_that_is_none_is_refused(ledger: Allowance, bad: Any) -> N
     ],
     ids=repr,
 )  # fmt: skip
-async def test_a_miner_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
-    """Axons have an address, ip version 4 or 6 and a port."""
+async def test_an_invalid_miner_is_refused(ledger: Allowance, bad: Any) -> None:
+    """A miner has an address, ip version 4 or 6, and a port."""
     at = START + timedelta(seconds=48)
     assert isinstance(await refused(ledger, lambda: ledger.record_block(4, at, [bad], {})), InvalidInput)
 
 
-async def test_a_hotkey_named_twice_is_refused(ledger: Allowance) -> None:
-    """Two miners of one hotkey contradict each other."""
+async def test_a_repeated_hotkey_is_refused(ledger: Allowance) -> None:
+    """Two miners with one hotkey contradict each other."""
     at = START + timedelta(seconds=48)
     error = await refused(ledger, lambda: ledger.record_block(4, at, [miner(), miner(port=9)], {}))
     assert isinstance(error, InvalidInput)
-    assert error.expected == "each hotkey once"
+    assert error.expected == "an iterable that names each hotkey once"
 
 
 @pytest.mark.parametrize(
@@ -210,23 +210,23 @@ async def test_a_hotkey_named_twice_is_refused(ledger: Allowance) -> None:
     ],
     ids=repr,
 )
-async def test_a_time_that_names_no_instant_is_refused(ledger: Allowance, bad: Any) -> None:
-    """Times are aware datetimes that fit 64 bits of nanoseconds."""
+async def test_an_invalid_time_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Times are aware datetimes that fit into 64 bits of nanoseconds."""
     assert isinstance(await refused(ledger, lambda: ledger.record_block(4, bad, [], {})), InvalidInput)
     if bad is not None:
         assert isinstance(await refused(ledger, lambda: ledger.history(reserved_from=bad)), InvalidInput)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 2**63, 10**30, 5, 1 << 62])
-async def test_an_id_that_names_nothing_is_not_found(ledger: Allowance, bad: int) -> None:
-    """Whole numbers that are no id of this ledger are not found."""
+async def test_an_unknown_reservation_id_is_not_found(ledger: Allowance, bad: int) -> None:
+    """An integer that is no id of this ledger raises `ReservationNotFound`."""
     for call in (lambda: ledger.spend(bad), lambda: ledger.release(bad), lambda: ledger.reservation(bad)):
         assert isinstance(await refused(ledger, call), ReservationNotFound)
 
 
 @pytest.mark.parametrize("bad", [True, None, "5", 1.0])
-async def test_an_id_that_is_no_number_is_refused(ledger: Allowance, bad: Any) -> None:
-    """Ids are whole numbers."""
+async def test_an_invalid_reservation_id_is_refused(ledger: Allowance, bad: Any) -> None:
+    """Reservation ids are integers."""
     for call in (lambda: ledger.spend(bad), lambda: ledger.release(bad), lambda: ledger.reservation(bad)):
         assert isinstance(await refused(ledger, call), InvalidInput)
 
@@ -238,8 +238,8 @@ async def test_an_id_that_is_no_number_is_refused(ledger: Allowance, bad: Any) -
         {"after": 5}, {"newest_first": "no"},
     ],
 )  # fmt: skip
-async def test_a_page_that_cannot_be_is_refused(ledger: Allowance, bad: dict[str, Any]) -> None:
-    """Limits, statuses and cursors are checked."""
+async def test_an_invalid_history_page_is_refused(ledger: Allowance, bad: dict[str, Any]) -> None:
+    """Limits, statuses, cursors and the order are checked."""
     assert isinstance(await refused(ledger, lambda: ledger.history(**bad)), InvalidInput)
 
 
@@ -247,8 +247,8 @@ async def test_a_page_that_cannot_be_is_refused(ledger: Allowance, bad: dict[str
     "url",
     ["", "mysql://x", "sqlite:x", "sqlite://x", "sqlite://a:secret@b/c", "sqlite:////\x00", None, 5, "x" * 10_000],
 )
-def test_a_database_url_that_is_none_is_refused(url: Any) -> None:
-    """The error says which URLs there are, and not who logs in."""
+def test_an_invalid_database_url_is_refused(url: Any) -> None:
+    """The error shows no credentials."""
     with pytest.raises(InvalidInput) as error:
         Allowance.open(url, validator_ss58="5Validator")
     assert "secret" not in str(error.value)
@@ -265,7 +265,7 @@ def test_a_database_url_that_is_none_is_refused(url: Any) -> None:
     ],
 )  # fmt: skip
 def test_a_mistyped_database_url_shows_no_password(url: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """However it is mistyped, and wherever on the command line it stands."""
+    """Neither the library nor the command line prints the password of a URL that it refuses."""
     with pytest.raises(InvalidInput) as error:
         Allowance.open(url, validator_ss58="5Validator")
     assert "Secret" not in str(error.value) + repr(error.value) + str(error.value.value)
@@ -275,8 +275,8 @@ def test_a_mistyped_database_url_shows_no_password(url: Any, capsys: pytest.Capt
             assert "Secret" not in "".join(capsys.readouterr())
 
 
-async def test_subclasses_of_str_are_taken_at_their_value(ledger: Allowance) -> None:
-    """An enum of classes and a uuid object do as their plain values do."""
+async def test_subclasses_of_str_count_as_their_value(ledger: Allowance) -> None:
+    """A string enum, a `str` subclass and a `UUID` work like their plain text."""
 
     class Classes(StrEnum):
         GPU = "gpu"
@@ -295,8 +295,8 @@ async def test_subclasses_of_str_are_taken_at_their_value(ledger: Allowance) -> 
     assert [each.hotkey_ss58 for each in await ledger.find_miners(1.0, Old("gpu"), 3)] == ["5Miner"]
 
 
-async def test_subclasses_of_int_are_taken_at_their_value(ledger: Allowance) -> None:
-    """Miners come back as plain values, whatever they were given as."""
+async def test_subclasses_of_int_count_as_their_value(ledger: Allowance) -> None:
+    """Miners are returned with plain integers, whatever type they were recorded with."""
 
     class Version(IntEnum):
         IPV4 = 4
@@ -308,10 +308,10 @@ async def test_subclasses_of_int_are_taken_at_their_value(ledger: Allowance) -> 
 
 
 @pytest.mark.parametrize("context", [Context(prec=3), Context(traps=[Inexact])], ids=["rounds", "raises"])
-async def test_the_callers_decimal_context_changes_no_amount(ledger: Allowance, context: Context) -> None:
-    """An amount is what it is, whatever precision and traps the calling code works with.
+async def test_the_callers_decimal_context_does_not_change_an_amount(ledger: Allowance, context: Context) -> None:
+    """An amount is exact, whatever precision and traps the calling thread has set.
 
-    Catches: scaling in the thread's own context, which rounded 1.23456789 s to three digits.
+    Catches scaling in the thread's own context, which rounded 1.23456789 s to three digits.
     """
     with localcontext(context):
         reservation = await ledger.reserve("5Miner", "gpu", 1.23456789, 3)
@@ -319,14 +319,14 @@ async def test_the_callers_decimal_context_changes_no_amount(ledger: Allowance, 
 
 
 async def test_a_long_decimal_is_rounded_once(ledger: Allowance) -> None:
-    """Just above half a nanosecond is up; rounding to 28 digits first would make it half, and half-even down."""
+    """Slightly more than half a nanosecond rounds up; rounding to 28 digits first would make it exactly half."""
     amount: Any = Decimal("1.2345678905" + "0" * 30 + "1")
     reservation = await ledger.reserve("5Miner", "gpu", amount, 3)
     assert reservation.allowance_seconds == 1.234567891
 
 
-async def test_a_confirmation_that_is_no_flag_is_refused(ledger: Allowance) -> None:
-    """`confirm="no"` confirms nothing."""
+async def test_an_invalid_confirm_flag_is_refused(ledger: Allowance) -> None:
+    """`confirm="no"` does not confirm."""
     confirm: Any = "no"
     at = START + timedelta(days=100)
     error = await refused(ledger, lambda: ledger.record_block(200_000, at, [], {}, confirm=confirm))
@@ -334,8 +334,8 @@ async def test_a_confirmation_that_is_no_flag_is_refused(ledger: Allowance) -> N
 
 
 @pytest.mark.parametrize("bad", ["false", "no", [0], 1.0], ids=repr)
-async def test_a_trusted_flag_that_is_none_is_refused(ledger: Allowance, bad: Any) -> None:
-    """A text such as "false" sends no job past the ledger to the trusted miner."""
+async def test_an_invalid_trusted_flag_is_refused(ledger: Allowance, bad: Any) -> None:
+    """A text such as "false" does not send a job to the trusted miner without any check."""
     request = SimpleNamespace(
         uuid="job", executor_class="gpu", download_time_limit=1, execution_time_limit=1,
         upload_time_limit=1, on_trusted_miner=bad,
@@ -356,50 +356,50 @@ async def test_a_trusted_flag_that_is_none_is_refused(ledger: Allowance, bad: An
         ({"settings": {}}, "settings"),
     ],
 )
-def test_a_ledger_that_cannot_be_opened_so_is_refused(bad: dict[str, Any], field: str) -> None:
-    """A clock in seconds above all: it is refused where it is given, not where its first time is stored."""
+def test_invalid_arguments_of_open_are_refused(bad: dict[str, Any], field: str) -> None:
+    """A clock in seconds, above all, is refused by `open`, and not only when its first time is stored."""
     with pytest.raises(InvalidInput) as refused:
         Allowance.open("sqlite://", validator_ss58="5Validator", **bad)
     assert refused.value.field == field
 
 
 @pytest.mark.parametrize("bad", [None, 5, [5], "abc", [None], [{}]], ids=repr)
-async def test_facts_that_are_none_are_refused(ledger: Allowance, bad: Any) -> None:
-    """What is no fact is named, and nothing is recorded."""
-    with pytest.raises(InvalidInput, match=r"^facts: .*BlockFact"):
+async def test_invalid_facts_are_refused(ledger: Allowance, bad: Any) -> None:
+    """The error names the facts, and nothing is recorded."""
+    with pytest.raises(InvalidInput, match=r"^facts must be .*BlockFact"):
         await ledger.record_facts(bad)
 
 
-async def test_what_stands_for_a_ledger_or_a_bookkeeper_must_be_one(ledger: Allowance) -> None:
-    """A router on nothing is refused when it is made; a router of the other kind of call says which one it takes."""
-    not_one: Any
-    for not_one in (None, 5, "ledger"):
-        with pytest.raises(InvalidInput, match=r"^book: .*an Allowance"):
-            Routing(not_one)
+async def test_an_invalid_ledger_or_bookkeeper_is_refused(ledger: Allowance) -> None:
+    """`Routing` checks its ledger when it is created, and `routing.sync.Routing` says which class it expects."""
+    invalid: Any
+    for invalid in (None, 5, "ledger"):
+        with pytest.raises(InvalidInput, match=r"^ledger must be .*an Allowance"):
+            Routing(invalid)
     other: Any = ledger
-    with pytest.raises(InvalidInput, match=r"^book: .*routing\.sync"):
+    with pytest.raises(InvalidInput, match=r"^ledger must be .*routing\.sync"):
         routing.sync.Routing(other)
-    not_one = 5
-    with pytest.raises(InvalidInput, match=r"^keeper: .*Bookkeeper"):
-        await ledger.receipts(not_one)
+    invalid = 5
+    with pytest.raises(InvalidInput, match=r"^keeper must be .*Bookkeeper"):
+        await ledger.receipts(invalid)
 
 
 @pytest.mark.parametrize("bad", [None, 5, "", b"", io.StringIO()], ids=repr)
-async def test_an_export_goes_to_a_path_or_a_stream_of_bytes(ledger: Allowance, bad: Any) -> None:
-    """Told before anything is read, and not as if the database were to blame."""
-    with pytest.raises(InvalidInput, match=r"^target: .*stream of bytes"):
+async def test_an_invalid_export_target_is_refused(ledger: Allowance, bad: Any) -> None:
+    """The target is checked before anything is read, and the error does not blame the database."""
+    with pytest.raises(InvalidInput, match=r"^target must be .*stream of bytes"):
         await ledger.export(bad)
 
 
 @pytest.mark.parametrize("bad", [None, 5, [5], ["1:ab"]], ids=repr)
-async def test_heads_that_are_none_are_refused(ledger: Allowance, bad: Any) -> None:
-    """Whatever stands for them."""
-    with pytest.raises(InvalidInput, match=r"^heads: .*Head"):
+async def test_invalid_heads_are_refused(ledger: Allowance, bad: Any) -> None:
+    """`verify` expects `Head` objects."""
+    with pytest.raises(InvalidInput, match=r"^heads must be .*Head"):
         await ledger.verify(bad)
 
 
-def test_a_miner_to_send_jobs_to_must_be_one(ledger: Allowance) -> None:
-    """A debug or trusted miner is a `Miner`: jobs go there unchecked."""
+def test_an_invalid_debug_or_trusted_miner_is_refused(ledger: Allowance) -> None:
+    """Jobs go to a debug or trusted miner without any check, so it must be a `Miner`."""
     text: Any = "5Debug"
     with pytest.raises(InvalidInput):
         Routing(ledger, debug_miner=text)
@@ -407,8 +407,8 @@ def test_a_miner_to_send_jobs_to_must_be_one(ledger: Allowance) -> None:
         Routing(ledger, trusted_miner=text)
 
 
-async def test_a_request_without_a_field_is_refused(ledger: Allowance) -> None:
-    """The error names the attribute that is missing."""
+async def test_a_request_without_an_attribute_is_refused(ledger: Allowance) -> None:
+    """The error names the missing attribute."""
     error = await refused(ledger, lambda: Routing(ledger).pick_miner_for_job_request(SimpleNamespace(uuid="x")))
     assert isinstance(error, InvalidInput)
     assert "executor_class" in error.expected

@@ -1,4 +1,4 @@
-"""Configuration from the environment: every variable is read, and a wrong one is refused by name."""
+"""Configuration from the environment: every variable is read, and a wrong value is refused by the variable's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from ledger import Miner, Settings
 from ledger.errors import InvalidInput
 from routing import TRUSTED_MINER_FAKE_KEY, NotEnoughAllowanceException, allowance, configure, reset, routing
-from routing.cli.connection import ledger_of
+from routing.cli.connection import ledger_from_arguments
 from routing.service.config import configuration_from_environment
 from tests.support.small import job
 
@@ -31,8 +31,8 @@ RIGHT: dict[str, tuple[str, Any]] = {
 }
 
 
-def test_nothing_set_means_the_recorded_settings_and_a_file_of_the_user() -> None:
-    """Without settings in the environment the ledger's own apply; the database is a file in the data directory."""
+def test_an_empty_environment_means_recorded_settings_and_a_file_of_the_user() -> None:
+    """Without settings in the environment the recorded ones apply; the database is a file in the data directory."""
     configuration = configuration_from_environment({"XDG_DATA_HOME": "/data"})
     assert configuration.settings is None
     assert configuration.database_url == "sqlite:////data/allowance-ledger/allowance.db"
@@ -41,7 +41,7 @@ def test_nothing_set_means_the_recorded_settings_and_a_file_of_the_user() -> Non
 
 
 def test_every_field_of_settings_has_a_variable() -> None:
-    """No setting is left out of the environment."""
+    """Every setting can be set in the environment."""
     assert {f"ALLOWANCE_{field.name.upper()}" for field in fields(Settings)} == set(RIGHT)
 
 
@@ -59,7 +59,7 @@ def test_each_variable_sets_its_field(variable: str) -> None:
 @pytest.mark.parametrize("variable", sorted(RIGHT))
 @pytest.mark.parametrize("text", ["x", "-1", "nan", "1e999", "[1]", "9" * 400, "[" * 100_000])
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable(variable: str, text: str) -> None:
-    """The error names the variable and says what would be right."""
+    """The error names the variable and says which values are right."""
     with pytest.raises(InvalidInput) as refused:
         configuration_from_environment({variable: text})
     assert refused.value.field == variable
@@ -78,10 +78,10 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_variable(variable: str, tex
         ("ALLOWANCE_EXECUTORS_MAX_PER_CLASS", "[1]", "a JSON object such as"),
     ],
 )
-def test_a_value_out_of_range_is_told_its_range(variable: str, text: str, expected: str) -> None:
-    """What would be right is said up to its upper limit; a name that stands twice has no one value.
+def test_a_value_out_of_range_is_refused_with_the_range(variable: str, text: str, expected: str) -> None:
+    """The error names the upper limit too; a repeated name in a JSON object is refused.
 
-    Catches: "0 or more" as the answer to a number that is too large, and a cap silently replaced by a later one.
+    Catches "0 or more" for a number that is too large, and a cap that a later one replaces silently.
     """
     with pytest.raises(InvalidInput) as refused:
         configuration_from_environment({variable: text})
@@ -91,7 +91,7 @@ def test_a_value_out_of_range_is_told_its_range(variable: str, text: str, expect
 
 
 @pytest.mark.parametrize("port", ["x", "-1", "65536", "80 80", "８０"])
-def test_a_wrong_port_is_refused_by_name(port: str) -> None:
+def test_a_wrong_port_is_refused_by_the_name_of_its_variable(port: str) -> None:
     """Ports of the debug and the trusted miner are whole numbers up to 65535."""
     with pytest.raises(InvalidInput) as refused:
         configuration_from_environment({"DEBUG_MINER_KEY": "5Debug", "DEBUG_MINER_PORT": port})
@@ -102,7 +102,7 @@ def test_a_wrong_port_is_refused_by_name(port: str) -> None:
 
 
 def test_debug_and_trusted_miners_come_from_the_environment() -> None:
-    """Key, address and port; the ip version follows from the address."""
+    """Key, address and port are variables; the ip version follows from the address."""
     configuration = configuration_from_environment(
         {
             "DEBUG_MINER_KEY": "5Debug",
@@ -120,26 +120,26 @@ def test_debug_and_trusted_miners_come_from_the_environment() -> None:
     ("variable", "wrong"),
     [("ALLOWANCE_DATABASE_URL", "mysql://somebody:secret@host/db"), ("ALLOWANCE_VALIDATOR_SS58", "two\nlines")],
 )
-def test_a_wrong_ledger_is_refused_by_the_name_of_its_variable(
+def test_a_wrong_url_or_validator_is_refused_by_the_name_of_its_variable(
     variable: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the ledger is, and whose, are refused by the variable too, in the library and on the command line."""
+    """The library and the command line both name the variable, and the error shows no password."""
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Validator")
     monkeypatch.setenv(variable, wrong)
     reset()
-    for refuse in (allowance, lambda: ledger_of(argparse.Namespace(database=None, validator=None))):
+    for refuse in (allowance, lambda: ledger_from_arguments(argparse.Namespace(database=None, validator=None))):
         with pytest.raises(InvalidInput) as refused:
             refuse()
         assert refused.value.field == variable
-        assert str(refused.value).startswith(f"{variable}: '")
+        assert str(refused.value).startswith(f"{variable} must be ")
         assert "secret" not in str(refused.value)
 
 
-def test_a_wrong_ledger_given_otherwise_goes_by_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An option is called by its own name, and what code configures by its parameter's."""
+def test_a_wrong_url_is_refused_by_the_name_of_its_option_or_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the command-line option, or the parameter of `configure`, that had the wrong value."""
     monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", "5Validator")
     with pytest.raises(InvalidInput) as refused:
-        ledger_of(argparse.Namespace(database="x", validator=None))
+        ledger_from_arguments(argparse.Namespace(database="x", validator=None))
     assert refused.value.field == "--database"
     reset()
     configure(database_url="x")
@@ -151,10 +151,10 @@ def test_a_wrong_ledger_given_otherwise_goes_by_that_name(monkeypatch: pytest.Mo
         reset()
 
 
-async def test_none_in_code_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Code that asks for no debug miner gets none, though the environment names one.
+async def test_none_in_code_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`configure(debug_miner=None)` means no debug miner, although the environment names one.
 
-    Catches: `configure(debug_miner=None)` taken for left out, and every job sent unchecked to the debug miner.
+    Catches None treated as left out: every job would be sent to the debug miner without any check.
     """
     monkeypatch.setenv("DEBUG_MINER_KEY", "5Debug")
     reset()

@@ -1,6 +1,6 @@
-"""What a ledger answered once it answers for good; and why a job went where it went can be told from the log alone.
+"""Views of the past return what the ledger returned then; routing decisions can be explained from the log alone.
 
-`PAST_SEED` and `PAST_STORIES` set which random stories are told, and how many.
+`PAST_SEED` and `PAST_STORIES` set the first seed and the number of the random stories.
 """
 
 from __future__ import annotations
@@ -48,29 +48,29 @@ def url(tmp_path: Path) -> str:
     return new_database("sqlite", tmp_path)
 
 
-# As of a moment
+# Views of the past
 
 
-class Named(NamedTuple):
-    """The latest reservations and jobs, to be asked for by name."""
+class Queried(NamedTuple):
+    """The latest reservations and jobs, to query each of them."""
 
     reservations: tuple[int, ...]
     jobs: tuple[str, ...]
 
 
-def latest(story: Story) -> Named:
+def latest(story: Story) -> Queried:
     numbers = range(max(1, story.jobs - 4), story.jobs + 1)
-    return Named(tuple(story.made[-8:]), tuple(f"job-{number}" for number in numbers))
+    return Queried(tuple(story.made[-8:]), tuple(f"job-{number}" for number in numbers))
 
 
-async def answers(ledger: Any, named: Named) -> dict[str, Any]:
-    """Everything that can be asked of a ledger, refusals included."""
+async def all_results(ledger: Any, queried: Queried) -> dict[str, Any]:
+    """Return the results of all queries, errors included."""
 
-    async def or_refusal(question: Awaitable[Any]) -> Any:
+    async def or_error(query: Awaitable[Any]) -> Any:
         try:
-            return await question
-        except (AllowanceException, JobRoutingException) as refusal:
-            return type(refusal).__name__, refusal.to_dict()
+            return await query
+        except (AllowanceException, JobRoutingException) as error:
+            return type(error).__name__, error.to_dict()
 
     newest = await ledger.current_block()
     found = {
@@ -86,25 +86,25 @@ async def answers(ledger: Any, named: Named) -> dict[str, Any]:
         "expired": await ledger.history(status="expired", newest_first=False, limit=5),
     }
     for executor_class in CLASSES:
-        found[executor_class] = await or_refusal(ledger.find_miners(EVERYTHING_S, executor_class, newest or 1))
-    for reservation_id in named.reservations:
-        found[f"reservation {reservation_id}"] = await or_refusal(ledger.reservation(reservation_id))
-    for job_uuid in named.jobs:
-        found[job_uuid] = await or_refusal(ledger.reservation_for_job(job_uuid))
+        found[executor_class] = await or_error(ledger.find_miners(EVERYTHING_S, executor_class, newest or 1))
+    for reservation_id in queried.reservations:
+        found[f"reservation {reservation_id}"] = await or_error(ledger.reservation(reservation_id))
+    for job_uuid in queried.jobs:
+        found[job_uuid] = await or_error(ledger.reservation_for_job(job_uuid))
     return found
 
 
 class Moment(NamedTuple):
-    """What a ledger answered once, and what it was asked."""
+    """The results of a ledger at one moment, and the reservations and jobs that were queried."""
 
     position: int
     at_ns: int
-    named: Named
-    answers: dict[str, Any]
+    queried: Queried
+    results: dict[str, Any]
 
 
 class Moments:
-    """What a ledger answered after each step of its story: by position, and by the clock."""
+    """The results of a ledger after each step of its story, by position and by clock."""
 
     def __init__(self, story: Story) -> None:
         self.story = story
@@ -112,7 +112,7 @@ class Moments:
         self.by_time: list[Moment] = []
 
     async def record(self) -> None:
-        """Asks with the clock at the last event's time, and sometimes with the clock as it is."""
+        """Query with the clock at the last event's time, and sometimes with the clock as it is."""
         story, clock = self.story, self.story.clock
         head = await story.ledger.head()
         now_ns = clock.now_ns
@@ -126,11 +126,11 @@ class Moments:
             clock.now_ns = now_ns
 
     async def moment(self, position: int) -> Moment:
-        named = latest(self.story)
-        return Moment(position, self.story.clock.now_ns, named, await answers(self.story.ledger, named))
+        queried = latest(self.story)
+        return Moment(position, self.story.clock.now_ns, queried, await all_results(self.story.ledger, queried))
 
 
-async def a_told_story(ledger: Allowance, clock: Clock, seed: int, steps: int) -> Moments:
+async def run_story(ledger: Allowance, clock: Clock, seed: int, steps: int) -> Moments:
     story = Story(ledger, clock, seed)
     moments = Moments(story)
     await story.goes_on(0)
@@ -141,18 +141,18 @@ async def a_told_story(ledger: Allowance, clock: Clock, seed: int, steps: int) -
 
 
 def block_of(row: Any) -> int:
-    """The block that a stored event is about; 0 for none."""
-    said = json.loads(row.payload)
-    return int(said.get("number", 0) if said["type"] == "block-recorded" else said.get("block", 0))
+    """Return the block that a stored event is about; 0 if it is about none."""
+    event = json.loads(row.payload)
+    return int(event.get("number", 0) if event["type"] == "block-recorded" else event.get("block", 0))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_the_past_answers_as_the_present_did(any_url: str, seed: int) -> None:
-    """By position, by time and by block: every answer is the one that was given then, to the last field."""
+async def test_a_view_of_the_past_returns_what_the_ledger_returned_then(any_url: str, seed: int) -> None:
+    """By position, by time and by block, every field of every result is the same as at that moment."""
     clock = Clock()
     with seed_shown(seed):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
-            moments = await a_told_story(ledger, clock, seed, steps=40)
+            moments = await run_story(ledger, clock, seed, steps=40)
             await project(ledger)
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=True) as ledger:
             rows = await events_of(ledger)
@@ -162,10 +162,10 @@ async def test_the_past_answers_as_the_present_did(any_url: str, seed: int) -> N
 
 
 async def agrees(view: Any, moment: Moment) -> None:
-    """The past says what was said then."""
-    said = await answers(view, moment.named)
-    for name, answer in moment.answers.items():
-        assert said[name] == answer, f"{name} at position {moment.position}"
+    """Assert that a view returns the results of a moment."""
+    found = await all_results(view, moment.queried)
+    for name, result in moment.results.items():
+        assert found[name] == result, f"{name} at position {moment.position}"
 
 
 async def positions_agree(ledger: Allowance, moments: Moments) -> None:
@@ -174,7 +174,7 @@ async def positions_agree(ledger: Allowance, moments: Moments) -> None:
 
 
 async def times_agree(ledger: Allowance, moments: Moments, rows: list[Any]) -> int:
-    """How many moments could be compared: where the clock went back, later events may bear earlier times."""
+    """Return how many moments were compared. After the clock went back, later events have earlier recorded times."""
     compared = 0
     for moment in moments.by_time:
         if max(row.position for row in rows if row.recorded_at_ns <= moment.at_ns) == moment.position:
@@ -184,7 +184,7 @@ async def times_agree(ledger: Allowance, moments: Moments, rows: list[Any]) -> i
 
 
 async def blocks_agree(ledger: Allowance, moments: Moments, rows: list[Any]) -> int:
-    """How many moments could be compared: those right before the first event about a higher block."""
+    """Return how many moments were compared: those just before the first event about a higher block."""
     compared = 0
     for block in range(1, max(map(block_of, rows)) + 1):
         higher = next((row.position for row in rows if block_of(row) > block), len(rows) + 1)
@@ -194,8 +194,8 @@ async def blocks_agree(ledger: Allowance, moments: Moments, rows: list[Any]) -> 
     return compared
 
 
-async def test_the_clock_of_a_time_is_that_time(url: str) -> None:
-    """What came due between the last event and the time asked for is overdue there, and not before."""
+async def test_the_clock_of_a_view_by_time_is_that_time(url: str) -> None:
+    """A reservation that came due between the last event and the given time is overdue in the view, and not before."""
     clock = Clock(START + timedelta(seconds=200))
     async with small_ledger(url=url, clock=clock) as ledger:
         made = await ledger.reserve("5Anna", GPU, 6.0, 11)
@@ -209,8 +209,8 @@ async def test_the_clock_of_a_time_is_that_time(url: str) -> None:
         assert (await ledger.at(time=due_at).reservation(made.reservation_id)).status == "reserved"
 
 
-async def test_a_block_stands_just_before_the_first_event_about_a_higher_one(url: str) -> None:
-    """A sync about a higher block is such an event, too; what comes about lower ones later is not there."""
+async def test_a_view_by_block_ends_before_the_first_event_about_a_higher_block(url: str) -> None:
+    """A sync at a higher block is such an event too; later events about lower blocks are not in the view."""
     async with small_ledger(url=url, blocks=3) as ledger:
         await ledger.record_manifests(5, {"5Anna": {GPU: 1}})
         await record_blocks(ledger, 4, 4, ["5Anna"])
@@ -232,8 +232,8 @@ async def test_a_block_stands_just_before_the_first_event_about_a_higher_one(url
     ],
     ids=str,
 )
-async def test_out_of_range_raises(url: str, moment: dict[str, Any]) -> None:
-    """The log holds positions 1 to 13 and blocks 1 to 11; before its first event there was nothing."""
+async def test_a_moment_out_of_range_is_refused(url: str, moment: dict[str, Any]) -> None:
+    """The log has positions 1 to 13 and blocks 1 to 11; there is no state before its first event."""
     async with small_ledger(url=url) as ledger:
         assert (await ledger.head()).position == 13
         view = ledger.at(**moment)
@@ -244,8 +244,8 @@ async def test_out_of_range_raises(url: str, moment: dict[str, Any]) -> None:
             await view.history()
 
 
-async def test_what_the_ledger_holds_is_said_where_a_block_is_out_of_range(url: str) -> None:
-    """Blocks below the first recorded, above the newest, and any where there is none."""
+async def test_a_block_out_of_range_is_refused_with_the_recorded_range(url: str) -> None:
+    """The error names the newest block, the first block, or that nothing is recorded yet."""
     async with small_ledger(url=url) as ledger:
         with pytest.raises(PositionOutOfRange, match=r"^block 12 is out of range: the last recorded is 11$"):
             await ledger.at(block=12).miners()
@@ -270,23 +270,23 @@ async def test_what_the_ledger_holds_is_said_where_a_block_is_out_of_range(url: 
     ],
     ids=str,
 )
-async def test_a_moment_is_named_once_and_well(url: str, moment: dict[str, Any]) -> None:
-    """Malformed moments are refused before anything is read."""
+async def test_a_malformed_moment_is_refused(url: str, moment: dict[str, Any]) -> None:
+    """Exactly one valid argument is needed; the refusal comes before anything is read."""
     async with small_ledger(url=url) as ledger:
         with pytest.raises(InvalidInput):
             ledger.at(**moment)
 
 
-async def test_a_view_of_the_past_does_not_move(url: str) -> None:
-    """What happens after it was made, or after it was first asked, does not show in it."""
+async def test_a_view_of_the_past_does_not_change(url: str) -> None:
+    """Events after its moment are not in it, whether it was queried before or after them."""
     async with small_ledger(url=url) as ledger:
         position = (await ledger.head()).position
-        asked, unasked = ledger.at(position=position), ledger.at(position=position)
-        before = await asked.find_miners(6.0, GPU, 11)
+        queried, not_queried = ledger.at(position=position), ledger.at(position=position)
+        before = await queried.find_miners(6.0, GPU, 11)
         made = await ledger.reserve("5Anna", GPU, 6.0, 11)
         await ledger.spend(made.reservation_id)
         await record_blocks(ledger, 12, 13, ["5Anna"])
-        for view in (asked, unasked):
+        for view in (queried, not_queried):
             assert await view.find_miners(6.0, GPU, 11) == before
             assert (await view.history()).items == []
             assert await view.current_block() == 11
@@ -298,25 +298,25 @@ async def test_a_view_of_the_past_does_not_move(url: str) -> None:
         assert (await between.history(status="spent")).items == []
 
 
-async def test_going_to_a_moment_tells_how_far_it_is(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress ends at the moment."""
+async def test_folding_to_a_moment_reports_progress(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress counts events, and ends at the moment."""
     monkeypatch.setattr("ledger.store.sqlite.store.PAGE_ROWS", 5)
     async with small_ledger(url=url) as ledger:
-        told_of: list[tuple[int, int]] = []
+        by_position: list[tuple[int, int]] = []
         past = ledger.at(position=12)
-        await past.fold(lambda done, total: told_of.append((done, total)))
-        assert told_of == [(5, 12), (10, 12), (12, 12)]
+        await past.fold(lambda done, total: by_position.append((done, total)))
+        assert by_position == [(5, 12), (10, 12), (12, 12)]
         assert (await past.overview()).position == 12
         by_block: list[tuple[int, int]] = []
         await ledger.at(block=4).fold(lambda done, total: by_block.append((done, total)))
         assert by_block == [(5, 13)]
 
 
-# Why this miner
+# Explanations of routing decisions
 
 
 class Decision(NamedTuple):
-    """What a router saw right before it claimed: its candidates in order, and what they had."""
+    """The candidates that a router saw just before its claim, in order, with their allowance."""
 
     job_uuid: str
     reservation_id: int
@@ -326,7 +326,7 @@ class Decision(NamedTuple):
 
 
 class WatchedStory(Story):
-    """A story in which somebody looks over the router's shoulder."""
+    """A story that records the candidates before each routing decision."""
 
     def __init__(self, ledger: Allowance, clock: Clock, seed: int) -> None:
         super().__init__(ledger, clock, seed)
@@ -345,7 +345,7 @@ class WatchedStory(Story):
                 for each in pick.candidates(state, now_ns)
             ]
 
-        candidates = await self.ledger._query(look)
+        candidates = await self.ledger._read_state(look)
         made_before = set(self.made)
         route = await self.unless_refused(Routing(self.ledger).pick_miner_for_job_request(request))
         if route is None or route.allowance_reservation_id in made_before:
@@ -364,7 +364,7 @@ class WatchedStory(Story):
 
 
 def explains(explanation: Explanation, decision: Decision) -> None:
-    """The explanation is the decision as it was watched."""
+    """Assert that an explanation equals the recorded decision."""
     assert explanation.reservation.reservation_id == decision.reservation_id
     assert explanation.routed
     assert not explanation.kept
@@ -374,20 +374,20 @@ def explains(explanation: Explanation, decision: Decision) -> None:
         for each in explanation.candidates
     ]
     assert seen == [candidate[:4] for candidate in decision.candidates]
-    place = [candidate[0] for candidate in decision.candidates].index(decision.miner_ss58)
+    rank = [candidate[0] for candidate in decision.candidates].index(decision.miner_ss58)
     verdicts = [each.verdict for each in explanation.candidates]
-    assert all(busy for *_, busy in decision.candidates[:place])
-    assert not decision.candidates[place][-1]
-    assert verdicts == ["busy"] * place + ["claimed"] + ["not reached"] * (len(verdicts) - place - 1)
-    for each in explanation.candidates[:place]:
+    assert all(busy for *_, busy in decision.candidates[:rank])
+    assert not decision.candidates[rank][-1]
+    assert verdicts == ["busy"] * rank + ["claimed"] + ["not reached"] * (len(verdicts) - rank - 1)
+    for each in explanation.candidates[:rank]:
         assert each.running >= each.executors
-    claimed = explanation.candidates[place]
+    claimed = explanation.candidates[rank]
     assert claimed.running < claimed.executors
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_a_route_is_explained_as_it_was_decided(url: str, seed: int) -> None:
-    """Over random stories with busy miners, expiries by claims, and jobs that were released and routed anew."""
+    """The random stories have busy miners, expiries by claims, and jobs that were released and routed again."""
     clock = Clock()
     with seed_shown(seed):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
@@ -412,8 +412,8 @@ async def test_a_route_is_explained_as_it_was_decided(url: str, seed: int) -> No
             assert any(decision.candidates[0][-1] for decision in story.decisions)
 
 
-async def test_an_expiry_that_stood_before_the_claim_was_seen(url: str) -> None:
-    """The clock goes back after an expiry: the router saw its blocks free, and so does the explanation."""
+async def test_an_expiry_recorded_before_the_claim_counts_as_seen(url: str) -> None:
+    """If the clock goes back after an expiry, the router saw the blocks free, and so does the explanation."""
     clock = Clock(START + timedelta(seconds=132))
     async with small_ledger(url=url, clock=clock, offers={"5Anna": 1}) as ledger:
         await ledger.reserve("5Anna", GPU, 6.0, 11)
@@ -431,8 +431,8 @@ async def test_an_expiry_that_stood_before_the_claim_was_seen(url: str) -> None:
         assert explanation.position == (await ledger.head()).position - 1
 
 
-async def test_what_was_reserved_by_hand_was_chosen_by_nobody(url: str) -> None:
-    """There is a reservation, and no candidates."""
+async def test_a_reservation_without_a_router_has_no_candidates(url: str) -> None:
+    """`Allowance.reserve` chooses no miner, so the explanation has the reservation and no candidates."""
     async with small_ledger(url=url) as ledger:
         made = await ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid="by-hand")
         explanation = await ledger.explain("by-hand")
@@ -440,8 +440,8 @@ async def test_what_was_reserved_by_hand_was_chosen_by_nobody(url: str) -> None:
         assert explanation.reservation == made
 
 
-async def test_debug_and_trusted_routes_leave_nothing_to_explain(url: str) -> None:
-    """Neither touches the log."""
+async def test_debug_and_trusted_routes_cannot_be_explained(url: str) -> None:
+    """Neither kind of route appends an event."""
     async with small_ledger(url=url) as ledger:
         head = await ledger.head()
         debugging = Routing(ledger, debug_miner=miner("5Debug"))
@@ -454,7 +454,7 @@ async def test_debug_and_trusted_routes_leave_nothing_to_explain(url: str) -> No
 
 
 async def test_routes_of_racing_processes_are_explained(any_url: str) -> None:
-    """Whoever came before the claimed miner was busy, or came first only after others had moved the log."""
+    """Each miner ranked before the claimed one was busy, or came first only after others had moved the log."""
     clock = Clock(START + timedelta(seconds=12 * 40))
     settings = Settings(respect_executor_count=True)
     offers = {f"5Miner{number}": 3 for number in range(6)}
@@ -471,29 +471,29 @@ async def test_routes_of_racing_processes_are_explained(any_url: str) -> None:
         for request, route in zip(jobs, routes, strict=True):
             explanation = await ledger.explain(request.uuid)
             verdicts = [each.verdict for each in explanation.candidates]
-            place = verdicts.index("claimed")
-            assert explanation.candidates[place].hotkey_ss58 == route.miner.hotkey_ss58
-            assert verdicts[place + 1 :] == ["not reached"] * (len(verdicts) - place - 1)
+            rank = verdicts.index("claimed")
+            assert explanation.candidates[rank].hotkey_ss58 == route.miner.hotkey_ss58
+            assert verdicts[rank + 1 :] == ["not reached"] * (len(verdicts) - rank - 1)
             assert ("outrun" in verdicts) == explanation.kept
-            for each in explanation.candidates[:place]:
+            for each in explanation.candidates[:rank]:
                 assert (each.verdict == "busy") == (each.running >= each.executors)
 
 
-async def test_why_sums_up_an_account(url: str) -> None:
-    """Twelve seconds a block on two executors; what is held, spent and released shows as such, now and then."""
+async def test_why_summarizes_an_account(url: str) -> None:
+    """Two executors get 12 s per block; active, spent and released reservations count, now and in the past."""
     async with small_ledger(url=url) as ledger:
         spent = await ledger.reserve("5Anna", GPU, 24.0, 11)
         await ledger.spend(spent.reservation_id)
         released = await ledger.reserve("5Anna", GPU, 12.0, 11)
         before_release = (await ledger.head()).position
         await ledger.release(released.reservation_id)
-        held = await ledger.reserve("5Anna", GPU, 30.0, 11)
+        reserved = await ledger.reserve("5Anna", GPU, 30.0, 11)
 
         usage = await ledger.why("5Anna", GPU)
         assert (usage.total_seconds, usage.available_seconds, usage.unspent_seconds) == (120.0, 60.0, 96.0)
         assert [(each.reservation_id, each.status) for each in usage.reservations] == [
             (spent.reservation_id, "spent"),
-            (held.reservation_id, "reserved"),
+            (reserved.reservation_id, "reserved"),
         ]
         then = await ledger.at(position=before_release).why("5Anna", GPU)
         assert (then.available_seconds, [each.reservation_id for each in then.reservations]) == (
@@ -504,8 +504,8 @@ async def test_why_sums_up_an_account(url: str) -> None:
         assert (nobody.total_seconds, nobody.reservations) == (0.0, [])
 
 
-async def test_an_overview_sums_up_the_ledger(url: str) -> None:
-    """Miners, blocks and syncs are counted; a class adds up its registered miners."""
+async def test_an_overview_summarizes_the_ledger(url: str) -> None:
+    """It counts miners, blocks and syncs; the totals of a class are over its registered miners."""
     async with small_ledger(url=url) as ledger:
         await ledger.reserve("5Anna", GPU, 12.0, 11)
         await record_blocks(ledger, 12, 12, ["5Anna", "5Bert"])

@@ -1,4 +1,4 @@
-"""Reserve, spend, release, expire: what stands, what is refused, and that asking twice does nothing twice."""
+"""Reserve, spend, release, expire: their results, their refusals, and that repeating a call changes nothing twice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from routing import (
+    Allowance,
     CannotReserveAllowanceException,
     IdempotencyConflict,
     ReservationAlreadyReleased,
@@ -20,8 +21,8 @@ from tests.support.small import GPU, START, Clock, record_blocks, small_ledger
 pytestmark = pytest.mark.compatibility
 
 
-async def test_blocks_are_taken_whole_from_the_earliest() -> None:
-    """60 s in ten blocks of 6 s: 13 s take three, and the next reservation goes on behind them."""
+async def test_whole_blocks_are_reserved_earliest_first() -> None:
+    """Ten blocks of 6 s grant 60 s: 13 s take three blocks, and the next reservation takes the fourth."""
     async with small_ledger(offers={"5Anna": 1}) as ledger:
         assert (await ledger.reserve("5Anna", GPU, 13.0, 11)).blocks == [1, 2, 3]
         assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [4]
@@ -32,16 +33,16 @@ async def test_blocks_are_taken_whole_from_the_earliest() -> None:
         assert refused.value.miner == "5Anna"
 
 
-async def test_an_unknown_account_has_nothing_to_reserve() -> None:
-    """No such miner or class: nothing is available."""
+async def test_an_unknown_account_has_no_allowance() -> None:
+    """A reservation on an unknown miner is refused with 0 s available."""
     async with small_ledger() as ledger:
         with pytest.raises(CannotReserveAllowanceException) as refused:
             await ledger.reserve("5Nobody", GPU, 1.0, 11)
         assert refused.value.available_allowance_seconds == 0.0
 
 
-async def test_a_release_gives_the_blocks_back_and_a_spend_does_not() -> None:
-    """The next claim takes what was released, not what was spent."""
+async def test_a_release_frees_the_blocks_and_a_spend_does_not() -> None:
+    """The next claim takes the released block, not the spent one."""
     async with small_ledger(offers={"5Anna": 1}) as ledger:
         first = await ledger.reserve("5Anna", GPU, 6.0, 11)
         second = await ledger.reserve("5Anna", GPU, 6.0, 11)
@@ -50,8 +51,8 @@ async def test_a_release_gives_the_blocks_back_and_a_spend_does_not() -> None:
         assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [2]
 
 
-async def test_settling_twice_is_refused_and_says_when() -> None:
-    """Each end has its error, and those of what is gone are ReservationNotFound too."""
+async def test_settling_twice_is_refused_with_the_time_of_the_first_settlement() -> None:
+    """Each settlement has its own error; those of released and expired ones are also `ReservationNotFound`."""
     clock = Clock(START + timedelta(seconds=500))
     async with small_ledger(clock=clock) as ledger:
         spent = (await ledger.reserve("5Anna", GPU, 6.0, 11)).reservation_id
@@ -73,18 +74,18 @@ async def test_settling_twice_is_refused_and_says_when() -> None:
             assert late.value.settled_at == START + timedelta(seconds=607)
 
 
-async def test_an_overdue_reservation_still_pays_until_the_log_says_it_expired() -> None:
-    """A job that ran a little late is paid."""
+async def test_an_overdue_reservation_can_be_spent_until_its_expiry_is_recorded() -> None:
+    """A job that ran a little late is still paid."""
     clock = Clock()
     async with small_ledger(clock=clock) as ledger:
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        reserved = await ledger.reserve("5Anna", GPU, 6.0, 11)
         clock.advance(1_000)
-        assert (await ledger.reservation(held.reservation_id)).status == "reserved"
-        assert (await ledger.spend(held.reservation_id)).status == "spent"
+        assert (await ledger.reservation(reserved.reservation_id)).status == "reserved"
+        assert (await ledger.spend(reserved.reservation_id)).status == "spent"
 
 
 async def test_a_claim_expires_exactly_the_overdue_reservations_whose_blocks_it_takes() -> None:
-    """Due is amount and margin after it was made, to the nanosecond; the other overdue one is left standing."""
+    """A reservation is due its amount plus the margin after it was made, to the nanosecond; others stay active."""
     clock = Clock()
     async with small_ledger(offers={"5Anna": 1}, clock=clock) as ledger:
         first = await ledger.reserve("5Anna", GPU, 6.0, 11)
@@ -98,7 +99,7 @@ async def test_a_claim_expires_exactly_the_overdue_reservations_whose_blocks_it_
 
 
 async def test_a_clock_that_jumps_back_changes_no_status() -> None:
-    """Recorded times never go back; what was overdue is held again, and stands as it stood."""
+    """After the jump the reservation is no longer overdue: its blocks are not free, and it can be released."""
     clock = Clock(START + timedelta(seconds=5_000))
     async with small_ledger(offers={"5Anna": 1}, clock=clock) as ledger:
         first = await ledger.reserve("5Anna", GPU, 60.0, 11)
@@ -110,8 +111,8 @@ async def test_a_clock_that_jumps_back_changes_no_status() -> None:
         assert (await ledger.release(first.reservation_id)).settled_at == START + timedelta(seconds=5_000)
 
 
-async def test_a_key_stands_for_one_request() -> None:
-    """The same content answers with the first outcome, whatever came after; other content is refused."""
+async def test_a_key_identifies_one_request() -> None:
+    """The same content returns the first outcome, whatever happened since; other content is refused."""
     async with small_ledger(offers={"5Anna": 1}) as ledger:
         first = await ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key="r")
         spent = await ledger.spend(first.reservation_id, idempotency_key="s")
@@ -131,41 +132,39 @@ async def test_a_key_stands_for_one_request() -> None:
             await ledger.spend(first.reservation_id, idempotency_key="another")
 
 
-async def test_a_reservation_keeps_its_blocks_through_a_drop_and_does_not_give_them_back() -> None:
-    """Invalidated blocks stay with whom they are held by; once released they are free to nobody."""
+async def test_a_reservation_keeps_invalidated_blocks_and_a_release_does_not_free_them() -> None:
+    """A drop leaves a reservation its blocks; once released they are invalidated for everybody."""
     async with small_ledger(offers={"5Anna": 2}) as ledger:
-        held = await ledger.reserve("5Anna", GPU, 12.0, 11)
+        reserved = await ledger.reserve("5Anna", GPU, 12.0, 11)
         await ledger.record_manifests(11, {"5Anna": {GPU: 1}})
-        assert (await ledger.reservation(held.reservation_id)).blocks == [1]
-        await ledger.release(held.reservation_id)
+        assert (await ledger.reservation(reserved.reservation_id)).blocks == [1]
+        await ledger.release(reserved.reservation_id)
         await record_blocks(ledger, 12, 13, ["5Anna"])
         (candidate,) = await ledger.find_miners(6.0, GPU, 13)
         assert (candidate.earliest_block, candidate.total_seconds) == (11, 12.0)
 
 
-async def test_what_was_reserved_is_there_after_reopening(tmp_path: Path) -> None:
-    """The file is the truth: a new process sees the same reservations, blocks and refusals."""
+async def test_reservations_survive_reopening(tmp_path: Path) -> None:
+    """A ledger opened again from its file has the same reservations, blocks and refusals."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     async with small_ledger(url=url, offers={"5Anna": 1}) as ledger:
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key="r")
-        gone = await ledger.reserve("5Anna", GPU, 6.0, 11)
-        await ledger.release(gone.reservation_id)
+        reserved = await ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key="r")
+        released = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        await ledger.release(released.reservation_id)
     async with small_ledger(url=url, offers={"5Anna": 1}) as ledger:
-        assert await ledger.reservation(held.reservation_id) == held
-        assert await ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key="r") == held
+        assert await ledger.reservation(reserved.reservation_id) == reserved
+        assert await ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key="r") == reserved
         assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [2]
         with pytest.raises(ReservationAlreadyReleased):
-            await ledger.spend(gone.reservation_id)
+            await ledger.spend(released.reservation_id)
 
 
-async def test_ids_of_another_ledger_are_unknown(tmp_path: Path) -> None:
-    """Two validators share one database and nothing else."""
-    from routing import Allowance
-
+async def test_ids_and_jobs_of_another_ledger_are_unknown(tmp_path: Path) -> None:
+    """Two validators can share one database, and see nothing of each other."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     async with small_ledger(url=url) as ledger, Allowance.open(url, validator_ss58="5Other") as other:
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid="job")
-        for call in (lambda: other.spend(held.reservation_id), lambda: other.reservation_for_job("job")):
+        reserved = await ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid="job")
+        for call in (lambda: other.spend(reserved.reservation_id), lambda: other.reservation_for_job("job")):
             with pytest.raises(ReservationNotFound):
                 await call()
         assert (await other.history()).items == []

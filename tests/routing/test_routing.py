@@ -1,10 +1,11 @@
-"""Which miner runs a job, and what is said when none can."""
+"""Which miner runs a job, and which error a caller gets if none can."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -26,13 +27,13 @@ from routing import (
     Routing,
     Settings,
 )
-from tests.support.small import GPU, VALIDATOR, Clock, job, record_blocks, small_ledger
+from tests.support.small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_ledger
 
 pytestmark = pytest.mark.compatibility
 
 
-async def test_a_route_says_where_what_it_holds_and_what_it_is_worth() -> None:
-    """The claim takes the earliest blocks, whole: 12 s a block on two executors, so 13 s take two blocks."""
+async def test_a_route_names_the_miner_the_reserved_blocks_and_their_amount() -> None:
+    """The claim takes whole blocks, earliest first: two executors get 12 s per block, so 13 s take two blocks."""
     async with small_ledger(offers={"5Anna": 2}) as ledger:
         route = await Routing(ledger).pick_miner_for_job_request(job("one", 13.0))
         assert route.miner == Miner("192.0.2.7", 4, 8000, "5Anna")
@@ -42,8 +43,8 @@ async def test_a_route_says_where_what_it_holds_and_what_it_is_worth() -> None:
         assert (reservation.job_uuid, reservation.blocks, reservation.status) == ("one", [1, 2], "reserved")
 
 
-async def test_a_route_survives_the_task_queues() -> None:
-    """Routes round-trip through asdict, msgspec and pydantic."""
+async def test_a_route_survives_serialization() -> None:
+    """Routes round-trip through asdict, msgspec and pydantic, as callers send them through task queues."""
     route = JobRoute(Miner("::1", 6, 80, "5Anna"), [1, 2], 5, 6.5)
     assert JobRoute(**{**asdict(route), "miner": Miner(**asdict(route)["miner"])}) == route
     assert msgspec.json.decode(msgspec.json.encode(route), type=JobRoute) == route
@@ -51,8 +52,8 @@ async def test_a_route_survives_the_task_queues() -> None:
     assert adapter.validate_json(adapter.dump_json(route)) == route
 
 
-async def test_the_same_job_has_the_same_route_while_it_stands() -> None:
-    """Asked again, also many times at once and also when overdue, a job gets its one reservation."""
+async def test_a_job_keeps_its_route_while_its_reservation_is_active() -> None:
+    """Routing a job again, concurrently or when overdue, returns its one reservation."""
     clock = Clock()
     async with small_ledger(clock=clock) as ledger:
         router = Routing(ledger)
@@ -63,8 +64,8 @@ async def test_the_same_job_has_the_same_route_while_it_stands() -> None:
         assert len((await ledger.history()).items) == 1
 
 
-async def test_a_route_keeps_the_axon_it_was_given_with() -> None:
-    """A miner that moves while its job runs does not move the job."""
+async def test_a_route_keeps_the_address_that_the_miner_had() -> None:
+    """A miner that leaves the metagraph while its job runs does not change the route."""
     async with small_ledger(offers={"5Anna": 2}) as ledger:
         router = Routing(ledger)
         first = await router.pick_miner_for_job_request(job("one"))
@@ -72,8 +73,8 @@ async def test_a_route_keeps_the_axon_it_was_given_with() -> None:
         assert await router.pick_miner_for_job_request(job("one")) == first
 
 
-async def test_another_request_under_the_same_uuid_is_refused() -> None:
-    """Other class or amount: the error says in what they differ."""
+async def test_another_request_with_the_same_uuid_is_refused() -> None:
+    """If the class or the amount differs, the error lists the differences."""
     async with small_ledger() as ledger:
         router = Routing(ledger)
         await router.pick_miner_for_job_request(job("one", 6.0))
@@ -84,8 +85,8 @@ async def test_another_request_under_the_same_uuid_is_refused() -> None:
             await router.pick_miner_for_job_request(job("one", 6.0, "other"))
 
 
-async def test_a_released_job_may_be_routed_anew_and_a_spent_one_never() -> None:
-    """A release or an expiry frees the uuid; a spend closes it for good, also after reopening."""
+async def test_a_released_or_expired_job_can_be_routed_again_and_a_spent_one_cannot() -> None:
+    """A release or an expiry frees the uuid; a spend closes it for good."""
     clock = Clock()
     async with small_ledger(clock=clock) as ledger:
         router = Routing(ledger)
@@ -103,8 +104,8 @@ async def test_a_released_job_may_be_routed_anew_and_a_spent_one_never() -> None
         assert refused.value.reservation_id == third.allowance_reservation_id
 
 
-async def test_miners_at_capacity_are_passed_over_and_then_all_are_busy() -> None:
-    """A miner takes as many jobs as it has executors; overdue ones do not count."""
+async def test_busy_miners_are_skipped_until_all_are_busy() -> None:
+    """A miner runs at most as many jobs as it has executors; overdue reservations do not count."""
     clock = Clock()
     async with small_ledger(offers={"5Anna": 1, "5Bert": 2}, clock=clock) as ledger:
         router = Routing(ledger)
@@ -117,19 +118,20 @@ async def test_miners_at_capacity_are_passed_over_and_then_all_are_busy() -> Non
         assert (await router.pick_miner_for_job_request(job("one more", 1.0))).allowance_blocks
 
 
-async def test_who_had_a_candidate_and_lost_it_is_told_that_all_are_busy(
+async def test_a_pick_that_loses_its_only_candidate_raises_all_miners_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pick whose only miner another process took in between fails as `AllMinersBusy`: it did have the allowance.
+    """A pick whose only candidate another process claims meanwhile fails with `AllMinersBusy`: it had the allowance.
 
-    Catches: `NotEnoughAllowanceException` for a race that was lost. SQLite is made to decide before the lock, as
+    Catches `NotEnoughAllowanceException` for a lost race. The test makes SQLite decide before it locks the head, as
     PostgreSQL does.
     """
     monkeypatch.setattr(SqliteStore, "optimistic", True)
     url = f"sqlite:///{tmp_path}/ledger.db"
+    clock = Clock(START + timedelta(seconds=132))
     async with (
-        small_ledger(url=url, offers={"5Anna": 1}) as ledger,
-        Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=ledger._clock_ns) as other,
+        small_ledger(url=url, offers={"5Anna": 1}, clock=clock) as ledger,
+        Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as other,
     ):
         await other.reserve("5Anna", GPU, 60.0, 11)
         with pytest.raises(AllMinersBusy) as busy:
@@ -139,8 +141,8 @@ async def test_who_had_a_candidate_and_lost_it_is_told_that_all_are_busy(
             await Routing(ledger).pick_miner_for_job_request(job("two"))
 
 
-async def test_respecting_executor_counts_can_be_turned_off() -> None:
-    """With the setting off a miner is claimed as long as its allowance lasts."""
+async def test_the_busyness_check_can_be_turned_off() -> None:
+    """With `respect_executor_count=False` a miner is claimed until its allowance is used up."""
     settings = Settings(respect_executor_count=False)
     async with small_ledger(offers={"5Anna": 1}, settings=settings) as ledger:
         for number in range(10):
@@ -149,10 +151,10 @@ async def test_respecting_executor_counts_can_be_turned_off() -> None:
             await Routing(ledger).pick_miner_for_job_request(job("one more", 1.0))
 
 
-async def test_not_enough_says_who_comes_nearest() -> None:
-    """Four fields, ties to the lower hotkey; zeros and empty names where there is nobody."""
+async def test_not_enough_allowance_names_the_miners_that_come_closest() -> None:
+    """The error has four fields; the lower hotkey wins a tie; 0.0 and an empty name mean no miner."""
     async with small_ledger(offers={"5Anna": 1, "5Bert": 1}) as ledger:
-        held = await ledger.reserve("5Anna", GPU, 30.0, 11)
+        reserved = await ledger.reserve("5Anna", GPU, 30.0, 11)
         with pytest.raises(NotEnoughAllowanceException) as refused:
             await ledger.find_miners(61.0, GPU, 11)
         assert refused.value.to_dict() == {
@@ -161,7 +163,7 @@ async def test_not_enough_says_who_comes_nearest() -> None:
             "highest_unspent_allowance": 60.0,
             "highest_unspent_allowance_ss58": "5Anna",
         }
-        await ledger.spend(held.reservation_id)
+        await ledger.spend(reserved.reservation_id)
         with pytest.raises(NotEnoughAllowanceException) as refused:
             await Routing(ledger).pick_miner_for_job_request(job("one", 61.0))
         assert refused.value.highest_unspent_allowance_ss58 == "5Bert"
@@ -173,8 +175,8 @@ async def test_not_enough_says_who_comes_nearest() -> None:
             await Routing(empty).pick_miner_for_job_request(job("one"))
 
 
-async def test_equals_are_drawn_by_the_job() -> None:
-    """Miners that are equally good share the jobs, and one job always draws the same."""
+async def test_the_job_uuid_breaks_ties_between_equal_miners() -> None:
+    """Equally ranked miners share the jobs, and the same job always gets the same miner."""
     hotkeys = {f"5M{number:02}": 50 for number in range(10)}
     async with small_ledger(offers=hotkeys, blocks=3) as ledger:
         found = Counter[str]()
@@ -190,14 +192,14 @@ async def test_equals_are_drawn_by_the_job() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 12, 250])
-def test_the_draw_tries_everybody_once(count: int) -> None:
-    """Whatever the seed, the order is a permutation."""
+def test_the_tie_break_tries_every_miner_once(count: int) -> None:
+    """For every seed the order is a permutation."""
     for seed in (0, 1, 5, 2**64 + 12345, 2**127):
         assert sorted(permutation(count, seed)) == list(range(count))
 
 
-async def test_a_stale_feed_is_not_routed_on() -> None:
-    """With an age set, a newest block older than that refuses; exactly that old does not."""
+async def test_a_stale_chain_feed_is_refused() -> None:
+    """A newest block older than the configured age is refused; one exactly that old is accepted."""
     clock = Clock()
     settings = Settings(newest_block_max_age_seconds=60.0)
     async with small_ledger(blocks=11, clock=clock, settings=settings) as ledger:
@@ -209,8 +211,8 @@ async def test_a_stale_feed_is_not_routed_on() -> None:
         assert refused.value.newest_block == 11
 
 
-async def test_debug_goes_before_trusted_and_neither_leaves_a_trace() -> None:
-    """Both need no database, check no amounts and reserve nothing."""
+async def test_a_debug_route_precedes_a_trusted_one_and_neither_uses_the_ledger() -> None:
+    """Neither needs a database, checks the amount, or reserves anything."""
     debug = Miner("127.0.0.1", 4, 1, "5Debug")
     nowhere = Allowance.open("sqlite:////nowhere/at/all.db", validator_ss58="5Validator")
     request = job("one", -5.0, trusted=True)

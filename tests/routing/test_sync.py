@@ -1,4 +1,4 @@
-"""The blocking face: everything that the awaited one offers, with the same answers."""
+"""`routing.sync`: the same classes and methods as `routing`, as blocking calls."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from tests.support.small import GPU, START, VALIDATOR, Clock
 
 pytestmark = pytest.mark.compatibility
 
+# A router executes its command through this method; callers have no command of their own.
 FOR_ROUTERS = {"execute"}
-"""What the library's own parts call each other by."""
 
 
-def public(face: type) -> set[str]:
-    return {name for name in dir(face) if not name.startswith("_")}
+def public(class_: type) -> set[str]:
+    return {name for name in dir(class_) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("name", ["Allowance", "Past", "Routing"])
-def test_nothing_is_missing(name: str) -> None:
-    """Each class has the same public names, and the methods the same parameters."""
-    awaited, face = getattr(routing, name), getattr(blocking, name)
-    assert public(awaited) - FOR_ROUTERS <= public(face)
-    for method in public(awaited) - FOR_ROUTERS:
-        mine: Any = getattr(face, method)
-        if inspect.isfunction(getattr(awaited, method)):
-            theirs = inspect.signature(getattr(awaited, method)).parameters
-            assert list(inspect.signature(mine).parameters) == list(theirs), method
+def test_blocking_classes_have_all_methods_with_the_same_parameters(name: str) -> None:
+    """Each blocking class has the public names of the asynchronous one, and its methods have the same parameters."""
+    asynchronous_class, blocking_class = getattr(routing, name), getattr(blocking, name)
+    methods = public(asynchronous_class) - FOR_ROUTERS
+    assert methods <= public(blocking_class)
+    for method in methods:
+        blocking_method: Any = getattr(blocking_class, method)
+        if inspect.isfunction(getattr(asynchronous_class, method)):
+            parameters = inspect.signature(getattr(asynchronous_class, method)).parameters
+            assert list(inspect.signature(blocking_method).parameters) == list(parameters), method
 
 
-def test_the_past_is_asked_in_blocking_calls() -> None:
-    """`at` answers as the awaited one does, and refuses what lies out of range."""
+def test_the_past_can_be_queried_with_blocking_calls() -> None:
+    """`at` returns the same results as the asynchronous one, and refuses a position out of range."""
     with blocking.Allowance.open("sqlite://", validator_ss58=VALIDATOR, clock_ns=Clock()) as ledger:
         assert ledger.validator_ss58 == VALIDATOR
         first = ledger.record_manifests(1, {"5Anna": {GPU: 1}})

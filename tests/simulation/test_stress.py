@@ -21,7 +21,7 @@ from tests.stress import Database, Plan, PostgresDatabase, Report, SqliteDatabas
 from tests.stress.faults import FAULTS
 from tests.support.servers import PostgresServer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("STRESS_SECONDS", "6"))
 COMMITS = 40
 

@@ -43,8 +43,8 @@ def test_a_failed_write_is_raised_once(room: int) -> None:
 def write_until_full(room: int) -> None:
     writer = ExportWriter(FullDisk(room), "5Validator")
     try:
-        writer.add(rows_after(Head(), 3000))
-        writer.end()
+        writer.write_rows(rows_after(Head(), 3000))
+        writer.finish()
     finally:
         writer.close()
 
@@ -53,7 +53,7 @@ def test_an_abandoned_export_writes_nothing_more() -> None:
     """Closed without an end, the file is a part of one, and stays so."""
     stream = io.BytesIO()
     writer = ExportWriter(stream, "5Validator")
-    writer.add(rows_after(Head(), 3000))
+    writer.write_rows(rows_after(Head(), 3000))
     written = stream.getvalue()
 
     writer.close()

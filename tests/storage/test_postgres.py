@@ -1,4 +1,4 @@
-"""PostgreSQL as the log's home: what is lost on the way to it and back, and how it is set up."""
+"""The log on PostgreSQL: lost requests and responses, killed servers, contention, settings and URLs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def append_by(how: str, store: Store, head: Head, rows: list[Row]) -> bool
 
 
 def mark_of(how: str, row: Row) -> bytes:
-    """What the request holds that makes the append durable."""
+    """Return a text in the request that makes the append durable."""
     return row.payload if how == "compare_and_append" else COMMIT
 
 
@@ -63,25 +63,25 @@ async def fetch(url: str, query: str) -> list[Any]:
 
 
 async def until(url: str, condition: str) -> None:
-    """Asks the server until a condition holds."""
+    """Query the server until a condition holds."""
     async with connected(url) as other:
         while not await other.fetchval(f"SELECT {condition}"):
             pass
 
 
 async def terminate_backends(url: str) -> None:
-    """Ends every connection that a ledger has to the database."""
+    """Close every connection that a ledger has to the database."""
     await fetch(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OWN_BACKENDS}")
     await until(url, f"NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE {OWN_BACKENDS})")
 
 
-# Lost on the way
+# Lost requests and responses
 
 
-@pytest.mark.parametrize("fate", ["request lost", "answer lost"])
+@pytest.mark.parametrize("fate", ["request lost", "response lost"])
 @pytest.mark.parametrize("how", HOWS)
-async def test_a_lost_commit_is_uncertain_until_the_log_is_read(wire: Wire, how: str, fate: Fate) -> None:
-    """The store says that it does not know; read again, on a new connection, the log has all of the rows or none."""
+async def test_a_lost_commit_is_unknown_until_the_log_is_read(wire: Wire, how: str, fate: Fate) -> None:
+    """The store raises `CommitOutcomeUnknown`; read through a new connection, the log has all of the rows or none."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         rows = [row_after(head, version=2, payload=b"marked")]
@@ -89,13 +89,13 @@ async def test_a_lost_commit_is_uncertain_until_the_log_is_read(wire: Wire, how:
         wire.cut(mark_of(how, rows[0]), fate)
         with pytest.raises(CommitOutcomeUnknown):
             await append_by(how, store, head, rows)
-        done = rows if fate == "answer lost" else []
+        done = rows if fate == "response lost" else []
         assert await store.read(1) == done
         await append(store, [row_after(await store.head(), version=2 + len(done))])
 
 
-async def test_an_append_that_arrives_too_late_is_shut_out(wire: Wire) -> None:
-    """What was read to be not in the log never comes into it, even if the lost request reaches the server after."""
+async def test_an_append_that_arrives_too_late_is_refused_by_the_fence(wire: Wire) -> None:
+    """Rows that a read did not find never get into the log, even if the lost request reaches the server afterwards."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         late = row_after(head, version=2, payload=b"marked")
@@ -108,8 +108,8 @@ async def test_an_append_that_arrives_too_late_is_shut_out(wire: Wire) -> None:
         assert await store.compare_and_append(head, [late])
 
 
-async def test_reading_waits_for_a_commit_that_may_still_arrive(wire: Wire, postgres_url: str) -> None:
-    """While a lost COMMIT holds the head, nobody can say what became of it; once it is done, the log tells."""
+async def test_a_read_waits_for_a_commit_that_may_still_arrive(wire: Wire, postgres_url: str) -> None:
+    """While the transaction of a lost COMMIT holds the head's lock, its outcome is open; the read waits for its end."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         late = row_after(head, version=2)
@@ -125,12 +125,12 @@ async def test_reading_waits_for_a_commit_that_may_still_arrive(wire: Wire, post
 
 @pytest.mark.parametrize("how", HOWS)
 async def test_a_request_lost_before_the_commit_did_nothing(wire: Wire, postgres_url: str, how: str) -> None:
-    """Where the connection is lost on the way to the lock or to the insert, it is known that nothing was done."""
+    """If the connection is lost before the lock or the insert, the store knows that nothing was done."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         row = row_after(head, version=2, payload=b"marked")
         if how == "transaction":
-            wire.cut(b"marked", "answer lost")
+            wire.cut(b"marked", "response lost")
             with pytest.raises(StorageUnavailable):
                 await append(store, [row])
         else:
@@ -144,35 +144,35 @@ async def test_a_request_lost_before_the_commit_did_nothing(wire: Wire, postgres
 
 
 @pytest.mark.parametrize("mark", [b"BEGIN", b"\x00\x00\x00\x01"], ids=["begin", "lock"])
-async def test_a_transaction_begins_anew_where_its_connection_was_lost(wire: Wire, mark: bytes) -> None:
-    """Until the lock is held nothing was said to the caller: a new connection is made, and the lock taken on it."""
+async def test_a_transaction_that_loses_its_connection_before_the_lock_begins_again(wire: Wire, mark: bytes) -> None:
+    """Before the lock the caller has seen nothing, so the store can begin again on a new connection."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
-        wire.cut(mark, "answer lost")
+        wire.cut(mark, "response lost")
         await append(store, [row_after(head, version=2)])
         assert len(await all_rows(store)) == 2
 
 
-@pytest.mark.parametrize("fate", ["request lost", "answer lost"])
-async def test_a_claim_whose_answer_was_lost_is_made_once_and_told(wire: Wire, fate: Fate) -> None:
-    """The caller gets its reservation where the log has it, else hears that nothing was done; never a second one."""
+@pytest.mark.parametrize("fate", ["request lost", "response lost"])
+async def test_a_reservation_whose_response_was_lost_is_made_once(wire: Wire, fate: Fate) -> None:
+    """The caller gets the reservation if it is in the log, and otherwise an error that nothing was done."""
     async with small_ledger(url=wire.url, offers={"5Anna": 1}) as ledger:
         await ledger.reserve("5Anna", GPU, 6.0, 11)
         wire.cut(b"allowance-reserved", fate)
-        if fate == "answer lost":
-            held = await ledger.reserve("5Anna", GPU, 6.0, 11)
-            assert await ledger.reservation(held.reservation_id) == held
+        if fate == "response lost":
+            reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
+            assert await ledger.reservation(reservation.reservation_id) == reservation
         else:
             with pytest.raises(StorageUnavailable):
                 await ledger.reserve("5Anna", GPU, 6.0, 11)
-            held = await ledger.reserve("5Anna", GPU, 6.0, 11)
-        assert held.blocks == [2]
+            reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert reservation.blocks == [2]
         assert [each.blocks for each in (await ledger.history()).items] == [[2], [1]]
 
 
-@pytest.mark.parametrize("fate", ["request lost", "answer lost"])
-async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(wire: Wire, fate: Fate) -> None:
-    """With the server out of reach the error carries a key; with it back, the same call does it once."""
+@pytest.mark.parametrize("fate", ["request lost", "response lost"])
+async def test_a_retry_with_the_errors_key_resolves_an_unknown_outcome(wire: Wire, fate: Fate) -> None:
+    """While the server is out of reach the error carries a key; later a retry with it executes the call once."""
     clock = Clock(START + timedelta(seconds=132))
     async with small_ledger(url=wire.url, offers={"5Anna": 1}, clock=clock) as ledger:
 
@@ -189,25 +189,27 @@ async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(wire: Wire
             return first
 
         await ledger.reserve("5Anna", GPU, 6.0, 11)
-        held = await outcome(
+        reservation = await outcome(
             lambda key: ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key=key), mark=b"allowance-reserved"
         )
-        assert held.blocks == [2]
-        await outcome(lambda key: ledger.spend(held.reservation_id, idempotency_key=key), mark=b"reservation-spent")
+        assert reservation.blocks == [2]
+        await outcome(
+            lambda key: ledger.spend(reservation.reservation_id, idempotency_key=key), mark=b"reservation-spent"
+        )
         created_at = START + timedelta(seconds=144)
         await outcome(lambda key: ledger.record_block(12, created_at, [], {}, idempotency_key=key), mark=COMMIT)
         await outcome(lambda key: ledger.record_manifests(12, {}, confirm=True, idempotency_key=key), mark=COMMIT)
         clock.advance(1000)
-        swept = await outcome(lambda key: ledger.expire_due(idempotency_key=key), mark=b"reservation-expired")
-        assert [each.blocks for each in swept] == [[1]]
+        expired = await outcome(lambda key: ledger.expire_due(idempotency_key=key), mark=b"reservation-expired")
+        assert [each.blocks for each in expired] == [[1]]
         assert [each.status for each in (await ledger.history()).items] == ["spent", "expired"]
 
 
-# Killed
+# Killed connections and servers
 
 
-async def test_killed_backends_are_replaced(store: PostgresStore, postgres_url: str) -> None:
-    """Between calls, every connection is killed: each kind of call makes a new one and does its work."""
+async def test_killed_connections_are_replaced(store: PostgresStore, postgres_url: str) -> None:
+    """Every connection is killed between calls: each kind of call opens a new one and succeeds."""
     rows = rows_after(Head(), 6)
     head = await append(store, rows[:2])
     await terminate_backends(postgres_url)
@@ -215,9 +217,7 @@ async def test_killed_backends_are_replaced(store: PostgresStore, postgres_url: 
     await terminate_backends(postgres_url)
     assert await store.read(0) == rows[:2]
     await terminate_backends(postgres_url)
-    lookup = Lookup()
-    lookup.positions.add(1)
-    assert (await store.find(lookup)).rows == {1: rows[0]}
+    assert (await store.find(Lookup(positions=[1]))).rows == {1: rows[0]}
     await terminate_backends(postgres_url)
     assert await append(store, rows[2:4]) == head_at(rows[3])
     await terminate_backends(postgres_url)
@@ -231,8 +231,8 @@ async def test_killed_backends_are_replaced(store: PostgresStore, postgres_url: 
     assert await store.read(0) == rows
 
 
-async def test_a_backend_killed_inside_a_transaction_undoes_it(store: PostgresStore, postgres_url: str) -> None:
-    """Before the commit was sent it is certain that nothing was done."""
+async def test_a_connection_killed_inside_a_transaction_rolls_it_back(store: PostgresStore, postgres_url: str) -> None:
+    """Before the commit is sent, the store knows that nothing was done."""
     head = await append(store, [row_after(Head())])
 
     async def interrupted() -> None:
@@ -246,8 +246,10 @@ async def test_a_backend_killed_inside_a_transaction_undoes_it(store: PostgresSt
     await append(store, [row_after(head, version=2)])
 
 
-async def test_a_backend_killed_before_the_commit_is_uncertain(store: PostgresStore, postgres_url: str) -> None:
-    """A COMMIT that meets a dead connection may have been heard; the log says that it was not."""
+async def test_a_connection_killed_before_the_commit_leaves_the_outcome_unknown(
+    store: PostgresStore, postgres_url: str
+) -> None:
+    """A COMMIT on a dead connection might have reached the server; the log shows that it did not."""
     head = await append(store, [row_after(Head())])
 
     async def interrupted() -> None:
@@ -261,32 +263,30 @@ async def test_a_backend_killed_before_the_commit_is_uncertain(store: PostgresSt
 
 
 async def test_a_ledger_outlives_its_connections(postgres_url: str) -> None:
-    """All of them killed, between any two calls: no caller notices."""
+    """All connections are killed between any two calls: no caller notices."""
     async with small_ledger(url=postgres_url) as ledger:
         await terminate_backends(postgres_url)
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
         await terminate_backends(postgres_url)
         assert await ledger.current_block() == 11
         await terminate_backends(postgres_url)
-        assert (await ledger.history()).items == [held]
+        assert (await ledger.history()).items == [reservation]
         await terminate_backends(postgres_url)
-        await ledger.spend(held.reservation_id)
+        await ledger.spend(reservation.reservation_id)
         await terminate_backends(postgres_url)
-        assert (await ledger.reservation(held.reservation_id)).status == "spent"
+        assert (await ledger.reservation(reservation.reservation_id)).status == "spent"
 
 
-async def test_a_stopped_server_is_unavailable_and_back_when_it_is_back(
-    server: PostgresServer, postgres_url: str
-) -> None:
-    """While it is down, questions and changes are refused in type; started again, the open ledger goes on."""
+async def test_an_open_ledger_survives_a_restart_of_the_server(server: PostgresServer, postgres_url: str) -> None:
+    """While the server is down, commands and queries raise `StorageUnavailable`; after its start they succeed again."""
     async with small_ledger(url=postgres_url) as ledger:
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
         server.stop()
         try:
             for call in (
                 lambda: ledger.reserve("5Anna", GPU, 6.0, 11),
                 ledger.current_block,
-                lambda: ledger.reservation(held.reservation_id),
+                lambda: ledger.reservation(reservation.reservation_id),
                 ledger.history,
                 ledger.health,
             ):
@@ -297,15 +297,15 @@ async def test_a_stopped_server_is_unavailable_and_back_when_it_is_back(
                     pass
         finally:
             server.start()
-        assert (await ledger.history()).items == [held]
-        await ledger.spend(held.reservation_id)
+        assert (await ledger.history()).items == [reservation]
+        await ledger.spend(reservation.reservation_id)
 
 
-# Contended
+# Contention
 
 
-async def test_two_ledgers_of_one_database_never_take_one_block_twice(postgres_url: str) -> None:
-    """Two openings stand for two processes: whoever finds the head moved decides again, on what the other appended."""
+async def test_two_ledgers_of_one_database_never_reserve_a_block_twice(postgres_url: str) -> None:
+    """Two open ledgers act as two processes: after a conflict a writer folds the other's rows and decides again."""
     clock = Clock(START + timedelta(seconds=12 * 41))
     async with (
         small_ledger(url=postgres_url, offers={"5Anna": 50}, blocks=41, clock=clock) as one,
@@ -321,13 +321,13 @@ async def test_two_ledgers_of_one_database_never_take_one_block_twice(postgres_u
 
         taken = [block for blocks in await asyncio.gather(*map(route, range(40))) for block in blocks]
         assert sorted(taken) == list(range(1, 41))
-        assert await one._query(lambda state, _: encode_state(state)) == await two._query(
+        assert await one._read_state(lambda state, _: encode_state(state)) == await two._read_state(
             lambda state, _: encode_state(state)
         )
 
 
-async def test_one_job_routed_by_two_ledgers_at_once_is_claimed_once(postgres_url: str) -> None:
-    """Both get the same route: the job's uuid is the key, and the database refuses a second attempt."""
+async def test_one_job_routed_by_two_ledgers_at_once_is_reserved_once(postgres_url: str) -> None:
+    """Both return the same route: the job's uuid is the key, and the database refuses a second row."""
     clock = Clock(START + timedelta(seconds=12 * 11))
     async with (
         small_ledger(url=postgres_url, clock=clock) as one,
@@ -361,10 +361,10 @@ AT_COMMIT = """CONSTRAINT TRIGGER give_up AFTER INSERT ON allowance_events
 
 @pytest.mark.parametrize("trigger", [AT_INSERT, AT_COMMIT], ids=["insert", "commit"])
 @pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
-async def test_an_append_that_the_database_gives_up_for_another_may_be_tried_again(
+async def test_an_append_that_the_database_aborts_for_another_can_be_retried(
     store: PostgresStore, postgres_url: str, sqlstate: str, trigger: str
 ) -> None:
-    """Serialisation failures and deadlocks prove that nothing was done: `TransactionConflict`, or False."""
+    """After a serialization failure or deadlock nothing was done: `TransactionConflict`, or the result is False."""
     head = await append(store, [row_after(Head())])
     async with connected(postgres_url) as other:
         await other.execute(GIVE_UP.format(times=2, sqlstate=sqlstate, trigger=trigger))
@@ -375,20 +375,20 @@ async def test_an_append_that_the_database_gives_up_for_another_may_be_tried_aga
     await append(store, [row])
 
 
-async def test_a_ledger_tries_again_what_the_database_gave_up(postgres_url: str) -> None:
-    """Five times given up for others, the claim is made the sixth time, and once."""
+async def test_a_ledger_retries_a_transaction_that_the_database_aborted(postgres_url: str) -> None:
+    """The database aborts a reservation five times; the sixth attempt succeeds, and it is made once."""
     async with small_ledger(url=postgres_url) as ledger:
         async with connected(postgres_url) as other:
             await other.execute(GIVE_UP.format(times=5, sqlstate="40001", trigger=AT_INSERT))
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
-        assert (await ledger.history()).items == [held]
+        reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert (await ledger.history()).items == [reservation]
 
 
 # Statements
 
 
-async def test_an_append_that_meets_no_other_is_one_round_trip(wire: Wire) -> None:
-    """One statement, and no transaction around it; the lock costs a BEGIN, a SELECT and a COMMIT more."""
+async def test_an_append_without_contention_is_one_round_trip(wire: Wire) -> None:
+    """It is one statement without a transaction; under the lock it takes a BEGIN, a SELECT and a COMMIT more."""
     async with opened(wire.url) as store:
         head = await append(store, rows_after(Head(), 2))
         wire.requests.clear()
@@ -400,8 +400,8 @@ async def test_an_append_that_meets_no_other_is_one_round_trip(wire: Wire) -> No
         assert len(wire.requests) == 4
 
 
-async def test_a_claim_that_meets_no_other_is_one_round_trip(wire: Wire) -> None:
-    """A reservation, and a route with its job, go to the server once: nothing is looked up that may not be new."""
+async def test_a_reservation_without_contention_is_one_round_trip(wire: Wire) -> None:
+    """Keys and jobs are not looked up: a reservation, and a route with its job, send one request to the server."""
     async with small_ledger(url=wire.url) as ledger:
         await ledger.reserve("5Anna", GPU, 6.0, 11)
         for claim in (
@@ -414,13 +414,12 @@ async def test_a_claim_that_meets_no_other_is_one_round_trip(wire: Wire) -> None
             assert len(wire.requests) == 1
 
 
-async def test_what_is_known_is_one_round_trip(wire: Wire) -> None:
-    """However many keys, jobs and positions a batch asks about."""
+async def test_a_look_up_is_one_round_trip(wire: Wire) -> None:
+    """However many keys, jobs and positions a batch looks up, it sends one request."""
     async with opened(wire.url) as store:
-        lookup = Lookup()
+        lookup = Lookup(positions=range(1, 100))
         lookup.keys = {f"key {n}" for n in range(100)}
         lookup.jobs = {f"job {n}" for n in range(100)}
-        lookup.positions = set(range(1, 100))
         await store.find(lookup)
         wire.requests.clear()
         await store.find(lookup)
@@ -428,9 +427,9 @@ async def test_what_is_known_is_one_round_trip(wire: Wire) -> None:
 
 
 async def test_no_statement_scans_the_log(postgres_url: str) -> None:
-    """Appends with their checks, reads and look-ups go through indexes: also with plans that were made on an empty log.
+    """Appends, their checks, reads and look-ups use indexes, also with plans that were made for an empty log.
 
-    Catches `NOT EXISTS` and plain joins, which the planner turns into scans as long as it believes the log small.
+    Catches `NOT EXISTS` and plain joins, for which the planner uses scans while its statistics say the log is small.
     """
 
     async def scans() -> int:
@@ -458,11 +457,11 @@ async def test_no_statement_scans_the_log(postgres_url: str) -> None:
     assert await scans() == before
 
 
-# How it is set up
+# Settings
 
 
-async def test_every_session_says_who_it_is_and_does_not_wait_for_ever(store: PostgresStore) -> None:
-    """The name, both timeouts and the isolation, on the log's connections and on SQLAlchemy's; commits are flushed."""
+async def test_every_session_has_a_name_timeouts_and_flushed_commits(store: PostgresStore) -> None:
+    """The settings are the same on the log's connections and on SQLAlchemy's."""
     expected = {
         "application_name": "allowance-ledger",
         "statement_timeout": "30s",
@@ -471,16 +470,16 @@ async def test_every_session_says_who_it_is_and_does_not_wait_for_ever(store: Po
         "default_transaction_read_only": "off",
         "synchronous_commit": "on",
     }
-    for lane in (store._reads, store._writes, store._derived):
-        connection = await lane.connection()
+    for session in (store._reads, store._writes, store._read_model_writes):
+        connection = await session.connection()
         assert {name: await connection.fetchval(f"SHOW {name}") for name in expected} == expected
     async with store.read_connection() as read:
         shown = {name: (await read.exec_driver_sql(f"SHOW {name}")).scalar_one() for name in expected}
         assert shown == expected
 
 
-async def test_the_url_sets_a_session_otherwise(postgres_url: str) -> None:
-    """Timeouts and name given in the URL stand."""
+async def test_settings_in_the_url_have_precedence(postgres_url: str) -> None:
+    """Timeouts and name in the URL replace the store's defaults."""
     url = f"{postgres_url}&statement_timeout=7s&idle_in_transaction_session_timeout=5s&application_name=mine"
     async with opened(url) as store:
         assert isinstance(store, PostgresStore)
@@ -489,8 +488,8 @@ async def test_the_url_sets_a_session_otherwise(postgres_url: str) -> None:
         assert [await connection.fetchval(f"SHOW {name}") for name in names] == ["7s", "5s", "mine"]
 
 
-async def test_reading_only_holds_in_the_session_itself(postgres_url: str) -> None:
-    """Whatever statement a read-only ledger sent, the server would refuse it."""
+async def test_the_server_refuses_writes_of_a_read_only_session(postgres_url: str) -> None:
+    """Even if a read-only ledger sent a writing statement, the server would refuse it."""
     async with opened(postgres_url):
         pass
     async with opened(postgres_url, read_only=True) as store:
@@ -503,8 +502,8 @@ async def test_reading_only_holds_in_the_session_itself(postgres_url: str) -> No
                 pass
 
 
-async def test_a_client_that_hangs_at_the_head_loses_it(postgres_url: str) -> None:
-    """The server ends a transaction that does nothing, so that those in line go on; it commits nothing."""
+async def test_a_client_that_hangs_with_the_heads_lock_loses_it(postgres_url: str) -> None:
+    """The server aborts an idle transaction, so that waiting clients continue; the idle one commits nothing."""
     async with (
         opened(f"{postgres_url}&idle_in_transaction_session_timeout=100ms") as hung,
         opened(postgres_url) as other,
@@ -521,8 +520,8 @@ async def test_a_client_that_hangs_at_the_head_loses_it(postgres_url: str) -> No
 
 
 @pytest.mark.parametrize("how", HOWS)
-async def test_whoever_waits_too_long_hears_that_nothing_was_done(postgres_url: str, how: str) -> None:
-    """The server's own timeout comes before the client's, and is certain."""
+async def test_an_append_that_waits_too_long_fails_without_doubt(postgres_url: str, how: str) -> None:
+    """The server's timeout comes before the client's and proves that nothing was done."""
     async with opened(postgres_url) as holder, opened(f"{postgres_url}&statement_timeout=100ms") as waiter:
         async with holder.transaction():
             with pytest.raises(StorageUnavailable):
@@ -540,10 +539,10 @@ async def test_whoever_waits_too_long_hears_that_nothing_was_done(postgres_url: 
         " ON CONFLICT (ledger, position) DO UPDATE SET payload = excluded.hash",
     ],
 )
-async def test_the_past_is_not_changed_in_postgresqls_own_ways_either(
+async def test_postgresqls_own_statements_cannot_change_the_past_either(
     store: PostgresStore, postgres_url: str, statement: str
 ) -> None:
-    """No truncation, and no insert that turns into an update."""
+    """The database refuses to truncate, and an insert that becomes an update."""
     rows = rows_after(Head(), 3)
     await append(store, rows)
     with pytest.raises(asyncpg.IntegrityConstraintViolationError, match="never"):
@@ -551,8 +550,10 @@ async def test_the_past_is_not_changed_in_postgresqls_own_ways_either(
     assert await store.read(0) == rows
 
 
-async def test_what_is_made_is_opened_without_the_right_to_make(server: PostgresServer, postgres_url: str) -> None:
-    """A user who may only read and write rows opens what somebody else made, a new ledger included."""
+async def test_an_existing_schema_is_opened_without_the_right_to_create(
+    server: PostgresServer, postgres_url: str
+) -> None:
+    """A user who may only read and write rows opens a database that another user created, also for a new ledger."""
     role = urlsplit(postgres_url).path[1:] + "_clerk"
     url = postgres_url.replace("postgres@", f"{role}@")
     async with connected(postgres_url) as other:
@@ -573,10 +574,10 @@ async def test_what_is_made_is_opened_without_the_right_to_make(server: Postgres
             await other.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_a_database_that_knows_no_such_trigger_has_a_ledger_all_the_same(
+async def test_a_ledger_works_on_a_database_without_triggers(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing rests on a trigger: what speaks PostgreSQL's language but lacks one goes without."""
+    """Correctness does not depend on triggers: a database that does not support one gets the schema without it."""
     monkeypatch.setattr("ledger.store.tables._POSTGRES_TRIGGERS", ("CREATE TRIGGER this is not to be had",))
     async with opened(postgres_url) as store:
         await append(store, [row_after(Head())])
@@ -599,7 +600,7 @@ async def test_a_database_that_knows_no_such_trigger_has_a_ledger_all_the_same(
     ],
 )
 def test_a_refused_url_does_not_show_its_password(url: str) -> None:
-    """Nor is it in what caused the refusal, as a log would show it."""
+    """It is not in the cause of the error either, which a log would show."""
     with pytest.raises(InvalidInput) as refused:
         Allowance.open(url, validator_ss58=VALIDATOR)
     assert refused.value.field == "database_url"
@@ -607,8 +608,8 @@ def test_a_refused_url_does_not_show_its_password(url: str) -> None:
     assert refused.value.__cause__ is None
 
 
-async def test_a_url_that_only_the_driver_can_refuse_is_refused_at_opening(postgres_url: str) -> None:
-    """A port in the query that is no number."""
+async def test_a_url_that_only_the_driver_can_check_is_refused_at_opening(postgres_url: str) -> None:
+    """A port in the query that is not a number raises `InvalidInput`."""
     with pytest.raises(InvalidInput):
         async with opened(f"{postgres_url}&port=five"):
             pass
@@ -622,16 +623,16 @@ async def test_a_url_that_only_the_driver_can_refuse_is_refused_at_opening(postg
         ("&sslmode=yes", "`sslmode` parameter must be one of"),
     ],
 )
-async def test_a_parameter_that_cannot_be_is_named(postgres_url: str, parameters: str, expected: str) -> None:
-    """Another try would change nothing: it is no unavailable storage."""
+async def test_the_error_names_an_invalid_parameter(postgres_url: str, parameters: str, expected: str) -> None:
+    """A retry could not help, so the error is not `StorageUnavailable`."""
     with pytest.raises(InvalidInput) as refused:
         async with opened(postgres_url + parameters):
             pass
     assert expected in str(refused.value)
 
 
-async def test_a_database_that_would_refuse_some_names_is_refused(server: PostgresServer) -> None:
-    """One name that its encoding does not have would fail all that are appended with it."""
+async def test_a_database_whose_encoding_lacks_some_names_is_refused(server: PostgresServer) -> None:
+    """One name that its encoding cannot represent would fail the whole batch."""
     create = "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
     await asyncio.to_thread(server.execute, create)
     try:
@@ -642,11 +643,11 @@ async def test_a_database_that_would_refuse_some_names_is_refused(server: Postgr
         await asyncio.to_thread(server.execute, "DROP DATABASE latin")
 
 
-async def test_a_server_that_took_no_writes_is_asked_anew(postgres_url: str) -> None:
-    """After a fail-over, or maintenance, the next change goes on, on another connection.
+async def test_a_connection_to_a_read_only_server_is_replaced(postgres_url: str) -> None:
+    """After a fail-over or maintenance the next append succeeds on a new connection.
 
-    Catches a connection that is kept although its server takes no writes: every change would be refused until the
-    process starts anew.
+    Catches a connection that is kept although its server refuses writes: every append would fail until the process is
+    restarted.
     """
     name = (await fetch(postgres_url, "SELECT current_database()"))[0][0]
     async with opened(postgres_url) as store:
@@ -677,15 +678,15 @@ async def test_a_server_that_took_no_writes_is_asked_anew(postgres_url: str) -> 
             await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
 
 
-async def test_a_server_that_takes_writes_can_be_asked_for(postgres_url: str) -> None:
-    """Reading only, too: what the session is set to is no property of the server."""
+async def test_the_url_can_demand_a_server_that_accepts_writes(postgres_url: str) -> None:
+    """A read-only ledger can demand it too: its session is read-only, the server is not."""
     for read_only in (False, True):
         async with opened(f"{postgres_url}&target_session_attrs=read-write", read_only=read_only) as store:
             assert await store.head() == Head()
 
 
-async def test_an_error_of_a_read_model_is_the_servers_own(postgres_url: str) -> None:
-    """Neither the statement nor a link to a library's manual."""
+async def test_a_read_models_error_is_the_servers_message(postgres_url: str) -> None:
+    """The message contains neither the statement nor a link to SQLAlchemy's manual."""
     async with opened(postgres_url) as store:
         with pytest.raises(StorageUnavailable) as unavailable:
             async with store.read_connection() as connection:
@@ -693,22 +694,22 @@ async def test_an_error_of_a_read_model_is_the_servers_own(postgres_url: str) ->
         assert str(unavailable.value).endswith('relation "no_such_table" does not exist')
 
 
-async def test_both_spellings_of_the_scheme_are_taken(postgres_url: str) -> None:
-    """postgres:// is what some hosts hand out."""
+async def test_both_spellings_of_the_scheme_are_accepted(postgres_url: str) -> None:
+    """Some hosting providers give URLs that begin with postgres://."""
     async with opened(postgres_url.replace("postgresql://", "postgres://")) as store:
         assert await store.head() == Head()
 
 
 @pytest.mark.parametrize("change", [("/allowance_", "/no_such_"), ("host=", "host=/nowhere"), ("postgres@", "nobody@")])
 async def test_a_database_that_cannot_be_reached_is_unavailable(postgres_url: str, change: tuple[str, str]) -> None:
-    """No such database, nobody who listens, no such user: one error, whose cause says which."""
+    """A missing database, server or user raises the same error, whose cause says which it is."""
     with pytest.raises(StorageUnavailable) as unavailable:
         async with opened(postgres_url.replace(*change)):
             pass
     assert isinstance(unavailable.value.__cause__, (asyncpg.PostgresError, OSError))
 
 
-def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without asyncpg, SQLite works, and a PostgreSQL URL is refused with the extra's name."""
     monkeypatch.setitem(sys.modules, "asyncpg", None)
     monkeypatch.delitem(sys.modules, "ledger.store.postgres.store")
@@ -717,11 +718,11 @@ def test_a_missing_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
         Allowance.open("postgresql://localhost/db", validator_ss58=VALIDATOR)
 
 
-# The whole way
+# The public interface
 
 
-async def test_the_public_face_on_postgresql(postgres_url: str) -> None:
-    """Facts, routes, spends, releases, expiries, pages, health, and the same again after a restart of the process."""
+async def test_the_public_interface_works_on_postgresql(postgres_url: str) -> None:
+    """Facts, routes, settlements, pages and health work, and a second ledger shows the same afterwards."""
     clock = Clock(START + timedelta(seconds=132))
     async with small_ledger(url=postgres_url, clock=clock) as ledger:
         routes = [await Routing(ledger).pick_miner_for_job_request(job(f"job {number}", 12.0)) for number in range(3)]
@@ -736,35 +737,35 @@ async def test_the_public_face_on_postgresql(postgres_url: str) -> None:
         assert [each.reservation_id for each in (await ledger.history(status="spent")).items] == ids[:1]
         assert (await ledger.reservation_for_job("job 1")).status == "released"
         assert (await ledger.health()).database == "postgresql"
-        head, state = await ledger.head(), await ledger._query(lambda state, _: encode_state(state))
+        head, state = await ledger.head(), await ledger._read_state(lambda state, _: encode_state(state))
     async with Allowance.open(postgres_url, validator_ss58=OWNER, clock_ns=clock) as ledger:
         assert await ledger.head() == head
-        assert await ledger._query(lambda state, _: encode_state(state)) == state
+        assert await ledger._read_state(lambda state, _: encode_state(state)) == state
         assert [each.status for each in (await ledger.history()).items] == ["expired", "released", "spent"]
 
 
-async def test_who_comes_late_to_make_the_schema_makes_nothing(
+async def test_a_process_that_comes_late_to_create_the_schema_takes_no_locks(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Having looked before the schema was there, it takes none of the locks that making the rest of it takes.
+    """A process that found no schema, but is overtaken, executes none of the statements after the first.
 
-    Catches: the deadlock of such a process with the ledgers that are in use by then.
+    Catches the deadlock of such a process with ledgers that are already in use.
     """
-    look = postgres._stored_schema_version
+    stored_schema_version = postgres._stored_schema_version
     queries: list[str] = []
-    looks = 0
+    checks = 0
 
-    async def look_too_early(connection: asyncpg.Connection) -> int | None:
-        nonlocal looks
-        looks += 1
-        if looks > 1:
-            return await look(connection)
+    async def check_too_early(connection: asyncpg.Connection) -> int | None:
+        nonlocal checks
+        checks += 1
+        if checks > 1:
+            return await stored_schema_version(connection)
         connection.add_query_logger(lambda query: queries.append(query.query))
         return None
 
     async with opened(postgres_url):
         pass
-    monkeypatch.setattr(postgres, "_stored_schema_version", look_too_early)
+    monkeypatch.setattr(postgres, "_stored_schema_version", check_too_early)
     async with opened(postgres_url):
         pass
     made = [query for query in queries if "CREATE" in query or "ALTER" in query]

@@ -1,4 +1,4 @@
-"""The schema is made once, whoever opens a new database first, and however many do so at once."""
+"""The schema is created exactly once, however many processes open a new database at the same time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROCESSES = 16
 
 
 async def names(url: str) -> dict[str, set[str]]:
-    """What the database has, by kind: tables, indexes, triggers."""
+    """Return the names of the database's tables, indexes and triggers."""
     if url.startswith("sqlite"):
         connection = sqlite3.connect(url.removeprefix("sqlite:///"))
         rows = connection.execute("SELECT type, name FROM sqlite_master WHERE name LIKE 'allowance%'").fetchall()
@@ -48,13 +48,13 @@ async def names(url: str) -> dict[str, set[str]]:
 _barrier: Barrier
 
 
-def _meet_at(barrier: Barrier) -> None:
-    global _barrier  # noqa: PLW0603 - a barrier is handed to a process only when it starts
+def _set_barrier(barrier: Barrier) -> None:
+    global _barrier  # noqa: PLW0603 - a process can get a barrier only when it starts
     _barrier = barrier
 
 
 def _open_at_once(url: str, validator_ss58: str) -> int:
-    """In one of the processes: opens the ledger when all are there; its position then."""
+    """In one of the processes: wait for the others, open the ledger and return its position."""
 
     async def opened_position() -> int:
         async with Allowance.open(url, validator_ss58=validator_ss58) as ledger:
@@ -66,17 +66,17 @@ def _open_at_once(url: str, validator_ss58: str) -> int:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
-    """Sixteen processes, forked from one that has loaded what they need."""
+    """Sixteen processes, forked from one that has imported the libraries."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["asyncpg", "sqlalchemy.ext.asyncio", "tests.storage.test_schema"])
-    with ProcessPoolExecutor(PROCESSES, context, _meet_at, (context.Barrier(PROCESSES),)) as pool:
+    with ProcessPoolExecutor(PROCESSES, context, _set_barrier, (context.Barrier(PROCESSES),)) as pool:
         yield pool
 
 
-async def test_many_processes_that_make_one_ledger_at_once_make_it_once(
+async def test_many_processes_that_open_one_new_ledger_at_once_create_it_once(
     shared_url: str, processes: ProcessPoolExecutor
 ) -> None:
-    """All of them open it; there is one ledger, with one event that opened it, and all that guards it."""
+    """All of them open it; there is one ledger with one opening event, and every table, index and trigger."""
     openings = [processes.submit(_open_at_once, shared_url, VALIDATOR) for _ in range(PROCESSES)]
     assert [opening.result() for opening in openings] == [1] * PROCESSES
     async with opened(shared_url, read_only=True) as store:
@@ -88,14 +88,14 @@ async def test_many_processes_that_make_one_ledger_at_once_make_it_once(
     made = await names(shared_url)
     assert made["table"] == set(schema().tables)
     assert made["index"] >= {str(index.name) for table in schema().tables.values() for index in table.indexes}
-    assert made["trigger"] == set(guards(shared_url))
+    assert made["trigger"] == set(triggers(shared_url))
 
 
 @pytest.mark.slow
 def test_many_processes_never_lock_each_other_out_of_a_new_file(tmp_path: Path, processes: ProcessPoolExecutor) -> None:
-    """Again and again, sixteen open a file that is not there: none hears that it is locked.
+    """Sixteen processes open a missing file, 25 times: none gets the error that the file is locked.
 
-    Catches a file that is set to WAL outside of the queue: SQLite then refuses some, about every twentieth time.
+    Catches a file that is set to WAL mode outside of the queue: SQLite then refuses some, about every twentieth time.
     """
     for n in range(25):
         openings = [
@@ -104,10 +104,10 @@ def test_many_processes_never_lock_each_other_out_of_a_new_file(tmp_path: Path, 
         assert [opening.result() for opening in openings] == [1] * PROCESSES
 
 
-async def test_many_processes_that_make_ledgers_of_their_own_at_once_each_make_one(
+async def test_many_processes_that_create_different_ledgers_at_once_each_create_one(
     shared_url: str, processes: ProcessPoolExecutor
 ) -> None:
-    """Sixteen validators of one database, all of them new: sixteen ids, and each log begins at 1."""
+    """Sixteen new validators of one database get sixteen ids, and each log begins at 1."""
     validators = [f"validator-{n}" for n in range(PROCESSES)]
     openings = [processes.submit(_open_at_once, shared_url, validator) for validator in validators]
     assert [opening.result() for opening in openings] == [1] * PROCESSES
@@ -120,15 +120,15 @@ async def test_many_processes_that_make_ledgers_of_their_own_at_once_each_make_o
     assert ledgers == set(range(1, PROCESSES + 1))
 
 
-def guards(url: str) -> list[str]:
-    """The names of the triggers that the schema has."""
+def triggers(url: str) -> list[str]:
+    """Return the names of the schema's triggers."""
     statements = sqlite_schema(schema()) if url.startswith("sqlite") else postgres_triggers()
     found = (re.search(r"CREATE TRIGGER (?:IF NOT EXISTS )?(\w+)", statement) for statement in statements)
     return [match[1] for match in found if match is not None]
 
 
-async def test_opening_again_makes_nothing(shared_url: str) -> None:
-    """What is there stays as it is; another validator's ledger is a row, not a table."""
+async def test_opening_again_creates_no_table(shared_url: str) -> None:
+    """The schema remains as it is; another validator's ledger is a row, not a table."""
     async with opened(shared_url):
         before = await names(shared_url)
     async with opened(shared_url), opened(shared_url, "another-validator"):

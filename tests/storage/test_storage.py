@@ -1,4 +1,4 @@
-"""SQLite as the log's home: how it is set up, and that nothing is lost or made up when it fails."""
+"""The log on SQLite: its settings, and that a failure neither loses nor invents an event."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def url(tmp_path: Path) -> str:
 
 
 def store_of(ledger: Allowance) -> SqliteStore:
-    store = ledger._handle.store if ledger._handle is not None else None
+    store = ledger._lifecycle.open_handle.store if ledger._lifecycle.open_handle is not None else None
     assert isinstance(store, SqliteStore)
     return store
 
 
 class Failing:
-    """A connection that fails at a statement, before it or after it was done."""
+    """A connection that fails at a statement, before or after executing it."""
 
     def __init__(self, connection: sqlite3.Connection, statement: str, *, done: bool) -> None:
         self._connection = connection
@@ -67,7 +67,7 @@ class Failing:
 
 
 def fail(ledger: Allowance, statement: str, *, done: bool = False) -> None:
-    """Makes the ledger's next such statement fail; the connection after it is sound again."""
+    """Make the ledger's next such statement fail; a new connection works again."""
     store = store_of(ledger)
     assert store._connection is not None
     store._connection = Failing(store._connection, statement, done=done)  # type: ignore[assignment]
@@ -79,13 +79,13 @@ def heal(ledger: Allowance) -> None:
         store._connection = store._connection._connection
 
 
-async def folded_anew(url: str) -> bytes:
+async def state_of_new_ledger(url: str) -> bytes:
     async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
-        return await ledger._query(lambda state, _: encode_state(state))
+        return await ledger._read_state(lambda state, _: encode_state(state))
 
 
-async def test_the_file_is_its_owners_and_every_commit_is_flushed(url: str, tmp_path: Path) -> None:
-    """Mode 0600; WAL; synchronous FULL on the connection that writes. That FULL flushes is SQLite's promise."""
+async def test_only_the_owner_can_read_the_file_and_every_commit_is_flushed(url: str, tmp_path: Path) -> None:
+    """The mode is 0600; the writing connection uses WAL and synchronous FULL. That FULL flushes is SQLite's promise."""
     async with small_ledger(url=url) as ledger:
         connection = store_of(ledger)._open_connection()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -95,42 +95,42 @@ async def test_the_file_is_its_owners_and_every_commit_is_flushed(url: str, tmp_
 
 
 @pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "UPDATE allowance_ledgers", "COMMIT"])
-async def test_a_failed_write_is_never_served(url: str, statement: str) -> None:
-    """Whatever fails, the caller hears a typed error, nothing of it is to be seen, and the next change is done.
+async def test_a_failed_write_is_never_visible(url: str, statement: str) -> None:
+    """Whichever statement fails, the caller gets a typed error, nothing is visible, and the next change succeeds.
 
-    Catches a state that keeps what it decided although the commit failed: `self._state = None` left out.
+    Catches a state that keeps the decision although the commit failed, without `self._state = None`.
     """
     async with small_ledger(url=url, offers={"5Anna": 1}) as ledger:
-        before = await ledger._query(lambda state, _: encode_state(state))
+        before = await ledger._read_state(lambda state, _: encode_state(state))
         fail(ledger, statement)
         with pytest.raises(StorageUnavailable):
             await ledger.reserve("5Anna", GPU, 6.0, 11)
         heal(ledger)
-        assert await ledger._query(lambda state, _: encode_state(state)) == before
+        assert await ledger._read_state(lambda state, _: encode_state(state)) == before
         assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [1]
-        assert await ledger._query(lambda state, _: encode_state(state)) == await folded_anew(url)
+        assert await ledger._read_state(lambda state, _: encode_state(state)) == await state_of_new_ledger(url)
 
 
-async def test_a_commit_that_was_done_although_it_failed_is_answered_as_done(url: str) -> None:
-    """After an error at COMMIT the log is read: the reservation stands, so the caller gets it.
+async def test_a_commit_that_succeeded_despite_an_error_is_reported_as_success(url: str) -> None:
+    """After an error at COMMIT the writer reads the log: the reservation is there, so the caller gets it.
 
-    Catches an error at COMMIT that is passed on as a failure without a look at the log.
+    Catches an error at COMMIT that is raised as a failure without reading the log.
     """
     async with small_ledger(url=url, offers={"5Anna": 1}) as ledger:
         fail(ledger, "COMMIT", done=True)
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
-        assert await ledger.reservation(held.reservation_id) == held
+        reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert await ledger.reservation(reservation.reservation_id) == reservation
         assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [2]
 
 
 @pytest.mark.parametrize("done", [False, True])
-async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(url: str, monkeypatch: Any, done: bool) -> None:
-    """With the database out of reach after COMMIT, the error carries a key; the same call with it does it once."""
+async def test_a_retry_with_the_errors_key_resolves_an_unknown_outcome(url: str, monkeypatch: Any, done: bool) -> None:
+    """If the database is out of reach after COMMIT, the error carries a key; a retry with it executes the call once."""
     clock = Clock(START + timedelta(seconds=132))
     async with small_ledger(url=url, offers={"5Anna": 1}, clock=clock) as ledger:
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
         calls: list[Callable[[str | None], Any]] = [
-            lambda key: ledger.spend(held.reservation_id, idempotency_key=key),
+            lambda key: ledger.spend(reservation.reservation_id, idempotency_key=key),
             lambda key: ledger.reserve("5Anna", GPU, 6.0, 11, idempotency_key=key),
             lambda key: ledger.record_block(12, START + timedelta(seconds=144), [], {}, idempotency_key=key),
             lambda key: ledger.record_manifests(12, {}, confirm=True, idempotency_key=key),
@@ -140,7 +140,7 @@ async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(url: str, 
             clock.advance(1000)
             fail(ledger, "COMMIT", done=done)
             with monkeypatch.context() as unreachable:
-                unreachable.setattr(SqliteStore, "read", _no_answer)
+                unreachable.setattr(SqliteStore, "read", _out_of_reach)
                 with pytest.raises(OutcomeUnknown) as unknown:
                     await call(None)
             first: Any = await call(unknown.value.idempotency_key)
@@ -151,12 +151,12 @@ async def test_an_outcome_that_cannot_be_found_out_is_told_by_the_key(url: str, 
         ]
 
 
-async def _no_answer(*_: Any) -> Any:
+async def _out_of_reach(*_: Any) -> Any:
     raise StorageUnavailable("out of reach")
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    """Where the file may not grow, changes are refused as StorageUnavailable; with room again they are done."""
+    """While the file cannot grow, changes raise StorageUnavailable; with room again they succeed."""
     script = f"""
     import asyncio, resource, signal
     from routing import Allowance, StorageUnavailable
@@ -164,29 +164,29 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 
     async def main() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        async with small_ledger(url="sqlite:///{tmp_path}/ledger.db", offers={{"5Anna": 400}}) as book:
+        async with small_ledger(url="sqlite:///{tmp_path}/ledger.db", offers={{"5Anna": 400}}) as ledger:
             resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
             done = refused = 0
             while refused < 3:
                 try:
-                    await book.reserve("5Anna", GPU, 1.0, 11)
+                    await ledger.reserve("5Anna", GPU, 1.0, 11)
                     done += 1
                 except StorageUnavailable:
                     refused += 1
                 if done > 5000:
                     break
                 if done % 9 == 8:
-                    for each in (await book.history(status="reserved")).items:
+                    for each in (await ledger.history(status="reserved")).items:
                         try:
-                            await book.release(each.reservation_id)
+                            await ledger.release(each.reservation_id)
                         except StorageUnavailable:
                             refused += 1
             assert refused, "the disk never filled"
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            page = await book.history(limit=10_000)
+            page = await ledger.history(limit=10_000)
             assert len(page.items) == done, (len(page.items), done)
-            for each in (await book.history(status="reserved")).items:
-                await book.release(each.reservation_id)
+            for each in (await ledger.history(status="reserved")).items:
+                await ledger.release(each.reservation_id)
             print("done", done)
 
     asyncio.run(main())
@@ -198,8 +198,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert ran.stdout.startswith("done")
 
 
-async def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
-    """A typed error, and the file as it was."""
+async def test_a_file_that_is_no_database_is_not_changed(tmp_path: Path) -> None:
+    """Opening it raises a typed error, and the file is unchanged."""
     path = tmp_path / "notes.txt"
     path.write_text("my notes, " * 1000)
     with pytest.raises(StorageUnavailable):
@@ -208,8 +208,8 @@ async def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "my notes, " * 1000
 
 
-async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    """The error says which file, and what is the matter with it."""
+async def test_the_error_names_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    """The error names the file and the reason."""
     (tmp_path / "text").write_text("no database\n" * 100)
     for path, reason in ((tmp_path, "is a directory"), (tmp_path / "text", "not a database")):
         with pytest.raises(StorageUnavailable) as unavailable:
@@ -221,8 +221,8 @@ async def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert unavailable.value.reason == f"there is no file {tmp_path}/absent"
 
 
-async def test_a_file_that_may_only_be_read_takes_no_change(url: str, monkeypatch: Any) -> None:
-    """A typed error for the change, and the same answers to the same questions."""
+async def test_a_file_without_write_permission_can_still_be_read(url: str, monkeypatch: Any) -> None:
+    """A change raises a typed error, and a read-only ledger returns the same head."""
     async with small_ledger(url=url) as ledger:
         head = await ledger.head()
     monkeypatch.setattr(SqliteStore, "_uri", lambda store: f"file:{store._path}?mode=ro")
@@ -233,10 +233,10 @@ async def test_a_file_that_may_only_be_read_takes_no_change(url: str, monkeypatc
         assert await ledger.head() == head
 
 
-async def test_a_newer_schema_stops_an_old_process_also_while_it_runs(url: str) -> None:
-    """At opening and at the next change or question; and nothing is written.
+async def test_a_newer_schema_stops_an_old_process_while_it_runs(url: str) -> None:
+    """The process is refused at its next command or query, and when it opens the ledger again.
 
-    Catches a head that is read without the schema's version beside it.
+    Catches a head that is read without the schema's version.
     """
     async with small_ledger(url=url) as ledger:
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as other, other:
@@ -250,7 +250,7 @@ async def test_a_newer_schema_stops_an_old_process_also_while_it_runs(url: str) 
 
 
 async def test_a_newer_event_stops_an_old_process(url: str) -> None:
-    """An event type of a newer release, appended by a newer process, is never passed over."""
+    """An event type of a newer release, appended by a newer process, is never skipped."""
     async with small_ledger(url=url) as ledger:
         head = await ledger.head()
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as other, other:
@@ -264,8 +264,8 @@ async def test_a_newer_event_stops_an_old_process(url: str) -> None:
                 await call()
 
 
-async def test_reading_only_creates_and_records_nothing(url: str, tmp_path: Path) -> None:
-    """No file, no ledger, no settings; changes are refused; questions are answered."""
+async def test_a_read_only_ledger_creates_and_records_nothing(url: str, tmp_path: Path) -> None:
+    """Opening creates no file, no ledger and no settings; changes are refused, queries succeed."""
     with pytest.raises(StorageUnavailable):
         await Allowance.open(url, validator_ss58=VALIDATOR, read_only=True)
     assert list(tmp_path.iterdir()) == []
@@ -294,7 +294,7 @@ async def test_reading_only_creates_and_records_nothing(url: str, tmp_path: Path
     ],
 )
 async def test_the_database_refuses_to_change_the_past(url: str, statement: str) -> None:
-    """Update, delete and replacement of events, and a head that steps back, are refused by triggers."""
+    """Triggers refuse to update, delete or replace events, and to move a head back."""
     async with small_ledger(url=url):
         pass
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
@@ -305,8 +305,8 @@ async def test_the_database_refuses_to_change_the_past(url: str, statement: str)
     connection.close()
 
 
-async def test_two_ledgers_of_one_file_never_take_one_block_twice(url: str) -> None:
-    """Two openings stand for two processes: each folds what the other appended before it decides.
+async def test_two_ledgers_of_one_file_never_reserve_a_block_twice(url: str) -> None:
+    """Two open ledgers act as two processes: each folds the rows that the other appended before it decides.
 
     Catches a batch that is decided without reading the tail under the lock.
     """
@@ -321,13 +321,13 @@ async def test_two_ledgers_of_one_file_never_take_one_block_twice(url: str) -> N
         )
         taken = [block for route in routes for block in route.allowance_blocks or []]
         assert sorted(taken) == list(range(1, 41))
-        assert await one._query(lambda state, _: encode_state(state)) == await two._query(
+        assert await one._read_state(lambda state, _: encode_state(state)) == await two._read_state(
             lambda state, _: encode_state(state)
         )
 
 
-async def test_a_log_that_is_shorter_than_its_head_says_is_damaged(url: str, tmp_path: Path) -> None:
-    """It is not a matter of trying again later: events are missing, from the position that is named on."""
+async def test_a_log_shorter_than_its_head_is_reported_as_damaged(url: str, tmp_path: Path) -> None:
+    """A retry cannot help: the error names the first position whose event is missing."""
     async with small_ledger(url=url):
         pass
     connection = sqlite3.connect(tmp_path / "ledger.db")

@@ -1,4 +1,4 @@
-"""The log's contract, which every storage engine keeps."""
+"""The log's contract, tested on every storage engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from ledger import Head, Lookup, LookupResult, Row, Store
+from ledger import Head, Lookup, Row, Store
+from ledger.domain.lookup import LookupResult
 from ledger.store.contract import PAGE_ROWS
 from routing import Allowance, LedgerNotFound, NewerLedger, ReadOnlyLedger, Routing, StorageUnavailable
 from tests.support.logs import all_rows, append, head_at, opened, row_after, rows_after
@@ -30,7 +31,7 @@ from tests.support.small import VALIDATOR as OWNER
 pytestmark = pytest.mark.compatibility
 
 INTEGRITY_ERRORS = (sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError)
-"""What drivers raise where the database itself refuses a row."""
+"""The drivers' errors when the database itself refuses a row."""
 
 
 @pytest_asyncio.fixture
@@ -40,7 +41,7 @@ async def store(database_url: str) -> AsyncIterator[Store]:
 
 
 async def execute(url: str, statement: str) -> None:
-    """Executes a statement past the library."""
+    """Execute a statement without the library."""
     if url.startswith("sqlite"):
         connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
         try:
@@ -55,14 +56,14 @@ async def execute(url: str, statement: str) -> None:
 # Appending
 
 
-async def test_a_new_log_stands_before_its_first_row(store: Store) -> None:
-    """Position 0, a hash of zeros; nothing to read and nothing to find."""
+async def test_a_new_log_is_empty(store: Store) -> None:
+    """Its head has position 0 and a hash of zeros, and there is no row to read."""
     assert await store.head() == Head(0, bytes(32), 0)
     assert await store.read(0) == []
 
 
 async def test_a_row_is_read_back_as_it_was_appended(store: Store) -> None:
-    """Every column, byte for byte, the largest integers and a payload that is no text among them."""
+    """Every column returns byte for byte, including the largest integers and a payload that is not text."""
     largest = 2**63 - 1
     row = row_after(
         Head(),
@@ -85,9 +86,9 @@ async def test_a_row_is_read_back_as_it_was_appended(store: Store) -> None:
 async def test_only_the_next_version_of_a_stream_is_appended(
     store: Store, how: str, expected: str, stream: str, key: str
 ) -> None:
-    """The truth table of appends: of all combinations, those at the exact version with a new key; nothing else stays.
+    """The truth table of appends: of all combinations only the exact version with a new key is appended.
 
-    What a repeated key is answered with is the ledger's to say; the log takes no second row of it, whatever is in it.
+    The ledger decides what a repeated key returns; the log never stores a second row with it, whatever its content.
     """
     current = 2 if stream == "present" else 0
     version = {"exact": current + 1, "new": 1, "behind": current, "ahead": current + 2}[expected]
@@ -115,7 +116,7 @@ async def test_only_the_next_version_of_a_stream_is_appended(
 async def test_only_rows_that_follow_the_head_and_repeat_no_key_are_appended(
     store: Store, how: str, expected: str, stream: str, key: str
 ) -> None:
-    """Of all combinations, those at the exact head with a new key are appended; of the others nothing stays."""
+    """Of all combinations only the exact head with a new key is appended; the others leave nothing."""
     first = row_after(Head(), "existing", 1, key="repeated")
     second = row_after(head_at(first), "existing", 2)
     head = await append(store, [first, second])
@@ -155,8 +156,10 @@ async def test_only_rows_that_follow_the_head_and_repeat_no_key_are_appended(
     ],
     ids=str,
 )
-async def test_the_database_itself_refuses_what_breaks_an_invariant(store: Store, columns: dict[str, Any]) -> None:
-    """Positions and versions are dense; keys, a job's attempts and settlements are unique. No code checks it first."""
+async def test_the_database_itself_refuses_a_row_that_breaks_an_invariant(
+    store: Store, columns: dict[str, Any]
+) -> None:
+    """Positions and versions are dense; keys, attempts of a job and settlements are unique. No code checks it first."""
     first = row_after(Head(), version=1, key="a key", job_uuid="a job", attempt=1)
     second = row_after(head_at(first), version=2, settles=1)
     third = row_after(head_at(second), version=3)
@@ -171,8 +174,8 @@ async def test_the_database_itself_refuses_what_breaks_an_invariant(store: Store
     assert await store.head() == head
 
 
-async def test_what_is_absent_may_be_absent_often(store: Store) -> None:
-    """Keys, jobs and settlements are unique where present; another attempt of a job is another reservation."""
+async def test_many_rows_may_lack_a_unique_column(store: Store) -> None:
+    """Keys, jobs and settlements are unique only if present; another attempt of a job is another reservation."""
     rows = rows_after(Head(), 3)
     for attempt in (1, 2):
         rows.append(row_after(head_at(rows[-1]), version=len(rows) + 1, job_uuid="job", attempt=attempt))
@@ -180,8 +183,8 @@ async def test_what_is_absent_may_be_absent_often(store: Store) -> None:
     assert await store.read(0) == rows
 
 
-async def test_of_rows_that_fail_together_none_stays(store: Store) -> None:
-    """An append is atomic: the last row's repeated key undoes the first."""
+async def test_an_append_is_atomic(store: Store) -> None:
+    """If the last row repeats a key, the first one is not stored either."""
     head = await append(store, [row_after(Head(), key="key")])
     good = row_after(head, "good")
     bad = row_after(head_at(good), "bad", key="key")
@@ -191,8 +194,8 @@ async def test_of_rows_that_fail_together_none_stays(store: Store) -> None:
     assert len(await all_rows(store)) == 1
 
 
-async def test_an_exception_in_a_transaction_leaves_nothing(store: Store) -> None:
-    """What the block raises comes out as it is; head and rows are as before, and the next transaction goes on."""
+async def test_an_exception_rolls_a_transaction_back(store: Store) -> None:
+    """The block's exception is raised unchanged; head and rows are as before, and the next transaction succeeds."""
     head = await append(store, rows_after(Head(), 2))
 
     async def fail() -> None:
@@ -208,22 +211,20 @@ async def test_an_exception_in_a_transaction_leaves_nothing(store: Store) -> Non
 
 
 async def test_a_transaction_sees_the_log_at_its_head(store: Store) -> None:
-    """Head, pages and what is known agree with what was committed before."""
+    """Its head, pages and look-ups agree with the rows committed before."""
     rows = rows_after(Head(), 3)
     head = await append(store, [rows[0], rows[1], rows[2]])
     async with store.transaction() as transaction:
         assert await transaction.head() == head
         assert await transaction.read(1) == rows[1:]
-        lookup = Lookup()
-        lookup.positions.add(2)
-        assert (await transaction.find(lookup)).rows == {2: rows[1]}
+        assert (await transaction.find(Lookup(positions=[2]))).rows == {2: rows[1]}
 
 
 # Reading
 
 
-async def test_a_page_is_full_until_the_last(store: Store) -> None:
-    """Pages of `PAGE_ROWS` rows, ascending, without gap or overlap; after the last row, and beyond it, none."""
+async def test_every_page_but_the_last_is_full(store: Store) -> None:
+    """Pages have `PAGE_ROWS` rows, ascending, without gap or overlap; after the last row they are empty."""
     rows = rows_after(Head(), 2 * PAGE_ROWS + 500)
     await append(store, rows)
     assert await store.read(0) == rows[:PAGE_ROWS]
@@ -235,10 +236,10 @@ async def test_a_page_is_full_until_the_last(store: Store) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_find_answers_as_a_scan_of_the_log_would(
+async def test_find_returns_the_same_rows_as_a_scan_of_the_log(
     store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys, jobs' last attempts and positions, with the ends of what was found, stored or not; in several portions."""
+    """It finds keys, jobs' last attempts and positions, stored or not, and their settlements, in several statements."""
     monkeypatch.setattr("ledger.store.sqlite.store.LOOKUP_VALUES", 2)
     rng = random.Random(seed)
     rows = _random_log(rng, 200)
@@ -264,8 +265,8 @@ def _random_log(rng: random.Random, count: int) -> list[Row]:
     for n in range(count):
         key = f"key {n}" if rng.random() < 0.5 else None
         if open_positions and rng.random() < 0.4:
-            ended = open_positions.pop(rng.randrange(len(open_positions)))
-            row = row_after(head, version=n + 1, key=key, settles=ended)
+            settled = open_positions.pop(rng.randrange(len(open_positions)))
+            row = row_after(head, version=n + 1, key=key, settles=settled)
         else:
             job = f"job {rng.randrange(30)}" if rng.random() < 0.8 else None
             if job is not None:
@@ -282,16 +283,16 @@ def _scanned(rows: list[Row], lookup: Lookup) -> LookupResult:
     known.keys = {row.key: row for row in rows if row.key in lookup.keys}
     known.jobs = {row.job_uuid: row for row in rows if row.job_uuid in lookup.jobs}
     known.rows = {row.position: row for row in rows if row.position in lookup.positions}
-    begun = {row.position for row in (*known.jobs.values(), *known.rows.values())}
-    known.settlements = {row.settles: row for row in rows if row.settles in begun}
+    reservations = {row.position for row in (*known.jobs.values(), *known.rows.values())}
+    known.settlements = {row.settles: row for row in rows if row.settles in reservations}
     return known
 
 
-# More than one
+# Several stores
 
 
-async def test_what_one_store_commits_the_other_sees(shared_url: str) -> None:
-    """Head, rows and what is known: at once after the commit, and nothing of it before."""
+async def test_a_store_sees_another_stores_commit(shared_url: str) -> None:
+    """Head, rows and look-ups show it directly after the commit, and not before."""
     async with opened(shared_url) as one, opened(shared_url) as two:
         assert one.ledger == two.ledger
         row = row_after(Head(), key="key")
@@ -308,7 +309,7 @@ async def test_what_one_store_commits_the_other_sees(shared_url: str) -> None:
 
 
 async def test_one_transaction_at_a_time(shared_url: str) -> None:
-    """Whoever comes second waits for the first to end, and then sees what it committed."""
+    """A second transaction waits for the first to end, and then sees its rows."""
     async with opened(shared_url) as one, opened(shared_url) as two:
         asked = asyncio.Event()
         story: list[str] = []
@@ -328,15 +329,15 @@ async def test_one_transaction_at_a_time(shared_url: str) -> None:
         assert story == ["first ends", "second begins"]
 
 
-async def test_who_gives_up_waiting_is_in_nobodys_way(shared_url: str) -> None:
-    """A transaction that is cancelled while it waits for its turn leaves the turn to others."""
+async def test_a_transaction_cancelled_while_it_waits_blocks_nobody(shared_url: str) -> None:
+    """After a waiting transaction is cancelled, both stores can append."""
     async with opened(shared_url) as one, opened(shared_url) as two:
         asked = asyncio.Event()
 
         async def second() -> None:
             asked.set()
             async with two.transaction():
-                raise AssertionError("it was cancelled before its turn")
+                raise AssertionError("it was cancelled before it had the lock")
 
         async with one.transaction() as transaction:
             waiting = asyncio.create_task(second())
@@ -353,7 +354,7 @@ async def test_who_gives_up_waiting_is_in_nobodys_way(shared_url: str) -> None:
 
 @pytest.mark.parametrize("how", ["compare_and_append", "transaction"])
 async def test_racing_appends_make_one_dense_chain(shared_url: str, how: str) -> None:
-    """Four stores append at once, each until all of its rows are in: nothing is lost, doubled or out of order."""
+    """Four stores append at once until all of their rows are stored: no row is lost, repeated or out of order."""
     writers, each = 4, 15
     barrier = asyncio.Barrier(writers)
 
@@ -384,16 +385,16 @@ async def test_racing_appends_make_one_dense_chain(shared_url: str, how: str) ->
         assert [row.version for row in rows if row.stream == f"stream {number}"] == list(range(1, each + 1))
 
 
-async def test_two_validators_of_one_database_share_nothing(shared_url: str) -> None:
-    """Each log counts from 1, and neither knows the other's keys, jobs or rows."""
+async def test_two_validators_of_one_database_share_no_row(shared_url: str) -> None:
+    """Each log begins at position 1, and neither finds the other's keys, jobs or rows."""
     async with opened(shared_url, "validator-one") as one, opened(shared_url, "validator-two") as two:
         assert one.ledger != two.ledger
         columns: dict[str, Any] = {"key": "key", "job_uuid": "job", "attempt": 1}
         await append(one, [row_after(Head(), "one", **columns)])
         assert await two.head() == Head()
         assert await two.read(0) == []
-        lookup = Lookup()
-        lookup.keys, lookup.jobs, lookup.positions = {"key"}, {"job"}, {1}
+        lookup = Lookup(positions=[1])
+        lookup.keys, lookup.jobs = {"key"}, {"job"}
         known = await two.find(lookup)
         assert (known.keys, known.jobs, known.rows) == ({}, {}, {})
         await append(two, [row_after(Head(), "two", **columns)])
@@ -401,7 +402,7 @@ async def test_two_validators_of_one_database_share_nothing(shared_url: str) -> 
 
 
 async def test_a_log_is_the_same_after_it_is_opened_again(shared_url: str) -> None:
-    """Its id, head and rows; opening it with tables to make adds nothing."""
+    """Its id, head and rows are unchanged, also if it is opened for writing."""
     async with opened(shared_url) as store:
         ledger, rows = store.ledger, rows_after(Head(), 5)
         await append(store, rows)
@@ -412,8 +413,8 @@ async def test_a_log_is_the_same_after_it_is_opened_again(shared_url: str) -> No
             assert await store.read(0) == rows
 
 
-async def test_closing_twice_is_closing(database_url: str) -> None:
-    """And a store that never opened can be closed."""
+async def test_a_store_can_be_closed_twice(database_url: str) -> None:
+    """The second close does nothing."""
     async with opened(database_url) as store:
         await store.close()
 
@@ -421,8 +422,8 @@ async def test_closing_twice_is_closing(database_url: str) -> None:
 # The read models' connections
 
 
-async def test_writers_of_read_models_take_turns(shared_url: str) -> None:
-    """Of two that read a value and write the next, the second reads what the first has written."""
+async def test_writers_of_read_models_exclude_each_other(shared_url: str) -> None:
+    """Of two writers that read a value and write the next, the second reads the value of the first."""
     async with opened(shared_url) as one, opened(shared_url) as two:
         async with one.write_read_models() as transaction:
             await transaction.query("CREATE TABLE counted AS SELECT 0 AS value")
@@ -433,7 +434,7 @@ async def test_writers_of_read_models_take_turns(shared_url: str) -> None:
             for _ in range(10):
                 async with store.write_read_models() as transaction:
                     ((value,),) = await transaction.query("SELECT value FROM counted")
-                    await asyncio.sleep(0)  # The other one may go on, if nothing holds it.
+                    await asyncio.sleep(0)  # Lets the other writer continue, unless the transaction excludes it.
                     await transaction.query("UPDATE counted SET value = ?", value + 1)
 
         await asyncio.gather(count_up(one), count_up(two))
@@ -442,14 +443,14 @@ async def test_writers_of_read_models_take_turns(shared_url: str) -> None:
 
 
 async def test_appends_do_not_wait_for_writers_of_read_models(postgres_url: str) -> None:
-    """Where the database can do both at once, a long rebuild holds up no claim."""
+    """If the database can do both at once, a long rebuild delays no append."""
     async with opened(postgres_url) as store, store.write_read_models():
         head = await append(store, [row_after(Head())])
         assert await store.compare_and_append(head, [row_after(head, version=2)])
 
 
-async def test_an_exception_undoes_what_was_written_to_a_read_model(store: Store) -> None:
-    """Checkpoint and read model are in one transaction: both or neither."""
+async def test_an_exception_rolls_a_read_model_write_back(store: Store) -> None:
+    """Checkpoint and read model are written in one transaction: both or neither."""
     async with store.write_read_models() as transaction:
         await transaction.query("CREATE TABLE counted AS SELECT 0 AS value")
 
@@ -464,8 +465,8 @@ async def test_an_exception_undoes_what_was_written_to_a_read_model(store: Store
         assert (await connection.exec_driver_sql("SELECT value FROM counted")).scalar_one() == 0
 
 
-async def test_a_drivers_error_is_only_a_cause(store: Store) -> None:
-    """Whatever the driver raises where a read model is asked or written comes out as `StorageUnavailable`."""
+async def test_a_drivers_error_is_raised_as_storage_unavailable(store: Store) -> None:
+    """A driver's error in a query or a write of a read model is only the cause of a `StorageUnavailable`."""
     with pytest.raises(StorageUnavailable) as unavailable:
         async with store.read_connection() as connection:
             await connection.exec_driver_sql("SELECT * FROM no_such_table")
@@ -477,7 +478,7 @@ async def test_a_drivers_error_is_only_a_cause(store: Store) -> None:
 
 
 async def test_every_connection_to_a_file_flushes_every_commit(tmp_path: Path) -> None:
-    """WAL and synchronous FULL, on SQLAlchemy's connections too."""
+    """Every connection uses WAL and synchronous FULL, SQLAlchemy's included."""
     async with opened(f"sqlite:///{tmp_path}/ledger.db") as store:
         async with store.read_connection() as connection:
             assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one() == "wal"
@@ -487,7 +488,7 @@ async def test_every_connection_to_a_file_flushes_every_commit(tmp_path: Path) -
             assert await transaction.query("PRAGMA synchronous") == [(2,)]
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -500,8 +501,8 @@ async def test_every_connection_to_a_file_flushes_every_commit(tmp_path: Path) -
         "DELETE FROM allowance_ledgers",
     ],
 )
-async def test_the_past_is_not_changed(shared_url: str, statement: str) -> None:
-    """The database refuses to update or delete events, to set a head back, and to forget a ledger."""
+async def test_the_past_cannot_be_changed(shared_url: str, statement: str) -> None:
+    """The database refuses to update or delete events, to move a head back, and to delete a ledger."""
     rows = rows_after(Head(), 3)
     async with opened(shared_url) as store:
         await append(store, rows)
@@ -511,8 +512,8 @@ async def test_the_past_is_not_changed(shared_url: str, statement: str) -> None:
         assert await store.head() == head_at(rows[-1])
 
 
-async def test_a_newer_schema_is_refused_also_by_a_store_that_is_open(shared_url: str) -> None:
-    """At opening, at the next look at the head, in the next transaction; and nothing is appended without a look."""
+async def test_an_open_store_refuses_a_newer_schema(shared_url: str) -> None:
+    """It refuses at opening, at the next read of the head and in the next transaction, and appends nothing."""
     async with opened(shared_url) as store:
         head = await append(store, [row_after(Head())])
         await execute(shared_url, "UPDATE allowance_schema SET version = version + 1")
@@ -535,8 +536,8 @@ async def test_a_newer_schema_is_refused_also_by_a_store_that_is_open(shared_url
     [b'{"type":"allowance-lent"}', b'{"type":"reservation-spent","reservation_id":1,"tip_ns":5}'],
     ids=["tag", "field"],
 )
-async def test_an_event_of_a_newer_release_is_never_passed_over(shared_url: str, payload: bytes) -> None:
-    """An unknown type, or an unknown field of a known one: the ledger neither answers nor changes any more."""
+async def test_an_event_of_a_newer_release_is_never_skipped(shared_url: str, payload: bytes) -> None:
+    """After an unknown type, or an unknown field of a known type, the ledger refuses every query and command."""
     async with small_ledger(url=shared_url) as ledger, opened(shared_url, OWNER) as other:
         head = await append(other, [row_after(await other.head(), "lending", 1, payload=payload)])
         await _every_call_stops(ledger)
@@ -544,22 +545,25 @@ async def test_an_event_of_a_newer_release_is_never_passed_over(shared_url: str,
 
 
 async def test_a_newer_schema_stops_an_old_process_while_it_runs(shared_url: str) -> None:
-    """During a rolling upgrade: every kind of change and question of the old process is refused; nothing is added."""
+    """During a rolling upgrade the old process refuses every kind of command and query, and appends nothing."""
     async with small_ledger(url=shared_url) as ledger:
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
         head = await ledger.head()
         await execute(shared_url, "UPDATE allowance_schema SET version = version + 1")
         await _every_call_stops(ledger)
-        for call in (lambda: ledger.reservation(held.reservation_id), lambda: ledger.at(position=1).current_block()):
+        for call in (
+            lambda: ledger.reservation(reservation.reservation_id),
+            lambda: ledger.at(position=1).current_block(),
+        ):
             with pytest.raises(NewerLedger):
                 await call()
         await execute(shared_url, "UPDATE allowance_schema SET version = version - 1")
         assert await ledger.head() == head
-        assert (await ledger.spend(held.reservation_id)).status == "spent"
+        assert (await ledger.spend(reservation.reservation_id)).status == "spent"
 
 
 async def _every_call_stops(ledger: Allowance) -> None:
-    """Picks, claims, settlements, sweeps, facts and reads."""
+    """Assert that picks, reservations, settlements, facts and queries are refused."""
     anna = miner("5Anna")
     for call in (
         lambda: Routing(ledger).pick_miner_for_job_request(job("job")),
@@ -577,8 +581,8 @@ async def _every_call_stops(ledger: Allowance) -> None:
             await call()
 
 
-async def test_reading_only_makes_nothing(shared_url: str) -> None:
-    """No file, no table, no ledger; a read-only store refuses to write."""
+async def test_a_read_only_store_creates_nothing_and_refuses_to_write(shared_url: str) -> None:
+    """Opening creates no file, no table and no ledger, and an append raises `StorageUnavailable`."""
     with pytest.raises((LedgerNotFound, StorageUnavailable)):
         async with opened(shared_url, read_only=True):
             pass
@@ -606,23 +610,23 @@ async def _tables(url: str) -> list[Any]:
 
 
 async def test_a_read_only_ledger_follows_the_log_and_never_writes(shared_url: str) -> None:
-    """An auditor beside a running validator: sees each commit, is refused every change, leaves the log alone."""
+    """An auditor beside a running validator sees each commit, and every change is refused."""
     clock = Clock(START + timedelta(seconds=132))
     async with (
         small_ledger(url=shared_url, clock=clock) as ledger,
         Allowance.open(shared_url, validator_ss58=OWNER, clock_ns=clock, read_only=True) as auditor,
     ):
-        held = await ledger.reserve("5Anna", GPU, 6.0, 11)
-        assert await auditor.reservation(held.reservation_id) == held
-        assert (await auditor.history()).items == [held]
+        reservation = await ledger.reserve("5Anna", GPU, 6.0, 11)
+        assert await auditor.reservation(reservation.reservation_id) == reservation
+        assert (await auditor.history()).items == [reservation]
         head = await ledger.head()
-        for change in (lambda: auditor.spend(held.reservation_id), auditor.expire_due):
+        for change in (lambda: auditor.spend(reservation.reservation_id), auditor.expire_due):
             with pytest.raises(ReadOnlyLedger):
                 await change()
         assert await ledger.head() == await auditor.head() == head
 
 
-# When storage fails
+# Failures of the storage
 
 
 FULL = {
@@ -635,21 +639,21 @@ FULL = {
 ROOM = {"sqlite": "PRAGMA max_page_count = 1000000", "postgresql": "DROP TRIGGER no_room ON allowance_events"}
 
 
-async def _at_storage(ledger: Allowance, url: str, transaction: dict[str, str]) -> None:
-    """Makes the disk full, or not: for SQLite, on the connection that writes."""
-    store: Any = (await ledger._ready()).store
+async def _execute_at_storage(ledger: Allowance, url: str, statements: dict[str, str]) -> None:
+    """Execute the engine's statement, which makes the disk full or not; on SQLite through the writing connection."""
+    store: Any = (await ledger._lifecycle.handle()).store
     engine = url.partition(":")[0]
     if engine == "sqlite":
-        store._open_connection().execute(transaction[engine]).fetchall()
+        store._open_connection().execute(statements[engine]).fetchall()
     else:
-        await execute(url, transaction[engine])
+        await execute(url, statements[engine])
 
 
-async def test_a_full_disk_changes_nothing_and_passes(shared_url: str) -> None:
-    """Changes are refused as `StorageUnavailable`, questions are answered as before; with room, changes are made."""
+async def test_a_full_disk_loses_nothing_and_may_recover(shared_url: str) -> None:
+    """Commands raise `StorageUnavailable` and queries return the same as before; with room, commands succeed again."""
     async with small_ledger(url=shared_url, offers={"5Anna": 400}) as ledger:
         await ledger.reserve("5Anna", GPU, 6.0, 11)
-        await _at_storage(ledger, shared_url, FULL)
+        await _execute_at_storage(ledger, shared_url, FULL)
         refused = done = 0
         while not refused:
             try:
@@ -662,14 +666,14 @@ async def test_a_full_disk_changes_nothing_and_passes(shared_url: str) -> None:
             await ledger.reserve("5Anna", GPU, 6.0, 11)
         assert await ledger.head() == head
         assert await ledger.find_miners(6.0, GPU, 11) == candidates
-        await _at_storage(ledger, shared_url, ROOM)
+        await _execute_at_storage(ledger, shared_url, ROOM)
         await ledger.reserve("5Anna", GPU, 6.0, 11)
         assert (await ledger.head()).position == head.position + 1
         assert len((await ledger.history(limit=1000)).items) == done + 2
 
 
-def test_a_file_that_may_not_be_written_is_left_alone() -> None:
-    """Opening it for changes is `StorageUnavailable`, and not a byte of it changes."""
+def test_a_file_without_write_permission_is_not_changed() -> None:
+    """Opening it for writing raises `StorageUnavailable`, and no byte of it changes."""
     script = """
     import asyncio, os, pathlib, sys
     from routing import StorageUnavailable
@@ -677,7 +681,7 @@ def test_a_file_that_may_not_be_written_is_left_alone() -> None:
 
     async def main(directory: str) -> None:
         async with opened("sqlite://"):
-            pass  # loads what is loaded late, before stepping down makes it unreadable
+            pass  # Imports late modules now: the user below may be unable to read them.
         path = pathlib.Path(directory, "ledger.db")
         async with opened(f"sqlite:///{path}"):
             pass
@@ -687,7 +691,7 @@ def test_a_file_that_may_not_be_written_is_left_alone() -> None:
         path.chmod(0o444)
         path.parent.chmod(0o555)
         if os.geteuid() == 0:
-            os.setuid(65534)  # to root, everything may be written
+            os.setuid(65534)  # Root may write everything.
         try:
             async with opened(f"sqlite:///{path}"):
                 raise SystemExit("it was opened")
@@ -698,7 +702,7 @@ def test_a_file_that_may_not_be_written_is_left_alone() -> None:
 
     asyncio.run(main(sys.argv[1]))
     """
-    # Directly below the temporary directory, where another user may look.
+    # Directly below the temporary directory, which another user can enter.
     directory = tempfile.mkdtemp(prefix="allowance-")
     try:
         ran = subprocess.run(

@@ -1,4 +1,4 @@
-"""The line in front of a SQLite file's write lock; each `WriteLockQueue` here stands for a process of its own."""
+"""The queue for a SQLite file's write lock; each `WriteLockQueue` here acts as a process of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 
 import ledger.store.sqlite.write_lock_queue as queue_module
 from ledger import Store
-from ledger.store.sqlite.write_lock_queue import WriteLockQueue, _acquired_at_once, _Waiter
+from ledger.store.sqlite.write_lock_queue import WriteLockQueue, _try_acquire, _Waiter
 from tests.support.logs import opened
 
 LOCKS = Path("/proc/locks")
-pytestmark = pytest.mark.skipif(not LOCKS.exists(), reason="who waits for a lock is seen in /proc/locks")
+pytestmark = pytest.mark.skipif(not LOCKS.exists(), reason="the tests see in /proc/locks who waits for a lock")
 
 HOLD = """
 import asyncio, sys
@@ -45,58 +45,58 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def lines(path: str) -> Iterator[Callable[[], WriteLockQueue]]:
-    """Makes places in one line."""
+def new_queue(path: str) -> Iterator[Callable[[], WriteLockQueue]]:
+    """Create further queues for one file."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(closing(WriteLockQueue(path)))
 
 
 async def nothing() -> None:
-    """What one does who only waits."""
+    """Only wait."""
 
 
 def waiting(path: str) -> int:
-    """How many wait for one of the line's two locks."""
+    """Return how many wait for one of the queue's two locks."""
     files = [Path(f"{path}.{name}") for name in ("lock", "lock-next")]
     inodes = {f":{file.stat().st_ino}" for file in files if file.exists()}
     return sum(any(inode in text for inode in inodes) for text in LOCKS.read_text().splitlines() if "->" in text)
 
 
 async def waits(
-    path: str, line: WriteLockQueue, meanwhile: Callable[[], Awaitable[object]] = nothing
+    path: str, queue: WriteLockQueue, while_waiting: Callable[[], Awaitable[object]] = nothing
 ) -> asyncio.Task[None]:
-    """Has one more wait, and comes back when it does."""
+    """Start a task that acquires the lock, and return when it waits."""
     before = waiting(path)
-    task = asyncio.create_task(line.acquire(meanwhile))
-    while waiting(path) == before:  # noqa: ASYNC110 - the system tells nobody
+    task = asyncio.create_task(queue.acquire(while_waiting))
+    while waiting(path) == before:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0)
     return task
 
 
-async def test_a_free_line_is_passed_at_once(path: str, lines: Callable[[], WriteLockQueue]) -> None:
-    """A lone writer waits for nobody, has no thread, and does nothing meanwhile."""
+async def test_a_free_lock_is_acquired_at_once(path: str, new_queue: Callable[[], WriteLockQueue]) -> None:
+    """A lone writer neither waits nor starts a thread, and never calls `while_waiting`."""
     threads = threading.active_count()
 
     async def never() -> None:
         raise AssertionError("it did not have to wait")
 
-    line = lines()
+    queue = new_queue()
     for _ in range(3):
-        await line.acquire(never)
-        line.release()
+        await queue.acquire(never)
+        queue.release()
     assert threading.active_count() <= threads
 
 
-async def test_one_after_the_other_in_the_order_in_which_they_came(
-    path: str, lines: Callable[[], WriteLockQueue]
+async def test_waiters_get_the_lock_in_the_order_of_their_arrival(
+    path: str, new_queue: Callable[[], WriteLockQueue]
 ) -> None:
-    """Six wait; each is served in its turn, and only when the one before is done.
+    """Each of six waiters gets the lock in its order, after the one before has released it.
 
-    Catches a line without the place of the next, where the system lets whoever asks first after a release go first.
+    Catches a queue without `.lock-next`: after a release the process that asks first would get the lock.
     """
-    first, others = lines(), [lines() for _ in range(6)]
+    first, others = new_queue(), [new_queue() for _ in range(6)]
     await first.acquire(nothing)
-    tasks = [await waits(path, line) for line in others]
+    tasks = [await waits(path, queue) for queue in others]
     served: list[int] = []
     first.release()
     while len(served) < len(tasks):
@@ -108,121 +108,125 @@ async def test_one_after_the_other_in_the_order_in_which_they_came(
     assert served == list(range(6))
 
 
-async def test_who_comes_back_while_its_thread_lets_the_next_in_takes_no_turn_at_once(
-    path: str, lines: Callable[[], WriteLockQueue], monkeypatch: pytest.MonkeyPatch
+async def test_a_writer_that_returns_early_does_not_overtake_the_next(
+    path: str, new_queue: Callable[[], WriteLockQueue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A turn is told before the place of the next is free; who has done its turn by then does not take one at once.
+    """The thread reports the lock before it releases `.lock-next`; a writer that is done by then must queue again.
 
-    Catches a writer whose own thread's lock keeps it from seeing that others wait.
+    Catches a writer that acquires `.lock-next` at once, because its own thread still holds it for the process.
     """
-    first, line, other = lines(), lines(), lines()
+    first, queue, other = new_queue(), new_queue(), new_queue()
     free = threading.Event()
     flock = fcntl.flock
 
     def free_later(file: int, operation: int) -> None:
-        if line._files is not None and file == line._files.next and operation == fcntl.LOCK_UN:
+        if queue._files is not None and file == queue._files.next and operation == fcntl.LOCK_UN:
             assert free.wait(20)
         flock(file, operation)
 
     await first.acquire(nothing)
-    turn, behind = await waits(path, line), await waits(path, other)
+    acquiring, behind = await waits(path, queue), await waits(path, other)
     monkeypatch.setattr(fcntl, "flock", free_later)
     first.release()
-    await turn
-    line.release()
-    again = asyncio.create_task(line.acquire(nothing))
+    await acquiring
+    queue.release()
+    again = asyncio.create_task(queue.acquire(nothing))
     for _ in range(100):
         await asyncio.sleep(0)
-    assert not again.done()  # though nobody has the turn
+    assert not again.done()  # Although nobody holds the lock.
     free.set()
     for served in asyncio.as_completed([behind, again]):
         await served
-        for each in (line, other):
+        for each in (queue, other):
             each.release()
 
 
-async def test_the_next_uses_the_time_and_no_other_does(path: str, lines: Callable[[], WriteLockQueue]) -> None:
-    """What is to be done meanwhile is done once, by the next alone, before its turn."""
-    first, second, third = lines(), lines(), lines()
-    told: list[str] = []
+async def test_only_the_next_waiter_calls_while_waiting(path: str, new_queue: Callable[[], WriteLockQueue]) -> None:
+    """`while_waiting` is called once, when its waiter is next, before it has the lock."""
+    first, second, third = new_queue(), new_queue(), new_queue()
+    called: list[str] = []
 
-    def tell(name: str) -> Callable[[], Awaitable[object]]:
-        async def meanwhile() -> None:
-            told.append(name)
+    def call(name: str) -> Callable[[], Awaitable[object]]:
+        async def while_waiting() -> None:
+            called.append(name)
 
-        return meanwhile
+        return while_waiting
 
     await first.acquire(nothing)
-    turns = [await waits(path, second, tell("second")), await waits(path, third, tell("third"))]
+    tasks = [await waits(path, second, call("second")), await waits(path, third, call("third"))]
     for _ in range(100):
         await asyncio.sleep(0)
-    assert told == ["second"]
-    assert not turns[0].done()
+    assert called == ["second"]
+    assert not tasks[0].done()
     first.release()
-    await turns[0]
-    while len(told) < 2:  # noqa: ASYNC110 - the system tells nobody
+    await tasks[0]
+    while len(called) < 2:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0)
-    assert not turns[1].done()
+    assert not tasks[1].done()
     second.release()
-    await turns[1]
-    assert told == ["second", "third"]
+    await tasks[1]
+    assert called == ["second", "third"]
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
-async def test_who_gives_up_leaves_the_line(path: str, lines: Callable[[], WriteLockQueue], place: int) -> None:
-    """Cancelled while it waits, next or not: the one behind it is served, and it can come again itself."""
-    first, others = lines(), [lines() for _ in range(3)]
+@pytest.mark.parametrize("rank", [0, 1, 2])
+async def test_a_cancelled_waiter_leaves_the_queue(
+    path: str, new_queue: Callable[[], WriteLockQueue], rank: int
+) -> None:
+    """After a waiter is cancelled, next or not, those behind it get the lock, and it can queue again."""
+    first, others = new_queue(), [new_queue() for _ in range(3)]
     await first.acquire(nothing)
-    turns = [await waits(path, line) for line in others]
-    turns[place].cancel()
-    await asyncio.gather(turns[place], return_exceptions=True)
+    tasks = [await waits(path, queue) for queue in others]
+    tasks[rank].cancel()
+    await asyncio.gather(tasks[rank], return_exceptions=True)
 
-    async def served_again() -> None:
-        await others[place].acquire(nothing)
+    async def acquire_again() -> None:
+        await others[rank].acquire(nothing)
         assert first._files is not None
-        assert not _acquired_at_once(first._files)  # it is held, and was not let go for the one that gave up
-        others[place].release()
+        assert not _try_acquire(first._files)  # It is held: the lock was not released for the cancelled waiter.
+        others[rank].release()
 
-    again = asyncio.create_task(served_again())
+    again = asyncio.create_task(acquire_again())
     first.release()
-    for line, turn in zip(others, turns, strict=True):
-        if not turn.cancelled():
-            await turn
-            line.release()
+    for queue, task in zip(others, tasks, strict=True):
+        if not task.cancelled():
+            await task
+            queue.release()
     await again
     await first.acquire(nothing)
-    behind = await waits(path, others[place])
+    behind = await waits(path, others[rank])
     assert not behind.done()
     first.release()
     await behind
 
 
-async def test_who_gives_up_twice_and_closes_keeps_nothing(path: str, lines: Callable[[], WriteLockQueue]) -> None:
-    """Its thread still waits for both when the line is closed; whoever is behind is served all the same.
+async def test_a_queue_closed_after_two_cancelled_waiters_holds_nothing(
+    path: str, new_queue: Callable[[], WriteLockQueue]
+) -> None:
+    """The thread still waits for both waiters when the queue is closed; other processes get the lock afterwards.
 
-    Catches a turn that nobody wants any more and that is given back to the files the line has now, which are none:
-    the thread would wait for its second with the first one's turn in its hand, and everybody else for that.
+    Catches a queue that unlocks its current files, of which it has none after closing, instead of the waiter's: the
+    thread would wait on behalf of the second waiter while it holds the first one's lock, and block everybody.
     """
-    first, leaving = lines(), WriteLockQueue(path)
+    first, leaving = new_queue(), WriteLockQueue(path)
     await first.acquire(nothing)
-    turns = [await waits(path, leaving)]
-    for turn in turns:
-        turn.cancel()
-        await asyncio.gather(turn, return_exceptions=True)
-        if len(turns) == 1:
-            turns.append(asyncio.create_task(leaving.acquire(nothing)))
+    tasks = [await waits(path, leaving)]
+    for task in tasks:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if len(tasks) == 1:
+            tasks.append(asyncio.create_task(leaving.acquire(nothing)))
             await asyncio.sleep(0)
     leaving.close()
-    behind = await waits(path, lines())
+    behind = await waits(path, new_queue())
     first.release()
     await asyncio.wait_for(behind, 20)
 
 
-async def test_a_turn_is_given_back_where_what_is_done_meanwhile_fails(
-    path: str, lines: Callable[[], WriteLockQueue]
+async def test_a_waiter_whose_while_waiting_fails_gives_the_lock_back(
+    path: str, new_queue: Callable[[], WriteLockQueue]
 ) -> None:
-    """The error comes out, and nobody behind is kept waiting."""
-    first, second, third = lines(), lines(), lines()
+    """`acquire` raises the error, and the waiters behind get the lock."""
+    first, second, third = new_queue(), new_queue(), new_queue()
 
     async def fail() -> None:
         raise ValueError("no")
@@ -235,52 +239,54 @@ async def test_a_turn_is_given_back_where_what_is_done_meanwhile_fails(
     await behind
 
 
-async def test_an_offered_turn_is_the_processs_own_for_a_moment(path: str, lines: Callable[[], WriteLockQueue]) -> None:
-    """Taken at once, nothing is done meanwhile, and the one behind waits on; left, it is the next one's.
+async def test_a_lock_handed_over_stays_in_the_process_for_a_moment(
+    path: str, new_queue: Callable[[], WriteLockQueue]
+) -> None:
+    """Claimed at once, the process keeps the lock and the next process waits on; unclaimed, the next one gets it.
 
-    Catches an offer that nobody withdraws, which would stop every other process, and one that lasts for two turns.
+    Catches a lock that is never released, which would stop every other process, and one that is handed over twice.
     """
-    line, other = lines(), lines()
+    queue, other = new_queue(), new_queue()
 
     async def never() -> None:
         raise AssertionError("it did not have to wait")
 
-    await line.acquire(nothing)
+    await queue.acquire(nothing)
     behind = await waits(path, other)
-    line.offer()
-    await line.acquire(never)
+    queue.hand_over()
+    await queue.acquire(never)
     for _ in range(100):
         await asyncio.sleep(0)
     assert waiting(path) == 1
-    line.offer()
+    queue.hand_over()
     await asyncio.wait_for(behind, 20)
     other.release()
-    await line.acquire(never)
+    await queue.acquire(never)
 
 
-@pytest.mark.parametrize("end", ["withdraw", "release", "close"])
-async def test_an_offered_turn_can_be_given_back_at_once(
-    path: str, lines: Callable[[], WriteLockQueue], end: str
+@pytest.mark.parametrize("end", ["release_unclaimed", "release", "close"])
+async def test_a_lock_handed_over_can_be_released_at_once(
+    path: str, new_queue: Callable[[], WriteLockQueue], end: str
 ) -> None:
-    """Whoever is behind is served, and what was offered is not had by anyone afterwards."""
-    line, other = lines(), lines()
-    await line.acquire(nothing)
+    """The next process gets the lock, and no writer of this process can claim it afterwards."""
+    queue, other = new_queue(), new_queue()
+    await queue.acquire(nothing)
     behind = await waits(path, other)
-    line.offer()
-    getattr(line, end)()
-    again = asyncio.create_task(line.acquire(nothing))
+    queue.hand_over()
+    getattr(queue, end)()
+    again = asyncio.create_task(queue.acquire(nothing))
     await asyncio.wait_for(behind, 20)
     assert not again.done()
     other.release()
     await asyncio.wait_for(again, 20)
 
 
-@pytest.mark.parametrize("changes", [["change"], []])
-async def test_a_change_asked_for_while_a_read_model_is_written_waits_once(path: str, changes: list[str]) -> None:
-    """It goes on with the turn that its process has; the next read model of its process waits behind all others.
+@pytest.mark.parametrize("appends", [["append"], []])
+async def test_an_append_that_arrives_during_a_read_model_write_waits_once(path: str, appends: list[str]) -> None:
+    """The append continues with the lock of its process; the next read model of its process waits behind all others.
 
-    Catches a process that, once it has written a read model, takes its change to the end of the line, where it waits
-    twice as long as all others; and one that keeps the turn for whatever it has to write.
+    Catches a process that queues again for its append after it has written a read model, and so waits twice as long as
+    others; and one that keeps the lock for anything that it has to write.
     """
     done: list[str] = []
 
@@ -289,149 +295,152 @@ async def test_a_change_asked_for_while_a_read_model_is_written_waits_once(path:
             async with store.write_read_models():
                 done.append(name)
 
-    async def change(store: Store, name: str) -> None:
+    async def append(store: Store, name: str) -> None:
         async with store.transaction():
             done.append(name)
 
-    async def comes(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Comes back when it waits in the line."""
+    async def queued(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task and return when it waits in the queue."""
         before = waiting(path)
         task = asyncio.create_task(work)
-        while waiting(path) == before:  # noqa: ASYNC110 - the system tells nobody
+        while waiting(path) == before:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
         return task
 
     url = f"sqlite:///{path}"
     async with opened(url) as first, opened(url) as mine, opened(url) as another:
         async with first.transaction():
-            tasks = [await comes(project(mine))]
-            tasks += [asyncio.create_task(change(mine, name)) for name in changes]
-            tasks.append(await comes(change(another, "another's change")))
+            tasks = [await queued(project(mine))]
+            tasks += [asyncio.create_task(append(mine, name)) for name in appends]
+            tasks.append(await queued(append(another, "another's append")))
         await asyncio.gather(*tasks)
-    assert done == ["read model", *changes, "another's change", "next read model"]
+    assert done == ["read model", *appends, "another's append", "next read model"]
 
 
-async def test_a_read_model_written_while_no_change_waits_keeps_no_turn(path: str) -> None:
-    """The next process goes on at once. Catches a turn that is kept for nobody while this process does other things."""
+async def test_a_read_model_write_without_a_waiting_append_releases_the_lock(path: str) -> None:
+    """The next process gets the lock at once. Catches a lock that is kept although no append waits for it."""
     async with opened(f"sqlite:///{path}") as store:
         async with store.write_read_models():
             pass
         with closing(WriteLockQueue(path)) as other:
             other._files = other._open()
-            assert _acquired_at_once(other._files)
+            assert _try_acquire(other._files)
 
 
-async def test_a_lock_that_the_system_refuses_is_told_and_stops_nobody_else(
-    path: str, lines: Callable[[], WriteLockQueue], monkeypatch: pytest.MonkeyPatch
+async def test_a_lock_that_the_system_refuses_is_reported_and_blocks_nobody(
+    path: str, new_queue: Callable[[], WriteLockQueue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error comes out, and whoever is behind is served: the place of the next was not kept."""
-    first, refused, behind = lines(), lines(), lines()
+    """`acquire` raises the error, and the waiter behind gets the lock: `.lock-next` was released."""
+    first, refused, behind = new_queue(), new_queue(), new_queue()
     await first.acquire(nothing)
     refused._files = refused._open()
-    its_turn = refused._files.turn
+    its_lock = refused._files.lock
 
     class Refusing:
         LOCK_EX, LOCK_NB, LOCK_UN = fcntl.LOCK_EX, fcntl.LOCK_NB, fcntl.LOCK_UN
 
         @staticmethod
-        def flock(file: int, what: int) -> None:
-            if (file, what) == (its_turn, fcntl.LOCK_EX):
+        def flock(file: int, operation: int) -> None:
+            if (file, operation) == (its_lock, fcntl.LOCK_EX):
                 raise OSError(errno.ENOLCK, "no locks available")
-            fcntl.flock(file, what)
+            fcntl.flock(file, operation)
 
     monkeypatch.setattr(queue_module, "fcntl", Refusing)
     with pytest.raises(OSError, match="no locks available"):
         await refused.acquire(nothing)
-    turn = await waits(path, behind)
+    task = await waits(path, behind)
     first.release()
-    await asyncio.wait_for(turn, 20)
+    await asyncio.wait_for(task, 20)
 
 
-async def test_a_turn_whose_loop_is_gone_is_given_back(path: str, lines: Callable[[], WriteLockQueue]) -> None:
-    """Nobody is there who could take it, and its thread does not keep it."""
-    first, left, behind = lines(), lines(), lines()
+async def test_a_lock_for_a_closed_loop_is_given_back(path: str, new_queue: Callable[[], WriteLockQueue]) -> None:
+    """The waiter no longer exists, so the thread releases the lock."""
+    first, left, behind = new_queue(), new_queue(), new_queue()
     await first.acquire(nothing)
 
     def wait_and_leave() -> None:
         loop = asyncio.new_event_loop()
-        one = _Waiter(files, loop, loop.create_future(), loop.create_future(), threading.Event())
+        waiter = _Waiter(files, loop, loop.create_future(), loop.create_future(), threading.Event())
         loop.close()
-        left._thread_queue(files).put(one)
+        left._queue_of_thread(files).put(waiter)
 
     files = left._files = left._open()
     await asyncio.to_thread(wait_and_leave)
-    while waiting(path) < 1:  # noqa: ASYNC110 - the system tells nobody
+    while waiting(path) < 1:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0)
-    turn = await waits(path, behind)
+    task = await waits(path, behind)
     first.release()
-    await asyncio.wait_for(turn, 20)
+    await asyncio.wait_for(task, 20)
 
 
-async def test_killed_processes_leave_the_line(path: str, lines: Callable[[], WriteLockQueue]) -> None:
-    """One that writes and one that is next are killed: the third is served."""
+async def test_killed_processes_leave_the_queue(path: str, new_queue: Callable[[], WriteLockQueue]) -> None:
+    """After the writer and the next process are killed, the third process gets the lock."""
 
     def process() -> subprocess.Popen[str]:
         command = [sys.executable, "-c", HOLD, path]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
 
     with process() as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "holds\n"
         with process() as following:
-            while waiting(path) < 1:  # noqa: ASYNC110 - the system tells nobody
+            while waiting(path) < 1:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0)
-            turn = await waits(path, lines())
+            task = await waits(path, new_queue())
             following.kill()
             writer.kill()
-            await turn
+            await task
 
 
-async def test_closing_ends_the_thread_and_gives_the_files_back(path: str) -> None:
-    """A ledger that is opened and closed again and again leaves neither behind."""
+async def test_closing_ends_the_thread_and_closes_the_files(path: str) -> None:
+    """A ledger that is opened and closed repeatedly leaves no thread and no open file."""
     for thread in threading.enumerate():
-        if thread.name == "allowance-line":
-            thread.join()  # of the test before
+        if thread.name == "allowance-write-lock":
+            thread.join()  # A thread of the test before.
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         first, second = WriteLockQueue(path), WriteLockQueue(path)
         await first.acquire(nothing)
-        turn = await waits(path, second)
+        task = await waits(path, second)
         first.release()
-        await turn
+        await task
         first.close()
         second.close()
     for thread in threading.enumerate():
-        if thread.name == "allowance-line":
+        if thread.name == "allowance-write-lock":
             thread.join()
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == files
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-async def test_a_forked_child_keeps_no_turn_that_came_too_late(path: str, lines: Callable[[], WriteLockQueue]) -> None:
-    """One gave up and closed, and its process forked, before its turn came: the turn is given back all the same.
+async def test_a_lock_that_arrives_after_a_fork_does_not_stay_with_the_child(
+    path: str, new_queue: Callable[[], WriteLockQueue]
+) -> None:
+    """A waiter was cancelled, its queue closed and its process forked before its lock arrived: the lock is released.
 
-    Catches a lock that is only closed: the child has the file open too, and would hold the lock as long as it lives.
+    Catches a file that is closed without unlocking: the child has the file open too, and would hold the lock as long as
+    it lives.
     """
-    first, leaving, behind = lines(), lines(), lines()
+    first, leaving, behind = new_queue(), new_queue(), new_queue()
     await first.acquire(nothing)
-    turn = await waits(path, leaving)
-    turn.cancel()
-    await asyncio.gather(turn, return_exceptions=True)
+    task = await waits(path, leaving)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
     leaving.close()
-    told, telling = os.pipe()
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(telling)
-        os.read(told, 1)
+        os.close(writing)
+        os.read(reading, 1)
         os._exit(0)
     try:
         first.release()
-        while any(thread.name == "allowance-line" for thread in threading.enumerate()):  # noqa: ASYNC110 - its end tells nobody
+        while any(thread.name == "allowance-write-lock" for thread in threading.enumerate()):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
         behind._files = behind._open()
-        assert _acquired_at_once(behind._files)
+        assert _try_acquire(behind._files)
     finally:
-        os.close(telling)
+        os.close(writing)
         os.waitpid(child, 0)
-        os.close(told)
+        os.close(reading)

@@ -40,7 +40,7 @@ def no_lock() -> None:
     """An append takes no lock, and writes behind the head that its process believes to be the newest."""
 
     @asynccontextmanager
-    async def unguarded(self: SqliteStore, meanwhile: Any = None) -> AsyncIterator[None]:
+    async def unguarded(self: SqliteStore, while_waiting: Any = None) -> AsyncIterator[None]:
         async with self._process_lock:
             yield
 

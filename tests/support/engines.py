@@ -1,4 +1,4 @@
-"""Databases to test on: a SQLite file, and a PostgreSQL server of our own that lives as long as the tests."""
+"""Databases for tests without pytest's fixtures: SQLite files, and a PostgreSQL server that ends with the process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _numbers = itertools.count(1)
 
 
 def new_database(engine: str, directory: Path) -> str:
-    """The URL of an empty database."""
+    """Create an empty database and return its URL."""
     if engine == "sqlite":
         return f"sqlite:///{directory / f'ledger-{next(_numbers)}.db'}"
     name = f"allowance_{next(_numbers)}"
@@ -27,7 +27,7 @@ def new_database(engine: str, directory: Path) -> str:
 
 
 def statement(url: str, sql: str) -> None:
-    """Executes a statement past the library."""
+    """Execute a statement without the library."""
     if url.startswith("sqlite"):
         import sqlite3
 

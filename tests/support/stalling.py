@@ -1,4 +1,4 @@
-"""A ledger that is held up, so that a test decides what comes into one batch."""
+"""Stall a ledger's writer, so that a test decides which commands share a batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from routing.service.handle import LedgerHandle
 
 @asynccontextmanager
 async def stalled(ledger: Allowance) -> AsyncIterator[LedgerHandle]:
-    """Until left, nothing is committed: a change without effect is under way, and what comes after it waits."""
-    opened = ledger._handle
+    """Stall the writer until left: a command without effect is under way, and all later commands wait for it."""
+    opened = ledger._lifecycle.open_handle
     assert opened is not None
     writer, runtime = opened.writer, opened.runtime
+    # No public call can stall the writer; the lock on the state is where a batch waits.
     await runtime.run(writer._state_lock.acquire())
     batches = writer.counters.batches
     first = asyncio.create_task(ledger.expire_due())
@@ -29,7 +30,7 @@ async def stalled(ledger: Allowance) -> AsyncIterator[LedgerHandle]:
         await asyncio.gather(first, return_exceptions=True)
 
 
-async def queued(opened: LedgerHandle, changes: int) -> None:
-    """Waits until so many changes wait."""
-    while len(opened.writer._changes._waiting) < changes:  # noqa: ASYNC110 - nobody tells
+async def queued(opened: LedgerHandle, commands: int) -> None:
+    """Wait until this many commands are queued."""
+    while len(opened.writer._commands._waiting) < commands:  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0)

@@ -131,14 +131,14 @@ def seed_shown(seed: int) -> Iterator[None]:
 
 def store_of(ledger: Allowance) -> Store:
     """Return the store of an open ledger."""
-    assert ledger._handle is not None
-    return ledger._handle.store
+    assert ledger._lifecycle.open_handle is not None
+    return ledger._lifecycle.open_handle.store
 
 
 def history_of(ledger: Allowance) -> History:
     """Return the history projector of an open ledger."""
-    assert ledger._handle is not None
-    return ledger._handle.history
+    assert ledger._lifecycle.open_handle is not None
+    return ledger._lifecycle.open_handle.history
 
 
 async def there(ledger: Allowance, work: Callable[[], Awaitable[T]]) -> T:
@@ -147,8 +147,8 @@ async def there(ledger: Allowance, work: Callable[[], Awaitable[T]]) -> T:
     async def do() -> T:
         return await work()
 
-    assert ledger._handle is not None
-    return await ledger._handle.runtime.run(do())
+    assert ledger._lifecycle.open_handle is not None
+    return await ledger._lifecycle.open_handle.runtime.run(do())
 
 
 async def executed(ledger: Allowance, *statements: Any) -> list[tuple[Any, ...]]:
@@ -180,9 +180,9 @@ async def events_of(ledger: Allowance) -> list[Row]:
 
 async def project(ledger: Allowance) -> None:
     """Project the history up to the head of the log."""
-    assert ledger._handle is not None
+    assert ledger._lifecycle.open_handle is not None
     head = (await ledger.head()).position
-    await ledger._handle.runtime.run(history_of(ledger).project(head))
+    await ledger._lifecycle.open_handle.runtime.run(history_of(ledger).project(head))
 
 
 async def whole_history(ledger: Allowance, limit: int = 1000) -> list[Reservation]:

@@ -1,4 +1,4 @@
-"""A wire between a ledger and its PostgreSQL server, which is cut where a test says."""
+"""A connection between a ledger and its PostgreSQL server that a test can cut at a chosen request."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, Literal
 
 from .servers import PostgresServer
 
-Fate = Literal["request lost", "answer lost", "request late"]
+Fate = Literal["request lost", "response lost", "request late"]
 
+# The header of ReadyForQuery, the message that ends every response of the server.
 READY = b"Z\x00\x00\x00\x05"
-"""How the server says that it has answered."""
 
 
 class Wire:
-    """Passes everything on, but for the first request that holds a marked text."""
+    """Forwards everything, except the first request that contains a marked text."""
 
     def __init__(self, server: PostgresServer, database: str, directory: str) -> None:
         self.url = server.url(database, directory)
         self.requests: list[bytes] = []
-        """What was sent to the server, one entry a round trip."""
+        """The requests to the server, one entry per round trip."""
         self.unreachable = False
-        """Set, new connections are refused."""
+        """If True, new connections are refused."""
         self._upstream_path = f"{server.socket_directory}/.s.PGSQL.5432"
         self._mark: bytes | None = None
         self._fate: Fate = "request lost"
@@ -33,34 +33,34 @@ class Wire:
         self._writers: list[asyncio.StreamWriter] = []
 
     def cut(self, mark: bytes, fate: Fate) -> None:
-        """Cuts the wire at the next request that holds the text: before it, or after it was answered.
+        """Cut the connection at the next request that contains the text, before it or before its response.
 
-        A late request is held back until `resolve_futures`.
+        A late request waits until `deliver`.
         """
         self._mark, self._fate = mark, fate
 
     async def deliver(self) -> bytes:
-        """Lets the late request reach the server; the server's answer, which nobody else hears."""
+        """Send the late request to the server and return the response, which the ledger does not get."""
         assert self._late is not None
         reader, writer, request = self._late
         writer.write(request)
-        return await _answer(reader)
+        return await _response(reader)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Stands between one connection of the ledger's and one to the server."""
+        """Connect one connection of the ledger with one to the server."""
         self._writers.append(writer)
         if self.unreachable:
             writer.close()
             return
         up_reader, up_writer = await asyncio.open_unix_connection(self._upstream_path)
         self._writers.append(up_writer)
-        answers = self.start(_pass_on(up_reader, writer))
+        responses = self.start(_pass_on(up_reader, writer))
         while request := await _read(reader):
             self.requests.append(request)
             if self._mark is not None and self._mark in request:
                 self._mark = None
-                answers.cancel()
-                await asyncio.gather(answers, return_exceptions=True)
+                responses.cancel()
+                await asyncio.gather(responses, return_exceptions=True)
                 await self._meet_fate(up_reader, up_writer, request)
                 writer.close()
                 return
@@ -68,7 +68,7 @@ class Wire:
         up_writer.close()
 
     async def close(self) -> None:
-        """Closes what is still open."""
+        """Close all connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -80,15 +80,16 @@ class Wire:
         match self._fate:
             case "request lost":
                 writer.close()
-            case "answer lost":
+            case "response lost":
                 writer.write(request)
-                await _answer(reader)
+                # Only after the response: the server has then finished the request.
+                await _response(reader)
                 writer.close()
             case "request late":
                 self._late = reader, writer, request
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Does something until the wire is closed."""
+        """Run a coroutine in a task that ends with the wire."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         return task
@@ -96,7 +97,7 @@ class Wire:
 
 @asynccontextmanager
 async def wired(server: PostgresServer, database: str) -> AsyncIterator[Wire]:
-    """A wire to a database on a server."""
+    """Open a wire to a database on a server."""
     with tempfile.TemporaryDirectory(prefix="allowance-wire-") as directory:
         wire = Wire(server, database, directory)
         listening = await asyncio.start_unix_server(
@@ -117,15 +118,15 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while answer := await _read(reader):
-        writer.write(answer)
+    while response := await _read(reader):
+        writer.write(response)
     writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader) -> bytes:
-    answer = b""
-    while READY not in answer:
+async def _response(reader: asyncio.StreamReader) -> bytes:
+    response = b""
+    while READY not in response:
         more = await _read(reader)
-        assert more, f"the server hung up: {answer!r}"
-        answer += more
-    return answer
+        assert more, f"the server closed the connection: {response!r}"
+        response += more
+    return response

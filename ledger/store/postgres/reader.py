@@ -1,4 +1,4 @@
-"""Reading all that a PostgreSQL database holds, as it stands at one moment."""
+"""Read everything in a PostgreSQL database in one snapshot."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from ledger.errors import StorageUnavailable
 from ledger.store.contract import PAGE_ROWS, check_schema_version, driver_message
 from ledger.store.reader import LOG_TABLES, StoredLedger, has_log_tables
 
+# Errors of a connection that can no longer be used, besides the server's own errors. asyncpg raises InternalClientError
+# if a connection breaks in the middle of its protocol.
 BROKEN = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What the driver raises, besides the server's own errors; the last where a connection broke at a bad moment."""
 
 _FOUND = "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL"
 _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM allowance_ledgers ORDER BY ledger"
+# The ledgers that have events, one look-up in the primary key each. DISTINCT would read the whole log.
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > $1 ORDER BY ledger LIMIT 1"
 _ROWS = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash
@@ -24,7 +26,7 @@ _ROWS = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, atte
 
 
 class PostgresReader:
-    """A database in one transaction, whose snapshot no append changes."""
+    """A `LogReader` of a database in one repeatable-read transaction: appends do not change what it reads."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -47,6 +49,7 @@ class PostgresReader:
 
     async def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
         with postgres_errors():
+            # A cursor keeps one page in memory, not the whole log.
             rows = await self._connection.cursor(_ROWS, stored.ledger)
             while page := await rows.fetch(PAGE_ROWS):
                 yield [Row(*row) for row in page]
@@ -55,12 +58,12 @@ class PostgresReader:
         return stored
 
     def check_unchanged(self) -> None:
-        """A snapshot never is."""
+        """Do nothing: the transaction reads one snapshot."""
 
 
 @contextmanager
 def postgres_errors() -> Iterator[None]:
-    """Turns the driver's and the network's errors into `StorageUnavailable`."""
+    """Raise `StorageUnavailable` for errors of the server, the driver and the network."""
     try:
         yield
     except (asyncpg.PostgresError, *BROKEN, UnicodeError) as error:

@@ -1,13 +1,14 @@
 """The log on PostgreSQL, and on databases that speak its language.
 
-Only tables, row locks and single transaction: no advisory lock, `LISTEN` or sequence. An append that meets no other
-is one statement, which moves the head from where it is believed to stand and inserts the rows; contended, a
-transaction takes the head's row lock first. Read models are queried through SQLAlchemy, on
-connections made the same way.
+The store uses only tables, row locks and plain transactions: no advisory lock, `LISTEN` or sequence, which distributed
+databases lack. An append without contention is one statement: it compares the head with the expected one, moves it and
+inserts the rows. Under contention a transaction first locks the head's row. Read models are queried through SQLAlchemy,
+on connections with the same settings.
 
-An append whose answer was lost may still be on its way to the server. Before anything else is read or written,
-the head's fence is raised: that waits for whoever holds the head, and shuts out what names the old fence. What is
-not in the log then never will be.
+If the response to an append is lost, the request may still be on its way to the server. To read the log is then not
+enough: the append could arrive after the read. So before its next read or write the store raises the head's fence. The
+update waits for a transaction that has locked the head, and every append names the fence that it expects, so a request
+that arrives later is refused. Rows that are not in the log after that will never be in it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from ledger.background_imports import import_in_thread
 from ledger.codec import GENESIS_HASH, Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
 from ledger.errors import InvalidInput, LedgerNotFound, StorageUnavailable
@@ -50,20 +52,30 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+# The timeouts depend on each other: idle transaction < statement < command.
 CONNECT_TIMEOUT_SECONDS = 10.0
+# Enforced by the server. A statement mostly waits for the head's lock, as long as a SQLite writer waits for its lock.
 STATEMENT_TIMEOUT_SECONDS = 30
+# Enforced by the server. Shorter than the statement timeout: if a client dies while it holds the head's lock, the
+# server releases the lock before the statements that wait for it time out.
 IDLE_TRANSACTION_TIMEOUT_SECONDS = 20
-"""Shorter than a statement may wait: the head's lock comes free of a dead client before those in line give up."""
+# Enforced by the client. Longer than the statement timeout: the server's error proves that nothing was done, but after
+# a timeout of the client the outcome is unknown. So the server's must come first.
 COMMAND_TIMEOUT_SECONDS = 40.0
-"""Longer than the server's own timeout, whose answer tells for certain that nothing was done."""
+# Closing only says goodbye to the server; afterwards the connection is cut. Shorter than the runtime's CLOSING_SECONDS.
 CLOSE_TIMEOUT_SECONDS = 5.0
+# Encodings that accept every name. Any other would refuse some names, and with each the whole batch that contains it.
 ENCODINGS = ("UTF8", "SQL_ASCII")
-"""Of databases that take every name; another one would refuse some, and with each the whole batch that it is in."""
+# Messages show this instead of the URL, which may hold a password.
 SHOWN_URL = "postgresql://…"
-"""What a refusal shows of a URL, which may hold a password."""
 EXPECTED_URL = "postgresql://user:password@host:port/database, with %40 for @, %2F for / and so on inside of the parts"
+# The driver's messages about these quote no part of the URL, so they can be shown.
 _SAFE_REASON = re.compile("`ssl|^root certificate file|^direct TLS")
+# The longest pause before a retry. It is random, so that processes that collided do not collide again; and short, about
+# the time of a few transactions.
 MOST_PAUSE_SECONDS = 0.05
+# Attempts to create schema and ledger. Whenever processes collide one of them succeeds, so this is enough for as many
+# processes as may start at once on one database.
 MOST_CREATION_ATTEMPTS = 100
 
 _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
@@ -71,6 +83,8 @@ _HEAD = """SELECT position, hash, recorded_at_ns, fence, (SELECT version FROM al
            FROM allowance_ledgers WHERE ledger = $1 AND validator_ss58 = $2"""
 _LOCK_HEAD = f"{_HEAD} FOR UPDATE"
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3"
+# A lateral subquery with a limit is always planned as an index look-up. The planner would turn a join into a scan of
+# the log if its statistics are old and say that the log is small.
 _FIND = f"""
     WITH found AS (
         SELECT 'key' AS found_by, events.* FROM unnest($2::text[]) AS asked(value) CROSS JOIN LATERAL
@@ -88,7 +102,8 @@ _FIND = f"""
         WHERE found_by <> 'key'
     )
     SELECT found_by, {_COLUMNS} FROM (SELECT * FROM found UNION ALL SELECT * FROM ends) AS known"""
-"""Lateral look-ups with a limit are no joins to the planner: each goes through its index, stale numbers or not."""
+# One statement, hence one round trip and one transaction. If the head, the fence or the schema version is not the
+# expected one, the UPDATE moves nothing, `moved` is empty and so nothing is inserted.
 _APPEND = f"""
     WITH moved AS (
         UPDATE allowance_ledgers SET position = $5, hash = $6, recorded_at_ns = $7
@@ -109,14 +124,16 @@ _NEW_LEDGER = """INSERT INTO allowance_ledgers (ledger, validator_ss58, position
 _HAS_SCHEMA = "SELECT to_regclass('allowance_schema') IS NOT NULL"
 _SCHEMA_VERSION = "SELECT version FROM allowance_schema"
 
+# SQLSTATE codes, or their beginnings; source: PostgreSQL's manual, appendix "Error Codes".
 _INTEGRITY = "23"
-_CONTENDED = ("40001", "40P01")
-_CONNECTION_LOST = ("08", "57P", "25P03", "25P04")
+_CONTENDED = ("40001", "40P01")  # serialization failure, deadlock
+_CONNECTION_LOST = ("08", "57P", "25P03", "25P04")  # connection exception, shutdown, idle and transaction timeout
+# A write failed on a standby server, or on one that was a standby when the connection was opened.
 _READ_ONLY = "25006"
-"""What a server says to a writer that stands by for another, or that did when the connection was made."""
+# Another process created the same object at the same time. XX000: PostgreSQL's "tuple concurrently updated".
 _CREATED_CONCURRENTLY = ("23505", *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
-"""How a database says that somebody else made the same thing at the same time."""
-_TRIGGER_UNSUPPORTED = ("0A000", "42601", "42710")
+_TRIGGER_UNSUPPORTED = ("0A000", "42601", "42710")  # feature not supported, syntax error, the trigger exists
+_COMPLETION_UNKNOWN = "40003"  # statement completion unknown
 
 log = logging.getLogger("allowance.ledger")
 
@@ -124,8 +141,8 @@ log = logging.getLogger("allowance.ledger")
 class PostgresStore:
     """One ledger in one PostgreSQL database."""
 
+    # To append under the lock takes four round trips instead of one, and nobody else can append during them.
     optimistic = True
-    """Taking the lock costs four more round trips, during which nobody else appends."""
     readers_block_writers = False
 
     def __init__(self, database_url: str, validator_ss58: str, *, read_only: bool) -> None:
@@ -135,11 +152,12 @@ class PostgresStore:
         self._server_settings = _server_settings(database_url)
         self._read_only = read_only
         self._fence = 0
+        # The outcome of an append is unknown, and the fence has not been raised since.
         self._in_doubt = False
+        # Three sessions, so that reads do not wait for an append, and appends do not wait for read models.
         self._writes = ServerSession(self._connect)
         self._reads = ServerSession(self._connect)
-        self._derived = ServerSession(self._connect)
-        """For writing the read models: appends do not wait for it."""
+        self._read_model_writes = ServerSession(self._connect)
         self._engine: AsyncEngine | None = None
 
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
@@ -155,11 +173,14 @@ class PostgresStore:
             self._engine = None
         await self._writes.close()
         await self._reads.close()
-        await self._derived.close()
+        await self._read_model_writes.close()
 
     @asynccontextmanager
     async def paused_for_fork(self) -> AsyncIterator[Callable[[], None]]:
-        """Gives what does nothing: a forked child never touches the sockets that it inherits."""
+        """Yield a function that does nothing: a forked child never uses the sockets that it inherits.
+
+        The child opens its own connections, and the server knows nothing of the fork.
+        """
         yield lambda: None
 
     async def head(self) -> Head:
@@ -170,7 +191,7 @@ class PostgresStore:
             )
 
     def probe_head(self) -> Head | None:
-        """None: whoever asks the server waits for it."""
+        """Return None: nobody can ask a server without waiting."""
         return None
 
     async def read(self, after: int) -> list[Row]:
@@ -184,11 +205,14 @@ class PostgresStore:
             return await self._reads.run(lambda connection: _find(connection, self.ledger, lookup))
 
     @asynccontextmanager
-    async def transaction(self, _meanwhile: WhileWaiting = do_nothing) -> AsyncIterator[PostgresTransaction]:
+    async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[PostgresTransaction]:
+        # `while_waiting` is never called: the server does not report who is next in the queue for a row lock.
         with _PostgresErrors(in_transaction=True):
             await self._resolve_doubt()
             async with self._writes.lock:
-                connection, head = await self._writes.attempt(self._begin)
+                # A retry is safe up to the lock, since nothing is written before. After it nothing is retried here: the
+                # caller has decided on what it read in this transaction.
+                connection, head = await self._writes.run_locked(self._begin)
                 try:
                     yield PostgresTransaction(self, connection, head)
                 except BaseException:
@@ -204,16 +228,19 @@ class PostgresStore:
                 try:
                     return await self._append(connection, head, rows)
                 except BaseException as error:
+                    # The server refused the statement: nothing was done, and to decide again may help.
                     if _is_constraint_violation(error) or _is_contended(error):
                         return False
+                    # The server reports a failure: nothing was done, but to decide again would not help.
                     if _is_definite_failure(error):
                         if _needs_new_connection(error):
                             self._writes.drop()
                         raise
+                    # The response is missing: a lost connection, a timeout or a cancellation. The append may be done.
                     self._mark_in_doubt()
                     if isinstance(error, Exception):
                         raise CommitOutcomeUnknown(str(error)) from error
-                    raise
+                    raise  # A cancellation stays one, but leaves the doubt behind.
 
     async def query(self, statement: str) -> list[tuple[Any, ...]]:
         with _PostgresErrors():
@@ -225,15 +252,17 @@ class PostgresStore:
         with postgres_errors():
             connection = await self._connect()
             try:
-                # Whoever reads may take its time between two pages.
+                # An audit may compute for longer than the timeout between two pages. It holds no lock meanwhile.
                 await connection.execute("SET idle_in_transaction_session_timeout = 0")
                 async with connection.transaction(isolation="repeatable_read", readonly=True):
                     yield PostgresReader(connection)
             finally:
+                # To cut the connection never waits, unlike an orderly end; a read-only transaction loses nothing.
                 connection.terminate()
 
     @asynccontextmanager
     async def read_connection(self) -> AsyncIterator[AsyncConnection]:
+        await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg")
         with _PostgresErrors():
             async with self._open_engine().connect() as connection:
                 yield connection
@@ -241,13 +270,13 @@ class PostgresStore:
     @asynccontextmanager
     async def write_read_models(self) -> AsyncIterator[PostgresReadModelTransaction]:
         with _PostgresErrors():
-            async with self._derived.lock:
-                connection = await self._derived.attempt(self._begin_read_model_write)
+            async with self._read_model_writes.lock:
+                connection = await self._read_model_writes.run_locked(self._begin_read_model_write)
                 try:
                     yield PostgresReadModelTransaction(connection)
                     _check_committed(await connection.execute("COMMIT"))
                 except BaseException:
-                    await _roll_back(self._derived, connection)
+                    await _roll_back(self._read_model_writes, connection)
                     raise
 
     async def _connect(self) -> asyncpg.Connection:
@@ -259,19 +288,24 @@ class PostgresStore:
                 server_settings=self._server_settings,
             )
         except TimeoutError as cause:
-            raise StorageUnavailable(f"no connection within {CONNECT_TIMEOUT_SECONDS:g} s") from cause
+            raise StorageUnavailable(f"could not connect within {CONNECT_TIMEOUT_SECONDS:g} s") from cause
         except (asyncpg.UndefinedObjectError, asyncpg.CantChangeRuntimeParamError) as cause:
-            raise InvalidInput("database_url", SHOWN_URL, f"parameters that can be set ({cause})") from cause
+            expected = f"a URL whose parameters the server accepts ({cause})"
+            raise InvalidInput("database_url", SHOWN_URL, expected) from cause
         except ValueError as cause:
-            # Of the driver's reasons only those are told that name no part of a URL, which may be of the password.
-            expected = str(cause) if _SAFE_REASON.search(str(cause)) else EXPECTED_URL
+            # Most of the driver's messages quote a part of the URL. If the password is not escaped, any part may belong
+            # to it, even the port. So only messages that are known to be safe are shown.
+            expected = f"a URL that the driver accepts ({cause})" if _SAFE_REASON.search(str(cause)) else EXPECTED_URL
             raise InvalidInput("database_url", SHOWN_URL, expected) from cause
         try:
             encoding = connection.get_settings().server_encoding
             if encoding not in ENCODINGS:
-                raise InvalidInput("database_url", SHOWN_URL, f"a database whose encoding is UTF8, not {encoding}")
+                raise InvalidInput(
+                    "database_url", SHOWN_URL, f"the URL of a database whose encoding is UTF8, not {encoding}"
+                )
             if self._read_only:
-                # Said now and not while it connects: a server would be taken for one that only stands by.
+                # Set after the connection is open. As a connection parameter it would make the driver believe that
+                # every server is a standby, and `target_session_attrs=read-write` would find none.
                 await connection.execute("SET default_transaction_read_only = on")
         except BaseException:
             connection.terminate()
@@ -288,7 +322,11 @@ class PostgresStore:
         return self._engine
 
     async def _begin(self, connection: asyncpg.Connection) -> tuple[asyncpg.Connection, Head]:
-        """Opens a transaction alone at the head: each later statement in it sees what was committed before it."""
+        """Begin a transaction and lock the head's row.
+
+        READ COMMITTED, because the transaction waits for the lock after its first snapshot. Each later statement gets a
+        new snapshot and sees the rows of the append that it waited for; REPEATABLE READ would fail instead.
+        """
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             return connection, self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger, self.validator_ss58))
@@ -297,12 +335,15 @@ class PostgresStore:
             raise
 
     async def _begin_read_model_write(self, connection: asyncpg.Connection) -> asyncpg.Connection:
-        """Opens a transaction alone among those who write read models, as on SQLite; appends do not wait for it."""
+        """Begin a transaction and lock the schema's row, so that one process at a time writes read models.
+
+        On SQLite the write lock of the file does the same. Appends do not lock this row, so they need not wait.
+        """
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             check_schema_version(await connection.fetchval(f"{_SCHEMA_VERSION} FOR UPDATE"))
         except BaseException:
-            await _roll_back(self._derived, connection)
+            await _roll_back(self._read_model_writes, connection)
             raise
         return connection
 
@@ -310,6 +351,8 @@ class PostgresStore:
         try:
             status = await connection.execute("COMMIT")
         except BaseException as error:
+            # The server aborted the transaction, so nothing was done. Every other error leaves the outcome open, also
+            # one that the server reports: it may have failed after the commit was durable.
             if _is_contended(error):
                 raise
             self._mark_in_doubt()
@@ -319,7 +362,7 @@ class PostgresStore:
         _check_committed(status)
 
     async def _append(self, connection: asyncpg.Connection, head: Head, rows: list[Row]) -> bool:
-        """Inserts the rows and moves the head to the last of them, if it stands at `head`; whether it did."""
+        """Insert the rows and move the head to the last of them if the head is the expected one; return True if so."""
         last = rows[-1]
         status = await connection.execute(
             _APPEND,
@@ -331,15 +374,21 @@ class PostgresStore:
 
     def _mark_in_doubt(self) -> None:
         self._in_doubt = True
+        # The state of the connection is unknown, and the server may still be executing the append on it.
         self._writes.drop()
 
     async def _resolve_doubt(self) -> None:
-        """After this, what was sent and not answered has been done, or never will be."""
+        """Raise the fence if the outcome of an append is unknown.
+
+        The rows of that append are then in the log, or never will be.
+        """
         if self._in_doubt:
             async with self._writes.lock:
-                self._fence = await self._writes.attempt(
+                # To raise the fence twice is harmless, so a lost response may be retried.
+                self._fence = await self._writes.run_locked(
                     lambda connection: connection.fetchval(_RAISE_FENCE, self.ledger)
                 )
+            # Only after success: if it fails, the next call tries again, and nobody reads before.
             self._in_doubt = False
 
     def _head(self, stored: asyncpg.Record | None) -> Head:
@@ -360,7 +409,7 @@ class PostgresStore:
         return ledger
 
     async def _create(self, tables: Callable[[], MetaData]) -> None:
-        """Makes what is not there; where others do so at the same time, one at a time gets further."""
+        """Create the schema and the ledger if they are missing; retry if another process does so at the same time."""
         for _ in range(MOST_CREATION_ATTEMPTS):
             try:
                 await self._writes.run(lambda connection: _create_schema(connection, tables))
@@ -402,7 +451,7 @@ class PostgresTransaction:
 
 
 class PostgresReadModelTransaction:
-    """A transaction on the read models."""
+    """A transaction on the read models; a `ReadModelTransaction`."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -421,13 +470,16 @@ class PostgresReadModelTransaction:
 
 @lru_cache(maxsize=128)
 def _numbered_parameters(statement: str) -> str:
-    """A statement whose values are marked `?`, as PostgreSQL wants them: `$1`, `$2`, …"""
+    """Replace each `?` by PostgreSQL's `$1`, `$2`, …
+
+    A statement must therefore not contain a `?` in a text: all values are parameters.
+    """
     first, *parts = statement.split("?")
     return first + "".join(f"${number}{part}" for number, part in enumerate(parts, 1))
 
 
 class ServerSession:
-    """One connection, used by one task at a time, and made anew where it was lost."""
+    """One connection that one task uses at a time; if it is lost, the next use opens a new one."""
 
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
         self.lock = asyncio.Lock()
@@ -435,41 +487,46 @@ class ServerSession:
         self._connection: asyncpg.Connection | None = None
 
     async def run(self, work: Callable[[asyncpg.Connection], Awaitable[R]]) -> R:
-        """Does in turn what may be done twice."""
+        """Wait for the session's lock, then do the same as `run_locked`."""
         async with self.lock:
-            return await self.attempt(work)
+            return await self.run_locked(work)
 
-    async def attempt(self, work: Callable[[asyncpg.Connection], Awaitable[R]], *, again: bool = True) -> R:
-        """Does what may be done twice, and does it again where the connection turned out lost, or contended."""
+    async def run_locked(self, work: Callable[[asyncpg.Connection], Awaitable[R]], *, may_retry: bool = True) -> R:
+        """Run work that may be done twice; retry it once if the connection was lost or the database is contended.
+
+        One retry is enough for the usual case: the server or a firewall closed the connection while it was idle, and
+        the client notices only when it uses it.
+        """
         connection = await self.connection()
         try:
             return await work(connection)
         except Exception as error:
             if _needs_new_connection(error):
                 self.drop()
+            # Not after a timeout: the caller has waited for it once already.
             if (
-                not again
+                not may_retry
                 or isinstance(error, TimeoutError)
                 or not (_needs_new_connection(error) or _is_contended(error))
             ):
                 raise
         await asyncio.sleep(random.uniform(0, MOST_PAUSE_SECONDS))
-        return await self.attempt(work, again=False)
+        return await self.run_locked(work, may_retry=False)
 
     async def connection(self) -> asyncpg.Connection:
-        """The connection, or a new one."""
+        """Return the connection; open one if there is none."""
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._connect()
         return self._connection
 
     def drop(self) -> None:
-        """Cuts the connection off; the server undoes what was not committed."""
+        """Cut the connection; the server rolls back a transaction that is not committed."""
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
 
     async def close(self) -> None:
-        """Takes leave of the server."""
+        """Close the connection in order, or cut it if the server does not respond."""
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
@@ -479,18 +536,20 @@ class ServerSession:
 
 
 def _check_committed(status: str) -> None:
+    # PostgreSQL reports success with the status ROLLBACK if an earlier statement of the transaction had failed.
     if status != "COMMIT":
-        raise StorageUnavailable(f"the database answered {status} to a COMMIT; nothing was done")
+        raise StorageUnavailable(f"the database responded to COMMIT with {status}; nothing was done")
 
 
-async def _roll_back(lane: ServerSession, connection: asyncpg.Connection) -> None:
+async def _roll_back(session: ServerSession, connection: asyncpg.Connection) -> None:
     try:
         await connection.execute("ROLLBACK")
     except Exception:
-        lane.drop()
+        # The first error is on its way to the caller and says more. Without its connection the server rolls back too.
+        session.drop()
     except BaseException:
-        lane.drop()
-        raise
+        session.drop()
+        raise  # A cancellation must not be lost.
 
 
 async def _read(connection: asyncpg.Connection, ledger: int, after: int) -> list[Row]:
@@ -498,6 +557,7 @@ async def _read(connection: asyncpg.Connection, ledger: int, after: int) -> list
 
 
 async def _find(connection: asyncpg.Connection, ledger: int, lookup: Lookup) -> LookupResult:
+    # A caller may pass any integer as a reservation id. One that no column can hold names no row.
     positions = [position for position in lookup.positions if position <= LARGEST_INTEGER]
     known = LookupResult()
     for found_by, *columns in await connection.fetch(_FIND, ledger, list(lookup.keys), list(lookup.jobs), positions):
@@ -527,8 +587,9 @@ async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Me
 
     schema_table, *others = postgres_schema(tables())
     async with connection.transaction():
-        # Of those who make it at once one goes on. Others wait here and then fail, or find it made: were they to go
-        # through the rest as well, its locks would meet those of the ledgers that are in use by then.
+        # If several processes get here at once, one continues. The others wait at this statement, then fail or find
+        # the schema complete, and return. If they executed the other statements too, their locks on several tables
+        # could deadlock with ledgers that are already in use.
         await connection.execute(schema_table)
         if await connection.fetchval(_SCHEMA_VERSION) is not None:
             return
@@ -542,24 +603,30 @@ async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Me
 
 
 async def _create_trigger(connection: asyncpg.Connection, statement: str) -> None:
-    """Makes a trigger where the database has such; nothing rests on it."""
+    """Create a trigger if the database supports it; correctness does not depend on it."""
     try:
+        # A savepoint: without it a refused statement would abort the creation of the whole schema.
         async with connection.transaction():
             await connection.execute(statement)
     except asyncpg.PostgresError as error:
         if _sqlstate(error) not in _TRIGGER_UNSUPPORTED:
             raise
-        log.info("the database takes no such guard", extra={"statement": statement, "reason": str(error)})
+        log.info("the database does not support a trigger", extra={"statement": statement, "reason": str(error)})
 
 
 def _server_settings(database_url: str) -> dict[str, str]:
-    """What each connection is set to, where the URL does not set it otherwise."""
+    """Return the settings of each connection; settings in the URL have precedence over these defaults.
+
+    The isolation level is not up to the URL, because the transactions depend on it. Raises `InvalidInput`.
+    """
     try:
         url = urlsplit(database_url)
         given = parse_qs(url.query, strict_parsing=True) if url.query else {}
+        # Several hosts, separated by commas, are valid for the driver but have no single port.
         if "," not in url.netloc:
             _ = url.port
     except ValueError:
+        # `from None`: the original error quotes the URL.
         raise InvalidInput("database_url", SHOWN_URL, EXPECTED_URL) from None
     defaults = {
         "application_name": "allowance-ledger",
@@ -576,7 +643,7 @@ def _sqlstate(error: BaseException) -> str | None:
 
 
 def _is_constraint_violation(error: BaseException) -> bool:
-    """Whether a constraint of the tables refuses the rows."""
+    """Whether a constraint or trigger refused the rows."""
     return (_sqlstate(error) or "").startswith(_INTEGRITY)
 
 
@@ -585,21 +652,21 @@ def _is_contended(error: BaseException) -> bool:
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether the connection is gone, or cannot be trusted any more."""
+    """Whether the connection is lost, or in an unknown state."""
     if isinstance(error, BROKEN):
         return True
     return (_sqlstate(error) or "").startswith(_CONNECTION_LOST)
 
 
 def _needs_new_connection(error: BaseException) -> bool:
-    """Whether another connection may do what this one cannot."""
+    """Whether a new connection may succeed, since it may reach another server after a fail-over."""
     return _is_lost(error) or _sqlstate(error) == _READ_ONLY
 
 
 def _is_definite_failure(error: BaseException) -> bool:
-    """Whether the server itself says that the statement failed, so that nothing of it was done."""
+    """Whether the server reports that the statement failed, which proves that nothing of it was done."""
     sqlstate = _sqlstate(error)
-    return sqlstate is not None and sqlstate != "40003" and not _is_lost(error)
+    return sqlstate is not None and sqlstate != _COMPLETION_UNKNOWN and not _is_lost(error)
 
 
 class _PostgresErrors:

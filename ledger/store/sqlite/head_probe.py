@@ -1,7 +1,7 @@
-"""A look at a SQLite file from whatever thread asks, without waiting for anybody.
+"""A check of a SQLite file's head from any thread, without waiting.
 
-To hand a question to the ledger's own thread and back costs more than most questions do. A caller who sees here that
-nothing was committed since may ask the state in memory himself.
+To pass a query to the runtime's thread and back costs more than most queries. If this probe shows that nothing was
+committed since the state in memory was folded, the caller can run the query on that state in its own thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ledger.errors import StorageUnavailable
 
 
 class HeadProbe:
-    """A connection of its own, opened when it is first needed, that one thread at a time may ask."""
+    """A connection of its own, opened at the first use; one thread at a time may query it."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
@@ -25,7 +25,11 @@ class HeadProbe:
         self._closed = False
 
     def row(self, query: str, *values: object) -> tuple[Any, ...] | None:
-        """The only row that a query finds; None where there is not one, or where it cannot be had at once."""
+        """Return the only row that a query finds; None if there is not exactly one, or it cannot be read at once.
+
+        None is always a safe result: the caller then uses the slower way through the runtime's thread, which also
+        raises the proper error.
+        """
         if not self._lock.acquire(blocking=False):
             return None
         try:
@@ -33,6 +37,7 @@ class HeadProbe:
                 return None
             if self._connection is None:
                 self._connection = self._connect()
+                # The store's timeout of 30 s would block the caller's thread, which may run an event loop.
                 self._connection.execute("PRAGMA busy_timeout = 0").fetchone()
             rows = self._connection.execute(query, values).fetchall()
             return rows[0] if len(rows) == 1 else None
@@ -44,13 +49,13 @@ class HeadProbe:
 
     @contextmanager
     def paused_for_fork(self) -> Iterator[None]:
-        """Until left, there is no connection, and nobody can have one opened."""
+        """Close the connection and prevent a new one until left: a forked child must not inherit one."""
         with self._lock:
             self._disconnect()
             yield
 
     def close(self) -> None:
-        """Closes the connection for good."""
+        """Close the connection for good."""
         with self._lock:
             self._closed = True
             self._disconnect()

@@ -1,7 +1,8 @@
-"""Reading a SQLite database without leaving a trace.
+"""Read a SQLite database without leaving a trace.
 
-To open a file in WAL mode, even for reading only, SQLite makes the files that go with it where they are missing,
-and writes to them. What is opened here is opened so that it does not.
+When SQLite opens a database in WAL mode, even read-only, it creates the `-wal` and `-shm` files if they are missing,
+and writes to them. An auditor must not change the evidence and may not be allowed to write to the directory. So this
+module opens a file in a way that prevents those writes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from ledger.errors import CorruptLedger, StorageUnavailable
 from ledger.store.contract import PAGE_ROWS, check_schema_version
 from ledger.store.reader import StoredLedger, has_log_tables
 
+# How long SQLite waits for a lock. Writers usually wait in the write-lock queue instead, so this matters mainly beside
+# programs that do not use the queue, such as a backup tool. As long as the timeout of a PostgreSQL statement.
 BUSY_TIMEOUT_SECONDS = 30.0
 
 _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM allowance_ledgers ORDER BY ledger"
+# The ledgers that have events, one look-up in the primary key each. DISTINCT would read the whole log.
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > ? ORDER BY ledger LIMIT 1"
 _ROWS = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash
@@ -31,36 +35,43 @@ _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class FileAccess(NamedTuple):
-    """How a file can be read without a trace, and by what one sees that this may have changed."""
+    """How a file can be read without a trace, and how to detect that this way has become invalid.
+
+    `fingerprint` is the device, inode, size and modification time of a file that is read without locks. If it changes,
+    somebody wrote to the file during the read. None if locks protect the read.
+    """
 
     uri: str
     copied: bool
-    seen: tuple[int, int, int, int] | None
-    """Device, inode, size and time of a file that nobody may write to while it is read."""
+    fingerprint: tuple[int, int, int, int] | None
 
 
 def read_access(path: Path) -> FileAccess:
-    """How to read a file at this moment; asking touches nothing.
+    """Choose how to read a file as it is now, without touching it.
 
-    Where somebody has it open, the files beside it are there and can be read as they are. Where nobody has, the file is
-    the whole database, if there is no log of changes beside it; with one, but no index to it, only a copy can be read
-    without making one.
+    There are four cases:
+
+    - `-wal` and `-shm` exist: a process has the file open. Read through its shared memory.
+    - A rollback `-journal` exists: read with SQLite's locks, which leave nothing behind in that mode.
+    - Only a `-wal` with content exists: its writer was killed. SQLite would have to create the index `-shm` to read it,
+      so read a copy.
+    - None of them exists: the file is the whole database. Read it as immutable, without locks.
     """
     uri = f"file:{quote(str(path.absolute()))}?mode=ro"
     wal, shm, journal = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal"))
     if wal.exists() and shm.exists():
-        return FileAccess(f"{uri}&readonly_shm=1", copied=False, seen=None)
+        return FileAccess(f"{uri}&readonly_shm=1", copied=False, fingerprint=None)
     if journal.exists():
-        return FileAccess(uri, copied=False, seen=None)
+        return FileAccess(uri, copied=False, fingerprint=None)
     found = path.stat()
-    seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    fingerprint = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
     if wal.exists() and wal.stat().st_size:
-        return FileAccess(uri, copied=True, seen=seen)
-    return FileAccess(f"{uri}&immutable=1", copied=False, seen=seen)
+        return FileAccess(uri, copied=True, fingerprint=fingerprint)
+    return FileAccess(f"{uri}&immutable=1", copied=False, fingerprint=fingerprint)
 
 
 class SqliteReader:
-    """A database in one read transaction."""
+    """A `LogReader` of a database in one read transaction."""
 
     def __init__(
         self, connection: sqlite3.Connection, path: Path | None = None, access: FileAccess | None = None
@@ -76,6 +87,7 @@ class SqliteReader:
             for (version,) in self._connection.execute("SELECT version FROM allowance_schema"):
                 if isinstance(version, int):
                     check_schema_version(version)
+            # A head row may hold bytes that are not UTF-8. They must be reported, and must not stop the read.
             self._connection.text_factory = _text
             stored = [StoredLedger(*row) for row in self._connection.execute(_HEADS)]
             known = [each.ledger for each in stored]
@@ -93,13 +105,14 @@ class SqliteReader:
                     yield page
                 return
             except (sqlite3.DatabaseError, UnicodeDecodeError):
-                # Something is there that is not as it should be: from here on with care.
+                # A row is damaged, or its text is not UTF-8. Only now pay for the slower loop, which reads row by row
+                # and yields all good rows before the damage. An intact log never needs it.
                 self._connection.text_factory = _text
         async for page in self._careful_pages(stored, count):
             yield page
 
     async def _careful_pages(self, stored: StoredLedger, skipped: int) -> AsyncIterator[list[Row]]:
-        """The rows after so many that were read: any bytes are text, and each row counts that can be read at all."""
+        """Yield the rows after the first `skipped`, accept any bytes as text, and stop at the first unreadable row."""
         page: list[Row] = []
         last: object = 0
         with sqlite_errors():
@@ -112,6 +125,7 @@ class SqliteReader:
                         yield page
                         page = []
             except sqlite3.DatabaseError as cause:
+                # The low byte is the primary error code; SQLite adds details above it.
                 if cause.sqlite_errorcode & 0xFF not in _CORRUPT:
                     raise
                 if page:
@@ -125,9 +139,10 @@ class SqliteReader:
         return stored
 
     def check_unchanged(self) -> None:
-        if self._path is None or self._access is None or self._access.seen is None:
+        if self._path is None or self._access is None or self._access.fingerprint is None:
             return
         with sqlite_errors():
+            # A file that was read without locks: another way to read it now means that a process has opened it.
             if read_access(self._path) != self._access:
                 raise StorageUnavailable("a process began to write to the database while it was read; try again")
 
@@ -144,11 +159,12 @@ class SqliteReader:
 
 @contextmanager
 def sqlite_reader(path: Path) -> Iterator[SqliteReader]:
-    """The database in a file."""
+    """Open the database in a file in one read transaction. Raises `StorageUnavailable`."""
     with sqlite_errors(), TemporaryDirectory(prefix="allowance-") as directory:
         access = read_access(path)
         uri = access.uri
         if access.copied:
+            # The temporary directory may get the files that SQLite creates; it is deleted at the end.
             copy = Path(directory) / "copy.db"
             for suffix in ("", "-wal"):
                 shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
@@ -159,7 +175,7 @@ def sqlite_reader(path: Path) -> Iterator[SqliteReader]:
 
 @contextmanager
 def transaction(uri: str) -> Iterator[sqlite3.Connection]:
-    """A connection that sees one moment."""
+    """Connect and begin a read transaction: all reads see the same snapshot."""
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_SECONDS
     )
@@ -172,9 +188,9 @@ def transaction(uri: str) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def sqlite_errors() -> Iterator[None]:
-    """Turns the driver's and the file system's errors into `StorageUnavailable`.
+    """Raise `StorageUnavailable` for errors of the driver and the file system.
 
-    Where it quotes a damaged schema, the driver stumbles over bytes that are no text.
+    `UnicodeDecodeError` is among them: when the driver's message quotes a damaged schema, it fails to decode it.
     """
     try:
         yield
@@ -183,5 +199,8 @@ def sqlite_errors() -> Iterator[None]:
 
 
 def _text(stored: bytes) -> str:
-    """Stored text; bytes that are none become characters that no hash ever covered."""
+    """Decode stored text; invalid bytes become lone surrogates, which valid UTF-8 cannot contain.
+
+    So a damaged text never equals a text whose hash was computed, and the check of the hash finds the damage.
+    """
     return stored.decode("utf-8", "surrogateescape")

@@ -1,11 +1,11 @@
 """The log on SQLite.
 
-The write connection is the standard library's, used from the ledger's own thread: one durable commit costs as
-much as the file system asks and nothing more. Read models are queried through SQLAlchemy and aiosqlite, on
-connections of their own, so that a long read never holds up a write (WAL).
+The store writes through the standard library's `sqlite3`, on the runtime's own thread. A driver with its own thread
+would add two thread switches, which cost about as much as the commit itself. Read models are queried through SQLAlchemy
+and aiosqlite on separate connections; in WAL mode a long read then never blocks a write.
 
-A queue of file locks stands in front of `BEGIN IMMEDIATE`: SQLite's own waiting is by polling, and starves some
-processes for seconds. Nothing rests on the queue but fairness.
+Before `BEGIN IMMEDIATE` a writer waits in a queue of file locks, because SQLite itself waits by polling, which starves
+some processes for seconds. The queue provides only fairness; SQLite's own lock provides correctness.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
+from ledger.background_imports import import_in_thread
 from ledger.cancellation import cancellation_shield
 from ledger.codec import GENESIS_HASH, Row, row_from_columns
 from ledger.domain.lookup import Head, Lookup, LookupResult
@@ -54,17 +55,17 @@ _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, s
 _HEAD = """SELECT position, hash, recorded_at_ns, (SELECT version FROM allowance_schema)
            FROM allowance_ledgers WHERE ledger = ? AND validator_ss58 = ?"""
 _READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND position > ? ORDER BY position LIMIT ?"
+# One index look-up for each value. With `IN` or a join SQLite would read the whole index: its planner assumes that a
+# ledger, the first column of the index, has few rows.
 _POSITIONS = """WITH asked (value) AS (VALUES {values})
              SELECT (SELECT position FROM allowance_events INDEXED BY allowance_events_{column}
                      WHERE ledger = ? AND {column} = asked.value {of_many})
              FROM asked"""
-"""A look-up in the index for each value. Asked by `IN` or a join, SQLite, which takes a ledger to have few rows, would
-rather read all that is in the index."""
+# How to choose one of several rows with the same value: of a job, the last attempt.
 _OF_MANY = {"job_uuid": "ORDER BY attempt DESC LIMIT 1"}
-"""Which row is meant where several have the value."""
 _ROWS = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND position IN ({{values}})"
+# Values in one statement. SQLite limits the parameters of a statement, to 999 before version 3.32.
 LOOKUP_VALUES = 500
-"""Values in one statement: SQLite limits how many it may carry."""
 _INSERT = f"INSERT INTO allowance_events (ledger, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _MOVE_HEAD = """UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at_ns = ?
                 WHERE ledger = ? AND position = ? AND hash = ?"""
@@ -73,8 +74,9 @@ _MOVE_HEAD = """UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at
 class SqliteStore:
     """One ledger in one SQLite database: a file, or the memory of this process."""
 
+    # Every append needs the lock for its commit anyway, and to decide takes a tenth of the commit's time. So a decision
+    # before the lock would save nothing, and could be in vain.
     optimistic = False
-    """The lock costs nothing that an append does not need anyway."""
 
     def __init__(self, path: str | None, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58
@@ -89,21 +91,23 @@ class SqliteStore:
         self._engine_file_identity: object = None
         self._write_lock_queue = None if path is None or read_only else WriteLockQueue(path)
         self._head_probe = None if path is None or read_only else HeadProbe(self._connect)
+        # Serializes the writers of this process. They share one connection, and a writer that waited inside of SQLite
+        # would block the loop that the other writer needs to finish.
         self._process_lock = asyncio.Lock()
-        """Writers of this process take turns here, since a writer that SQLite made wait would stop the loop."""
-        self._changes_waiting = 0
-        """How many changes wait for that turn."""
-        self._gate = SharedLock()
-        """Whoever uses the read models' connections passes it."""
+        # Transactions on the log that wait for the process lock; those on read models do not count.
+        self._appends_waiting = 0
+        # Held by every reader with a connection of its own, so that a fork can wait until no such connection is in use.
+        self._readers_lock = SharedLock()
 
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
         if inherits_connections() and self._path is not None:
-            raise StorageUnavailable("this process was forked while a ledger was in use; start it anew")
+            raise StorageUnavailable("this process was forked while a ledger was in use; start a new process instead")
         with _SqliteErrors():
             if create is not None:
                 if self._path is not None:
                     _create_private(self._path)
-                # One at a time: of those who set a new file to WAL at once, SQLite lets none wait but refuses them.
+                # Under the queue's lock: if several processes set a new file to WAL mode at the same time, SQLite does
+                # not let them wait but fails some of them at once.
                 async with self._with_write_lock():
                     self._open_connection()
                 async with self._exclusive():
@@ -121,15 +125,17 @@ class SqliteStore:
 
     @asynccontextmanager
     async def paused_for_fork(self) -> AsyncIterator[Callable[[], None]]:
-        """Until left, nobody writes, and nobody reads the read models; gives what closes the last connection.
+        """Stop all writes and reads until left; yield a function that closes the last connection.
 
-        A forked child shares the memory in which SQLite keeps the locks that the process holds on a file, but not
-        the locks. What it then commits is lost when its parent, alone as far as it can see, removes the WAL.
+        SQLite keeps a process's locks on a file in the process's memory. A forked child inherits this memory but not
+        the locks. If a connection stayed open during the fork, the parent would later believe that it is the only user
+        of the file, remove the WAL when it closes, and lose the child's commits with it.
         """
         if self._path is None:
+            # A memory database would be lost if its connection closed. A child cannot use its copy: see `open`.
             yield _close_nothing
             return
-        async with self._process_lock, self._gate.shut():
+        async with self._process_lock, self._readers_lock.exclusive():
             await self._dispose()
             with nullcontext() if self._head_probe is None else self._head_probe.paused_for_fork():
                 yield self._close_connections
@@ -152,6 +158,7 @@ class SqliteStore:
                 return self._head()
 
     def probe_head(self) -> Head | None:
+        # None for a newer schema too: the caller then asks `head`, which raises the error.
         with suppress(StorageUnavailable):
             if self._head_probe is not None and self._current_file_identity() == self._file_identity:
                 row = self._head_probe.row(_HEAD, self.ledger, self.validator_ss58)
@@ -170,9 +177,9 @@ class SqliteStore:
                 return self._find(lookup)
 
     @asynccontextmanager
-    async def transaction(self, meanwhile: WhileWaiting = do_nothing) -> AsyncIterator[SqliteTransaction]:
+    async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[SqliteTransaction]:
         with _SqliteErrors():
-            async with self._exclusive(meanwhile):
+            async with self._exclusive(while_waiting):
                 yield SqliteTransaction(self, self._head())
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
@@ -182,6 +189,7 @@ class SqliteStore:
                     return False
                 await transaction.append(rows)
         except StorageUnavailable as error:
+            # A constraint or trigger refused a row: a conflict, and not a failure of the storage.
             if isinstance(error.__cause__, sqlite3.IntegrityError):
                 return False
             raise
@@ -195,41 +203,52 @@ class SqliteStore:
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[SqliteReader]:
         if self._path is not None:
-            async with self._gate.passed():
+            async with self._readers_lock.shared():
                 with sqlite_reader(self._path) as reader:
                     yield reader
             return
+        # In memory there is no WAL, so the reader must keep writers out until it ends.
         async with self._process_lock:
             with transaction(self._uri()) as connection:
                 yield SqliteReader(connection)
 
     @asynccontextmanager
     async def read_connection(self) -> AsyncIterator[AsyncConnection]:
+        # Before anything is locked: see `import_in_thread`.
+        await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.sqlite.aiosqlite", "aiosqlite")
         with _SqliteErrors():
-            async with self._between_writes(), self._gate.passed(), self._read_models() as connection:
+            async with self._between_writes(), self._readers_lock.shared(), self._read_models() as connection:
                 yield connection
 
     @asynccontextmanager
     async def write_read_models(self) -> AsyncIterator[SqliteReadModelTransaction]:
         with _SqliteErrors():
             try:
-                async with self._exclusive(derived=True):
+                async with self._exclusive(for_read_models=True):
+                    # `head` checks the schema for appends; here nothing else would.
                     self._check_schema()
                     yield SqliteReadModelTransaction(self._open_connection())
             except CommitOutcomeUnknown as cause:
+                # A read model and its checkpoint are committed together. Whatever the outcome, the next projection
+                # continues from the stored checkpoint, so nobody needs to know it.
                 raise StorageUnavailable(str(cause)) from cause
 
     @asynccontextmanager
     async def _read_models(self) -> AsyncIterator[AsyncConnection]:
+        # A statement that is cancelled while it runs in the driver's thread would keep its locks.
         with cancellation_shield():
             async with (await self._renewed_engine()).connect() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def _exclusive(self, meanwhile: WhileWaiting = do_nothing, *, derived: bool = False) -> AsyncIterator[None]:
-        """Alone on the database; commits at the end, rolls back at an exception."""
-        async with self._with_write_lock(meanwhile, derived=derived):
+    async def _exclusive(
+        self, while_waiting: WhileWaiting = do_nothing, *, for_read_models: bool = False
+    ) -> AsyncIterator[None]:
+        """Write alone to the database; commit at the end, roll back at an exception."""
+        async with self._with_write_lock(while_waiting, for_read_models=for_read_models):
             connection = self._open_connection()
+            # IMMEDIATE takes SQLite's write lock now. A plain BEGIN would take it at the first write, and SQLite fails
+            # it there if anybody has committed since the first read.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -240,7 +259,7 @@ class SqliteStore:
 
     @asynccontextmanager
     async def _between_writes(self) -> AsyncIterator[None]:
-        """In memory there is no WAL: reads and writes keep each other out, so they take turns."""
+        """In a memory database, wait for the write under way: without WAL, reads and writes exclude each other."""
         if self._path is not None:
             yield
         else:
@@ -249,41 +268,41 @@ class SqliteStore:
 
     @asynccontextmanager
     async def _with_write_lock(
-        self, meanwhile: WhileWaiting = do_nothing, *, derived: bool = False
+        self, while_waiting: WhileWaiting = do_nothing, *, for_read_models: bool = False
     ) -> AsyncIterator[None]:
-        """Alone among the writers of this process and, by the file locks, of all processes.
-
-        Who writes what is derived from the log makes no change wait for the line twice: one that waits for it goes
-        on with the same turn, though it has then to fold under the lock what others have appended meanwhile.
-        """
-        async with self._with_process_lock(derived=derived):
+        """Be the only writer of this process and, by the lock files, of all processes."""
+        async with self._with_process_lock(for_read_models=for_read_models):
             queue = self._write_lock_queue
             if queue is None:
                 yield
                 return
-            await queue.acquire(meanwhile)
+            await queue.acquire(while_waiting)
             try:
                 yield
             finally:
-                if derived and self._changes_waiting:
-                    queue.offer()
+                # An append that waited for this process to write a read model would have to wait in the queue a second
+                # time. So it continues with the same lock, although it must then fold under the lock what others have
+                # appended. The lock is never handed over twice: an append releases it, so other processes get theirs.
+                if for_read_models and self._appends_waiting:
+                    queue.hand_over()
                 else:
                     queue.release()
 
     @asynccontextmanager
-    async def _with_process_lock(self, *, derived: bool) -> AsyncIterator[None]:
-        """Alone among the writers of this process."""
-        self._changes_waiting += not derived
+    async def _with_process_lock(self, *, for_read_models: bool) -> AsyncIterator[None]:
+        """Be the only writer of this process."""
+        self._appends_waiting += not for_read_models
         try:
             await self._process_lock.acquire()
         finally:
-            self._changes_waiting -= not derived
+            self._appends_waiting -= not for_read_models
         try:
             yield
         finally:
             self._process_lock.release()
 
     async def _renewed_engine(self) -> AsyncEngine:
+        """Return an engine on the file that is at the path now, not on one that was there before."""
         if self._file_was_replaced() or self._engine_file_identity != self._file_identity:
             self._open_connection()
             await self._dispose()
@@ -299,18 +318,21 @@ class SqliteStore:
         try:
             connection.execute("COMMIT")
         except sqlite3.Error as cause:
-            # After a failed sync nobody can say what is on the disk: a new connection reads the truth.
+            # After a failed COMMIT this connection may show rows that are not on the disk, or hide rows that are. So
+            # close it, and let the writer read the log again through a new one.
             _roll_back(connection)
             connection.close()
             self._connection = None
             raise CommitOutcomeUnknown(str(cause)) from cause
 
     def _open_connection(self) -> sqlite3.Connection:
+        """Return the connection; open it if there is none, or if a reader's file was replaced."""
         connection = self._connection
+        # In the middle of a transaction the check could only do harm: the statements must reach the same file.
         if connection is not None and connection.in_transaction:
             return connection
-        has_moved = self._file_was_replaced()
-        if connection is not None and not has_moved:
+        was_replaced = self._file_was_replaced()
+        if connection is not None and not was_replaced:
             return connection
         if connection is not None:
             self._connection = None
@@ -318,28 +340,30 @@ class SqliteStore:
         self._file_identity = self._current_file_identity()
         self._connection = self._connect()
         if not self._read_only:
-            # A layered file system may know a file by another number once it was opened for writing.
+            # A layered file system (overlayfs) may copy a file when it is opened for writing, and then give it another
+            # inode number. So the identity is read again afterwards.
             self._file_identity = self._current_file_identity()
         if self.ledger:
-            # In a file that took the place of the one before, the ledger may have another number.
+            # In a file that replaced another one, the same validator's ledger may have another id.
             self._check_schema()
             self.ledger = self._find_ledger()
         return self._connection
 
     def _file_was_replaced(self) -> bool:
-        """Whether the file is to be opened anew. Raises where another one took its place under a writer.
+        """Whether a reader must open the file again. Raises `StorageUnavailable` for a writer.
 
-        What lies beside the file, its log of changes above all, may then belong to the one before.
+        A writer cannot just open the new file: the `-wal` file beside it may belong to the previous one, and SQLite
+        would apply it to the wrong database.
         """
         found = self._current_file_identity()
         if self._file_identity in (None, found):
             return False
         if not self._read_only:
-            raise StorageUnavailable(f"another file took the place of {self._path}: start this process anew")
+            raise StorageUnavailable(f"{self._path} was replaced by another file; restart this process")
         return True
 
     def _current_file_identity(self) -> object:
-        """What an open file is known by; to a reader, also how it can be read without a trace."""
+        """Return what identifies the file; for a read-only store this includes how the file can be read."""
         if self._path is None:
             return None
         try:
@@ -364,12 +388,12 @@ class SqliteStore:
             raise StorageUnavailable(self._open_error_message(cause)) from cause
 
     def _open_error_message(self, error: sqlite3.Error) -> str:
-        """Why the database cannot be opened; SQLite itself names neither the file nor, mostly, the reason."""
+        """Describe why the database cannot be opened; SQLite's own message does not name the file."""
         path = self._path
         if path is None:
             return str(error)
         if path.is_dir():
-            return f"{path} is a directory; name a file in it"
+            return f"{path} is a directory; give the path of a file in it"
         return f"{path}: {error}"
 
     def _new_connection(self) -> sqlite3.Connection:
@@ -379,7 +403,10 @@ class SqliteStore:
         try:
             if not self._read_only and self._path is not None:
                 connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            # Some builds of SQLite default to NORMAL in WAL mode. It does not flush each commit, so a power failure
+            # could lose commits that were already reported to callers.
             connection.execute("PRAGMA synchronous = FULL")
+            # SQLite reads the file only when a statement needs it. Read something now, to fail here if it cannot.
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except BaseException:
             connection.close()
@@ -391,6 +418,7 @@ class SqliteStore:
         if self._stored_schema_version() is None:
             from ledger.store.tables import sqlite_schema
 
+            # Inside of one transaction: SQLite rolls back table definitions too, so the schema is complete or absent.
             for statement in sqlite_schema(tables()):
                 connection.execute(statement)
             connection.execute("INSERT INTO allowance_schema VALUES (1, ?)", (SCHEMA_VERSION,))
@@ -441,32 +469,36 @@ class SqliteStore:
     def _find(self, lookup: Lookup) -> LookupResult:
         known = LookupResult()
         of_keys, of_jobs = self._positions_of("key", lookup.keys), self._positions_of("job_uuid", lookup.jobs)
-        asked = {position for position in lookup.positions if position <= LARGEST_INTEGER}
-        for row in self._rows_at({*of_keys, *of_jobs, *asked}):
+        # A caller may pass any integer as a reservation id. One that no column can hold names no row.
+        requested = {position for position in lookup.positions if position <= LARGEST_INTEGER}
+        for row in self._rows_at({*of_keys, *of_jobs, *requested}):
             if row.position in of_keys and row.key is not None:
                 known.keys[row.key] = row
             if row.position in of_jobs and row.job_uuid is not None:
                 known.jobs[row.job_uuid] = row
-            if row.position in asked:
+            if row.position in requested:
                 known.rows[row.position] = row
-        made = {*known.rows, *of_jobs}
-        for row in self._rows_at(self._positions_of("settles", made)):
+        reservations = {*known.rows, *of_jobs}
+        for row in self._rows_at(self._positions_of("settles", reservations)):
             if row.settles is not None:
                 known.settlements[row.settles] = row
         return known
 
     def _positions_of(self, column: str, values: Collection[str | int]) -> set[int]:
-        """Where the rows with one of the values stand: many in a statement cost a tenth of a statement for each."""
+        """Return the positions of the rows with one of these values.
+
+        A statement for many values costs a tenth of one statement per value.
+        """
         positions: set[int] = set()
         for batch in _batches(values):
-            values_asked = ", ".join(["(?)"] * len(batch))
-            query = _POSITIONS.format(column=column, values=values_asked, of_many=_OF_MANY.get(column, ""))
+            placeholders = ", ".join(["(?)"] * len(batch))
+            query = _POSITIONS.format(column=column, values=placeholders, of_many=_OF_MANY.get(column, ""))
             found = self._open_connection().execute(query, (*batch, self.ledger))
             positions.update(position for (position,) in found if position is not None)
         return positions
 
     def _rows_at(self, positions: Collection[int]) -> Iterator[Row]:
-        """The rows at these positions, as far as they are there."""
+        """Yield the rows at these positions; absent positions yield nothing."""
         for batch in _batches(positions):
             query = _ROWS.format(values=", ".join("?" * len(batch)))
             yield from map(row_from_columns, self._open_connection().execute(query, (self.ledger, *batch)))
@@ -479,12 +511,15 @@ class SqliteStore:
         moved = connection.execute(
             _MOVE_HEAD, (last.position, last.hash, last.recorded_at_ns, ledger, head.position, head.hash)
         )
+        # The comparison with the head cannot fail under the lock, unless the file system does not really lock.
         if moved.rowcount != 1:
-            raise StorageUnavailable("the head moved inside a write transaction: the file is not locked")
+            raise StorageUnavailable(
+                "the head moved inside a write transaction: the file system does not lock the file"
+            )
 
 
 class SqliteReadModelTransaction:
-    """A transaction on the read models."""
+    """A transaction on the read models; a `ReadModelTransaction`."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -521,53 +556,58 @@ class SqliteTransaction:
 
 
 class SharedLock:
-    """Many may be inside at a time; `shut` waits until nobody is, and keeps everybody out."""
+    """A lock that many may share or one may hold exclusively, among coroutines of one loop."""
 
     def __init__(self) -> None:
-        self._process_lock = asyncio.Lock()
-        self._inside = 0
-        self._left = asyncio.Event()
+        self._entrance = asyncio.Lock()
+        self._holders = 0
+        self._released = asyncio.Event()
 
     @asynccontextmanager
-    async def passed(self) -> AsyncIterator[None]:
-        """Inside."""
-        async with self._process_lock:
-            self._inside += 1
+    async def shared(self) -> AsyncIterator[None]:
+        """Hold the lock together with others."""
+        # Held only for a moment here, but during the whole of `exclusive`, its wait included. New holders therefore
+        # queue behind a coroutine that waits for exclusive access, and cannot starve it.
+        async with self._entrance:
+            self._holders += 1
         try:
             yield
         finally:
-            self._inside -= 1
-            self._left.set()
+            self._holders -= 1
+            self._released.set()
 
     @asynccontextmanager
-    async def shut(self) -> AsyncIterator[None]:
-        """Alone inside."""
-        async with self._process_lock:
-            while self._inside:
-                self._left.clear()
-                await self._left.wait()
+    async def exclusive(self) -> AsyncIterator[None]:
+        """Wait until nobody holds the lock, and hold it alone."""
+        async with self._entrance:
+            while self._holders:
+                self._released.clear()
+                await self._released.wait()
             yield
 
 
 def _batches(values: Collection[V]) -> Iterator[list[V]]:
-    """The values, as many at a time as one statement takes."""
-    wanted = iter(values)
-    while batch := list(islice(wanted, LOOKUP_VALUES)):
+    """Split values into lists that are short enough for one statement."""
+    remaining = iter(values)
+    while batch := list(islice(remaining, LOOKUP_VALUES)):
         yield batch
 
 
 def _close_nothing() -> None:
-    """What a database in memory lets go of: a forked child cannot use it anyway."""
+    """Close nothing: for a memory database."""
 
 
 def _create_private(path: Path) -> None:
-    """Makes the file readable by its owner only, before SQLite makes it readable by others."""
+    """Create the file with mode 0600, before SQLite would create it readable by others."""
     if not path.exists():
         left = [file for file in (path.with_name(f"{path.name}-{part}") for part in ("wal", "shm")) if file.exists()]
         if left:
-            # SQLite would take them for the new file's own.
-            raise StorageUnavailable(f"{left[0]} belongs to a file that was moved: stop what has it open, move it too")
+            # SQLite would apply them to the new file, to which they do not belong.
+            raise StorageUnavailable(
+                f"{left[0]} belongs to a file that was moved; stop the processes that have it open, then move it too"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
+        # O_EXCL: of several processes exactly one creates it, and none truncates another's file.
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
@@ -579,7 +619,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 
 class _SqliteErrors:
-    """Turns the driver's and the file system's errors into `StorageUnavailable`."""
+    """Raise `StorageUnavailable` for errors of the driver, of the file system and of SQLAlchemy."""
 
     def __enter__(self) -> None:
         return None
@@ -595,8 +635,9 @@ def _engine(uri: str, *, in_memory: bool) -> AsyncEngine:
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import StaticPool
 
+    # A memory database has no WAL, so a second connection would only block the first.
     options: dict[str, Any] = {"poolclass": StaticPool} if in_memory else {"pool_size": 2}
-    # The driver's own transactions would begin as plain BEGIN and fail when they come to write: it begins none.
+    # isolation_level None: the driver would otherwise begin transactions by itself, with a plain BEGIN.
     return create_async_engine(
         f"sqlite+aiosqlite:///{uri}&uri=true",
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},

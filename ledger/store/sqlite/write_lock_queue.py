@@ -1,10 +1,17 @@
-"""A line in which the writers of a SQLite file wait for their turn, whatever process they are in.
+"""A fair queue for the write lock of a SQLite file, across processes.
 
-Two lock files make it: whoever writes holds the one, whoever is next holds the other and waits for the first. All
-others wait for the place of the next, where the system wakes them in the order in which they came; so a writer that
-comes back at once is hardly ever served twice before them. A process that is killed leaves the line.
+SQLite itself waits by polling, which starves some processes for seconds. Two lock files make a queue instead:
 
-The one who is next uses the time: it folds what the others have appended, so that less is left to do in its turn.
+- `.lock` is held by the writer.
+- `.lock-next` is held by the process that is next; it waits for `.lock`.
+
+All other processes wait for `.lock-next`. The operating system wakes the waiters of one lock in the order in which they
+asked. With `.lock` alone, a writer that comes back at once would often get the lock before those who wait; here it must
+queue behind them. If a process is killed, the operating system releases its locks, and the queue goes on.
+
+The process that is next uses the time: it folds what the others append, so that less is left to do under the lock.
+
+Correctness does not depend on this queue: SQLite's own lock protects the file. Without `flock` there is no queue.
 """
 
 from __future__ import annotations
@@ -21,87 +28,92 @@ from ledger.store.contract import WhileWaiting
 fcntl: Any
 try:
     import fcntl
-except ImportError:  # pragma: no cover - no line where there is no flock
+except ImportError:  # pragma: no cover - no queue on systems without flock
     fcntl = None
 
 
 class _Files(NamedTuple):
-    """The open lock files, by descriptor."""
+    """The descriptors of the open lock files."""
 
     next: int
-    turn: int
+    lock: int
 
 
 class _Waiter(NamedTuple):
-    """One who waits: told when it is next, and when it is its turn.
+    """A coroutine that waits: its loop resolves `is_next`, then `has_lock`.
 
-    The thread, once it has told of the turn, goes on when that is `settled`: taken, or given back.
+    The thread reports the lock and then waits for `done`: the coroutine has accepted the lock or given it back.
     """
 
     files: _Files
     loop: asyncio.AbstractEventLoop
-    next: asyncio.Future[None]
-    turn: asyncio.Future[None]
-    settled: threading.Event
+    is_next: asyncio.Future[None]
+    has_lock: asyncio.Future[None]
+    done: threading.Event
 
 
 class WriteLockQueue:
-    """One process's place in the line.
+    """One process's access to the queue.
 
-    Where nobody waits, the turn is taken at once; else a thread of its own waits for it, so that this process goes
-    on answering reads meanwhile.
+    A free lock is acquired at once. Otherwise a thread waits for it, since `flock` blocks and the loop must go on
+    running queries. The process uses one thread for all its waiters.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._files: _Files | None = None
-        self._queue: SimpleQueue[_Waiter | None] | None = None
+        self._thread_queue: SimpleQueue[_Waiter | None] | None = None
+        # Waiters that the thread has not finished, including cancelled ones.
         self._waiting = 0
-        """How many the thread still waits for, those who gave up among them."""
+        # The thread has reported the lock but still holds `.lock-next`, so others may be waiting behind it.
         self._holds_next = False
-        """Whether the thread, which has told of a turn, still has the place of the next: others wait behind it."""
-        self._offered = False
-        """Whether the turn is still this process's, for a writer of it to go on with."""
-        os.register_at_fork(after_in_child=self._forget)
+        # The lock is still held after a writer has finished, for another writer of this process to continue with.
+        self._handing_over = False
+        os.register_at_fork(after_in_child=self._close_in_child)
 
-    async def acquire(self, meanwhile: WhileWaiting) -> None:
-        """Waits until this process alone may write; `meanwhile` is done while it is next."""
+    async def acquire(self, while_waiting: WhileWaiting) -> None:
+        """Wait until only this process may write; call `while_waiting` once if it has to wait and is next."""
         if fcntl is None:
             return
-        if self._offered:
-            self._offered = False
+        if self._handing_over:
+            self._handing_over = False
             return
         files = self._files = self._files or self._open()
-        if self._waiting or self._holds_next or not _acquired_at_once(files):
-            await self._wait(files, meanwhile)
+        # A lock of `flock` belongs to the open file, which all waiters of this process share. If the thread holds
+        # `.lock-next`, to acquire it here would succeed and overtake other processes. So go through the thread then.
+        if self._waiting or self._holds_next or not _try_acquire(files):
+            await self._wait(files, while_waiting)
 
     def release(self) -> None:
-        """Lets the next one write."""
-        self._offered = False
+        """Let the next process write."""
+        self._handing_over = False
         if self._files is not None:
             _unlock(self._files)
 
-    def offer(self) -> None:
-        """Keeps the turn for two rounds of the loop, for a writer of this process that waits; then releases it.
+    def hand_over(self) -> None:
+        """Keep the lock for a waiting writer of this process; release it after two rounds of the loop if unclaimed.
 
-        Such a writer is woken in the first of them.
+        The event loop resumes such a writer in the first round.
         """
         loop = asyncio.get_running_loop()
-        self._offered = self._files is not None
-        loop.call_soon(loop.call_soon, self.withdraw)
+        self._handing_over = self._files is not None
+        loop.call_soon(loop.call_soon, self.release_unclaimed)
 
-    def withdraw(self) -> None:
-        """Releases what was offered, if nobody took it."""
-        if self._offered:
+    def release_unclaimed(self) -> None:
+        """Release the lock after `hand_over`, unless a writer has claimed it."""
+        if self._handing_over:
             self.release()
 
     def close(self) -> None:
-        """Gives the files back, and ends the waiting thread; which closes them, since it may still wait for one."""
-        files, queue = self._files, self._queue
-        self._files = self._queue = None
-        self._offered = False
-        if queue is not None:
-            queue.put(None)
+        """Close the files and end the thread.
+
+        If there is a thread, it closes the files when it ends: it may still be waiting for a lock on one of them.
+        """
+        files, thread_queue = self._files, self._thread_queue
+        self._files = self._thread_queue = None
+        self._handing_over = False
+        if thread_queue is not None:
+            thread_queue.put(None)
         elif files is not None:
             _close(files)
 
@@ -109,88 +121,95 @@ class WriteLockQueue:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         return _Files(*(os.open(f"{self._path}.{name}", flags, 0o600) for name in ("lock-next", "lock")))
 
-    async def _wait(self, files: _Files, meanwhile: WhileWaiting) -> None:
+    async def _wait(self, files: _Files, while_waiting: WhileWaiting) -> None:
         loop = asyncio.get_running_loop()
-        one = _Waiter(files, loop, loop.create_future(), loop.create_future(), threading.Event())
+        waiter = _Waiter(files, loop, loop.create_future(), loop.create_future(), threading.Event())
         self._waiting += 1
-        self._thread_queue(files).put(one)
+        self._queue_of_thread(files).put(waiter)
         try:
-            await one.next
-            await meanwhile()
-            await one.turn
+            await waiter.is_next
+            await while_waiting()
+            await waiter.has_lock
         except BaseException:
-            if one.turn.done() and not one.turn.cancelled() and one.turn.exception() is None:
+            if waiter.has_lock.done() and not waiter.has_lock.cancelled() and waiter.has_lock.exception() is None:
+                # Cancelled between the arrival of the lock and this coroutine's next step: nobody else knows of it.
                 _unlock(files)
-                self._settle(one)
+                self._finish(waiter)
             else:
-                one.turn.cancel()  # the turn that comes all the same is given back
+                # The thread cannot stop waiting in `flock`. `_report_lock` gives the lock back when it arrives.
+                waiter.has_lock.cancel()
             raise
-        self._settle(one)
+        self._finish(waiter)
 
-    def _settle(self, one: _Waiter) -> None:
-        """Nothing more is to be waited for on behalf of this one."""
+    def _finish(self, waiter: _Waiter) -> None:
         self._waiting -= 1
-        one.settled.set()
+        waiter.done.set()
 
-    def _thread_queue(self, files: _Files) -> SimpleQueue[_Waiter | None]:
-        if self._queue is None:
-            self._queue = SimpleQueue()
+    def _queue_of_thread(self, files: _Files) -> SimpleQueue[_Waiter | None]:
+        if self._thread_queue is None:
+            self._thread_queue = SimpleQueue()
             threading.Thread(
-                target=self._wait_in_turn, args=(files, self._queue), name="allowance-line", daemon=True
+                target=self._serve_waiters, args=(files, self._thread_queue), name="allowance-write-lock", daemon=True
             ).start()
-        return self._queue
+        return self._thread_queue
 
-    def _wait_in_turn(self, files: _Files, queue: SimpleQueue[_Waiter | None]) -> None:
-        while (one := queue.get()) is not None:
+    def _serve_waiters(self, files: _Files, thread_queue: SimpleQueue[_Waiter | None]) -> None:
+        """Wait for the lock on behalf of one waiter after the other; runs in the thread."""
+        while (waiter := thread_queue.get()) is not None:
             error: OSError | None = None
             try:
                 fcntl.flock(files.next, fcntl.LOCK_EX)
-                _notify(one, _mark_next, one)
-                fcntl.flock(files.turn, fcntl.LOCK_EX)
+                _call_in_loop(waiter, _mark_next, waiter)
+                fcntl.flock(files.lock, fcntl.LOCK_EX)
             except OSError as refused:
                 error = refused
-            # Told first: who is let into the place of the next takes a processor, and the turn is waited for by all.
+            # The waiter hears of the lock before `.lock-next` is released. The release wakes another process, which
+            # then competes for the processor; meanwhile everybody would wait for the writer to start.
             self._holds_next = True
-            told = _notify(one, self._has_turn, one, error)
+            reported = _call_in_loop(waiter, self._report_lock, waiter, error)
             with suppress(OSError):
                 fcntl.flock(files.next, fcntl.LOCK_UN)
             self._holds_next = False
-            # A turn is the process's, whoever asked for it: nobody else may ask until this one is taken or given back.
-            if told:
-                one.settled.wait()
+            # The lock belongs to the open file and so to the whole process. Were the thread to ask for it again now,
+            # on behalf of the next waiter, it would get it at once, and two writers would believe that they hold it.
+            if reported:
+                waiter.done.wait()
             else:
                 _unlock(files)
         for file in files:
-            # A child that was forked meanwhile shares the lock; closing alone would leave it to the child.
+            # A child that was forked in the meantime shares the open file. To close it here would leave the lock with
+            # the child for as long as it lives, so unlock first.
             fcntl.flock(file, fcntl.LOCK_UN)
         _close(files)
 
-    def _has_turn(self, one: _Waiter, error: OSError | None) -> None:
-        _mark_next(one)
-        if error is None and not one.turn.done():
-            one.turn.set_result(None)
+    def _report_lock(self, waiter: _Waiter, error: OSError | None) -> None:
+        _mark_next(waiter)
+        if error is None and not waiter.has_lock.done():
+            waiter.has_lock.set_result(None)
             return
-        # What the thread holds may be of files that are no longer the line's: it goes on after this.
-        _unlock(one.files)
-        if error is not None and not one.turn.done():
-            one.turn.set_exception(error)
-        self._settle(one)
+        # Nobody wants this lock any more. It belongs to the waiter's files, which may not be `self._files`: the queue
+        # may have been closed since. Unlock before `_finish`, after which the thread goes on with the next waiter.
+        _unlock(waiter.files)
+        if error is not None and not waiter.has_lock.done():
+            waiter.has_lock.set_exception(error)
+        self._finish(waiter)
 
-    def _forget(self) -> None:
-        """Closes the files; a forked child must not keep its parent's locks alive."""
-        files, self._files, self._waiting, self._offered = self._files, None, 0, False
+    def _close_in_child(self) -> None:
+        # The open files are shared with the parent, so an open descriptor here would keep the parent's locks alive.
+        # To close is right and to unlock would be wrong: it would take the lock away from the parent.
+        files, self._files, self._waiting, self._handing_over = self._files, None, 0, False
         if files is not None:
             _close(files)
 
 
-def _acquired_at_once(files: _Files) -> bool:
-    """Whether nobody is in the line, and the turn could be taken."""
+def _try_acquire(files: _Files) -> bool:
+    """Acquire the lock if nobody holds it or waits for it; return True if that succeeded."""
     try:
         fcntl.flock(files.next, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     try:
-        fcntl.flock(files.turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(files.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     finally:
@@ -199,7 +218,7 @@ def _acquired_at_once(files: _Files) -> bool:
 
 
 def _unlock(files: _Files) -> None:
-    fcntl.flock(files.turn, fcntl.LOCK_UN)
+    fcntl.flock(files.lock, fcntl.LOCK_UN)
 
 
 def _close(files: _Files) -> None:
@@ -207,14 +226,14 @@ def _close(files: _Files) -> None:
         os.close(file)
 
 
-def _notify(one: _Waiter, what: Any, *arguments: Any) -> bool:
-    """Whether the loop is still there, and with it whoever waits."""
+def _call_in_loop(waiter: _Waiter, function: Any, *arguments: Any) -> bool:
+    """Call a function in the waiter's loop; return False if the loop is closed, and the waiter with it gone."""
     with suppress(RuntimeError):
-        one.loop.call_soon_threadsafe(what, *arguments)
+        waiter.loop.call_soon_threadsafe(function, *arguments)
         return True
     return False
 
 
-def _mark_next(one: _Waiter) -> None:
-    if not one.next.done():
-        one.next.set_result(None)
+def _mark_next(waiter: _Waiter) -> None:
+    if not waiter.is_next.done():
+        waiter.is_next.set_result(None)

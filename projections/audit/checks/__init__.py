@@ -1,1 +1,1 @@
-"""One module per group of audit rules."""
+"""The audit's checks, one module for each group of rules."""

@@ -1,4 +1,9 @@
-"""Facts and settings: whether each can follow those before it. What cannot is noted, and left out of the replay."""
+"""Facts and settings: each must be possible and must follow from those before it.
+
+An impossible fact is reported and left out of the replay. Rules: a block, and a manifest sync at a block, is recorded
+once; a fact is stored as a difference to the one before it, so it names only what changed; no block lasts zero or
+fewer nanoseconds; the first event, and no other, opens the ledger and names its validator.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ from .grants import GrantCheck
 
 V = TypeVar("V")
 
+# The same limits as the ledger's fact validation, repeated here so that a mistake there is found.
 LARGEST = 2**63 - 1
 MOST_EXECUTORS = 10**9
 LONGEST_NAME = 128
@@ -25,82 +31,86 @@ LARGEST_PORT = 65_535
 
 
 class FactCheck:
-    """Takes facts and settings."""
+    """Checks facts and settings, and applies those that are possible."""
 
     def __init__(self, state: AuditState, validator_ss58: str, findings: Findings) -> None:
         self._state = state
         self._chain = state.chain
         self._validator_ss58 = validator_ss58
         self._findings = findings
-        self._tally = GrantCheck(state.chain, findings)
+        self._grants = GrantCheck(state.chain, findings)
         self.opened = False
-        self._plan = state.chain.newest_inputs
-        """By what the counts of the last finalized block were settled."""
+        self._count_inputs = state.chain.newest_inputs
+        """What the counts of the last finalized block were computed from."""
         self._members = state.chain.metagraph.members
 
-    def open(self, row: Row, event: LedgerOpened) -> None:
-        """The ledger began."""
+    def process_opening(self, row: Row, event: LedgerOpened) -> None:
+        """Check that the ledger is opened once, first, and for the expected validator."""
         if row.position != 1:
-            self._findings.add(row.position, Rule.OPENING_EVENT, "the ledger was opened before")
+            self._findings.add(row.position, Rule.OPENING_EVENT, "the ledger was already opened")
             return
         self.opened = True
         if event.validator_ss58 != self._validator_ss58:
             details = {"recorded": event.validator_ss58, "ledger": self._validator_ss58}
             message = "the ledger was opened for another validator"
             self._findings.add(row.position, Rule.OPENING_EVENT, message, **details)
+        # The grants are checked for the validator that the log names: they were computed for it.
         self._chain.validator_ss58 = event.validator_ss58
         self._apply_settings(row, event.settings)
 
-    def change_settings(self, row: Row, event: SettingsChanged) -> None:
-        """Other settings apply from here on."""
+    def process_settings(self, row: Row, event: SettingsChanged) -> None:
+        """Check that the settings are possible and differ from those before."""
         if event.settings == self._chain.settings:
             self._findings.add(row.position, Rule.FACTS_ONCE, "the settings are the same as before")
         self._apply_settings(row, event.settings)
 
-    def end(self, position: int) -> None:
-        """Compares what can be told only at the end."""
-        self._tally.end(position)
-
-    def record_block(self, row: Row, event: BlockRecorded) -> None:
-        """A block became known."""
+    def process_block(self, row: Row, event: BlockRecorded) -> None:
+        """Check a block and apply it."""
         blocks, number = self._chain.blocks, event.number
-        sound = self._following_block(row.position, event)
-        if sound is None:
+        applicable = self._applicable_block(row.position, event)
+        if applicable is None:
             return
         if number in blocks:
-            message = f"block {number} was recorded at position {blocks.position(number)}"
+            message = f"block {number} was already recorded at position {blocks.position(number)}"
             self._findings.add(row.position, Rule.FACTS_ONCE, message, block=number)
-        elif self._is_in_time(row.position, event):
+        elif self._has_possible_durations(row.position, event):
             newest = blocks.newest
-            self._chain.apply_block(row.position, sound)
-            self._grant(number)
-            self._note_turns()
-            self._state.change(upheaval=number < newest)
-            self._tally.take_block(row.position, sound, is_new=True)
+            self._chain.apply_block(row.position, applicable)
+            self._record_granted(number)
+            self._record_affected_miners()
+            self._state.record_change(resets_rankings=number < newest)
+            self._grants.process_block(row.position, applicable, is_new=True)
             return
-        self._tally.take_block(row.position, sound, is_new=False)
+        # The block is left out, but the next one may have been recorded as a difference to it.
+        self._grants.process_block(row.position, applicable, is_new=False)
         last = self._chain.last_metagraph
         self._chain.last_metagraph = Metagraph(
-            _patched(last.miners, sound.registered, sound.deregistered),
-            _patched(last.stakes, sound.staked, sound.unstaked),
+            _changed(last.miners, applicable.registered, applicable.deregistered),
+            _changed(last.stakes, applicable.staked, applicable.unstaked),
         )
 
-    def record_manifests(self, row: Row, event: ManifestsRecorded) -> None:
-        """A manifest sync became known."""
+    def process_manifests(self, row: Row, event: ManifestsRecorded) -> None:
+        """Check a manifest sync and apply it."""
         chain = self._chain
-        sound = self._following_manifests(row.position, event)
-        if sound is None:
+        applicable = self._applicable_manifests(row.position, event)
+        if applicable is None:
             return
         if event.block in chain.syncs:
-            message = f"the sync at block {event.block} was recorded at position {chain.syncs[event.block].position}"
+            recorded_at = chain.syncs[event.block].position
+            message = f"the sync at block {event.block} was already recorded at position {recorded_at}"
             self._findings.add(row.position, Rule.FACTS_ONCE, message, block=event.block)
-            chain.last_manifests = _patched(chain.last_manifests, sound.offered, sound.absent)
-            self._tally.take_sync(row.position, sound, is_new=False)
+            # The sync is left out, but the next one may have been recorded as a difference to it.
+            chain.last_manifests = _changed(chain.last_manifests, applicable.offered, applicable.absent)
+            self._grants.process_sync(row.position, applicable, is_new=False)
             return
-        chain.apply_manifests(row.position, sound)
-        self._state.turns.append(None)
-        self._state.change()
-        self._tally.take_sync(row.position, sound, is_new=True)
+        chain.apply_manifests(row.position, applicable)
+        self._state.affected_miners.append(None)
+        self._state.record_change()
+        self._grants.process_sync(row.position, applicable, is_new=True)
+
+    def finish(self, position: int) -> None:
+        """Run the checks that need the whole log; `position` is its last."""
+        self._grants.finish(position)
 
     def _apply_settings(self, row: Row, settings: RecordedSettings) -> None:
         try:
@@ -109,42 +119,43 @@ class FactCheck:
             self._findings.add(row.position, Rule.SETTINGS_POSSIBLE, str(refused), field=refused.field)
             return
         self._chain.apply_settings(settings)
-        self._state.change(upheaval=True)
-        self._tally.take_settings(row.position, settings)
+        self._state.record_change(resets_rankings=True)
+        self._grants.process_settings(row.position, settings)
 
-    def _grant(self, number: int) -> None:
-        """Notes which blocks a new block has completed; each is by the later of the two that bound it."""
+    def _record_granted(self, number: int) -> None:
+        """Record the units of the blocks that a new block has finalized: the one below it, and itself if late."""
         blocks, granted = self._chain.blocks, self._state.granted
         for block in (number - 1, number):
             if block in blocks and block + 1 in blocks and blocks.unit_ns(block) > 0:
                 granted.add(block, block)
-                self._state.sums.add(block, blocks.unit_ns(block))
+                self._state.sums.add_block(block, blocks.unit_ns(block))
 
-    def _note_turns(self) -> None:
-        """Notes whose counts, or registration, a block may have changed."""
-        plan, members = self._chain.newest_inputs, self._chain.metagraph.members
+    def _record_affected_miners(self) -> None:
+        """Record the miners whose counts or registration a block may have changed."""
+        inputs, members = self._chain.newest_inputs, self._chain.metagraph.members
         if members is not self._members:
-            self._state.turns.append(members ^ self._members)
-        if plan is not None and plan != self._plan:
-            if self._plan is None or plan[:2] != self._plan[:2]:
-                self._state.turns.append(None)
+            self._state.affected_miners.append(members ^ self._members)
+        if inputs is not None and inputs != self._count_inputs:
+            if self._count_inputs is None or inputs[:2] != self._count_inputs[:2]:
+                # Another sync or other caps: any miner's count may differ.
+                self._state.affected_miners.append(None)
             else:
-                self._state.turns.append(plan.members ^ self._plan.members)
-        self._plan, self._members = plan, members
+                self._state.affected_miners.append(inputs.members ^ self._count_inputs.members)
+        self._count_inputs, self._members = inputs, members
 
-    def _is_in_time(self, position: int, event: BlockRecorded) -> bool:
+    def _has_possible_durations(self, position: int, event: BlockRecorded) -> bool:
         blocks, number = self._chain.blocks, event.number
         for below in (number - 1, number):
             start_ns = event.created_at_ns if below == number else blocks.created_at_ns(below)
             end_ns = event.created_at_ns if below == number - 1 else blocks.created_at_ns(number + 1)
             if start_ns >= 0 and end_ns >= 0 and end_ns <= start_ns:
-                message = f"block {below} would last {end_ns - start_ns} ns"
+                message = f"block {below} would last {end_ns - start_ns} ns, expected more than 0"
                 self._findings.add(position, Rule.BLOCK_DURATIONS, message, block=below, duration_ns=end_ns - start_ns)
                 return False
         return True
 
-    def _following_block(self, position: int, event: BlockRecorded) -> BlockRecorded | None:
-        """The event without what cannot follow; None where the block itself is impossible."""
+    def _applicable_block(self, position: int, event: BlockRecorded) -> BlockRecorded | None:
+        """Return the event without removals of names that are not there; None if the block itself is impossible."""
         last = self._chain.last_metagraph
         impossible = [
             *_impossible_names((*event.registered, *event.staked)),
@@ -153,22 +164,22 @@ class FactCheck:
         ]
         if not 1 <= event.number <= LARGEST or not 0 <= event.created_at_ns <= LARGEST:
             impossible.append(f"block {shortened(event.number)} at {shortened(event.created_at_ns)} ns")
-        if self._note_impossible(position, impossible):
+        if self._report_impossible(position, impossible):
             return None
-        self._note_unchanged(position, event.registered, event.deregistered, last.miners)
-        self._note_unchanged(position, event.staked, event.unstaked, last.stakes)
+        self._report_unchanged(position, event.registered, event.deregistered, last.miners)
+        self._report_unchanged(position, event.staked, event.unstaked, last.stakes)
         absent = [*_absent(event.deregistered, last.miners), *_absent(event.unstaked, last.stakes)]
         if not absent:
             return event
-        self._note_absent(position, absent)
+        self._report_absent(position, absent)
         return msgspec.structs.replace(
             event,
             deregistered=[each for each in dict.fromkeys(event.deregistered) if each in last.miners],
             unstaked=[each for each in dict.fromkeys(event.unstaked) if each in last.stakes],
         )
 
-    def _following_manifests(self, position: int, event: ManifestsRecorded) -> ManifestsRecorded | None:
-        """The event without what cannot follow; None where the sync itself is impossible."""
+    def _applicable_manifests(self, position: int, event: ManifestsRecorded) -> ManifestsRecorded | None:
+        """Return the event without removals of miners that are not there; None if the sync itself is impossible."""
         counts = [count for offered in event.offered.values() for count in offered.values()]
         names = {name for offered in event.offered.values() for name in offered}
         impossible = [
@@ -177,37 +188,39 @@ class FactCheck:
         ]
         if not 1 <= event.block <= LARGEST:
             impossible.append(f"a sync at block {shortened(event.block)}")
-        if self._note_impossible(position, impossible):
+        if self._report_impossible(position, impossible):
             return None
-        self._note_unchanged(position, event.offered, event.absent, self._chain.last_manifests)
+        self._report_unchanged(position, event.offered, event.absent, self._chain.last_manifests)
         absent = list(_absent(event.absent, self._chain.last_manifests))
         if not absent:
             return event
-        self._note_absent(position, absent)
+        self._report_absent(position, absent)
         return msgspec.structs.replace(
             event, absent=[each for each in dict.fromkeys(event.absent) if each in self._chain.last_manifests]
         )
 
-    def _note_impossible(self, position: int, impossible: list[str]) -> bool:
+    def _report_impossible(self, position: int, impossible: list[str]) -> bool:
         if impossible:
-            message = f"the fact cannot be: {impossible[0]}"
+            message = f"the fact has an impossible value: {impossible[0]}"
             self._findings.add(position, Rule.FACTS_FOLLOW, message, impossible=impossible)
         return bool(impossible)
 
-    def _note_unchanged(self, position: int, changed: Mapping[str, V], gone: list[str], last: Mapping[str, V]) -> None:
-        """What does not differ, or is gone as well, has no place in a difference."""
-        unchanged = [name for name, value in changed.items() if last.get(name) == value or name in gone]
+    def _report_unchanged(
+        self, position: int, changed: Mapping[str, V], removed: list[str], last: Mapping[str, V]
+    ) -> None:
+        """Report names that a difference lists as changed although they are the same as before, or are removed too."""
+        unchanged = [name for name, value in changed.items() if last.get(name) == value or name in removed]
         if unchanged:
-            message = f"it tells of {shortened(unchanged[0])}, which is as before, or gone"
+            message = f"the fact lists {shortened(unchanged[0])} as changed, but it is as before, or is also removed"
             self._findings.add(position, Rule.FACTS_FOLLOW, message, unchanged=unchanged)
 
-    def _note_absent(self, position: int, absent: list[str]) -> None:
-        message = f"it takes away {shortened(absent[0])}, which was not there"
+    def _report_absent(self, position: int, absent: list[str]) -> None:
+        message = f"the fact removes {shortened(absent[0])}, which was not there"
         self._findings.add(position, Rule.FACTS_FOLLOW, message, absent=absent)
 
 
 def is_name(text: str, longest: int = LONGEST_NAME) -> bool:
-    """Whether the text is one that names something."""
+    """Return whether the text can be a name: printable, not empty, and at most `longest` characters."""
     return 1 <= len(text) <= longest and text.isprintable()
 
 
@@ -219,15 +232,15 @@ def _is_axon(address: str, ip_version: int, port: int) -> bool:
     return is_name(address, LONGEST_ADDRESS) and ip_version in (4, 6) and 0 <= port <= LARGEST_PORT
 
 
-def _absent(gone: list[str], last: Mapping[str, object]) -> Iterator[str]:
-    """What is taken away without being there; twice is once too often."""
+def _absent(removed: list[str], last: Mapping[str, object]) -> Iterator[str]:
+    """Yield the removed names that were not there; a name that is removed twice was not there the second time."""
     seen: set[str] = set()
-    for name in gone:
+    for name in removed:
         if name not in last or name in seen:
             yield name
         seen.add(name)
 
 
-def _patched(last: Mapping[str, V], changed: Mapping[str, V], gone: list[str]) -> dict[str, V]:
-    patched = {**last, **changed}
-    return dict(sorted((name, value) for name, value in patched.items() if name not in gone))
+def _changed(last: Mapping[str, V], changed: Mapping[str, V], removed: list[str]) -> dict[str, V]:
+    merged = {**last, **changed}
+    return dict(sorted((name, value) for name, value in merged.items() if name not in removed))

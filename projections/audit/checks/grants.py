@@ -1,7 +1,13 @@
-"""What the chain's facts come to, worked out a second time and plainly, beside the fold that the ledger lives by.
+"""Grants and invalidations, computed a second time from the facts and compared with the fold `Chain`.
 
-The fold keeps running sums and touches only what a fact changes. Here every grant is what the definitions say, and
-where the two differ, the fold is wrong: then everything that was decided on it may be.
+The audit repeats these rules on purpose. The fold keeps prefix sums and updates only what a fact changes; this module
+follows the definitions, block by block, and shares no code with it. The fold itself is shared with the ledger, because
+the facts define which ledger is audited; so wherever both differ, the fold is wrong, and every decision on it may be.
+
+Rules: a block is finalized once the next block is known, and keeps its amounts from then on. A finalized block grants
+`floor(duration * multiplier * share of the stake)` per executor, and a long block counts as a configured duration. The
+count of a miner that is registered at the block is that of the newest sync at or below it, capped. A sync that lowers a
+count invalidates all blocks below it. Source: ComputeHorde's validator.
 """
 
 from __future__ import annotations
@@ -19,15 +25,15 @@ Manifests = dict[str, dict[str, int]]
 
 
 class CountTerms(NamedTuple):
-    """What a block's counts were settled by, as it was finalized: a sync, the caps, and who was registered."""
+    """What a block's counts depend on, fixed when it was finalized: a sync, the caps, and the registered miners."""
 
-    manifests_at: int | None
+    sync_block: int | None
     caps: dict[str, int]
     members: frozenset[str]
 
 
 class GrantCheck:
-    """Follows the facts, and compares what they come to with the fold."""
+    """Applies the facts to plain tables and compares the fold with them."""
 
     def __init__(self, chain: Chain, findings: Findings) -> None:
         self._chain = chain
@@ -38,92 +44,93 @@ class GrantCheck:
         self._stakes: dict[str, int] = {}
         self._newest = 0
         self._created_at_ns: dict[int, int] = {}
-        self._waiting: dict[int, tuple[Fraction, frozenset[str]]] = {}
-        """Blocks whose end is unknown: our share of the stake, and who was registered."""
+        self._unfinalized: dict[int, tuple[Fraction, frozenset[str]]] = {}
+        """Blocks whose successor is unknown: the validator's share of the stake, and the registered miners."""
         self._terms: dict[int, CountTerms] = {}
-        """Of the blocks that grant anything."""
+        """Of the finalized blocks with a unit above 0."""
         self._units_ns: dict[int, int] = {}
-        """What the same blocks grant an executor."""
+        """What the same blocks grant per executor."""
         self._manifests: Manifests = {}
         self._syncs: dict[int, Manifests] = {}
         self._sync_blocks: list[int] = []
-        self._floors: dict[tuple[str, str], int] = {}
+        self._invalidated_below: dict[tuple[str, str], int] = {}
+        """By miner and class."""
 
-    def take_settings(self, position: int, settings: RecordedSettings) -> None:
-        """Other settings apply from here on."""
+    def process_settings(self, position: int, settings: RecordedSettings) -> None:
+        """Apply settings, and compare the newest counts, because the caps may have changed."""
         self._settings = settings
-        self._check_counts_now(position)
+        self._check_newest_counts(position)
 
-    def take_block(self, position: int, event: BlockRecorded, *, is_new: bool) -> None:
-        """A block became known; one that was known before only changes what the next one is a difference to."""
-        self._patch(event)
+    def process_block(self, position: int, event: BlockRecorded, *, is_new: bool) -> None:
+        """Apply a block; if it is left out, update only the metagraph to which the next one is a difference."""
+        self._update_metagraph(event)
         if not is_new:
             return
         number, total = event.number, sum(self._stakes.values())
         share = Fraction(self._stakes.get(self._chain.validator_ss58, 0), total) if total else Fraction(0)
         self._created_at_ns[number] = event.created_at_ns
-        self._waiting[number] = share, self._members
+        self._unfinalized[number] = share, self._members
         for block in (number - 1, number):
-            if block in self._waiting and block + 1 in self._created_at_ns:
-                self._finalize(position, block, *self._waiting.pop(block))
+            if block in self._unfinalized and block + 1 in self._created_at_ns:
+                self._finalize(position, block, *self._unfinalized.pop(block))
         if number > self._newest:
             self._newest = number
             if self._chain.metagraph.miners != self._miners:
-                self._note(position, f"other miners than block {number} tells of are registered", block=number)
+                message = f"the fold has other registered miners than block {number}"
+                self._report(position, message, block=number)
 
-    def take_sync(self, position: int, event: ManifestsRecorded, *, is_new: bool) -> None:
-        """A sync became known; one that was known before only changes what the next one is a difference to."""
-        gone = set(event.absent)
+    def process_sync(self, position: int, event: ManifestsRecorded, *, is_new: bool) -> None:
+        """Apply a sync; if it is left out, update only the manifests to which the next one is a difference."""
+        removed = set(event.absent)
         merged = {**self._manifests, **event.offered}
-        self._manifests = {miner: counts for miner, counts in merged.items() if miner not in gone}
+        self._manifests = {miner: counts for miner, counts in merged.items() if miner not in removed}
         if not is_new:
             return
         block = event.block
         at = bisect_left(self._sync_blocks, block)
         if at:
-            self._drop(block, self._syncs[self._sync_blocks[at - 1]], self._manifests)
+            self._record_drops(block, self._syncs[self._sync_blocks[at - 1]], self._manifests)
         insort(self._sync_blocks, block)
         self._syncs[block] = self._manifests
         for account in self._chain.accounts.values():
-            expected = self._floors.get((account.miner_ss58, account.executor_class), 0)
+            expected = self._invalidated_below.get((account.miner_ss58, account.executor_class), 0)
             if account.invalidated_below != expected:
-                message = (
-                    f"blocks below {account.invalidated_below} are invalidated, while the drops say below {expected}"
-                )
-                self._note(position, message, account, found=account.invalidated_below, expected=expected)
-        self._check_counts_now(position)
+                found = account.invalidated_below
+                message = f"the fold invalidates the blocks below {found}, but the syncs those below {expected}"
+                self._report(position, message, account, found=found, expected=expected)
+        self._check_newest_counts(position)
 
-    def end(self, position: int) -> None:
-        """Compares every account's counts, block by block, where they may differ."""
+    def finish(self, position: int) -> None:
+        """Compare the sum of all blocks, and every account's count at every block with a unit above 0."""
         if self._units_ns:
             self._check_sum(position, 0, END, sum(self._units_ns.values()))
-        nobody: Manifests = {}
-        nothing: dict[str, int] = {}
+        no_manifests: Manifests = {}
+        no_offers: dict[str, int] = {}
         spans = [
-            (first, last, nobody if terms.manifests_at is None else self._syncs[terms.manifests_at], terms)
+            (first, last, no_manifests if terms.sync_block is None else self._syncs[terms.sync_block], terms)
             for first, last, terms in self._spans()
         ]
         for account in self._chain.accounts.values():
             miner, executor_class = account.miner_ss58, account.executor_class
             starts, values = account.counts.starts, account.counts.values
             for first, last, manifests, terms in spans:
-                offered = manifests.get(miner, nothing).get(executor_class, 0) if miner in terms.members else 0
+                offered = manifests.get(miner, no_offers).get(executor_class, 0) if miner in terms.members else 0
                 expected = min(offered, terms.caps.get(executor_class, offered))
                 step = bisect_right(starts, first)
                 steps = values[step - 1 : bisect_right(starts, last, step)]
                 if steps.count(expected) != len(steps):
                     self._check_counts(position, account, first, last, expected)
 
-    def _patch(self, event: BlockRecorded) -> None:
+    def _update_metagraph(self, event: BlockRecorded) -> None:
         if event.registered or event.deregistered:
-            gone = set(event.deregistered)
+            removed = set(event.deregistered)
             merged = {**self._miners, **event.registered}
-            self._miners = {miner: axon for miner, axon in merged.items() if miner not in gone}
+            self._miners = {miner: axon for miner, axon in merged.items() if miner not in removed}
             self._members = frozenset(self._miners)
         if event.staked or event.unstaked:
-            gone = set(event.unstaked)
+            removed = set(event.unstaked)
             staked = {**self._stakes, **event.staked}
-            self._stakes = {validator: stake for validator, stake in staked.items() if validator not in gone}
+            self._stakes = {validator: stake for validator, stake in staked.items() if validator not in removed}
 
     def _finalize(self, position: int, block: int, share: Fraction, members: frozenset[str]) -> None:
         settings = self._settings
@@ -132,34 +139,33 @@ class GrantCheck:
         unit_ns = int(counted_ns * Fraction(settings.allowance_multiplier) * share)
         found_ns = self._chain.blocks.unit_ns(block)
         if found_ns != unit_ns:
-            message = f"block {block} grants {found_ns} ns an executor, while the facts say {unit_ns} ns"
-            self._note(position, message, block=block, found_ns=found_ns, expected_ns=unit_ns)
+            message = f"the fold grants {found_ns} ns per executor for block {block}, but the facts grant {unit_ns} ns"
+            self._report(position, message, block=block, found_ns=found_ns, expected_ns=unit_ns)
         if unit_ns:
             at = bisect_right(self._sync_blocks, block)
-            synced_at = self._sync_blocks[at - 1] if at else None
-            self._terms[block] = CountTerms(synced_at, settings.executors_max_per_class, members)
+            sync_block = self._sync_blocks[at - 1] if at else None
+            self._terms[block] = CountTerms(sync_block, settings.executors_max_per_class, members)
             self._units_ns[block] = unit_ns
         self._check_sum(position, block, block + 1, unit_ns)
 
     def _check_sum(self, position: int, start: int, end: int, expected_ns: int) -> None:
-        """Compares what the fold's running sums make of the blocks of `[start, end)`."""
+        """Compare the fold's prefix sums over the blocks of `[start, end)` with the expected sum."""
         found_ns = self._chain.blocks.sum_before_ns(end) - self._chain.blocks.sum_before_ns(start)
         if found_ns != expected_ns:
-            which = "all blocks add up" if end == END else f"block {start} adds"
-            message = f"{which} to {found_ns} ns an executor, while the facts say {expected_ns} ns"
-            self._note(position, message, found_ns=found_ns, expected_ns=expected_ns)
+            which = "all blocks" if end == END else f"block {start}"
+            message = f"the fold sums {found_ns} ns per executor for {which}, but the facts grant {expected_ns} ns"
+            self._report(position, message, found_ns=found_ns, expected_ns=expected_ns)
 
-    def _drop(self, block: int, before: Manifests, after: Manifests) -> None:
+    def _record_drops(self, block: int, before: Manifests, after: Manifests) -> None:
         for miner, counts in before.items():
             counts_after = after.get(miner, {})
             for executor_class, count in counts.items():
-                if self._capped(executor_class, counts_after.get(executor_class, 0)) < self._capped(
-                    executor_class, count
-                ):
+                count_after = self._capped(executor_class, counts_after.get(executor_class, 0))
+                if count_after < self._capped(executor_class, count):
                     key = miner, executor_class
-                    self._floors[key] = max(block, self._floors.get(key, 0))
+                    self._invalidated_below[key] = max(block, self._invalidated_below.get(key, 0))
 
-    def _check_counts_now(self, position: int) -> None:
+    def _check_newest_counts(self, position: int) -> None:
         if not self._sync_blocks:
             return
         newest = self._syncs[self._sync_blocks[-1]]
@@ -167,11 +173,14 @@ class GrantCheck:
             offered = newest.get(account.miner_ss58, {}).get(account.executor_class, 0)
             expected, found = self._capped(account.executor_class, offered), self._chain.newest_count(account)
             if found != expected:
-                message = f"{found} executors count now, while the newest sync says {expected}"
-                self._note(position, message, account, found=found, expected=expected)
+                message = f"the fold counts {found} executors now, but the newest sync {expected}"
+                self._report(position, message, account, found=found, expected=expected)
 
     def _spans(self) -> Iterator[tuple[int, int, CountTerms]]:
-        """Granting blocks under the same terms that follow one another: the first, the last, the terms."""
+        """Yield consecutive granting blocks with equal terms as `(first, last, terms)`.
+
+        Few blocks change the terms, so comparing spans instead of blocks makes the check of a long log affordable.
+        """
         first = last = 0
         terms: CountTerms | None = None
         for block in sorted(self._terms):
@@ -184,18 +193,18 @@ class GrantCheck:
             yield first, last, terms
 
     def _check_counts(self, position: int, account: Account, first: int, last: int, expected: int) -> None:
-        """Names the first block of a span that counts otherwise; where none grants, a count says nothing."""
+        """Report the span's first block with another count; counts of blocks that grant nothing do not matter."""
         blocks = sorted(self._terms)
         for block in blocks[bisect_left(blocks, first) : bisect_right(blocks, last)]:
             found = account.counts.at(block)
             if found != expected:
-                message = f"block {block} counts {found} executors, while the facts say {expected}"
-                self._note(position, message, account, block=block, found=found, expected=expected)
+                message = f"the fold counts {found} executors at block {block}, but the facts {expected}"
+                self._report(position, message, account, block=block, found=found, expected=expected)
                 return
 
     def _capped(self, executor_class: str, count: int) -> int:
         return min(count, self._settings.executors_max_per_class.get(executor_class, count))
 
-    def _note(self, position: int, message: str, account: Account | None = None, **details: object) -> None:
+    def _report(self, position: int, message: str, account: Account | None = None, **details: object) -> None:
         whose = {} if account is None else {"miner_ss58": account.miner_ss58, "executor_class": account.executor_class}
         self._findings.add(position, Rule.GRANTS_FOLLOW, message, **whose, **details)

@@ -1,7 +1,8 @@
-"""The history's read model held against the log: line by line, up to its checkpoint.
+"""The history's read model, compared with the log row by row, up to its checkpoint.
 
-A line says how a reservation began and how it ended. The beginnings come from the log in the model's own order and are
-compared as they come; what the model says of an end waits until the log comes to it.
+Rule: derived tables never decide, and the history shows of each reservation what the log says. A history row describes
+how a reservation was made and how it was settled. The first half is compared when the replay reaches the reservation;
+the second half waits until the replay reaches the settlement.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ import msgspec
 from ledger import Row, Status, Store
 from ledger.events import ExpiryRecorded, ReservationReleased, ReservationSpent, Settlement
 from projections.audit.state import AuditedReservation
-from projections.history.model import Checkpoint, HistoryModel
-from projections.history.projector import RESERVATIONS
+from projections.history.model import RESERVATIONS, Checkpoint, HistoryModel
 from projections.history.rows import BUCKET_BLOCKS, HistoryRow
 from projections.rules import Findings, Rule
 
-Stored = tuple[Any, ...]
-"""A line as it is stored, its fields in the order of `HistoryRow`."""
+StoredRow = tuple[Any, ...]
+"""A history row as stored, with the fields of `HistoryRow` in their order."""
 SettlementColumns = tuple[Status, int | None, int | None]
-"""Status, and position and time of the settlement."""
+"""Status, position of the settlement, recorded time of the settlement."""
 UNSETTLED: SettlementColumns = ("reserved", None, None)
 MODULUS = 2**31 - 1
-"""Keeps sums within what a database adds up."""
+"""Positions and block numbers are summed modulo this prime, so that a database's integers cannot overflow."""
 CLAIM_COLUMNS = HistoryRow._fields.index("status")
-"""How many fields of a line, the first ones, tell how it began."""
+"""How many of the first fields describe how the reservation was made."""
 
 
 class BucketSums(NamedTuple):
-    """The pieces in a bucket, told by their number and by sums that only the same pieces are likely to have."""
+    """A fingerprint of a bucket's runs of blocks: other runs are very unlikely to have the same.
+
+    Sums are compared instead of rows, because the database computes them without sending every run.
+    """
 
     number: int
     positions: int
@@ -46,76 +49,75 @@ _STATUS: dict[type[Settlement], Status] = {
     ReservationReleased: "released",
     ExpiryRecorded: "expired",
 }
-"""What an end is called in the history."""
 _encode = msgspec.json.Encoder().encode
 
 
 class HistoryCheck:
     """Compares one generation of the model with the log."""
 
-    def __init__(self, store: Store, place: Checkpoint, until: int) -> None:
-        self.findings = Findings()
-        self.place = place
-        self.until = min(place.position, until)
-        """Both the model and the audit reach at least so far."""
+    def __init__(self, store: Store, checkpoint: Checkpoint, until: int, findings: Findings) -> None:
+        self.checkpoint = checkpoint
+        self.until = min(checkpoint.position, until)
+        """The last position that both the model and the audit cover."""
+        self._findings = findings
         self._model = HistoryModel(store)
         self._store = store
         self._position = 0
-        """How far it has compared."""
-        self._told: dict[int, SettlementColumns] = {}
-        """Ends that the model tells, and that the log has not come to."""
+        """The last position that was compared."""
+        self._stored_settlements: dict[int, SettlementColumns] = {}
+        """By position of the reservation, settlements in the model that the replay has not reached."""
         self._active: set[int] = set()
-        self._pieces: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-        """What the log makes of each bucket of blocks, as `BucketSums`."""
+        self._bucket_sums: dict[int, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        """What the log says of each bucket, in the order of `BucketSums`."""
 
     async def is_still_live(self) -> bool:
-        """Whether the generation was not replaced by another meanwhile."""
-        return (await self._model.live()).generation == self.place.generation
+        """Return whether no rebuild has replaced the generation."""
+        return (await self._model.live()).generation == self.checkpoint.generation
 
-    async def take(self, position: int, page: Sequence[AuditedReservation | tuple[Row, Settlement]]) -> None:
-        """Compares what the log made and ended up to a position with what the model says of it."""
+    async def compare(self, position: int, changes: Sequence[AuditedReservation | tuple[Row, Settlement]]) -> None:
+        """Compare the model's rows up to `position` with the reservations and settlements since the last call."""
         position = min(position, self.until)
         if position <= self._position:
             return
-        until, lines = self.until, {line[0]: line for line in await self._lines(position)}
-        for each in page:
-            if type(each) is AuditedReservation:
-                if each.position > until:
+        until, stored = self.until, {row[0]: row for row in await self._read_rows(position)}
+        for change in changes:
+            if type(change) is AuditedReservation:
+                if change.position > until:
                     break
-                self._begin(each, lines.pop(each.position, None))
-            elif type(each) is tuple:
-                row, event = each
+                self._compare_reservation(change, stored.pop(change.position, None))
+            elif type(change) is tuple:
+                row, event = change
                 if row.position > until:
                     break
-                self._end(row, event)
-        for line in lines.values():
-            told = HistoryRow._make(line)._asdict()
-            self._note(line[0], "the history has a reservation that the log has not", told, {})
+                self._compare_settlement(row, event)
+        for history_row in stored.values():
+            message = "the history has a reservation that is not in the log"
+            self._report(history_row[0], message, HistoryRow._make(history_row)._asdict(), {})
         self._position = position
 
-    async def end(self) -> None:
-        """Compares what can be told only at the end: ends that the log never came to, and the blocks by bucket."""
-        for position, told in sorted(self._told.items()):
-            self._note(position, "the history tells of an end that the log does not", _end_fields(told), {})
-        told_pieces = await self._pieces_told()
-        for bucket in sorted(told_pieces.keys() | self._pieces.keys()):
-            told_here, here = told_pieces.get(bucket, NO_RUNS), BucketSums(*self._pieces[bucket])
-            if told_here != here:
+    async def finish(self) -> None:
+        """Report settlements that the log does not have, and compare the blocks of each bucket."""
+        for position, settlement in sorted(self._stored_settlements.items()):
+            message = "the history has a settlement that is not in the log"
+            self._report(position, message, _settlement_fields(settlement), {})
+        stored = await self._read_bucket_sums()
+        for bucket in sorted(stored.keys() | self._bucket_sums.keys()):
+            found, expected = stored.get(bucket, NO_RUNS), BucketSums(*self._bucket_sums[bucket])
+            if found != expected:
                 first = bucket * BUCKET_BLOCKS
-                message = (
-                    f"the history finds other reservations by block, from block {first} to {first + BUCKET_BLOCKS - 1}"
-                )
-                self._note(self.until, message, told_here._asdict(), here._asdict())
+                last = first + BUCKET_BLOCKS - 1
+                message = f"the history's index of reservations by block differs for blocks {first} to {last}"
+                self._report(self.until, message, found._asdict(), expected._asdict())
 
-    def _begin(self, active: AuditedReservation, line: Stored | None) -> None:
-        position, row, event, account_state = active.position, active.row, active.event, active.account_state
-        blocks = event.blocks
-        self._cut(position, blocks)
-        expected: Stored = (
+    def _compare_reservation(self, reservation: AuditedReservation, stored: StoredRow | None) -> None:
+        position, row, event = reservation.position, reservation.row, reservation.event
+        blocks, account = event.blocks, reservation.account
+        self._add_to_bucket_sums(position, blocks)
+        expected: StoredRow = (
             position,
-            active.reservation_id,
-            account_state.miner_ss58,
-            account_state.executor_class,
+            reservation.reservation_id,
+            account.miner_ss58,
+            account.executor_class,
             row.job_uuid,
             event.amount_ns,
             _encode(blocks),
@@ -123,75 +125,81 @@ class HistoryCheck:
             row.recorded_at_ns,
             event.expires_at_ns,
         )
-        if line is None:
-            self._note(
-                position, "the history lacks a reservation", {}, HistoryRow._make(expected + UNSETTLED)._asdict()
-            )
+        if stored is None:
+            message = "the history lacks a reservation"
+            self._report(position, message, {}, HistoryRow._make(expected + UNSETTLED)._asdict())
             return
         self._active.add(position)
-        if line[:CLAIM_COLUMNS] != expected:
-            differing = [at for at in range(CLAIM_COLUMNS) if line[at] != expected[at]]
+        if stored[:CLAIM_COLUMNS] != expected:
+            differing = [at for at in range(CLAIM_COLUMNS) if stored[at] != expected[at]]
             message = f"the history differs in {', '.join(HistoryRow._fields[at] for at in differing)}"
-            told, of_log = ({HistoryRow._fields[at]: fields[at] for at in differing} for fields in (line, expected))
-            self._note(position, message, told, of_log)
-        settled_position = line[CLAIM_COLUMNS + 1]
+            of_model, of_log = (
+                {HistoryRow._fields[at]: fields[at] for at in differing} for fields in (stored, expected)
+            )
+            self._report(position, message, of_model, of_log)
+        settled_position = stored[CLAIM_COLUMNS + 1]
+        # The model may be ahead of the audit: settlements after `until` are not compared.
         if settled_position is None or settled_position <= self.until:
-            end: SettlementColumns = line[CLAIM_COLUMNS:]
-            if end != UNSETTLED:
-                self._told[position] = end
+            settlement: SettlementColumns = stored[CLAIM_COLUMNS:]
+            if settlement != UNSETTLED:
+                self._stored_settlements[position] = settlement
 
-    def _cut(self, position: int, blocks: Sequence[tuple[int, int]]) -> None:
-        """Adds up a reservation's blocks by bucket, runs cut at the borders of buckets."""
-        for run_first, run_last in blocks:
-            first, end = run_first, run_last // BUCKET_BLOCKS
-            for bucket in range(run_first // BUCKET_BLOCKS, end + 1):
-                last = run_last if bucket == end else bucket * BUCKET_BLOCKS + BUCKET_BLOCKS - 1
-                pieces = self._pieces[bucket]
-                pieces[0] += 1
-                pieces[1] += position % MODULUS
-                pieces[2] += first % MODULUS
-                pieces[3] += last % MODULUS
-                first = last + 1
-
-    def _end(self, row: Row, event: Settlement) -> None:
+    def _compare_settlement(self, row: Row, event: Settlement) -> None:
         settles = row.settles or 0
         expected: SettlementColumns = (_STATUS[type(event)], row.position, row.recorded_at_ns)
         if settles not in self._active:
-            return  # Its line is missing, or it ends nothing; either is noted elsewhere.
+            return  # Its history row is missing, or it settles nothing; both are reported elsewhere.
         self._active.discard(settles)
-        told = self._told.pop(settles, UNSETTLED)
-        if told != expected:
-            self._note(settles, "the history tells of another end", _end_fields(told), _end_fields(expected))
+        found = self._stored_settlements.pop(settles, UNSETTLED)
+        if found != expected:
+            message = "the history's settlement differs from the log's"
+            self._report(settles, message, _settlement_fields(found), _settlement_fields(expected))
 
-    async def _lines(self, position: int) -> list[Stored]:
+    def _add_to_bucket_sums(self, position: int, blocks: Sequence[tuple[int, int]]) -> None:
+        """Cut a reservation's runs at the borders of buckets, as the model does, and add them to the sums."""
+        for run_first, run_last in blocks:
+            first, last_bucket = run_first, run_last // BUCKET_BLOCKS
+            for bucket in range(run_first // BUCKET_BLOCKS, last_bucket + 1):
+                last = run_last if bucket == last_bucket else bucket * BUCKET_BLOCKS + BUCKET_BLOCKS - 1
+                sums = self._bucket_sums[bucket]
+                sums[0] += 1
+                sums[1] += position % MODULUS
+                sums[2] += first % MODULUS
+                sums[3] += last % MODULUS
+                first = last + 1
+
+    async def _read_rows(self, position: int) -> list[StoredRow]:
         return await self._store.query(
             f"SELECT {', '.join(HistoryRow._fields)} FROM {RESERVATIONS} WHERE ledger = {self._store.ledger}"
-            f" AND generation = {self.place.generation} AND position > {self._position} AND position <= {position}"
-            " ORDER BY position"
+            f" AND generation = {self.checkpoint.generation} AND position > {self._position}"
+            f" AND position <= {position} ORDER BY position"
         )
 
-    async def _pieces_told(self) -> dict[int, BucketSums]:
-        from sqlalchemy import func, select
+    async def _read_bucket_sums(self) -> dict[int, BucketSums]:
+        async with self._model.connection() as connection:
+            from sqlalchemy import func, select
 
-        from projections.tables import reserved_blocks
+            from projections.tables import reserved_blocks
 
-        columns = reserved_blocks.c
-        sums = [func.sum(columns[name] % MODULUS) for name in ("position", "first_block", "last_block")]
-        query = (
-            select(columns.bucket, func.count(), *sums)
-            .where(self._model.in_generation(reserved_blocks, self.place.generation), columns.position <= self.until)
-            .group_by(columns.bucket)
-        )
-        async with self._store.read_connection() as connection:
+            columns = reserved_blocks.c
+            sums = [func.sum(columns[name] % MODULUS) for name in ("position", "first_block", "last_block")]
+            query = (
+                select(columns.bucket, func.count(), *sums)
+                .where(
+                    self._model.in_generation(reserved_blocks, self.checkpoint.generation),
+                    columns.position <= self.until,
+                )
+                .group_by(columns.bucket)
+            )
             rows = await connection.execute(query)
             return {int(bucket): BucketSums(*map(int, sums)) for bucket, *sums in rows}
 
-    def _note(self, position: int, message: str, told: dict[str, object], log: dict[str, object]) -> None:
-        self.findings.add(position, Rule.HISTORY_MODEL, message, told=_shown(told), log=_shown(log))
+    def _report(self, position: int, message: str, of_model: dict[str, object], of_log: dict[str, object]) -> None:
+        self._findings.add(position, Rule.HISTORY_MODEL, message, told=_shown(of_model), log=_shown(of_log))
 
 
-def _end_fields(end: SettlementColumns) -> dict[str, object]:
-    return dict(zip(HistoryRow._fields[CLAIM_COLUMNS:], end, strict=True))
+def _settlement_fields(settlement: SettlementColumns) -> dict[str, object]:
+    return dict(zip(HistoryRow._fields[CLAIM_COLUMNS:], settlement, strict=True))
 
 
 def _shown(fields: dict[str, object]) -> dict[str, object]:

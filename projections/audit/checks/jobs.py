@@ -1,4 +1,8 @@
-"""Jobs and idempotency keys: each stands for one thing at a time."""
+"""Jobs and idempotency keys.
+
+Rules: the job's uuid is the key of its route, so a job has at most one active reservation, its reservations are
+numbered attempts, and it is never routed again after a spend. An idempotency key belongs to one event.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +10,50 @@ from ledger import Row
 from ledger.errors import shortened
 from projections.rules import Findings, Rule
 
-_STANDING, _ENDED, _SPENT = 0, 1, 2
+_ACTIVE, _ENDED, _SPENT = 0, 1, 2
+_STATUSES = 3
 
 
 class JobCheck:
-    """How many reservations each job has had, and how the last one stands."""
+    """Follows each job's last attempt and its status, and all keys."""
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
-        self._of: dict[str, int] = {}
-        """Three times the attempt, and the state of it."""
+        self._last_attempts: dict[str, int] = {}
+        """By job, `3 * attempt + status` in one integer: a long log has many jobs, and a tuple takes more memory."""
         self._keys: set[str] = set()
 
-    def reserved(self, row: Row) -> None:
-        """A reservation was made for a job."""
+    def check_reservation(self, row: Row) -> None:
+        """Check and record a reservation; one without a job is passed over."""
         job_uuid, attempt = row.job_uuid, row.attempt
         if job_uuid is None or attempt is None:
             return
-        last = self._of.get(job_uuid)
+        last = self._last_attempts.get(job_uuid)
         if last is not None or attempt != 1:
-            self._check(row, job_uuid, attempt, last)
-        self._of[job_uuid] = 3 * attempt + _STANDING
+            self._check_attempt(row, job_uuid, attempt, last)
+        self._last_attempts[job_uuid] = _STATUSES * attempt + _ACTIVE
 
-    def settled(self, job_uuid: str | None, *, spent: bool) -> None:
-        """A job's reservation came to its end."""
+    def record_settlement(self, job_uuid: str | None, *, spent: bool) -> None:
+        """Record that the job's active reservation was settled."""
         if job_uuid is not None:
-            last = self._of[job_uuid]
-            self._of[job_uuid] = last - last % 3 + (_SPENT if spent else _ENDED)
+            last = self._last_attempts[job_uuid]
+            self._last_attempts[job_uuid] = last - last % _STATUSES + (_SPENT if spent else _ENDED)
 
-    def keyed(self, position: int, key: str) -> None:
-        """A row bears a key."""
+    def check_key(self, position: int, key: str) -> None:
+        """Check that no earlier row has the key."""
         if key in self._keys:
             message = f"idempotency key {shortened(key)} was used before"
             self._findings.add(position, Rule.KEYS_ONCE, message, key=shortened(key))
         self._keys.add(key)
 
-    def _check(self, row: Row, job_uuid: str, attempt: int, last: int | None) -> None:
-        last_attempt, state = divmod(last, 3) if last is not None else (0, _ENDED)
+    def _check_attempt(self, row: Row, job_uuid: str, attempt: int, last: int | None) -> None:
+        last_attempt, status = divmod(last, _STATUSES) if last is not None else (0, _ENDED)
         details = {"job_uuid": shortened(job_uuid), "attempt": attempt, "attempts_before": last_attempt}
         if attempt != last_attempt + 1:
-            message = f"attempt {attempt} of a job that has had {last_attempt}"
+            message = f"the reservation is attempt {attempt} of the job, expected {last_attempt + 1}"
             self._findings.add(row.position, Rule.JOB_ATTEMPTS, message, **details)
-        if state == _STANDING:
-            message = "the job has a reservation that stands"
+        if status == _ACTIVE:
+            message = "the job already has an active reservation"
             self._findings.add(row.position, Rule.JOB_STANDS_ONCE, message, **details)
-        if state == _SPENT:
-            self._findings.add(row.position, Rule.JOB_SPENT_ONCE, "the job was spent before", **details)
+        if status == _SPENT:
+            self._findings.add(row.position, Rule.JOB_SPENT_ONCE, "the job was already spent", **details)

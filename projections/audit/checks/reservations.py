@@ -1,4 +1,9 @@
-"""Reservations: held against the account as it was just before, and against the settings."""
+"""Reservations, each checked against its account's state just before it, and against the settings.
+
+Rules: a reservation claims whole free blocks of its account, earliest first, until they add up to at least the amount;
+the amount is above 0 and at most the longest job; it is due its amount plus the margin after it was recorded; a block
+is in at most one active or spent reservation of an account, ever.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +15,13 @@ from projections.audit.due_queue import DueQueue
 from projections.audit.state import AccountState, AuditedReservation, AuditState
 from projections.rules import Findings, Rule
 
-from .claims import NO_WORTH, ClaimCheck, ascend, is_run
+from .claims import NOT_PLAIN, ClaimCheck, is_ascending, is_run
 from .conservation import balance_of, report_imbalance
 from .facts import LARGEST
 
 
 class ReservationCheck:
-    """Takes reservations: checks each, then lets it stand."""
+    """Checks each reservation, then applies it to the audit's state, right or wrong."""
 
     def __init__(self, state: AuditState, due_queue: DueQueue, findings: Findings) -> None:
         self._state = state
@@ -24,113 +29,119 @@ class ReservationCheck:
         self._findings = findings
         self._claims = ClaimCheck(state)
         self._chain = state.chain
-        self._active, self._moved = state.active, state.moved
+        self._active, self._changed_accounts = state.active, state.changed_accounts
 
-    def check(self, row: Row, event: AllowanceReserved, account_state: AccountState) -> tuple[int, bool]:
-        """Checks a reservation that is about to stand; answers what its blocks are worth, and if they are a free run.
+    def check(self, row: Row, event: AllowanceReserved, account: AccountState) -> tuple[int, bool]:
+        """Check a reservation before it is applied; return its blocks' value in ns, and whether they are one free run.
 
-        `DueQueue` stand at the clock that decided.
+        The clock of `DueQueue` must be the one that decided the reservation.
         """
         settings = self._chain.settings
         amount_ns = event.amount_ns
         if not 1 <= event.job_start_block <= LARGEST:
-            message = f"the job starts at block {shortened(event.job_start_block)}"
+            message = f"the job starts at block {shortened(event.job_start_block)}, expected a block from 1 on"
             self._findings.add(row.position, Rule.JOB_START, message)
         if not 0 < amount_ns <= settings.longest_job_ns:
-            message = f"{seconds(amount_ns)} s are not above 0 and up to {seconds(settings.longest_job_ns)} s"
+            most = seconds(settings.longest_job_ns)
+            message = f"the amount is {seconds(amount_ns)} s, expected more than 0 and at most {most} s"
             self._findings.add(row.position, Rule.AMOUNT_LIMITS, message, amount_ns=amount_ns)
         expected_ns = row.recorded_at_ns + amount_ns + settings.reservation_margin_ns
         if event.expires_at_ns != expected_ns:
             details = {"expires_at_ns": event.expires_at_ns, "expected_ns": expected_ns}
-            self._findings.add(row.position, Rule.DUE_TIME, "it is due at another time than it should be", **details)
+            message = "the due time is not the recorded time plus the amount and the margin"
+            self._findings.add(row.position, Rule.DUE_TIME, message, **details)
         oldest = event.job_start_block - settings.block_expiry_blocks
-        worth_ns = self._claims.worth_as_due(account_state, event, oldest)
-        if worth_ns != NO_WORTH:
-            return worth_ns, True
-        if event.blocks != self._claims.due_blocks(account_state, amount_ns, oldest):
-            self._check_blocks(row.position, account_state, event, oldest)
-        return self._state.worth_ns(account_state, [run for run in event.blocks if is_run(*run)]), False
+        value_ns = self._claims.plain_value_ns(account, event, oldest)
+        if value_ns != NOT_PLAIN:
+            return value_ns, True
+        if event.blocks != self._claims.expected_blocks(account, amount_ns, oldest):
+            self._check_blocks(row.position, account, event, oldest)
+        return self._state.value_ns(account, [run for run in event.blocks if is_run(*run)]), False
 
-    def stand(
-        self, row: Row, event: AllowanceReserved, account_state: AccountState, worth_ns: int, *, is_free_run: bool
+    def apply(
+        self, row: Row, event: AllowanceReserved, account: AccountState, value_ns: int, *, is_free_run: bool
     ) -> AuditedReservation:
-        """Lets a reservation stand, with those of its blocks that no other one has; who calls it touches the book."""
+        """Record the reservation as active and its blocks as taken; the caller updates the ranking."""
         position, blocks = row.position, event.blocks
         if is_free_run:
-            owned, is_even = blocks, True
-            account_state.taken.add(*blocks[0])
+            own_blocks, is_even = blocks, True
+            account.taken.add(*blocks[0])
         else:
-            owned, is_even = self._own(position, account_state, blocks)
-        active = AuditedReservation(row, event, account_state, owned, worth_ns)
-        account_state.active[position] = self._active[position] = active
-        account_state.held_ns += worth_ns
-        account_state.last_position = position
-        self._moved.add(account_state)
-        self._due_queue.add(active)
+            own_blocks, is_even = self._mark_taken(position, account, blocks)
+        reservation = AuditedReservation(row, event, account, own_blocks, value_ns)
+        account.active[position] = self._active[position] = reservation
+        account.held_ns += value_ns
+        account.last_position = position
+        self._changed_accounts.add(account)
+        self._due_queue.push(reservation)
+        # Reported at once: a later settlement may make the sums even again before the next check of the balances.
         if not is_even:
-            report_imbalance(self._findings, account_state, balance_of(self._state, account_state))
-        return active
+            report_imbalance(self._findings, account, balance_of(self._state, account))
+        return reservation
 
-    def _own(self, position: int, account_state: AccountState, blocks: list[Run]) -> tuple[list[Run], bool]:
-        """Takes those of the blocks that nobody has; whether these are all."""
-        owned: list[Run] = []
+    def _mark_taken(self, position: int, account: AccountState, blocks: list[Run]) -> tuple[list[Run], bool]:
+        """Mark the blocks as taken; return those that were free, and whether these are all."""
+        own_blocks: list[Run] = []
         is_even = True
         for first, last in blocks:
             if not is_run(first, last):
-                continue  # A finding of its own.
+                continue  # `BLOCKS_ASCENDING` has reported it.
             try:
-                account_state.taken.add(first, last)
-                owned.append((first, last))
+                account.taken.add(first, last)
+                own_blocks.append((first, last))
             except ValueError:
-                owned += self._rest(position, account_state, first, last)
+                own_blocks += self._mark_rest_taken(position, account, first, last)
                 is_even = False
-        return owned, is_even
+        return own_blocks, is_even
 
-    def _rest(self, position: int, account_state: AccountState, first: int, last: int) -> list[Run]:
-        """What of a run nobody has; that somebody has the others is noted."""
+    def _mark_rest_taken(self, position: int, account: AccountState, first: int, last: int) -> list[Run]:
+        """Report a run that overlaps taken blocks, and mark only its other blocks as taken."""
         held_by = [
             each.position
-            for each in account_state.active.values()
-            if any(a <= last and b >= first for a, b in each.owned)
+            for each in account.active.values()
+            if any(start <= last and end >= first for start, end in each.own_blocks)
         ]
-        message = f"of {_run_text(first, last)} some are reserved or spent already"
+        message = f"{_run_text(first, last)}: all or some of them are already taken"
         self._findings.add(position, Rule.BLOCKS_TAKEN_ONCE, message, blocks=(first, last), held_by_positions=held_by)
-        gaps = [(start, end - 1) for start, end in account_state.taken.gaps(first, last + 1)]
+        gaps = [(start, end - 1) for start, end in account.taken.gaps(first, last + 1)]
         for gap in gaps:
-            account_state.taken.add(*gap)
+            account.taken.add(*gap)
         return gaps
 
-    def _check_blocks(self, position: int, account_state: AccountState, event: AllowanceReserved, oldest: int) -> None:
-        """Names the rules that a reservation broke by taking other blocks than it should have."""
-        blocks, claims, invalidated_below = event.blocks, self._claims, account_state.account.invalidated_below
-        details = {"blocks": blocks, "expected": claims.due_blocks(account_state, event.amount_ns, oldest)}
+    def _check_blocks(self, position: int, account: AccountState, event: AllowanceReserved, oldest: int) -> None:
+        """Report each rule that a reservation broke by claiming other blocks than expected."""
+        blocks, claims, invalidated_below = event.blocks, self._claims, account.chain_account.invalidated_below
+        details = {"blocks": blocks, "expected": claims.expected_blocks(account, event.amount_ns, oldest)}
 
-        def broken(rule: Rule, message: str) -> None:
+        def report(rule: Rule, message: str) -> None:
             self._findings.add(position, rule, message, **details)
 
-        if not ascend(blocks):
-            broken(Rule.BLOCKS_ASCENDING, "the runs of blocks do not ascend, or touch")
+        # The other rules assume ascending runs, so their findings would say nothing.
+        if not is_ascending(blocks):
+            report(Rule.BLOCKS_ASCENDING, "the runs of blocks do not ascend, or touch, or there is none")
             return
-        without = next(
-            (block for run in blocks if (block := claims.first_without(account_state, *run)) is not None), None
+        not_granted = next(
+            (block for run in blocks if (block := claims.first_not_granted(account, *run)) is not None), None
         )
-        if without is not None:
-            broken(Rule.BLOCKS_GRANTED, f"block {without} grants nothing to the account")
+        if not_granted is not None:
+            report(Rule.BLOCKS_GRANTED, f"block {not_granted} grants nothing to the account")
         first = blocks[0][0]
         if first < oldest:
-            broken(Rule.BLOCKS_IN_WINDOW, f"block {first} is older than {oldest}, the first that a job may use")
+            report(Rule.BLOCKS_IN_WINDOW, f"block {first} is older than {oldest}, the oldest that the job may use")
         if first < invalidated_below:
-            broken(Rule.BLOCKS_NOT_INVALIDATED, f"block {first} is invalidated, as all below {invalidated_below} are")
-        worth_ns = self._state.worth_ns(account_state, blocks)
-        if worth_ns < event.amount_ns:
-            broken(Rule.BLOCKS_ENOUGH, f"worth {seconds(worth_ns)} s, not the {seconds(event.amount_ns)} s asked for")
+            message = f"block {first} is invalidated, like all blocks below {invalidated_below}"
+            report(Rule.BLOCKS_NOT_INVALIDATED, message)
+        value_ns = self._state.value_ns(account, blocks)
+        if value_ns < event.amount_ns:
+            message = f"the blocks grant {seconds(value_ns)} s, less than the amount of {seconds(event.amount_ns)} s"
+            report(Rule.BLOCKS_ENOUGH, message)
         last = blocks[-1][1]
-        without_last_ns = worth_ns - self._state.worth_ns(account_state, [(last, last)])
+        without_last_ns = value_ns - self._state.value_ns(account, [(last, last)])
         if without_last_ns >= event.amount_ns:
-            broken(Rule.BLOCKS_NO_MORE_THAN_NEEDED, f"without block {last} they are worth enough")
-        skipped = claims.skipped(account_state, blocks, max(oldest, invalidated_below))
+            report(Rule.BLOCKS_NO_MORE_THAN_NEEDED, f"the blocks grant the amount without block {last}")
+        skipped = claims.first_skipped(account, blocks, max(oldest, invalidated_below))
         if skipped is not None:
-            broken(Rule.BLOCKS_EARLIEST_FIRST, f"block {skipped} is free and earlier, and was left out")
+            report(Rule.BLOCKS_EARLIEST_FIRST, f"block {skipped} is free and earlier, but was skipped")
 
 
 def _run_text(first: int, last: int) -> str:

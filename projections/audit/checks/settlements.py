@@ -1,4 +1,9 @@
-"""Settlements: what ends a reservation, and whether it was right that it ended so."""
+"""Settlements: each spend, release or expiry must settle an active reservation, and expiries must have a reason.
+
+Rules: a reservation is settled once; only an overdue one expires. An expiry is recorded for one of two reasons: the
+claim directly after it takes the reservation's blocks, or an `expire_due` settled all overdue reservations, in order of
+their due times; its last event records how many.
+"""
 
 from __future__ import annotations
 
@@ -14,114 +19,127 @@ from projections.rules import Findings, Rule
 from .jobs import JobCheck
 
 
-class _Expiry(NamedTuple):
-    """An expiry that is still to be explained: by the end of a sweep, or by the claim that brought it."""
+class _PendingExpiry(NamedTuple):
+    """An expiry whose reason the next events must show."""
 
     position: int
     recorded_at_ns: int
-    active: AuditedReservation
-    in_turn: bool
-    """Whether no reservation that stood was due before it, as where all that are overdue expire."""
+    reservation: AuditedReservation
+    was_first_due: bool
+    """Whether no active reservation was due before it, as `expire_due` requires."""
     clock_ns: int
-    """The clock that ended it, as far as the log tells: the recorded time, where that moved; else only its due time."""
+    """The latest time that the deciding clock must have reached.
+
+    That is the recorded time if it advanced. Otherwise the clock may have been behind it; only the due time is sure.
+    """
 
 
 class SettlementCheck:
-    """Takes settlements; keeps the expiries since the last other event, until that explains them."""
+    """Checks and applies settlements; keeps expiries pending until the next events show their reason."""
 
     def __init__(self, state: AuditState, due_queue: DueQueue, jobs: JobCheck, findings: Findings) -> None:
-        self._active, self._moved = state.active, state.moved
+        self._active, self._changed_accounts = state.active, state.changed_accounts
         self._due_queue = due_queue
         self._jobs = jobs
         self._findings = findings
-        self.expiries: list[_Expiry] = []
+        self.pending_expiries: list[_PendingExpiry] = []
 
-    def settle(self, row: Row, event: Settlement, after_ns: int) -> None:
-        """Ends a standing reservation, if there is the one that row and event name; the row before is of `after_ns`."""
-        active = self._active.get(row.settles or 0)
-        if active is None or active.reservation_id != event.reservation_id or active.account_state.stream != row.stream:
-            self._refuse(row, event, active)
+    def settle(self, row: Row, event: Settlement, previous_ns: int) -> None:
+        """Check a settlement and apply it; `previous_ns` is the recorded time of the row before it.
+
+        A settlement that does not match an active reservation is reported and not applied.
+        """
+        reservation = self._active.get(row.settles or 0)
+        if (
+            reservation is None
+            or reservation.reservation_id != event.reservation_id
+            or reservation.account.stream != row.stream
+        ):
+            self._report_unmatched(row, event, reservation)
             return
         if type(event) is ExpiryRecorded:
-            self._check_overdue(row, active)
-            in_turn = self._due_queue.is_first(active)
-            clock_ns = row.recorded_at_ns if row.recorded_at_ns > after_ns else active.due_ns
-            self.expiries.append(_Expiry(row.position, row.recorded_at_ns, active, in_turn, clock_ns))
-        self._end(row.position, active, spent=type(event) is ReservationSpent)
+            self._check_overdue(row, reservation)
+            was_first_due = self._due_queue.is_first_due(reservation)
+            clock_ns = row.recorded_at_ns if row.recorded_at_ns > previous_ns else reservation.due_ns
+            self.pending_expiries.append(
+                _PendingExpiry(row.position, row.recorded_at_ns, reservation, was_first_due, clock_ns)
+            )
+        self._apply(row.position, reservation, spent=type(event) is ReservationSpent)
         if type(event) is ExpiryRecorded and event.swept:
-            self._sweep(event.swept)
+            self._check_expire_due(event.swept)
 
-    def _end(self, position: int, active: AuditedReservation, *, spent: bool) -> None:
-        """Ends a reservation, by an event at a position."""
-        account_state = active.account_state
-        del account_state.active[active.position], self._active[active.position]
-        if active.position in account_state.overdue:
-            self._due_queue.remove(active)
-        self._account(position, active, spent=spent)
-        self._jobs.settled(active.row.job_uuid, spent=spent)
-
-    def explain(self, row: Row | None = None, event: AllowanceReserved | None = None, now_ns: int = 0) -> None:
-        """Holds the expiries so far, of which no sweep told, against what follows: a claim with its clock, or else."""
-        expiries, self.expiries = self.expiries, []
+    def check_pending_expiries(
+        self, row: Row | None = None, event: AllowanceReserved | None = None, now_ns: int = 0
+    ) -> None:
+        """Report the pending expiries, except those whose reason is the claim in `row`, decided at `now_ns`."""
+        expiries, self.pending_expiries = self.pending_expiries, []
         for expiry in expiries:
-            if row is None or event is None or not _is_claims_own(expiry, row, event, now_ns):
-                self._blame(expiry, "no sweep tells of it, and nothing took its blocks")
+            if row is None or event is None or not _is_reason(expiry, row, event, now_ns):
+                message = "the expiry has no reason: no `expire_due` includes it, and no claim takes its blocks"
+                self._report_expiry(expiry, message)
 
-    def _sweep(self, swept: int) -> None:
-        """A sweep has ended: it ended all that was overdue, by due time, and tells how many."""
-        expiries, self.expiries = self.expiries, []
+    def _check_expire_due(self, recorded_count: int) -> None:
+        """Check the pending expiries as those of one `expire_due`, whose last event records this count."""
+        expiries, self.pending_expiries = self.pending_expiries, []
         last = expiries[-1]
-        if len(expiries) != swept:
-            self._blame(last, f"the sweep tells of {swept} expiries, and stands after {len(expiries)}")
+        if len(expiries) != recorded_count:
+            message = f"the `expire_due` recorded {recorded_count} expiries, but the log has {len(expiries)}"
+            self._report_expiry(last, message)
         for expiry in expiries:
-            if not expiry.in_turn:
-                self._blame(expiry, "others were due before it and did not expire")
-        left_ns = self._due_queue.first_ns()
+            if not expiry.was_first_due:
+                self._report_expiry(expiry, "another reservation was due earlier and did not expire before it")
+        left_ns = self._due_queue.first_due_ns()
         clock_ns = max(expiry.clock_ns for expiry in expiries)
-        if last.in_turn and left_ns is not None and left_ns <= clock_ns:
-            self._blame(last, "another was due as well, and did not expire", left_due_ns=left_ns, clock_ns=clock_ns)
+        # If the last one was out of order, the reservation left behind is reported already.
+        if last.was_first_due and left_ns is not None and left_ns <= clock_ns:
+            message = "another reservation was due as well and did not expire"
+            self._report_expiry(last, message, left_due_ns=left_ns, clock_ns=clock_ns)
 
-    def _account(self, position: int, active: AuditedReservation, *, spent: bool) -> None:
-        account_state = active.account_state
-        account_state.last_position = position
-        self._moved.add(account_state)
-        account_state.held_ns -= active.worth_ns
+    def _apply(self, position: int, reservation: AuditedReservation, *, spent: bool) -> None:
+        account = reservation.account
+        del account.active[reservation.position], self._active[reservation.position]
+        if reservation.position in account.overdue:
+            self._due_queue.remove_overdue(reservation)
+        account.last_position = position
+        self._changed_accounts.add(account)
+        account.held_ns -= reservation.value_ns
         if spent:
-            account_state.spent_ns += active.worth_ns
+            account.spent_ns += reservation.value_ns
         else:
-            for first, last in active.owned:
-                account_state.taken.remove(first, last)
-            account_state.touch()
+            for first, last in reservation.own_blocks:
+                account.taken.remove(first, last)
+            account.mark_stale()
+        self._jobs.record_settlement(reservation.row.job_uuid, spent=spent)
 
-    def _refuse(self, row: Row, event: Settlement, active: AuditedReservation | None) -> None:
+    def _report_unmatched(self, row: Row, event: Settlement, reservation: AuditedReservation | None) -> None:
         details = {"reservation_id": event.reservation_id, "settles": row.settles}
-        if active is None:
-            message = f"no reservation that was made at position {row.settles} stands"
-        elif active.reservation_id != event.reservation_id:
-            message = f"the row settles position {row.settles}, the event another reservation"
+        if reservation is None:
+            message = f"position {row.settles} is not that of an active reservation"
+        elif reservation.reservation_id != event.reservation_id:
+            message = f"the row settles the reservation at position {row.settles}, but the event names another id"
         else:
-            message = "the reservation is another account's"
+            message = "the settlement is in the stream of another account than its reservation"
         self._findings.add(row.position, Rule.SETTLES_STANDING, message, **details)
 
-    def _check_overdue(self, row: Row, active: AuditedReservation) -> None:
-        early_ns = active.due_ns - row.recorded_at_ns
+    def _check_overdue(self, row: Row, reservation: AuditedReservation) -> None:
+        early_ns = reservation.due_ns - row.recorded_at_ns
         if early_ns > 0:
-            details = {"expires_at_ns": active.due_ns, "recorded_at_ns": row.recorded_at_ns}
-            message = f"it expired {seconds(early_ns)} s before it was due"
+            details = {"expires_at_ns": reservation.due_ns, "recorded_at_ns": row.recorded_at_ns}
+            message = f"the reservation expired {seconds(early_ns)} s before it was due"
             self._findings.add(row.position, Rule.EXPIRES_OVERDUE, message, **details)
 
-    def _blame(self, expiry: _Expiry, message: str, **more: int) -> None:
-        details = {"reservation_id": expiry.active.reservation_id, "expires_at_ns": expiry.active.due_ns, **more}
+    def _report_expiry(self, expiry: _PendingExpiry, message: str, **more: int) -> None:
+        reservation = expiry.reservation
+        details = {"reservation_id": reservation.reservation_id, "expires_at_ns": reservation.due_ns, **more}
         self._findings.add(expiry.position, Rule.EXPIRES_WHAT_IS_TAKEN, message, **details)
 
 
-def _is_claims_own(expiry: _Expiry, row: Row, event: AllowanceReserved, now_ns: int) -> bool:
-    """Whether a claim ended the reservation because it takes its blocks."""
-    active = expiry.active
-    claimed = event.blocks
+def _is_reason(expiry: _PendingExpiry, row: Row, event: AllowanceReserved, now_ns: int) -> bool:
+    """Return whether the claim expired the overdue reservation in order to take some of its blocks."""
+    reservation = expiry.reservation
     return (
-        active.account_state.stream == row.stream
-        and active.due_ns <= now_ns
+        reservation.account.stream == row.stream
+        and reservation.due_ns <= now_ns
         and expiry.recorded_at_ns == row.recorded_at_ns
-        and any(first <= end and start <= last for first, last in claimed for start, end in active.owned)
+        and any(first <= end and start <= last for first, last in event.blocks for start, end in reservation.own_blocks)
     )

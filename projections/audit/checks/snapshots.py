@@ -1,7 +1,8 @@
-"""States that were folded elsewhere, held byte for byte against the one that the audit's own books come to.
+"""States that were folded elsewhere, compared byte for byte with the audit's own state at the same position.
 
-A snapshot, or the state of a process that has the ledger open: whoever decided on one that differs decided on
-something else than the log.
+These are the stored snapshots and the state of the process that has the ledger open. A process that decided on another
+state decided on something else than the log. Rule: derived tables never decide; a rebuilt state equals the live one
+byte for byte.
 """
 
 from __future__ import annotations
@@ -21,63 +22,64 @@ MOST_NAMED = 10
 
 
 class SnapshotCheck:
-    """Waits for the positions at which the states were taken."""
+    """Compares snapshots with the replay when it reaches their positions."""
 
-    def __init__(self, waiting: Sequence[tuple[Rule, Snapshot]], findings: Findings) -> None:
-        self._waiting = waiting
-        """Each with the rule that it is held to: one of a snapshot, or one of a live state."""
-        self.positions = frozenset(taken.position for _, taken in waiting)
+    def __init__(self, snapshots: Sequence[tuple[Rule, Snapshot]], findings: Findings) -> None:
+        self._snapshots = snapshots
+        """Each with the rule that it would break: `SNAPSHOTS` or `LIVE_STATE`."""
+        self.positions = frozenset(snapshot.position for _, snapshot in snapshots)
         self.compared: dict[Rule, int] = dict.fromkeys((Rule.SNAPSHOTS, Rule.LIVE_STATE), 0)
         self._findings = findings
 
     def compare(self, state: AuditState, row_checker: RowChecker, recorded_at_ns: int) -> None:
-        """Compares what was taken at the position that the replay has come to."""
+        """Compare the snapshots at the replay's position."""
         expected = encoded_state(state, row_checker, recorded_at_ns)
-        for rule, taken in self._waiting:
-            if taken.position == row_checker.position:
+        for rule, snapshot in self._snapshots:
+            if snapshot.position == row_checker.position:
                 self.compared[rule] += 1
-                if (taken.hash, taken.payload) != (row_checker.hash, expected):
-                    self._note(rule, taken, Snapshot(taken.position, row_checker.hash, expected))
+                if (snapshot.hash, snapshot.payload) != (row_checker.hash, expected):
+                    self._report(rule, snapshot, Snapshot(snapshot.position, row_checker.hash, expected))
 
-    def end(self, position: int) -> None:
-        """The log ends here: nothing can have been taken further on."""
-        for rule, taken in self._waiting:
-            if taken.position > position:
-                message = f"a state was taken where the log, which ends at {position}, has no event"
-                self._findings.add(taken.position, rule, message)
+    def finish(self, position: int) -> None:
+        """Report the snapshots after `position`, where the log ends."""
+        for rule, snapshot in self._snapshots:
+            if snapshot.position > position:
+                message = f"the state is of a position after the log's end at {position}"
+                self._findings.add(snapshot.position, rule, message)
 
-    def _note(self, rule: Rule, taken: Snapshot, expected: Snapshot) -> None:
+    def _report(self, rule: Rule, snapshot: Snapshot, expected: Snapshot) -> None:
         details = {
-            "hash": taken.hash.hex(),
+            "hash": snapshot.hash.hex(),
             "expected_hash": expected.hash.hex(),
-            "digest": _digest(taken.payload),
+            "digest": _digest(snapshot.payload),
             "expected_digest": _digest(expected.payload),
-            "differs_in": [name for name, _ in zip(_differing(taken, expected), range(MOST_NAMED), strict=False)],
+            "differs_in": [name for name, _ in zip(_differing(snapshot, expected), range(MOST_NAMED), strict=False)],
         }
-        self._findings.add(taken.position, rule, "the state is not what the log comes to here", **details)
+        self._findings.add(snapshot.position, rule, "the state is not that of the log at this position", **details)
 
 
 def encoded_state(state: AuditState, row_checker: RowChecker, recorded_at_ns: int) -> bytes:
-    """The bytes of the ledger state that the audit's state amounts to."""
+    """Return the encoded ledger state that corresponds to the audit's state."""
     folded = LedgerState()
     folded.position, folded.hash, folded.recorded_at_ns = Head(row_checker.position, row_checker.hash, recorded_at_ns)
     folded.chain = state.chain
     folded.versions = {stream: row_checker.version(stream) for stream in FACT_STREAMS}
+    # The fold of facts leaves the accounts' reservations empty; the audit fills in its own for the encoding only.
     for stream, account in state.chain.accounts.items():
-        account.version, account.taken = row_checker.version(stream), state.account_state(stream).taken
+        account.version, account.taken = row_checker.version(stream), state.account(stream).taken
         account.active.clear()
-    for active in state.active.values():
-        if active.account_state.stream in state.chain.accounts:
-            folded.add_active(_active_reservation(active))
+    for reservation in state.active.values():
+        if reservation.account.stream in state.chain.accounts:
+            folded.add_active(_active_reservation(reservation))
     return encode_state(folded)
 
 
-def _active_reservation(active: AuditedReservation) -> ActiveReservation:
-    row, event = active.row, active.event
+def _active_reservation(reservation: AuditedReservation) -> ActiveReservation:
+    row, event = reservation.row, reservation.event
     return ActiveReservation(
-        active.reservation_id,
+        reservation.reservation_id,
         row.position,
-        active.account_state.account,
+        reservation.account.chain_account,
         event.amount_ns,
         event.blocks,
         event.job_start_block,
@@ -89,14 +91,14 @@ def _active_reservation(active: AuditedReservation) -> ActiveReservation:
     )
 
 
-def _differing(taken: Snapshot, expected: Snapshot) -> Iterator[str]:
-    """What the states differ in, as far as they can be read."""
+def _differing(snapshot: Snapshot, expected: Snapshot) -> Iterator[str]:
+    """Yield names of parts in which the states differ, to show where to look; the byte comparison decides."""
     found, right = LedgerState(), LedgerState()
     try:
-        decode_state(taken.payload, found)
+        decode_state(snapshot.payload, found)
         decode_state(expected.payload, right)
-    except Exception:  # Whatever bytes it is, they are no state of this release.
-        yield "it cannot be read"
+    except Exception:  # Any bytes may be stored; decoding them may fail in any way.
+        yield "the state cannot be decoded"
         return
     for name in ("position", "recorded_at_ns", "versions"):
         if getattr(found, name) != getattr(right, name):
@@ -105,13 +107,13 @@ def _differing(taken: Snapshot, expected: Snapshot) -> Iterator[str]:
         if getattr(found.chain, name) != getattr(right.chain, name):
             yield name
     if found.active.keys() != right.active.keys():
-        yield "the standing reservations"
+        yield "the active reservations"
     for stream in sorted(found.chain.accounts.keys() | right.chain.accounts.keys()):
-        if _account_facts(found, stream) != _account_facts(right, stream):
+        if _account_parts(found, stream) != _account_parts(right, stream):
             yield f"the account {' '.join(stream.split(chr(9)))}"
 
 
-def _account_facts(state: LedgerState, stream: str) -> object:
+def _account_parts(state: LedgerState, stream: str) -> object:
     account = state.chain.accounts.get(stream)
     if account is None:
         return None

@@ -1,4 +1,4 @@
-"""The audit as a page: one file that any browser opens without a network."""
+"""The audit's report as an HTML page: one file that any browser shows without a network."""
 
 from .document import is_page, page
 

@@ -1,4 +1,4 @@
-"""What is wrong, by position, and which rules that breaks."""
+"""The findings by position, the rules that they break, and the list of all rules."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .markup import NUMBER, STACKED, Markup, element, joined, table, text
 if TYPE_CHECKING:
     from routing import AuditReport, Finding
 
-MOST_OPEN = 50
-"""Findings beyond these are folded away, so that what follows is not out of reach."""
+MOST_UNFOLDED = 50
+"""Further findings are folded, so that the sections after them stay in reach."""
 
 
 def findings_section(report: AuditReport) -> Markup:
-    """Broken rules with what they demand, then the findings; nothing where there are none."""
+    """Return the broken rules and the findings; nothing if there are no findings."""
     findings = report.findings
     if not report.findings_count:
         return Markup()
@@ -28,46 +28,46 @@ def findings_section(report: AuditReport) -> Markup:
         element("h2", "Findings"),
         element("p", f"{counted(report.findings_count, 'finding')}{listed}, by position in the log."),
         _broken_rules(findings),
-        _findings_table("Findings", findings[:MOST_OPEN]),
+        _findings_table("Findings", findings[:MOST_UNFOLDED]),
     ]
-    if folded := findings[MOST_OPEN:]:
+    if folded := findings[MOST_UNFOLDED:]:
         summary = element("summary", f"{counted(len(folded), 'more finding')}")
         parts.append(element("details", summary, _findings_table("More findings", folded)))
     return element("section", *parts)
 
 
 def rules_section(report: AuditReport) -> Markup:
-    """Every rule, what it demands, and whether it holds."""
+    """Return a table of all rules that shows whether each holds."""
     from routing import RULES
 
     broken = _by_rule(report.findings)
     rows = [
-        (_mark(len(broken[rule.value]), _is_known(report, rule.value)), _rule(rule.value), demand)
-        for rule, demand in RULES.items()
+        (_mark(len(broken[rule.value]), _is_known(report, rule.value)), _rule(rule.value), requirement)
+        for rule, requirement in RULES.items()
     ]
     return element(
         "section",
         element("h2", "Rules"),
-        element("p", f"The {len(RULES)} rules that the log was held against, each at every event that it is about."),
-        table("Rules", ("Holds", "Rule", "What it demands"), rows, of=STACKED),
+        element("p", f"The audit checked these {len(RULES)} rules at every event to which they apply."),
+        table("Rules", ("Holds", "Rule", "Requirement"), rows, of=STACKED),
     )
 
 
 def _broken_rules(findings: Sequence[Finding]) -> Markup:
     from routing import RULES
 
-    demands = {rule.value: demand for rule, demand in RULES.items()}
+    requirements = {rule.value: requirement for rule, requirement in RULES.items()}
     rows = [
-        (f"{len(theirs):,}", f"{theirs[0].position:,}", _rule(name), demands.get(name, ""))
-        for name, theirs in sorted(_by_rule(findings).items(), key=lambda each: -len(each[1]))
+        (f"{len(of_rule):,}", f"{of_rule[0].position:,}", _rule(name), requirements.get(name, ""))
+        for name, of_rule in sorted(_by_rule(findings).items(), key=lambda each: -len(each[1]))
     ]
-    headers = ("Findings", "First at", "Rule", "What it demands")
+    headers = ("Findings", "First at", "Rule", "Requirement")
     return table("Broken rules", headers, rows, (NUMBER, NUMBER), of=STACKED)
 
 
 def _findings_table(caption: str, findings: Sequence[Finding]) -> Markup:
     rows = ((f"{each.position:,}", _rule(each.rule), text(each.message), _details(each.details)) for each in findings)
-    return table(caption, ("Position", "Rule", "What is wrong", "Details"), rows, (NUMBER, "", "message"), of=STACKED)
+    return table(caption, ("Position", "Rule", "Finding", "Details"), rows, (NUMBER, "", "message"), of=STACKED)
 
 
 def _details(details: dict[str, object]) -> Markup:
@@ -95,11 +95,14 @@ def _rule(name: str) -> Markup:
 def _mark(broken: int, is_known: bool) -> Markup:
     if broken:
         return element("span", f"✗ {counted(broken, 'finding')}", class_="bad rule")
-    return element("span", "✓", class_="good") if is_known else element("span", "not known", class_="soft rule")
+    return element("span", "✓", class_="good") if is_known else element("span", "unknown", class_="soft rule")
 
 
 def _is_known(report: AuditReport, rule: str) -> bool:
-    """Whether no finding listed means that there is none."""
+    """Return whether the rule holds if no finding of it is listed.
+
+    It is unknown if some findings are only counted, or if there was nothing to compare.
+    """
     compared = {
         "history-model": report.history_position is not None,
         "snapshots": report.snapshots > 0,

@@ -1,4 +1,7 @@
-"""HTML by construction: whatever is not `Markup` is a stranger's text, made printable and escaped where it enters."""
+"""HTML elements that escape their texts.
+
+A log contains texts of other parties, so every string that is not `Markup` is made printable and escaped.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,19 @@ from html import escape
 from routing.cli.io.render import printable
 
 NUMBER = "number"
-"""The class of columns of numbers."""
+"""CSS class of columns of numbers."""
 STACKED = "stacked"
-"""The class of tables whose cells stand below each other on a narrow screen."""
+"""CSS class of tables that show the cells of a row below each other on a narrow screen."""
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """A string that is HTML and must not be escaped."""
 
     __slots__ = ()
 
 
 def element(tag: str, *children: str, **attributes: str | float) -> Markup:
-    """An element; `class_` and the like stand for Python's own words, `_` in other names for `-`."""
+    """Return an element. Attribute names lose a trailing `_` (as in `class_`), and other `_` become `-`."""
     named = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
         for name, value in attributes.items()
@@ -30,21 +33,21 @@ def element(tag: str, *children: str, **attributes: str | float) -> Markup:
 
 
 def joined(parts: Iterable[str]) -> Markup:
-    """Parts one after the other."""
+    """Return the parts concatenated, each escaped unless it is `Markup`."""
     return Markup("".join(part if isinstance(part, Markup) else _escaped(part) for part in parts))
 
 
 def text(value: object) -> Markup:
-    """A name or value out of the log: whichever way it reads, it turns nothing around it."""
+    """Return a text of the log in a `bdi` element, so that right-to-left text cannot reorder its surroundings."""
     return element("bdi", str(value))
 
 
 def table(
     caption: str, headers: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = (), *, of: str = ""
 ) -> Markup:
-    """A table, itself of the class `of`; `classes` are the columns', from the first on."""
+    """Return a table of the CSS class `of`; `classes` are the CSS classes of its first columns."""
     of_column = [*classes, *[""] * (len(headers) - len(classes))]
-    # Where a narrow screen stacks a row's cells, a number says by itself what it is.
+    # A narrow screen stacks the cells and hides the header, so numbers carry their header as a label.
     labels = [
         header if of == STACKED and class_ == NUMBER else "" for header, class_ in zip(headers, of_column, strict=True)
     ]
@@ -59,8 +62,10 @@ def table(
 
 
 def _row(columns: Sequence[tuple[str, str]], cells: Sequence[str]) -> Markup:
-    together = zip(columns, cells, strict=True)
-    return element("tr", *(element("td", cell, class_=class_, data_label=label) for (class_, label), cell in together))
+    labelled_cells = zip(columns, cells, strict=True)
+    return element(
+        "tr", *(element("td", cell, class_=class_, data_label=label) for (class_, label), cell in labelled_cells)
+    )
 
 
 def _escaped(value: object) -> str:

@@ -1,6 +1,7 @@
-"""The style sheet of the audit's page: light and dark, for screens of any width and for paper.
+"""The page's style sheet: light and dark, for screens of any width and for print.
 
-The states' colours differ in lightness as well as in hue, so that eyes that see fewer hues, and paper, keep them apart.
+The colours of the states differ in lightness as well as in hue, so that colour-blind readers and black-and-white prints
+can distinguish them.
 """
 
 STYLE = """

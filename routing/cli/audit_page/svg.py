@@ -1,6 +1,6 @@
-"""Charts as inline SVG: stacked steps over block numbers. Colours come from the page's style sheet. Pure.
+"""Charts as inline SVG: stacked steps over block numbers. Colours come from the page's style sheet. Pure functions.
 
-What is drawn is stretched to the width of the page; lettering and lines are not, so a chart reads the same on a phone.
+Areas are stretched to the width of the page. Texts and lines are not, so a chart is as readable on a phone.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ SPARK_WIDTH, SPARK_HEIGHT = 160, 34
 NICE_STEPS = (1, 2, 5, 10)
 MOST_TICKS_X, MOST_TICKS_Y = 8, 5
 SMALL, LARGE = 0.001, 10_000_000
-"""What lies beyond is lettered with an exponent, so that it fits beside the axis."""
+"""Amounts outside of these limits are written with an exponent, to fit beside the axis."""
 EDGE = 0.97
-"""Beyond this share of the width, a block's number would be cut off."""
+"""Share of the width beyond which a block number would be cut off at the right border."""
 
 
 class Layer(NamedTuple):
-    """One layer of a stack: its CSS class, and a value for each bucket."""
+    """One layer of a stack: its CSS class, and one value for each bucket."""
 
     name: str
     values: Sequence[float]
 
 
 def chart(starts: Sequence[int], layers: Sequence[Layer], hints: Sequence[str], title: str, description: str) -> Markup:
-    """A chart with axes: layers stacked from the bottom up; `starts` are the buckets' first blocks and the end.
+    """Return a chart with axes, its layers stacked from the bottom up.
 
-    Each bucket says its hint when it is pointed at. The line on top of the stack is drawn for itself.
+    `starts` are the first blocks of the buckets, and the end of the last one. `hints` has a tooltip for each bucket.
+    Values are executor-seconds per block.
     """
     heights = ticks(0, stack_height(layers), MOST_TICKS_Y, beyond=True)
     plot = _Plot(starts, layers, WIDTH, HEIGHT, heights[-1])
@@ -52,7 +53,7 @@ def chart(starts: Sequence[int], layers: Sequence[Layer], hints: Sequence[str], 
         "svg",
         element("title", title),
         element("desc", description),
-        element("text", "executor-seconds a block", class_="axis", x=0, y=12),
+        element("text", "executor-seconds per block", class_="axis", x=0, y=12),
         *_height_axis(plot, heights),
         areas,
         *_block_axis(plot, starts),
@@ -64,7 +65,7 @@ def chart(starts: Sequence[int], layers: Sequence[Layer], hints: Sequence[str], 
 
 
 def sparkline(starts: Sequence[int], layers: Sequence[Layer], top: float, title: str) -> Markup:
-    """The same without axes, for a table's row; `top` is the value that would fill its height."""
+    """Return a small chart without axes for a table row; `top` is the value that fills its height."""
     plot = _Plot(starts, layers, SPARK_WIDTH, SPARK_HEIGHT, top or 1.0)
     return element(
         "svg",
@@ -79,12 +80,12 @@ def sparkline(starts: Sequence[int], layers: Sequence[Layer], top: float, title:
 
 
 def stack_height(layers: Sequence[Layer]) -> float:
-    """How high the highest bucket's stack is."""
+    """Return the sum of all layers in the highest bucket; 0.0 if there is none."""
     return max((sum(values) for values in zip(*(layer.values for layer in layers), strict=True)), default=0.0)
 
 
 def ticks(low: float, high: float, most: int, *, beyond: bool = False) -> list[float]:
-    """Round numbers from `low` to `high`, `most` steps or fewer; with `beyond`, the last is no lower than `high`."""
+    """Return round numbers from `low` to `high` in at most `most` steps; with `beyond`, the last is at least `high`."""
     if high <= low:
         return [low, low + 1] if beyond else []
     least_step = (high - low) / most
@@ -105,19 +106,19 @@ def _block_axis(plot: _Plot, starts: Sequence[int]) -> Iterator[Markup]:
     ground = TOP + HEIGHT
     yield element("line", class_="ground", x1=0, x2="100%", y1=ground, y2=ground)
     blocks = [block for block in ticks(starts[0], starts[-1], MOST_TICKS_X) if block == int(block)]
-    for place, block in enumerate(blocks):
+    for index, block in enumerate(blocks):
         share = plot.x(block) / WIDTH
         if share > EDGE:
             break
         x = f"{100 * share:.2f}%"
         yield element("line", class_="ground", x1=x, x2=x, y1=ground, y2=ground + 4)
-        often = "tick block" if place % 2 == 0 else "tick block every-other"
-        yield element("text", f"{block:,.0f}", class_=often, x=x, y=ground + 18)
+        css_class = "tick block" if index % 2 == 0 else "tick block every-other"
+        yield element("text", f"{block:,.0f}", class_=css_class, x=x, y=ground + 18)
     yield element("text", "block", class_="axis block", x="50%", y=ground + 36)
 
 
 class _Plot:
-    """Scales, and the layers as paths."""
+    """The scales of a chart, and its layers as SVG paths."""
 
     def __init__(self, starts: Sequence[int], layers: Sequence[Layer], width: int, height: int, top: float) -> None:
         self._starts = starts
@@ -133,25 +134,25 @@ class _Plot:
         return self._height * (1 - value / self._top)
 
     def areas(self) -> Iterator[Markup]:
-        """Each layer that has anything in it: along its upper edge, and back along its lower one."""
+        """Yield a path for each layer that is not empty: along its upper edge, then back along its lower one."""
         below = [0.0] * (len(self._starts) - 1)
         for layer in self._layers:
             above = [low + value for low, value in zip(below, layer.values, strict=True)]
             if any(layer.values):
-                forth = "".join(f"V{height}H{end}" for _, end, height in self._steps(above))
-                back = "".join(f"V{height}H{start}" for start, _, height in reversed(self._steps(below)))
-                yield element("path", class_=layer.name, d=f"M0 {_n(self.y(0))}{forth}{back}Z")
+                upper = "".join(f"V{height}H{end}" for _, end, height in self._steps(above))
+                lower = "".join(f"V{height}H{start}" for start, _, height in reversed(self._steps(below)))
+                yield element("path", class_=layer.name, d=f"M0 {_n(self.y(0))}{upper}{lower}Z")
             below = above
 
     def top_line(self) -> Markup:
-        """The upper edge of the whole stack, as a line of its own."""
+        """Return the upper edge of the whole stack as a line."""
         sums = [sum(values) for values in zip(*(layer.values for layer in self._layers), strict=True)]
         steps = self._steps(sums)
         line = "".join(f"V{height}H{end}" for _, end, height in steps)
         return element("path", class_="granted", d=f"M0 {steps[0][2]}{line}")
 
     def targets(self, hints: Sequence[str]) -> Iterator[Markup]:
-        """What is pointed at: the whole height of each bucket."""
+        """Yield an invisible rectangle of full height for each bucket, which shows the tooltip."""
         for (start, end), hint in zip(pairwise(self._starts), hints, strict=True):
             x, width = self.x(start), self.x(end) - self.x(start)
             yield element(
@@ -159,17 +160,17 @@ class _Plot:
             )
 
     def _steps(self, values: Sequence[float]) -> list[tuple[str, str, str]]:
-        """From, to and height of each step; buckets of one height are one step."""
+        """Return start, end and height of each step as coordinates; adjacent buckets of equal height are one step."""
         steps: list[tuple[str, str, str]] = []
         for (start, end), value in zip(pairwise(self._edges), values, strict=True):
             height = _n(self.y(value))
-            begins = steps.pop()[0] if steps and steps[-1][2] == height else start
-            steps.append((begins, end, height))
+            step_start = steps.pop()[0] if steps and steps[-1][2] == height else start
+            steps.append((step_start, end, height))
         return steps
 
 
 def _n(value: float) -> str:
-    """A coordinate to a tenth of a pixel."""
+    """Return a coordinate rounded to a tenth of a pixel, which keeps large pages small."""
     return f"{value:.1f}".removesuffix(".0")
 
 

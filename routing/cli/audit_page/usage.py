@@ -1,9 +1,9 @@
-"""Charts of what the blocks granted and what became of it: of all classes, of each, and of each miner in it."""
+"""Charts of the allowance by block and state: for all classes together, for each class, and for each miner."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import fsum
 from typing import TYPE_CHECKING
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 SPARK_BUCKETS = 40
 STATES = ("spent", "held", "invalidated", "free")
-"""What an account's allowance is, from the bottom of a chart up; together all that was granted."""
+"""The states of allowance from the bottom of a chart to its top; together they are the granted allowance."""
 
 
 def usage_section(report: AuditReport) -> Markup:
-    """The charts, and a table of miners for each class, folded away."""
+    """Return the charts, and for each class a folded table of its miners."""
     heading = element("h2", "Allowance by block")
     usage = report.usage
     if usage is None:
-        return element("section", heading, element("p", "Not asked for.", class_="soft"))
+        return element("section", heading, element("p", "The report was made without usage by block.", class_="soft"))
     if len(usage.starts) <= 1 or not usage.accounts:
         return element("section", heading, element("p", "No block has granted anything yet.", class_="soft"))
     width = usage.starts[1] - usage.starts[0]
-    step = "a step is one block" if width == 1 else f"a step is the average of {width:,} blocks"
-    told = (
-        f"What each block granted, and what has become of it by the end of the log; {step}."
+    step = "Each step is one block." if width == 1 else f"Each step is the average of {width:,} blocks."
+    explanation = (
+        f"The allowance that each block granted, by its state at the end of the audited log. {step}"
         " The miners of a class share one scale."
     )
     totals = {(each.miner_ss58, each.executor_class): each for each in report.totals}
     by_class: dict[str, list[AccountUsage]] = defaultdict(list)
     for account in usage.accounts:
         by_class[account.executor_class].append(account)
-    classes = (_class(usage.starts, name, theirs, totals) for name, theirs in sorted(by_class.items()))
-    everything = _figure(usage.starts, "All classes", usage.accounts)
-    return element("section", heading, element("p", told), everything, *classes)
+    classes = (_class(usage.starts, name, accounts, totals) for name, accounts in sorted(by_class.items()))
+    all_classes = _figure(usage.starts, "All classes", usage.accounts)
+    return element("section", heading, element("p", explanation), all_classes, *classes)
 
 
 def _class(
@@ -51,12 +51,12 @@ def _class(
     accounts: list[AccountUsage],
     totals: dict[tuple[str, str], AccountTotals],
 ) -> Markup:
-    rough = _Rough(starts)
+    coarse = _CoarseBuckets(starts)
     accounts.sort(key=lambda each: (-fsum(each.spent) - fsum(each.held), -fsum(each.granted), each.miner_ss58))
-    scale = max(stack_height(rough.layers(each)) for each in accounts)
+    scale = max(stack_height(coarse.layers(each)) for each in accounts)
     rows = (
         (
-            sparkline(rough.starts, rough.layers(each), scale, f"{each.miner_ss58}: {_told(each)}"),
+            sparkline(coarse.starts, coarse.layers(each), scale, f"{each.miner_ss58}: {_account_text(each)}"),
             element("span", text(each.miner_ss58), class_="hotkey"),
             *amounts([totals[each.miner_ss58, executor_class]]),
         )
@@ -68,39 +68,39 @@ def _class(
     return joined((_figure(starts, executor_class, accounts), element("details", summary, miners)))
 
 
-def _figure(starts: Sequence[int], title: str, accounts: Iterable[AccountUsage]) -> Markup:
+def _figure(starts: Sequence[int], title: str, accounts: Sequence[AccountUsage]) -> Markup:
     summed = _summed(accounts)
     sums = {name: fsum(values) for name, values in summed.items()}
     key = [
         element("li", element("i", class_=name), f"{name} ", element("b", seconds_text(sums[name])))
         for name in ("granted", *STATES)
     ]
-    amounts_told = ", ".join(f"{name} {seconds_text(amount)}" for name, amount in sums.items())
-    described = f"Executor-seconds granted by blocks {starts[0]:,} to {starts[-1] - 1:,}: {amounts_told}."
+    amounts_text = ", ".join(f"{name} {seconds_text(amount)}" for name, amount in sums.items())
+    description = f"Executor-seconds granted by blocks {starts[0]:,} to {starts[-1] - 1:,}: {amounts_text}."
     layers = [Layer(name, _per_block(starts, summed[name])) for name in STATES]
     hints = list(_hints(starts, summed))
     return element(
         "figure",
         element("figcaption", element("h3", text(title)), element("ul", *key, class_="key")),
-        chart(starts, layers, hints, title, described),
+        chart(starts, layers, hints, title, description),
     )
 
 
 def _hints(starts: Sequence[int], summed: dict[str, list[float]]) -> Iterator[str]:
-    """What each step of a chart says when it is pointed at."""
-    for place, (start, end) in enumerate(pairwise(starts)):
+    """Yield a tooltip for each step of a chart."""
+    for bucket, (start, end) in enumerate(pairwise(starts)):
         blocks = f"Block {start:,}" if end - start == 1 else f"Blocks {start:,} to {end - 1:,}"
-        amounts_told = ", ".join(f"{name} {seconds_text(values[place])}" for name, values in summed.items())
-        yield f"{blocks}: {amounts_told}"
+        amounts_text = ", ".join(f"{name} {seconds_text(values[bucket])}" for name, values in summed.items())
+        yield f"{blocks}: {amounts_text}"
 
 
-def _summed(accounts: Iterable[AccountUsage]) -> dict[str, list[float]]:
-    """Bucket by bucket, what was granted and what of that is in each state."""
-    theirs = list(accounts)
+def _summed(accounts: Sequence[AccountUsage]) -> dict[str, list[float]]:
+    """Return the sums over the accounts for each bucket: granted, and by state."""
     summed = {
-        name: [fsum(bucket) for bucket in zip(*(getattr(each, name) for each in theirs), strict=True)]
+        name: [fsum(bucket) for bucket in zip(*(getattr(each, name) for each in accounts), strict=True)]
         for name in ("granted", "spent", "held", "invalidated")
     }
+    # Rounding may make the difference slightly negative, which would draw a layer below its neighbour.
     summed["free"] = [
         max(0.0, granted - spent - held - invalidated)
         for granted, spent, held, invalidated in zip(*summed.values(), strict=True)
@@ -108,7 +108,7 @@ def _summed(accounts: Iterable[AccountUsage]) -> dict[str, list[float]]:
     return summed
 
 
-def _told(account: AccountUsage) -> str:
+def _account_text(account: AccountUsage) -> str:
     return f"granted {seconds_text(fsum(account.granted))}, spent {seconds_text(fsum(account.spent))}"
 
 
@@ -116,8 +116,8 @@ def _per_block(starts: Sequence[int], values: Sequence[float]) -> list[float]:
     return [value / (end - start) for (start, end), value in zip(pairwise(starts), values, strict=True)]
 
 
-class _Rough:
-    """Buckets drawn together until there are few enough for a small chart."""
+class _CoarseBuckets:
+    """Buckets merged until they are few enough for a small chart."""
 
     def __init__(self, starts: Sequence[int]) -> None:
         buckets = len(starts) - 1

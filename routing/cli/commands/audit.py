@@ -1,4 +1,4 @@
-"""`allowance audit`: every rule checked again, by replaying the log from nothing."""
+"""`allowance audit`: check every rule again by replaying the log from its first event."""
 
 from __future__ import annotations
 
@@ -7,47 +7,49 @@ from collections import defaultdict
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.errors import NO, WrongUsage
+from routing.cli.commands import CliCommand
+from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted, labelled, printable, seconds_text, short_hotkey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from routing import AccountTotals, AuditReport
     from routing.cli.io.output_file import OutputFile
 
 PAGE_BUCKETS = 120
-"""Columns of the report's charts."""
+"""Steps of the page's charts: as many as are still distinguishable on a narrow screen."""
 MOST_LISTED = 50
+"""Further findings are only counted in the text output; `--json` lists them."""
 AMOUNTS = ("granted", "spent", "held", "invalidated", "available", "aged")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How far, and what else to show."""
+    """Add the options of `allowance audit`."""
     parser.add_argument("--until", metavar="POSITION", type=whole_number, help="audit only up to this position")
     parser.add_argument("--accounts", action="store_true", help="list every account's totals, not only the classes'")
     parser.add_argument(
         "--html",
         metavar="FILE",
-        help="also write a report with charts that any browser opens; takes the place of an earlier one only",
+        help="also write a report with charts for any browser; FILE must be new, or an earlier report to replace",
     )
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Audits, writes the page where it is asked for, and tells what was found."""
+    """Audit the ledger, write the page if requested, and print the report; return `NO` if there are findings."""
     with ExitStack() as stack:
-        # Before the audit, which may take long: what cannot be written should not be found out after it.
+        # An audit may take long, so a file that cannot be written is refused before it.
         file = stack.enter_context(_page_file(arguments.html)) if arguments.html else None
         report = _audit(arguments)
         try:
             if file is not None:
                 _write_page(file, report)
         finally:
-            _tell(report, out, accounts=arguments.accounts)
+            # If writing the page fails, the result of the audit is printed nevertheless.
+            _print_report(report, out, accounts=arguments.accounts)
     return NO if report.findings_count else 0
 
 
@@ -56,8 +58,10 @@ def _page_file(name: str) -> OutputFile:
     from routing.cli.io.output_file import OutputFile
 
     if name == "-":
-        raise WrongUsage("--html - : the report goes into a file, such as audit.html; standard output has the answer")
-    expected = "a file that is not there yet, or an earlier report of `allowance audit --html`"
+        raise WrongUsage(
+            "--html must name a file, such as audit.html, got '-': standard output is for the audit's result"
+        )
+    expected = "a new file, or an earlier report of `allowance audit --html`"
     return OutputFile(name, expected=expected, may_replace=is_page)
 
 
@@ -81,18 +85,29 @@ def _write_page(file: OutputFile, report: AuditReport) -> None:
     file.keep()
 
 
-def _tell(report: AuditReport, out: Output, *, accounts: bool) -> None:
+def _print_report(report: AuditReport, out: Output, *, accounts: bool) -> None:
     from routing.cli.io.documents import as_fields
 
     if out.json_wanted:
         document = as_fields(report)
+        # The numbers of the charts are large and only for the page.
         del document["usage"]
         out.document(document)
     else:
-        _show(report, out, accounts=accounts)
+        _print_text(report, out, accounts=accounts)
 
 
-def _show(report: AuditReport, out: Output, *, accounts: bool) -> None:
+def _print_text(report: AuditReport, out: Output, *, accounts: bool) -> None:
+    _print_summary(report, out)
+    if report.totals:
+        out.line()
+        _print_totals(report.totals, out, accounts=accounts)
+    out.line()
+    _print_findings(report, out)
+    out.note(f"{report.events_per_second:,.0f} events/s")
+
+
+def _print_summary(report: AuditReport, out: Output) -> None:
     for line in labelled(
         [
             ("validator", report.validator_ss58),
@@ -103,35 +118,32 @@ def _show(report: AuditReport, out: Output, *, accounts: bool) -> None:
         ]
     ):
         out.line(line)
-    if report.totals:
-        out.line()
-        _show_totals(report.totals, out, accounts=accounts)
-    out.line()
+
+
+def _print_findings(report: AuditReport, out: Output) -> None:
     if not report.findings_count:
         out.line(f"no finding in {counted(report.position, 'event')}")
     for finding in report.findings[:MOST_LISTED]:
-        out.line(
-            f"position {finding.position:,}: {finding.rule}: {printable(finding.message)}{_facts(finding.details)}"
-        )
+        details = _details_text(finding.details)
+        out.line(f"position {finding.position:,}: {finding.rule}: {printable(finding.message)}{details}")
     if report.findings_count:
         listed = min(MOST_LISTED, len(report.findings))
-        more = f", the first {listed} listed; --json has more" if listed < report.findings_count else ""
+        more = f", the first {listed} are listed; --json lists more" if listed < report.findings_count else ""
         out.line(f"{counted(report.findings_count, 'finding')} in {counted(report.position, 'event')}{more}")
-    out.note(f"{report.events_per_second:,.0f} events/s")
 
 
-def _facts(details: dict[str, object]) -> str:
-    facts = ", ".join(f"{name}={value}" for name, value in details.items())
-    return f" ({printable(facts)})" if facts else ""
+def _details_text(details: dict[str, object]) -> str:
+    text = ", ".join(f"{name}={value}" for name, value in details.items())
+    return f" ({printable(text)})" if text else ""
 
 
 def _history_text(report: AuditReport) -> str:
     if report.history_position is None:
-        return "none to compare"
+        return "none"
     return f"compared up to position {report.history_position:,}"
 
 
-def _show_totals(totals: list[AccountTotals], out: Output, *, accounts: bool) -> None:
+def _print_totals(totals: list[AccountTotals], out: Output, *, accounts: bool) -> None:
     if accounts:
         out.table(
             ("miner", "class", *AMOUNTS),
@@ -143,21 +155,20 @@ def _show_totals(totals: list[AccountTotals], out: Output, *, accounts: bool) ->
         by_class[each.executor_class].append(each)
     out.table(
         ("class", "accounts", *AMOUNTS),
-        [(name, len(theirs), *_amounts(theirs)) for name, theirs in sorted(by_class.items())],
+        [(name, len(of_class), *_amounts(of_class)) for name, of_class in sorted(by_class.items())],
     )
 
 
-def _amounts(totals: Iterable[AccountTotals]) -> list[str]:
-    theirs = list(totals)
-    return [seconds_text(sum(getattr(each, f"{name}_seconds") for each in theirs)) for name in AMOUNTS]
+def _amounts(totals: Sequence[AccountTotals]) -> list[str]:
+    return [seconds_text(sum(getattr(each, f"{name}_seconds") for each in totals)) for name in AMOUNTS]
 
 
 COMMAND = CliCommand(
     name="audit",
-    summary="Check every rule of the ledger again, by replaying its log from nothing.",
+    summary="Check every rule of the ledger again by replaying its log from the first event.",
     details=(
-        "Changes nothing, believes nothing but the log, and works on a damaged one too. Each finding names the\n"
-        "position, the rule that is broken, and the numbers. Exit code 1: there are findings."
+        "The audit changes nothing, trusts only the log, and also works on a damaged one. Each finding names the\n"
+        "position, the broken rule, and the numbers. The exit code is 1 if there are findings."
     ),
     examples=(
         "allowance audit",

@@ -1,44 +1,42 @@
-"""`allowance demo`: the whole product on made-up data, in half a minute."""
+"""`allowance demo`: show the whole product on made-up data, in half a minute."""
 
 from __future__ import annotations
 
 import argparse
 
-from routing.cli.command import CliCommand
+from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How large the made-up world is."""
-    for name, default, what in (
+    """Add the sizes of the made-up network."""
+    for name, default, meaning in (
         ("miners", 250, "miners in the network"),
-        ("validators", 6, "validators that share the miners"),
+        ("validators", 6, "validators that share the miners by stake"),
         ("classes", 5, "executor classes"),
         ("blocks", 1100, "blocks of the chain"),
         ("jobs", 3000, "jobs to route"),
-        ("callers", 64, "callers that route at the same time"),
-        ("seed", 1, "draws another network and other jobs"),
+        ("callers", 64, "concurrent callers that route jobs"),
+        ("seed", 1, "seed of the network and the jobs"),
     ):
         parser.add_argument(
-            f"--{name}", type=whole_number, default=default, metavar="N", help=f"{what} (default: {default})"
+            f"--{name}", type=whole_number, default=default, metavar="N", help=f"{meaning} (default: {default})"
         )
-    parser.add_argument("--keep", metavar="DIR", help="keep the facts and the ledger in this directory")
+    parser.add_argument("--keep", metavar="DIR", help="keep the facts and the ledger in this new directory")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Shows everything."""
+    """Run the demo."""
     from routing.cli.demo.run import run_demo
 
     return run_demo(arguments, out)
 
 
 COMMAND = CliCommand(
-    name="demo",
-    summary="Show everything on made-up data: import, routing, settling, history, checks.",
     details=(
-        "Works in a temporary directory, whatever ALLOWANCE_DATABASE_URL says; --database names another\n"
-        "place, such as a PostgreSQL server. The clock is made up too: it starts at the newest block."
+        "The demo works in a temporary directory and ignores ALLOWANCE_DATABASE_URL. --database names another\n"
+        "database, such as one on a PostgreSQL server. The clock is made up, too: it starts at the newest block."
     ),
     examples=(
         "allowance demo",

@@ -1,11 +1,11 @@
-"""`allowance explain`: why this miner."""
+"""`allowance explain`: show why the router chose this miner for a job."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
+from routing.cli.commands import CliCommand
 from routing.cli.io.output import Output
 from routing.cli.io.render import block_ranges, counted, labelled, percent_text, seconds_text
 
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from routing import Considered, Explanation
 
 SHOWN_AFTER = 5
+"""How many of the candidates after the claimed one are shown without `--all`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which job."""
+    """Add the job."""
     parser.add_argument("job_uuid", metavar="JOB_UUID", help="the uuid of the job's request")
-    parser.add_argument("--all", action="store_true", help="all candidates, also those that were never reached")
+    parser.add_argument("--all", action="store_true", help="show all candidates, also those that the job did not reach")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Makes the routing decision again from the log, and shows it."""
+    """Repeat the routing decision from the log, and show it."""
     from routing.cli.connection import connected
     from routing.cli.io.documents import as_fields
 
@@ -34,9 +35,9 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     for line in labelled(_facts(explanation)):
         out.line(line)
     if not explanation.routed:
-        out.note("it was reserved by hand: no router chose the miner")
+        out.note("the allowance was reserved without a router, so there was no choice to explain")
         return 0
-    _show_candidates(explanation, out, everything=arguments.all)
+    _show_candidates(explanation, out, show_all=arguments.all)
     return 0
 
 
@@ -51,28 +52,30 @@ def _facts(explanation: Explanation) -> list[tuple[str, object]]:
         ("blocks", block_ranges(reservation.blocks)),
         ("job start block", explanation.job_start_block),
         ("decided at", explanation.decided_at),
-        ("on the log up to", explanation.position),
+        ("decided on the log up to", explanation.position),
     ]
 
 
-def _show_candidates(explanation: Explanation, out: Output, *, everything: bool) -> None:
-    considered = explanation.candidates
-    reached = sum(1 for each in considered if each.verdict != "not reached")
-    shown = considered if everything else considered[: reached + SHOWN_AFTER]
+def _show_candidates(explanation: Explanation, out: Output, *, show_all: bool) -> None:
+    candidates = explanation.candidates
+    reached = sum(1 for each in candidates if each.verdict != "not reached")
+    shown = candidates if show_all else candidates[: reached + SHOWN_AFTER]
     out.line()
     out.table(
         ("tried", "hotkey", "verdict", "earliest block", "share left", "available", "running", "executors"),
-        [_row(place, each) for place, each in enumerate(shown, start=1)],
+        [_row(rank, each) for rank, each in enumerate(shown, start=1)],
     )
     if explanation.kept:
-        out.note("the miner was chosen before others moved the log; it still qualified, so the job stayed with it")
-    if len(shown) < len(considered):
-        out.note(f"{counted(len(considered) - len(shown), 'more candidate')}: repeat with --all")
+        out.note(
+            "the miner was chosen before others appended to the log; it still qualified, so the job stayed with it"
+        )
+    if len(shown) < len(candidates):
+        out.note(f"{counted(len(candidates) - len(shown), 'more candidate')}: repeat with --all")
 
 
-def _row(place: int, candidate: Considered) -> tuple[object, ...]:
+def _row(rank: int, candidate: Considered) -> tuple[object, ...]:
     return (
-        place,
+        rank,
         candidate.hotkey_ss58,
         candidate.verdict,
         candidate.earliest_block,
@@ -84,12 +87,11 @@ def _row(place: int, candidate: Considered) -> tuple[object, ...]:
 
 
 COMMAND = CliCommand(
-    name="explain",
-    summary="Explain why a job went to its miner.",
     details=(
-        "The candidates in the order in which the job tried them, as the router saw them, made again from\n"
-        "the log alone: claimed; busy (as many jobs as executors); outrun (first only after others had moved\n"
-        "the log, when the miner chosen before still qualified); not reached (the claim came before it)."
+        "Lists the candidates in the order in which the job tried them, with what the router knew of them.\n"
+        "All of it is computed again from the log. Verdicts: claimed; busy (it ran as many jobs as it had executors);\n"
+        "outrun (it came first only after others had appended to the log, and the miner chosen before still\n"
+        "qualified); not reached (an earlier candidate was claimed)."
     ),
     examples=(
         "allowance explain 6f1c0a52-27c3-4d0e-9d3b-5f3f5b1f0c11",

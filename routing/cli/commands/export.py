@@ -1,4 +1,4 @@
-"""`allowance export`: a whole ledger in a file."""
+"""`allowance export`: write a whole ledger to a file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 import sys
 from typing import IO, TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.errors import STORAGE_UNAVAILABLE, UnwritableOutput, WrongUsage
+from routing.cli.commands import CliCommand
+from routing.cli.io.errors import STORAGE_UNAVAILABLE, UnwritableOutput, WrongUsage
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted
@@ -19,42 +19,43 @@ STANDARD_OUTPUT = "standard output"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to."""
-    parser.add_argument("file", metavar="FILE", help="a file that is not there yet; - writes to standard output")
+    """Add the file."""
+    parser.add_argument("file", metavar="FILE", help="a new file; `-` writes to standard output")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Exports, and tells the head to note."""
+    """Export, and report the head, which users note elsewhere and later pass to `verify --head`."""
     if arguments.file == "-":
-        out.note(_text(_export_to_stdout(arguments, out)))
+        out.note(_summary(_export_to_stdout(arguments, out)))
         return 0
     from routing.cli.io.documents import as_fields
     from routing.cli.io.output_file import FOR_OWNER, OutputFile
 
-    with OutputFile(arguments.file, expected="a file that is not there yet", mode=FOR_OWNER) as file:
+    with OutputFile(arguments.file, expected="a new file", mode=FOR_OWNER) as file:
         report = _export(arguments, file.stream)
         file.keep()
     if out.json_wanted:
         out.document({**as_fields(report), "file": arguments.file, "head": _head(report)})
     else:
-        out.line(_text(report))
+        out.line(_summary(report))
     return 0
 
 
 def _export_to_stdout(arguments: argparse.Namespace, out: Output) -> ExportReport:
-    from routing.cli.io.output_file import named_errors
+    from routing.cli.io.output_file import raising_unwritable_output
 
     try:
         report = _export(arguments, _stdout(out))
-        with named_errors(STANDARD_OUTPUT):
-            sys.stdout.flush()  # It is not exported before it is out.
+        with raising_unwritable_output(STANDARD_OUTPUT):
+            # Before reporting success: bytes in Python's own buffer are not exported yet.
+            sys.stdout.flush()
         return report
-    except UnwritableOutput as refused:
-        if isinstance(refused.__cause__, BrokenPipeError):
-            # Whoever reads has seen enough: `main` knows what to do then.
-            raise refused.__cause__ from None
-        # As for every other answer that does not fit on a disk.
-        refused.exit_code = STORAGE_UNAVAILABLE
+    except UnwritableOutput as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            # The reader has stopped reading; `main` ends the command quietly.
+            raise error.__cause__ from None
+        # The same exit code as for any other output that does not fit on the disk.
+        error.exit_code = STORAGE_UNAVAILABLE
         raise
 
 
@@ -65,7 +66,7 @@ def _export(arguments: argparse.Namespace, stream: IO[bytes]) -> ExportReport:
         return connection.run(connection.ledger.export(stream, lambda done, total: progress.show(done, total=total)))
 
 
-def _text(report: ExportReport) -> str:
+def _summary(report: ExportReport) -> str:
     return f"exported {counted(report.position, 'event')} of {report.validator_ss58}; head {_head(report)}"
 
 
@@ -74,21 +75,20 @@ def _head(report: ExportReport) -> str:
 
 
 def _stdout(out: Output) -> IO[bytes]:
-    from routing.cli.io.output_file import named_stream
+    from routing.cli.io.output_file import output_stream
 
     if out.json_wanted:
-        raise WrongUsage("with --json, give a file: standard output takes one or the other")
+        raise WrongUsage("with --json, FILE cannot be -: standard output is either the export or the document")
     if sys.stdout is None or sys.stdout.isatty():
-        raise WrongUsage("an export is no text for a terminal: give a file, or send it into one with >")
-    return named_stream(sys.stdout.buffer, STANDARD_OUTPUT)
+        raise WrongUsage("an export is binary and not for a terminal; name a file, or redirect standard output")
+    return output_stream(sys.stdout.buffer, STANDARD_OUTPUT)
 
 
 COMMAND = CliCommand(
-    name="export",
-    summary="Write a whole ledger, events as they are stored, to a compressed file.",
     details=(
-        "Others may read and write meanwhile; the file has what was there at the start. It is gzipped JSON, a line\n"
-        "per event. `allowance verify FILE` checks it, `allowance restore FILE` makes the ledger anew from it."
+        "Others may read and write during the export; the file has the events of its start. The format is JSON, one\n"
+        "line per event, compressed by gzip. `allowance verify FILE` checks the file, and `allowance restore FILE`\n"
+        "restores the ledger. Note the head that is shown, and pass it to `allowance verify --head` later."
     ),
     examples=(
         "allowance export backup.jsonl.gz",

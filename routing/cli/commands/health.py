@@ -1,20 +1,20 @@
-"""`allowance health`: is the ledger there, and is it up to date?"""
+"""`allowance health`: show whether the ledger can be read and how current it is."""
 
 from __future__ import annotations
 
 import argparse
 
-from routing.cli.command import CliCommand
+from routing.cli.commands import CliCommand
 from routing.cli.io.output import Output
 from routing.cli.io.render import counted, labelled, seconds_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Health takes no arguments of its own."""
+    """Add nothing: only the common options apply."""
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Shows what the ledger says of itself."""
+    """Show the ledger's own report."""
     from routing.cli.connection import connected
     from routing.cli.io.documents import as_fields
 
@@ -35,8 +35,6 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 COMMAND = CliCommand(
-    name="health",
-    summary="Show whether the ledger can be read and how current it is.",
     examples=(
         "allowance health",
         "allowance health --database sqlite:///allowance.db --validator 5Grwva… --json",

@@ -1,4 +1,4 @@
-"""`allowance history`: reservations, filtered and paged."""
+"""`allowance history`: list reservations, filtered and in pages."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.io.inputs import MOST_PAGE_ITEMS, moment, page_items, whole_number
+from routing.cli.commands import CliCommand
+from routing.cli.io.inputs import MOST_PAGE_ITEMS, add_moment, at_moment, moment, page_items, whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.render import time_text
-from routing.cli.moments import add_moment, at_moment
 
 if TYPE_CHECKING:
     from routing import Reservation
@@ -21,44 +20,48 @@ PAGE_ITEMS = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Filters, which all must fit, and paging."""
-    parser.add_argument("--miner", metavar="SS58", help="only this miner's")
-    parser.add_argument("--executor-class", metavar="CLASS", help="only in this class")
-    parser.add_argument("--job", metavar="UUID", help="only this job's")
-    parser.add_argument("--status", choices=STATUSES, help="only with this status")
-    parser.add_argument("--from", dest="reserved_from", type=moment, metavar="TIME", help="reserved then or later")
-    parser.add_argument("--until", dest="reserved_until", type=moment, metavar="TIME", help="reserved before then")
-    parser.add_argument("--block", type=whole_number, metavar="B", help="only those that took this block")
-    parser.add_argument("--oldest-first", action="store_true", help="in the order in which they were made")
-    parser.add_argument("--after", metavar="CURSOR", help="go on where a page before ended")
+    """Add the filters, which a reservation must all match, and the options for pages."""
+    parser.add_argument("--miner", metavar="SS58", help="only reservations on this miner")
+    parser.add_argument("--executor-class", metavar="CLASS", help="only reservations in this executor class")
+    parser.add_argument("--job", metavar="UUID", help="only reservations for this job")
+    parser.add_argument("--status", choices=STATUSES, help="only reservations with this status")
+    parser.add_argument(
+        "--from", dest="reserved_from", type=moment, metavar="TIME", help="only reserved at this time or later"
+    )
+    parser.add_argument(
+        "--until", dest="reserved_until", type=moment, metavar="TIME", help="only reserved before this time"
+    )
+    parser.add_argument("--block", type=whole_number, metavar="B", help="only reservations that took this block")
+    parser.add_argument("--oldest-first", action="store_true", help="list the oldest reservation first")
+    parser.add_argument("--after", metavar="CURSOR", help="continue after an earlier page, whose note gave this cursor")
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
         "--limit",
         type=page_items,
         default=PAGE_ITEMS,
         metavar="N",
-        help=f"this many, {MOST_PAGE_ITEMS} at the most (default: {PAGE_ITEMS})",
+        help=f"items per page, at most {MOST_PAGE_ITEMS} (default: {PAGE_ITEMS})",
     )
-    amount.add_argument("--all", action="store_true", help="page after page, until the end")
+    amount.add_argument("--all", action="store_true", help="list all pages")
     add_moment(parser, prefix="at-")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Lists reservations; where there are more, standard error says how to go on."""
+    """List reservations; if there are more, a note on standard error says how to continue."""
     from routing.cli.connection import connected
 
     with connected(arguments, read_only=True) as connection:
         pages = _Pages(connection, arguments)
         _write((page for page in pages if page), out)
     if pages.is_empty:
-        out.note("no reservation fits")
+        out.note("no reservation matches")
     if pages.next is not None:
         out.note(f"there are more: repeat with --after {pages.next}, or with --all")
     return 0
 
 
 class _Pages:
-    """The pages that were asked for, read as they are wanted; `next` is the cursor of what comes after them."""
+    """The requested pages, each read when it is needed; `next` is the cursor of the page after the last one read."""
 
     def __init__(self, connection: Connection, arguments: argparse.Namespace) -> None:
         self.next: str | None = arguments.after
@@ -119,9 +122,7 @@ def _row(reservation: Reservation) -> tuple[object, ...]:
 
 
 COMMAND = CliCommand(
-    name="history",
-    summary="List reservations, newest first.",
-    details="Filters add up. Times are ISO 8601 with a time zone. Nothing found is an empty list.",
+    details="A reservation must match all filters. Times are ISO 8601 with a time zone.",
     examples=(
         "allowance history --limit 20",
         "allowance history --miner 5Grwva… --status spent --from 2024-01-01T00:00:00Z",

@@ -1,16 +1,15 @@
-"""`allowance miners`: who is registered, or who could take a job."""
+"""`allowance miners`: list the registered miners, or the candidates for a job."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.errors import WrongUsage
-from routing.cli.io.inputs import seconds, whole_number
+from routing.cli.commands import CliCommand
+from routing.cli.io.errors import WrongUsage
+from routing.cli.io.inputs import add_moment, at_moment, seconds, whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.render import percent_text, seconds_text
-from routing.cli.moments import add_moment, at_moment
 
 if TYPE_CHECKING:
     from routing import Candidate
@@ -18,22 +17,28 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the job needs; nothing of it lists everybody."""
-    parser.add_argument("--executor-class", metavar="CLASS", help="the kind of machine that the job needs")
-    parser.add_argument("--seconds", type=seconds, metavar="S", help="the executor-seconds that the job needs")
-    parser.add_argument("--block", type=whole_number, metavar="B", help="the job's start (default: the newest block)")
+    """Add the job's class, amount and start."""
+    parser.add_argument("--executor-class", metavar="CLASS", help="the executor class that the job needs")
+    parser.add_argument(
+        "--seconds", type=seconds, metavar="S", help="the amount that the job needs, in executor-seconds"
+    )
+    parser.add_argument(
+        "--block", type=whole_number, metavar="B", help="the block at which the job starts (default: the newest)"
+    )
     add_moment(parser, prefix="at-")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Lists candidates for a job where one is described, otherwise the registered miners."""
-    described = (arguments.executor_class is not None, arguments.seconds is not None)
-    if not all(described) and (any(described) or arguments.block is not None):
-        raise WrongUsage("candidates need both --executor-class and --seconds; without any, all miners are listed")
+    """List the candidates for the job that is described, or the registered miners if none is."""
+    job_options = (arguments.executor_class is not None, arguments.seconds is not None)
+    if not all(job_options) and (any(job_options) or arguments.block is not None):
+        raise WrongUsage(
+            "candidates need both --executor-class and --seconds; leave out these and --block for all miners"
+        )
     from routing.cli.connection import connected
 
     with connected(arguments, read_only=True) as connection:
-        if all(described):
+        if all(job_options):
             _list_candidates(connection, arguments, out)
         else:
             _list_registered(connection, arguments, out)
@@ -44,6 +49,7 @@ def _list_candidates(connection: Connection, arguments: argparse.Namespace, out:
     from routing.cli.io.documents import candidate_document
 
     ledger = at_moment(connection.ledger, arguments)
+    # An empty ledger has no newest block; it has no candidates either, whatever the block.
     block = arguments.block or connection.run(ledger.current_block()) or 1
     candidates = connection.run(ledger.find_miners(arguments.seconds, arguments.executor_class, block))
     ranked = list(enumerate(candidates, start=1))
@@ -81,22 +87,20 @@ def _list_registered(connection: Connection, arguments: argparse.Namespace, out:
     out.table(
         ("hotkey", "address", "port", "executors"),
         [
-            (miner.hotkey_ss58, miner.address, miner.port, _offer_text(manifests.get(miner.hotkey_ss58, {})))
+            (miner.hotkey_ss58, miner.address, miner.port, _executors_text(manifests.get(miner.hotkey_ss58, {})))
             for miner in miners
         ],
     )
 
 
-def _offer_text(offer: dict[str, int]) -> str:
-    return ", ".join(f"{count} {executor_class}" for executor_class, count in sorted(offer.items())) or "-"
+def _executors_text(executors: dict[str, int]) -> str:
+    return ", ".join(f"{count} {executor_class}" for executor_class, count in sorted(executors.items())) or "-"
 
 
 COMMAND = CliCommand(
-    name="miners",
-    summary="List who could take a job, best first, or all registered miners.",
     details=(
-        "With --executor-class and --seconds: the candidates for a job, in the order in which they are asked.\n"
-        "Without: the miners of the newest block, their axons and what they offered in the newest sync."
+        "With --executor-class and --seconds: the candidates for a job, best first. Without: the miners that are\n"
+        "registered at the newest block, with their network addresses and their executors in the newest sync."
     ),
     examples=(
         "allowance miners",

@@ -1,12 +1,12 @@
-"""`allowance pick`: routes one job."""
+"""`allowance pick`: route one job."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.errors import WrongInput
+from routing.cli.commands import CliCommand
+from routing.cli.io.errors import WrongInput
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
 from routing.cli.io.render import block_ranges, labelled, seconds_text
@@ -19,12 +19,12 @@ LONGEST_REQUEST_BYTES = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the request is."""
+    """Add the file of the request."""
     parser.add_argument("request", metavar="REQUEST.json", help="the job request; `-` reads standard input")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Picks a miner, reserves what the job needs, and shows the route."""
+    """Pick a miner, reserve the allowance that the job needs, and show the route."""
     from routing.cli.io.documents import route_document
 
     route = _pick(arguments, _request(arguments.request))
@@ -36,29 +36,29 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
-    """Routes as a validator's process does: a debug or trusted miner is taken without opening any ledger."""
+    """Route the job. A debug or trusted route opens no ledger, as in a validator's own process."""
     import asyncio
 
     from routing import Routing
-    from routing.cli.connection import ledger_of, refuse_absent
+    from routing.cli.connection import ledger_from_arguments, refuse_absent_ledger
     from routing.service.config import configuration_from_environment
 
-    books: list[Allowance] = []
+    opened: list[Allowance] = []
 
-    def ledger() -> Allowance:
-        books.append(ledger_of(arguments))
-        return books[-1]
+    def open_ledger() -> Allowance:
+        opened.append(ledger_from_arguments(arguments))
+        return opened[-1]
 
     async def pick() -> JobRoute:
         configuration = configuration_from_environment()
         if configuration.debug_miner is None and not request.on_trusted_miner:
-            await refuse_absent(arguments)
-        router = Routing(ledger, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner)
+            await refuse_absent_ledger(arguments)
+        router = Routing(open_ledger, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner)
         try:
             return await router.pick_miner_for_job_request(request)
         finally:
-            for opened in books:
-                await opened.close()
+            for ledger in opened:
+                await ledger.close()
 
     return asyncio.run(pick())
 
@@ -69,37 +69,39 @@ def _request(path: str) -> JobRequest:
     with opened_input(path) as stream:
         text = stream.read(LONGEST_REQUEST_BYTES + 1)
     if len(text) > LONGEST_REQUEST_BYTES:
-        raise WrongInput(f"the job request is longer than {LONGEST_REQUEST_BYTES:,} bytes")
+        raise WrongInput(f"the job request must be at most {LONGEST_REQUEST_BYTES:,} bytes long")
     return job_request(text)
 
 
 def _show(route: JobRoute, out: Output) -> None:
-    held = route.allowance_reservation_id
+    reservation_id = route.allowance_reservation_id
     pairs: list[tuple[str, object]] = [
         ("miner", route.miner.hotkey_ss58),
         ("address", f"{route.miner.address} port {route.miner.port}"),
     ]
-    if held is not None:
+    if reservation_id is not None:
         pairs += [
-            ("reservation", held),
+            ("reservation", reservation_id),
             ("amount", seconds_text(route.allowance_job_value or 0.0)),
             ("blocks", block_ranges(route.allowance_blocks or ())),
         ]
     for line in labelled(pairs):
         out.line(line)
-    if held is None:
-        out.note("nothing is reserved: this miner takes jobs unchecked")
+    if reservation_id is None:
+        out.note("nothing is reserved: a debug or trusted miner runs jobs without allowance")
     else:
-        out.note(f"then: `allowance spend {held}` when the job ran, `allowance release {held}` when not")
+        out.note(
+            f"next: `allowance spend {reservation_id}` if the job ran,"
+            f" `allowance release {reservation_id}` if it did not"
+        )
 
 
 COMMAND = CliCommand(
-    name="pick",
-    summary="Pick the miner for a job and reserve what the job needs.",
     details=(
-        'The request: {"uuid":"…","executor_class":"always_on.gpu-24gb","download_time_limit":5,\n'
-        '"execution_time_limit":30,"upload_time_limit":5}, "on_trusted_miner" if it should be.\n'
-        "The same uuid again gives the same route."
+        "The request is a JSON object; time limits are in seconds, and their sum is the amount to reserve:\n"
+        '  {"uuid":"…","executor_class":"always_on.gpu-24gb","download_time_limit":5,\n'
+        '   "execution_time_limit":30,"upload_time_limit":5}\n'
+        'It may have "on_trusted_miner":true. Retrying with the same uuid returns the same route.'
     ),
     examples=(
         "allowance pick request.json",

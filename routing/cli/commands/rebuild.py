@@ -1,12 +1,12 @@
-"""`allowance rebuild`: the history and the snapshots made anew from the log."""
+"""`allowance rebuild`: rebuild the history and the snapshots from the log."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.errors import NO
+from routing.cli.commands import CliCommand
+from routing.cli.io.errors import NO
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Rebuild takes no arguments of its own."""
+    """Add nothing: only the common options apply."""
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Rebuilds, and tells in what the old differed from the new."""
+    """Rebuild, and report how the stored data differed from the log."""
     from routing.cli.connection import connected
     from routing.cli.io.documents import as_fields
 
@@ -39,31 +39,29 @@ def _show(report: RebuildReport, out: Output) -> None:
         f" compared up to {report.compared_until:,}, with {counted(report.snapshots, 'snapshot')}"
     )
     if not report.different:
-        out.line("what was there was what the log says")
+        out.line("the stored history and snapshots agreed with the log")
         return
     for difference in report.differences:
-        out.line(_text(difference))
-    listed = "" if report.different == len(report.differences) else f", the first {len(report.differences)} listed"
-    out.line(f"{counted(report.different, 'difference')}{listed}: what was there is replaced")
+        out.line(_difference_text(difference))
+    limit = "" if report.different == len(report.differences) else f", the first {len(report.differences)} listed"
+    out.line(f"{counted(report.different, 'difference')}{limit}; the stored data is replaced")
 
 
-def _text(difference: Difference) -> str:
+def _difference_text(difference: Difference) -> str:
     found, rebuilt = difference.found, difference.rebuilt
     where = f"{difference.what} at position {difference.position}"
     if found is None:
         return f"{where}: was missing"
     if rebuilt is None:
-        return f"{where}: should not be there"
+        return f"{where}: is not in the log"
     changes = ", ".join(f"{name} was {found[name]}, is {rebuilt[name]}" for name in rebuilt)
     return f"{where}: {changes}"
 
 
 COMMAND = CliCommand(
-    name="rebuild",
-    summary="Make the history and the snapshots anew from the log, and compare them with what was there.",
     details=(
-        "Others may read and write meanwhile: the new history is made beside the old one, and put in its\n"
-        "place in one transaction. Exit code 1: what was there was not what the log says; now it is."
+        "Others may read and write during the rebuild: the new history is built as a shadow generation, which\n"
+        "replaces the old one in one transaction. Exit code 1: the stored data differed from the log and is replaced."
     ),
     examples=(
         "allowance rebuild",

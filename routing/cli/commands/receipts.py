@@ -1,12 +1,12 @@
-"""`allowance receipts`: what other validators paid with, checked against the chain's facts."""
+"""`allowance receipts`: check receipts of other validators against the recorded chain."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.errors import NO, error_fields, error_message, error_name
+from routing.cli.commands import CliCommand
+from routing.cli.io.errors import NO, error_fields, error_message, error_name
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
 from routing.cli.io.render import block_ranges, counted, seconds_text
@@ -27,48 +27,51 @@ _NOT_CHECKED: dict[str, object] = {
     "without_grant": [],
     "spendable": [],
 }
-"""The fields of a `ReceiptOutcome` for a receipt that came to none: its blocks were not looked at."""
+"""The fields of a `ReceiptOutcome` for a receipt that has none, because its blocks were not checked.
+
+All documents of one list have the same keys.
+"""
 REASONS = ("outside_range", "double_spent", "invalidated", "without_grant")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the receipts are."""
-    parser.add_argument("file", metavar="RECEIPTS.jsonl", help="a receipt per line; `-` reads standard input")
+    """Add the file of the receipts."""
+    parser.add_argument("file", metavar="RECEIPTS.jsonl", help="one receipt per line; `-` reads standard input")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Takes the receipts in order, and tells what becomes of each."""
+    """Check the receipts in order, and report the outcome of each."""
     from routing.cli.connection import connected
     from routing.cli.files.receipts import numbered_receipts
 
-    taken = refused = 0
+    checked = refused = 0
     with opened_input(arguments.file) as stream, connected(arguments, read_only=True) as connection:
-        keeper = connection.run(connection.ledger.receipts())
+        bookkeeper = connection.run(connection.ledger.receipts())
         for numbered in numbered_receipts(stream):
-            taken += 1
-            refused += not _take(keeper, numbered, out)
-    out.note(f"{counted(taken, 'receipt')}, {refused:,} of them refused")
+            checked += 1
+            refused += not _check(bookkeeper, numbered, out)
+    out.note(f"{counted(checked, 'receipt')}, {refused:,} of them refused")
     return NO if refused else 0
 
 
-def _take(keeper: Bookkeeper, numbered: NumberedReceipt, out: Output) -> bool:
-    """Tells what became of one receipt; whether it was spent."""
+def _check(bookkeeper: Bookkeeper, numbered: NumberedReceipt, out: Output) -> bool:
+    """Report the outcome of one receipt, and return whether it was spent."""
     from routing import InvalidInput, TimeOutOfRange
-    from routing.cli.files.facts import BadLine
+    from routing.cli.files.json_lines import BadLine
     from routing.cli.files.receipts import EXAMPLE
 
     try:
-        outcome = keeper.take(numbered.receipt)
+        outcome = bookkeeper.take(numbered.receipt)
     except InvalidInput as error:
         raise BadLine(numbered.line, error_message(error), EXAMPLE) from error
     except TimeOutOfRange as error:
-        _tell_refusal(numbered, error, out)
+        _write_refusal(numbered, error, out)
         return False
-    _tell(numbered, outcome, out)
+    _write_outcome(numbered, outcome, out)
     return outcome.spent
 
 
-def _tell(numbered: NumberedReceipt, outcome: ReceiptOutcome, out: Output) -> None:
+def _write_outcome(numbered: NumberedReceipt, outcome: ReceiptOutcome, out: Output) -> None:
     from routing.cli.io.documents import as_fields
 
     if out.json_wanted:
@@ -90,27 +93,26 @@ def _tell(numbered: NumberedReceipt, outcome: ReceiptOutcome, out: Output) -> No
         out.line(f"line {numbered.line}: refused, {spendable} for {required}{reasons}")
 
 
-def _tell_refusal(numbered: NumberedReceipt, error: Exception, out: Output) -> None:
+def _write_refusal(numbered: NumberedReceipt, error: Exception, out: Output) -> None:
     from routing.cli.io.documents import as_fields
 
     name, message = error_name(error), error_message(error)
     if out.json_wanted:
-        told = {"type": name, "message": message, "fields": error_fields(error)}
+        error_document = {"type": name, "message": message, "fields": error_fields(error)}
         refused = {**_NOT_CHECKED, "receipt": as_fields(numbered.receipt)}
-        out.document({"line": numbered.line, **refused, "error": told})
+        out.document({"line": numbered.line, **refused, "error": error_document})
         return
     out.line(f"line {numbered.line}: refused, {name}: {message}")
 
 
 COMMAND = CliCommand(
-    name="receipts",
-    summary="Check the receipts of other validators against the chain's facts, in order.",
     details=(
-        "A JSON object per line:\n"
+        "The file has one JSON object per line:\n"
         '  {"validator_ss58":"5G…","miner_ss58":"5F…","executor_class":"always_on.gpu-24gb",\n'
         '   "started_at":"2024-01-01T12:00:00Z","blocks":[1000,1001],"allowance_seconds":15.5}\n'
-        "A receipt spends its spendable blocks if they are worth its amount; nothing else is spent, and\n"
-        "nothing is recorded. Exit code 1: some were refused. A bad line is named by its number, and ends it."
+        "A receipt whose spendable blocks are worth its amount spends exactly those blocks, as later receipts of\n"
+        "the same run see; otherwise it is refused and spends nothing. Nothing is recorded in the ledger. At a bad\n"
+        "line the command stops and names the line's number. Exit code 1: at least one receipt was refused."
     ),
     examples=(
         "allowance receipts receipts.jsonl",

@@ -1,15 +1,15 @@
-"""`allowance replay`: the ledger's state at a moment, folded from the log."""
+"""`allowance replay`: show the ledger's state at a moment, folded from the log."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
+from routing.cli.commands import CliCommand
+from routing.cli.io.inputs import add_moment, is_past
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted, labelled, percent_text, seconds_text
-from routing.cli.moments import add_moment, is_past
 
 if TYPE_CHECKING:
     from routing import ClassTotals, Overview, Past
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which moment."""
+    """Add the moment."""
     add_moment(parser)
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Goes through the log up to the moment, and shows what it adds up to there."""
+    """Fold the log up to the moment, and show the state at that moment."""
     from routing.cli.connection import connected
     from routing.cli.io.documents import as_fields
 
     with connected(arguments, read_only=True) as connection, Progress("replay", "events") as progress:
-        past = _moment(connection, arguments)
+        past = _past(connection, arguments)
         connection.run(past.fold(lambda done, total: progress.show(done, total=total)))
         overview = connection.run(past.overview())
     if out.json_wanted:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _moment(connection: Connection, arguments: argparse.Namespace) -> Past:
+def _past(connection: Connection, arguments: argparse.Namespace) -> Past:
     ledger = connection.ledger
     if is_past(arguments):
         return ledger.at(position=arguments.at_position, block=arguments.at_block, time=arguments.at_time)
@@ -59,7 +59,7 @@ def _facts(overview: Overview) -> list[tuple[str, object]]:
         ("known", f"{counted(overview.blocks, 'block')}, {counted(overview.syncs, 'manifest sync')}"),
         ("registered", counted(overview.miners, "miner")),
         ("accounts", overview.accounts),
-        ("reserved", f"{overview.reserved}, of which {overview.overdue} overdue"),
+        ("reserved", f"{overview.reserved}, {overview.overdue} of them overdue"),
     ]
 
 
@@ -77,11 +77,9 @@ def _row(totals: ClassTotals) -> tuple[object, ...]:
 
 
 COMMAND = CliCommand(
-    name="replay",
-    summary="Replay the log up to a moment, and show what it adds up to there.",
     details=(
-        "Without a moment: up to the log's end. Sums are over the miners registered then, for a job that\n"
-        "starts at the newest block; overdue reservations hold nothing."
+        "Without a moment, the whole log is replayed. The sums are over the miners that are registered at that\n"
+        "moment, for a job that starts at the newest block. Blocks of overdue reservations count as available."
     ),
     examples=(
         "allowance replay",

@@ -1,13 +1,13 @@
-"""`allowance restore`: a ledger made anew from an export, or from another database."""
+"""`allowance restore`: restore a ledger from an export or from another database."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.errors import NoSuchLedger
+from routing.cli.commands import CliCommand
 from routing.cli.files.sources import SOURCES, opened_source
+from routing.cli.io.errors import NoSuchLedger
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """From where; --database says where to."""
-    parser.add_argument("source", metavar="SOURCE", help="an export, or another database")
+    """Add the source; `--database` is the target."""
+    parser.add_argument("source", metavar="SOURCE", help="an export or another database; see above")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Restores, and tells where the ledger stands."""
+    """Restore, and report the head of the restored ledger."""
     from ledger.errors import renamed_fields
     from routing.cli.connection import named_database, named_validator
     from routing.cli.io.documents import as_fields
@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     configuration = configuration_from_environment()
     database = named_database(arguments, configuration)
+    # Before the source is read, which may take long.
     with renamed_fields({"database_url": database.name}):
         check_target(database.value)
     with (
@@ -43,13 +44,16 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if out.json_wanted:
         out.document({**as_fields(report), "head": head})
         return 0
-    done = f"restored {counted(report.added, 'event')}" if report.added else "everything was there already"
-    out.line(f"{report.validator_ss58}: {done}; head {head}")
+    result = f"restored {counted(report.added, 'event')}" if report.added else "every event is there already"
+    out.line(f"{report.validator_ss58}: {result}; head {head}")
     return 0
 
 
 def _restore(source: str, database_url: str, validator_ss58: str | None, validator: NamedValue) -> RestoreReport:
-    """Restores the ledger that is there, or of several that of the validator whom the environment names."""
+    """Restore the one ledger of the source; if it has several, the one of `--validator` or of the environment.
+
+    A single ledger needs no name, so the validator of the environment counts only if the source is ambiguous.
+    """
     import routing.sync
     from ledger.errors import renamed_fields
     from routing import InvalidInput, LedgerNotFound
@@ -72,13 +76,12 @@ def _restore(source: str, database_url: str, validator_ss58: str | None, validat
 
 
 COMMAND = CliCommand(
-    name="restore",
-    summary="Make a ledger anew from an export or from another database: same positions, same hashes.",
     details=(
         f"{SOURCES}\n"
-        "Of several ledgers in it, --validator or else ALLOWANCE_VALIDATOR_SS58 names the one.\n\n"
-        "What is restored is verified first; then all is done in one transaction, or nothing. The database that\n"
-        "--database names has no log of the validator yet, or the beginning of this one, which is then added to."
+        "If it has several ledgers, --validator or else ALLOWANCE_VALIDATOR_SS58 selects one.\n\n"
+        "--database is the target. It must have no log of the validator, or a beginning of this log, which is then\n"
+        "completed. The source is verified first. The events are appended in one transaction, all or none, and keep\n"
+        "their positions and hashes."
     ),
     examples=(
         "allowance restore backup.jsonl.gz --database sqlite:///ledger.db",

@@ -1,28 +1,30 @@
-"""`allowance spend` and `allowance release`: how a reservation ends."""
+"""`allowance spend` and `allowance release`: settle a reservation."""
 
 from __future__ import annotations
 
 import argparse
 
-from routing.cli.command import CliCommand
+from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.render import counted, seconds_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which reservation."""
-    parser.add_argument("reservation_id", type=whole_number, metavar="ID", help="the id that `pick` answered with")
-    parser.add_argument("--idempotency-key", metavar="KEY", help="repeating the command with the same key does it once")
+    """Add the reservation and the idempotency key."""
+    parser.add_argument("reservation_id", type=whole_number, metavar="ID", help="the reservation's id, from `pick`")
+    parser.add_argument(
+        "--idempotency-key", metavar="KEY", help="retrying with the same key is safe: the change happens once"
+    )
 
 
 def spend(arguments: argparse.Namespace, out: Output) -> int:
-    """The job ran: its allowance is gone for good."""
+    """Spend the reservation: the job ran, and its allowance is used for good."""
     return _settle("spend", arguments, out)
 
 
 def release(arguments: argparse.Namespace, out: Output) -> int:
-    """The job did not run: its allowance is free again."""
+    """Release the reservation: the job did not run, and its blocks are free again."""
     return _settle("release", arguments, out)
 
 
@@ -47,17 +49,13 @@ def _settle(how: str, arguments: argparse.Namespace, out: Output) -> int:
 
 
 SPEND = CliCommand(
-    name="spend",
-    summary="Spend a reservation: its job ran.",
-    details="Cannot be taken back.",
+    details="This cannot be undone.",
     examples=("allowance spend 4711", "allowance spend 4711 --idempotency-key job-17-spend --json"),
     add_arguments=add_arguments,
     run=spend,
 )
 RELEASE = CliCommand(
-    name="release",
-    summary="Release a reservation: its job did not run.",
-    details="Its blocks are free for other jobs. Cannot be taken back.",
+    details="The blocks are then free for other jobs. This cannot be undone.",
     examples=("allowance release 4711", "allowance release 4711 --json"),
     add_arguments=add_arguments,
     run=release,

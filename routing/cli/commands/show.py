@@ -1,29 +1,23 @@
-"""`allowance show`: one reservation's life."""
+"""`allowance show`: show one reservation."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.io.inputs import whole_number
+from routing.cli.commands import CliCommand
+from routing.cli.io.inputs import add_moment, at_moment, whole_number
 from routing.cli.io.output import Output
-from routing.cli.io.render import block_ranges, labelled, seconds_text, time_text
-from routing.cli.moments import add_moment, at_moment
-
-if TYPE_CHECKING:
-    from routing import Reservation
+from routing.cli.io.render import reservation_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which reservation."""
-    parser.add_argument("reservation_id", type=whole_number, metavar="ID", help="the id that `pick` answered with")
+    """Add the reservation and the moment."""
+    parser.add_argument("reservation_id", type=whole_number, metavar="ID", help="the reservation's id, from `pick`")
     add_moment(parser, prefix="at-")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Shows everything that is known of a reservation."""
+    """Show all fields of the reservation."""
     from routing.cli.connection import connected
     from routing.cli.io.documents import reservation_document
 
@@ -32,40 +26,12 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if out.json_wanted:
         out.document(reservation_document(reservation))
         return 0
-    for line in life(reservation):
+    for line in reservation_lines(reservation):
         out.line(line)
     return 0
 
 
-def life(reservation: Reservation) -> Iterator[str]:
-    """Tells a reservation's life, a line per fact."""
-    return labelled(
-        [
-            ("reservation", reservation.reservation_id),
-            ("status", reservation.status),
-            ("job", reservation.job_uuid),
-            ("miner", reservation.miner_ss58),
-            ("executor class", reservation.executor_class),
-            ("validator", reservation.validator_ss58),
-            ("amount", seconds_text(reservation.allowance_seconds)),
-            ("blocks", f"{block_ranges(reservation.blocks)} ({len(reservation.blocks)} in all)"),
-            ("job start block", reservation.job_start_block),
-            ("reserved at", reservation.reserved_at),
-            ("due at", reservation.expires_at),
-            _ending(reservation),
-        ]
-    )
-
-
-def _ending(reservation: Reservation) -> tuple[str, str]:
-    if reservation.settled_at is None:
-        return ("settled at", "not yet")
-    return (f"{reservation.status} at", time_text(reservation.settled_at))
-
-
 COMMAND = CliCommand(
-    name="show",
-    summary="Show one reservation: its job, its blocks, when it was made and how it ended.",
     examples=("allowance show 4711", "allowance show 4711 --json", "allowance show 4711 --at-block 1722"),
     add_arguments=add_arguments,
     run=run,

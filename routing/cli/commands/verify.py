@@ -1,13 +1,13 @@
-"""`allowance verify`: is what is stored what was written?"""
+"""`allowance verify`: check that every stored event is as it was written."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
-from routing.cli.errors import NO, NoSuchLedger, WrongUsage
+from routing.cli.commands import CliCommand
 from routing.cli.files.sources import SOURCES, noted_head, opened_source
+from routing.cli.io.errors import NO, NoSuchLedger, WrongUsage
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from routing import Head, VerifyReport
     from routing.cli.connection import NamedValue
 
-MOST_LINES = 20
+MOST_LISTED = 20
+"""How many findings of a ledger are shown as text; the JSON document may have more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to verify, and against what."""
+    """Add the source and the heads to compare with."""
     parser.add_argument(
-        "source", nargs="?", metavar="SOURCE", help="a database or an export; the configured database if left out"
+        "source", nargs="?", metavar="SOURCE", help="a database or an export (default: the database of --database)"
     )
     parser.add_argument(
         "--head",
@@ -30,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=noted_head,
         metavar="POSITION:HASH",
-        help="a head noted elsewhere, now or long ago, as `allowance health` shows it; may be given again",
+        help="a head noted elsewhere at any time, as `allowance health` shows it; may be repeated",
     )
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Verifies every ledger that is meant, and tells where each goes wrong first."""
+    """Verify every selected ledger, and report the first bad position of each."""
     from ledger.errors import renamed_fields
     from routing import Head
     from routing.cli.connection import NamedValue, named_database, named_validator
@@ -51,10 +52,10 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         source = named_database(arguments, configuration)
         with renamed_fields({"database_url": source.name}):
             check_database(source.value)
-    heads = [Head(position, a_hash) for position, a_hash in arguments.head]
+    heads = [Head(*noted) for noted in arguments.head]
     reports = _verify(source, named_validator(arguments, configuration), heads)
     for report in reports:
-        _tell(report, out)
+        _show(report, out)
     return NO if any(report.findings for report in reports) else 0
 
 
@@ -76,22 +77,22 @@ def _verify(source: NamedValue, validator: NamedValue, heads: list[Head]) -> lis
             raise NoSuchLedger(source.name, validator.value, validator.name) from absent
 
 
-def _tell(report: VerifyReport, out: Output) -> None:
+def _show(report: VerifyReport, out: Output) -> None:
     from routing.cli.io.documents import as_fields
 
     head = f"{report.position}:{report.hash}"
     if out.json_wanted:
         out.document({**as_fields(report), "head": head})
         return
-    whose = report.validator_ss58 or "a ledger without a name"
+    whose = report.validator_ss58 or "a ledger whose validator is not known"
     rate = f"{counted(report.events, 'event')}, {report.events_per_second:,.0f} events/s"
     if not report.findings:
-        out.line(f"{whose}: what is stored is what was written ({rate})")
+        out.line(f"{whose}: every stored event is as it was written ({rate})")
     else:
         out.line(f"{whose}: first bad position {report.first_bad_position:,} ({rate})")
-    for finding in report.findings[:MOST_LINES]:
+    for finding in report.findings[:MOST_LISTED]:
         out.line(f"  {finding.position:,}  {finding.rule}  {finding.message}")
-    if report.found > MOST_LINES:
+    if report.found > MOST_LISTED:
         out.line(f"  … {counted(report.found, 'finding')} in all")
     out.line(f"  head {head}")
     for position in report.noted:
@@ -101,15 +102,13 @@ def _tell(report: VerifyReport, out: Output) -> None:
 
 
 COMMAND = CliCommand(
-    name="verify",
-    summary="Check that every stored event is what was written, and name the first position that is not.",
     details=(
-        "Leaves no trace where it reads, and needs no permission to write.\n"
+        "The command writes nothing and needs no permission to write.\n"
         f"{SOURCES}\n\n"
-        "Where neither --validator nor ALLOWANCE_VALIDATOR_SS58 names one, every ledger that is there is verified.\n"
-        "The hashes alone cannot tell that a log's end was cut off together with its head row, or that a log was\n"
-        "written anew as a whole. For that, note heads elsewhere from time to time, and give them with --head.\n"
-        "Exit code 1: something is not what was written."
+        "If neither --validator nor ALLOWANCE_VALIDATOR_SS58 selects one, all ledgers of the source are verified.\n"
+        "Hashes alone cannot detect a truncation that also rewrites the head row, or a log that was rewritten as a\n"
+        "whole. To detect these, note heads elsewhere from time to time, and pass them with --head.\n"
+        "Exit code 1: at least one event is not as it was written."
     ),
     examples=(
         "allowance verify",

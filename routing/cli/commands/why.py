@@ -1,28 +1,28 @@
-"""`allowance why`: what has become of an account's allowance."""
+"""`allowance why`: show what used an account's allowance."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from routing.cli.command import CliCommand
+from routing.cli.commands import CliCommand
+from routing.cli.io.inputs import add_moment, at_moment
 from routing.cli.io.output import Output
 from routing.cli.io.render import block_ranges, labelled, percent_text, seconds_text
-from routing.cli.moments import add_moment, at_moment
 
 if TYPE_CHECKING:
     from routing import Reservation, Usage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which account, and when."""
+    """Add the account and the moment."""
     parser.add_argument("miner", metavar="MINER", help="the miner's hotkey")
     parser.add_argument("executor_class", metavar="CLASS", help="the executor class")
     add_moment(parser)
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
-    """Shows an account's sums, and who took its blocks."""
+    """Show the sums of an account, and the reservations that took its blocks."""
     from routing.cli.connection import connected
     from routing.cli.io.documents import as_fields
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     for line in labelled(_sums(usage)):
         out.line(line)
     if not usage.reservations:
-        out.note("nothing is taken from it")
+        out.note("no reservation has taken blocks of this account")
         return 0
     out.line()
     out.table(
@@ -72,11 +72,9 @@ def _row(reservation: Reservation) -> tuple[object, ...]:
 
 
 COMMAND = CliCommand(
-    name="why",
-    summary="Show why a miner has that much allowance left in a class.",
     details=(
-        "What its usable blocks grant to a job that starts at the newest block, what of it is available and\n"
-        "unspent, and the reservations, standing and spent, that took its blocks."
+        "Shows the allowance that the account's usable blocks grant to a job that starts at the newest block, how\n"
+        "much of it is available and how much is unspent, and the active and spent reservations that took its blocks."
     ),
     examples=(
         "allowance why 5Grwva… always_on.gpu-24gb",

@@ -1,1 +1,1 @@
-"""`allowance demo`: a made-up network, imported, routed on and audited."""
+"""`allowance demo`: import a made-up network, route jobs on it, and audit the result."""

@@ -1,4 +1,4 @@
-"""A small chart for a terminal: columns of amounts, what is left of them filled, what is gone shaded."""
+"""A small chart for a terminal: a column per amount, with the part that is left filled and the used part shaded."""
 
 from __future__ import annotations
 
@@ -7,41 +7,47 @@ from typing import NamedTuple
 
 
 class Column(NamedTuple):
-    """One column: `left` of `granted`, in the same unit."""
+    """One column: `left` is the free part of `granted`, both in executor-seconds."""
 
     granted: float
     left: float
 
 
 class ChartCharacters(NamedTuple):
-    """The characters that a chart is drawn with."""
+    """The characters that a chart consists of: two fillings, then the axes."""
 
     left: str
-    gone: str
+    used: str
     axis: str
     corner: str
     floor: str
 
 
-UNICODE = ChartCharacters(left="█", gone="░", axis="│", corner="└", floor="─")
-ASCII = ChartCharacters(left="#", gone=".", axis="|", corner="+", floor="-")
+UNICODE = ChartCharacters(left="█", used="░", axis="│", corner="└", floor="─")
+ASCII = ChartCharacters(left="#", used=".", axis="|", corner="+", floor="-")
 
 
 def draw(
-    columns: Sequence[Column], *, first_label: str, last_label: str, rows: int = 6, signs: ChartCharacters = UNICODE
+    columns: Sequence[Column],
+    *,
+    first_label: str,
+    last_label: str,
+    rows: int = 6,
+    characters: ChartCharacters = UNICODE,
 ) -> list[str]:
-    """Draws the columns, the scale at the left, the labels of the first and the last column below.
+    """Return the lines of a chart, with the scale on the left and the labels of the outer columns below.
 
-    A column shows at least one character of whatever it has, so that little is not taken for nothing.
+    An amount above 0 fills at least one character, so that a small amount does not look like none.
     """
     top = max((column.granted for column in columns), default=0.0)
     scale = _scale(top, rows)
     width = max(map(len, scale))
     lines = [
-        f"{label.rjust(width)} {signs.axis}" + "".join(_sign(column, row, rows, top, signs) for column in columns)
+        f"{label.rjust(width)} {characters.axis}"
+        + "".join(_character(column, row, rows, top, characters) for column in columns)
         for label, row in zip(scale, range(rows, 0, -1), strict=True)
     ]
-    lines.append(" " * (width + 1) + signs.corner + signs.floor * len(columns))
+    lines.append(" " * (width + 1) + characters.corner + characters.floor * len(columns))
     gap = max(1, len(columns) - len(first_label) - len(last_label))
     lines.append(" " * (width + 2) + first_label + " " * gap + last_label)
     return [line.rstrip() for line in lines]
@@ -51,11 +57,11 @@ def _scale(top: float, rows: int) -> list[str]:
     return [f"{top:.3g} s", *[""] * (rows - 1)]
 
 
-def _sign(column: Column, row: int, rows: int, top: float, signs: ChartCharacters) -> str:
+def _character(column: Column, row: int, rows: int, top: float, characters: ChartCharacters) -> str:
     if row <= _height(column.left, rows, top):
-        return signs.left
+        return characters.left
     if row <= _height(column.granted, rows, top):
-        return signs.gone
+        return characters.used
     return " "
 
 

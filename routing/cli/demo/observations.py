@@ -1,4 +1,4 @@
-"""What the demo finds out afterwards through the public face: one account's window, the check."""
+"""What the demo learns afterwards through the public API: one account's window, and a check of all taken blocks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,24 @@ if TYPE_CHECKING:
     from routing import Allowance, Reservation
     from routing.cli.connection import Connection
 
-HOLDING = ("reserved", "spent")
+TAKING_STATUSES = ("reserved", "spent")
+"""A block is taken by a reservation with one of these statuses."""
 LEAST_SECONDS = 1e-9
+"""The smallest amount, for which every account with any free block is a candidate."""
 WINDOW_BLOCKS = 722
-MUCH = 0.15
+"""How many blocks before its start a job may use: the default of `block_expiry_blocks`.
+
+Source: ComputeHorde's validator.
+"""
+NOTABLE_CHANGE = 0.15
+"""The relative change of a column's amount that is visible in the chart."""
 
 Account = tuple[str, str]
 
 
 @dataclass
 class Window:
-    """One account's usable blocks, oldest to newest, drawn together into columns of `column_blocks` blocks."""
+    """One account's usable blocks, oldest to newest, in columns of `column_blocks` blocks each."""
 
     miner_ss58: str
     executor_class: str
@@ -37,27 +44,27 @@ class Window:
 
     @property
     def granted_seconds(self) -> float:
-        """What the account's blocks add up to."""
+        """The sum that the account's blocks granted."""
         return sum(column.granted for column in self.columns)
 
     @property
     def changes(self) -> int:
-        """How often what a column granted differs much from the column before, or something left follows on nothing."""
+        """How often the granted amount changes visibly from one column to the next, or the free part begins or ends."""
         return sum(
-            abs(after.granted - before.granted) > MUCH * max(after.granted, before.granted)
+            abs(after.granted - before.granted) > NOTABLE_CHANGE * max(after.granted, before.granted)
             or (before.left > 0) != (after.left > 0)
             for before, after in pairwise(self.columns[:-1])
         )
 
     @property
     def left_seconds(self) -> float:
-        """What of it is free."""
+        """The sum that is still free."""
         return sum(column.left for column in self.columns)
 
 
 @dataclass
 class BlockCheck:
-    """Whether any block is held twice: counted over reservations that are `reserved` or `spent`."""
+    """Counts of taken blocks; `held_twice` counts the blocks that two reservations took, and must be 0."""
 
     reservations: int = 0
     accounts: int = 0
@@ -66,7 +73,7 @@ class BlockCheck:
 
 
 def all_reservations(connection: Connection) -> list[Reservation]:
-    """Pages through the whole history, oldest first."""
+    """Return the whole history, oldest first."""
     reservations: list[Reservation] = []
     cursor = None
     while True:
@@ -78,33 +85,36 @@ def all_reservations(connection: Connection) -> list[Reservation]:
 
 
 def check_blocks(reservations: Iterable[Reservation]) -> BlockCheck:
-    """Counts the blocks that two reservations of one account hold at once: there must be none."""
+    """Count the taken blocks, and those that two reservations of one account took.
+
+    This uses only the public history and none of the ledger's own bookkeeping, so that it is independent of it.
+    """
     check = BlockCheck()
-    held: dict[Account, set[int]] = {}
+    taken: dict[Account, set[int]] = {}
     for reservation in reservations:
-        if reservation.status not in HOLDING:
+        if reservation.status not in TAKING_STATUSES:
             continue
-        blocks = held.setdefault((reservation.miner_ss58, reservation.executor_class), set())
+        blocks = taken.setdefault((reservation.miner_ss58, reservation.executor_class), set())
         check.reservations += 1
         check.blocks += len(reservation.blocks)
         check.held_twice += len(blocks.intersection(reservation.blocks))
         blocks.update(reservation.blocks)
-    check.accounts = len(held)
+    check.accounts = len(taken)
     return check
 
 
 def busiest_accounts(reservations: Iterable[Reservation], registered: Iterable[str], count: int) -> list[Account]:
-    """The accounts of registered miners from which the most blocks are taken, the busiest first."""
-    known = set(registered)
+    """Return the accounts of registered miners with the most taken blocks, the busiest first."""
+    registered_ss58 = set(registered)
     taken: Counter[Account] = Counter()
     for reservation in reservations:
-        if reservation.status in HOLDING and reservation.miner_ss58 in known:
+        if reservation.status in TAKING_STATUSES and reservation.miner_ss58 in registered_ss58:
             taken[reservation.miner_ss58, reservation.executor_class] += len(reservation.blocks)
     return sorted(taken, key=lambda account: (-taken[account], account))[:count]
 
 
 def most_eventful(reservations: Sequence[Reservation]) -> Reservation | None:
-    """The settled reservation with the most blocks: the one that has most to tell."""
+    """Return the settled reservation with the most blocks, as the most interesting example; None if there is none."""
     settled = [reservation for reservation in reservations if reservation.settled_at is not None]
     return max(settled, key=lambda reservation: (len(reservation.blocks), -reservation.reservation_id), default=None)
 
@@ -112,7 +122,7 @@ def most_eventful(reservations: Sequence[Reservation]) -> Reservation | None:
 async def liveliest_window(
     ledger: Allowance, accounts: Iterable[Account], *, first_block: int, newest_block: int, columns: int
 ) -> Window:
-    """Of several accounts the one whose allowance went up and down the most: it has most to show."""
+    """Return the window of the account whose allowance changed most often, as the most interesting chart."""
     windows = [
         await account_window(ledger, account, first_block=first_block, newest_block=newest_block, columns=columns)
         for account in accounts
@@ -123,23 +133,24 @@ async def liveliest_window(
 async def account_window(
     ledger: Allowance, account: Account, *, first_block: int, newest_block: int, columns: int
 ) -> Window:
-    """Measures what an account's blocks granted and what is left of them.
+    """Measure how much an account's blocks granted and how much of it is free.
 
-    A job that starts later sees a shorter window, so the difference between two starts is what the blocks
-    between the two windows' ends are worth.
+    No public query returns single blocks. But a job that starts later may use fewer old blocks, so the difference
+    between two starts is the allowance of the blocks that only the earlier job may use.
     """
     first = max(first_block, newest_block - WINDOW_BLOCKS)
     step = max(1, -(-(newest_block - first) // columns))
     window = Window(*account, first_block=first, last_block=newest_block - 1, column_blocks=step)
-    before = await _standing(ledger, account, first + WINDOW_BLOCKS)
+    before = await _allowance_at(ledger, account, first + WINDOW_BLOCKS)
     for start in range(first + step, newest_block + step, step):
-        after = await _standing(ledger, account, start + WINDOW_BLOCKS)
+        after = await _allowance_at(ledger, account, start + WINDOW_BLOCKS)
         window.columns.append(Column(granted=before.granted - after.granted, left=before.left - after.left))
         before = after
     return window
 
 
-async def _standing(ledger: Allowance, account: Account, job_start_block: int) -> Column:
+async def _allowance_at(ledger: Allowance, account: Account, job_start_block: int) -> Column:
+    """Return the sums of an account for a job that starts at this block."""
     miner_ss58, executor_class = account
     try:
         candidates = await ledger.find_miners(LEAST_SECONDS, executor_class, job_start_block)

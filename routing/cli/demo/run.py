@@ -1,4 +1,4 @@
-"""The demo: a made-up network, imported, routed on by many callers at once, and looked at from all sides."""
+"""Run the demo: import a made-up network, route jobs for many concurrent callers, then show and check the result."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import msgspec
 
 from routing import Allowance
 from routing.cli.connection import Connection, opened
-from routing.cli.errors import NO, WrongUsage
 from routing.cli.files.importing import ImportSummary, import_facts
+from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress, rate_text
@@ -42,12 +42,17 @@ if TYPE_CHECKING:
 FIRST_BLOCK = 1000
 CHART_COLUMNS = 60
 CHART_CHOICES = 12
+"""How many of the busiest accounts are candidates for the chart."""
 LONGER_THAN_ANY_RESERVATION_NS = 4000 * 10**9
+"""More than the default longest job (3600 s) and margin of a reservation (100 s) together.
+
+Source: ComputeHorde's validator.
+"""
 
 
 @dataclass
 class DemoFiles:
-    """Where the demo's files are, and whose ledger it is."""
+    """The demo's files and its ledger; `database` is None if the ledger is in a database that the user named."""
 
     facts: Path
     database: Path | None
@@ -55,7 +60,7 @@ class DemoFiles:
     validator_ss58: str
 
     def database_bytes(self) -> int | None:
-        """How large the ledger's file is, its journal included; None on a server."""
+        """Return the size of the ledger's file, with its WAL; None if the user named the database."""
         if self.database is None:
             return None
         return sum(file.stat().st_size for file in self.database.parent.glob(self.database.name + "*"))
@@ -63,9 +68,9 @@ class DemoFiles:
 
 @dataclass
 class DemoResults:
-    """Everything that the demo found, for `--json`."""
+    """Everything that the demo measured, for `--json`."""
 
-    world: DemoFiles
+    files: DemoFiles
     summary: ImportSummary
     traffic: Traffic
     expired: int
@@ -76,29 +81,30 @@ class DemoResults:
 
 
 def run_demo(arguments: argparse.Namespace, out: Output) -> int:
-    """Runs the demo step by step, telling at each what is to be seen; 1 if anything was found to be wrong."""
-    started = time.monotonic()
+    """Run the demo and narrate it; return exit code 1 if a check found an error."""
+    started_at = time.monotonic()
     story = Story(out)
-    with _world(arguments) as world:
-        results = _steps(arguments, world, story)
+    with _demo_files(arguments) as files:
+        results = _run_steps(arguments, files, story)
         if out.json_wanted:
-            out.document(_document(arguments, results, time.monotonic() - started))
-        story.farewell(
-            time.monotonic() - started, world.database_bytes(), world.facts.parent if arguments.keep else None
+            out.document(_document(arguments, results, time.monotonic() - started_at))
+        story.conclusion(
+            time.monotonic() - started_at, files.database_bytes(), files.facts.parent if arguments.keep else None
         )
-    wrong = results.check.held_twice + results.traffic.answered_differently + results.audit.findings_count
-    return NO if wrong else 0
+    errors = results.check.held_twice + results.traffic.answered_differently + results.audit.findings_count
+    return NO if errors else 0
 
 
-def _steps(arguments: argparse.Namespace, world: DemoFiles, story: Story) -> DemoResults:
-    story.opening(arguments)
-    newest_at = _write_facts(arguments, world.facts)
-    story.made_up(world.validator_ss58)
+def _run_steps(arguments: argparse.Namespace, files: DemoFiles, story: Story) -> DemoResults:
+    story.introduction(arguments)
+    newest_at = _write_facts(arguments, files.facts)
+    story.facts_written(files.validator_ss58)
+    # The made-up chain is old. The clock starts right after its newest block, as if the chain were followed live.
     clock = Clock((int(newest_at.timestamp()) + 1) * 10**9)
-    ledger = Allowance.open(world.url, validator_ss58=world.validator_ss58, clock_ns=clock)
+    ledger = Allowance.open(files.url, validator_ss58=files.validator_ss58, clock_ns=clock)
     with opened(ledger) as connection:
         summary = ImportSummary()
-        with opened_input(str(world.facts)) as stream:
+        with opened_input(str(files.facts)) as stream:
             import_facts(connection, stream, summary)
         story.imported(summary)
         traffic = _route(arguments, connection, clock)
@@ -114,11 +120,11 @@ def _steps(arguments: argparse.Namespace, world: DemoFiles, story: Story) -> Dem
         story.checked(check)
         audit = _audit(connection)
         story.audited(audit)
-    return DemoResults(world, summary, traffic, expired, reservations, window, check, audit)
+    return DemoResults(files, summary, traffic, expired, reservations, window, check, audit)
 
 
 @contextmanager
-def _world(arguments: argparse.Namespace) -> Iterator[DemoFiles]:
+def _demo_files(arguments: argparse.Namespace) -> Iterator[DemoFiles]:
     validator_ss58: str = arguments.validator or network.hotkeys(arguments.seed, "validator", 1)[0]
     with _directory(arguments.keep) as directory:
         database = None if arguments.database else directory / "demo.db"
@@ -127,23 +133,23 @@ def _world(arguments: argparse.Namespace) -> Iterator[DemoFiles]:
 
 
 @contextmanager
-def _directory(kept: str | None) -> Iterator[Path]:
-    if kept is None:
+def _directory(name: str | None) -> Iterator[Path]:
+    if name is None:
         with TemporaryDirectory(prefix="allowance-demo-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
         return
-    directory = Path(kept)
+    directory = Path(name)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WrongUsage(f"--keep {kept}: {error.strerror}; name a directory that can be made") from error
-    if any((directory / name).exists() for name in ("demo.db", "facts.jsonl")):
-        raise WrongUsage(f"--keep {kept}: a demo was kept there before; name another directory")
+        raise WrongUsage(f"--keep {name}: {error.strerror}; name a directory that can be created") from error
+    if any((directory / file).exists() for file in ("demo.db", "facts.jsonl")):
+        raise WrongUsage(f"--keep {name}: it has the files of an earlier demo; name another directory")
     yield directory
 
 
 def _write_facts(arguments: argparse.Namespace, path: Path) -> datetime:
-    """Writes the made-up chain and answers with its newest block's time."""
+    """Write the made-up chain to a file and return the time of its newest block."""
     lines = network.generate(
         arguments.seed,
         miners=arguments.miners,
@@ -196,11 +202,11 @@ def _window(connection: Connection, reservations: list[Reservation]) -> Window |
 def _document(arguments: argparse.Namespace, results: DemoResults, seconds: float) -> dict[str, object]:
     from routing.cli.io.documents import reservation_document
 
-    traffic, world = results.traffic, results.world
+    traffic, files = results.traffic, results.files
     shown = most_eventful(results.reservations)
     return {
         "seed": arguments.seed,
-        "validator_ss58": world.validator_ss58,
+        "validator_ss58": files.validator_ss58,
         "import": {
             **asdict(results.summary),
             "rate": rate_text(results.summary.blocks, results.summary.seconds, "blocks"),
@@ -218,7 +224,7 @@ def _document(arguments: argparse.Namespace, results: DemoResults, seconds: floa
         },
         "reservations": dict(Counter(reservation.status for reservation in results.reservations)),
         "expired_by_time": results.expired,
-        "database_bytes": world.database_bytes(),
+        "database_bytes": files.database_bytes(),
         "window": None if results.window is None else asdict(results.window),
         "reservation": None if shown is None else reservation_document(shown),
         "check": asdict(results.check),

@@ -1,4 +1,4 @@
-"""The demo's jobs, and the callers that route and settle them all at once."""
+"""The demo's jobs, and the concurrent callers that route and settle them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from routing.cli.files.job_request import JobRequest
 
 CLOCK_STEP_NS = 20_000_000
 """How far the demo's clock moves per job."""
-ASKS_TWICE_EVERY = 50
+RETRY_EVERY = 50
+"""One job in this many is routed twice, to show that retrying is safe."""
 
 
 class JobOutcome(Enum):
-    """What a caller does once its job is routed."""
+    """What a caller does after its job was routed; `LEAVE`: nothing, as if the caller had crashed."""
 
     SPEND = "spend"
     RELEASE = "release"
@@ -29,15 +30,15 @@ class JobOutcome(Enum):
 
 
 class Job(NamedTuple):
-    """A request, how it ends, and whether its caller asks twice, as after a lost answer."""
+    """A request, what its caller does afterwards, and whether the caller retries, as after a lost connection."""
 
     request: JobRequest
-    ending: JobOutcome
-    asks_twice: bool
+    outcome: JobOutcome
+    is_retried: bool
 
 
 class Clock:
-    """A clock that moves only when it is told to; gives nanoseconds since the epoch."""
+    """A clock that moves only by `advance`; a call returns nanoseconds since the epoch."""
 
     def __init__(self, now_ns: int) -> None:
         self.now_ns = now_ns
@@ -46,13 +47,13 @@ class Clock:
         return self.now_ns
 
     def advance(self, step_ns: int) -> None:
-        """Lets time pass."""
+        """Move the clock forward."""
         self.now_ns += step_ns
 
 
 @dataclass
 class Traffic:
-    """What became of the jobs. Latencies are seconds that a caller waited for its route."""
+    """The outcome of all jobs. `latencies` are the seconds that a caller waited for its route."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
@@ -63,11 +64,11 @@ class Traffic:
 
     @property
     def picks_per_second(self) -> float:
-        """Jobs routed or refused, a second."""
+        """Jobs per second, routed or refused."""
         return len(self.latencies) / max(self.seconds, 1e-9)
 
     def latency(self, share: float) -> float:
-        """The time within which this share of the callers was answered."""
+        """Return the quantile of the latencies, in seconds: 0.5 is the median."""
         if not self.latencies:
             return 0.0
         ordered = sorted(self.latencies)
@@ -75,9 +76,9 @@ class Traffic:
 
 
 def draw_jobs(seed: int, count: int, classes: Sequence[str]) -> Iterator[Job]:
-    """Draws jobs: some classes are wanted more than others, most jobs run and are paid."""
+    """Yield random jobs, the same for the same seed: each class is half as frequent as the one before it."""
     random = Random(f"jobs {seed}")
-    weights = [2.0**-place for place in range(len(classes))]
+    weights = [2.0**-rank for rank in range(len(classes))]
     for number in range(count):
         request = JobRequest(
             uuid=str(UUID(int=random.getrandbits(128), version=4)),
@@ -86,56 +87,61 @@ def draw_jobs(seed: int, count: int, classes: Sequence[str]) -> Iterator[Job]:
             execution_time_limit=round(random.uniform(20, 240), 3),
             upload_time_limit=round(random.uniform(2, 10), 3),
         )
-        (ending,) = random.choices(tuple(JobOutcome), (86, 10, 4))
-        yield Job(request, ending, asks_twice=number % ASKS_TWICE_EVERY == 0)
+        # In percent: most jobs run, some fail, and a few callers never return.
+        (outcome,) = random.choices(tuple(JobOutcome), (86, 10, 4))
+        yield Job(request, outcome, is_retried=number % RETRY_EVERY == 0)
 
 
 async def route_and_settle(
     ledger: Allowance, jobs: Iterator[Job], clock: Clock, *, callers: int, on_job: Callable[[int], None]
 ) -> Traffic:
-    """Lets callers take the jobs one after the other, each as soon as it is done with the one before."""
+    """Route and settle all jobs; each caller starts its next job as soon as its previous one is settled.
+
+    `on_job` is called after each job with the number of jobs done.
+    """
     traffic = Traffic()
     router = Routing(ledger)
 
     async def caller() -> None:
+        # All callers share one iterator, so that each job is run once.
         for job in jobs:
             clock.advance(CLOCK_STEP_NS)
-            await _serve(ledger, router, job, traffic)
+            await _route_and_settle_one(ledger, router, job, traffic)
             on_job(len(traffic.latencies))
 
-    started = time.perf_counter()
+    started_at = time.perf_counter()
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(callers):
                 group.create_task(caller())
     except ExceptionGroup as failures:
-        # What stopped one caller stops the demo, under its own name.
+        # Report the error of the first caller itself: users know its class, not that of a group.
         raise failures.exceptions[0] from failures
-    traffic.seconds = time.perf_counter() - started
+    traffic.seconds = time.perf_counter() - started_at
     return traffic
 
 
-async def _serve(ledger: Allowance, router: Routing, job: Job, traffic: Traffic) -> None:
-    asked = time.perf_counter()
+async def _route_and_settle_one(ledger: Allowance, router: Routing, job: Job, traffic: Traffic) -> None:
+    asked_at = time.perf_counter()
     try:
         route = await router.pick_miner_for_job_request(job.request)
     except (NotEnoughAllowanceException, JobRoutingException) as refusal:
         traffic.refused[type(refusal).__name__] += 1
         return
     finally:
-        traffic.latencies.append(time.perf_counter() - asked)
-    if job.asks_twice:
+        traffic.latencies.append(time.perf_counter() - asked_at)
+    if job.is_retried:
         again = await router.pick_miner_for_job_request(job.request)
         traffic.asked_twice += 1
         traffic.answered_differently += again != route
-    await _settle(ledger, route.allowance_reservation_id, job.ending)
-    traffic.settled[job.ending.value] += 1
+    await _settle(ledger, route.allowance_reservation_id, job.outcome)
+    traffic.settled[job.outcome.value] += 1
 
 
-async def _settle(ledger: Allowance, reservation_id: int | None, ending: JobOutcome) -> None:
+async def _settle(ledger: Allowance, reservation_id: int | None, outcome: JobOutcome) -> None:
     if reservation_id is None:
         return
-    if ending is JobOutcome.SPEND:
+    if outcome is JobOutcome.SPEND:
         await ledger.spend(reservation_id)
-    elif ending is JobOutcome.RELEASE:
+    elif outcome is JobOutcome.RELEASE:
         await ledger.release(reservation_id)

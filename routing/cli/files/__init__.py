@@ -1,1 +1,1 @@
-"""File formats that commands read: facts, receipts, job requests, whole ledgers."""
+"""The file formats that commands read: chain facts, receipts, job requests, and whole ledgers."""

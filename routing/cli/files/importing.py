@@ -1,4 +1,4 @@
-"""Recording a `FACTS.jsonl` in a ledger: used by `allowance import` and by the demo."""
+"""Record a `FACTS.jsonl` in a ledger, for `allowance import` and for the demo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from io import BufferedIOBase
 from typing import TYPE_CHECKING
 
 from routing import BlockFact
-from routing.cli.errors import CommandError, error_fields, error_message, exit_code
+from routing.cli.io.errors import CommandError, error_fields, error_message, exit_code
 from routing.cli.io.progress import Progress, rate_text
 
 from .facts import NumberedFact, numbered_facts
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class ImportSummary:
-    """What an import has done so far. `position` is the log's end as far as the import has seen it."""
+    """The progress of an import. `lines` is the number of the last line that was imported.
+
+    `position` is the highest log position that the import has seen; `seconds` is the time since its start.
+    """
 
     lines: int = 0
     blocks_recorded: int = 0
@@ -32,16 +35,19 @@ class ImportSummary:
 
     @property
     def blocks(self) -> int:
-        """All block lines."""
+        """The number of block lines, new and repeated."""
         return self.blocks_recorded + self.blocks_repeated
 
     @property
     def rate(self) -> str:
-        """Block lines a second, in words."""
+        """Block lines per second, as text."""
         return rate_text(self.blocks, self.seconds, "blocks")
 
     def count(self, facts: Sequence[NumberedFact], positions: Sequence[int]) -> None:
-        """Adds what became of some facts: a fact is new where its position is beyond all before it."""
+        """Count recorded facts, given the log position of each.
+
+        A repeated fact has the position of its first recording, so a fact is new if its position is the highest yet.
+        """
         for (line, fact), position in zip(facts, positions, strict=True):
             self.lines = line
             is_new = position > self.position
@@ -55,9 +61,10 @@ class ImportSummary:
 
 
 class RefusedLine(CommandError):
-    """The ledger refused a line's fact; stands for the ledger's error and says which line it was."""
+    """The ledger refused the fact of a line. Replaces the ledger's error and adds the line's number."""
 
     def __init__(self, line: int, refusal: Exception) -> None:
+        # The ledger's message names the parameter of the Python call; users of the command line have an option.
         message = error_message(refusal).replace("pass confirm=True", "repeat with --confirm")
         super().__init__(f"line {line}: {message}", line=line, **error_fields(refusal))
         self.exit_code = exit_code(refusal)
@@ -65,17 +72,17 @@ class RefusedLine(CommandError):
 
     @property
     def name(self) -> str:
-        """The class name of the ledger's error, which its users know."""
+        """The class name of the ledger's error, which users know."""
         return self._name
 
 
 def import_facts(
     connection: Connection, stream: BufferedIOBase, summary: ImportSummary, *, confirm: bool = False
 ) -> None:
-    """Records a stream's facts in order and counts them in `summary`, also where it cannot go on to the end.
+    """Record the facts of a stream in order, and count them in `summary`, also if an error stops the import.
 
-    Raises `BadLine` for what is no fact and `RefusedLine` for what the ledger refuses; what stands before
-    that line is recorded then, it and all after are not.
+    Raise `BadLine` at a line that is no fact and `RefusedLine` at a fact that the ledger refuses. All lines before
+    that line are then recorded; that line and all later ones are not.
     """
     started = time.monotonic()
     summary.position = connection.run(connection.ledger.health()).position
@@ -90,16 +97,16 @@ def import_facts(
 
 
 def _record(connection: Connection, batch: Sequence[NumberedFact], summary: ImportSummary, confirm: bool) -> None:
-    """Records a batch, and counts what of it is recorded also where a fact is refused."""
+    """Record a batch and count it; if a fact is refused, count the facts before it."""
     facts = [numbered.fact for numbered in batch]
     try:
         positions = connection.run(connection.ledger.record_facts(facts, confirm=confirm))
     except Exception as refusal:
-        refused = getattr(refusal, "fact_index", None)
-        if refused is None:
+        refused_index = getattr(refusal, "fact_index", None)
+        if refused_index is None:
             raise
-        # Those before it are recorded: asking again changes nothing, and tells where.
-        positions = connection.run(connection.ledger.record_facts(facts[:refused], confirm=confirm))
-        summary.count(batch[:refused], positions)
-        raise RefusedLine(batch[refused].line, refusal) from refusal
+        # The facts before it are recorded. Recording them again changes nothing and returns their positions.
+        positions = connection.run(connection.ledger.record_facts(facts[:refused_index], confirm=confirm))
+        summary.count(batch[:refused_index], positions)
+        raise RefusedLine(batch[refused_index].line, refusal) from refusal
     summary.count(batch, positions)

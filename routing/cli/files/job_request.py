@@ -1,11 +1,11 @@
-"""A job request as JSON: what the router needs to know of a job."""
+"""A job request as JSON, with the fields that the router needs."""
 
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from routing.cli.errors import WrongInput
+from routing.cli.io.errors import WrongInput
 from routing.cli.io.render import printable
 
 _Seconds = Annotated[float, Meta(ge=0)]
@@ -17,7 +17,7 @@ EXAMPLE = (
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A job to be routed; time limits are seconds. Fields that routing does not need may stand beside these."""
+    """A job to be routed; time limits are in seconds. Further fields are ignored, so a full request can be passed."""
 
     uuid: Annotated[str, Meta(min_length=1)]
     executor_class: Annotated[str, Meta(min_length=1)]
@@ -28,7 +28,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def job_request(text: bytes) -> JobRequest:
-    """Understands a request. Raises `WrongInput` with what is wrong and what would be right."""
+    """Return the request of a JSON text. Raise `WrongInput`, which says what is wrong and what would be right."""
     try:
         return msgspec.json.decode(text, type=JobRequest)
     except (ValueError, RecursionError) as error:

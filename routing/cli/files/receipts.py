@@ -1,4 +1,4 @@
-"""`RECEIPTS.jsonl`: another validator's receipt per line, read as it comes, checked line by line."""
+"""`RECEIPTS.jsonl`: one receipt of another validator per line, read as it arrives and checked line by line."""
 
 import json
 from collections.abc import Iterator
@@ -11,8 +11,7 @@ from msgspec import Meta
 
 from routing import Receipt
 
-from .facts import BadLine, lines_as_they_arrive, problem_of, refuse_repeated_names
-from .signatures import signature_of
+from .json_lines import BadLine, lines_as_they_arrive, problem_of, refuse_repeated_names, signature_of
 
 EXAMPLE = (
     '{"validator_ss58":"5G…","miner_ss58":"5F…","executor_class":"always_on.gpu-24gb",'
@@ -21,7 +20,7 @@ EXAMPLE = (
 
 
 class NumberedReceipt(NamedTuple):
-    """A receipt and the number, from 1, of the line that tells it."""
+    """A receipt and the number of its line, counted from 1."""
 
     line: int
     receipt: Receipt
@@ -40,7 +39,10 @@ _decoder = msgspec.json.Decoder(_ReceiptLine)
 
 
 def numbered_receipts(stream: BufferedIOBase) -> Iterator[NumberedReceipt]:
-    """Yields the receipts of a stream one by one; raises `BadLine` for what is none. Blank lines are only counted."""
+    """Yield the receipts of a stream one by one; raise `BadLine` at the first line that is no receipt.
+
+    Blank lines are skipped, but counted.
+    """
     number = 0
     for arrived in lines_as_they_arrive(stream):
         for text in arrived:
@@ -54,13 +56,13 @@ def numbered_receipts(stream: BufferedIOBase) -> Iterator[NumberedReceipt]:
 
 
 def _bad_line(number: int, text: bytes, error: Exception) -> BadLine:
-    beginning = signature_of(number, text)
-    if beginning is not None:
-        return BadLine(number, beginning.problem, EXAMPLE)
-    return BadLine(number, problem_of(text, error), EXAMPLE)
+    signature = signature_of(number, text)
+    problem = problem_of(text, error) if signature is None else signature.problem
+    return BadLine(number, problem, EXAMPLE)
 
 
 def _receipt(text: bytes) -> Receipt:
     line = _decoder.decode(text)
+    # A second pass, because msgspec does not notice repeated names.
     json.loads(text, object_pairs_hook=refuse_repeated_names)
     return Receipt(*(getattr(line, name) for name in line.__struct_fields__))

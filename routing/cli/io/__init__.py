@@ -1,1 +1,1 @@
-"""What a command reads from its user and writes to its user."""
+"""Input from the user (argument values, files) and output to the user (text, JSON, progress, files)."""

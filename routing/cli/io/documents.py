@@ -1,4 +1,4 @@
-"""The JSON that `--json` writes: public results as documents whose keys stay the same."""
+"""The JSON that `--json` writes: documents of public results. Their keys are stable: scripts depend on them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 def as_json(value: object) -> str:
-    """Writes a value as one line of JSON; what JSON has no notation for is written as a string."""
+    """Return one line of JSON; a value that JSON has no notation for, such as a fraction, becomes a string."""
     return _encoder.encode(value).decode()
 
 
 def as_fields(value: object) -> dict[str, Any]:
-    """Turns a result (a struct or a dataclass) into its fields by name, times left as they are."""
+    """Return the fields of a result (a struct or a dataclass) by name, ready for `as_json`."""
     fields = msgspec.to_builtins(value, builtin_types=(msgspec.Raw,), enc_hook=str)
     return dict(fields)
 
 
 def miner_document(miner: Miner) -> dict[str, object]:
-    """A registered miner with its axon."""
+    """Return the document of a registered miner with its axon (its network address)."""
     return {
         "hotkey_ss58": miner.hotkey_ss58,
         "address": miner.address,
@@ -34,7 +34,7 @@ def miner_document(miner: Miner) -> dict[str, object]:
 
 
 def candidate_document(rank: int, candidate: Candidate) -> dict[str, object]:
-    """One candidate; `rank` counts from 1, `share_left` is available of total."""
+    """Return the document of a candidate. `rank` counts from 1; `share_left` is available divided by total."""
     return {
         "rank": rank,
         "hotkey_ss58": candidate.hotkey_ss58,
@@ -47,7 +47,7 @@ def candidate_document(rank: int, candidate: Candidate) -> dict[str, object]:
 
 
 def route_document(route: JobRoute) -> dict[str, object]:
-    """Where a job goes and what is held for it."""
+    """Return the document of a route; the reservation's id and value are null if nothing is reserved."""
     return {
         "miner": miner_document(route.miner),
         "allowance_blocks": route.allowance_blocks,
@@ -57,7 +57,7 @@ def route_document(route: JobRoute) -> dict[str, object]:
 
 
 def reservation_document(reservation: Reservation) -> dict[str, object]:
-    """One reservation with everything that is known of it."""
+    """Return the document of a reservation with all its fields."""
     return {
         "reservation_id": reservation.reservation_id,
         "status": reservation.status,

@@ -1,4 +1,7 @@
-"""Files and words that users hand over: opened, read and understood, or refused with what would be right."""
+"""Argument values, the options that name a moment of the past, and input files.
+
+The argument types raise `ArgumentTypeError`, whose message says what would be right.
+"""
 
 from __future__ import annotations
 
@@ -9,56 +12,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from io import BufferedIOBase
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from routing.cli.errors import UnreadableInput
+from routing.cli.io.errors import UnreadableInput
+
+if TYPE_CHECKING:
+    from routing import Allowance, Past
 
 LARGEST_NUMBER = 2**63 - 1
+"""The largest integer that both databases can store."""
 MOST_PAGE_ITEMS = 10_000
-"""As the library has it; said here again, since the parser is made without importing it."""
+"""The library's limit, repeated here because the parser must not wait for the library's import."""
 
 
-@contextmanager
-def opened_input(path: str) -> Iterator[BufferedIOBase]:
-    """Opens a file for reading bytes; `-` is standard input."""
-    if path == "-":
-        yield cast(BufferedIOBase, sys.stdin.buffer)
-        return
-    try:
-        stream = open(path, "rb")  # noqa: SIM115 - closed below; what the body raises is not about opening
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        from ledger.store.urls import redacted_url
-
-        shown = redacted_url(path)  # A mistyped URL is taken for a file's name.
-        raise UnreadableInput(f"cannot read {shown!r}: {reason}", path=shown) from error
-    with stream:
-        yield cast(BufferedIOBase, stream)
-
-
-def words(text: str) -> str:
-    """Takes any text but an empty one, which a script hands over whose variable is not set."""
+def non_empty_text(text: str) -> str:
+    """Return the text; refuse an empty one, which a script passes if its variable is not set."""
     if not text:
-        raise argparse.ArgumentTypeError("is empty; give a value, or leave it out")
+        raise argparse.ArgumentTypeError("is empty; give a value, or leave the argument out")
     return text
 
 
 def whole_number(text: str) -> int:
-    """Understands a positive number below 2^63, such as a block's or a reservation's id."""
-    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= LARGEST_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 2^63 - 1")
-    return int(text)
+    """Return a number from 1 to 2^63 - 1, such as a block's number or a reservation's id."""
+    return _number_up_to(LARGEST_NUMBER, "2^63 - 1", text)
 
 
 def page_items(text: str) -> int:
-    """Understands how many items a page should have."""
-    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= MOST_PAGE_ITEMS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_PAGE_ITEMS}")
+    """Return how many items a page may have."""
+    return _number_up_to(MOST_PAGE_ITEMS, str(MOST_PAGE_ITEMS), text)
+
+
+def _number_up_to(largest: int, largest_text: str, text: str) -> int:
+    # `int` alone would also accept signs, spaces, underscores and digits of other scripts.
+    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= largest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {largest_text}")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """Understands a number of seconds above zero."""
+    """Return a finite number of seconds above 0."""
     try:
         amount = float(text)
     except ValueError:
@@ -69,11 +61,70 @@ def seconds(text: str) -> float:
 
 
 def moment(text: str) -> datetime:
-    """Understands an ISO 8601 time that names its time zone."""
+    """Return the aware datetime of an ISO 8601 time with a time zone."""
     try:
-        when = datetime.fromisoformat(text)
+        parsed = datetime.fromisoformat(text)
     except ValueError:
-        when = None
-    if when is None or when.tzinfo is None:
+        parsed = None
+    if parsed is None or parsed.tzinfo is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time with its time zone, such as 2024-01-01T12:00:00Z")
-    return when
+    return parsed
+
+
+def add_moment(parser: argparse.ArgumentParser, *, prefix: str = "") -> None:
+    """Add `--position`, `--block` and `--time`, at most one of which may be given; `prefix` begins their names."""
+    group = parser.add_argument_group("the past", "show the state at a moment; give one of these, or none for now")
+    options = group.add_mutually_exclusive_group()
+    options.add_argument(
+        f"--{prefix}position",
+        dest="at_position",
+        type=whole_number,
+        metavar="P",
+        help="directly after the event at this log position",
+    )
+    options.add_argument(
+        f"--{prefix}block",
+        dest="at_block",
+        type=whole_number,
+        metavar="B",
+        help="directly before the first event about a higher block",
+    )
+    options.add_argument(
+        f"--{prefix}time",
+        dest="at_time",
+        type=moment,
+        metavar="TIME",
+        help="at this time, with the events recorded by then (ISO 8601 with a time zone)",
+    )
+
+
+def is_past(arguments: argparse.Namespace) -> bool:
+    """Return whether the command line names a moment."""
+    return any(each is not None for each in (arguments.at_position, arguments.at_block, arguments.at_time))
+
+
+def at_moment(ledger: Allowance, arguments: argparse.Namespace) -> Allowance | Past:
+    """Return the view of the moment that the command line names, or the ledger itself if it names none."""
+    if not is_past(arguments):
+        return ledger
+    return ledger.at(position=arguments.at_position, block=arguments.at_block, time=arguments.at_time)
+
+
+@contextmanager
+def opened_input(path: str) -> Iterator[BufferedIOBase]:
+    """Open a file for reading bytes; `-` is standard input. Raise `UnreadableInput` if it cannot be opened."""
+    if path == "-":
+        yield cast(BufferedIOBase, sys.stdin.buffer)
+        return
+    try:
+        # Not in a `with` statement yet: an error in the caller's body is not about opening.
+        stream = open(path, "rb")  # noqa: SIM115
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        from ledger.store.urls import redacted_url
+
+        # A mistyped database URL arrives here as a file's name, and may contain a password.
+        shown = redacted_url(path)
+        raise UnreadableInput(f"cannot read {shown!r}: {reason}", path=shown) from error
+    with stream:
+        yield cast(BufferedIOBase, stream)

@@ -1,4 +1,4 @@
-"""Files that a command writes: found writable before the work begins, put in their place once they are whole."""
+"""Files that a command writes: checked before the work begins, and moved to their final name once complete."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, cast
 
-from routing.cli.errors import UnwritableOutput
+from routing.cli.io.errors import UnwritableOutput
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 FOR_ALL = 0o666
-"""What the user's mask leaves of it."""
+"""The mode of an ordinary file, before the user's umask."""
 FOR_OWNER = 0o600
+"""The mode of a file that only its owner may read, such as an export of a whole ledger."""
 
 
 class OutputFile:
-    """A file beside the one that was named, which takes its place by `keep`; otherwise what was there stays.
+    """A temporary file in the directory of the file `name`; `keep` renames it to `name`.
 
-    `may_replace` says which files may be taken the place of, `expected` the same in words. Raises
-    `UnwritableOutput`, already when it is made.
+    Without `keep`, leaving the context deletes the temporary file, and an existing file stays as it was.
+    `may_replace` returns whether an existing file may be replaced; `expected` says the same in words, for the
+    error. Raise `UnwritableOutput`, already in the constructor, so that a wrong name costs no long work.
     """
 
     def __init__(
@@ -34,11 +36,12 @@ class OutputFile:
         self._name = name
         self._expected = expected
         self._may_replace = may_replace
-        with named_errors(name):
-            # Through a link, the file that it leads to is meant.
+        with raising_unwritable_output(name):
+            # `os.replace` would replace a link itself; the user means the file that it points to.
             self._target = Path(os.path.realpath(name))
-            self._refuse_what_is_there()
+            self._refuse_existing_file()
             self._partial = self._target.with_name(f".{secrets.token_hex(8)}.partial")
+            # O_EXCL: never write into a file that somebody else created under this name.
             descriptor = os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             self._file = os.fdopen(descriptor, "wb")
 
@@ -55,39 +58,41 @@ class OutputFile:
 
     @property
     def stream(self) -> IO[bytes]:
-        """Where the bytes go."""
-        return named_stream(self._file, self._name)
+        """The stream to write to; it raises `UnwritableOutput`."""
+        return output_stream(self._file, self._name)
 
     def keep(self) -> None:
-        """Puts the file, whole, in its place."""
-        with named_errors(self._name):
+        """Rename the file to its final name."""
+        with raising_unwritable_output(self._name):
             self._file.flush()
+            # Before the rename: after a power loss, the final name must not hold a part of the content.
             os.fsync(self._file.fileno())
             self._file.close()
-            self._refuse_what_is_there()
+            # Checked again, because the work may have taken long and the file may be new.
+            self._refuse_existing_file()
             os.replace(self._partial, self._target)
 
-    def _refuse_what_is_there(self) -> None:
+    def _refuse_existing_file(self) -> None:
         if os.path.lexists(self._target) and not (self._target.is_file() and self._may_replace(self._target)):
-            raise UnwritableOutput(self._name, f"something is there already; expected {self._expected}")
+            raise UnwritableOutput(self._name, f"it exists already; expected {self._expected}")
 
 
-def named_stream(stream: IO[bytes], name: str) -> IO[bytes]:
-    """The stream, but that what keeps it from being written is told as `UnwritableOutput`, by whoever writes to it."""
-    return cast("IO[bytes]", _NamedStream(stream, name))
+def output_stream(stream: IO[bytes], name: str) -> IO[bytes]:
+    """Return a stream that writes to this one and raises `UnwritableOutput` with this name if that fails."""
+    return cast("IO[bytes]", _OutputStream(stream, name))
 
 
 @contextmanager
-def named_errors(name: str) -> Iterator[None]:
-    """Inside, what the file system refuses is told by the name that was given."""
+def raising_unwritable_output(name: str) -> Iterator[None]:
+    """Raise `UnwritableOutput` with this name instead of an error of the file system."""
     try:
         yield
     except (OSError, ValueError) as error:
         raise UnwritableOutput(name, getattr(error, "strerror", None) or str(error)) from error
 
 
-class _NamedStream(RawIOBase):
-    """Raises no `OSError`: a ledger that is read meanwhile would take it for its database's."""
+class _OutputStream(RawIOBase):
+    """A stream that raises no `OSError`: the code that exports a ledger would blame its database for one."""
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
         self._stream = stream
@@ -97,5 +102,5 @@ class _NamedStream(RawIOBase):
         return True
 
     def write(self, data: ReadableBuffer, /) -> int:
-        with named_errors(self._name):
+        with raising_unwritable_output(self._name):
             return self._stream.write(data)

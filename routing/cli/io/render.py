@@ -1,4 +1,4 @@
-"""Plain text for terminals: tables, times, sizes and ranges. Pure functions."""
+"""Plain text for terminals: tables, times, sizes and block ranges. The functions are pure."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from routing import Reservation
 
 GAP = "  "
 SIZE_STEP = 1000
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
-SHORT_ENOUGH = 16
-LONG_NAME = 32
-"""Words longer than this are hotkeys, uuids and the like, of which the ends are enough to know them by."""
+SHORT_NAME_LENGTH = 16
+"""Names up to this length are never shortened."""
+LONG_NAME_LENGTH = 32
+"""A longer word is a hotkey, a uuid or the like: its two ends are enough to recognize it."""
 
 
 class Layout(NamedTuple):
-    """How a table is aligned, found from its first rows: a wider cell of a later row stands out.
+    """The alignment of a table, computed from its first rows; a later cell may be wider than its column.
 
-    `columns` are those of a terminal into which it was shortened to fit, None where it is whole.
+    `columns` is the width of the terminal that the table was shortened to, or None if it is complete.
     """
 
     headers: Sequence[str]
@@ -27,22 +31,25 @@ class Layout(NamedTuple):
     right: Sequence[bool]
     columns: int | None = None
     has_more: bool = False
-    """Whether columns were left out."""
+    """Whether columns of the table were left out."""
 
     @property
     def header(self) -> str:
-        """The first line."""
+        """The header line; an ellipsis at its end stands for columns that were left out."""
         line = self._line(self.headers)
         return line if self.columns is None else _cut(f"{line}{GAP}…" if self.has_more else line, self.columns)
 
     def lines(self, rows: Iterable[Sequence[object]]) -> Iterator[str]:
-        """Rows, a line each."""
+        """Yield one line per row."""
         for row in rows:
             cells = [_cell(value) for value in row[: len(self.headers)]]
-            yield self._line(cells) if self.columns is None else self._fitted(cells, self.columns)
+            yield self._line(cells) if self.columns is None else self._shortened_line(cells, self.columns)
 
-    def _fitted(self, cells: Sequence[str], columns: int) -> str:
-        """The line, of which words may be cut, numbers are left out."""
+    def _shortened_line(self, cells: Sequence[str], columns: int) -> str:
+        """Return the row in at most `columns`: a word may be cut, a number is left out.
+
+        A number without its last digits would be another number.
+        """
         cells = [_shortened(cell) for cell in cells]
         for shown in range(len(cells), 1, -1):
             line = self._line(cells[:shown])
@@ -61,10 +68,10 @@ class Layout(NamedTuple):
 
 
 def layout(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: int | None = None) -> Layout:
-    """Aligns columns under their headers, numbers to the right, words to the left; to fit a terminal of so many.
+    """Return the layout of a table: numbers aligned to the right, words to the left.
 
-    Hotkeys and uuids are shortened first, all of them. Where that does not do, the last columns are left out: words
-    may be cut, numbers never.
+    With `columns`, the layout fits a terminal of that width: first all hotkeys and uuids are shortened; if that is
+    not enough, the last columns are left out. Words may be cut, numbers never.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     right = [_is_numeric([row[column] for row in rows]) for column in range(len(headers))]
@@ -72,9 +79,10 @@ def layout(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: in
     if columns is None or max(map(columns_of, (whole.header, *whole.lines(rows)))) <= columns:
         return whole
     widths = _widths(headers, [[_shortened(cell) for cell in row] for row in cells])
-    shown, is_cut = _fitting(widths, columns), False
+    shown, is_cut = _columns_that_fit(widths, columns), False
     if shown < len(headers):
-        shown = _fitting(widths, columns - len(GAP) - 1)
+        # The ellipsis in the header needs a gap and one column.
+        shown = _columns_that_fit(widths, columns - len(GAP) - 1)
         is_cut = not (shown and right[shown])
     shown += is_cut
     has_more = shown < len(headers) and not is_cut
@@ -85,49 +93,52 @@ def _widths(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]
     return [max(map(columns_of, column)) for column in zip(headers, *cells, strict=True)]
 
 
-def _fitting(widths: Sequence[int], columns: int) -> int:
-    """How many of a table's columns are whole in so many of a terminal's."""
+def _columns_that_fit(widths: Sequence[int], columns: int) -> int:
+    """Return how many columns of the table fit completely into this many columns of a terminal."""
     return sum(end - len(GAP) <= columns for end in accumulate(width + len(GAP) for width in widths))
 
 
 def columns_of(text: str) -> int:
-    """How many columns of a terminal a text takes: letters of East Asia take two, marks upon a letter none."""
+    """Return the width of a text in a terminal: East Asian letters are two columns wide, combining marks none."""
     if text.isascii():
         return len(text)
-    return sum(map(_columns_of_one, text))
+    return sum(map(_columns_of_character, text))
 
 
-def _columns_of_one(character: str) -> int:
+def _columns_of_character(character: str) -> int:
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _shortened(cell: str) -> str:
-    return short_hotkey(cell) if len(cell) > LONG_NAME and " " not in cell else cell
+    return short_hotkey(cell) if len(cell) > LONG_NAME_LENGTH and " " not in cell else cell
 
 
 def _cut(line: str, columns: int) -> str:
     if columns_of(line) <= columns:
         return line
-    left = columns - 1
-    for place, character in enumerate(line):
-        left -= _columns_of_one(character)
+    left = columns - 1  # The ellipsis is one column wide.
+    for index, character in enumerate(line):
+        left -= _columns_of_character(character)
         if left < 0:
-            return line[:place] + "…"
+            return line[:index] + "…"
     return line
 
 
 def labelled(pairs: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Writes names and values below each other, the values aligned."""
-    known = [(name, _cell(value)) for name, value in pairs]
-    width = max((columns_of(name) for name, _ in known), default=0)
-    for name, value in known:
+    """Yield one line per name and value, with the values aligned."""
+    cells = [(name, _cell(value)) for name, value in pairs]
+    width = max((columns_of(name) for name, _ in cells), default=0)
+    for name, value in cells:
         yield f"{name}{' ' * (width - columns_of(name))}{GAP}{value}".rstrip()
 
 
 def printable(text: str) -> str:
-    """Replaces what could steer a terminal, such as control characters and line ends, by visible escapes."""
+    """Return the text with control characters and line ends replaced by visible escapes.
+
+    Text from outside, such as a hotkey in an imported file, could otherwise send commands to the terminal.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -136,7 +147,7 @@ def printable(text: str) -> str:
 
 
 def block_ranges(blocks: Iterable[int]) -> str:
-    """Writes ascending block numbers with runs drawn together: `1000-1004, 1007`."""
+    """Return ascending block numbers as ranges: `1000-1004, 1007`."""
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in _runs(blocks))
 
 
@@ -155,31 +166,32 @@ def _runs(blocks: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def time_text(moment: datetime | None) -> str:
-    """Writes an instant in UTC with milliseconds, `-` where there is none."""
+    """Return an instant in UTC with milliseconds, or `-` for None."""
     if moment is None:
         return "-"
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
 def seconds_text(seconds: float) -> str:
-    """Writes executor-seconds with milliseconds: `1,234.567 s`."""
+    """Return executor-seconds with three decimals: `1,234.567 s`."""
     return f"{seconds:,.3f} s"
 
 
 def milliseconds_text(seconds: float) -> str:
-    """Writes a short time in milliseconds with one decimal: `3.4 ms`."""
+    """Return seconds as milliseconds with one decimal: `3.4 ms`."""
     return f"{seconds * 1000:,.1f} ms"
 
 
 def percent_text(part: float, whole: float) -> str:
-    """Writes a share with one decimal, `-` where the whole is nothing."""
+    """Return a share with one decimal, or `-` if the whole is 0."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def size_text(size: int) -> str:
-    """Writes a number of bytes in the largest unit that leaves at least one: `1.4 MB`."""
+    """Return a number of bytes in the largest unit that keeps it at least 1: `1.4 MB`."""
     amount = float(size)
     for unit in SIZE_UNITS:
+        # Rounded as it is shown: 999,950 B would otherwise be shown as 1000.0 kB.
         if round(amount, 1) < SIZE_STEP or unit == SIZE_UNITS[-1]:
             break
         amount /= SIZE_STEP
@@ -187,13 +199,13 @@ def size_text(size: int) -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """Writes a number of things: `1 block`, `1,100 blocks`."""
+    """Return a count with its noun: `1 block`, `1,100 blocks`."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def short_hotkey(hotkey: str) -> str:
-    """Shortens a hotkey to what eyes can compare: `5Grwva…utQY`."""
-    return hotkey if len(hotkey) <= SHORT_ENOUGH else f"{hotkey[:6]}…{hotkey[-4:]}"
+    """Return the two ends of a hotkey: `5Grwva…utQY`."""
+    return hotkey if len(hotkey) <= SHORT_NAME_LENGTH else f"{hotkey[:6]}…{hotkey[-4:]}"
 
 
 def _cell(value: object) -> str:
@@ -212,3 +224,29 @@ def _is_numeric(values: Sequence[object]) -> bool:
 
 def _is_amount(value: object) -> bool:
     return isinstance(value, str) and value[:1].isdigit() and value.endswith((" s", " ms", " %", " B", "B"))
+
+
+def reservation_lines(reservation: Reservation) -> Iterator[str]:
+    """Yield the text about a reservation, one line per field."""
+    return labelled(
+        [
+            ("reservation", reservation.reservation_id),
+            ("status", reservation.status),
+            ("job", reservation.job_uuid),
+            ("miner", reservation.miner_ss58),
+            ("executor class", reservation.executor_class),
+            ("validator", reservation.validator_ss58),
+            ("amount", seconds_text(reservation.allowance_seconds)),
+            ("blocks", f"{block_ranges(reservation.blocks)} ({len(reservation.blocks)} in all)"),
+            ("job start block", reservation.job_start_block),
+            ("reserved at", reservation.reserved_at),
+            ("due at", reservation.expires_at),
+            _settlement(reservation),
+        ]
+    )
+
+
+def _settlement(reservation: Reservation) -> tuple[str, str]:
+    if reservation.settled_at is None:
+        return ("settled at", "not yet")
+    return (f"{reservation.status} at", time_text(reservation.settled_at))

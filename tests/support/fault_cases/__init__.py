@@ -1,7 +1,7 @@
-"""Faults planted in logs, for each rule that an audit checks; what they must be found as.
+"""Fault cases: for each rule that an audit checks, logs that break it, and the findings they must lead to.
 
-A plant is told on an honest `LogBuilder` log and breaks one rule there. If that breaks another
-rule too, all are named, so that nothing is found beside them.
+A fault case adds one fault to an honest `LogBuilder` log. If the fault breaks other rules too, the case lists them all,
+so that a test can require exactly these findings.
 """
 
 from . import facts, reservations, routes, rows, settlements

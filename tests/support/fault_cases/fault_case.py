@@ -1,4 +1,4 @@
-"""What a planted fault is."""
+"""The type of a fault case, and the decorator that collects them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ Change = Callable[[LogBuilder], object]
 
 
 class FaultCase(NamedTuple):
-    """A fault, what it is found as, and the words and numbers that the finding of its own rule must bear.
+    """A fault and the findings that an audit must report for it.
 
-    `at` counts from the last position of the honest log: the first row that is forged is at 1.
+    `logs` creates the honest log, `make` adds the fault. The finding of `rule` must contain the texts `says`. `at` is
+    its position relative to the end of the honest log, so 1 is the first added row. `also` lists further findings as
+    (relative position, rule).
     """
 
     name: str
@@ -27,7 +29,7 @@ class FaultCase(NamedTuple):
 
 
 class FaultCases(list[FaultCase]):
-    """Collects plants: `@plants(Rule.DUE_TIME, says="…")` over the function that forges."""
+    """A list that works as a decorator: `@FAULT_CASES(Rule.DUE_TIME, "expected text")` above the function `make`."""
 
     def __call__(
         self,

@@ -1,25 +1,24 @@
-"""What a command says and which exit code it gives when it cannot do what it was asked."""
+"""The errors of the command line, and how every error is reported: its message, its document, its exit code."""
 
 from __future__ import annotations
 
 import re
-import traceback
+from typing import TYPE_CHECKING
 
-from routing.cli.io.output import Output
-from routing.cli.io.render import printable
+if TYPE_CHECKING:
+    from routing.cli.io.output import Output
 
 NO = 1
 WRONG_INPUT = 2
 STORAGE_UNAVAILABLE = 3
-# A defect of ours (EX_SOFTWARE): not 1, which scripts read as an answer.
+# A defect in this program (EX_SOFTWARE of sysexits.h). Not 1, because scripts read 1 as the answer no.
 DEFECT = 70
 
 
 class CommandError(Exception):
-    """A command cannot go on; the message says why, in one line.
+    """A command cannot continue; the message says why, in one line.
 
-    `fields` are the facts of the matter, for programs. `exit_code` and `name` tell what kind of failure it
-    is.
+    `fields` are the facts for programs. `exit_code` and `name` say what kind of failure it is.
     """
 
     exit_code = WRONG_INPUT
@@ -30,44 +29,46 @@ class CommandError(Exception):
 
     @property
     def name(self) -> str:
-        """The class name that people see."""
+        """The class name that users see."""
         return type(self).__name__
 
 
 class WrongUsage(CommandError):
-    """The command line does not make sense; the message says what would."""
+    """The command line is not valid; the message says what would be."""
 
 
 class UnreadableInput(CommandError):
-    """A file that was named cannot be read."""
+    """An input file cannot be read."""
 
 
 class UnwritableOutput(CommandError):
-    """A file cannot be written where it was asked for; `path` is the name that was given."""
+    """An output file cannot be written; `path` is the name that the user gave."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"cannot write {path!r}: {reason}", path=path, reason=reason)
 
 
 class NoSuchLedger(CommandError):
-    """What was to be read has no such ledger; stands for the library's error, and says who asked for what."""
+    """The source has no such ledger. Replaces `LedgerNotFound`, and names the options that asked for it."""
 
     exit_code = NO
     name = "LedgerNotFound"
 
-    def __init__(self, where: str, validator_ss58: str, named_by: str) -> None:
-        whose = f"ledger of {validator_ss58}, whom {named_by} names," if validator_ss58 else "ledger"
-        super().__init__(f"there is no {whose} in what {where} names", validator_ss58=validator_ss58 or None)
+    def __init__(self, source_option: str, validator_ss58: str, validator_option: str) -> None:
+        whose = f"ledger of {validator_ss58}, whom {validator_option} names," if validator_ss58 else "ledger"
+        super().__init__(f"there is no {whose} in what {source_option} names", validator_ss58=validator_ss58 or None)
 
 
 class WrongInput(CommandError):
-    """What a file says cannot be understood; the message says what is wrong and what would be right."""
+    """The content of an input file is not valid; the message says what is wrong and what would be right."""
 
 
 def report(error: Exception, out: Output) -> int:
-    """Tells the failure in a line on standard error, with `--json` as a document too; gives the exit code."""
+    """Write the error as one line on standard error, and with `--json` as a document; return the exit code."""
     code = exit_code(error)
     if code == DEFECT:
+        import traceback
+
         out.note("".join(traceback.format_exception(error)).rstrip())
     name, message = error_name(error), error_message(error)
     out.note(f"allowance: {name}: {message}")
@@ -77,7 +78,7 @@ def report(error: Exception, out: Output) -> int:
 
 
 def exit_code(error: Exception) -> int:
-    """Which kind of failure an exception is, as the number that the shell sees."""
+    """Return the exit code for this kind of failure."""
     if isinstance(error, CommandError):
         return error.exit_code
     if isinstance(error, OSError):
@@ -96,24 +97,27 @@ def exit_code(error: Exception) -> int:
         return STORAGE_UNAVAILABLE
     if isinstance(error, (known.InvalidInput, known.DamagedExport, known.ConflictingFact, known.ImplausibleFact)):
         return WRONG_INPUT
+    # Last, because the errors above derive from these two.
     if isinstance(error, (known.AllowanceException, known.JobRoutingException)):
         return NO
     return DEFECT
 
 
 def error_name(error: Exception) -> str:
-    """The class name of an error, as its users know it."""
+    """Return the class name that users know the error by."""
     return error.name if isinstance(error, CommandError) else type(error).__name__
 
 
 def error_message(error: Exception) -> str:
-    """An error's message, in one line that is safe to show in a terminal."""
+    """Return the message as one line without control characters, so that it is safe to show in a terminal."""
+    from .render import printable
+
     return printable(re.sub(r"\s+", " ", str(error)).strip())
 
 
 def error_fields(error: Exception) -> dict[str, object]:
-    """What an error knows beside its message."""
+    """Return the error's public fields by name."""
     if isinstance(error, CommandError):
         return dict(error.fields)
-    # Where a fact stands in its batch is our own business: the line's number says it better.
+    # `fact_index` counts within a batch, which users do not see; the line's number is reported instead.
     return {name: value for name, value in vars(error).items() if name[0] != "_" and name != "fact_index"}

@@ -1,0 +1,168 @@
+"""The command that records chain facts, with the checked form of the facts themselves.
+
+Like the other commands, it decides on the state of a unit of work and reads neither a clock nor a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
+from typing import NamedTuple
+
+from ledger.codec import Row, request_in_key, unknown_outcome_key
+from ledger.errors import ConflictingFact, IdempotencyConflict, ImplausibleFact
+from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, BlockRecorded, Event, ManifestsRecorded
+
+from .chain import Chain, Metagraph, block_digest, decide_block, decide_manifests, manifests_digest
+from .commands import look_up_key
+from .lookup import Lookup
+from .state import LedgerState
+from .unit_of_work import UnitOfWork
+
+REQUEST_BYTES = 16
+
+
+class ValidatedBlock(NamedTuple):
+    """A block after validation, in exact integers."""
+
+    number: int
+    created_at_ns: int
+    metagraph: Metagraph
+
+    @property
+    def stream(self) -> str:
+        """The stream in which it is recorded."""
+        return CHAIN_STREAM
+
+    @property
+    def title(self) -> str:
+        """Its name in error messages."""
+        return f"block {self.number}"
+
+    def decide(self, chain: Chain, confirm: bool) -> BlockRecorded | int:
+        """Return the event that records it, or the position of an equal block; raise if it is refused."""
+        return decide_block(chain, *self, confirm)
+
+    def digest(self) -> bytes:
+        """Return bytes that identify it among all facts."""
+        return b"block" + self.number.to_bytes(8, "big") + block_digest(self.created_at_ns, self.metagraph)
+
+
+class ValidatedManifests(NamedTuple):
+    """A manifest sync after validation."""
+
+    block: int
+    manifests: dict[str, dict[str, int]]
+
+    @property
+    def stream(self) -> str:
+        """The stream in which it is recorded."""
+        return MANIFESTS_STREAM
+
+    @property
+    def title(self) -> str:
+        """Its name in error messages."""
+        return f"the manifest sync at block {self.block}"
+
+    def decide(self, chain: Chain, confirm: bool) -> ManifestsRecorded | int:
+        """Return the event that records it, or the position of an equal sync; raise if it is refused."""
+        return decide_manifests(chain, *self, confirm)
+
+    def digest(self) -> bytes:
+        """Return bytes that identify it among all facts."""
+        return b"sync" + self.block.to_bytes(8, "big") + manifests_digest(self.manifests)
+
+
+FactsOutcome = tuple[list[int], ConflictingFact | ImplausibleFact | None]
+"""The positions of the facts before the first refused one, and the refusal; None if no fact was refused."""
+
+
+class RecordFacts:
+    """Record facts in order up to the first refused one; return their positions and the refusal.
+
+    The refusal is returned, not raised, because the facts before it are recorded: a command that raises appends
+    nothing.
+    """
+
+    operation = "record_facts"
+    # A fold of facts cannot be undone, only repeated from the log.
+    revertible = False
+
+    def __init__(
+        self, facts: Sequence[ValidatedBlock | ValidatedManifests], confirm: bool, key: str | None = None
+    ) -> None:
+        self.facts = facts
+        self.confirm = confirm
+        self.key = key
+
+    @cached_property
+    def request(self) -> str:
+        """The digest of all facts in the call, also of those that are refused."""
+        return blake2b(b"".join(fact.digest() for fact in self.facts), digest_size=REQUEST_BYTES).hexdigest()
+
+    def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
+        look_up_key(self.key, lookup)
+
+    def retry_key(self, row: Row) -> str:
+        return self.key or unknown_outcome_key(row, self.request)
+
+    def decide(self, unit_of_work: UnitOfWork) -> FactsOutcome:
+        first = unit_of_work.first_outcome(self.key)
+        if first is not None:
+            self._refuse_other_content(*first)
+            return self._first_outcome(unit_of_work.state.chain, first[0].position)
+        rows_before = len(unit_of_work.rows)
+        outcome = self._record(unit_of_work)
+        # If every fact was a repeat or refused, no row can carry the key, and it stays free.
+        if self.key is not None and len(unit_of_work.rows) > rows_before:
+            unit_of_work.attach_key(self.key, self.request)
+        return outcome
+
+    def _record(self, unit_of_work: UnitOfWork) -> FactsOutcome:
+        positions: list[int] = []
+        for fact in self.facts:
+            try:
+                decided = fact.decide(unit_of_work.state.chain, self.confirm)
+            except (ConflictingFact, ImplausibleFact) as refusal:
+                refusal.fact_index = len(positions)
+                return positions, refusal
+            if not isinstance(decided, int):
+                decided = unit_of_work.append(fact.stream, decided).position
+            positions.append(decided)
+        return positions, None
+
+    def _refuse_other_content(self, row: Row, event: Event) -> None:
+        """Raise `IdempotencyConflict` if the key was used for other facts.
+
+        The digest of the first call is in the event if the caller chose the key, and in the key itself if it is an
+        `unknown_outcome_key`.
+        """
+        key = str(self.key)
+        request = event.request if isinstance(event, (BlockRecorded, ManifestsRecorded)) else ""
+        if self.request != (request if row.key == key else request_in_key(key)):
+            raise IdempotencyConflict(key, row.position)
+
+    def _first_outcome(self, chain: Chain, last_position: int) -> FactsOutcome:
+        """Return the result of the first call with this key, whose last recorded fact is at `last_position`.
+
+        Every fact that the first call did not refuse was in the log by then. A fact that was recorded later, or that
+        is still not recorded, was refused in the first call: as implausible, since nothing conflicts with it now.
+        """
+        positions: list[int] = []
+        for fact in self.facts:
+            refusal: ConflictingFact | ImplausibleFact
+            try:
+                decided = fact.decide(chain, self.confirm)
+                if isinstance(decided, int) and decided <= last_position:
+                    positions.append(decided)
+                    continue
+                # A call that confirmed its facts cannot have been refused one as implausible, so it was another call.
+                if self.confirm:
+                    raise IdempotencyConflict(str(self.key), last_position)
+                refusal = ImplausibleFact(fact.title, "the first call with this key was refused it")
+            except (ConflictingFact, ImplausibleFact) as still_refused:
+                refusal = still_refused
+            refusal.fact_index = len(positions)
+            return positions, refusal
+        return positions, None

@@ -1,0 +1,172 @@
+"""The lifecycle of a ledger: opened once per process, shared by all callers, opened anew after a fork, closed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from ledger import LedgerWriter, RecordSettings, Runtime, Settings, Store, current_runtime, store_from_url
+from ledger.errors import AllowanceException, InvalidInput, LedgerClosed, OutcomeUnknown, StorageUnavailable
+from ledger.values import flag, integer, name
+from projections import Availability, schema
+
+from .handle import LedgerHandle
+
+# Every ledger of the process shares this lock. It is held only while an opening or a closing begins, never while one
+# runs, so that no caller waits for the database of another.
+_guard = threading.Lock()
+
+
+def _renew_guard() -> None:
+    global _guard  # noqa: PLW0603 - another thread of the parent may hold the lock, and would never release it here
+    _guard = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_guard)
+
+# The handles that a forked child found open. They belong to the parent: closing them, or letting them be garbage
+# collected, would release the parent's file locks and end its database connections.
+_left_to_parents: list[LedgerHandle] = []
+
+
+class Lifecycle:
+    """Opens one ledger when it is first used, and closes it.
+
+    Threads and event loops that use the ledger at the same time share one opening. A failed opening is tried again at
+    the next call. Raises `InvalidInput` for malformed arguments; nothing touches the database before `handle`.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        validator_ss58: str,
+        settings: Settings | None,
+        clock_ns: Callable[[], int],
+        *,
+        read_only: bool,
+    ) -> None:
+        if settings is not None and not isinstance(settings, Settings):
+            raise InvalidInput("settings", settings, "Settings or None")
+        clock: object = clock_ns
+        if not callable(clock):
+            raise InvalidInput("clock_ns", clock, "a function that returns nanoseconds since the epoch")
+        # Read once here, so that a clock in seconds is refused before one of its times is stored.
+        integer(clock(), "clock_ns", 0)
+        self.database_url = database_url
+        self.validator_ss58 = name(validator_ss58, "validator_ss58")
+        self.read_only = flag(read_only, "read_only")
+        self.open_handle: LedgerHandle | None = None
+        """The handle if the ledger is open; a forked child must compare its `pid` before using it."""
+        self._settings = settings
+        self._clock_ns = clock_ns
+        self._opening: Future[LedgerHandle] | None = None
+        self._opening_pid = 0
+        self._connecting: asyncio.Task[Any] | None = None
+        """The task of the opening, only while it waits for the database."""
+        self._closed = False
+        self._new_store()  # Refuses a malformed URL now; the store itself connects only when it is opened.
+
+    async def handle(self) -> LedgerHandle:
+        """Return the open ledger's handle in this process; open the ledger first if necessary.
+
+        Raises `LedgerClosed`, `StorageUnavailable`, `NewerLedger`, `CorruptLedger` and, if read-only, `LedgerNotFound`.
+        """
+        handle = self.open_handle
+        if handle is not None and handle.pid == os.getpid():
+            return handle
+        return await self._wait_for(self._open_once())
+
+    async def close(self) -> None:
+        """Finish the changes under way and close the database; a second call does nothing."""
+        with _guard:
+            self._closed = True
+            opening = self._opening if self._opening_pid == os.getpid() else None
+            self._opening = None
+        if opening is not None:
+            # An opening that still waits for a database server could keep this call waiting for ever.
+            current_runtime().loop.call_soon_threadsafe(self._stop_connecting)
+            # A failed opening leaves nothing to close; the callers who wait for it receive its error.
+            with suppress(AllowanceException):
+                handle = await self._wait_for(opening)
+                await handle.runtime.run(handle.close())
+        self.open_handle = None
+
+    def _open_once(self) -> Future[LedgerHandle]:
+        with _guard:
+            if self._closed:
+                raise LedgerClosed
+            if self._opening_pid != os.getpid():
+                # A forked child inherits its parent's future, which nothing in the child would ever complete.
+                self._opening, self._opening_pid = None, os.getpid()
+            failed = self._opening is not None and self._opening.done() and self._opening.exception() is not None
+            if self._opening is None or failed:
+                runtime = current_runtime()
+                self._opening = asyncio.run_coroutine_threadsafe(self._open(runtime), runtime.loop)
+            return self._opening
+
+    async def _wait_for(self, opening: Future[LedgerHandle]) -> LedgerHandle:
+        waiting = asyncio.wrap_future(opening)
+        waiting.add_done_callback(_retrieve_exception)
+        try:
+            # Shielded, since other callers may wait for the same opening.
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            if opening.cancelled():
+                raise LedgerClosed from None
+            raise
+
+    def _stop_connecting(self) -> None:
+        """Cancel an opening that has not reached the database yet; runs on the runtime's loop."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    async def _open(self, runtime: Runtime) -> LedgerHandle:
+        if self.open_handle is not None:
+            # `handle` found this handle unusable, so it belongs to a parent process.
+            if self.database_url == "sqlite://":
+                raise StorageUnavailable("a ledger in memory does not survive a fork; open one in the child")
+            _left_to_parents.append(self.open_handle)
+        store = self._new_store()
+        runtime.add_fork_pause(store.paused_for_fork)
+        try:
+            await self._connect(store)
+            handle = LedgerHandle(runtime, store, self._clock_ns, self.validator_ss58, read_only=self.read_only)
+            if not self.read_only:
+                await self._record_settings(handle.writer)
+        except BaseException:
+            runtime.remove_fork_pause(store.paused_for_fork)
+            await store.close()
+            raise
+        self.open_handle = handle
+        runtime.add_closer(handle.close)
+        return handle
+
+    def _new_store(self) -> Store:
+        return store_from_url(self.database_url, self.validator_ss58, read_only=self.read_only)
+
+    async def _connect(self, store: Store) -> None:
+        self._connecting = asyncio.current_task()
+        try:
+            await store.open(None if self.read_only else schema)
+        finally:
+            self._connecting = None
+
+    async def _record_settings(self, writer: LedgerWriter[Availability]) -> None:
+        settings = None if self._settings is None else self._settings.to_recorded()
+        try:
+            await writer.execute(RecordSettings(self.validator_ss58, settings))
+        except OutcomeUnknown as unknown:
+            # The error's key belongs to this command. The caller, whose own command has not been executed, would
+            # repeat the wrong call with it.
+            raise StorageUnavailable("the answer was lost while the ledger was opened; open it again") from unknown
+
+
+def _retrieve_exception(opening: asyncio.Future[LedgerHandle]) -> None:
+    """Mark a failure as seen: asyncio would log one that no caller waits for any more."""
+    if not opening.cancelled():
+        opening.exception()
