@@ -1,5 +1,5 @@
-"""How fast the ledger is: beside what the machine can do, and beside what one would use instead.
+"""Measures how fast the ledger is, compared with the limits of the machine and with the alternatives to the ledger.
 
-Run by `scripts/bench`. Nothing here ships, and nothing is asserted: the figures are printed, and whether each reaches
-its target.
+`scripts/bench` runs it. Nothing here ships, and no run fails because of a figure: the table shows each figure, and
+whether it reaches its target.
 """

@@ -15,9 +15,9 @@ from importlib import import_module
 from . import table
 from .figures import Report
 from .sizes import QUICK, Sizes
-from .world import World
+from .workspace import Workspace
 
-Case = Callable[[World, Report], Awaitable[None]]
+Case = Callable[[Workspace, Report], Awaitable[None]]
 
 CASES = {
     "pick": "picking:one_caller",
@@ -41,14 +41,14 @@ CASES = {
     "library-postgres": "library:on_postgres",
     "row-per-grant": "row_per_grant:against_row_per_grant",
 }
-"""In this order: what leaves the long ledger as it is comes before what picks from it."""
-
+"""The cases in the order of a run. Cases that only read the long ledger come before those that pick from it."""
 
 INTERRUPTED = 130
+"""The exit code after ^C: 128 and the number of SIGINT, as shells expect."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures what was asked for and prints it; 1 where something could not be measured."""
+    """Measure the selected cases and print them; return 1 if a case failed."""
     options = _parser().parse_args(arguments)
     sizes = _sizes(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -67,27 +67,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _measure(names: Sequence[str], sizes: Sizes) -> tuple[Report, bool]:
     report, failed = Report(), False
-    world = World(sizes, _say)
+    workspace = Workspace(sizes, _show_progress)
     try:
         for name in CASES:
             if name in names:
                 started = time.perf_counter()
-                failed |= not await _measured(name, world, report)
+                failed |= not await _measure_case(name, workspace, report)
                 report.seconds[name] = round(time.perf_counter() - started, 1)
     finally:
-        _say("cleaning up")
-        world.close()
-        _say("")
+        _show_progress("cleaning up")
+        workspace.close()
+        _show_progress("")
     return report, failed
 
 
-async def _measured(name: str, world: World, report: Report) -> bool:
-    """Whether it could be measured; where it could not, the report says why, and the rest goes on."""
-    _say(f"measuring: {name}")
+async def _measure_case(name: str, workspace: Workspace, report: Report) -> bool:
+    """Measure one case; return False if it failed. The report then says why, and the other cases continue."""
+    _show_progress(f"measuring: {name}")
     module, _, function = CASES[name].partition(":")
     try:
         case: Case = getattr(import_module(f"{__package__}.{module}"), function)
-        await case(world, report)
+        await case(workspace, report)
     except ImportError as missing:
         report.skip(name, f"{missing.name or missing} is not installed")
     except Exception as failure:
@@ -96,8 +96,8 @@ async def _measured(name: str, world: World, report: Report) -> bool:
     return True
 
 
-def _say(text: str) -> None:
-    """Shows what is going on, to people only."""
+def _show_progress(text: str) -> None:
+    """Show the current step on a terminal; write nothing into a pipe."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
@@ -105,9 +105,9 @@ def _say(text: str) -> None:
 
 def _sizes(options: argparse.Namespace) -> Sizes:
     names = ("miners", "blocks", "repeat", "events", "contended_seconds")
-    given = {name: value for name in names if (value := getattr(options, name))}
-    sizes = replace(QUICK if options.quick else Sizes(), **given)
-    # A smaller network has executors for fewer callers.
+    chosen = {name: value for name in names if (value := getattr(options, name))}
+    sizes = replace(QUICK if options.quick else Sizes(), **chosen)
+    # A smaller network has executors for fewer callers: with more of them, all miners would be busy.
     return replace(
         sizes, callers=max(sizes.processes, min(sizes.callers, Sizes.callers * sizes.miners // Sizes.miners))
     )
@@ -117,14 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     sizes = Sizes()
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
-        description="Measures how fast the ledger is, beside what the machine can do with the same bytes, the design of"
-        " a row per grant, and the library eventsourcing. Works in a temporary directory beside the code, and needs no"
-        " server. Best on a machine that does nothing else.",
+        description="Measures how fast the ledger is, compared with bare rows of the same size, with the design of a"
+        " row per grant, and with the library eventsourcing. Works in a temporary directory of the checkout, and needs"
+        " no server. Run it on a machine that does nothing else.",
     )
     for name, what in (
         ("miners", "in the network"),
         ("blocks", "of the chain"),
-        ("repeat", "rounds in which every figure is taken"),
+        ("repeat", "rounds in which every figure is measured"),
         ("events", "in the long ledger"),
     ):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default: {getattr(sizes, name):,})")
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"for which sixteen processes contend on each engine (default: {sizes.contended_seconds:g})",
     )
     parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--quick", action="store_true", help="so small that it only shows that everything runs")
+    parser.add_argument("--quick", action="store_true", help="small sizes: the run only shows that everything works")
     parser.add_argument("--json", action="store_true", help="one document, with all samples")
     return parser
 

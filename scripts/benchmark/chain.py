@@ -1,4 +1,4 @@
-"""The made-up chain that all figures are about, and the clock that goes with it."""
+"""The artificial chain of all measurements, and a clock that fits it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ Fact = BlockFact | ManifestsFact
 
 SEED = 1
 HOTKEY = hotkeys(SEED, "validator", 1)[0]
-"""Whose ledger it is."""
+"""The validator of the ledger."""
 SECOND_NS = 10**9
 MOST_BLOCKS = 10**6
+"""More than any measurement uses."""
 
 
 class Clock:
-    """Runs as fast as any other, from a time in the chain's life; gives nanoseconds since the epoch."""
+    """A clock that starts at a time of the chain, and returns nanoseconds since the epoch."""
 
     def __init__(self, start_ns: int) -> None:
         self._ahead_ns = start_ns - time.monotonic_ns()
@@ -34,7 +35,7 @@ class Clock:
 
 
 def facts_lines(sizes: Sizes, miners: int | None = None) -> bytes:
-    """The `FACTS.jsonl` of the network, or of one with another number of miners."""
+    """Return the `FACTS.jsonl` of the network, or of one with another number of miners."""
     lines = generate(
         SEED,
         miners=miners or sizes.miners,
@@ -46,12 +47,12 @@ def facts_lines(sizes: Sizes, miners: int | None = None) -> bytes:
 
 
 def parsed(lines: bytes) -> list[Fact]:
-    """The facts that lines tell."""
+    """Parse the lines of a facts file."""
     return [fact for batch in numbered_facts(BytesIO(lines)) for _, fact in batch]
 
 
 def endless(sizes: Sizes) -> Iterator[list[Fact]]:
-    """The facts of one block after the other."""
+    """Yield the facts of one block after the other: the block, and the syncs before it."""
     lines = FactLines()
     facts: list[Fact] = []
     network = generate(
@@ -65,6 +66,6 @@ def endless(sizes: Sizes) -> Iterator[list[Fact]]:
 
 
 def after(facts: Iterable[Fact]) -> int:
-    """A second after the newest block, in nanoseconds since the epoch."""
+    """Return the time one second after the newest block, in nanoseconds since the epoch."""
     newest = max(fact.created_at for fact in facts if isinstance(fact, BlockFact))
     return int(newest.timestamp()) * SECOND_NS + SECOND_NS

@@ -1,7 +1,7 @@
-"""Processes that pick on one ledger all at once, on both engines: how often they are in each other's way, and how long.
+"""Sixteen processes that pick on one ledger at once, on both engines: how often and how long they block each other.
 
-Also run as a process of its own that picks, `python -m scripts.benchmark.contending`: it says when the ledger is open,
-picks from the word on for as long as it is told, and says what it did.
+This module is also the program of these processes, `python -m scripts.benchmark.contending`. It reports when its
+ledger is open, waits for a start signal, picks for a given time, and reports its counts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from routing import AllMinersBusy, Allowance, NotEnoughAllowanceException, Routi
 
 from .chain import HOTKEY, Clock
 from .figures import Report, at_most
-from .jobs import draw_job
-from .world import ROOT, Ledger, World
+from .jobs import random_job
+from .workspace import ROOT, Ledger, Workspace
 
 PROCESSES = 16
 MOST_MOVED = 0.07
@@ -33,14 +33,14 @@ MOST_LOCK_WAIT_MS = 50.0
 NS_PER_MS = 1e6
 
 
-async def both_engines(world: World, report: Report) -> None:
-    """The same on SQLite and on PostgreSQL."""
-    await _contend(world, report, "SQLite", await world.filled(), at_most(MOST_LOCK_WAIT_MS))
-    await _contend(world, report, "PostgreSQL", await world.filled_on_postgres(), None)
+async def both_engines(workspace: Workspace, report: Report) -> None:
+    """Measure contention on SQLite and on PostgreSQL."""
+    await _contend(workspace, report, "SQLite", await workspace.filled(), at_most(MOST_LOCK_WAIT_MS))
+    await _contend(workspace, report, "PostgreSQL", await workspace.filled_on_postgres(), None)
 
 
-async def _contend(world: World, report: Report, engine: str, prepared: Ledger, wait: Any) -> None:
-    done = await _at_once(prepared, world.classes, world.sizes.contended_seconds)
+async def _contend(workspace: Workspace, report: Report, engine: str, prepared: Ledger, wait: Any) -> None:
+    done = await _at_once(prepared, workspace.classes, workspace.sizes.contended_seconds)
     picks = [each["picks"] for each in done]
     counters = [each["counters"] for each in done]
     total = sum(picks)
@@ -48,7 +48,7 @@ async def _contend(world: World, report: Report, engine: str, prepared: Ledger, 
     claims = sum(each["claims"] for each in counters) / total
     uneven = max(picks) / max(1, min(picks))
     name = f"{PROCESSES} processes on {engine}"
-    seconds = world.sizes.contended_seconds
+    seconds = workspace.sizes.contended_seconds
     report.add(
         f"{name}: picks", "1/s", [total / seconds], note=f"{min(picks)} to {max(picks)} picks each in {seconds} s"
     )
@@ -64,7 +64,7 @@ async def _contend(world: World, report: Report, engine: str, prepared: Ledger, 
 
 
 async def _at_once(prepared: Ledger, classes: Sequence[str], seconds: float) -> list[dict[str, Any]]:
-    """What each process says that it did; all of them begin when all have the ledger open."""
+    """Return the report of each process. All of them start when the last one has opened the ledger."""
     async with AsyncExitStack() as stack:
         processes = [
             await asyncio.create_subprocess_exec(
@@ -77,54 +77,54 @@ async def _at_once(prepared: Ledger, classes: Sequence[str], seconds: float) -> 
             for _ in range(PROCESSES)
         ]
         for process in processes:
-            stack.callback(_end, process)
-        await asyncio.gather(*map(_line, processes))
+            stack.callback(_kill, process)
+        await asyncio.gather(*map(_next_report, processes))
         for process in processes:
             assert process.stdin is not None
             process.stdin.write(b"\n")
-        return await asyncio.gather(*map(_line, processes))
+        return await asyncio.gather(*map(_next_report, processes))
 
 
-async def _line(process: asyncio.subprocess.Process) -> dict[str, Any]:
+async def _next_report(process: asyncio.subprocess.Process) -> dict[str, Any]:
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
-        raise RuntimeError(f"a process that should pick ended with exit code {await process.wait()}")
-    said: dict[str, Any] = json.loads(line)
-    return said
+        raise RuntimeError(f"a picking process ended with exit code {await process.wait()}")
+    report: dict[str, Any] = json.loads(line)
+    return report
 
 
-def _end(process: asyncio.subprocess.Process) -> None:
+def _kill(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()
 
 
-def _say(**fields: Any) -> None:
+def _report(**fields: Any) -> None:
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
 
 
 async def _pick(url: str, start_ns: int, seconds: float, classes: list[str]) -> None:
-    """Opens the ledger, waits for the word, then routes one job after the other and gives back each."""
+    """Open the ledger, wait for the start signal, then pick for one job after the other and release each."""
     random = Random(os.urandom(8))
     ledger = Allowance.open(url, validator_ss58=HOTKEY, clock_ns=Clock(start_ns))
     router = Routing(ledger)
     await ledger.find_miners(1.0, classes[0], await ledger.current_block() or 1)
-    _say(ready=True)
+    _report(ready=True)
     await asyncio.to_thread(sys.stdin.readline)
     before = await ledger.counters()
     picks = refused = 0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
         try:
-            route = await router.pick_miner_for_job_request(draw_job(random, classes))
+            route = await router.pick_miner_for_job_request(random_job(random, classes))
         except (AllMinersBusy, NotEnoughAllowanceException):
             refused += 1
             continue
         picks += 1
         await ledger.release(route.allowance_reservation_id or 0)
     after = await ledger.counters()
-    _say(picks=picks, refused=refused, counters={name: after[name] - before.get(name, 0) for name in after})
+    _report(picks=picks, refused=refused, counters={name: after[name] - before.get(name, 0) for name in after})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures: what was measured, what it is held against, and the target."""
+"""Figures: the measured samples, the samples that they are compared with, and the target."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ class Samples:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on the measured value itself, in the figure's unit, or on its ratio to what stands beside it."""
+    """A bound on the measured value, in the figure's unit, or on its ratio to the value that it is compared with."""
 
     of: Literal["value", "ratio"]
     bound: float
     most: bool
-    """Whether the bound is the most that is good, rather than the least."""
+    """Whether the bound is a maximum; otherwise it is a minimum."""
 
     def met(self, reached: float) -> bool:
-        """Whether a value is on the right side of the bound."""
+        """Whether a value reaches the target."""
         return reached <= self.bound if self.most else reached >= self.bound
 
 
 def at_most(bound: float) -> Target:
-    """The value is to be no more than this."""
+    """Return a target: the value must be at most this."""
     return Target("value", bound, most=True)
 
 
 def at_least(bound: float) -> Target:
-    """The value is to be no less than this."""
+    """Return a target: the value must be at least this."""
     return Target("value", bound, most=False)
 
 
 def ratio_at_most(bound: float) -> Target:
-    """The value is to be no more than so many times what stands beside it."""
+    """Return a target: the value must be at most this many times the compared value."""
     return Target("ratio", bound, most=True)
 
 
 def ratio_at_least(bound: float) -> Target:
-    """The value is to be at least so many times what stands beside it."""
+    """Return a target: the value must be at least this many times the compared value."""
     return Target("ratio", bound, most=False)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table."""
+    """One row of the table; `beside` holds the samples that ours are compared with."""
 
     name: str
     unit: str
@@ -78,14 +78,14 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """Ours to what stands beside it: the median over pairs that were measured one right after the other."""
+        """The median ratio of ours to the compared samples, over pairs that were measured one right after the other."""
         if self.beside is None:
             return None
         return median(ours / other for ours, other in zip(self.ours.values, self.beside.values, strict=True))
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is reached; None where there is none."""
+        """Whether the target is reached; None if there is no target."""
         if self.target is None:
             return None
         reached = self.ours.median if self.target.of == "value" else self.ratio
@@ -94,12 +94,12 @@ class Figure:
 
 @dataclass
 class Report:
-    """All that a run found out, and what it had to leave out."""
+    """The figures of a run, and the cases that it had to skip."""
 
     figures: list[Figure] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    """How long each part of the run took."""
+    """How long each case took."""
 
     def add(
         self,
@@ -110,30 +110,31 @@ class Report:
         target: Target | None = None,
         note: str = "",
     ) -> None:
-        """Adds a figure; `beside` names what was measured in the same rounds, and its values."""
+        """Add a figure; `beside` is the name and the samples of another measurement in the same rounds."""
         other = None if beside is None else Samples(*beside)
         self.figures.append(Figure(name, unit, Samples("ours", ours), other, target, note))
 
     def skip(self, what: str, why: str) -> None:
-        """Says that something was not measured."""
+        """Note that a case was not measured."""
         self.skipped.append(f"{what}: {why}")
 
 
 async def interleaved(rounds: int, *measures: Callable[[], Awaitable[T]]) -> list[list[T]]:
-    """Takes all measures once in every round, so that what slows the machine down slows all of them; by measure.
+    """Measure everything once in every round; return the samples of each measure.
 
-    A round before the first warms up and is not counted.
+    The measures are interleaved, so that other load on the machine slows all of them alike. An extra first round warms
+    up and does not count.
     """
     values: list[list[T]] = [[] for _ in measures]
     for round_number in range(rounds + 1):
-        for measure, taken in zip(measures, values, strict=True):
+        for measure, samples in zip(measures, values, strict=True):
             value = await measure()
             if round_number:
-                taken.append(value)
+                samples.append(value)
     return values
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that this share of all values does not exceed."""
+    """Return the value that this share of all values does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, ceil(share * len(ordered)) - 1)]

@@ -1,7 +1,7 @@
-"""`eventsourcing`, the general library that one would pick instead: appending events like ours, and replaying them.
+"""A comparison with `eventsourcing`, a general library: appending events like ours, and replaying them.
 
-Its aggregates decide nothing: they only take what they are told, and callers keep them in memory, so that a save is
-one insert. SQLite syncs every commit there as well, by its own default.
+Its aggregates decide nothing, and the callers keep them in memory, so that a save is one insert. That is the fastest
+use of the library. On SQLite it also syncs every commit, by its own default.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from routing import Allowance
 
 from .figures import Report, interleaved, ratio_at_least
 from .replaying import fold_rate
-from .world import Ledger, World
+from .workspace import Ledger, Workspace
 
 THREADS = 16
 EVENTS_PER_AGGREGATE = 40
-"""About as many as an account of ours has."""
+"""About as many as one of our accounts has."""
 AMOUNT_SECONDS = 24.0
 
 
 class Account(Aggregate):
-    """An account of allowance, told what it reserved and how that ended."""
+    """An account that records reservations and spends without checking them."""
 
     def __init__(self, miner_ss58: str, executor_class: str) -> None:
         self.miner_ss58 = miner_ss58
         self.executor_class = executor_class
-        self.held: dict[str, list[list[int]]] = {}
+        self.active: dict[str, list[list[int]]] = {}
 
     @event("Reserved")
     def reserve(
         self, job_uuid: str, amount_ns: int, blocks: list[list[int]], job_start_block: int, expires_at_ns: int
     ) -> None:
-        """Sets blocks aside for a job."""
-        self.held[job_uuid] = blocks
+        """Record a reservation."""
+        self.active[job_uuid] = blocks
 
     @event("Spent")
     def spend(self, job_uuid: str) -> None:
-        """Ends a reservation."""
-        del self.held[job_uuid]
+        """Record a spend."""
+        del self.active[job_uuid]
 
 
 class Accounts(Application[UUID]):
     """Accounts in one database."""
 
     def new(self) -> Account:
-        """A new account, saved."""
+        """Return a new, saved account."""
         account = Account("5DPRFYM52JpipqaNSZawKjw2bRJ4eK5yvDK2Sin6d3NRszNT", "always_on.gpu-24gb")
         self.save(account)
         return account
 
 
 def reserve(account: Account) -> str:
-    """Has the account record an event with the content of ours; answers the job."""
+    """Record an event with the same content as ours; return its job."""
     job_uuid = str(uuid4())
     account.reserve(job_uuid, 123_456_000_000, [[1377, 1404]], 2099, 1_704_123_456_789_000_000)
     return job_uuid
@@ -71,19 +71,19 @@ def reserve(account: Account) -> str:
 
 @contextmanager
 def accounts(environment: dict[str, str]) -> Iterator[Accounts]:
-    """The application on a database."""
+    """Open the application on a database."""
     with Accounts(env=environment) as application:
         yield application
 
 
-def sqlite_environment(world: World) -> dict[str, str]:
-    """Settings for a new SQLite file."""
-    return {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(world.new_file())}
+def sqlite_environment(workspace: Workspace) -> dict[str, str]:
+    """Return the library's settings for a new SQLite file."""
+    return {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(workspace.new_file())}
 
 
-def postgres_environment(world: World) -> dict[str, str]:
-    """Settings for our PostgreSQL server."""
-    parts = urlsplit(world.server_url())
+def postgres_environment(workspace: Workspace) -> dict[str, str]:
+    """Return the library's settings for the PostgreSQL server."""
+    parts = urlsplit(workspace.server_url())
     return {
         "PERSISTENCE_MODULE": "eventsourcing.postgres",
         "POSTGRES_DBNAME": parts.path.lstrip("/"),
@@ -95,24 +95,24 @@ def postgres_environment(world: World) -> dict[str, str]:
     }
 
 
-async def on_sqlite(world: World, report: Report) -> None:
-    """Both on SQLite."""
-    with accounts(sqlite_environment(world)) as application:
-        await _compare(world, report, "SQLite", await world.filled(), application)
+async def on_sqlite(workspace: Workspace, report: Report) -> None:
+    """Compare both on SQLite."""
+    with accounts(sqlite_environment(workspace)) as application:
+        await _compare(workspace, report, "SQLite", await workspace.filled(), application)
 
 
-async def on_postgres(world: World, report: Report) -> None:
-    """Both on PostgreSQL."""
+async def on_postgres(workspace: Workspace, report: Report) -> None:
+    """Compare both on PostgreSQL."""
     import_module("psycopg")
-    with accounts(postgres_environment(world)) as application:
-        await _compare(world, report, "PostgreSQL", await world.filled_on_postgres(), application)
+    with accounts(postgres_environment(workspace)) as application:
+        await _compare(workspace, report, "PostgreSQL", await workspace.filled_on_postgres(), application)
 
 
-async def _compare(world: World, report: Report, engine: str, prepared: Ledger, application: Accounts) -> None:
-    sizes = world.sizes
+async def _compare(workspace: Workspace, report: Report, engine: str, prepared: Ledger, application: Accounts) -> None:
+    sizes = workspace.sizes
     async with prepared.open() as ledger:
         newest = await ledger.current_block() or 1
-        streams = cycle(await _accounts_of(ledger, world))
+        streams = cycle(await _accounts_of(ledger, workspace))
 
         async def ours(appends: int, callers: int) -> float:
             return await _reserve_rate(ledger, list(islice(streams, appends)), newest, callers)
@@ -147,23 +147,23 @@ async def _compare(world: World, report: Report, engine: str, prepared: Ledger, 
     report.add(f"rebuilding from {engine}", "events/s", replayed, ("eventsourcing", their_replayed), ratio_at_least(3))
 
 
-async def _accounts_of(ledger: Allowance, world: World) -> list[tuple[str, str]]:
-    """The accounts with enough left for all that is going to be reserved."""
+async def _accounts_of(ledger: Allowance, workspace: Workspace) -> list[tuple[str, str]]:
+    """Return the accounts with enough allowance for all reservations of the comparison."""
     newest = await ledger.current_block() or 1
     return [
         (candidate.hotkey_ss58, executor_class)
-        for executor_class in world.classes
+        for executor_class in workspace.classes
         for candidate in await ledger.find_miners(20 * AMOUNT_SECONDS, executor_class, newest)
     ]
 
 
 async def _reserve_rate(ledger: Allowance, streams: list[tuple[str, str]], newest: int, callers: int) -> float:
-    """Our appends a second: reservations on given accounts, each durable when it is answered."""
+    """Return our appends per second: reservations on these accounts, each durable when it returns."""
 
-    async def caller(mine: list[tuple[str, str]]) -> list[int]:
+    async def caller(assigned: list[tuple[str, str]]) -> list[int]:
         return [
             (await ledger.reserve(*stream, AMOUNT_SECONDS, newest, job_uuid=str(uuid4()))).reservation_id
-            for stream in mine
+            for stream in assigned
         ]
 
     started = time.perf_counter()
@@ -174,8 +174,8 @@ async def _reserve_rate(ledger: Allowance, streams: list[tuple[str, str]], newes
 
 
 def _save_rate(application: Accounts, appends: int, threads: int) -> float:
-    """The library's appends a second: every thread saves events of an aggregate of its own."""
-    mine = [application.new() for _ in range(threads)]
+    """Return the library's appends per second: each thread saves events of its own aggregate."""
+    own = [application.new() for _ in range(threads)]
 
     def save(account: Account) -> None:
         for _ in range(appends // threads):
@@ -184,12 +184,12 @@ def _save_rate(application: Accounts, appends: int, threads: int) -> float:
 
     with ThreadPoolExecutor(threads) as pool:
         started = time.perf_counter()
-        list(pool.map(save, mine))
+        list(pool.map(save, own))
         return appends // threads * threads / (time.perf_counter() - started)
 
 
 def _fill(application: Accounts, events: int) -> list[UUID]:
-    """Saves aggregates with so many events together, each with all of its own at once."""
+    """Save aggregates with this many events in total, each with all of its events at once."""
     made = []
     for _ in range(events // EVENTS_PER_AGGREGATE):
         account = application.new()
@@ -202,7 +202,7 @@ def _fill(application: Accounts, events: int) -> list[UUID]:
 
 
 def _replay_rate(application: Accounts, made: list[UUID]) -> float:
-    """The library's events a second: aggregates made again from what is stored."""
+    """Return the library's events per second: aggregates are rebuilt from the stored events."""
     started = time.perf_counter()
     events = sum(application.repository.get(each).version for each in made)
     return events / (time.perf_counter() - started)

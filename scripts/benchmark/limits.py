@@ -1,6 +1,6 @@
-"""What the machine can do: rows of the same bytes written and read with nothing in between.
+"""The limits of the machine: bare rows of the same size, written and read without any other work.
 
-One column beside the key, no index, no trigger: nobody who stores the same bytes durably is faster.
+The table has one column besides its key, no index and no trigger. No code that stores as many bytes durably is faster.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _BYTES = """SELECT avg(length(stream) + ifnull(length(key), 0) + ifnull(length(j
 
 
 def reservation_bytes(path: Path) -> int:
-    """The bytes of a reservation's row, its numbers taken at 8 each: the mean over a ledger."""
+    """Return the mean size of a ledger's reservation rows, with 8 bytes for each number."""
     with closing(sqlite3.connect(path)) as connection:
         (mean,) = connection.execute(_BYTES).fetchone()
     return round(mean or 400)
 
 
 class SqliteRows:
-    """Rows of so many bytes in a SQLite file, through the standard library, in WAL with `synchronous=FULL`."""
+    """Rows of this size in a SQLite file, through the standard library, in WAL mode with `synchronous=FULL`."""
 
     def __init__(self, path: Path, row_bytes: int) -> None:
         self._row = (os.urandom(row_bytes),)
@@ -54,43 +54,43 @@ class SqliteRows:
         self._connection.close()
 
     def commits(self, commits: int, rows_per_commit: int = 1) -> list[float]:
-        """Makes so many commits; answers the seconds that each took."""
+        """Make this many commits; return the seconds of each."""
         connection = self._connection
         rows = [self._row] * rows_per_commit
-        taken = []
+        elapsed_s = []
         for _ in range(commits):
             started = time.perf_counter()
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT INTO bare (row) VALUES (?)", rows)
             connection.execute("COMMIT")
-            taken.append(time.perf_counter() - started)
-        return taken
+            elapsed_s.append(time.perf_counter() - started)
+        return elapsed_s
 
     def rate(self, rows: int, rows_per_commit: int = 1) -> float:
-        """Rows a second."""
+        """Return rows per second."""
         commits = max(1, rows // rows_per_commit)
         return commits * rows_per_commit / sum(self.commits(commits, rows_per_commit))
 
 
 class PostgresRows:
-    """Rows of so many bytes in a PostgreSQL table, one a commit, on several connections at once."""
+    """Rows of this size in a PostgreSQL table, one per commit, on several connections at once."""
 
     def __init__(self, connections: list[asyncpg.Connection], row_bytes: int) -> None:
         self._connections = connections
         self._row = os.urandom(row_bytes)
 
     async def commits(self, commits: int) -> list[float]:
-        """Makes so many commits on one connection; answers the seconds that each took."""
+        """Make this many commits on one connection; return the seconds of each."""
         insert = await self._connections[0].prepare(_INSERT)
-        taken = []
+        elapsed_s = []
         for _ in range(commits):
             started = time.perf_counter()
             await insert.fetch(self._row)
-            taken.append(time.perf_counter() - started)
-        return taken
+            elapsed_s.append(time.perf_counter() - started)
+        return elapsed_s
 
     async def rate(self, rows: int) -> float:
-        """Rows a second over all connections."""
+        """Return rows per second over all connections."""
 
         async def write(connection: asyncpg.Connection) -> None:
             insert = await connection.prepare(_INSERT)
@@ -107,7 +107,7 @@ _INSERT = "INSERT INTO bare (row) VALUES ($1)"
 
 @asynccontextmanager
 async def postgres_rows(url: str, row_bytes: int, connections: int = CONNECTIONS) -> AsyncIterator[PostgresRows]:
-    """A bare table, and connections to write to it."""
+    """Open connections and create a bare table."""
     opened = [await asyncpg.connect(url) for _ in range(connections)]
     try:
         await opened[0].execute("CREATE TABLE IF NOT EXISTS bare (position BIGSERIAL PRIMARY KEY, row BYTEA NOT NULL)")
@@ -118,7 +118,7 @@ async def postgres_rows(url: str, row_bytes: int, connections: int = CONNECTIONS
 
 
 def read_and_decode(path: Path) -> float:
-    """Events a second: every row of a ledger read and its payload decoded, and nothing done with it."""
+    """Return events per second of reading every row of a ledger and decoding its payload, without using it."""
     decode = msgspec.json.Decoder(Event).decode
     events = 0
     with closing(sqlite3.connect(path)) as connection:

@@ -1,11 +1,11 @@
-"""A ledger with as many events as one likes: decided and hashed by the ledger's own code, written in bulk.
+"""Makes a ledger of any number of events. The ledger's own code decides and hashes them; they are written in bulk.
 
-Jobs are routed, or, where that would take too long to make, reserved by hand on any miner.
+Jobs are routed, or, because routing a long log takes too long, reserved on a random miner.
 
-A hundred events a block: the block itself, what is reserved after it, and the ends of earlier reservations; the last
-hundredth of the log is quieter, ten events a block, so that a short ledger ends in the same way as a long one. What a
-ledger keeps beside its log stands as an owner leaves it who is killed at a bad moment: a snapshot nearly as old as
-they become, and a history that lags a little.
+Each block has a hundred events: the block itself, new reservations, and settlements of earlier ones. In the last
+hundredth of the log it has only ten, so that a short ledger and a long one have the same kind of end. Derived data is
+as old as after a crash at a bad moment: the snapshot is nearly as old as a snapshot can be, and the history lags a
+little.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ EVENTS_PER_COMMIT = 20_000
 SNAPSHOT_AGE_EVENTS = 9000
 HISTORY_LAG_EVENTS = 500
 QUIET_SHARE = 100
-"""The last of so many parts of the log is quiet, and all that comes after the snapshot, so that all logs end alike."""
+"""The last hundredth of the log is quiet, and at least everything after the snapshot, so that all logs end alike."""
 BLOCKS_BEFORE_JOBS = 20
-"""There has to be some allowance first."""
+"""Jobs need some allowance first."""
 EXPIRED_EVERY_BLOCKS = 25
-RELEASED_SHARE, LEFT_SHARE = 0.10, 0.04
+RELEASED_SHARE, ACTIVE_SHARE = 0.10, 0.04
 
 _INSERT = f"INSERT INTO allowance_events (ledger, {', '.join(Row._fields)}) VALUES (?{', ?' * len(Row._fields)})"
 _MOVE_HEAD = "UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at_ns = ? WHERE ledger = ?"
 
 
 class _Pace(NamedTuple):
-    """How many jobs come after a block of 250 miners, and how many seconds they take: a third of what it grants."""
+    """The number and the length of the jobs after a block of 250 miners; together they need a third of its grants."""
 
     jobs: int
     shortest_seconds: int
@@ -65,11 +65,14 @@ BUSY, QUIET = _Pace(50, 5, 30), _Pace(5, 24, 270)
 async def grow(
     path: Path, sizes: Sizes, events: int, progress: Callable[[int], None] = lambda position: None, *, routed: bool
 ) -> int:
-    """Fills a new ledger with so many events, or a block's more; answers the last one's time."""
+    """Fill a new ledger with this many events, or a few more; return the time of the last one.
+
+    The last block is always complete, and so may exceed the number.
+    """
     store = store_from_url(f"sqlite:///{path}", HOTKEY, read_only=False)
     await store.open(schema)
     snapshots = SnapshotStore(store)
-    taken = None
+    snapshot = None
     with _Bulk(path, store.ledger) as bulk:
         state = Availability()
         quiet = max(events // QUIET_SHARE, SNAPSHOT_AGE_EVENTS)
@@ -77,16 +80,16 @@ async def grow(
         while state.position < events:
             unit_of_work: UnitOfWork = UnitOfWork(state, LookupResult(), 0)
             until = min(events, state.position + EVENTS_PER_COMMIT)
-            if taken is None and until > events - SNAPSHOT_AGE_EVENTS:
+            if snapshot is None and until > events - SNAPSHOT_AGE_EVENTS:
                 until = max(1, min(until, events - SNAPSHOT_AGE_EVENTS))
             while state.position < until:
-                traffic.pass_a_block(unit_of_work)
+                traffic.add_block(unit_of_work)
             bulk.write(unit_of_work.rows)
             progress(state.position)
-            if taken is None and state.position >= events - SNAPSHOT_AGE_EVENTS:
-                taken = snapshots.take_if_due(state, every_rows=1)
-    if taken is not None:
-        await snapshots.save(taken)
+            if snapshot is None and state.position >= events - SNAPSHOT_AGE_EVENTS:
+                snapshot = snapshots.take_if_due(state, every_rows=1)
+    if snapshot is not None:
+        await snapshots.save(snapshot)
     progress(state.position)
     await History(store, HOTKEY, read_only=False).project(state.position - HISTORY_LAG_EVENTS)
     await store.close()
@@ -94,7 +97,7 @@ async def grow(
 
 
 class _Bulk:
-    """A connection that writes fast and would not survive a power cut; nobody else has the file open meanwhile."""
+    """A connection that writes fast, but not durably. No other process has the file open."""
 
     def __init__(self, path: Path, ledger: int) -> None:
         self._ledger = ledger
@@ -110,7 +113,7 @@ class _Bulk:
         self._connection.close()
 
     def write(self, rows: list[Row]) -> None:
-        """Appends rows to the log."""
+        """Append rows to the log."""
         ledger, last = self._ledger, rows[-1]
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.executemany(_INSERT, [(ledger, *row) for row in rows])
@@ -119,29 +122,29 @@ class _Bulk:
 
 
 class _Traffic:
-    """Blocks, and the jobs that come between them."""
+    """Blocks, and the jobs between them."""
 
     def __init__(self, sizes: Sizes, quiet_from: int, *, routed: bool) -> None:
         self._routed = routed
         self._scale = sizes.miners / Sizes().miners
         self._quiet_from = quiet_from
         self._random = Random("traffic")
-        self._intake = FactValidator()
+        self._validator = FactValidator()
         self._blocks = endless(sizes)
-        self._passed = 0
+        self._blocks_added = 0
         self._running: deque[int] = deque()
         self._accounts: list[Account] = []
 
-    def pass_a_block(self, unit_of_work: UnitOfWork) -> None:
-        """Records the next block and the sync before it; reserves for the jobs that come then, and settles others."""
+    def add_block(self, unit_of_work: UnitOfWork) -> None:
+        """Record the next block with its syncs, reserve for new jobs, and settle old ones."""
         if unit_of_work.state.position == 0:
             RecordSettings(HOTKEY, None).decide(unit_of_work)
         facts = next(self._blocks)
-        contents, _ = self._intake.contents(facts)
+        contents, _ = self._validator.contents(facts)
         RecordFacts(contents, confirm=False).decide(unit_of_work)
         unit_of_work.now_ns = after(facts)
-        self._passed += 1
-        if self._passed > BLOCKS_BEFORE_JOBS:
+        self._blocks_added += 1
+        if self._blocks_added > BLOCKS_BEFORE_JOBS:
             pace = BUSY if unit_of_work.state.position < self._quiet_from else QUIET
             self._accounts = list(unit_of_work.state.chain.accounts.values())
             for _ in range(max(1, round(pace.jobs * self._scale))):
@@ -149,7 +152,7 @@ class _Traffic:
                 claim(unit_of_work, self._job(), self._amount_ns(pace))
             while len(self._running) > 3 * pace.jobs * self._scale:
                 self._settle(unit_of_work)
-        if self._passed % EXPIRED_EVERY_BLOCKS == 0:
+        if self._blocks_added % EXPIRED_EVERY_BLOCKS == 0:
             ExpireDue().decide(unit_of_work)
 
     def _job(self) -> str:
@@ -159,7 +162,7 @@ class _Traffic:
         return self._random.randrange(pace.shortest_seconds * SECOND_NS, pace.longest_seconds * SECOND_NS)
 
     def _route(self, unit_of_work: UnitOfWork, job_uuid: str, amount_ns: int) -> None:
-        """As a router does."""
+        """Pick as the router does."""
         executor_class = self._random.choice(self._accounts).executor_class
         try:
             route = Pick(job_uuid, executor_class, amount_ns).decide(unit_of_work)
@@ -168,7 +171,7 @@ class _Traffic:
         self._run(route.allowance_reservation_id or 0)
 
     def _reserve(self, unit_of_work: UnitOfWork, job_uuid: str, amount_ns: int) -> None:
-        """By hand, on any miner."""
+        """Reserve on a random miner."""
         state, account = unit_of_work.state, self._random.choice(self._accounts)
         newest = state.chain.blocks.newest
         claim = account.claim(state.chain.blocks, state.window_start(newest), amount_ns, unit_of_work.now_ns)
@@ -178,8 +181,8 @@ class _Traffic:
             self._run(active.reservation_id)
 
     def _run(self, reservation_id: int) -> None:
-        """Notes that the job is to be settled; some never are."""
-        if self._random.random() >= LEFT_SHARE:
+        """Remember the job for its settlement; some jobs stay active."""
+        if self._random.random() >= ACTIVE_SHARE:
             self._running.append(reservation_id)
 
     def _settle(self, unit_of_work: UnitOfWork) -> None:

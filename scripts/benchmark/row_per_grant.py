@@ -1,8 +1,9 @@
-"""The design that most would start from, as good as it can be: a row for every block, miner, validator and class.
+"""A comparison with the obvious design, made as fast as possible: a row for every block, miner, validator and class.
 
-On PostgreSQL. Everything is a small integer; a covering index makes a search one index-only scan; the rows come in by
-`COPY`; a claim locks just the blocks that it takes, in order, passes over those that others hold, and is one statement
-and one commit. It leaves out what would slow it down further: the check for busy miners, drops, expiry, retries.
+It runs on PostgreSQL. Every column is a small integer; a covering index makes a search one index-only scan; `COPY`
+inserts the rows. A claim is one statement and one commit: it locks only the blocks that it takes, in order, and skips
+blocks that others have locked. The design omits features that would slow it down: busy miners, drops, expiry and
+retries.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from .figures import Report, at_least, interleaved
 from .filling import record
 from .jobs import release_all
 from .picking import MS
-from .world import World
+from .workspace import Workspace
 
 WINDOW_BLOCKS = 722
+"""How long a block is usable. Source: ComputeHorde's validator."""
 BLOCK_SECONDS = 12
 RESERVED_SHARE = 3
-"""One in so many of the window's blocks is reserved: the earliest."""
+"""The earliest third of the window's blocks is reserved."""
 
 _SCHEMA = """
     CREATE TABLE reservations (
@@ -71,18 +73,18 @@ _RELEASE = (
 
 
 class RowPerGrant:
-    """The tables, and one caller's connection to them."""
+    """The tables, and the connection of one caller."""
 
     def __init__(self, connection: asyncpg.Connection, classes: list[str]) -> None:
         self._connection = connection
-        self._classes = {executor_class: place for place, executor_class in enumerate(classes)}
+        self._classes = {executor_class: index for index, executor_class in enumerate(classes)}
         self._rows = _Rows(self._classes)
         self.blocks = 0
         self.bytes_per_block = 0.0
-        """What a block takes on disk, with its indexes, as densely as it was ever packed: nothing updated yet."""
+        """The size of a block with its indexes, measured before any update, when the rows are packed most densely."""
 
     async def fill(self, facts: list[BlockFact | ManifestsFact]) -> None:
-        """Loads all facts, indexes them, and reserves a third."""
+        """Load all facts, create the indexes, and reserve a third of the blocks."""
         connection = self._connection
         await connection.execute(_SCHEMA)
         for fact in facts:
@@ -101,13 +103,13 @@ class RowPerGrant:
         await connection.execute("VACUUM (ANALYZE) grants")
 
     async def record_block(self, block: BlockFact) -> None:
-        """Inserts what the block grants to everybody."""
+        """Insert the grants of a block to all validators."""
         rows = list(self._rows.of(block))
         await self._connection.copy_records_to_table("grants", records=rows, columns=_COLUMNS)
         self.blocks += 1
 
     async def pick(self, job: JobRequest) -> tuple[int, int, list[int]]:
-        """Searches, and claims on the first miner that still has enough; answers class, miner and blocks."""
+        """Search, and claim on the first miner that still has enough; return class, miner and blocks."""
         executor_class = self._classes[job.executor_class]
         since = self._rows.newest - WINDOW_BLOCKS
         amount_ns = round((job.download_time_limit + job.execution_time_limit + job.upload_time_limit) * SECOND_NS)
@@ -122,12 +124,12 @@ class RowPerGrant:
         raise RuntimeError(f"no miner for {job}")
 
     async def release(self, executor_class: int, miner: int, blocks: list[int]) -> None:
-        """Gives blocks back."""
+        """Release blocks."""
         await self._connection.execute(_RELEASE, 0, executor_class, miner, blocks)
 
 
 class _Rows:
-    """The rows of one block after the other."""
+    """Computes the rows of one block after the other."""
 
     def __init__(self, classes: dict[str, int]) -> None:
         self._classes = classes
@@ -136,71 +138,71 @@ class _Rows:
         self.newest = 0
 
     def sync(self, fact: ManifestsFact) -> None:
-        """From here on miners offer this."""
+        """Use these counts from now on."""
         self._manifests = {miner: dict(counts) for miner, counts in fact.manifests.items()}
 
     def of(self, block: BlockFact) -> Iterator[tuple[int, None, int, int, int, int]]:
-        """What the block grants; it is taken to last as long as most do."""
+        """Yield the grants of a block, which counts as 12 s long."""
         self.newest = block.number
         stakes = [block.stakes[HOTKEY], *(stake for hotkey, stake in block.stakes.items() if hotkey != HOTKEY)]
         total = sum(stakes)
         units_ns = [round(BLOCK_SECONDS * SECOND_NS * stake / total) for stake in stakes]
         for miner in block.miners:
-            place = self._miners.setdefault(miner.hotkey_ss58, len(self._miners))
+            index = self._miners.setdefault(miner.hotkey_ss58, len(self._miners))
             for executor_class, count in self._manifests.get(miner.hotkey_ss58, {}).items():
                 if count:
                     for validator, unit_ns in enumerate(units_ns):
-                        yield unit_ns * count, None, block.number, validator, self._classes[executor_class], place
+                        yield unit_ns * count, None, block.number, validator, self._classes[executor_class], index
 
 
 @asynccontextmanager
-async def row_per_grant(world: World) -> AsyncIterator[RowPerGrant]:
-    """The design, filled with the network's facts, in a database of its own."""
-    connection = await asyncpg.connect(world.server_url())
-    world.say("filling the row-per-grant tables")
+async def row_per_grant(workspace: Workspace) -> AsyncIterator[RowPerGrant]:
+    """Create and fill the tables; drop them at the end."""
+    connection = await asyncpg.connect(workspace.server_url())
+    workspace.show_progress("filling the row-per-grant tables")
     await connection.execute("DROP TABLE IF EXISTS grants, reservations")
-    design = RowPerGrant(connection, world.classes)
+    design = RowPerGrant(connection, workspace.classes)
     try:
-        await design.fill(world.facts())
+        await design.fill(workspace.facts())
         yield design
     finally:
         await connection.execute("DROP TABLE IF EXISTS grants, reservations")
         await connection.close()
 
 
-async def against_row_per_grant(world: World, report: Report) -> None:
-    """One caller's picks, unchanged blocks and bytes, both designs on the same PostgreSQL."""
-    prepared = await world.filled_on_postgres()
-    async with row_per_grant(world) as design, prepared.open() as ledger:
+async def against_row_per_grant(workspace: Workspace, report: Report) -> None:
+    """Compare picks of one caller, unchanged blocks and stored bytes, with both designs on the same server."""
+    prepared = await workspace.filled_on_postgres()
+    async with row_per_grant(workspace) as design, prepared.open() as ledger:
         router = Routing(ledger)
 
         async def our_picks() -> float:
-            taken = []
-            for job in world.jobs(world.sizes.picks // 10):
+            times_ms = []
+            for job in workspace.jobs(workspace.sizes.picks // 10):
                 started = time.perf_counter()
                 route = await router.pick_miner_for_job_request(job)
-                taken.append((time.perf_counter() - started) * MS)
+                times_ms.append((time.perf_counter() - started) * MS)
                 await release_all(ledger, [route])
-            return median(taken)
+            return median(times_ms)
 
         async def their_picks() -> float:
-            taken = []
-            for job in world.jobs(world.sizes.picks // 10):
+            times_ms = []
+            for job in workspace.jobs(workspace.sizes.picks // 10):
                 started = time.perf_counter()
                 claimed = await design.pick(job)
-                taken.append((time.perf_counter() - started) * MS)
+                times_ms.append((time.perf_counter() - started) * MS)
                 await design.release(*claimed)
-            return median(taken)
+            return median(times_ms)
 
-        ours, theirs = await interleaved(world.sizes.repeat, our_picks, their_picks)
+        ours, theirs = await interleaved(workspace.sizes.repeat, our_picks, their_picks)
         report.add("a pick on PostgreSQL", "ms", ours, ("row per grant", theirs))
         stored = design.bytes_per_block
-        await _blocks(world, report, ledger, design)
-    imported = world.new_ledger()
+        await _blocks(workspace, report, ledger, design)
+    imported = workspace.new_ledger()
     async with imported.open() as ledger:
-        await record(ledger, world.facts())
-        # Before it is closed, which leaves a snapshot: one for the ledger, however many its blocks.
-        ours_stored = stored_bytes(imported) / world.sizes.blocks
+        await record(ledger, workspace.facts())
+        # Measured before closing: a close takes a snapshot, whose size does not depend on the number of blocks.
+        ours_stored = stored_bytes(imported) / workspace.sizes.blocks
     report.add(
         "bytes a block, how many times fewer than row per grant",
         "times",
@@ -210,21 +212,21 @@ async def against_row_per_grant(world: World, report: Report) -> None:
     )
 
 
-async def _blocks(world: World, report: Report, ledger: Allowance, design: RowPerGrant) -> None:
-    """Blocks that change nothing; last, since what they grant is not reserved in part."""
-    our_feed, their_feed = (Feed(newest_block(world.facts())) for _ in range(2))
+async def _blocks(workspace: Workspace, report: Report, ledger: Allowance, design: RowPerGrant) -> None:
+    """Compare unchanged blocks. This comes last, because the new blocks change the share that is reserved."""
+    our_feed, their_feed = (Feed(newest_block(workspace.facts())) for _ in range(2))
 
     async def our_blocks() -> float:
-        return median([await our_feed.timed(ledger) for _ in range(world.sizes.appends // 10)]) * MS
+        return median([await our_feed.timed(ledger) for _ in range(workspace.sizes.appends // 10)]) * MS
 
     async def their_blocks() -> float:
-        taken = []
-        for _ in range(world.sizes.appends // 10):
+        times_ms = []
+        for _ in range(workspace.sizes.appends // 10):
             block = their_feed.next()
             started = time.perf_counter()
             await design.record_block(block)
-            taken.append((time.perf_counter() - started) * MS)
-        return median(taken)
+            times_ms.append((time.perf_counter() - started) * MS)
+        return median(times_ms)
 
-    ours, theirs = await interleaved(world.sizes.repeat, our_blocks, their_blocks)
+    ours, theirs = await interleaved(workspace.sizes.repeat, our_blocks, their_blocks)
     report.add("an unchanged block on PostgreSQL", "ms", ours, ("row per grant", theirs))

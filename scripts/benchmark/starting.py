@@ -1,4 +1,4 @@
-"""How long a process takes to start: the command line, and the import."""
+"""How long a process needs to start: the command line, and the import."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from asyncio.subprocess import DEVNULL, PIPE
 
 from .figures import Report, at_most, interleaved
 from .picking import MS
-from .world import ROOT, World
+from .workspace import ROOT, Workspace
 
 _IMPORT = "import time; started = time.perf_counter(); import routing; print(time.perf_counter() - started)"
 
 
-async def starting(world: World, report: Report) -> None:
-    """`allowance --help` as a whole, and what `import routing` adds to a process; each started before, so compiled."""
-    await _help()
-    helped, nothing, imported = await interleaved(2 * world.sizes.repeat, _help, _nothing, _imported)
+async def starting(workspace: Workspace, report: Report) -> None:
+    """Measure `allowance --help` as a whole, and `import routing` inside a process; both with compiled modules."""
+    await _help()  # Compiles the modules.
+    helped, nothing, imported = await interleaved(2 * workspace.sizes.repeat, _help, _nothing, _imported)
     report.add("allowance --help", "ms", helped, ("python -c pass", nothing), at_most(300))
     report.add("import routing", "ms", imported, target=at_most(150))
 
@@ -40,5 +40,5 @@ async def _run(*arguments: str) -> float:
 
 async def _imported() -> float:
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", _IMPORT, cwd=ROOT, stdout=PIPE)
-    told, _ = await process.communicate()
-    return float(told) * MS
+    output, _ = await process.communicate()
+    return float(output) * MS

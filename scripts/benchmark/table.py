@@ -1,4 +1,4 @@
-"""A run's figures for people, as a table that is Markdown too, and for programs, as one JSON document."""
+"""Output of a run's figures: a table for people, which is Markdown too, and a JSON document for programs."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ THOUSAND, HUNDRED, TEN = 1000, 100, 10
 
 
 def text(report: Report, sizes: Sizes, seconds: float) -> str:
-    """The table, and below it what has to be said."""
+    """Return the table, with notes, skipped cases and the conditions of the run below it."""
     lines = [_row(figure) for figure in report.figures]
     widths = [max(len(line[column]) for line in (HEADINGS, *lines)) for column in range(len(HEADINGS))]
     rule = tuple("-" * width for width in widths)
     table = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in (HEADINGS, rule, *lines)]
     notes = [f"{figure.name}: {figure.note}." for figure in report.figures if figure.note]
-    left_out = [f"Not measured: {each}." for each in report.skipped]
+    skipped = [f"Not measured: {each}." for each in report.skipped]
     about = (
         f"Medians and ranges of {sizes.repeat} interleaved rounds; {sizes.miners} miners,"
         f" {sizes.validators} validators, {sizes.classes} executor classes, {sizes.blocks:,} blocks;"
         f" in {seconds:.0f} s on {_machine_text()}."
     )
-    return "\n".join([*table, "", *notes, *left_out, about])
+    return "\n".join([*table, "", *notes, *skipped, about])
 
 
 def document(report: Report, sizes: Sizes, seconds: float) -> dict[str, Any]:
-    """The same for programs, with all samples."""
+    """Return the figures with all samples."""
     return {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
@@ -48,7 +48,7 @@ def document(report: Report, sizes: Sizes, seconds: float) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Return a description of this machine."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -113,7 +113,7 @@ def _target(target: Target, unit: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format three digits, or all digits before the point."""
     size = abs(value)
     if size >= HUNDRED:
         return f"{value:,.0f}"

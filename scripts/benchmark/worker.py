@@ -1,7 +1,8 @@
-"""A process of its own that opens a ledger and picks when it is told to: `python -m scripts.benchmark.worker`.
+"""A process that opens a ledger and picks on command: `python -m scripts.benchmark.worker`.
 
-Tells a JSON line when the ledger is open, and one after each command: how long it took, and the most memory that the
-process has had so far. Ends without closing anything, as a killed process does, and leaves the ledger as it was.
+It writes a JSON line when the ledger is open, and one after each command: the time that it needed, and the peak memory
+of the process. It exits without closing anything, as a killed process does, so that closing does not change the
+ledger.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024
 STATUS = Path("/proc/self/status")
 
 
-def tell(**fields: Any) -> None:
-    """Writes an answer for the process that started this one."""
-    fields["memory_mb"] = _most_memory_mb()
+def reply(**fields: Any) -> None:
+    """Write a reply for the process that started this one."""
+    fields["memory_mb"] = _peak_memory_mb()
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
 
 
-def _most_memory_mb() -> float:
-    """The most memory that this process has had; getrusage on Linux counts what its parent had when it forked, too."""
+def _peak_memory_mb() -> float:
+    """Return the peak memory of this process. On Linux, getrusage would also count the parent's memory at the fork."""
     if STATUS.exists():
         lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
@@ -35,7 +36,7 @@ def _most_memory_mb() -> float:
 
 
 async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str]) -> None:
-    """Opens the ledger, and follows commands until there are no more."""
+    """Open the ledger, and execute commands until the input ends."""
     started = time.perf_counter()
     from routing import Allowance, JobRoute, Routing
 
@@ -45,11 +46,11 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
     newest = await ledger.current_block()
     await ledger.find_miners(1.0, classes[0], newest or 1)
     opened = time.perf_counter()
-    tell(routing_s=imported - started, opened_s=opened - imported)
+    reply(routing_s=imported - started, opened_s=opened - imported)
 
     from random import Random
 
-    from .jobs import draw_job, pick_at_once, release_all
+    from .jobs import pick_at_once, random_job, release_all
 
     router = Routing(ledger)
     random = Random(os.urandom(8))
@@ -58,13 +59,13 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
         command = json.loads(line)
         began = time.perf_counter()
         if command["do"] == "pick":
-            jobs = [draw_job(random, classes) for _ in range(command["picks"])]
+            jobs = [random_job(random, classes) for _ in range(command["picks"])]
             began = time.perf_counter()
             routes += await pick_at_once(router, jobs, command["callers"])
         else:
             await release_all(ledger, routes)
             routes.clear()
-        tell(seconds=time.perf_counter() - began)
+        reply(seconds=time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the figures are taken: a temporary directory with ledgers in it, each made when it is first asked for."""
+"""The workspace of a run: a temporary directory with ledgers, each of which is made when a case first needs it."""
 
 from __future__ import annotations
 
@@ -19,57 +19,57 @@ from routing.cli.files.job_request import JobRequest
 
 from .chain import HOTKEY, SEED, Clock, Fact, after, facts_lines, parsed
 from .filling import fill
-from .jobs import draw_job
+from .jobs import random_job
 from .long_ledger import grow
 from .server import postgres
 from .sizes import Sizes
 
-REMOVALS, SURELY_GONE, REMOVAL_PAUSE_SECONDS = 100, 4, 0.1
+REMOVALS, REMOVALS_IN_A_ROW, REMOVAL_PAUSE_SECONDS = 100, 4, 0.1
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Ledger(NamedTuple):
-    """A ledger that was made: where it is, and when its newest block was followed by what comes now."""
+    """A ledger that was made: its URL, and the time at which its measurements start, after its newest block."""
 
     url: str
     start_ns: int
 
     @property
     def path(self) -> Path:
-        """Its file, on SQLite."""
+        """Its file, if it is on SQLite."""
         return Path(self.url.removeprefix("sqlite:///"))
 
     def open(self, *, read_only: bool = False) -> Allowance:
-        """Opens it, at the time at which it was left."""
+        """Open it with a clock that starts at its time."""
         return Allowance.open(self.url, validator_ss58=HOTKEY, clock_ns=Clock(self.start_ns), read_only=read_only)
 
 
 def _remove(directory: Path) -> None:
-    """Removes a directory that the ledger's own thread, cancelled while it opens a ledger, may make once more."""
+    """Remove a directory, several times: a cancelled opening on the ledger's thread may create it once more."""
     gone = 0
     for _ in range(REMOVALS):
         shutil.rmtree(directory, ignore_errors=True)
         time.sleep(REMOVAL_PAUSE_SECONDS)
         gone = 0 if directory.exists() else gone + 1
-        if gone == SURELY_GONE:
+        if gone == REMOVALS_IN_A_ROW:
             return
 
 
-class World:
-    """The temporary directory, what is in it, and the PostgreSQL server, which is started when it is first needed.
+class Workspace:
+    """The temporary directory, its ledgers, and a PostgreSQL server, which starts when a case first needs it.
 
-    The directory is on the checkout's disk and ignored by git.
+    The directory is in the checkout, so that it is on the same disk, and git ignores it.
     """
 
-    def __init__(self, sizes: Sizes, say: Callable[[str], None]) -> None:
+    def __init__(self, sizes: Sizes, show_progress: Callable[[str], None]) -> None:
         self.sizes = sizes
-        self.say = say
-        """Tells somebody who watches what is being done."""
+        self.show_progress = show_progress
         self.directory = Path(tempfile.mkdtemp(prefix=".bench-", dir=ROOT))
         (self.directory / ".gitignore").write_text("*\n")
         self.classes = executor_classes(sizes.classes)
         self._closing = ExitStack()
-        # Registered before the ledger's runtime is there, it comes after the runtime has closed what was open.
+        # Exit functions run in reverse order. This one is registered before the runtime exists, so it runs after the
+        # runtime has closed its connections.
         atexit.register(_remove, self.directory)
         self._server_url: str | None = None
         self._ledgers: dict[str, Ledger] = {}
@@ -77,52 +77,52 @@ class World:
         self._jobs = Random(f"jobs {SEED}")
 
     def close(self) -> None:
-        """Stops the server; the directory goes when the process ends, after whatever still has a ledger open in it."""
+        """Stop the server. The directory is removed at the end of the process, when no connection is open in it."""
         self._closing.close()
 
     def jobs(self, count: int) -> list[JobRequest]:
-        """Jobs that nobody has asked for yet, over all classes alike."""
-        return [draw_job(self._jobs, self.classes) for _ in range(count)]
+        """Return new jobs, spread over all classes."""
+        return [random_job(self._jobs, self.classes) for _ in range(count)]
 
     def facts(self) -> list[Fact]:
-        """The network's facts."""
+        """Return the network's facts."""
         return parsed(facts_lines(self.sizes))
 
     def new_file(self) -> Path:
-        """The path of a file that is not there yet."""
+        """Return the path of a file that does not exist."""
         self._files += 1
         return self.directory / f"{self._files}.db"
 
     def new_ledger(self) -> Ledger:
-        """A ledger on SQLite that is not there yet, at the end of the network's facts."""
+        """Return a ledger on SQLite that does not exist yet, at the time after the network's facts."""
         return Ledger(f"sqlite:///{self.new_file()}", after(self.facts()))
 
     def server_url(self) -> str:
-        """The URL of a PostgreSQL database."""
+        """Return the URL of a PostgreSQL database; start the server if necessary."""
         if self._server_url is None:
-            self.say("starting PostgreSQL")
+            self.show_progress("starting PostgreSQL")
             self._server_url = self._closing.enter_context(postgres(self.directory / "postgres"))
         return self._server_url
 
     async def filled(self, miners: int | None = None) -> Ledger:
-        """All facts and a third of the blocks taken, on SQLite; one ledger for each number of miners."""
+        """Return a SQLite ledger with all facts and a third of the blocks taken; one for each number of miners."""
         miners = miners or self.sizes.miners
         return await self._filled(f"filled {miners}", f"sqlite:///{self.new_file()}", miners)
 
     def copied(self, prepared: Ledger) -> Ledger:
-        """A copy of a ledger on SQLite, to be changed at will."""
+        """Return a copy of a SQLite ledger, which a case may change."""
         path = self.new_file()
         with closing(sqlite3.connect(prepared.path)) as source, closing(sqlite3.connect(path)) as copy:
             source.backup(copy)
         return Ledger(f"sqlite:///{path}", prepared.start_ns)
 
     async def filled_on_postgres(self) -> Ledger:
-        """The same on PostgreSQL."""
+        """Return the same as `filled`, on PostgreSQL."""
         return await self._filled("filled on PostgreSQL", self.server_url(), self.sizes.miners)
 
     async def _filled(self, name: str, url: str, miners: int) -> Ledger:
         if name not in self._ledgers:
-            self.say(f"filling a ledger of {miners} miners")
+            self.show_progress(f"filling a ledger of {miners} miners")
             facts = parsed(facts_lines(self.sizes, miners))
             prepared = Ledger(url, after(facts))
             async with prepared.open() as ledger:
@@ -131,7 +131,7 @@ class World:
         return self._ledgers[name]
 
     async def long(self, events: int, *, routed: bool = False) -> Ledger:
-        """A ledger of so many events on SQLite; its jobs were routed, or only reserved, which is faster to make."""
+        """Return a SQLite ledger with this many events; its jobs were routed, or only reserved, which is faster."""
         name = f"long {events} {routed}"
         if name not in self._ledgers:
             path = self.new_file()
@@ -139,7 +139,7 @@ class World:
                 path,
                 self.sizes,
                 events,
-                lambda position: self.say(f"making a log: {position:,} of {events:,} events"),
+                lambda position: self.show_progress(f"making a log: {position:,} of {events:,} events"),
                 routed=routed,
             )
             self._ledgers[name] = Ledger(f"sqlite:///{path}", start_ns)
