@@ -1,4 +1,4 @@
-"""Databases to test on: SQLite in a file and in memory, PostgreSQL 16 and 18; each test gets fresh ones."""
+"""Databases for tests: SQLite in a file and in memory, PostgreSQL 16 and 18. Each test gets an empty one."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from tests.support.servers import PostgresServer, postgres_server
 
 POSTGRES = ["postgres_16", "postgres_18"]
 SHARED = ["sqlite_file", *POSTGRES]
-"""The engines whose databases can be opened twice."""
+"""The engines whose databases several openings can share. A memory database belongs to one opening."""
 
 
 @pytest.fixture(scope="session")
 def postgres_16() -> Iterator[PostgresServer]:
+    """The PostgreSQL 16 server of this test run."""
     with postgres_server(16) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres_18() -> Iterator[PostgresServer]:
+    """The PostgreSQL 18 server of this test run."""
     with postgres_server(18) as server:
         yield server
 
 
 @pytest.fixture(params=["sqlite_memory", *SHARED])
 def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database of each engine, empty, that one process opens once."""
+    """The URL of an empty database of each engine, for a test that opens it once."""
     yield from _fresh_database(request)
 
 
 @pytest.fixture(params=SHARED)
 def shared_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database of each engine, empty, that can be opened again and by others."""
+    """The URL of an empty database of each engine that can be opened several times, also by other processes."""
     yield from _fresh_database(request)
 
 
 @pytest.fixture(params=POSTGRES)
 def server(request: pytest.FixtureRequest) -> PostgresServer:
-    """A PostgreSQL server of each version."""
+    """The PostgreSQL server of each version."""
     running: PostgresServer = request.getfixturevalue(request.param)
     return running
 
 
 @pytest.fixture
 def postgres_url(server: PostgresServer) -> Iterator[str]:
-    """An empty database on `server`."""
+    """The URL of an empty database on `server`."""
     with server.fresh_database() as url:
         yield url
 

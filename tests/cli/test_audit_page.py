@@ -16,7 +16,7 @@ from routing.cli.audit_page.markup import Markup, element
 from routing.cli.audit_page.style import STYLE
 from routing.cli.audit_page.svg import HEIGHT, SPARK_HEIGHT, SPARK_WIDTH, WIDTH, Layer, chart, ticks
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
-from tests.support.stories import Story, told
+from tests.support.stories import Story, seed_shown
 
 HOSTILE = "<script>alert(1)</script>\u202e\x1b[2J\"'&"
 SHOWN = "<script>alert(1)</script>\\u202e\\x1b[2J\"'&"
@@ -217,7 +217,7 @@ async def test_a_new_ledger_has_a_page(blocks: int) -> None:
 async def test_charts_and_tables_show_the_totals_of_the_audit() -> None:
     """For a real ledger, the charts' keys, the sums of their tooltips and the tables agree with the audit's totals."""
     seed = 7
-    with told(seed):
+    with seed_shown(seed):
         clock = Clock()
         async with Allowance.open("sqlite://", validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
             await Story(ledger, clock, seed).goes_on(400)

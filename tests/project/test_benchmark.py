@@ -1,4 +1,4 @@
-"""The benchmark runs, tells all that it measured, and leaves nothing behind. What it measures is asserted nowhere."""
+"""The benchmark runs, prints every figure, and removes its files. No test asserts the figures themselves."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ BENCH = [sys.executable, "-m", "scripts.benchmark", "--quick"]
 RUN_SECONDS = 280.0
 
 
-def left_behind() -> set[Path]:
+def temporary_directories() -> set[Path]:
+    """Return the directories of all benchmarks that are running or were not cleaned up."""
     return set(ROOT.glob(".bench-*"))
 
 
 def measured(*arguments: str) -> dict[str, Any]:
-    """What a run tells as JSON."""
-    before = left_behind()
+    """Run the benchmark; return its JSON document."""
+    before = temporary_directories()
     run = subprocess.run(
         [*BENCH, "--json", *arguments], cwd=ROOT, check=False, capture_output=True, text=True, timeout=RUN_SECONDS
     )
     document: dict[str, Any] = json.loads(run.stdout)
     assert (run.returncode, document["skipped"]) == (0, []), run.stderr
-    assert left_behind() <= before
+    assert temporary_directories() <= before
     return document
 
 
-def assert_told(figures: list[dict[str, Any]]) -> None:
-    """Every figure has samples, and what stands beside it as many; a target says whether it was met."""
+def assert_complete(figures: list[dict[str, Any]]) -> None:
+    """Every figure has samples, its comparison has as many, and its target says whether it was met."""
     for figure in figures:
         assert figure["ours"]["low"] <= figure["ours"]["median"] <= figure["ours"]["high"]
         if figure["beside"] is not None:
@@ -43,29 +44,29 @@ def assert_told(figures: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-def test_cases_are_measured_and_told() -> None:
-    """Chosen cases run at a small size, each figure with its samples and its target; no file stays."""
+def test_cases_are_measured_and_printed() -> None:
+    """Chosen cases run at a small size; each figure has its samples and its target, and no file remains."""
     document = measured("--only", "block", "--only", "rebuild", "--events", "3000")
     names = [figure["name"] for figure in document["figures"]]
     assert names == ["recording an unchanged block", "bytes stored for an unchanged block", "rebuilding from nothing"]
-    assert_told(document["figures"])
+    assert_complete(document["figures"])
 
 
 @pytest.mark.long
-def test_every_case_is_measured_and_told() -> None:
-    """All cases run at a small size, PostgreSQL and the library compared with included."""
+def test_every_case_is_measured_and_printed() -> None:
+    """All cases run at a small size, including PostgreSQL and the library that we compare with."""
     pytest.importorskip("eventsourcing")
-    assert_told(measured()["figures"])
+    assert_complete(measured()["figures"])
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_leaves_nothing_behind() -> None:
-    """^C ends it as a shell expects, with its directory gone and without a traceback."""
-    before = left_behind()
+def test_an_interrupted_run_removes_its_files() -> None:
+    """After ^C the run ends with the exit code that shells expect, without its directory and without a traceback."""
+    before = temporary_directories()
     run = subprocess.Popen([*BENCH, "--only", "miners"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not left_behind() - before:
+    while not temporary_directories() - before:
         assert run.poll() is None
     run.send_signal(signal.SIGINT)
-    _, told = run.communicate(timeout=RUN_SECONDS)
-    assert (run.returncode, told) == (130, b"")
-    assert left_behind() <= before
+    _, errors = run.communicate(timeout=RUN_SECONDS)
+    assert (run.returncode, errors) == (130, b"")
+    assert temporary_directories() <= before

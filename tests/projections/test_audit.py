@@ -25,7 +25,7 @@ from tests.support.fault_cases.routes import job_that_tries_first
 from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
 from tests.support.log_builder import LogBuilder, audited, stored
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
-from tests.support.stories import CLASSES, SETTINGS, Story, events_of, executed, project, told
+from tests.support.stories import CLASSES, SETTINGS, Story, events_of, executed, project, seed_shown
 
 from .test_audit_fault_cases import words
 
@@ -124,7 +124,7 @@ async def audit_of_a_story(url: str, seed: int, operations: int) -> AuditReport:
 @pytest.mark.parametrize("seed", range(SEED, SEED + 4))
 async def test_an_honest_log_has_no_finding(seed: int) -> None:
     """The audit agrees with every decision of the ledger, and it compared the history and the live state."""
-    with told(seed):
+    with seed_shown(seed):
         report = await audit_of_a_story("sqlite://", seed, 300)
         assert report.findings == []
         assert report.live_state
@@ -139,7 +139,7 @@ async def test_honest_logs_of_many_operations_have_no_finding() -> None:
     """`AUDIT_OPERATIONS` operations in `STORIES` stories lead to no finding."""
     events = 0
     for seed in range(SEED, SEED + STORIES):
-        with told(seed):
+        with seed_shown(seed):
             report = await audit_of_a_story("sqlite://", seed, OPERATIONS // STORIES)
             assert report.findings == []
             events += report.position
@@ -509,7 +509,7 @@ async def test_the_listed_findings_are_those_of_the_lowest_positions(
 async def test_every_kind_of_damage_to_the_history_is_found(url: str) -> None:
     """Wrong claims, settlements and blocks, and a missing row. Catches a column that the audit does not compare."""
     clock, draw = Clock(), random.Random(f"damage {SEED}")
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             await EventfulStory(ledger, clock, SEED).goes_on(250)
             await project(ledger)

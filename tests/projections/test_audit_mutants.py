@@ -17,7 +17,7 @@ from ledger.domain.account import Claim
 from projections import Rule, availability, tie_break
 from routing import Allowance, Settings, pick
 from tests.support.small import START, VALIDATOR, Clock, miner
-from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, told
+from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, seed_shown
 
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
@@ -287,7 +287,7 @@ class BusyStory(Story):
 async def rules_broken(seed: int, steps: int) -> set[str]:
     """Run a story with the deciding code as it is now, and return the rules that the audit found broken."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(
             "sqlite://", validator_ss58=VALIDATOR, settings=MUTANT_SETTINGS, clock_ns=clock
         ) as ledger:

@@ -28,7 +28,7 @@ from projections.audit.ranking import AuditRanking
 from projections.audit.replay import Replay
 from projections.audit.state import AccountState
 from tests.support.log_builder import ANNA, GPU, SECOND_NS, VALIDATOR, LogBuilder, created_at_ns
-from tests.support.stories import told
+from tests.support.stories import seed_shown
 
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
 HISTORIES = int(os.environ.get("AUDIT_HISTORIES", "60"))
@@ -231,7 +231,7 @@ def test_the_ranking_equals_one_measured_from_scratch(seed: int, share_of_events
     whose account keeps its measurement although the claim does not begin at the first free block, fills the free run,
     or ends where nothing is granted yet.
     """
-    with told(seed):
+    with seed_shown(seed):
         draw = Random(f"{seed} {share_of_events}")
         replay = Replay(VALIDATOR)
         log = RandomLog(draw, replay)

@@ -34,9 +34,9 @@ from tests.support.stories import (
     executed,
     history_of,
     project,
+    seed_shown,
     store_of,
     there,
-    told,
     whole_history,
 )
 
@@ -129,7 +129,7 @@ async def assert_equals_scan(ledger: Any, wanted: dict[str, Any], scan: list[Res
 async def test_every_combination_of_filters_equals_a_scan(any_url: str, short_pages: None) -> None:
     """With a checkpoint in the middle of the log, so that pages combine the model and the unprojected tail."""
     clock = Clock()
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(180)
@@ -145,7 +145,7 @@ async def test_every_combination_of_filters_equals_a_scan(any_url: str, short_pa
 async def test_random_filters_equal_a_scan_while_the_log_grows(url: str, seed: int, short_pages: None) -> None:
     """With random limits, between the steps of a story, for its writer, for a second one, and for an auditor."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with (
             Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger,
             Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as second,
@@ -292,7 +292,7 @@ async def test_malformed_filters_are_refused(url: str, wrong: dict[str, Any]) ->
 async def test_cursors_are_stable_while_the_log_grows(any_url: str, newest_first: bool, short_pages: None) -> None:
     """No reservation that existed at the first page is skipped or shown twice, with appends and rebuilds in between."""
     clock = Clock()
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(200)
@@ -365,7 +365,7 @@ async def test_an_auditor_reads_a_lagging_model_and_writes_nothing(
 ) -> None:
     """Its pages are complete at any lag, and the lag stays the same."""
     clock = Clock()
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(300)
@@ -386,7 +386,7 @@ async def test_an_auditor_reads_a_lagging_model_and_writes_nothing(
 async def test_concurrent_projectors_write_each_event_once(any_url: str, short_pages: None) -> None:
     """Four projectors of the same events leave one sound generation without repeated rows."""
     clock = Clock()
-    with told(SEED):
+    with seed_shown(SEED):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(250)

@@ -29,8 +29,8 @@ from tests.support.stories import (
     executed,
     history_of,
     project,
+    seed_shown,
     store_of,
-    told,
     whole_history,
 )
 
@@ -66,7 +66,7 @@ def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 async def a_story(url: str, steps: int, seed: int = SEED) -> AsyncIterator[Story]:
     """Open a ledger with a random past, about half of which is projected."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, seed)
             await story.goes_on(steps // 2)

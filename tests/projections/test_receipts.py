@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from routing import Allowance, Bookkeeper, InvalidInput, Receipt, ReceiptOutcome, Settings, TimeOutOfRange
-from tests.simulation.test_against_reference import Pair, instant, miner_of, seed_told
-from tests.support import reference, worlds
+from tests.simulation.test_against_reference import Pair, instant, miner_of, seed_shown
+from tests.support import reference, strategies
 from tests.support.reference import SECOND_NS, Axon, Refused, nanoseconds, seconds
-from tests.support.worlds import CLASSES, MINERS, VALIDATORS
+from tests.support.strategies import CLASSES, MINERS, VALIDATORS
 
 pytestmark = pytest.mark.compatibility
 
@@ -346,7 +346,7 @@ class Day:
     def __init__(self, database_url: str, draw: random.Random) -> None:
         self.draw = draw
         self.rules = replace(
-            worlds.SMALL_RULES,
+            strategies.SMALL_RULES,
             validation_leeway_lower_blocks=draw.choice([0, 1, 3]),
             validation_leeway_upper_blocks=draw.choice([0, 0, 2]),
         )
@@ -357,7 +357,7 @@ class Day:
     def live(self, steps: int) -> None:
         self.pair.record_manifests(5, {miner: dict.fromkeys(CLASSES, 2) for miner in MINERS})
         for number in range(5, 12):
-            self.pair.record_block(number, 0.0, worlds.WHOLE_NETWORK)
+            self.pair.record_block(number, 0.0, strategies.WHOLE_NETWORK)
         for _ in range(steps):
             happening = self.draw.choices(
                 [self.a_block, self.a_sync, self.other_rules, self.a_receipt], [20, 4, 1, 30]
@@ -369,8 +369,8 @@ class Day:
         if self.pair.model.block(number) is None:
             stakes = tuple((v, self.draw.choice([0.0, 1.0, 2.5, 0.1])) for v in VALIDATORS if self.draw.random() < 0.9)
             away = self.draw.choice([None, None, *MINERS])
-            axons = tuple(axon for axon in worlds.WHOLE_NETWORK.axons if axon.hotkey != away)
-            self.pair.record_block(number, self.draw.choice(worlds.LATENESS_S), worlds.Metagraph(axons, stakes))
+            axons = tuple(axon for axon in strategies.WHOLE_NETWORK.axons if axon.hotkey != away)
+            self.pair.record_block(number, self.draw.choice(strategies.LATENESS_S), strategies.Metagraph(axons, stakes))
 
     def a_sync(self) -> None:
         offered = {
@@ -396,13 +396,13 @@ class Day:
         self.pair.run(self.pair.ledger.receipts(keeper))
         validator, miner, executor_class = account = (
             self.draw.choice(VALIDATORS),
-            self.draw.choice([*MINERS[:2], MINERS[0], worlds.STRANGER]),
-            self.draw.choice([CLASSES[0], CLASSES[0], worlds.UNKNOWN_CLASS, CLASSES[1]]),
+            self.draw.choice([*MINERS[:2], MINERS[0], strategies.STRANGER]),
+            self.draw.choice([CLASSES[0], CLASSES[0], strategies.UNKNOWN_CLASS, CLASSES[1]]),
         )
         started_at_ns = self.a_time()
         offered = [max(0, self.pair.near(self.draw.randrange(-14, 4))) for _ in range(self.draw.randrange(1, 9))]
         amount_s = self.draw.choice([1e-9, 0.5, 1.0, 6.0, 12.0, 20.0])
-        outcome: reference.Verdict | Refused
+        outcome: reference.ReceiptOutcome | Refused
         try:
             outcome = model.receive(account, started_at_ns, nanoseconds(amount_s), offered)
         except Refused as refused:
@@ -429,7 +429,7 @@ class Day:
 
 
 def compare_a_world(directory: Path, world_seed: int, steps: int) -> set[str]:
-    with seed_told(world_seed):
+    with seed_shown(world_seed):
         day = Day(f"sqlite:///{directory / f'{world_seed}.db'}", random.Random(world_seed))
         try:
             day.live(steps)

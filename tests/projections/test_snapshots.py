@@ -21,7 +21,7 @@ from routing import Allowance
 from tests.support.engines import ENGINES, new_database
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
-from tests.support.stories import SETTINGS, Story, events_of, executed, store_of, there, told
+from tests.support.stories import SETTINGS, Story, events_of, executed, seed_shown, store_of, there
 
 SEED = 11
 
@@ -57,7 +57,7 @@ async def take_snapshot(ledger: Allowance) -> int:
 async def test_a_state_has_the_same_bytes_however_it_was_folded(any_url: str, seed: int) -> None:
     """Live, all at once, in batches, after opening again, and from a snapshot at any position."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, seed)
             await story.goes_on(250)
@@ -100,7 +100,7 @@ async def test_a_state_from_a_snapshot_behaves_like_the_live_one(url: str) -> No
     """Rankings, claims and settlements that are decided on it are the same, not only its bytes."""
     clock, twin_clock = Clock(), Clock()
     twin_url = f"{url}.twin"
-    with told(SEED):
+    with seed_shown(SEED):
         async with (
             Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger,
             Allowance.open(twin_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=twin_clock) as twin,
@@ -324,7 +324,7 @@ async def test_random_damage_with_a_right_digest_never_prevents_opening(url: str
     """Changed bytes either decode to no state and are skipped, or a rebuild finds them."""
     draw = random.Random(seed)
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = Story(ledger, clock, SEED)
             await story.goes_on(80)

@@ -39,7 +39,7 @@ from tests.support.engines import statement
 from tests.support.log_mutations import OTHER_VALUES, Stored, StoredReader, changed
 from tests.support.servers import connected
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
-from tests.support.stories import SETTINGS, Story, events_of, told
+from tests.support.stories import SETTINGS, Story, events_of, seed_shown
 
 SEED = int(os.environ.get("TAMPER_SEED", "20241125"))
 CHANGES = int(os.environ.get("TAMPER_CHANGES", "10000"))
@@ -65,7 +65,7 @@ UNGUARDED = """
 def seeded() -> Iterator[random.Random]:
     """Yield a random generator; a failing test prints its seed."""
     sys.stdout.write(f"TAMPER_SEED={SEED}\n")
-    with told(SEED):
+    with seed_shown(SEED):
         yield random.Random(SEED)
 
 

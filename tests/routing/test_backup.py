@@ -41,7 +41,7 @@ from routing import (
 from tests.support.logs import PAYLOAD, all_rows, append, opened, row_after, rows_after
 from tests.support.servers import PostgresServer, connected
 from tests.support.small import GPU, START, VALIDATOR, Clock, record_blocks, small_ledger
-from tests.support.stories import SETTINGS, Story, events_of, told
+from tests.support.stories import SETTINGS, Story, events_of, seed_shown
 
 SEED = int(os.environ.get("TAMPER_SEED", "20241125"))
 DAMAGES = 400
@@ -239,7 +239,7 @@ async def test_a_damaged_export_is_refused_before_anything_is_restored(tmp_path:
     file, target = tmp_path / "damaged.gz", tmp_path / "target" / "ledger.db"
     draw = random.Random(SEED)
     refused = 0
-    with told(SEED):
+    with seed_shown(SEED):
         for number in range(DAMAGES):
             damaged = bytearray(whole)
             if number % 4 == 0:

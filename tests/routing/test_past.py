@@ -31,7 +31,7 @@ from routing import (
 from routing.pick import Pick
 from tests.support.engines import ENGINES, new_database
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_ledger
-from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, events_of, project, told, utc
+from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, events_of, project, seed_shown, utc
 
 FIRST_SEED = int(os.environ.get("PAST_SEED", "1"))
 SEEDS = range(FIRST_SEED, FIRST_SEED + int(os.environ.get("PAST_STORIES", "3")))
@@ -150,7 +150,7 @@ def block_of(row: Any) -> int:
 async def test_a_view_of_the_past_returns_what_the_ledger_returned_then(any_url: str, seed: int) -> None:
     """By position, by time and by block, every field of every result is the same as at that moment."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             moments = await run_story(ledger, clock, seed, steps=40)
             await project(ledger)
@@ -389,7 +389,7 @@ def explains(explanation: Explanation, decision: Decision) -> None:
 async def test_a_route_is_explained_as_it_was_decided(url: str, seed: int) -> None:
     """The random stories have busy miners, expiries by claims, and jobs that were released and routed again."""
     clock = Clock()
-    with told(seed):
+    with seed_shown(seed):
         async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
             story = WatchedStory(ledger, clock, seed)
             await story.goes_on(250)

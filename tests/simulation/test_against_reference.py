@@ -1,9 +1,9 @@
-"""Whatever happens to a ledger, it answers as the reference model does.
+"""The product agrees with the reference model, whatever happens to a ledger.
 
-Two drivers share one pair of book and model: a state machine that Hypothesis shrinks, on a SQLite file that is
-closed, opened again and opened twice; and a long seeded run with more history, in memory.
+Two drivers use a `Pair` of ledger and model. The first is a state machine that Hypothesis shrinks, on a SQLite file
+that is closed, opened again, and opened twice. The second is a long seeded run with more history, in memory.
 
-`REFERENCE_EXAMPLES`, `REFERENCE_STEPS` and `REFERENCE_SEED` set how many worlds, how long, and which.
+`REFERENCE_EXAMPLES`, `REFERENCE_STEPS` and `REFERENCE_SEED` set the number, the length and the seed of the runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 )
 
 from routing import Allowance, AllowanceException, JobRoute, JobRoutingException, Miner, Routing, Settings
-from tests.support import worlds
+from tests.support import strategies
 from tests.support.reference import (
     SECOND_NS,
     Axon,
@@ -49,13 +49,13 @@ from tests.support.reference import (
     nanoseconds,
     seconds,
 )
-from tests.support.worlds import CLASSES, ME, MINERS, JobRequest, Metagraph
+from tests.support.strategies import CLASSES, ME, MINERS, JobRequest, Metagraph
 
 T = TypeVar("T")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-EVERYTHING_S = 1e-9
-TOLD_APART = (
+SMALLEST_AMOUNT_S = 1e-9
+DISTINGUISHED_ERRORS = (
     "InvalidInput",
     "NotEnoughAllowanceException",
     "CannotReserveAllowanceException",
@@ -74,13 +74,13 @@ TOLD_APART = (
 
 
 class Pair:
-    """A book and its model: every method asks both, holds the answers together, and keeps what was learnt."""
+    """A ledger and its reference model. Every method calls both, and compares the results."""
 
     def __init__(self, database_url: str, rules: Rules | None) -> None:
         self.database_url = database_url
-        self.clock = worlds.Clock()
+        self.clock = strategies.Clock()
         self.loop = asyncio.new_event_loop()
-        self.books: list[Any] = []
+        self.ledgers: list[Any] = []
         self.model = Ledger(ME, rules or Rules(), self.clock.now_ns)
         self.ids: dict[int, int] = {}
         self.picked: set[int] = set()
@@ -89,7 +89,7 @@ class Pair:
         self.turns = 0
         self.open(rules)
 
-    # The process and its surroundings.
+    # The process.
 
     @property
     def now_ns(self) -> int:
@@ -97,14 +97,14 @@ class Pair:
 
     @property
     def ledger(self) -> Any:
-        """The open books take turns, so that each must follow what the others recorded."""
-        return self.books[self.turns % len(self.books)]
+        """The next of the open ledgers: they alternate, so that each must read the events that the others appended."""
+        return self.ledgers[self.turns % len(self.ledgers)]
 
-    def run(self, answer: Awaitable[T]) -> T:
-        async def asked() -> T:
-            return await answer
+    def run(self, call: Awaitable[T]) -> T:
+        async def wait() -> T:
+            return await call
 
-        return self.loop.run_until_complete(asked())
+        return self.loop.run_until_complete(wait())
 
     def open(self, rules: Rules | None) -> None:
         opening = Allowance.open(
@@ -113,20 +113,20 @@ class Pair:
             settings=None if rules is None else settings_of(rules),
             clock_ns=self.clock,
         )
-        self.books.append(self.run(opening.__aenter__()))
+        self.ledgers.append(self.run(opening.__aenter__()))
         if rules is not None:
             self.model.change_rules(rules, self.now_ns)
 
     def close(self) -> None:
-        while self.books:
-            self.run(self.books.pop().__aexit__(None, None, None))
+        while self.ledgers:
+            self.run(self.ledgers.pop().__aexit__(None, None, None))
 
     def restart(self, rules: Rules | None) -> None:
         self.close()
         self.open(rules)
 
-    def end(self, *, audit: bool) -> None:
-        """Audit what came of it, and let go of everything."""
+    def finish(self, *, audit: bool) -> None:
+        """Audit the ledger if wanted, and close everything."""
         try:
             if audit:
                 report = self.run(self.ledger.audit())
@@ -138,12 +138,12 @@ class Pair:
     # Facts.
 
     def near(self, offset: int) -> int:
-        """A block number near the newest block."""
+        """Return a block number near the newest block."""
         newest = self.model.newest_block()
         return max(1, (1 if newest is None else newest.number) + offset)
 
     def record_block(self, number: int, late_s: float, graph: Metagraph, *, confirm: bool = False) -> None:
-        created_at_ns = worlds.nominal_ns(number) + nanoseconds(late_s)
+        created_at_ns = strategies.nominal_ns(number) + nanoseconds(late_s)
         stakes = dict(graph.stakes)
         self._record(
             ("block", number),
@@ -154,7 +154,7 @@ class Pair:
         )
 
     def respell_block(self, block: Block) -> None:
-        """The same block again: another order, another time zone, stakes as other numbers."""
+        """Record the same block again, in other words: order, time zone, and integer stakes instead of floats."""
         zone = timezone(timedelta(hours=5, minutes=30))
         axons = sorted(block.axons, key=lambda axon: axon.hotkey, reverse=True)
         stakes = {
@@ -162,11 +162,12 @@ class Pair:
             for validator, stake in reversed(block.stakes.items())
         }
         created_at = instant(block.created_at_ns).astimezone(zone)
-        again = self.run(self.ledger.record_block(block.number, created_at, map(miner_of, axons), stakes))
-        assert again == self.positions["block", block.number]
+        position = self.run(self.ledger.record_block(block.number, created_at, map(miner_of, axons), stakes))
+        assert position == self.positions["block", block.number]
 
     def record_manifests(self, block: int, counts: Counts, *, confirm: bool = False) -> None:
-        if any(sync.block == block and alike_but_for_zeros(sync.counts, counts) for sync in self.model.syncs):
+        # The rules do not say whether a sync that differs only by zero counts is a repeat or a conflict.
+        if any(sync.block == block and differ_only_by_zeros(sync.counts, counts) for sync in self.model.syncs):
             return
         self._record(
             ("manifests", block),
@@ -178,9 +179,9 @@ class Pair:
         self,
         fact: tuple[str, int],
         in_model: Callable[[], bool],
-        in_book: Callable[[], Awaitable[int]],
+        in_ledger: Callable[[], Awaitable[int]],
     ) -> None:
-        expected, position = self.both(in_model, in_book)
+        expected, position = self.both(in_model, in_ledger)
         if isinstance(expected, Refused):
             return
         if expected:
@@ -189,7 +190,7 @@ class Pair:
             self.pasts.append((position, self.model.copy()))
         assert position == self.positions[fact]
 
-    # Questions.
+    # Queries.
 
     def find_miners(self, amount_s: float, executor_class: str, start: int) -> None:
         expected, found = self.both(
@@ -200,14 +201,14 @@ class Pair:
             assert list(map(candidate_facts, found)) == list(map(expected_candidate_facts, expected))
 
     def look_back(self, past: int, executor_class: str) -> None:
-        """What the ledger said right after an earlier fact, it says of that position for good."""
+        """The result at the position of an earlier fact is the same as it was right after that fact."""
         position, model = self.pasts[past % len(self.pasts)]
         newest = model.newest_block()
         start = 1 if newest is None else newest.number
         view = self.ledger.at(position=position)
         expected, found = self.both(
-            lambda: model.find_miners(EVERYTHING_S, executor_class, start, model.recorded_ns),
-            lambda: view.find_miners(EVERYTHING_S, executor_class, start),
+            lambda: model.find_miners(SMALLEST_AMOUNT_S, executor_class, start, model.recorded_ns),
+            lambda: view.find_miners(SMALLEST_AMOUNT_S, executor_class, start),
         )
         if not isinstance(expected, Refused):
             assert list(map(candidate_facts, found)) == list(map(expected_candidate_facts, expected))
@@ -221,18 +222,18 @@ class Pair:
         newest_first: bool = True,
         limit: int = 100,
     ) -> None:
-        """Every reservation that fits, page by page, is in the order of the log."""
+        """The history pages contain every reservation that passes the filters, in the order of the log."""
         expected = [
             self.ids[each.reservation_id]
             for each in self.model.reservations
             if miner in (None, each.miner) and status in (None, each.status) and (block is None or block in each.blocks)
         ]
         wanted = {"miner_ss58": miner, "status": status, "block": block}
-        asked = {name: value for name, value in wanted.items() if value is not None}
+        filters = {name: value for name, value in wanted.items() if value is not None}
         items: list[Any] = []
         after = None
         while True:
-            page = self.run(self.ledger.history(**asked, newest_first=newest_first, limit=limit, after=after))
+            page = self.run(self.ledger.history(**filters, newest_first=newest_first, limit=limit, after=after))
             items.extend(page.items)
             after = page.next
             if after is None:
@@ -240,15 +241,15 @@ class Pair:
             assert len(page.items) == limit
         assert [item.reservation_id for item in items] == (expected[::-1] if newest_first else expected)
         for item in items:
-            self.holds(self.model.reservation(self.model_id(item.reservation_id)), item)
+            self.assert_same(self.model.reservation(self.model_id(item.reservation_id)), item)
 
     def agree(self) -> None:
-        """All that can be asked at any time has the same answer, from whichever open book."""
+        """All queries that work at any time return the same as the model, from each open ledger in turn."""
         self.turns += 1
         self.facts_agree()
         self.reservations_agree()
         for executor_class in CLASSES:
-            self.find_miners(EVERYTHING_S, executor_class, self.near(0))
+            self.find_miners(SMALLEST_AMOUNT_S, executor_class, self.near(0))
         self.find_miners(self.model.rules.longest_job_seconds, CLASSES[0], self.near(0))
 
     def facts_agree(self) -> None:
@@ -259,22 +260,22 @@ class Pair:
         assert self.run(self.ledger.manifests()) == ({} if sync is None else sync.counts)
 
     def reservations_agree(self) -> None:
-        """Each is the model's; and by the book's own words no block of an account is held or spent twice."""
+        """Each reservation equals the model's, and the ledger's reservations take no block of an account twice."""
         taken: set[tuple[str, str, int]] = set()
         for expected in self.model.reservations:
-            said = self.run(self.ledger.reservation(self.ids[expected.reservation_id]))
-            self.holds(expected, said)
-            if said.status in ("reserved", "spent"):
-                blocks = {(said.miner_ss58, said.executor_class, number) for number in said.blocks}
+            actual = self.run(self.ledger.reservation(self.ids[expected.reservation_id]))
+            self.assert_same(expected, actual)
+            if actual.status in ("reserved", "spent"):
+                blocks = {(actual.miner_ss58, actual.executor_class, number) for number in actual.blocks}
                 assert not blocks & taken
                 taken |= blocks
 
     def job_agrees(self, job_uuid: str) -> None:
-        expected, said = self.both(
+        expected, actual = self.both(
             lambda: self.model.reservation_for_job(job_uuid), lambda: self.ledger.reservation_for_job(job_uuid)
         )
         if not isinstance(expected, Refused):
-            self.holds(expected, said)
+            self.assert_same(expected, actual)
 
     # Reservations.
 
@@ -288,34 +289,34 @@ class Pair:
         job_uuid: str | None = None,
         key: str | None = None,
     ) -> None:
-        if self.is_disputed(amount_s, job_uuid):
+        if self.is_undefined(amount_s, job_uuid):
             return
         known = len(self.model.reservations)
-        expected, made = self.both(
+        expected, reserved = self.both(
             lambda: self.model.reserve(miner, executor_class, amount_s, start, self.now_ns, job_uuid=job_uuid, key=key),
             lambda: self.ledger.reserve(miner, executor_class, amount_s, start, job_uuid=job_uuid, idempotency_key=key),
         )
         if isinstance(expected, Refused):
             return
         if len(self.model.reservations) > known:
-            self.name(expected, made.reservation_id)
+            self.learn_id(expected, reserved.reservation_id)
         if key is None or len(self.model.reservations) > known:
-            self.holds(expected, made)
-        assert (made.reservation_id, list(made.blocks)) == (
+            self.assert_same(expected, reserved)
+        assert (reserved.reservation_id, list(reserved.blocks)) == (
             self.ids[expected.reservation_id],
             list(expected.blocks),
         )
 
     def settle(self, reservation_id: int, how: str, *, key: str | None = None) -> None:
-        """Spend or release by the model's id; an id that the model has not given is unknown to both."""
-        in_book = self.ids.get(reservation_id, reservation_id)
+        """Spend or release by the model's id; an id that the model does not know is unknown to both."""
+        ledger_id = self.ids.get(reservation_id, reservation_id)
         by_model = self.model.spend if how == "spend" else self.model.release
         expected, settled = self.both(
             lambda: by_model(reservation_id, self.now_ns, key=key),
-            lambda: getattr(self.ledger, how)(in_book, idempotency_key=key),
+            lambda: getattr(self.ledger, how)(ledger_id, idempotency_key=key),
         )
         if not isinstance(expected, Refused):
-            self.holds(expected, settled)
+            self.assert_same(expected, settled)
 
     def expire_due(self) -> None:
         expected = self.model.expire_due(self.now_ns)
@@ -324,11 +325,11 @@ class Pair:
         by_id = {each.reservation_id: each for each in expired}
         assert len(expired) == len(by_id) == len(expected)
         for each in expected:
-            self.holds(each, by_id[self.ids[each.reservation_id]])
+            self.assert_same(each, by_id[self.ids[each.reservation_id]])
 
     def pick(self, request: JobRequest) -> None:
-        """Any of the equally good miners will do."""
-        if self.is_disputed(sum(request.limits_seconds), request.uuid, routed=True):
+        """Pick a miner. The product may choose any of the equally good ones; the model then claims on the same."""
+        if self.is_undefined(sum(request.limits_seconds), request.uuid, routed=True):
             return
         expected, route = self.both(
             lambda: self.model.route_choices(request.uuid, request.executor_class, request.limits_seconds, self.now_ns),
@@ -338,18 +339,18 @@ class Pair:
             return
         chosen = route.miner.hotkey_ss58
         assert chosen in expected.miners
-        claimed = expected.standing
+        claimed = expected.active
         if claimed is None:
             claimed = self.model.claim_route(expected, chosen, request.uuid, request.executor_class, self.now_ns)
-            self.name(claimed, route.allowance_reservation_id)
+            self.learn_id(claimed, route.allowance_reservation_id)
             self.picked.add(claimed.reservation_id)
-        self.leads_to(claimed, route)
+        self.assert_route(claimed, route)
 
-    def is_disputed(self, amount_s: float, job_uuid: str | None, *, routed: bool = False) -> bool:
-        """Whether no rule says what the answer is.
+    def is_undefined(self, amount_s: float, job_uuid: str | None, *, routed: bool = False) -> bool:
+        """Whether the rules do not define the result.
 
-        A standing job is asked for with more than settings that came after it allow; or it is routed again, but
-        was reserved by hand on a miner without an axon.
+        Either the job has a reservation, and its amount is more than newer settings allow; or the job is routed again,
+        but its reservation was made without routing, on a miner without an axon.
         """
         for each in self.model.reservations:
             if job_uuid is not None and each.job_uuid == job_uuid and each.status != "released":
@@ -358,10 +359,10 @@ class Pair:
                     return True
         return False
 
-    # Holding the answers together.
+    # Comparing.
 
-    def both(self, in_model: Callable[[], T], in_book: Callable[[], Awaitable[Any]]) -> tuple[T | Refused, Any]:
-        """Ask both; a refusal must be the same one, with the same fields."""
+    def both(self, in_model: Callable[[], T], in_ledger: Callable[[], Awaitable[Any]]) -> tuple[T | Refused, Any]:
+        """Call both, and return both results. If the model refuses, the ledger must refuse with the same fields."""
         expected: T | Refused
         try:
             expected = in_model()
@@ -369,36 +370,36 @@ class Pair:
             expected = refused
         self.turns += 1
         try:
-            answer = self.run(in_book())
+            actual = self.run(in_ledger())
         except (AllowanceException, JobRoutingException) as error:
             if not isinstance(expected, Refused):
-                raise AssertionError(f"refused, but should answer {expected}") from error
-            refused_alike(expected, error, self.ids)
+                raise AssertionError(f"refused, but expected {expected}") from error
+            assert_same_refusal(expected, error, self.ids)
             return expected, None
-        assert not isinstance(expected, Refused), f"answered {answer}, but should refuse: {expected}"
-        return expected, answer
+        assert not isinstance(expected, Refused), f"returned {actual}, but expected a refusal: {expected}"
+        return expected, actual
 
-    def name(self, reservation: Reservation, reservation_id: Any) -> None:
-        """Learn the id that the book gave: ascending, and storable everywhere."""
+    def learn_id(self, reservation: Reservation, reservation_id: Any) -> None:
+        """Record the id that the ledger assigned. Ids ascend, and fit into 63 bits, which every database can store."""
         assert isinstance(reservation_id, int)
         assert max(self.ids.values(), default=0) < reservation_id < 2**63
         self.ids[reservation.reservation_id] = reservation_id
 
     def model_id(self, reservation_id: int) -> int:
-        return next(mine for mine, theirs in self.ids.items() if theirs == reservation_id)
+        return next(ours for ours, ledger_id in self.ids.items() if ledger_id == reservation_id)
 
-    def holds(self, expected: Reservation, said: Any) -> None:
-        """The book's reservation is the model's, field by field."""
+    def assert_same(self, expected: Reservation, actual: Any) -> None:
+        """The ledger's reservation equals the model's in every field."""
         assert (
-            said.reservation_id,
-            said.status,
-            said.validator_ss58,
-            said.miner_ss58,
-            said.executor_class,
-            said.job_uuid,
-            said.allowance_seconds,
-            said.blocks,
-            said.job_start_block,
+            actual.reservation_id,
+            actual.status,
+            actual.validator_ss58,
+            actual.miner_ss58,
+            actual.executor_class,
+            actual.job_uuid,
+            actual.allowance_seconds,
+            actual.blocks,
+            actual.job_start_block,
         ) == (
             self.ids[expected.reservation_id],
             expected.status,
@@ -410,15 +411,15 @@ class Pair:
             list(expected.blocks),
             expected.job_start_block,
         )
-        assert_instant(said.reserved_at, expected.reserved_at_ns)
-        assert_instant(said.expires_at, expected.expires_at_ns)
+        assert_instant(actual.reserved_at, expected.reserved_at_ns)
+        assert_instant(actual.expires_at, expected.expires_at_ns)
         if expected.settled_at_ns is None:
-            assert said.settled_at is None
+            assert actual.settled_at is None
         else:
-            assert_instant(said.settled_at, expected.settled_at_ns)
+            assert_instant(actual.settled_at, expected.settled_at_ns)
 
-    def leads_to(self, claimed: Reservation, route: JobRoute) -> None:
-        """The route is the reservation's, and its axon the one of the claim."""
+    def assert_route(self, claimed: Reservation, route: JobRoute) -> None:
+        """The route belongs to the reservation, and has the miner's address at the time of the claim."""
         assert route.allowance_reservation_id == self.ids[claimed.reservation_id]
         assert route.allowance_blocks == list(claimed.blocks)
         assert route.allowance_job_value == seconds(claimed.amount_ns)
@@ -436,10 +437,10 @@ def instant(at_ns: int) -> datetime:
     return EPOCH + timedelta(microseconds=at_ns // 1000)
 
 
-def assert_instant(said: datetime, expected_ns: int) -> None:
-    """A public time is aware and in UTC, and within the microsecond that a `datetime` can show."""
-    assert said.utcoffset() == timedelta(0)
-    assert abs((said - EPOCH) // timedelta(microseconds=1) * 1000 - expected_ns) < 1000
+def assert_instant(actual: datetime, expected_ns: int) -> None:
+    """A public time is aware and in UTC, and exact to the microsecond that a `datetime` can show."""
+    assert actual.utcoffset() == timedelta(0)
+    assert abs((actual - EPOCH) // timedelta(microseconds=1) * 1000 - expected_ns) < 1000
 
 
 def miner_of(axon: Axon) -> Miner:
@@ -454,8 +455,8 @@ def axon_facts(axon: Axon) -> tuple[str, str, int, int]:
     return (axon.hotkey, axon.address, axon.ip_version, axon.port)
 
 
-def candidate_facts(said: Any) -> tuple[str, float, float, int]:
-    return (said.hotkey_ss58, said.available_seconds, said.total_seconds, said.earliest_block)
+def candidate_facts(actual: Any) -> tuple[str, float, float, int]:
+    return (actual.hotkey_ss58, actual.available_seconds, actual.total_seconds, actual.earliest_block)
 
 
 def expected_candidate_facts(candidate: Candidate) -> tuple[str, float, float, int]:
@@ -467,8 +468,8 @@ def expected_candidate_facts(candidate: Candidate) -> tuple[str, float, float, i
     )
 
 
-def alike_but_for_zeros(one: Counts, other: Counts) -> bool:
-    """Not the same words, though they may mean the same: not for this test to decide."""
+def differ_only_by_zeros(one: Counts, other: Counts) -> bool:
+    """Whether two syncs differ, but offer the same positive counts."""
 
     def offered(counts: Counts) -> set[tuple[str, str, int]]:
         return {(miner, name, count) for miner, classes in counts.items() for name, count in classes.items() if count}
@@ -476,11 +477,11 @@ def alike_but_for_zeros(one: Counts, other: Counts) -> bool:
     return one != other and offered(one) == offered(other)
 
 
-def refused_alike(expected: Refused, error: Exception, ids: dict[int, int]) -> None:
-    """The error's class, or its nearest ancestor that callers are promised, is the model's; fields too."""
+def assert_same_refusal(expected: Refused, error: Exception, ids: dict[int, int]) -> None:
+    """The class of the error, or its nearest documented ancestor, is the model's; so are the fields."""
     names = [each.__name__ for each in type(error).__mro__]
-    spoken = next((name for name in names if name in TOLD_APART), names[0])
-    assert spoken == expected.error, f"{error!r} where {expected} was expected"
+    actual = next((name for name in names if name in DISTINGUISHED_ERRORS), names[0])
+    assert actual == expected.error, f"{error!r} instead of {expected}"
     assert expected.says in str(error)
     for name, value in expected.fields.items():
         if name == "settled_at_ns":
@@ -495,17 +496,18 @@ def refused_alike(expected: Refused, error: Exception, ids: dict[int, int]) -> N
         assert error.to_dict() == expected.fields  # type: ignore[attr-defined]
 
 
-# Worlds that Hypothesis makes, and makes small again where something is wrong.
+# Random runs by Hypothesis, which shrinks a failing run to the smallest one.
 
-hands = st.integers(0, 1_000)
+indices = st.integers(0, 1_000)
+"""Numbers that `one_of` reduces to an index of a list, whatever its length."""
 jobs = st.sampled_from([f"job-{number}" for number in range(6)])
-classes = st.sampled_from([*CLASSES, CLASSES[0], worlds.UNKNOWN_CLASS])
-amounts_s = st.sampled_from(worlds.AMOUNTS_S) | st.integers(1, 60_000).map(lambda ms: ms / 1000)
-lateness_s = st.sampled_from(worlds.LATENESS_S)
+classes = st.sampled_from([*CLASSES, CLASSES[0], strategies.UNKNOWN_CLASS])
+amounts_s = st.sampled_from(strategies.AMOUNTS_S) | st.integers(1, 60_000).map(lambda ms: ms / 1000)
+lateness_s = st.sampled_from(strategies.LATENESS_S)
 
 
-class Worlds(RuleBasedStateMachine):
-    """What a validator's process may meet, in any order."""
+class LedgerMachine(RuleBasedStateMachine):
+    """Everything that can happen to a validator's process, in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -518,28 +520,28 @@ class Worlds(RuleBasedStateMachine):
         return self.opened
 
     @initialize(
-        rules=st.none() | st.just(worlds.SMALL_RULES) | worlds.rules() | worlds.rules(),
+        rules=st.none() | st.just(strategies.SMALL_RULES) | strategies.rules() | strategies.rules(),
         first=st.sampled_from([1, 8, 1000]),
         length=st.sampled_from([12, 9, 6, 14, 10, 12, 0]),
-        offered=worlds.full_counts() | worlds.full_counts() | worlds.full_counts() | worlds.counts(),
+        offered=strategies.full_counts() | strategies.full_counts() | strategies.full_counts() | strategies.counts(),
     )
     def begin(self, rules: Rules | None, first: int, length: int, offered: Counts) -> None:
         path = Path(self.directory.name) / "allowance.db"
         self.opened = Pair(f"sqlite:///{path}", rules)
         self.pair.record_manifests(first, offered)
         for number in range(first, first + length):
-            self.pair.record_block(number, 0.0, worlds.WHOLE_NETWORK)
+            self.pair.record_block(number, 0.0, strategies.WHOLE_NETWORK)
 
-    @rule(late=st.lists(st.just(0.0) | lateness_s, min_size=1, max_size=6), graph=worlds.metagraphs())
+    @rule(late=st.lists(st.just(0.0) | lateness_s, min_size=1, max_size=6), graph=strategies.metagraphs())
     def blocks_come(self, late: list[float], graph: Metagraph) -> None:
         for late_s in late:
             self.pair.record_block(self.pair.near(1), late_s, graph)
 
-    @rule(offset=st.integers(-14, 3), late_s=lateness_s, graph=worlds.metagraphs(), confirm=st.booleans())
+    @rule(offset=st.integers(-14, 3), late_s=lateness_s, graph=strategies.metagraphs(), confirm=st.booleans())
     def a_block_comes_late(self, offset: int, late_s: float, graph: Metagraph, confirm: bool) -> None:
         self.pair.record_block(self.pair.near(offset), late_s, graph, confirm=confirm)
 
-    @rule(length=st.integers(2, 6), offset=st.integers(-14, 8), graph=worlds.metagraphs())
+    @rule(length=st.integers(2, 6), offset=st.integers(-14, 8), graph=strategies.metagraphs())
     def a_backfill_runs_backwards(self, length: int, offset: int, graph: Metagraph) -> None:
         top = self.pair.near(offset)
         for number in range(top, max(0, top - length), -1):
@@ -549,17 +551,17 @@ class Worlds(RuleBasedStateMachine):
     @precondition(lambda self: self.pair.model.blocks)
     @rule(beyond=st.sampled_from([100_001, 100_001, 100_000]), seldom=st.integers(0, 9))
     def a_block_comes_from_far_ahead(self, beyond: int, seldom: int) -> None:
-        """Mostly refused: what is taken leaves the world far behind."""
+        """Record a block far ahead: mostly a refused one, because an accepted one makes all earlier blocks too old."""
         if beyond > 100_000 or seldom == 0:
             confirm = beyond > 100_000 and seldom == 0
-            self.pair.record_block(self.pair.near(beyond), 0.0, worlds.WHOLE_NETWORK, confirm=confirm)
+            self.pair.record_block(self.pair.near(beyond), 0.0, strategies.WHOLE_NETWORK, confirm=confirm)
 
     @precondition(lambda self: self.pair.model.blocks)
-    @rule(hand=hands)
-    def a_block_comes_again(self, hand: int) -> None:
-        self.pair.respell_block(one_of(self.pair.model.blocks, hand))
+    @rule(index=indices)
+    def a_block_comes_again(self, index: int) -> None:
+        self.pair.respell_block(one_of(self.pair.model.blocks, index))
 
-    @rule(offset=st.integers(-12, 2), offered=worlds.counts(), confirm=st.booleans())
+    @rule(offset=st.integers(-12, 2), offered=strategies.counts(), confirm=st.booleans())
     def manifests_come(self, offset: int, offered: Counts, confirm: bool) -> None:
         self.pair.record_manifests(self.pair.near(offset), offered, confirm=confirm)
 
@@ -580,7 +582,7 @@ class Worlds(RuleBasedStateMachine):
     @precondition(lambda self: self.pair.model.newest_sync(at_most=self.pair.near(0)))
     @rule(fewer=st.sampled_from([1, 1, 0]))
     def a_poll_reaches_few(self, fewer: int) -> None:
-        """A tenth of the executors is just plausible, one fewer is not."""
+        """Record a sync with a tenth of the executors, which is plausible, or with one fewer, which is not."""
         before = self.pair.model.newest_sync(at_most=self.pair.near(0))
         assert before is not None
         executors = sum(sum(offered.values()) for offered in before.counts.values())
@@ -588,13 +590,13 @@ class Worlds(RuleBasedStateMachine):
         self.pair.record_manifests(self.pair.near(1), {MINERS[0]: {CLASSES[0]: few}})
 
     @precondition(lambda self: self.pair.model.syncs)
-    @rule(hand=hands)
-    def manifests_come_again(self, hand: int) -> None:
-        sync: Sync = one_of(self.pair.model.syncs, hand)
+    @rule(index=indices)
+    def manifests_come_again(self, index: int) -> None:
+        sync: Sync = one_of(self.pair.model.syncs, index)
         self.pair.record_manifests(sync.block, sync.counts)
 
     @rule(
-        miner=st.sampled_from([*MINERS, *MINERS, worlds.STRANGER]),
+        miner=st.sampled_from([*MINERS, *MINERS, strategies.STRANGER]),
         executor_class=classes,
         amounts=st.lists(amounts_s, min_size=1, max_size=4),
         offset=st.integers(-12, 12),
@@ -620,7 +622,7 @@ class Worlds(RuleBasedStateMachine):
         more_ns=st.sampled_from([0, 0, -1, 1]),
     )
     def reserve_to_the_nanosecond(self, miner: str, executor_class: str, blocks: int, more_ns: int) -> None:
-        """The first few free blocks' sum, a nanosecond less, or one more."""
+        """Reserve the sum of the first few free blocks, or one nanosecond less or more."""
         start = self.pair.near(0)
         free = self.pair.model.free(miner, executor_class, start, self.pair.now_ns)
         amount_ns = sum(list(free.values())[:blocks]) + more_ns
@@ -636,30 +638,30 @@ class Worlds(RuleBasedStateMachine):
         self.pair.reserve(miner, executor_class, amount_s, 1, key=key)
 
     @precondition(lambda self: bool(self.pair.ids))
-    @rule(settled=st.lists(st.tuples(hands, st.sampled_from(["spend", "spend", "release"])), min_size=1, max_size=3))
+    @rule(settled=st.lists(st.tuples(indices, st.sampled_from(["spend", "spend", "release"])), min_size=1, max_size=3))
     def settle(self, settled: list[tuple[int, str]]) -> None:
-        for hand, how in settled:
-            self.pair.settle(one_of(self.pair.model.reservations, hand).reservation_id, how)
+        for index, how in settled:
+            self.pair.settle(one_of(self.pair.model.reservations, index).reservation_id, how)
 
-    @precondition(lambda self: bool(standing(self.pair)))
-    @rule(hand=hands, how=st.sampled_from(["spend", "release"]))
-    def settle_what_stands(self, hand: int, how: str) -> None:
-        self.pair.settle(one_of(standing(self.pair), hand).reservation_id, how)
+    @precondition(lambda self: bool(active_reservations(self.pair)))
+    @rule(index=indices, how=st.sampled_from(["spend", "release"]))
+    def settle_an_active_reservation(self, index: int, how: str) -> None:
+        self.pair.settle(one_of(active_reservations(self.pair), index).reservation_id, how)
 
     @precondition(lambda self: bool(self.pair.ids))
     @rule(
-        hand=hands,
+        index=indices,
         how=st.sampled_from(["spend", "release"]),
         key=st.sampled_from(["key-1", "key-4", "key-5"]),
     )
-    def settle_under_a_key(self, hand: int, how: str, key: str) -> None:
-        self.pair.settle(one_of(self.pair.model.reservations, hand).reservation_id, how, key=key)
+    def settle_under_a_key(self, index: int, how: str, key: str) -> None:
+        self.pair.settle(one_of(self.pair.model.reservations, index).reservation_id, how, key=key)
 
     @rule()
     def expire_due(self) -> None:
         self.pair.expire_due()
 
-    @rule(uuid=jobs, executor_class=classes, limits=worlds.limits_s())
+    @rule(uuid=jobs, executor_class=classes, limits=strategies.limits_s())
     def pick(self, uuid: str, executor_class: str, limits: tuple[float, float, float]) -> None:
         self.pair.pick(JobRequest(uuid, executor_class, *limits))
 
@@ -669,9 +671,9 @@ class Worlds(RuleBasedStateMachine):
             self.pair.pick(JobRequest(f"crowd-{number}", executor_class, 0.5, 2.0, 0.5))
 
     @precondition(lambda self: self.pair.picked)
-    @rule(hand=hands, more_s=st.sampled_from([0.0, 0.0, 0.5]))
-    def a_job_is_routed_again(self, hand: int, more_s: float) -> None:
-        reservation = self.pair.model.reservation(one_of(sorted(self.pair.picked), hand))
+    @rule(index=indices, more_s=st.sampled_from([0.0, 0.0, 0.5]))
+    def a_job_is_routed_again(self, index: int, more_s: float) -> None:
+        reservation = self.pair.model.reservation(one_of(sorted(self.pair.picked), index))
         assert reservation.job_uuid is not None
         amount_s = seconds(reservation.amount_ns)
         self.pair.pick(JobRequest(reservation.job_uuid, reservation.executor_class, more_s, amount_s, 0.0))
@@ -681,42 +683,42 @@ class Worlds(RuleBasedStateMachine):
         self.pair.find_miners(amount_s, executor_class, self.pair.near(offset))
 
     @rule(
-        amount_s=st.sampled_from(worlds.MALFORMED_AMOUNTS_S),
+        amount_s=st.sampled_from(strategies.MALFORMED_AMOUNTS_S),
         start=st.sampled_from([0, -1]),
         how=st.sampled_from(["spend", "release"]),
         unknown=st.sampled_from([2**62 + 1, 2**63 - 1]),
     )
-    def nonsense_is_refused(self, amount_s: float, start: int, how: str, unknown: int) -> None:
+    def invalid_input_is_refused(self, amount_s: float, start: int, how: str, unknown: int) -> None:
         self.pair.find_miners(amount_s, CLASSES[0], 1)
         self.pair.find_miners(1.0, CLASSES[0], start)
         self.pair.reserve(MINERS[0], CLASSES[0], amount_s, 1)
         self.pair.reserve(MINERS[0], CLASSES[0], 1.0, start)
         self.pair.pick(JobRequest("malformed", CLASSES[0], 0.0, amount_s, 0.0))
-        self.pair.record_block(start, 0.0, worlds.WHOLE_NETWORK)
+        self.pair.record_block(start, 0.0, strategies.WHOLE_NETWORK)
         self.pair.settle(unknown, how)
 
-    @rule(step_s=st.sampled_from(worlds.CLOCK_STEPS_S))
+    @rule(step_s=st.sampled_from(strategies.CLOCK_STEPS_S))
     def the_clock_moves(self, step_s: float) -> None:
         self.pair.clock.now_ns += nanoseconds(step_s)
 
-    @precondition(lambda self: bool(standing(self.pair)))
-    @rule(hand=hands, off_ns=st.sampled_from([0, 0, -1]))
-    def the_clock_meets_a_due_time(self, hand: int, off_ns: int) -> None:
-        self.pair.clock.now_ns = one_of(standing(self.pair), hand).expires_at_ns + off_ns
+    @precondition(lambda self: bool(active_reservations(self.pair)))
+    @rule(index=indices, off_ns=st.sampled_from([0, 0, -1]))
+    def the_clock_meets_a_due_time(self, index: int, off_ns: int) -> None:
+        self.pair.clock.now_ns = one_of(active_reservations(self.pair), index).expires_at_ns + off_ns
 
-    @rule(rules=st.none() | st.none() | worlds.rules())
+    @rule(rules=st.none() | st.none() | strategies.rules())
     def the_process_restarts(self, rules: Rules | None) -> None:
         self.pair.restart(rules)
 
-    @precondition(lambda self: len(self.pair.books) == 1)
-    @rule(rules=st.none() | st.none() | worlds.rules())
+    @precondition(lambda self: len(self.pair.ledgers) == 1)
+    @rule(rules=st.none() | st.none() | strategies.rules())
     def a_second_process_opens_the_ledger(self, rules: Rules | None) -> None:
         self.pair.open(rules)
 
     @precondition(lambda self: self.pair.pasts)
-    @rule(hand=hands, executor_class=st.sampled_from(CLASSES))
-    def the_past_is_asked_for(self, hand: int, executor_class: str) -> None:
-        self.pair.look_back(hand, executor_class)
+    @rule(index=indices, executor_class=st.sampled_from(CLASSES))
+    def the_past_is_queried(self, index: int, executor_class: str) -> None:
+        self.pair.look_back(index, executor_class)
 
     @rule(
         miner=st.none() | st.sampled_from(MINERS),
@@ -725,41 +727,41 @@ class Worlds(RuleBasedStateMachine):
         newest_first=st.booleans(),
         limit=st.sampled_from([1, 3, 100]),
     )
-    def the_history_is_browsed(
+    def the_history_is_read(
         self, miner: str | None, status: str | None, offset: int | None, newest_first: bool, limit: int
     ) -> None:
         block = None if offset is None else self.pair.near(offset)
         self.pair.history(miner=miner, status=status, block=block, newest_first=newest_first, limit=limit)
 
     @invariant()
-    def both_say_the_same(self) -> None:
+    def ledger_and_model_agree(self) -> None:
         self.pair.agree()
 
     def teardown(self) -> None:
-        """Audit, unless the world already failed: the first failure is the one to see."""
+        """Audit, unless the run has failed already: a second failure would hide the first one."""
         failed = sys.exc_info()[0] is not None
         try:
             if self.opened is not None:
                 if not failed:
                     for number in range(6):
                         self.opened.job_agrees(f"job-{number}")
-                self.opened.end(audit=not failed)
+                self.opened.finish(audit=not failed)
         finally:
             self.directory.cleanup()
 
 
-def standing(pair: Pair) -> list[Reservation]:
-    """The model's reservations that nobody has settled."""
+def active_reservations(pair: Pair) -> list[Reservation]:
+    """Return the active reservations of the model."""
     return [each for each in pair.model.reservations if each.status == "reserved"]
 
 
-def one_of(things: Sequence[T], hand: int) -> T:
-    """The thing that the number falls on."""
-    return things[hand % len(things)]
+def one_of(items: Sequence[T], index: int) -> T:
+    """Return an item; the index may be larger than the list."""
+    return items[index % len(items)]
 
 
-def live_through(*, examples: int, steps: int, world_seed: int) -> None:
-    """Run the state machine; a failure says its seed, and prints the smallest story and the blob that replays it."""
+def run_machine(*, examples: int, steps: int, run_seed: int) -> None:
+    """Run the state machine. A failure shows its seed, the smallest failing run, and the blob that repeats it."""
     size = settings(
         max_examples=int(os.environ.get("REFERENCE_EXAMPLES", examples)),
         stateful_step_count=int(os.environ.get("REFERENCE_STEPS", steps)),
@@ -769,52 +771,53 @@ def live_through(*, examples: int, steps: int, world_seed: int) -> None:
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    with seed_told(world_seed):
-        run_state_machine_as_test(seed(world_seed)(Worlds), settings=size)
+    with seed_shown(run_seed):
+        run_state_machine_as_test(seed(run_seed)(LedgerMachine), settings=size)
 
 
 @contextmanager
-def seed_told(given: int) -> Iterator[None]:
-    """Whatever fails says how to see it again."""
+def seed_shown(used: int) -> Iterator[None]:
+    """Add the seed to the message of any failure, so that it can be repeated."""
     try:
         yield
     except BaseException as failure:
-        failure.add_note(f"again: REFERENCE_SEED={given}")
+        failure.add_note(f"repeat with REFERENCE_SEED={used}")
         raise
 
 
-def chosen_seed(otherwise: int) -> int:
-    return int(os.environ.get("REFERENCE_SEED", otherwise))
+def chosen_seed(default: int) -> int:
+    """Return `REFERENCE_SEED` from the environment, or a default."""
+    return int(os.environ.get("REFERENCE_SEED", default))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # Making a failing world small takes up to five minutes, and is worth it.
-def test_small_worlds_go_as_the_reference_says() -> None:
-    """Facts, claims, settlements, restarts and clock jumps in any order leave nothing to tell the two apart."""
-    live_through(examples=50, steps=45, world_seed=chosen_seed(1))
+@pytest.mark.timeout(900)  # Shrinking a failing run takes up to five minutes, and is worth it.
+def test_random_runs_agree_with_the_reference() -> None:
+    """After facts, claims, settlements, restarts and clock jumps in any order, ledger and model agree."""
+    run_machine(examples=50, steps=45, run_seed=chosen_seed(1))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_many_small_worlds_go_as_the_reference_says() -> None:
-    """The same for many more and longer worlds, others each time."""
-    live_through(examples=1500, steps=60, world_seed=chosen_seed(secrets.randbits(32)))
+def test_many_random_runs_agree_with_the_reference() -> None:
+    """The same for many more and longer runs, with another seed each time."""
+    run_machine(examples=1500, steps=60, run_seed=chosen_seed(secrets.randbits(32)))
 
 
 # One longer history.
 
 
 class History:
-    """A validator's long day: blocks, syncs, jobs and settlements by a seeded draw."""
+    """A long random history: blocks, syncs, jobs and settlements that follow from a seed."""
 
-    def __init__(self, pair: Pair, draw: random.Random) -> None:
+    def __init__(self, pair: Pair, rng: random.Random) -> None:
         self.pair = pair
-        self.draw = draw
+        self.rng = rng
         self.jobs = 0
 
     def step(self) -> None:
-        """One thing happens, and sometimes all answers are compared."""
-        happenings, weights = zip(
+        """Move the clock, take one step, and sometimes compare all queries."""
+        steps, weights = zip(
             (self.a_block_comes, 30),
             (self.a_hole_is_filled, 3),
             (self.manifests_come, 3),
@@ -822,108 +825,108 @@ class History:
             (self.a_reservation_is_made, 6),
             (self.a_job_ends, 20),
             (self.pair.expire_due, 1),
-            (self.miners_are_looked_for, 8),
-            (self.the_past_is_asked_for, 1),
+            (self.miners_are_searched, 8),
+            (self.the_past_is_queried, 1),
             strict=True,
         )
-        self.pair.clock.now_ns += self.draw.randrange(20 * SECOND_NS)
-        if self.draw.random() < 0.02:
-            self.pair.clock.now_ns -= self.draw.randrange(300 * SECOND_NS)
-        self.draw.choices(happenings, weights)[0]()
-        if self.draw.random() < 0.05:
+        self.pair.clock.now_ns += self.rng.randrange(20 * SECOND_NS)
+        if self.rng.random() < 0.02:
+            self.pair.clock.now_ns -= self.rng.randrange(300 * SECOND_NS)
+        self.rng.choices(steps, weights)[0]()
+        if self.rng.random() < 0.05:
             self.pair.agree()
 
     def graph(self) -> Metagraph:
-        away = self.draw.choice([None, None, None, None, *MINERS])
-        stakes = tuple((validator, self.draw.choice([1.0, 2.5, 7.0])) for validator in worlds.VALIDATORS)
-        axons = tuple(axon for axon in worlds.WHOLE_NETWORK.axons if axon.hotkey != away)
+        away = self.rng.choice([None, None, None, None, *MINERS])
+        stakes = tuple((validator, self.rng.choice([1.0, 2.5, 7.0])) for validator in strategies.VALIDATORS)
+        axons = tuple(axon for axon in strategies.WHOLE_NETWORK.axons if axon.hotkey != away)
         return Metagraph(axons, stakes)
 
     def a_block_comes(self) -> None:
-        number = self.pair.near(self.draw.choice([1, 1, 1, 1, 1, 2]))
-        self.pair.record_block(number, self.draw.choice([0.0, 0.1, 0.4, 0.7]), self.graph())
+        number = self.pair.near(self.rng.choice([1, 1, 1, 1, 1, 2]))
+        self.pair.record_block(number, self.rng.choice([0.0, 0.1, 0.4, 0.7]), self.graph())
 
     def a_hole_is_filled(self) -> None:
-        number = self.pair.near(-self.draw.randrange(1, 40))
+        number = self.pair.near(-self.rng.randrange(1, 40))
         if self.pair.model.block(number) is None:
             self.pair.record_block(number, 0.0, self.graph())
 
     def manifests_come(self) -> None:
         offered = {
-            miner: {name: self.draw.choice([1, 2, 2, 3, 3]) for name in CLASSES}
+            miner: {name: self.rng.choice([1, 2, 2, 3, 3]) for name in CLASSES}
             for miner in MINERS
-            if self.draw.random() < 0.9
+            if self.rng.random() < 0.9
         }
-        self.pair.record_manifests(self.pair.near(self.draw.randrange(-30, 2)), offered)
+        self.pair.record_manifests(self.pair.near(self.rng.randrange(-30, 2)), offered)
 
     def a_job_arrives(self) -> None:
         self.jobs += 1
-        number = self.jobs if self.draw.random() < 0.9 else self.draw.randrange(1, self.jobs + 1)
-        limit_s = self.draw.choice([0.25, 5.0, 33.3, 70.0])
-        self.pair.pick(JobRequest(f"job-{number}", self.draw.choice(CLASSES), 0.5, limit_s, 1.5))
+        number = self.jobs if self.rng.random() < 0.9 else self.rng.randrange(1, self.jobs + 1)
+        limit_s = self.rng.choice([0.25, 5.0, 33.3, 70.0])
+        self.pair.pick(JobRequest(f"job-{number}", self.rng.choice(CLASSES), 0.5, limit_s, 1.5))
 
     def a_reservation_is_made(self) -> None:
-        amount_s = self.draw.randrange(1, 90_000) / 1000
-        start = self.pair.near(self.draw.randrange(-70, 10))
-        self.pair.reserve(self.draw.choice(MINERS), self.draw.choice(CLASSES), amount_s, start)
+        amount_s = self.rng.randrange(1, 90_000) / 1000
+        start = self.pair.near(self.rng.randrange(-70, 10))
+        self.pair.reserve(self.rng.choice(MINERS), self.rng.choice(CLASSES), amount_s, start)
 
     def a_job_ends(self) -> None:
         known = len(self.pair.model.reservations)
         if known:
-            lately = self.draw.randrange(max(1, known - 20), known + 1)
-            self.pair.settle(lately, self.draw.choice(["spend", "spend", "release"]))
+            reservation_id = self.rng.randrange(max(1, known - 20), known + 1)
+            self.pair.settle(reservation_id, self.rng.choice(["spend", "spend", "release"]))
 
-    def miners_are_looked_for(self) -> None:
-        amount_s = self.draw.choice([EVERYTHING_S, 10.0, 60.0, 199.5])
-        start = self.pair.near(self.draw.randrange(-80, 80))
-        self.pair.find_miners(amount_s, self.draw.choice(CLASSES), start)
+    def miners_are_searched(self) -> None:
+        amount_s = self.rng.choice([SMALLEST_AMOUNT_S, 10.0, 60.0, 199.5])
+        start = self.pair.near(self.rng.randrange(-80, 80))
+        self.pair.find_miners(amount_s, self.rng.choice(CLASSES), start)
 
-    def the_past_is_asked_for(self) -> None:
+    def the_past_is_queried(self) -> None:
         if self.pair.pasts:
-            self.pair.look_back(self.draw.randrange(len(self.pair.pasts)), self.draw.choice(CLASSES))
+            self.pair.look_back(self.rng.randrange(len(self.pair.pasts)), self.rng.choice(CLASSES))
 
 
-def go_through_a_history(*, steps: int, world_seed: int) -> None:
+def run_history(*, steps: int, run_seed: int) -> None:
     caps = {CLASSES[1]: 1}
-    rules = replace(worlds.SMALL_RULES, block_expiry_blocks=60, executors_max_per_class=caps)
-    with seed_told(world_seed):
+    rules = replace(strategies.SMALL_RULES, block_expiry_blocks=60, executors_max_per_class=caps)
+    with seed_shown(run_seed):
         pair = Pair("sqlite://", rules)
-        ended = False
+        completed = False
         try:
-            history = History(pair, random.Random(world_seed))
+            history = History(pair, random.Random(run_seed))
             pair.record_manifests(1000, {miner: dict.fromkeys(CLASSES, 2) for miner in MINERS})
-            pair.record_block(1000, 0.0, worlds.WHOLE_NETWORK)
+            pair.record_block(1000, 0.0, strategies.WHOLE_NETWORK)
             for _ in range(steps):
                 history.step()
             pair.agree()
-            ended = True
+            completed = True
         finally:
-            pair.end(audit=ended)
+            pair.finish(audit=completed)
 
 
-def test_thresholds_are_met_to_the_unit() -> None:
-    """A tenth of the executors and 100,000 blocks are plausible; one fewer, one more is not."""
-    pair = Pair("sqlite://", worlds.SMALL_RULES)
+def test_thresholds_are_exact() -> None:
+    """A tenth of the executors, and 100,000 blocks ahead, are plausible; one fewer, and one more, are not."""
+    pair = Pair("sqlite://", strategies.SMALL_RULES)
     try:
         pair.record_manifests(1000, {MINERS[0]: {CLASSES[0]: 15}, MINERS[1]: {CLASSES[1]: 5}})
         pair.record_manifests(1001, {MINERS[0]: {CLASSES[0]: 1}})
         pair.record_manifests(1001, {MINERS[0]: {CLASSES[0]: 1, CLASSES[1]: 1}})
         pair.record_manifests(1002, {}, confirm=True)
         for number in (1000, 101_001, 101_000):
-            pair.record_block(number, 0.0, worlds.WHOLE_NETWORK)
+            pair.record_block(number, 0.0, strategies.WHOLE_NETWORK)
         pair.agree()
     finally:
-        pair.end(audit=sys.exc_info()[0] is None)
+        pair.finish(audit=sys.exc_info()[0] is None)
 
 
 @pytest.mark.slow
-def test_a_history_goes_as_the_reference_says() -> None:
-    """Some hundred blocks and jobs, with holes, drops and clock jumps, in memory."""
-    go_through_a_history(steps=1000, world_seed=chosen_seed(1))
+def test_a_history_agrees_with_the_reference() -> None:
+    """Ledger and model agree over some hundred blocks and jobs, with missing blocks, drops and clock jumps."""
+    run_history(steps=1000, run_seed=chosen_seed(1))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
-def test_a_long_history_goes_as_the_reference_says() -> None:
-    """The same for thousands, another each time."""
-    go_through_a_history(steps=6000, world_seed=chosen_seed(secrets.randbits(32)))
+def test_a_long_history_agrees_with_the_reference() -> None:
+    """The same for thousands of them, with another seed each time."""
+    run_history(steps=6000, run_seed=chosen_seed(secrets.randbits(32)))

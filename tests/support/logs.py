@@ -1,4 +1,4 @@
-"""Logs without a ledger on top: stores, and rows that follow one another."""
+"""Stores without a service above them, and rows that form a valid hash chain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAYLOAD = b'\x00\xff {"type": "of any bytes"} \xe2\x82'
 
 @asynccontextmanager
 async def opened(url: str, validator_ss58: str = VALIDATOR, *, read_only: bool = False) -> AsyncIterator[Store]:
-    """A validator's log at a URL, made where it is not there yet."""
+    """Open a validator's log at a URL; create it if it does not exist."""
     store = store_from_url(url, validator_ss58, read_only=read_only)
     try:
         await store.open(None if read_only else schema)
@@ -26,14 +26,14 @@ async def opened(url: str, validator_ss58: str = VALIDATOR, *, read_only: bool =
 
 
 def row_after(head: Head, stream: str = "stream", version: int = 1, **columns: Any) -> Row:
-    """The row that follows a head, with its hash."""
+    """Return the row that follows a head, with its hash; `columns` replaces values of its other columns."""
     row = Row(head.position + 1, stream, version, head.recorded_at_ns + 1, None, None, None, None, PAYLOAD, b"")
     row = row._replace(**columns)
     return row._replace(hash=row_hash(head.hash, row))
 
 
 def rows_after(head: Head, count: int, stream: str = "stream", version: int = 1) -> list[Row]:
-    """Rows of one stream that follow a head, from a version on."""
+    """Return rows of one stream that follow a head, the first with this version."""
     rows: list[Row] = []
     for n in range(count):
         rows.append(row_after(head, stream, version + n))
@@ -42,19 +42,19 @@ def rows_after(head: Head, count: int, stream: str = "stream", version: int = 1)
 
 
 def head_at(row: Row) -> Head:
-    """Where a log stands that ends with the row."""
+    """Return the head of a log that ends with this row."""
     return Head(row.position, row.hash, row.recorded_at_ns)
 
 
 async def append(store: Store, rows: list[Row]) -> Head:
-    """Appends rows in a transaction."""
+    """Append rows in a transaction; return the new head."""
     async with store.transaction() as transaction:
         await transaction.append(rows)
     return head_at(rows[-1])
 
 
 async def all_rows(store: Store) -> list[Row]:
-    """The whole log, page by page."""
+    """Return the whole log, read page by page."""
     rows: list[Row] = []
     while page := await store.read(len(rows)):
         rows += page

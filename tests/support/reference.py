@@ -1,8 +1,8 @@
-"""The rules of allowance written a second time, as plainly as they can be said.
+"""A reference model: the rules of allowance written a second time, as plainly as possible, to compare the product with.
 
-A model to compare the product with: lists of what was recorded, and loops over all of it at every question.
-Nothing here is fast, shared with the product, or clever. Amounts and instants are whole nanoseconds, the
-clock's reading is an argument, and a refusal is named by the class of the error that the product raises.
+The model stores lists of recorded facts and reservations, and loops over all of them for every query. It shares no code
+with the product on purpose, and is neither fast nor clever. Amounts and instants are whole nanoseconds, and the time is
+an argument. A refusal names the class of the error that the product raises.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Account = tuple[str, str, str]
 
 
 class Refused(Exception):
-    """The rules say no: the name of the product's error, the fields it carries, and words it must contain."""
+    """A refusal: the name of the product's error class, its fields, and a text that its message must contain."""
 
     def __init__(self, error: str, says: str = "", **fields: object) -> None:
         super().__init__(f"{error} {says} {fields}")
@@ -34,18 +34,18 @@ class Refused(Exception):
 
 
 def nanoseconds(seconds: float) -> int:
-    """A decimal number of seconds (or of stake) in whole billionths, half-even, by its shortest spelling."""
+    """Convert seconds (or stake) to whole billionths: half-even, from the shortest decimal that denotes the float."""
     return int((Decimal(repr(seconds)).scaleb(9)).to_integral_value(ROUND_HALF_EVEN))
 
 
 def seconds(amount_ns: int) -> float:
-    """Nanoseconds as the nearest float of seconds."""
+    """Convert nanoseconds to the nearest float of seconds."""
     return amount_ns / SECOND_NS
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What can be configured, in public units, with the defaults."""
+    """The settings in public units, with their defaults. Source of the defaults: ComputeHorde's validator."""
 
     block_expiry_blocks: int = 722
     reservation_margin_seconds: float = 100.0
@@ -60,13 +60,16 @@ class Rules:
     newest_block_max_age_seconds: float | None = None
 
     def capped(self, executor_class: str, count: int) -> int:
-        """A count, no higher than the class's configured maximum."""
+        """Return a count, limited to the configured maximum of the class."""
         if executor_class in self.executors_max_per_class:
             return min(count, self.executors_max_per_class[executor_class])
         return count
 
     def counted_ns(self, duration_ns: int) -> int:
-        """A block's duration as it counts: a long one counts as a fixed one."""
+        """Return the duration that counts for a grant: a long block counts as a fixed duration.
+
+        Source: ComputeHorde's validator.
+        """
         if duration_ns > nanoseconds(self.long_block_seconds):
             return nanoseconds(self.long_block_counts_as_seconds)
         return duration_ns
@@ -74,7 +77,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Axon:
-    """A registered miner and where to reach it."""
+    """A registered miner and its address."""
 
     hotkey: str
     address: str
@@ -94,7 +97,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Sync:
-    """The executors that all miners offered at a block, as given (no cap)."""
+    """The executors that all miners offered at a block, as recorded, without the cap."""
 
     block: int
     counts: Counts
@@ -102,7 +105,7 @@ class Sync:
 
 @dataclass(frozen=True)
 class Finalized:
-    """What a block grants by, fixed for good when its end became known; counts are capped."""
+    """The values that determine a block's grants, fixed when its end became known; counts are capped."""
 
     number: int
     duration_ns: int
@@ -114,7 +117,7 @@ class Finalized:
 
 @dataclass(frozen=True)
 class Drop:
-    """A miner offered less of a class at `block`: all its earlier blocks in that class are invalid."""
+    """A miner offered less of a class at `block`, which invalidates all its earlier blocks in that class."""
 
     block: int
     miner: str
@@ -123,7 +126,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Whole blocks of one of our accounts, held for one job."""
+    """Whole blocks of one of our accounts, reserved for one job."""
 
     reservation_id: int
     status: str
@@ -139,13 +142,13 @@ class Reservation:
     axon: Axon | None
 
     def is_overdue(self, now_ns: int) -> bool:
-        """Not settled, and its due time has come."""
+        """Whether it is active and its due time has passed."""
         return self.status == "reserved" and now_ns >= self.expires_at_ns
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A miner that could take the job, with the numbers that order it among the others."""
+    """A miner with enough free allowance, and the numbers that rank it."""
 
     hotkey: str
     available_ns: int
@@ -154,26 +157,26 @@ class Candidate:
 
     @property
     def share(self) -> int:
-        """How much of its total is left, in billionths, rounded down."""
+        """The available part of its total, in billionths, rounded down."""
         return self.available_ns * SECOND_NS // self.total_ns
 
     @property
     def order(self) -> tuple[int, int, int, str]:
-        """Sorts candidates: the blocks that age first, then most left, then most of all, then the name."""
+        """The sort key: earliest block, then largest share, then largest amount, then name."""
         return (self.earliest_block, -self.share, -self.available_ns, self.hotkey)
 
 
 @dataclass(frozen=True)
 class RouteChoices:
-    """Where a job may go: to its standing reservation, else to any of `miners`, which are equally good."""
+    """The possible routes of a job: its active reservation, else any of the equally good `miners`."""
 
-    standing: Reservation | None
+    active: Reservation | None
     miners: tuple[str, ...]
     amount_ns: int
 
 
 class Ledger:
-    """One validator's ledger: what was recorded, and every answer worked out anew from all of it."""
+    """One validator's ledger: everything recorded; each query is computed from all of it."""
 
     def __init__(self, validator: str, rules: Rules, now_ns: int) -> None:
         self.validator = validator
@@ -187,20 +190,20 @@ class Ledger:
         self.keys: dict[str, tuple[tuple[object, ...], int]] = {}
 
     def copy(self) -> Ledger:
-        """The ledger as it stands now; what is recorded later does not show in it."""
-        twin = Ledger(self.validator, self.rules, self.recorded_ns)
-        twin.blocks = list(self.blocks)
-        twin.syncs = list(self.syncs)
-        twin.finalized = list(self.finalized)
-        twin.drops = list(self.drops)
-        twin.reservations = list(self.reservations)
-        twin.keys = dict(self.keys)
-        return twin
+        """Return a copy that later changes of this ledger do not affect."""
+        copy = Ledger(self.validator, self.rules, self.recorded_ns)
+        copy.blocks = list(self.blocks)
+        copy.syncs = list(self.syncs)
+        copy.finalized = list(self.finalized)
+        copy.drops = list(self.drops)
+        copy.reservations = list(self.reservations)
+        copy.keys = dict(self.keys)
+        return copy
 
     # Recording facts.
 
     def change_rules(self, rules: Rules, now_ns: int) -> bool:
-        """Apply other rules from here on; the rules in force are no event. Says whether it recorded."""
+        """Apply these rules from now on; return False, and record nothing, if they are in force already."""
         if rules == self.rules:
             return False
         self.rules = rules
@@ -217,7 +220,7 @@ class Ledger:
         *,
         confirm: bool = False,
     ) -> bool:
-        """Take a block and finalize what is complete with it; False where it is a repeat."""
+        """Record a block and finalize the blocks whose end it determines; return False for a repeat."""
         if number < 1:
             raise Refused("InvalidInput")
         exact_stakes = {validator: nanoseconds(stake) for validator, stake in stakes.items()}
@@ -244,7 +247,7 @@ class Ledger:
         return True
 
     def record_manifests(self, block: int, counts: Counts, now_ns: int, *, confirm: bool = False) -> bool:
-        """Take a sync of all miners and invalidate where it offers less; False where it is a repeat."""
+        """Record a sync of all miners and its drops; return False for a repeat."""
         if block < 1:
             raise Refused("InvalidInput")
         for sync in self.syncs:
@@ -283,21 +286,21 @@ class Ledger:
         )
 
     def _record(self, now_ns: int) -> int:
-        """The time that an event recorded now bears: recorded times never go back."""
+        """Return the recorded time of an event that is recorded now: recorded times never go back."""
         self.recorded_ns = max(self.recorded_ns, now_ns)
         return self.recorded_ns
 
-    # What the facts say.
+    # Queries of facts.
 
     def block(self, number: int) -> Block | None:
-        """The recorded block of that number."""
+        """Return the recorded block with this number."""
         for block in self.blocks:
             if block.number == number:
                 return block
         return None
 
     def newest_block(self) -> Block | None:
-        """The block with the highest number, whenever it was recorded."""
+        """Return the block with the highest number, regardless of the order of recording."""
         newest = None
         for block in self.blocks:
             if newest is None or block.number > newest.number:
@@ -305,7 +308,7 @@ class Ledger:
         return newest
 
     def newest_sync(self, at_most: int | None = None) -> Sync | None:
-        """The sync at the highest block (not above `at_most`), whenever it was recorded."""
+        """Return the sync at the highest block (at most `at_most`), regardless of the order of recording."""
         newest = None
         for sync in self.syncs:
             if at_most is not None and sync.block > at_most:
@@ -315,12 +318,12 @@ class Ledger:
         return newest
 
     def registered(self) -> dict[str, Axon]:
-        """The miners registered at the newest block."""
+        """Return the miners registered at the newest block."""
         newest = self.newest_block()
         return {} if newest is None else {axon.hotkey: axon for axon in newest.axons}
 
     def granted(self, miner: str, executor_class: str, validator: str | None = None) -> dict[int, int]:
-        """`{block: ns}` of everything ever granted in an account (ours, unless told), ascending by block."""
+        """Return `{block: ns}` of all grants of an account (by default ours), ascending by block."""
         validator = validator or self.validator
         grants = {}
         for block in sorted(self.finalized, key=lambda each: each.number):
@@ -335,7 +338,7 @@ class Ledger:
         return grants
 
     def is_invalidated(self, miner: str, executor_class: str, number: int, by: int | None = None) -> bool:
-        """Whether a drop after that block (at a block not above `by`) took it away."""
+        """Whether a drop at a later block (at most `by`) invalidated this block."""
         for drop in self.drops:
             if by is not None and drop.block > by:
                 continue
@@ -343,10 +346,13 @@ class Ledger:
                 return True
         return False
 
-    # What is left to use.
+    # Queries of allowance.
 
     def usable(self, miner: str, executor_class: str, job_start_block: int) -> dict[int, int]:
-        """Granted, not invalidated, and not too old for a job that starts at that block."""
+        """Return the grants that are not invalidated and not too old for a job that starts at this block.
+
+        Source of the window: ComputeHorde's validator accepts blocks of at most `block_expiry_blocks` before the start.
+        """
         oldest = job_start_block - self.rules.block_expiry_blocks
         return {
             number: amount_ns
@@ -355,7 +361,7 @@ class Ledger:
         }
 
     def taken(self, miner: str, executor_class: str, now_ns: int) -> set[int]:
-        """The blocks of the account that are spent, or held by a reservation that is not overdue."""
+        """Return the blocks in a spent reservation, or in an active one that is not overdue."""
         numbers: set[int] = set()
         for reservation in self._of_account(miner, executor_class):
             if reservation.status == "spent":
@@ -365,13 +371,13 @@ class Ledger:
         return numbers
 
     def free(self, miner: str, executor_class: str, job_start_block: int, now_ns: int) -> dict[int, int]:
-        """Usable, and neither spent nor held by a reservation that is not overdue."""
+        """Return the usable grants that are not taken."""
         taken = self.taken(miner, executor_class, now_ns)
         usable = self.usable(miner, executor_class, job_start_block)
         return {number: amount_ns for number, amount_ns in usable.items() if number not in taken}
 
     def unspent_ns(self, miner: str, executor_class: str, job_start_block: int) -> int:
-        """The sum of what is usable and in no spent reservation."""
+        """Return the sum of the usable grants that are in no spent reservation."""
         spent = {
             number
             for reservation in self._of_account(miner, executor_class)
@@ -382,7 +388,7 @@ class Ledger:
         return sum(amount_ns for number, amount_ns in usable.items() if number not in spent)
 
     def state_of(self, miner: str, executor_class: str, number: int) -> str:
-        """The one state of a granted block: spent, else held, else invalidated, else free."""
+        """Return the state of a granted block: spent, else reserved, else invalidated, else free."""
         if number not in self.granted(miner, executor_class):
             raise ValueError(f"block {number} has no grant")
         statuses = [
@@ -393,13 +399,13 @@ class Ledger:
         if "spent" in statuses:
             return "spent"
         if "reserved" in statuses:
-            return "held"
+            return "reserved"
         return "invalidated" if self.is_invalidated(miner, executor_class, number) else "free"
 
     def find_miners(
         self, allowance_seconds: float, executor_class: str, job_start_block: int, now_ns: int
     ) -> list[Candidate]:
-        """The registered miners with that much to spare, best first; refused where there is none."""
+        """Return the registered miners with at least this much available, best first; refuse if there is none."""
         amount_ns = self._amount_ns([allowance_seconds])
         _check_start(job_start_block)
         return self._find_miners(amount_ns, executor_class, job_start_block, now_ns)
@@ -442,18 +448,18 @@ class Ledger:
         job_uuid: str | None = None,
         key: str | None = None,
     ) -> Reservation:
-        """Take free blocks, the earliest first and whole, until they reach the amount."""
+        """Reserve whole free blocks, the earliest first, until their sum reaches the amount."""
         amount_ns = self._amount_ns([allowance_seconds])
         _check_start(job_start_block)
         content = ("reserve", miner, executor_class, amount_ns, job_start_block, job_uuid)
         first = self._first_outcome(key, content)
         if first is not None:
             return first
-        standing = self._standing(job_uuid, amount_ns, executor_class, miner)
-        if standing is not None:
-            return standing
+        active = self._active_reservation(job_uuid, amount_ns, executor_class, miner)
+        if active is not None:
+            return active
         reservation = self._claim(miner, executor_class, amount_ns, job_start_block, now_ns, job_uuid=job_uuid)
-        self._keep_outcome(key, content, reservation)
+        self._remember_outcome(key, content, reservation)
         return reservation
 
     def _claim(
@@ -475,16 +481,16 @@ class Ledger:
                 available_allowance_seconds=seconds(sum(free.values())),
             )
         blocks: list[int] = []
-        gathered_ns = 0
+        sum_ns = 0
         for number in sorted(free):
-            if gathered_ns < amount_ns:
+            if sum_ns < amount_ns:
                 blocks.append(number)
-                gathered_ns += free[number]
+                sum_ns += free[number]
         at_ns = self._record(now_ns)
         for reservation in self._of_account(miner, executor_class):
             if reservation.is_overdue(now_ns) and set(reservation.blocks) & set(blocks):
                 self._settle(reservation, "expired", at_ns)
-        made = Reservation(
+        reserved = Reservation(
             reservation_id=len(self.reservations) + 1,
             status="reserved",
             miner=miner,
@@ -498,32 +504,32 @@ class Ledger:
             settled_at_ns=None,
             axon=self.registered().get(miner),
         )
-        self.reservations.append(made)
-        return made
+        self.reservations.append(reserved)
+        return reserved
 
     def spend(self, reservation_id: int, now_ns: int, key: str | None = None) -> Reservation:
-        """Make a reservation permanent."""
+        """Spend a reservation; its blocks are taken for good."""
         return self._settle_once(reservation_id, "spent", now_ns, key)
 
     def release(self, reservation_id: int, now_ns: int, key: str | None = None) -> Reservation:
-        """Give a reservation's blocks back."""
+        """Release a reservation; its blocks are free again."""
         return self._settle_once(reservation_id, "released", now_ns, key)
 
     def expire_due(self, now_ns: int) -> list[Reservation]:
-        """Expire all that is overdue, by due time."""
+        """Expire all overdue reservations, ordered by due time."""
         due = [reservation for reservation in self.reservations if reservation.is_overdue(now_ns)]
         due.sort(key=lambda reservation: (reservation.expires_at_ns, reservation.reservation_id))
         return [self._settle(reservation, "expired", self._record(now_ns)) for reservation in due]
 
     def reservation(self, reservation_id: int) -> Reservation:
-        """The reservation of that id."""
+        """Return the reservation with this id."""
         for reservation in self.reservations:
             if reservation.reservation_id == reservation_id:
                 return reservation
         raise Refused("ReservationNotFound")
 
     def reservation_for_job(self, job_uuid: str) -> Reservation:
-        """The newest reservation of a job."""
+        """Return the newest reservation of a job."""
         for reservation in reversed(self.reservations):
             if reservation.job_uuid == job_uuid:
                 return reservation
@@ -547,7 +553,7 @@ class Ledger:
                 settled_at_ns=reservation.settled_at_ns,
             )
         settled = self._settle(reservation, status, self._record(now_ns))
-        self._keep_outcome(key, content, settled)
+        self._remember_outcome(key, content, settled)
         return settled
 
     def _settle(self, reservation: Reservation, status: str, at_ns: int) -> Reservation:
@@ -563,7 +569,7 @@ class Ledger:
             raise Refused("IdempotencyConflict")
         return self.reservation(reservation_id)
 
-    def _keep_outcome(self, key: str | None, content: tuple[object, ...], reservation: Reservation) -> None:
+    def _remember_outcome(self, key: str | None, content: tuple[object, ...], reservation: Reservation) -> None:
         if key is not None:
             self.keys[key] = (content, reservation.reservation_id)
 
@@ -574,10 +580,10 @@ class Ledger:
             if reservation.miner == miner and reservation.executor_class == executor_class
         ]
 
-    def _standing(
+    def _active_reservation(
         self, job_uuid: str | None, amount_ns: int, executor_class: str, miner: str | None = None
     ) -> Reservation | None:
-        """The job's reservation that is still `reserved`; refused if for something else, or spent."""
+        """Return the job's active reservation; refuse if it differs from the request, or if the job is spent."""
         for reservation in self.reservations:
             if job_uuid is None or reservation.job_uuid != job_uuid:
                 continue
@@ -592,7 +598,7 @@ class Ledger:
         return None
 
     def _amount_ns(self, parts_seconds: Sequence[float]) -> int:
-        """The sum of the parts, each made whole before it is summed."""
+        """Return the sum of the parts, each of which is rounded before it is summed."""
         for part_seconds in parts_seconds:
             if not math.isfinite(part_seconds):
                 raise Refused("InvalidInput")
@@ -607,29 +613,32 @@ class Ledger:
     # Routing.
 
     def is_busy(self, miner: str, executor_class: str, now_ns: int) -> bool:
-        """Whether as many jobs are under way as the miner has executors now."""
+        """Whether the miner has as many running jobs as executors now.
+
+        Source: ComputeHorde's validator. Only active reservations that are not overdue count as running jobs.
+        """
         sync = self.newest_sync()
         count = 0 if sync is None else sync.counts.get(miner, {}).get(executor_class, 0)
-        under_way = [
+        running = [
             reservation
             for reservation in self._of_account(miner, executor_class)
             if reservation.status == "reserved" and not reservation.is_overdue(now_ns)
         ]
-        return len(under_way) >= self.rules.capped(executor_class, count)
+        return len(running) >= self.rules.capped(executor_class, count)
 
     def route_choices(
         self, job_uuid: str, executor_class: str, limits_seconds: Sequence[float], now_ns: int
     ) -> RouteChoices:
-        """Where the job may go now; claims nothing."""
+        """Return the possible routes of a job now; this reserves nothing."""
         amount_ns = self._amount_ns(limits_seconds)
-        standing = self._standing(job_uuid, amount_ns, executor_class)
-        if standing is not None:
-            return RouteChoices(standing, (standing.miner,), amount_ns)
+        active = self._active_reservation(job_uuid, amount_ns, executor_class)
+        if active is not None:
+            return RouteChoices(active, (active.miner,), amount_ns)
         newest = self.newest_block()
         if newest is not None and self._is_stale(newest, now_ns):
             raise Refused("ChainFeedStale")
-        at = 1 if newest is None else newest.number
-        candidates = self._find_miners(amount_ns, executor_class, at, now_ns)
+        start = 1 if newest is None else newest.number
+        candidates = self._find_miners(amount_ns, executor_class, start, now_ns)
         if self.rules.respect_executor_count:
             candidates = [each for each in candidates if not self.is_busy(each.hotkey, executor_class, now_ns)]
         if not candidates:
@@ -641,9 +650,9 @@ class Ledger:
     def claim_route(
         self, choices: RouteChoices, miner: str, job_uuid: str, executor_class: str, now_ns: int
     ) -> Reservation:
-        """Reserve on one of the equally good miners."""
+        """Reserve on one of the equally good miners; the product may choose any of them."""
         newest = self.newest_block()
-        if newest is None or choices.standing is not None or miner not in choices.miners:
+        if newest is None or choices.active is not None or miner not in choices.miners:
             raise ValueError(f"{miner} is not among {choices}")
         return self._claim(miner, executor_class, choices.amount_ns, newest.number, now_ns, job_uuid=job_uuid)
 
@@ -655,8 +664,8 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a receipt's blocks turned out to be; ascending, each block in one list."""
+class ReceiptOutcome:
+    """The classification of a receipt's blocks: each block is in one tuple; tuples are ascending."""
 
     accepted: bool
     outside_range: tuple[int, ...] = ()
@@ -667,7 +676,7 @@ class Verdict:
 
 
 class Bookkeeper:
-    """Takes the receipts of other validators in order; knows nothing of our own reservations."""
+    """Checks receipts of other validators in order of arrival; our own reservations do not matter to it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -679,8 +688,8 @@ class Bookkeeper:
         started_at_ns: int,
         amount_ns: int,
         offered: Iterable[int],
-    ) -> Verdict:
-        """Spend the spendable blocks of a receipt where they reach its amount, else nothing."""
+    ) -> ReceiptOutcome:
+        """Spend the spendable blocks of a receipt if their sum reaches its amount; otherwise spend nothing."""
         start = self._newest_block_at(started_at_ns)
         validator, miner, executor_class = account
         grants = self.ledger.granted(miner, executor_class, validator)
@@ -692,13 +701,13 @@ class Bookkeeper:
             "spendable": [],
         }
         for number in sorted(set(offered)):
-            lists[self._what(account, number, start, grants)].append(number)
+            lists[self._classify(account, number, start, grants)].append(number)
         accepted = sum(grants[number] for number in lists["spendable"]) >= amount_ns
         if accepted:
             self.spent.extend((account, number) for number in lists["spendable"])
-        return Verdict(accepted, **{name: tuple(numbers) for name, numbers in lists.items()})
+        return ReceiptOutcome(accepted, **{name: tuple(numbers) for name, numbers in lists.items()})
 
-    def _what(
+    def _classify(
         self,
         account: Account,
         number: int,

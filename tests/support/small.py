@@ -1,4 +1,4 @@
-"""A small ledger to try things on: three miners, one class, a clock that a test moves."""
+"""A small ledger for tests: three miners, one executor class, and a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ VALIDATOR = "5Validator"
 
 
 def miner(hotkey_ss58: str, port: int = 8000) -> Miner:
+    """Return a miner at an address for documentation (RFC 5737)."""
     return Miner("192.0.2.7", 4, port, hotkey_ss58)
 
 
 def job(uuid: str, seconds: float = 6.0, executor_class: str = GPU, *, trusted: bool = False) -> Any:
-    """A job request whose limits add up to the seconds."""
+    """Return a job request whose time limits add up to `seconds`."""
     return SimpleNamespace(
         uuid=uuid,
         executor_class=executor_class,
@@ -32,7 +33,7 @@ def job(uuid: str, seconds: float = 6.0, executor_class: str = GPU, *, trusted: 
 
 
 class Clock:
-    """Nanoseconds that stand still until they are moved."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self, at: datetime = START) -> None:
         self.now_ns = int(at.timestamp()) * 10**9
@@ -54,7 +55,11 @@ async def small_ledger(
     clock: Clock | None = None,
     settings: Settings | None = None,
 ) -> AsyncIterator[Allowance]:
-    """Blocks 1 to `blocks`, 12 s each, half the stake ours: each but the last grants 6 s an executor."""
+    """Open a ledger with the blocks 1 to `blocks`.
+
+    Each block lasts 12 s and half of the stake is ours, so it grants 6 s per executor. The last block grants nothing
+    yet, because its end is not known.
+    """
     offers = {"5Anna": 2, "5Bert": 2, "5Carl": 2} if offers is None else offers
     clock = clock or Clock(START + timedelta(seconds=12 * blocks))
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock, settings=settings) as ledger:
@@ -66,6 +71,7 @@ async def small_ledger(
 async def record_blocks(
     ledger: Allowance, first: int, last: int, hotkeys: Sequence[str], stakes: Mapping[str, float] | None = None
 ) -> None:
+    """Record blocks at which all these miners are registered."""
     for number in range(first, last + 1):
         await ledger.record_block(
             number,

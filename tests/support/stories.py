@@ -1,4 +1,4 @@
-"""A validator's days by a seeded draw: facts, claims, settlements, expiries and clock jumps on an open ledger."""
+"""Random work on an open ledger, repeatable from a seed: facts, claims, settlements, expiries and clock jumps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS = Settings(block_expiry_blocks=60, reservation_margin_seconds=30, longe
 
 
 class Story:
-    """What happens to a ledger; `await story.goes_on(100)` takes a hundred steps, all told by the seed."""
+    """Random steps on a ledger. `await story.goes_on(100)` takes a hundred steps, which follow from the seed."""
 
     def __init__(self, ledger: Allowance, clock: Clock, seed: int) -> None:
         self.ledger = ledger
@@ -35,12 +35,12 @@ class Story:
         self.made: list[int] = []
 
     async def goes_on(self, steps: int) -> None:
-        """Takes steps; what the ledger refuses is part of the story."""
+        """Take this many steps. A step that the ledger refuses counts too."""
         if not self.number:
             await self.ledger.record_manifests(1, {hotkey: dict.fromkeys(CLASSES, 2) for hotkey in MINERS})
             for _ in range(8):
                 await self.a_block()
-        happenings = (
+        kinds = (
             (self.a_block, 25),
             (self.a_sync, 2),
             (self.a_job, 25),
@@ -49,19 +49,19 @@ class Story:
             (self.expiries, 1),
         )
         for _ in range(steps):
-            await self.one_of(happenings)
+            await self.one_of(kinds)
 
-    async def one_of(self, happenings: tuple[tuple[object, int], ...]) -> None:
-        """Time passes, seldom backwards, and one thing happens."""
+    async def one_of(self, kinds: tuple[tuple[object, int], ...]) -> None:
+        """Move the clock, seldom backwards, and take a step of one of the kinds, chosen by weight."""
         self.clock.advance(self.draw.choice([0, 0.001, 3, 11, 25]))
         if self.draw.random() < 0.03:
             self.clock.advance(-self.draw.choice([0.5, 40, 200]))
-        happening = self.draw.choices([each for each, _ in happenings], [weight for _, weight in happenings])[0]
-        assert callable(happening)
-        await happening()
+        step = self.draw.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
+        assert callable(step)
+        await step()
 
     async def a_block(self) -> None:
-        """Usually the next one; now and then a hole is left, or filled."""
+        """Record a block: usually the next one; sometimes one that leaves or fills a hole."""
         number = self.number + self.draw.choice([1] * 12 + [2, -1, -2])
         if number < 1:
             return
@@ -73,7 +73,7 @@ class Story:
         self.number = max(self.number, number)
 
     async def a_sync(self) -> None:
-        """Somebody offers more or less."""
+        """Record a sync in which some miners offer more or less."""
         offered = {
             hotkey: {name: self.draw.choice([1, 2, 2, 3]) for name in CLASSES}
             for hotkey in MINERS
@@ -83,7 +83,7 @@ class Story:
         await self.unless_refused(self.ledger.record_manifests(block, offered, confirm=True))
 
     async def a_job(self) -> None:
-        """A job is routed; one in ten was routed before."""
+        """Pick a miner for a job; one job in ten was picked for before."""
         self.jobs += 1
         number = self.jobs if self.draw.random() < 0.9 else self.draw.randrange(1, self.jobs + 1)
         request = job(f"job-{number}", self.draw.choice([1.0, 5.0, 40.0]), self.draw.choice(CLASSES))
@@ -92,7 +92,7 @@ class Story:
             self.made.append(route.allowance_reservation_id)
 
     async def a_reservation(self) -> None:
-        """Something is reserved by hand."""
+        """Reserve blocks without a job."""
         start = max(1, self.number + self.draw.randrange(-40, 5))
         amount_s = self.draw.randrange(1, 60_000) / 1000
         made = await self.unless_refused(
@@ -102,26 +102,26 @@ class Story:
             self.made.append(made.reservation_id)
 
     async def a_settlement(self) -> None:
-        """One of the latest reservations is spent or released, where it still stands."""
+        """Spend or release one of the newest reservations, which may be settled already."""
         if self.made:
             settle = self.draw.choice([self.ledger.spend, self.ledger.spend, self.ledger.release])
             await self.unless_refused(settle(self.draw.choice(self.made[-20:])))
 
     async def expiries(self) -> None:
-        """What is overdue is ended."""
+        """Expire all overdue reservations."""
         await self.ledger.expire_due()
 
-    async def unless_refused(self, answer: Awaitable[T]) -> T | None:
-        """The answer, or None where the ledger refuses."""
+    async def unless_refused(self, call: Awaitable[T]) -> T | None:
+        """Return the result of a call, or None if the ledger refuses it."""
         try:
-            return await answer
+            return await call
         except (AllowanceException, JobRoutingException):
             return None
 
 
 @contextmanager
-def told(seed: int) -> Iterator[None]:
-    """Whatever fails says which seed to repeat."""
+def seed_shown(seed: int) -> Iterator[None]:
+    """Add the seed to the message of any failure, so that it can be repeated."""
     try:
         yield
     except BaseException as failure:
@@ -130,19 +130,19 @@ def told(seed: int) -> Iterator[None]:
 
 
 def store_of(ledger: Allowance) -> Store:
-    """Where the open ledger keeps its log."""
+    """Return the store of an open ledger."""
     assert ledger._lifecycle.open_handle is not None
     return ledger._lifecycle.open_handle.store
 
 
 def history_of(ledger: Allowance) -> History:
-    """The open ledger's history model."""
+    """Return the history projector of an open ledger."""
     assert ledger._lifecycle.open_handle is not None
     return ledger._lifecycle.open_handle.history
 
 
 async def there(ledger: Allowance, work: Callable[[], Awaitable[T]]) -> T:
-    """Does something where the ledger lives, on the runtime's loop."""
+    """Run a coroutine on the runtime's loop, to which the ledger's connections belong."""
 
     async def do() -> T:
         return await work()
@@ -152,7 +152,7 @@ async def there(ledger: Allowance, work: Callable[[], Awaitable[T]]) -> T:
 
 
 async def executed(ledger: Allowance, *statements: Any) -> list[tuple[Any, ...]]:
-    """Executes statements on the read models, in one transaction; answers the last one's rows, as tuples."""
+    """Execute statements on the read models, in one transaction; return the rows of the last one as tuples."""
 
     async def work() -> list[tuple[Any, ...]]:
         async with store_of(ledger).write_read_models() as transaction:
@@ -167,7 +167,7 @@ async def executed(ledger: Allowance, *statements: Any) -> list[tuple[Any, ...]]
 
 
 async def events_of(ledger: Allowance) -> list[Row]:
-    """All stored events."""
+    """Return all stored rows."""
 
     async def work() -> list[Row]:
         rows: list[Row] = []
@@ -179,14 +179,14 @@ async def events_of(ledger: Allowance) -> list[Row]:
 
 
 async def project(ledger: Allowance) -> None:
-    """Brings the history model to the log's head."""
+    """Project the history up to the head of the log."""
     assert ledger._lifecycle.open_handle is not None
     head = (await ledger.head()).position
     await ledger._lifecycle.open_handle.runtime.run(history_of(ledger).project(head))
 
 
 async def whole_history(ledger: Allowance, limit: int = 1000) -> list[Reservation]:
-    """Every reservation, oldest first."""
+    """Return every reservation, oldest first, read page by page."""
     items: list[Reservation] = []
     after: str | None = None
     while True:
@@ -198,5 +198,5 @@ async def whole_history(ledger: Allowance, limit: int = 1000) -> list[Reservatio
 
 
 def utc(at_ns: int) -> datetime:
-    """Nanoseconds since the epoch as a time."""
+    """Convert nanoseconds since the epoch; a `datetime` shows whole microseconds only."""
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_ns // 1000)

@@ -1,4 +1,4 @@
-"""Small worlds to try a ledger in: few names, blocks close together, every limit within reach."""
+"""Hypothesis strategies and constants for small test networks: few names, close blocks, limits within reach."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CLASSES = ("always_on.gpu-24gb", "spin_up-4min.gpu-24gb")
 UNKNOWN_CLASS = "always_on.abacus"
 
 CHAIN_START_NS = 1_704_110_400 * SECOND_NS
-"""When block 0 would have been, had there been one."""
+"""The time of block 0, which does not exist: numbers start at 1."""
 CLOCK_START_NS = CHAIN_START_NS + 3600 * SECOND_NS
 
 
 class Clock:
-    """Shows the time that it was last set to, and counts nothing by itself."""
+    """A clock that stands still until a test sets it."""
 
     def __init__(self, now_ns: int = CLOCK_START_NS) -> None:
         self.now_ns = now_ns
@@ -34,7 +34,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What routing needs to know of a job; limits are seconds."""
+    """The fields of a job that routing reads; limits are seconds."""
 
     uuid: str
     executor_class: str
@@ -45,20 +45,20 @@ class JobRequest:
 
     @property
     def limits_seconds(self) -> tuple[float, float, float]:
-        """The three limits, which together are the amount."""
+        """The three limits; their sum is the amount of the job."""
         return (self.download_time_limit, self.execution_time_limit, self.upload_time_limit)
 
 
 @dataclass(frozen=True)
 class Metagraph:
-    """Who is registered where, and who has which stake."""
+    """The registered miners with their addresses, and the validators' stakes."""
 
     axons: tuple[Axon, ...]
     stakes: tuple[tuple[str, float], ...]
 
 
 def nominal_ns(number: int) -> int:
-    """When a block is created that is neither early nor late."""
+    """Return the time of a block that is neither early nor late."""
     return CHAIN_START_NS + 12 * SECOND_NS * number
 
 
@@ -70,7 +70,8 @@ WHOLE_NETWORK = Metagraph(
 )
 
 LATENESS_S = (0.0, 0.25, 0.5, 0.500001, 0.75, -0.333333, -2.5, 12.0, -12.0, 24.0)
-"""Against a block on time: 0.5 is just not long, 0.500001 is, ±12 meet a neighbour, 24 passes it."""
+"""By how much a block is late. At 0.5 it lasts 12.5 s, which is not yet long; at 0.500001 it is a long block. ±12 is
+the time of a neighbour, and 24 is later than the neighbour."""
 
 AMOUNTS_S = (1e-9, 0.1, 1.5, 3.0, 6.0, 6.000000001, 11.999999999, 12.0, 18.0, 30.0)
 MALFORMED_AMOUNTS_S = (0.0, -0.0, -1.0, float("nan"), float("inf"), float("-inf"), 3600.000000001, 1e18)
@@ -79,7 +80,7 @@ CLOCK_STEPS_S = (0.000000001, 1.0, 19.5, 26.0, 130.0, 500.0, -0.000000001, -1.0,
 
 
 def rules() -> SearchStrategy[Rules]:
-    """Settings that differ in what matters soon."""
+    """Return settings with values that change results within few blocks."""
     return st.builds(
         replace,
         st.just(SMALL_RULES),
@@ -98,15 +99,15 @@ def rules() -> SearchStrategy[Rules]:
 
 
 def axons() -> SearchStrategy[tuple[Axon, ...]]:
-    """Mostly all miners; some away, some moved."""
+    """Return mostly all miners; sometimes some are absent or have another address."""
     moved = st.sampled_from([("192.0.2.1", 4, 8000), ("192.0.2.9", 4, 8001), ("2001:db8::7", 6, 65535)])
-    one = st.builds(lambda hotkey, place: Axon(hotkey, *place), st.sampled_from(MINERS), moved)
+    one = st.builds(lambda hotkey, address: Axon(hotkey, *address), st.sampled_from(MINERS), moved)
     several = st.lists(one, max_size=4, unique_by=lambda axon: axon.hotkey).map(tuple)
     return st.just(WHOLE_NETWORK.axons) | several
 
 
 def metagraphs() -> SearchStrategy[Metagraph]:
-    """Who is there with which stake, zero and nobody included."""
+    """Return miners with stakes, including zero stakes and no stake at all."""
     stake = st.sampled_from([1.0, 1.0, 2.0, 6.0, 0.0, 0.1, 1234567.890123456])
     stakes = st.dictionaries(st.sampled_from(VALIDATORS), stake, max_size=3).map(
         lambda each: tuple(sorted(each.items()))
@@ -116,19 +117,19 @@ def metagraphs() -> SearchStrategy[Metagraph]:
 
 
 def full_counts() -> SearchStrategy[Counts]:
-    """A sync in which every miner offers one to three of every class."""
+    """Return a sync in which every miner offers one to three executors of every class."""
     offered = st.fixed_dictionaries({name: st.integers(1, 3) for name in CLASSES})
     return st.fixed_dictionaries(dict.fromkeys(MINERS, offered))
 
 
 def counts() -> SearchStrategy[Counts]:
-    """A sync's executors: small numbers, and now and then a large one for a later one to be implausible."""
+    """Return a sync with small counts, and sometimes a large one, so that a later sync is implausible."""
     count = st.sampled_from([1, 2, 1, 3, 0, 12, 30])
     offered = st.dictionaries(st.sampled_from(CLASSES), count, min_size=1, max_size=2)
     return st.dictionaries(st.sampled_from(MINERS), offered, max_size=4)
 
 
 def limits_s() -> SearchStrategy[tuple[float, float, float]]:
-    """Download, execution and upload time, all at least 0."""
+    """Return download, execution and upload limits, all at least 0."""
     limit = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5e-10, 1.5, 4.000000001])
     return st.tuples(limit, st.sampled_from([0.5, 1.0, 3.0, 9.0, 13.0, 190.0]), limit)
