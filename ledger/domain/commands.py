@@ -46,7 +46,7 @@ class RecordSettings:
     """
 
     operation = "open"
-    # A fold of settings cannot be undone, only repeated from the log.
+    # A fold of settings cannot be undone, only repeated from the log. See `RecordFacts.revertible`.
     revertible = False
 
     def __init__(self, validator_ss58: str, settings: RecordedSettings | None) -> None:
@@ -73,8 +73,8 @@ class RecordSettings:
 class Reserve:
     """Reserve the earliest whole free blocks of an account that sum to at least the amount.
 
-    The checks have a fixed order: idempotency key, the job's own reservation, allowance. Source: semantics.md,
-    "Reservations".
+    The checks have a fixed order (this project's own rule): idempotency key, the job's own reservation, allowance. So
+    a retry returns its reservation, even if the account has nothing left.
     """
 
     operation = "reserve"
@@ -246,11 +246,13 @@ class ExpireDue:
 
 
 def check_amount(amount_ns: int, settings: RecordedSettings) -> None:
-    """Raise `InvalidInput` for an amount of 0, or above the longest job. Source: semantics.md, "Availability"."""
+    """Raise `InvalidInput` for an amount of 0, or above the longest job.
+
+    Source of the limit and of its message, word for word: ComputeHorde's allowance module.
+    """
     longest_seconds = seconds(settings.longest_job_ns)
     expected = f"an amount above 0 and up to {longest_seconds} seconds"
     if amount_ns > settings.longest_job_ns:
-        # The text is prescribed word for word by semantics.md, "Availability".
         message = f"Required allowance cannot be greater than {longest_seconds} seconds"
         raise InvalidInput("allowance_seconds", seconds(amount_ns), expected, message)
     if amount_ns <= 0:

@@ -80,7 +80,7 @@ class UnitOfWork:
     def recorded_at_ns(self) -> int:
         """The recorded time of the next row: the clock's, or the last row's if the clock jumped back.
 
-        Recorded times never decrease. Source: semantics.md, "Reservations".
+        Recorded times never decrease within a ledger (this project's own rule), so the log is also ordered by time.
         """
         return max(self.state.recorded_at_ns, self.now_ns)
 
@@ -147,7 +147,7 @@ class UnitOfWork:
         it differs from the recorded time, that is, after it jumped back.
         """
         recorded_at_ns = self.recorded_at_ns
-        for overdue in claim.expired:
+        for overdue in claim.overdue:
             self.settle(overdue, ExpiryRecorded(overdue.reservation_id))
         event = AllowanceReserved(
             amount_ns=amount_ns,

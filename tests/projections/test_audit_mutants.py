@@ -47,7 +47,7 @@ def wrapped(patch: Patch, owner: Any, name: str, wrap: Callable[..., Any]) -> No
 def claims_one_block_too_many(patch: Patch) -> None:
     def claim(original: Any, account: Account, units: Any, start: int, amount_ns: int, now_ns: int) -> Claim | None:
         claimed: Claim | None = original(account, units, start, amount_ns, now_ns)
-        if claimed is None or claimed.expired:
+        if claimed is None or claimed.overdue:
             return claimed
         first, last = claimed.blocks[-1]
         free = not account.occupied(now_ns).overlaps(last + 1, last + 1) and units.unit_ns(last + 1)
@@ -251,7 +251,7 @@ def sums_too_much(patch: Patch) -> None:
     wrapped(
         patch,
         BlockTable,
-        "first_block_reaching",
+        "end_reaching",
         lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)),
     )
 
