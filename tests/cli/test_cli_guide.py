@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import routing
-from routing.cli.main import main
+from tests.support.cli import Command, command_line
 
 FOLDER = Path(routing.__file__).parent / "guide"
 TOPICS = sorted(path.stem for path in FOLDER.glob("*.md"))
 
 
-@dataclass
-class Result:
-    """The output of a command and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def documents(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
 def allowance(capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*words: str) -> Result:
-        code = main(words)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
+    """Run `allowance`, which needs no ledger here."""
+    return command_line(capsys)
 
 
 def text_of(topic: str) -> str:
