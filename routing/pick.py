@@ -18,12 +18,10 @@ from ledger import (
     Miner,
     Row,
     UnitOfWork,
-    active_reservation_of,
     block_numbers,
     check_amount,
     check_same_request,
     look_up_job,
-    next_attempt,
 )
 from ledger.errors import AllMinersBusy, AllowanceException, ChainFeedStale, JobRequestConflict, JobRoutingException
 from ledger.values import seconds
@@ -80,7 +78,7 @@ class Pick:
         # A job has at most one active reservation, and is spent at most once. So routing it again is safe. While its
         # reservation is active (overdue or not), it gets the same route. After a spend, this line raises
         # `JobAlreadySpent`. After a release or an expiry nothing is reserved any more, and the job is routed anew.
-        active = active_reservation_of(unit_of_work, self.job_uuid)
+        active = unit_of_work.active_reservation_of(self.job_uuid)
         if active is not None:
             check_same_request(active, self.amount_ns, self.executor_class)
             return self._route(active, state)
@@ -146,7 +144,7 @@ class Pick:
             claim,
             amount_ns=self.amount_ns,
             job_start_block=newest,
-            job=next_attempt(unit_of_work, self.job_uuid),
+            job=unit_of_work.next_attempt(self.job_uuid),
             # Recorded, so that the job's route stays the same if the miner moves while the job runs.
             axon=state.chain.metagraph.miners[account.miner_ss58],
             kept=kept,

@@ -15,7 +15,7 @@ import pytest
 from ledger import Account, Chain, LedgerState, UnitOfWork
 from ledger.domain.account import Claim
 from projections import Rule, availability, tie_break
-from routing import Allowance, Settings, pick
+from routing import Allowance, Settings
 from tests.support.small import START, VALIDATOR, Clock, miner
 from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, seed_shown
 
@@ -174,11 +174,11 @@ def routes_on_a_stale_feed(patch: Patch) -> None:
 
 @mutant(Rule.JOB_ATTEMPTS)
 def numbers_attempts_wrongly(patch: Patch) -> None:
-    def next_attempt(original: Any, *arguments: Any) -> tuple[str, int]:
-        job_uuid, attempt = original(*arguments)
-        return job_uuid, attempt + 1
+    def next_attempt(original: Any, *arguments: Any) -> tuple[str, int] | None:
+        job = original(*arguments)
+        return None if job is None else (job[0], job[1] + 1)
 
-    wrapped(patch, pick, "next_attempt", next_attempt)
+    wrapped(patch, UnitOfWork, "next_attempt", next_attempt)
 
 
 # Facts
