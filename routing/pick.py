@@ -77,7 +77,7 @@ class Pick:
         state, now_ns = _availability(unit_of_work), unit_of_work.now_ns
         # A job has at most one active reservation, and is spent at most once. So routing it again is safe. While its
         # reservation is active (overdue or not), it gets the same route. After a spend, this line raises
-        # `JobAlreadySpent`. After a release or an expiry nothing is reserved any more, and the job is routed anew.
+        # `JobAlreadySpent`. After a release or an expiry the job gets a new reservation, perhaps on another miner.
         active = unit_of_work.active_reservation_of(self.job_uuid)
         if active is not None:
             check_same_request(active, self.amount_ns, self.executor_class)

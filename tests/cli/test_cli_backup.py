@@ -118,7 +118,7 @@ def test_an_export_can_be_verified_and_restored(allowance: Command, path: Path, 
     assert result.out == f"{VALIDATOR}: restored 14 events; head {health['head']}\n"
     (document,) = allowance("restore", path, "--database", f"sqlite:///{copy}", "--json").documents
     assert (document["added"], document["head"]) == (0, health["head"])
-    assert "every event is there already" in allowance("restore", file, "--database", f"sqlite:///{copy}").out
+    assert "the database has every event already" in allowance("restore", file, "--database", f"sqlite:///{copy}").out
     assert allowance("verify", copy, "--head", health["head"]).code == 0
 
 
