@@ -11,6 +11,9 @@ These words have one meaning each:
 - taken: in an active or spent reservation
 - occupied: taken, except by overdue reservations, so no claim may use the block now
 - free: usable and not occupied
+
+An overdue reservation does not occupy its blocks, since a job that ended without a settlement must not lock allowance
+up. Source: ComputeHorde's allowance module, where reservations expire by themselves.
 """
 
 from __future__ import annotations
