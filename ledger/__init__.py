@@ -21,11 +21,9 @@ if TYPE_CHECKING:
     from .domain.commands import RecordSettings as RecordSettings
     from .domain.commands import Reserve as Reserve
     from .domain.commands import Settle as Settle
-    from .domain.commands import active_reservation_of as active_reservation_of
     from .domain.commands import check_amount as check_amount
     from .domain.commands import check_same_request as check_same_request
     from .domain.commands import look_up_job as look_up_job
-    from .domain.commands import next_attempt as next_attempt
     from .domain.fact_commands import RecordFacts as RecordFacts
     from .domain.fact_commands import ValidatedBlock as ValidatedBlock
     from .domain.fact_commands import ValidatedManifests as ValidatedManifests
@@ -74,8 +72,7 @@ else:
             "ledger.domain.blocks": "BlockSet END StepFunction block_numbers",
             "ledger.domain.chain": "Chain Metagraph",
             "ledger.domain.commands": (
-                "EarlierExpiry ExpireDue RecordSettings Reserve Settle active_reservation_of check_amount "
-                "check_same_request look_up_job next_attempt"
+                "EarlierExpiry ExpireDue RecordSettings Reserve Settle check_amount check_same_request look_up_job"
             ),
             "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",

@@ -6,27 +6,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import sha256
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
 from .errors import CorruptLedger, NewerLedger
 from .events import AllowanceReserved, Event
 
-EVENT_TAGS = tuple(
-    sorted(
-        (
-            "allowance-reserved",
-            "block-recorded",
-            "ledger-opened",
-            "manifests-recorded",
-            "reservation-expired",
-            "reservation-released",
-            "reservation-spent",
-            "settings-changed",
-        )
-    )
-)
+EVENT_TAGS = tuple(sorted(str(event.__struct_config__.tag) for event in get_args(Event)))
+"""The tags of all events that this release knows, by name."""
 GENESIS_HASH = bytes(32)
 """The previous hash of the first row."""
 
@@ -38,11 +26,18 @@ memory.
 """
 
 UNKNOWN_OUTCOME_PREFIX = "lost:"
+"""The beginning of every `unknown_outcome_key`: the response to that change was lost.
+
+It never changes. Callers keep such keys to retry with, and a retry of a change that had not been done stores its key.
+"""
 MOST_POSITION_DIGITS = 18
 """All numbers of so many digits fit into the 63 bits that both databases store."""
 
 ID_HASH_BITS = 20
 """The number of bits of its event's hash that a reservation id carries below the position."""
+_ID_HASH_BYTES = -(-ID_HASH_BITS // 8)
+"""The bytes of a hash that contain its first `ID_HASH_BITS` bits."""
+_ID_SURPLUS_BITS = 8 * _ID_HASH_BYTES - ID_HASH_BITS
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
@@ -95,7 +90,9 @@ def decode(position: int, payload: bytes) -> Event:
     if type(event) is AllowanceReserved:
         blocks = 0
         for first, last in event.blocks:
-            blocks += abs(last - first)  # A forged run may be reversed, and must not lower the sum.
+            # A forged run may be reversed, and must not lower the sum. A run of one block counts as 0. That is enough:
+            # only a long range takes more memory as blocks than as bytes, and these bytes are in memory already.
+            blocks += abs(last - first)
         if blocks > MOST_RESERVED_BLOCKS:
             raise CorruptLedger(position, f"a reservation of more than {MOST_RESERVED_BLOCKS:,} blocks")
     return event
@@ -104,7 +101,9 @@ def decode(position: int, payload: bytes) -> Event:
 def row_hash(previous: bytes, row: Row) -> bytes:
     """Return SHA-256 over the previous row's hash and all columns of this row except `hash`.
 
-    Texts and the payload are length-prefixed (-1 for None), so that no two different rows hash the same bytes.
+    Texts and the payload are length-prefixed (-1 for None), so that no two different rows hash the same bytes. The
+    exception is None and 0 in `attempt` and `settles`, which hash alike. Attempts and positions count from 1, so this
+    library writes no 0 there, and the audit's checks of rows refuse one.
     The payload is hashed as stored, never re-encoded: a release whose encoder differs still verifies old logs.
     """
     position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, _ = row
@@ -121,12 +120,12 @@ def row_hash(previous: bytes, row: Row) -> bytes:
 
 
 def reservation_id(position: int, event_hash: bytes) -> int:
-    """Return a reservation's id: its event's position, followed by 20 bits of the event's hash.
+    """Return a reservation's id: its event's position, followed by `ID_HASH_BITS` bits of the event's hash.
 
-    The position makes ids ascend. The hash bits protect against a restored backup: when the log grows again, an id
-    from the lost tail does not name the reservation that is now at the same position.
+    The position makes ids ascend. The hash bits protect against ids issued before a backup was restored: when the log
+    grows again, an id from the lost tail does not name the reservation that is now at the same position.
     """
-    return position << ID_HASH_BITS | int.from_bytes(event_hash[:3], "big") >> 4
+    return position << ID_HASH_BITS | int.from_bytes(event_hash[:_ID_HASH_BYTES], "big") >> _ID_SURPLUS_BITS
 
 
 def reservation_position(an_id: int) -> int:
@@ -135,8 +134,9 @@ def reservation_position(an_id: int) -> int:
 
 
 def unknown_outcome_key(row: Row, request: str = "") -> str:
-    """Return an idempotency key for a change without one whose outcome is unknown: it names the row of the change.
+    """Return a key for a change that was requested without a key and whose outcome is unknown.
 
+    The key names the change's row by position and hash, so a retry with it finds the row if it was appended.
     `request` is the digest of the whole call, for calls that the row alone does not identify.
     """
     key = f"{UNKNOWN_OUTCOME_PREFIX}{row.position}:{row.hash.hex()}"
@@ -155,7 +155,10 @@ def request_in_key(key: str) -> str:
 
 
 def position_in_key(key: str) -> int | None:
-    """Return the position in an `unknown_outcome_key`; None for any other key."""
+    """Return the position in a key that begins like an `unknown_outcome_key`; None for all others.
+
+    A caller's own key may begin like that too, so the row at the position must be compared: `key_names_row`.
+    """
     position, separator, _ = key.removeprefix(UNKNOWN_OUTCOME_PREFIX).partition(":")
     if not key.startswith(UNKNOWN_OUTCOME_PREFIX) or not separator or not position.isascii() or not position.isdigit():
         return None

@@ -58,13 +58,13 @@ class Counters:
         self.claims = 0
         """Decisions that reserve, repeated ones included."""
         self.conflicts = 0
-        """Batches whose optimistic append failed because the head had changed."""
+        """Batches that were decided optimistically and reverted: the head had changed, or a key or job was stored."""
         self.retries = 0
-        """Commands that had to be decided again: after a conflict, or because the database aborted the transaction."""
+        """Commands that had to be decided again: after a conflict, an aborted transaction, or a discarded state."""
         self.moved_picks = 0
         """Jobs that got another miner than the first decision had chosen, because they were decided again."""
         self.foreign_rows = 0
-        """Rows of other processes that the writer folded."""
+        """Rows that the writer read from the log and folded: other processes' and, if it reloads the state, its own."""
         self.lock_waits = DurationHistogram()
         """Times between the request for the write lock and its acquisition."""
 

@@ -43,7 +43,7 @@ class Settings:
     allowance_multiplier: Fraction | int | str = Fraction(1)
     """Scales what every block grants. Exact: a `Fraction`, an `int`, or a decimal string (this project's choice)."""
     executors_max_per_class: Mapping[str, int] = field(default_factory=dict)
-    """The most executors counted per miner, by class; 0 switches a class off. Source: semantics.md, "Settings"."""
+    """The most executors counted per miner, by class; 0 switches a class off. Source: ComputeHorde's validator."""
     validation_leeway_lower_blocks: int = 15
     """How many blocks older than `block_expiry_blocks` a receipt may use. Source: ComputeHorde's validator."""
     validation_leeway_upper_blocks: int = 0

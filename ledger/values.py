@@ -22,7 +22,7 @@ PLACES = 9
 LARGEST_INTEGER = 2**63 - 1
 """The largest integer that both databases store."""
 LONGEST_NAME = 128
-"""In characters (this project's choice; an ss58 address has 48). Source: semantics.md, "hotkey"."""
+"""In characters (this project's own rule; an ss58 address has 48)."""
 MOST_SECONDS = 10**9
 
 _EXACT = Context(prec=MAX_PREC, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])

@@ -1,17 +1,16 @@
-"""Group commit: one writer per process and ledger commits all waiting commands in one transaction.
+"""Group commit: one writer per process and ledger commits up to `BATCH_COMMANDS` waiting commands in one transaction.
 
-The writer handles a batch in four steps: read the tail of the log, fold it, decide each command, append. It decides
-each command on a state that already contains the earlier commands of the batch, so callers in one process never
-conflict with each other. No caller gets a result before the commit. If the commit fails, the writer discards the
-state and folds it again from the stored log.
+The writer decides each command on a state that already contains the earlier commands of the batch, so callers in one
+process never conflict with each other. No caller gets a result before the commit. If the commit fails, the writer
+discards the state, and the next call folds it again from the stored log.
 
 There are two ways to commit a batch:
 
 - Optimistically, if the store can compare and set the head in one round trip: the writer decides on the state in
-  memory and appends on the condition that the head is unchanged. If another process has appended, the writer reverts
-  the batch and decides it again under the lock.
-- Under the head's lock: the writer locks the head, folds the rows that others appended, then decides and appends.
-  Nobody else can append until the transaction ends, so this cannot conflict.
+  memory, without reading the log first, and appends on the condition that the head is unchanged. If another process
+  has appended, the writer reverts the batch and decides it again under the lock.
+- Under the head's lock, in four steps: the writer locks the head and reads the rows that others appended, folds them,
+  decides each command, and appends. Nobody else can append until the transaction ends, so this cannot conflict.
 
 The writer runs on the runtime's loop. Callers wait on loops of their own, and the writer wakes each loop once per
 batch. The writer runs queries on the committed state, also while a batch waits for the write lock. A short query runs
@@ -49,20 +48,24 @@ QUEUE_CAPACITY = 10_000
 # A bound on the size of one commit, so that the first caller of a long queue does not wait for the last.
 BATCH_COMMANDS = 512
 # After a conflict other processes are probably still appending, and an optimistic attempt would probably conflict
-# again. So this many batches lock the head straight away.
+# again. So this many batches lock the head straight away. A stored key or job also reverts a batch, although nobody
+# else need be appending then. That is rare, since it takes a retried call, and it costs these batches only the round
+# trips of the lock; to tell the two apart would not be worth a second path.
 LOCKED_BATCHES_AFTER_CONFLICT = 16
-# Under the lock a batch is retried only if the database aborts the transaction in favour of another, or a failing
-# query discards the state. Both are rare, so this many in a row mean a fault and not contention.
+# Under the lock a batch is retried only if the database aborts the transaction in favour of another, or a query that
+# could not read the log discards the state. Both are rare, so this many in a row mean a fault and not contention.
 MOST_CONTENDED_ATTEMPTS = 20
 
 log = logging.getLogger("allowance.ledger")
 
 
 class _StateDiscarded(Exception):
-    """A failing query discarded the state while the writer waited for the lock.
+    """A catch-up for a query failed and discarded the state while the writer waited for the lock.
 
-    The writer then gives the lock back and loads the state before it asks for the lock again: a load under the lock
-    would keep all other writers waiting.
+    A query function that raises discards nothing: only its own caller gets the error.
+
+    After a discard the writer gives the lock back and loads the state before it asks for the lock again: a load under
+    the lock would keep all other writers waiting.
     """
 
 
@@ -121,7 +124,10 @@ class _StateLock:
 
 
 class LedgerWriter(Generic[S]):
-    """The only reader of the state and the only writer of the log in this process, for one ledger."""
+    """The only writer of the log in this process, for one ledger, and the owner of its state.
+
+    Only the writer changes the state. Callers' threads read it for short queries, under the state lock.
+    """
 
     def __init__(
         self,
@@ -150,7 +156,8 @@ class LedgerWriter(Generic[S]):
     async def query(self, query: Callable[[S, int], R], *, short: bool = False) -> R:
         """Return the result of a function of the committed state, caught up first, and the clock in ns.
 
-        A short query may run in the caller's thread.
+        A short query reads a few entries of the state and never goes through all accounts or blocks, so it takes less
+        time than a switch of threads. It may run in the caller's thread, and keeps the writer waiting meanwhile.
         """
         if short and not self._closed:
             found = self._query_in_caller(query)
@@ -258,6 +265,7 @@ class LedgerWriter(Generic[S]):
             if lookup.positions:
                 return False
             unit_of_work = UnitOfWork(state, LookupResult(), self._clock_ns())
+            # `Exception` is enough here: nothing cancels the queue's task, see `_CallQueue.finish`.
             try:
                 self._decide(unit_of_work, batch)
                 is_final = await self._append_if_unchanged(unit_of_work, lookup, batch)
@@ -291,13 +299,18 @@ class LedgerWriter(Generic[S]):
         return (head.position, head.hash) == (unit_of_work.head.position, unit_of_work.head.hash)
 
     def _revert_conflict(self, unit_of_work: UnitOfWork, batch: list[PendingCall]) -> None:
+        """Revert a batch whose decision is not final.
+
+        Either the head has moved, or a stored row has a key or job of the batch: it was looked up, or a unique index
+        refused the new row. In the second case the head may be unchanged.
+        """
         unit_of_work.revert()
         self.counters.conflicts += 1
         self.counters.retries += len(batch)
         self._locked_batches = LOCKED_BATCHES_AFTER_CONFLICT
 
     async def _commit_under_lock(self, batch: list[PendingCall]) -> None:
-        """Lock the head, decide and append; retry if the database aborts the transaction in favour of another."""
+        """Lock the head, decide and append; retry if the database aborts the transaction or the state is discarded."""
         for attempt in range(MOST_CONTENDED_ATTEMPTS):
             try:
                 if self._state is None:
@@ -307,7 +320,7 @@ class LedgerWriter(Generic[S]):
             except (TransactionConflict, _StateDiscarded) as error:
                 self.counters.retries += len(batch)
                 if attempt + 1 == MOST_CONTENDED_ATTEMPTS:
-                    unavailable = StorageUnavailable(f"the database aborted the transaction every time: {error}")
+                    unavailable = StorageUnavailable(f"nothing was done in {MOST_CONTENDED_ATTEMPTS} attempts: {error}")
                     unavailable.__cause__ = error
                     _fail(batch, unavailable)
             except Exception as error:
@@ -319,10 +332,12 @@ class LedgerWriter(Generic[S]):
         has_state_lock = False
         asked_ns = time.perf_counter_ns()
         try:
-            # The usual order is the database first, then the state: queries go on while this batch waits to write. In
-            # a memory database, however, a query that has the state waits for the transaction to end. To lock in the
-            # other order there would deadlock.
-            if self.store.readers_block_writers:
+            # The usual order is first the database's lock, then the state's: queries go on while this batch waits to
+            # write. If reads wait for writes, as in a memory database, that order would deadlock: this batch would
+            # hold the transaction and wait for the state, and a query would hold the state and wait, in its read, for
+            # the transaction to end. So there the state's lock comes first, as in queries. Such a store must not call
+            # `_catch_up_before_lock`, which would wait for the state lock that this batch then holds already.
+            if self.store.reads_wait_for_writes:
                 await self._state_lock.acquire()
                 has_state_lock = True
             async with self.store.transaction(self._catch_up_before_lock) as transaction:
@@ -331,7 +346,7 @@ class LedgerWriter(Generic[S]):
                     await self._state_lock.acquire()
                     has_state_lock = True
                 if self._state is None:
-                    raise _StateDiscarded("a failing query discarded the state")
+                    raise _StateDiscarded("the log could not be read for a query")
                 state = await self._catch_up(transaction)
                 lookup = self._lookup(state, batch)
                 known = await transaction.find(lookup) if lookup else LookupResult()
@@ -343,7 +358,7 @@ class LedgerWriter(Generic[S]):
         except CommitOutcomeUnknown as cause:
             await self._resolve_unknown_outcome(batch, unit_of_work, cause)
         except BaseException:
-            # The state may contain rows that were never committed. Cancellation, too, must not leave them there.
+            # The state may contain rows that were never committed. The next call loads it again.
             self._state = None
             raise
         finally:
@@ -368,7 +383,7 @@ class LedgerWriter(Generic[S]):
             except Exception as error:
                 if len(unit_of_work.rows) != before:
                     # The command failed after it had appended: to commit half of a command would be wrong, and its rows
-                    # are already part of the state. So the whole batch fails.
+                    # are already part of the state. So the whole batch fails, and every caller in it gets this error.
                     raise
                 # The command was refused before it appended. It fails alone.
                 call.error = error
@@ -389,7 +404,8 @@ class LedgerWriter(Generic[S]):
 
         The state is then at the head, or beyond it if `source` is no transaction and others append at the same time.
         Raises `StorageUnavailable` if the stored log does not continue the folded one, `CorruptLedger` if rows are
-        missing.
+        missing. The callers of this method discard the state after an error. So after a restored backup, the calls
+        that notice it fail, and the next one loads the log that is stored now.
         """
         state = self._state
         if state is None:
@@ -421,8 +437,9 @@ class LedgerWriter(Generic[S]):
     ) -> None:
         """After a commit without a clear result, read from the log whether the rows are stored.
 
-        If they are, the results of the batch are valid. If they are not, every call fails and nothing was done. If the
-        log cannot be read either, calls that appended raise `OutcomeUnknown`.
+        There are three outcomes. If the rows are stored, the results of the batch are valid. If they are not, every
+        call raises `StorageUnavailable` and nothing was done. If the log cannot be read either, calls that appended
+        raise `OutcomeUnknown`, and calls that appended nothing raise `StorageUnavailable`.
         """
         self._state = None
         rows = unit_of_work.rows if unit_of_work is not None else []
@@ -468,14 +485,19 @@ class _CallQueue:
             try:
                 self._runtime.loop.call_soon_threadsafe(self._wake)
             except RuntimeError as cause:
+                # The loop is closed. Without the reset, the next call would trust this wake-up and wait for ever.
+                self._woken = False
                 raise LedgerClosed from cause
 
     async def finish(self) -> None:
-        """Process all waiting calls."""
+        """Process all waiting calls, even if the caller is cancelled."""
         self._wake()
-        if self._running is not None:
+        # `wait` does not pass a cancellation on to the task, unlike a plain `await`. A cancelled task would leave the
+        # callers of its batch without a result, and they would wait for ever. The cancellation itself is dropped here:
+        # the ledger must still close its store, and the cancelled caller does not wait for that.
+        while self._running is not None and not self._running.done():
             with suppress(asyncio.CancelledError):
-                await self._running
+                await asyncio.wait([self._running])
 
     def _wake(self) -> None:
         if self._running is None or self._running.done():
@@ -497,8 +519,9 @@ class _CallQueue:
 async def yield_to_writers() -> None:
     """Let waiting commands go first; for work on the runtime's loop that writes in several transactions.
 
-    The first round of the loop wakes the command queue. In the next one its batch begins the transaction, or queues for
-    it ahead of the work that called this.
+    The first round of the loop runs `_wake`, which starts the command queue's task. In the second one the task's batch
+    begins its transaction, or queues for it ahead of the work that called this. The third round is for a command that
+    arrives while this function is called: its thread has queued it, but calls for `_wake` only a moment later.
     """
     for _ in range(3):
         await asyncio.sleep(0)

@@ -1,7 +1,8 @@
 """The ranking of miners per executor class by available allowance, kept up to date while the log grows.
 
-A claim moves one entry of one ranking. A block, a sync or new settings invalidate all rankings, and each is measured
-again when it is next read. A later clock moves only the accounts whose reservations have become due since.
+A claim moves one entry of one ranking. A block, a sync or new settings make all rankings stale, and each is computed
+again when it is next read. Another time of the clock, later or earlier, affects only the accounts whose reservations
+are due between the two times.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from ledger.errors import NotEnoughAllowanceException
 from ledger.values import seconds
 
 SHARE_UNIT = 10**9
-"""Shares are whole billionths, rounded down. Source: semantics.md, "Availability"."""
+"""Shares are whole billionths, rounded down, so that they compare exactly. This project's own rule."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """A miner with enough allowance. Seconds are executor-seconds; `stream_version` is its account's version."""
+    """A miner with enough allowance. Seconds are executor-seconds.
+
+    `stream_version` is the version of the account's stream. If it is still the same in a later result, the account has
+    had no reservation and no settlement in between.
+    """
 
     hotkey_ss58: str
     available_seconds: float
@@ -30,7 +35,12 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class RankedAccount(NamedTuple):
-    """One account in a ranking; the first four fields are the rank, so entries sort by it."""
+    """One account in a ranking. Entries sort as tuples.
+
+    The first two fields are the rank. The next two put entries of equal rank in an order that is always the same, by
+    available amount first, so that the tie-break can bisect for those with enough. Hotkeys are unique in a class, so
+    the fields after them never decide the order.
+    """
 
     earliest_block: int
     minus_share: int
@@ -40,7 +50,7 @@ class RankedAccount(NamedTuple):
     total_ns: int
     account: Account
     busy: bool
-    """True if the miner runs as many jobs as it has executors."""
+    """The result of `is_busy` when the account was measured."""
 
     @property
     def available_ns(self) -> int:
@@ -60,19 +70,19 @@ class RankedAccount(NamedTuple):
 class Ranking:
     """The registered accounts of one class that have allowance available at the newest block, best first."""
 
-    __slots__ = ("_candidates", "_entries", "_entry_of", "_revision", "_stale", "_window_start")
+    __slots__ = ("_entries", "_entry_of", "_public_entries", "_revision", "_stale", "_window_start")
 
     def __init__(self) -> None:
         self._entries: list[RankedAccount] = []
-        self._candidates: list[Candidate] | None = None
+        self._public_entries: list[Candidate] | None = None
         """The entries' public forms in the same order; None until they are needed, because picks never need them."""
         self._entry_of: dict[str, RankedAccount] = {}
         self._revision = -1
         self._window_start = 0
         self._stale: set[str] = set()
 
-    def touch(self, account: Account) -> None:
-        """Have the account measured again at the next reading."""
+    def mark_stale(self, account: Account) -> None:
+        """Have the account measured again when the ranking is next read."""
         self._stale.add(account.miner_ss58)
 
     def at(self, state: LedgerState, executor_class: str, now_ns: int) -> list[RankedAccount]:
@@ -80,39 +90,42 @@ class Ranking:
         chain = state.chain
         accounts = chain.classes.get(executor_class, {})
         if self._revision != chain.revision:
-            # A new block, sync or setting may change every account; a claim touches only its own.
+            # A new block, sync or setting may change every account; a claim changes only its own.
             self._revision = chain.revision
             self._window_start = state.window_start(chain.blocks.newest)
             self._entries = rank_accounts(state, executor_class, self._window_start, now_ns)
             self._entry_of = {entry.hotkey_ss58: entry for entry in self._entries}
-            self._candidates = None
+            self._public_entries = None
             self._stale.clear()
         while self._stale:
             self._remeasure(state, accounts[self._stale.pop()], now_ns)
         return self._entries
 
-    def candidates(self) -> list[Candidate]:
-        """Return the public forms of the entries that `at` returned last; the caller must not change the list."""
-        if self._candidates is None:
-            self._candidates = [entry.candidate() for entry in self._entries]
-        return self._candidates
+    def public_entries(self) -> list[Candidate]:
+        """Return the public forms of all entries that `at` returned last, in the same order.
+
+        The caller must not change the list.
+        """
+        if self._public_entries is None:
+            self._public_entries = [entry.candidate() for entry in self._entries]
+        return self._public_entries
 
     def _remeasure(self, state: LedgerState, account: Account, now_ns: int) -> None:
-        entries, candidates = self._entries, self._candidates
+        entries, public_entries = self._entries, self._public_entries
         old = self._entry_of.pop(account.miner_ss58, None)
         if old is not None:
             index = bisect_left(entries, old)
             del entries[index]
-            if candidates is not None:
-                del candidates[index]
+            if public_entries is not None:
+                del public_entries[index]
         if account.miner_ss58 in state.chain.metagraph.members:
             entry = rank_account(state, account, self._window_start, now_ns)
             if entry is not None:
                 self._entry_of[account.miner_ss58] = entry
                 index = bisect_left(entries, entry)
                 entries.insert(index, entry)
-                if candidates is not None:
-                    candidates.insert(index, entry.candidate())
+                if public_entries is not None:
+                    public_entries.insert(index, entry.candidate())
 
 
 class Availability(LedgerState):
@@ -126,7 +139,7 @@ class Availability(LedgerState):
     def availability_changed(self, account: Account) -> None:
         ranking = self._rankings.get(account.executor_class)
         if ranking is not None:
-            ranking.touch(account)
+            ranking.mark_stale(account)
 
     def ranking(self, executor_class: str, now_ns: int) -> list[RankedAccount]:
         """Return the class's accounts that have allowance available at the newest block, best first."""
@@ -139,23 +152,32 @@ class Availability(LedgerState):
         return ranking.at(self, executor_class, now_ns)
 
     def candidates(self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int) -> list[Candidate]:
-        """Return the accounts with at least the amount, best first. Raises `NotEnoughAllowanceException`."""
+        """Return the accounts with at least the amount, best first. Raises `NotEnoughAllowanceException`.
+
+        Busy miners are included. Candidates of equal rank are in the order of available amount and hotkey; a job tries
+        them in an order of its own, see `in_trial_order`.
+        """
         # Only the window of the newest block is ranked continuously: every pick uses it, and other starts are rare.
         if job_start_block == self.chain.blocks.newest:
             entries = self.ranking(executor_class, now_ns)
-            candidates = self._rankings[executor_class].candidates() if entries else []
+            # An unknown class has no ranking; `ranking` returned no entries then.
+            candidates = self._rankings[executor_class].public_entries() if entries else []
         else:
             entries = rank_accounts(self, executor_class, self.window_start(job_start_block), now_ns)
             candidates = [entry.candidate() for entry in entries]
-        enough = [each for entry, each in zip(entries, candidates, strict=True) if -entry[2] >= amount_ns]
+        # Not `available_ns`: a property takes twice as long, and this runs for every miner of the class.
+        enough = [
+            each for entry, each in zip(entries, candidates, strict=True) if -entry.minus_available_ns >= amount_ns
+        ]
         if not enough:
             raise self.not_enough(executor_class, job_start_block, now_ns)
         return enough
 
     def not_enough(self, executor_class: str, job_start_block: int, now_ns: int) -> NotEnoughAllowanceException:
-        """Return the error that names the highest amounts of the class's registered miners, ties to the lower hotkey.
+        """Return the error that names the highest available and the highest unspent amount of a class.
 
-        The amounts are 0 and the hotkeys "" if nobody has anything.
+        Each is the highest among the registered miners, with that miner's hotkey, ties to the lower hotkey. It is 0 and
+        the hotkey "" if nobody has anything. The amounts are those in the window of `job_start_block`.
         """
         window_start = self.window_start(job_start_block)
         units = self.chain.blocks
@@ -170,13 +192,14 @@ class Availability(LedgerState):
         return NotEnoughAllowanceException(seconds(available[0]), available[1], seconds(unspent[0]), unspent[1])
 
     def _move_clock(self, now_ns: int) -> None:
-        """Touch the accounts whose reservations have become due since the last reading, or are due no longer.
+        """Mark the accounts as stale whose reservations have become overdue since the last reading.
 
-        A clock that was set back makes due reservations active again.
+        A clock that was set back makes overdue reservations no longer overdue, and their accounts stale too.
         """
         if now_ns == self._ranked_at_ns:
             return
-        # No id reaches 2**63: a reservation that is due exactly at a time counts as due.
+        # Ids are below 2**63, so (now, 2**63) sorts after every entry that is due at `now`: a reservation that is due
+        # exactly at `now` counts as overdue.
         first = bisect_right(self.due_queue, (min(now_ns, self._ranked_at_ns), 2**63))
         last = bisect_right(self.due_queue, (max(now_ns, self._ranked_at_ns), 2**63))
         for _, active_id in self.due_queue[first:last]:
@@ -208,9 +231,11 @@ def rank_account(state: LedgerState, account: Account, window_start: int, now_ns
 
 
 def is_busy(state: LedgerState, account: Account, now_ns: int) -> bool:
-    """Return True if the miner runs as many jobs of the class as it has executors; overdue jobs do not count.
+    """Return True if the account has at least as many active reservations as the newest sync counts executors.
 
-    Source: ComputeHorde's validator, which skips miners whose executors are all in use.
+    Every active reservation counts as a running job, also one that was made without a job, unless it is overdue. The
+    setting `respect_executor_count` switches the rule off. Source: ComputeHorde's validator, which skips miners whose
+    executors are all in use.
     """
     if not state.chain.settings.respect_executor_count:
         return False

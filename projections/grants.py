@@ -29,7 +29,11 @@ FACT_STREAMS = frozenset((SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM))
 
 
 class BlockTerms(NamedTuple):
-    """The settings in force when a block was finalized, which fix the worth of its duration for good."""
+    """The settings in force when a block was finalized, which fix the worth of its duration for good.
+
+    The executor counts do not depend on these settings; `CountInputs` in `ledger/domain/chain.py` has what they depend
+    on.
+    """
 
     long_block_ns: int
     long_block_counts_as_ns: int

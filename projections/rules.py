@@ -20,7 +20,10 @@ LARGEST_BITS = 64
 
 
 class Rule(StrEnum):
-    """The id of a rule, which never changes: users filter and compare reports by it."""
+    """The id of a rule, which never changes: users filter and compare reports by it.
+
+    Some ids are older than the words of `RULES`: "standing" and "stands" in an id mean an active reservation.
+    """
 
     HASH_CHAIN = "hash-chain"
     DENSE_POSITIONS = "dense-positions"
@@ -82,13 +85,15 @@ RULES: dict[Rule, str] = {
     Rule.KEYS_ONCE: "An idempotency key belongs to one event.",
     Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and at most what the settings allow.",
     Rule.JOB_START: "A job starts at block 1 or later.",
-    Rule.DUE_TIME: "A reservation is due when its amount and the margin have passed since it was decided.",
+    Rule.DUE_TIME: "A reservation is due when its amount and the margin have passed since it was recorded.",
     Rule.DECISION_CLOCK: "The clock of a decision is recorded only if it is before the recorded time.",
     Rule.BLOCKS_ASCENDING: "A reservation's blocks are stored as ascending runs that do not touch.",
     Rule.BLOCKS_GRANTED: "Reserved blocks grant allowance to the account.",
-    Rule.BLOCKS_IN_WINDOW: "Reserved blocks are no older than the settings allow at the job's start.",
+    Rule.BLOCKS_IN_WINDOW: (
+        "Reserved blocks are no older than the settings allow at the job's start; blocks above the start count too."
+    ),
     Rule.BLOCKS_NOT_INVALIDATED: "Reserved blocks are not invalidated by a drop.",
-    Rule.BLOCKS_TAKEN_ONCE: "A block is in at most one reserved or spent reservation of an account.",
+    Rule.BLOCKS_TAKEN_ONCE: "A block is in at most one active or spent reservation of an account at any time.",
     Rule.BLOCKS_ENOUGH: "Reserved blocks sum to at least the amount.",
     Rule.BLOCKS_NO_MORE_THAN_NEEDED: "Reserved blocks without the last one sum to less than the amount.",
     Rule.BLOCKS_EARLIEST_FIRST: "No free block before a reserved one is skipped.",

@@ -1,6 +1,8 @@
-"""The tie-break: the order in which a job tries candidates that are equally good, drawn from the job's uuid.
+"""The tie-break: the order in which a job tries candidates that are equally good, computed from the job's uuid.
 
-Source: this project's own rule, `semantics.md`, "Routing". The audit repeats it in code of its own.
+Rule: of the candidates with equal earliest block and equal share left, those with the amount are in order of available
+amount and hotkey; the job tries them in the order of `permutation`, whose seed is a hash of the job's uuid. Source:
+this project's own rule. The audit repeats it in code of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The pick: decide which miner runs a job, and claim the allowance for it.
 
 `Pick.decide` reads neither a clock nor a database: the unit of work holds the state and the time. The writer commits
-its events only if the log has not changed since; otherwise it calls `decide` again on the new state.
+its events only if the log has not changed since; otherwise it calls `decide` again on the new state. The pick itself
+remembers which miner it chose before.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ from ledger import (
     Miner,
     Row,
     UnitOfWork,
-    active_reservation_of,
     block_numbers,
     check_amount,
     check_same_request,
     look_up_job,
-    next_attempt,
 )
 from ledger.errors import AllMinersBusy, AllowanceException, ChainFeedStale, JobRequestConflict, JobRoutingException
 from ledger.values import seconds
@@ -35,7 +34,8 @@ class JobRoute:
 
     `allowance_blocks` ascend; `allowance_job_value` is the amount reserved, in executor-seconds. A route to a debug
     miner has no blocks (an empty list), and None as reservation id and value. A route to the trusted miner has None for
-    all three.
+    all three. Source of the difference: the product's specification of `JobRoute`, which prescribes None for the blocks
+    of trusted routes only.
     """
 
     miner: Miner
@@ -45,7 +45,11 @@ class JobRoute:
 
 
 class Pick:
-    """The command that reserves a job's amount (in executor-ns) on the first candidate that is not busy."""
+    """The command that reserves a job's amount (in executor-ns) on the first candidate that is not busy.
+
+    A pick is not pure in itself: it remembers the miner that it chose, and a later decision of the same pick depends
+    on it. So each job request needs a `Pick` of its own.
+    """
 
     operation = "pick_miner_for_job_request"
     # A pick needs no idempotency key: its job uuid identifies it.
@@ -56,7 +60,7 @@ class Pick:
         self.job_uuid = job_uuid
         self.executor_class = executor_class
         self.amount_ns = amount_ns
-        # The miners that this pick chose when it was decided before, on a head that then moved: first, and last.
+        # The miners that earlier decisions of this pick chose: the first, and the latest.
         self._first_chosen_ss58: str | None = None
         self._chosen_ss58: str | None = None
 
@@ -71,9 +75,10 @@ class Pick:
     def decide(self, unit_of_work: UnitOfWork) -> JobRoute:
         """Reserve the amount on a miner and return the route. Raises the errors of `Routing`."""
         state, now_ns = _availability(unit_of_work), unit_of_work.now_ns
-        # A job has at most one active reservation, and is spent at most once. So routing it again is safe, whatever
-        # became of the first attempt: it returns the same route, or raises `JobAlreadySpent`.
-        active = active_reservation_of(unit_of_work, self.job_uuid)
+        # A job has at most one active reservation, and is spent at most once. So routing it again is safe. While its
+        # reservation is active (overdue or not), it gets the same route. After a spend, this line raises
+        # `JobAlreadySpent`. After a release or an expiry the job gets a new reservation, perhaps on another miner.
+        active = unit_of_work.active_reservation_of(self.job_uuid)
         if active is not None:
             check_same_request(active, self.amount_ns, self.executor_class)
             return self._route(active, state)
@@ -92,11 +97,15 @@ class Pick:
         return in_trial_order(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
 
     def _choose(self, state: Availability, now_ns: int) -> tuple[RankedAccount, bool]:
-        """Return the first candidate that is not busy, and False.
+        """Return the candidate to claim, and whether the pick kept it although another candidate comes first now.
 
-        If the pick is decided again, return the miner that it chose before, as long as that one still qualifies; and
-        True if another candidate comes first now. The claim records this, since `explain` and the audit would otherwise
-        have to report a claim that is not on the first candidate.
+        At the first decision, and if the miner chosen before no longer qualifies, this is the first candidate that is
+        not busy. Otherwise it is the miner chosen before. The claim records whether it was kept, since `explain` and
+        the audit would otherwise have to report a claim that is not on the first candidate.
+
+        A pick keeps its miner because every claim changes the ranking: after a conflict all picks of a batch would
+        otherwise leave their miners for others. The audit accepts it only if the miner still has the amount and is not
+        busy. This project's own rule.
         """
         busy = 0
         first: RankedAccount | None = None
@@ -113,7 +122,11 @@ class Pick:
         raise self._refusal(state, busy, now_ns)
 
     def _refusal(self, state: Availability, busy: int, now_ns: int) -> AllowanceException | JobRoutingException:
-        # A pick that lost its miner to another claim had enough allowance, so it must not report a lack of it.
+        # A pick that had chosen a miner before lost it after the head moved, usually to another claim. There was enough
+        # allowance then, so it must not report a lack of it. `lost` is 0 or 1: it counts the first miner, however often
+        # the pick was decided. The head may also have moved by a sync that dropped the miner. The caller then reads
+        # that others claimed it, which is tolerable: the job cannot be routed now either way, and the next pick of the
+        # job starts without a memory and reports what it finds.
         lost = 0 if self._first_chosen_ss58 is None else 1
         if busy or lost:
             return AllMinersBusy(self.job_uuid, busy, lost)
@@ -131,7 +144,7 @@ class Pick:
             claim,
             amount_ns=self.amount_ns,
             job_start_block=newest,
-            job=next_attempt(unit_of_work, self.job_uuid),
+            job=unit_of_work.next_attempt(self.job_uuid),
             # Recorded, so that the job's route stays the same if the miner moves while the job runs.
             axon=state.chain.metagraph.miners[account.miner_ss58],
             kept=kept,
@@ -146,6 +159,8 @@ class Pick:
         # A job's reservation made with `Allowance.reserve` records no axon: the job goes to the miner's newest one.
         axon = active.axon or state.chain.metagraph.miners.get(miner_ss58)
         if axon is None:
+            # Such a reservation may name any miner, also one that is not registered (any more). Then there is no
+            # address to send the job to, and no other miner can be picked while the reservation is active.
             raise JobRequestConflict(
                 self.job_uuid, active.reservation_id, {"miner_ss58": (miner_ss58, "a registered miner")}
             )
@@ -160,7 +175,8 @@ class Pick:
 def refuse_stale_feed(state: Availability, now_ns: int) -> None:
     """Raise `ChainFeedStale` if the newest block is older than the setting `newest_block_max_age_seconds` allows.
 
-    Every block of the job's window would then be older than it seems. Without the setting any age is accepted.
+    Ages of blocks are counted from the newest *recorded* block. If the chain has moved on since without being recorded,
+    every block is older than its counted age. Without the setting any age is accepted.
     """
     most_ns = state.chain.settings.newest_block_max_age_ns
     blocks = state.chain.blocks

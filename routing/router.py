@@ -56,14 +56,13 @@ class Routing:
             raise InvalidInput("on_trusted_miner", trusted, "True or False")
         if trusted:
             return JobRoute(self._trusted_miner, None, None, None)
+        uuid, executor_class, *limits = [
+            _attribute(request, field) for field in ("uuid", "executor_class", *TIME_LIMITS)
+        ]
+        amount_ns = sum(map(amount, limits, TIME_LIMITS))
+        pick = Pick(job_name(uuid, "uuid"), name(executor_class, "executor_class"), amount_ns)
         ledger = self._ledger if isinstance(self._ledger, Allowance) else self._ledger()
-        route: JobRoute = await ledger.execute(
-            Pick(
-                job_name(_attribute(request, "uuid"), "uuid"),
-                name(_attribute(request, "executor_class"), "executor_class"),
-                sum(amount(_attribute(request, limit), limit) for limit in TIME_LIMITS),
-            )
-        )
+        route: JobRoute = await ledger.execute(pick)
         return route
 
 

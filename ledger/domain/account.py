@@ -1,8 +1,19 @@
 """One account: the allowance of one validator on one miner in one executor class.
 
 Pure: no database, no clock; time is an argument. A block grants the account `unit × count`. The units are the same for
-all accounts and are an argument (`BlockTable`); the account has the count as a step function of the block, the
+all accounts and come from an argument, the `BlockTable`; the account has the count as a step function of the block, the
 invalidated blocks as one block number, and the taken blocks as a set of runs.
+
+These words have one meaning each:
+
+- window: the blocks from `window_start` on, the first block that the job may use (`LedgerState.window_start`)
+- usable: in the window, granted, and not invalidated
+- taken: in an active or spent reservation
+- occupied: taken, except by overdue reservations, so no claim may use the block now
+- free: usable and not occupied
+
+An overdue reservation does not occupy its blocks, since a job that ended without a settlement must not lock allowance
+up. Source: ComputeHorde's allowance module, where reservations expire by themselves.
 """
 
 from __future__ import annotations
@@ -54,7 +65,7 @@ class Claim(NamedTuple):
     """The blocks that a reservation would take, and the overdue reservations that must expire in the same append."""
 
     blocks: list[Run]
-    expired: list[ActiveReservation]
+    overdue: list[ActiveReservation]
 
 
 class Account:
@@ -97,16 +108,19 @@ class Account:
         self.first_due_ns = min(self.first_due_ns, active.expires_at_ns)
 
     def remove_active(self, active: ActiveReservation) -> None:
-        """Remove a reservation that was settled; its blocks stay in `taken`."""
+        """Remove a reservation that was settled, but not its blocks from `taken`.
+
+        After a spend they stay there for good; after a release or an expiry the caller removes them.
+        """
         del self.active[active.reservation_id]
         if not self.active:
             self.first_due_ns = NEVER_NS
         elif active.expires_at_ns == self.first_due_ns:
             self.first_due_ns = min(each.expires_at_ns for each in self.active.values())
 
-    def amount_ns(self, units: BlockTable, start: int, end: int) -> int:
+    def amount_ns(self, block_table: BlockTable, start: int, end: int) -> int:
         """Return the sum of what the blocks of `[start, end)` granted the account."""
-        sums_before_ns = units.sums_before_ns
+        sums_before_ns = block_table.sums_before_ns
         # Mostly the count has not changed within the window, and one multiplication is enough.
         if self.counts.starts[-1] <= start:
             return self.counts.values[-1] * (sums_before_ns[end] - sums_before_ns[start]) if start < end else 0
@@ -124,14 +138,15 @@ class Account:
         return overdue
 
     def occupied(self, now_ns: int) -> BlockSet:
-        """Return the taken blocks without those of overdue reservations, which a claim may take.
+        """Return the blocks that no claim may use now: the taken ones, except those of overdue reservations.
 
         Do not change the result: if nothing is overdue, it is the account's own set.
         """
         if now_ns < self.first_due_ns:
             return self.taken
         overdue = self.overdue(now_ns)
-        # Unpacked in the original, so that not every copy has to repeat it.
+        # Unpacked in the original, so that not every copy has to repeat it. Only in a forged log can all overdue
+        # reservations be without blocks; `END` then unpacks nothing.
         self.taken.unpack_from(min((first for active in overdue for first, _ in active.blocks), default=END))
         occupied = self.taken.copy()
         for active in overdue:
@@ -139,13 +154,14 @@ class Account:
                 occupied.remove(first, last)
         return occupied
 
-    def measure(self, units: BlockTable, window_start: int, now_ns: int) -> AccountAllowance:
+    def measure(self, block_table: BlockTable, window_start: int, now_ns: int) -> AccountAllowance:
         """Return the account's allowance in the window that begins at `window_start` and has no end.
 
-        Blocks above the job's start count too. Source: semantics.md, "Availability".
+        The job's start only sets where the window begins. A block above it counts too, because its allowance is as good
+        as any other. Source: ComputeHorde's allowance module, which compares blocks only with the window's start.
         """
         start = max(window_start, self.invalidated_below)
-        sums_before_ns = units.sums_before_ns
+        sums_before_ns = block_table.sums_before_ns
         available_ns = earliest = 0
         for free_start, free_end, count in self._free_ranges(self.occupied(now_ns), start):
             before_ns = sums_before_ns[free_start]
@@ -153,29 +169,31 @@ class Account:
             if free_ns:
                 available_ns += count * free_ns
                 # The first block that grants anything: the sum exceeds `before_ns` only after it.
-                earliest = earliest or units.first_block_reaching(before_ns + 1) - 1
-        return AccountAllowance(self.amount_ns(units, start, END), available_ns, earliest)
+                earliest = earliest or block_table.end_reaching(before_ns + 1) - 1
+        return AccountAllowance(self.amount_ns(block_table, start, END), available_ns, earliest)
 
-    def unspent_ns(self, units: BlockTable, window_start: int) -> int:
+    def unspent_ns(self, block_table: BlockTable, window_start: int) -> int:
         """Return the sum of the usable blocks that are in no spent reservation."""
         start = max(window_start, self.invalidated_below)
-        unspent_ns = self.amount_ns(units, start, END)
+        unspent_ns = self.amount_ns(block_table, start, END)
         for taken_start, taken_end in self.taken.between(start, END):
-            unspent_ns -= self.amount_ns(units, taken_start, taken_end)
+            unspent_ns -= self.amount_ns(block_table, taken_start, taken_end)
         # Active reservations are in `taken` but not spent.
         for active in self.active.values():
             for first, last in active.blocks:
-                unspent_ns += self.amount_ns(units, max(first, start), last + 1)
+                unspent_ns += self.amount_ns(block_table, max(first, start), last + 1)
         return unspent_ns
 
-    def claim(self, units: BlockTable, window_start: int, amount_ns: int, now_ns: int) -> Claim | None:
+    def claim(self, block_table: BlockTable, window_start: int, amount_ns: int, now_ns: int) -> Claim | None:
         """Return the claim of the earliest whole free blocks that sum to at least the amount; None if they do not.
 
-        The claim also names the overdue reservations whose blocks it takes. Source: semantics.md, "Reservations".
+        Earliest first, since the oldest blocks leave the window first. Source: ComputeHorde's allowance module. The
+        claim also names the overdue reservations whose blocks it takes, so that their expiry is recorded before the
+        blocks have a new owner; other overdue reservations stay as they are (this project's own rule).
         """
         blocks: list[Run] = []
         missing_ns = amount_ns
-        sums_before_ns = units.sums_before_ns
+        sums_before_ns = block_table.sums_before_ns
         start = max(window_start, self.invalidated_below)
         for free_start, free_end, count in self._free_ranges(self.occupied(now_ns), start):
             before_ns, end_ns = sums_before_ns[free_start], sums_before_ns[free_end]
@@ -185,8 +203,8 @@ class Account:
             needed_ns = before_ns + -(-missing_ns // count)
             enough = end_ns >= needed_ns
             # The last free range has no end, so it is cut at the last block that can grant anything.
-            claim_end = units.first_block_reaching(needed_ns) if enough else min(free_end, units.last_finalized + 1)
-            _extend(blocks, units.granted_runs(free_start, claim_end))
+            claim_end = block_table.end_reaching(needed_ns) if enough else min(free_end, block_table.last_finalized + 1)
+            _extend(blocks, block_table.granted_runs(free_start, claim_end))
             if enough:
                 return Claim(blocks, self._overdue_in(blocks, now_ns))
             missing_ns -= count * (end_ns - before_ns)

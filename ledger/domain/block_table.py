@@ -159,10 +159,11 @@ class BlockTable:
         """Return the sum of the units of all blocks below this one."""
         return self.sums_before_ns[block]
 
-    def first_block_reaching(self, target_ns: int) -> int:
-        """Return the lowest `block` with `sum_before_ns(block) >= target_ns`.
+    def end_reaching(self, target_ns: int) -> int:
+        """Return the end, exclusive, of the fewest oldest blocks whose units sum to at least `target_ns`.
 
-        `target_ns` must be above 0 and at most the sum of all units.
+        It is the lowest `end` with `sum_before_ns(end) >= target_ns`, so `end - 1` is the block that reaches the
+        target. `target_ns` must be above 0 and at most the sum of all units.
         """
         index = bisect_left(self.before_ns, target_ns) - 1
         number = self.chunk_numbers[index]
@@ -171,7 +172,7 @@ class BlockTable:
     def granted_runs(self, start: int, end: int) -> list[Run]:
         """Return the blocks of `[start, end)` with a unit above 0 as ascending runs.
 
-        Blocks with a unit of 0 are no part of a claim. Source: semantics.md, "Chain facts" 6.
+        Blocks with a unit of 0 are no part of a claim: a grant of 0 is no grant (this project's own rule).
         """
         chunk = self.chunks.get(start // CHUNK)
         offset = start % CHUNK

@@ -1,7 +1,7 @@
 """The chain facts (blocks, metagraphs, manifest syncs) and the allowance that they grant to every account.
 
 Pure: a fold of the recorded facts. Two functions decide (`decide_block`, `decide_manifests`), two methods evolve
-(`Chain.apply_block`, `Chain.apply_manifests`). Source of the rules: semantics.md, "Chain facts", by number.
+(`Chain.apply_block`, `Chain.apply_manifests`). Each rule names its source where it stands.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .blocks import END
 V = TypeVar("V")
 
 PLAUSIBLE_LEAP_BLOCKS = 100_000
-"""A block further beyond the newest one needs confirmation; two weeks of blocks.
+"""A block further beyond the newest one needs confirmation; two weeks of blocks (this project's own rule).
 
-This project's own choice, see semantics.md, "Chain facts" 3.
+One mistyped number would otherwise become the newest block, and every older block would be too old to use.
 """
 PLAUSIBLE_SHRINKAGE = 10
-"""A sync with less than a tenth of the executors of the sync before it is probably a failed poll.
+"""A sync with less than a tenth of the executors of the sync before it needs confirmation (this project's own rule).
 
-This project's own choice, see semantics.md, "Chain facts" 4.
+It is probably a poll that reached nobody, and would invalidate the allowance of nearly all miners.
 """
 
 _canonical = msgspec.json.Encoder(order="deterministic")
@@ -137,7 +137,8 @@ class Chain:
     def apply_block(self, position: int, event: BlockRecorded) -> None:
         """Record the block, and finalize it or its predecessor if the successor is now recorded.
 
-        A block's duration is known once its successor is recorded. Source: semantics.md, "Chain facts" 2.
+        A block grants nothing before: its duration, which is part of the grant, is the time to its successor. Source:
+        ComputeHorde's allowance module.
         """
         metagraph = self._metagraph_after(event)
         self.last_metagraph = metagraph
@@ -155,8 +156,10 @@ class Chain:
     def apply_manifests(self, position: int, event: ManifestsRecorded) -> None:
         """Record the offered counts of the sync, and invalidate blocks of the accounts whose count it lowers.
 
-        The sync covers all miners: the count of a miner that it does not name is 0. A capped count that is lower than
-        before is a drop. Source: semantics.md, "Chain facts" 4 (an old sync covers all miners) and 7.
+        The sync covers all miners: the count of a miner that it does not name is 0 (this project's own rule). A capped
+        count that is lower than in the sync before is a drop. It invalidates the account's blocks below the sync,
+        because the miner no longer has the executors that they were granted for. Source: ComputeHorde's allowance
+        module.
         """
         manifests = manifests_after(self.last_manifests, event)
         self.last_manifests = manifests
@@ -183,6 +186,7 @@ class Chain:
     def drop(self, account: Account, block: int) -> None:
         """Invalidate the account's blocks below this one, also those finalized later.
 
+        Without the latter, a block that arrives late would be usable although its neighbours are invalidated.
         The account remembers only the highest drop; a subclass that needs every single one extends this method.
         """
         account.invalidated_below = max(account.invalidated_below, block)
@@ -207,10 +211,11 @@ class Chain:
                     self.open_account(miner_ss58, executor_class)
 
     def _finalize(self, block: int) -> None:
-        """Set what the block grants to every account, for good.
+        """Set what the block grants to every account, for good: facts that arrive later do not change it.
 
-        Durations, the long block rule, stake share and rounding: semantics.md, "Chain facts" 2, 5 and 6. The rule
-        that a block above 12.5 s counts as 12.0 s comes from ComputeHorde's validator.
+        The unit is duration × multiplier × own stake / stake of all validators, in ns per executor; 0 if nobody has a
+        stake. A duration above 12.5 s counts as 12.0 s. Source: ComputeHorde's validator; the multiplier and rounding
+        down to whole ns are this project's own rules.
         """
         own_stake, total_stake, members = self.unfinalized.pop(block)
         duration_ns = self.blocks.created_at_ns(block + 1) - self.blocks.created_at_ns(block)
@@ -268,7 +273,9 @@ def decide_block(
 ) -> BlockRecorded | int:
     """Return the event that records a block, or the position at which the same content was recorded before.
 
-    Raises `ConflictingFact` and `ImplausibleFact`. Source: semantics.md, "Chain facts" 2 and 3.
+    Other content for a recorded block is a conflict. So is a block that would give a recorded neighbour a duration of
+    zero or less, since one of the two times must be wrong. A leap of more than `PLAUSIBLE_LEAP_BLOCKS` is implausible
+    unless confirmed. These are this project's own rules. Raises `ConflictingFact` and `ImplausibleFact`.
     """
     blocks = chain.blocks
     fact = f"block {number}"
@@ -301,7 +308,9 @@ def decide_manifests(
 ) -> ManifestsRecorded | int:
     """Return the event that records a sync, or the position at which the same content was recorded before.
 
-    Raises `ConflictingFact` and `ImplausibleFact`. Source: semantics.md, "Chain facts" 4.
+    Other content for a recorded sync is a conflict. A sync with less than a tenth of the executors of the sync before
+    it, by block, is implausible unless confirmed. These are this project's own rules. Raises `ConflictingFact` and
+    `ImplausibleFact`.
     """
     fact = f"the manifest sync at block {block}"
     recorded = chain.syncs.get(block)

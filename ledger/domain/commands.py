@@ -14,7 +14,6 @@ from ledger.errors import (
     CannotReserveAllowanceException,
     IdempotencyConflict,
     InvalidInput,
-    JobAlreadySpent,
     JobRequestConflict,
     ReservationNotFound,
 )
@@ -29,7 +28,7 @@ from ledger.events import (
     account_stream,
 )
 from ledger.settings import RecordedSettings
-from ledger.values import instant, seconds
+from ledger.values import seconds
 
 from .account import ActiveReservation
 from .lookup import Lookup
@@ -46,7 +45,7 @@ class RecordSettings:
     """
 
     operation = "open"
-    # A fold of settings cannot be undone, only repeated from the log.
+    # A fold of settings cannot be undone, only repeated from the log. See `RecordFacts.revertible`.
     revertible = False
 
     def __init__(self, validator_ss58: str, settings: RecordedSettings | None) -> None:
@@ -73,8 +72,8 @@ class RecordSettings:
 class Reserve:
     """Reserve the earliest whole free blocks of an account that sum to at least the amount.
 
-    The checks have a fixed order: idempotency key, the job's own reservation, allowance. Source: semantics.md,
-    "Reservations".
+    The checks have a fixed order (this project's own rule): idempotency key, the job's own reservation, allowance. So
+    a retry returns its reservation, even if the account has nothing left.
     """
 
     operation = "reserve"
@@ -118,7 +117,7 @@ class Reserve:
                 raise IdempotencyConflict(str(self.key), row.position)
             # The first outcome is returned as it was then: reserved, even if the reservation was settled since.
             return rows_to_reservation(row, event, None, validator_ss58)
-        active = active_reservation_of(unit_of_work, self.job_uuid)
+        active = unit_of_work.active_reservation_of(self.job_uuid)
         if active is not None:
             check_same_request(active, self.amount_ns, self.executor_class, miner_ss58=self.miner_ss58)
             return active_to_reservation(active, validator_ss58)
@@ -146,7 +145,7 @@ class Reserve:
             amount_ns=self.amount_ns,
             job_start_block=self.job_start_block,
             key=self.key,
-            job=next_attempt(unit_of_work, self.job_uuid),
+            job=unit_of_work.next_attempt(self.job_uuid),
         )
 
 
@@ -246,15 +245,16 @@ class ExpireDue:
 
 
 def check_amount(amount_ns: int, settings: RecordedSettings) -> None:
-    """Raise `InvalidInput` for an amount of 0, or above the longest job. Source: semantics.md, "Availability"."""
+    """Raise `InvalidInput` for an amount of 0, or above the longest job.
+
+    Source of the limit and of its message, word for word: ComputeHorde's allowance module.
+    """
+    if 0 < amount_ns <= settings.longest_job_ns:
+        return
     longest_seconds = seconds(settings.longest_job_ns)
     expected = f"an amount above 0 and up to {longest_seconds} seconds"
-    if amount_ns > settings.longest_job_ns:
-        # The text is prescribed word for word by semantics.md, "Availability".
-        message = f"Required allowance cannot be greater than {longest_seconds} seconds"
-        raise InvalidInput("allowance_seconds", seconds(amount_ns), expected, message)
-    if amount_ns <= 0:
-        raise InvalidInput("allowance_seconds", seconds(amount_ns), expected)
+    message = f"Required allowance cannot be greater than {longest_seconds} seconds" if amount_ns > 0 else None
+    raise InvalidInput("allowance_seconds", seconds(amount_ns), expected, message)
 
 
 def look_up_key(key: str | None, lookup: Lookup) -> None:
@@ -271,27 +271,6 @@ def look_up_job(job_uuid: str | None, state: LedgerState, lookup: Lookup) -> Non
     """Add the job's last stored reservation, unless the job has an active one in memory."""
     if job_uuid is not None and job_uuid not in state.jobs:
         lookup.jobs.add(job_uuid)
-
-
-def active_reservation_of(unit_of_work: UnitOfWork, job_uuid: str | None) -> ActiveReservation | None:
-    """Return the job's active reservation, or None; raise `JobAlreadySpent` if its last one was spent."""
-    if job_uuid is None:
-        return None
-    active = unit_of_work.state.jobs.get(job_uuid)
-    if active is None:
-        last = unit_of_work.last_attempt(job_uuid)
-        if last is not None and isinstance(last.settlement[1], ReservationSpent):
-            row, event = last.settlement
-            raise JobAlreadySpent(job_uuid, event.reservation_id, instant(row.recorded_at_ns))
-    return active
-
-
-def next_attempt(unit_of_work: UnitOfWork, job_uuid: str | None) -> tuple[str, int] | None:
-    """Return the job and the number of its next reservation, counted from 1; None without a job."""
-    if job_uuid is None:
-        return None
-    last = unit_of_work.last_attempt(job_uuid)
-    return job_uuid, last.attempt + 1 if last is not None else 1
 
 
 def check_same_request(

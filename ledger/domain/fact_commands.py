@@ -42,7 +42,7 @@ class ValidatedBlock(NamedTuple):
 
     def decide(self, chain: Chain, confirm: bool) -> BlockRecorded | int:
         """Return the event that records it, or the position of an equal block; raise if it is refused."""
-        return decide_block(chain, *self, confirm)
+        return decide_block(chain, self.number, self.created_at_ns, self.metagraph, confirm)
 
     def digest(self) -> bytes:
         """Return bytes that identify it among all facts."""
@@ -67,7 +67,7 @@ class ValidatedManifests(NamedTuple):
 
     def decide(self, chain: Chain, confirm: bool) -> ManifestsRecorded | int:
         """Return the event that records it, or the position of an equal sync; raise if it is refused."""
-        return decide_manifests(chain, *self, confirm)
+        return decide_manifests(chain, self.block, self.manifests, confirm)
 
     def digest(self) -> bytes:
         """Return bytes that identify it among all facts."""
@@ -86,7 +86,9 @@ class RecordFacts:
     """
 
     operation = "record_facts"
-    # A fold of facts cannot be undone, only repeated from the log.
+    # A fold of facts cannot be undone, only repeated from the log. On PostgreSQL, the whole batch that contains such a
+    # command therefore goes under the lock, four round trips instead of one. A block
+    # comes every 12 s, so few batches do.
     revertible = False
 
     def __init__(
@@ -98,7 +100,11 @@ class RecordFacts:
 
     @cached_property
     def request(self) -> str:
-        """The digest of all facts in the call, also of those that are refused."""
+        """The digest of the call's facts, those included that the chain refuses.
+
+        The validation cuts the list at the first malformed fact, so the facts from there on are not part of it. Nor is
+        `confirm`: a retry may confirm what the first call did not, and `_result_of_first_call` refuses it.
+        """
         return blake2b(b"".join(fact.digest() for fact in self.facts), digest_size=REQUEST_BYTES).hexdigest()
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
@@ -110,8 +116,9 @@ class RecordFacts:
     def decide(self, unit_of_work: UnitOfWork) -> FactsOutcome:
         first = unit_of_work.first_outcome(self.key)
         if first is not None:
-            self._refuse_other_content(*first)
-            return self._first_outcome(unit_of_work.state.chain, first[0].position)
+            row, event = first
+            self._refuse_other_content(row, event)
+            return self._result_of_first_call(unit_of_work.state.chain, row.position)
         rows_before = len(unit_of_work.rows)
         outcome = self._record(unit_of_work)
         # If every fact was a repeat or refused, no row can carry the key, and it stays free.
@@ -143,11 +150,11 @@ class RecordFacts:
         if self.request != (request if row.key == key else request_in_key(key)):
             raise IdempotencyConflict(key, row.position)
 
-    def _first_outcome(self, chain: Chain, last_position: int) -> FactsOutcome:
+    def _result_of_first_call(self, chain: Chain, last_position: int) -> FactsOutcome:
         """Return the result of the first call with this key, whose last recorded fact is at `last_position`.
 
-        Every fact that the first call did not refuse was in the log by then. A fact that was recorded later, or that
-        is still not recorded, was refused in the first call: as implausible, since nothing conflicts with it now.
+        Facts are accepted up to the first refusal, so every accepted fact has a position up to `last_position`. Any
+        other fact was refused then. Conflicts never go away, so if it does not conflict now, it was implausible.
         """
         positions: list[int] = []
         for fact in self.facts:
@@ -157,7 +164,8 @@ class RecordFacts:
                 if isinstance(decided, int) and decided <= last_position:
                     positions.append(decided)
                     continue
-                # A call that confirmed its facts cannot have been refused one as implausible, so it was another call.
+                # This call confirms its facts, so none of them is implausible. The first call, whose digest is equal
+                # because `confirm` is not part of it, did not confirm them: it was another call.
                 if self.confirm:
                     raise IdempotencyConflict(str(self.key), last_position)
                 refusal = ImplausibleFact(fact.title, "the first call with this key was refused it")

@@ -60,7 +60,10 @@ class LedgerState:
         return [self.active[active_id] for _, active_id in self.due_queue[:end]]
 
     def window_start(self, job_start_block: int) -> int:
-        """Return the first block that a job starting at a block may use. Source: semantics.md, "Availability"."""
+        """Return the first block that a job starting at a block may use.
+
+        A block may be `block_expiry_blocks` (722) old at the job's start. Source: ComputeHorde's validator.
+        """
         return job_start_block - self.chain.settings.block_expiry_blocks
 
     def fold(self, rows: list[Row]) -> None:

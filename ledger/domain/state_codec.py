@@ -2,6 +2,13 @@
 
 A snapshot holds these bytes, so that opening a long ledger folds only the events after it. Tests and audits compare a
 live state with a rebuilt one by them.
+
+Everything that follows from the stored parts is not stored but computed again: prefix sums, digests of metagraphs, the
+multiplier, the indexes of accounts by class and miner, the due queue, active reservations by job, and each account's
+first due time. `Chain.revision` is not stored either, because it only counts the changes since a state was loaded.
+
+A known limit: arrays are stored in the byte order and integer sizes of the machine. A snapshot in PostgreSQL can
+therefore be read only by machines of the same byte order. Another one would not notice the difference.
 """
 
 from __future__ import annotations
@@ -42,12 +49,14 @@ class _Account(_Struct):
     invalidated_below: int
     offered: tuple[list[int], list[int]]
     counts: tuple[list[int], list[int]]
+    # The bytes of a `BlockSet`.
     taken: bytes
 
 
 class _Active(_Struct):
     reservation_id: int
     position: int
+    # The index of the account in `_State.accounts`.
     account: int
     amount_ns: int
     blocks: list[Run]
@@ -67,6 +76,7 @@ class _Metagraph(_Struct):
 class _CountInputs(_Struct):
     sync_block: int
     caps: tuple[tuple[str, int], ...]
+    # The index of the set in `_State.members`.
     members: int
 
 
@@ -82,11 +92,15 @@ class _State(_Struct):
     last_finalized: int
     chunks: list[_Chunk]
     metagraph: _Metagraph
+    # None if it equals `metagraph`.
     last_metagraph: _Metagraph | None
     members: list[list[str]]
+    # Block, own stake, total stake, and the index of the registered miners in `members`.
     unfinalized: list[tuple[int, int, int, int]]
+    # Block, log position, content digest, number of executors.
     syncs: list[tuple[int, int, bytes, int]]
     manifests: dict[str, dict[str, int]]
+    # None if they equal `manifests`.
     last_manifests: dict[str, dict[str, int]] | None
     oldest_inputs: _CountInputs | None
     newest_inputs: _CountInputs | None
@@ -116,7 +130,7 @@ def encode_state(state: LedgerState) -> bytes:
     """Return the state as bytes."""
     chain = state.chain
     members = _MemberSets()
-    # Everything is sorted, since the order in dicts depends on the order of the fold.
+    # Everything is sorted, since a state that was restored from a snapshot has other orders in its dicts.
     accounts = sorted(chain.accounts.values(), key=lambda account: account.stream)
     account_indexes = {account.stream: index for index, account in enumerate(accounts)}
     unfinalized = [
@@ -161,7 +175,8 @@ def encode_state(state: LedgerState) -> bytes:
 def decode_state(payload: bytes, state: LedgerState) -> None:
     """Restore an encoded state into `state`, which must be new.
 
-    Raises `msgspec.MsgspecError` or `ValueError` for bytes that encode no state.
+    Bytes that encode no state raise `msgspec.MsgspecError`, or the error of the first step that a wrong value breaks,
+    such as `ValueError` for an array or `IndexError` for an index. So callers catch `Exception`.
     """
     stored = _decoder.decode(payload)
     state.position, state.hash, state.recorded_at_ns = stored.position, stored.hash, stored.recorded_at_ns

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from ledger.codec import Row, decode, encode, key_names_row, position_in_key, reservation_position, row_hash
-from ledger.events import AllowanceReserved, Axon, Event, ExpiryRecorded, Settlement
+from ledger.errors import JobAlreadySpent
+from ledger.events import AllowanceReserved, Axon, Event, ExpiryRecorded, ReservationSpent, Settlement
+from ledger.values import instant
 
 from .account import Account, ActiveReservation, Claim
 from .lookup import Head, Lookup, LookupResult
@@ -80,7 +82,7 @@ class UnitOfWork:
     def recorded_at_ns(self) -> int:
         """The recorded time of the next row: the clock's, or the last row's if the clock jumped back.
 
-        Recorded times never decrease. Source: semantics.md, "Reservations".
+        Recorded times never decrease within a ledger (this project's own rule), so the log is also ordered by time.
         """
         return max(self.state.recorded_at_ns, self.now_ns)
 
@@ -147,7 +149,7 @@ class UnitOfWork:
         it differs from the recorded time, that is, after it jumped back.
         """
         recorded_at_ns = self.recorded_at_ns
-        for overdue in claim.expired:
+        for overdue in claim.overdue:
             self.settle(overdue, ExpiryRecorded(overdue.reservation_id))
         event = AllowanceReserved(
             amount_ns=amount_ns,
@@ -173,6 +175,25 @@ class UnitOfWork:
         if active.job_uuid is not None:
             self._settled_jobs[active.job_uuid] = LastAttempt(active.attempt or 0, (row, event))
         return row
+
+    def active_reservation_of(self, job_uuid: str | None) -> ActiveReservation | None:
+        """Return the job's active reservation, or None; raise `JobAlreadySpent` if its last one was spent."""
+        if job_uuid is None:
+            return None
+        active = self.state.jobs.get(job_uuid)
+        if active is None:
+            last = self.last_attempt(job_uuid)
+            if last is not None and isinstance(last.settlement[1], ReservationSpent):
+                row, event = last.settlement
+                raise JobAlreadySpent(job_uuid, event.reservation_id, instant(row.recorded_at_ns))
+        return active
+
+    def next_attempt(self, job_uuid: str | None) -> tuple[str, int] | None:
+        """Return the job and the number of its next reservation, counted from 1; None without a job."""
+        if job_uuid is None:
+            return None
+        last = self.last_attempt(job_uuid)
+        return job_uuid, last.attempt + 1 if last is not None else 1
 
     def last_attempt(self, job_uuid: str) -> LastAttempt | None:
         """Return the last reservation of a job that has no active one; None for a new job."""

@@ -124,14 +124,18 @@ class Store(Protocol):
         ...
 
     @property
-    def readers_block_writers(self) -> bool:
-        """Whether reads wait for an open transaction; code inside of a transaction must then not wait for a read."""
+    def reads_wait_for_writes(self) -> bool:
+        """Whether reads wait for an open transaction; code inside of a transaction must then not wait for a read.
+
+        The writer locks its state before such a transaction, not in it. So `transaction` must not call `while_waiting`.
+        """
         ...
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
         """Append rows if the head is still this one; return False if it is not, or if a row conflicts.
 
-        Nothing is done if the result is False: decide again, under the lock. Raises as `transaction` does.
+        A row conflicts if a unique index refuses it: its key, its job's attempt or its settlement is stored. Nothing is
+        done if the result is False: decide again, under the lock. Raises as `transaction` does.
         """
         ...
 
@@ -154,7 +158,8 @@ class Store(Protocol):
     def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AbstractAsyncContextManager[Transaction]:
         """Begin a write transaction; commit at a normal end, roll back at an exception.
 
-        The store may call `while_waiting` once, while the transaction waits for the write lock.
+        The store may call `while_waiting` once, while the transaction waits for the write lock. If
+        `reads_wait_for_writes` is True it must not: `while_waiting` locks the state, which the caller has locked then.
         Raises `StorageUnavailable` if nothing was done, `CommitOutcomeUnknown` if the commit may have succeeded, and
         `TransactionConflict` if the database aborted the transaction in favour of another.
         """

@@ -51,10 +51,9 @@ class DueQueue:
                 self._overdue[reservation.position] = reservation.account.overdue[reservation.position] = reservation
                 reservation.account.mark_stale()
 
-    def is_first_due(self, reservation: AuditedReservation) -> bool:
-        """Return whether no active reservation is due before this one. Sets the clock to its due time."""
-        self.set_clock(reservation.due_ns)
-        return next(iter(self._overdue.values()), None) is reservation
+    def first_overdue(self) -> AuditedReservation | None:
+        """Return the overdue reservation with the earliest due time; None if nothing is overdue at the clock."""
+        return next(iter(self._overdue.values()), None)
 
     def first_due_ns(self) -> int | None:
         """Return the earliest due time of all active reservations; None if there is none."""

@@ -156,7 +156,7 @@ class Replay:
         self._due_queue.set_clock(now_ns)
         if self._settlements.pending_expiries:
             self._settlements.check_pending_expiries(row, event, now_ns)
-        value_ns, is_free_run = self._reservations.check(row, event, account)
+        value_ns, is_plain = self._reservations.check(row, event, account)
         if event.axon is not None:
             self._routes.check(row, event, account, now_ns)
         else:
@@ -165,7 +165,7 @@ class Replay:
                 message = "the reservation is marked as kept although no router made it"
                 self.findings.add(row.position, Rule.ROUTING_DECISION, message)
         self._jobs.check_reservation(row)
-        reservation = self._reservations.apply(row, event, account, value_ns, is_free_run=is_free_run)
+        reservation = self._reservations.apply(row, event, account, value_ns, is_plain=is_plain)
         self.page_changes.append(reservation)
 
     def _process_settlement(self, row: Row, event: Settlement) -> None:

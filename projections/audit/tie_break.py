@@ -2,7 +2,7 @@
 
 The audit repeats this rule on purpose and shares nothing with the router's own tie-break, so that a router that
 breaks ties by another rule is found. Rule: candidates that are equal in earliest block and in the share left are tried
-in an order that the job's uuid draws, so several routers do not all try the same miner first.
+in an order that depends on the job's uuid, so several routers do not all try the same miner first.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class History:
         event_rows: list[Row] = []
         while checkpoint.position < until:
             if checkpoint == NO_CHECKPOINT:
-                checkpoint = await self._projector.live_for_writing()
+                checkpoint = await self._projector.begin_live_if_missing()
             if not event_rows or event_rows[0].position != checkpoint.position + 1:
                 event_rows = await self._store.read(checkpoint.position)
             batch = event_rows[: rows_per_transaction(until - checkpoint.position)]

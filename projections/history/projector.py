@@ -1,8 +1,9 @@
 """Write access to the history's read model: its generations, their checkpoints, and batches of projected events.
 
 Rows and checkpoint move in one transaction, so a generation always equals the fold of the log up to its checkpoint.
-Each `MODEL_VERSION` has a live generation of its own: a release never reads the rows of another version, and builds
-the model from the log if its own version is missing. A rebuild writes a second generation, the shadow.
+A release reads only the live generation of its own `MODEL_VERSION`, and builds one from the log if it is missing, so
+releases with different versions can run side by side. A rebuild writes a second generation, the shadow, and at the end
+replaces the live generations of all versions by it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from .rows import BucketRun, HistoryRow, UnprojectedTail
 
 ROWS_PER_TRANSACTION = 200
 """Events in one transaction. On SQLite everybody who appends to the file waits for that transaction, so it is small."""
-CAUGHT_UP_IN = 10
-"""The number of transactions that must suffice to catch up, however long the backlog is.
+BACKLOG_SHARE = 10
+"""A transaction writes a tenth of the backlog that is left, if that is more than `ROWS_PER_TRANSACTION`.
 
-Appends go first between two transactions. With transactions of a fixed size, busy writers could add events faster than
-the projector takes them, and the backlog would grow without end.
+Appends go first between two transactions. With transactions of a fixed size, busy writers could append events faster
+than the projector writes them, and the backlog would grow without end. `History.project` reads the log in pages of
+1,000 events, and a transaction never goes beyond the page that was read.
 """
 
 _INSERT_CHECKPOINT = (
@@ -62,8 +64,8 @@ class Projector:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def live_for_writing(self) -> Checkpoint:
-        """Return the checkpoint of the live generation; begin an empty one if this version has none."""
+    async def begin_live_if_missing(self) -> Checkpoint:
+        """Begin an empty live generation if this version has none; return the checkpoint of the live generation."""
         async with self._store.write_read_models() as transaction:
             return await self._checkpoint(transaction, LIVE) or await self._begin(transaction, LIVE)
 
@@ -79,8 +81,10 @@ class Projector:
         """
         async with self._store.write_read_models() as transaction:
             stored = await self._checkpoint(transaction, slot)
+            # If the checkpoint is another one, another process has moved it: its rows count, and ours would be written
+            # twice. If the tail is empty, because its first event is missing or cannot be applied, there is nothing to
+            # write.
             if stored != checkpoint or tail.position == checkpoint.position:
-                # Another process has moved the checkpoint: its rows count, and ours would be written twice.
                 return stored or NO_CHECKPOINT
             active: set[int] = set()
             for query in self._active_queries(checkpoint, tail):
@@ -102,7 +106,11 @@ class Projector:
         return None
 
     async def go_live(self, shadow: Checkpoint) -> bool:
-        """Replace the live generations of all versions by the shadow; return False if the shadow is another by now."""
+        """Replace the live generations of all versions by the shadow; return False if the shadow is another by now.
+
+        A newer release's generation is deleted too, because a rebuild leaves no history that was derived before it.
+        That release then finds its version missing and builds it from the log again.
+        """
         async with self._store.write_read_models() as transaction:
             if await self._checkpoint(transaction, SHADOW) != shadow:
                 return False
@@ -120,9 +128,10 @@ class Projector:
         return Checkpoint(*rows[0]) if rows else None
 
     async def _begin(self, transaction: ReadModelTransaction, slot: str) -> Checkpoint:
-        """Put a new, empty generation into a slot, instead of that of this version or an older one.
+        """Put a new, empty generation into a slot, and delete that of this version and of older ones.
 
-        A newer version keeps its generation: this release cannot build it again.
+        A newer version keeps its generation: if two releases run side by side and each deleted the other's generation,
+        both would build theirs from the log again and again. Only a rebuild, which somebody asked for, deletes it.
         """
         ledger, newest = self._store.ledger, 0
         # The rows count too: a generation without a checkpoint may still have rows, which would become the new one's.
@@ -143,16 +152,23 @@ class Projector:
             bucket_runs = [(ledger, generation, *bucket_run) for row in rows for bucket_run in row.bucket_runs()]
             await transaction.execute_many(_INSERT_BUCKET_RUN, bucket_runs)
         except RowExists as cause:
+            # Rows and checkpoint commit together, so only damage or a change by hand leads here. The error names the
+            # first reservation that was to be written; the database does not say which row was in the way.
             first = next(iter(rows)).position
             reason = "the history already has rows beyond its checkpoint"
             raise ProjectionStopped(first, "allowance-reserved", reason) from cause
         settlements = tail.settlements.items()
         await transaction.execute_many(
-            _SETTLE, [(each.status, each.position, each.at_ns, ledger, generation, at) for at, each in settlements]
+            _SETTLE,
+            [(each.status, each.position, each.at_ns, ledger, generation, settles) for settles, each in settlements],
         )
 
     def _active_queries(self, checkpoint: Checkpoint, tail: UnprojectedTail) -> Iterable[str]:
-        """Return SQL for the positions of those reservations that the tail settles and that are active in the model."""
+        """Return SQL for the positions of those reservations that the tail settles and that are active in the model.
+
+        The values are part of the text because `refusal` passes it to `Store.query`, which takes no values. All of
+        them are integers of this ledger, or are written here, so nothing needs to be quoted.
+        """
         for positions in in_batches(sorted(tail.settlements)):
             yield (
                 f"SELECT position FROM {RESERVATIONS} WHERE ledger = {self._store.ledger}"
@@ -162,14 +178,15 @@ class Projector:
 
 
 def rows_per_transaction(behind: int) -> int:
-    """Return how many events to write in one transaction; more if the model is far behind, see `CAUGHT_UP_IN`."""
-    return max(ROWS_PER_TRANSACTION, behind // CAUGHT_UP_IN)
+    """Return how many events to write in one transaction; more if the model is far behind, see `BACKLOG_SHARE`."""
+    return max(ROWS_PER_TRANSACTION, behind // BACKLOG_SHARE)
 
 
 def _check_active(tail: UnprojectedTail, active: set[int]) -> None:
     """Raise `ProjectionStopped` for the first settlement of a reservation that is not active in the model."""
     absent = tail.settlements.keys() - active
     if absent:
-        settles, settlement = min(((at, tail.settlements[at]) for at in absent), key=lambda each: each[1].position)
+        unsettled = ((position, tail.settlements[position]) for position in absent)
+        settles, settlement = min(unsettled, key=lambda each: each[1].position)
         reason = f"the history has no active reservation of position {settles}"
         raise ProjectionStopped(settlement.position, settlement.event_type, reason)

@@ -160,7 +160,11 @@ class HistoryQueries:
     ) -> list[HistoryRow]:
         """Return the model's first rows that have the filters' status only because of the tail."""
         settlements, status = page_query.tail.settlements, page_query.filters.status
-        settled = [at for at, each in settlements.items() if each.status == status and page_query.is_after(at)]
+        settled = [
+            position
+            for position, each in settlements.items()
+            if each.status == status and page_query.is_after(position)
+        ]
         settled.sort(reverse=page_query.newest_first)
         rows: list[HistoryRow] = []
         for positions in in_batches(settled):

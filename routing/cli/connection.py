@@ -33,7 +33,9 @@ class Connection:
 
 
 @contextmanager
-def connected(arguments: argparse.Namespace, *, read_only: bool = False, creates: bool = False) -> Iterator[Connection]:
+def ledger_connection(
+    arguments: argparse.Namespace, *, read_only: bool = False, creates: bool = False
+) -> Iterator[Connection]:
     """Open the ledger that the command line or the environment names, and close it afterwards.
 
     Raise `LedgerNotFound` or `StorageUnavailable` if there is none, unless the command `creates` ledgers.
@@ -41,12 +43,12 @@ def connected(arguments: argparse.Namespace, *, read_only: bool = False, creates
     with renamed_fields({"database_url": named_database(arguments, configuration_from_environment()).name}):
         if not (read_only or creates):
             asyncio.run(refuse_absent_ledger(arguments))
-        with opened(ledger_from_arguments(arguments, read_only=read_only)) as connection:
+        with connection_to(ledger_from_arguments(arguments, read_only=read_only)) as connection:
             yield connection
 
 
 @contextmanager
-def opened(ledger: Allowance) -> Iterator[Connection]:
+def connection_to(ledger: Allowance) -> Iterator[Connection]:
     """Open a ledger, and close it afterwards, also if opening it fails."""
     with asyncio.Runner() as runner:
         connection = Connection(ledger, runner)

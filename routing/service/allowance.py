@@ -31,7 +31,7 @@ from ledger.codec import reservation_position
 from ledger.errors import AllowanceException, ConflictingFact, ReadOnlyLedger
 from ledger.values import amount, flag, integer, job_name, name
 from projections import Availability, ProgressReport, Snapshot, describe_conflict
-from routing.stored_rows import reservations_of_expiry
+from routing.stored_rows import reservations_of_expire_due
 
 from .health import Health, health_of
 from .lifecycle import Lifecycle
@@ -224,13 +224,14 @@ class Allowance(Queries):
         """Expire every overdue reservation; return them by due time.
 
         Repeating the call with the same key returns the same reservations. A call that expired none does not store
-        its key. Raises `IdempotencyConflict` if the key was used for another request.
+        its key. Raises `IdempotencyConflict` if the key was used for another request, and `CorruptLedger` if the rows
+        of the repeated call are missing.
         """
         expired: list[Reservation] | EarlierExpiry = await self.execute(ExpireDue(_checked_key(idempotency_key)))
         if not isinstance(expired, EarlierExpiry):
             return expired
         handle = await self._lifecycle.handle()
-        return await handle.runtime.run(reservations_of_expiry(handle.store, expired, handle.validator_ss58))
+        return await handle.runtime.run(reservations_of_expire_due(handle.store, expired, handle.validator_ss58))
 
     async def execute(self, command: Command) -> Any:
         """Decide a command and commit its events; return its result. For routers. Raises `ReadOnlyLedger`."""

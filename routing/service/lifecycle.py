@@ -1,4 +1,4 @@
-"""The lifecycle of a ledger: opened once per process, shared by all callers, opened anew after a fork, closed."""
+"""The lifecycle of a ledger: opened once per process, shared by all callers, opened again after a fork, closed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from projections import Availability, schema
 
 from .handle import LedgerHandle
 
-# Every ledger of the process shares this lock. It is held only while an opening or a closing begins, never while one
-# runs, so that no caller waits for the database of another.
+# Every ledger of the process shares this lock, because a forked child must replace it: one lock needs one fork hook,
+# and a hook per ledger could never be removed again. It is held only while an opening or a closing begins, never while
+# one runs, so that no caller waits for the database of another.
 _guard = threading.Lock()
 
 
@@ -29,8 +30,11 @@ def _renew_guard() -> None:
 
 os.register_at_fork(after_in_child=_renew_guard)
 
-# The handles that a forked child found open. They belong to the parent: closing them, or letting them be garbage
-# collected, would release the parent's file locks and end its database connections.
+# The handles that a forked child found open. They belong to the parent, so the child must neither close them nor let
+# them be garbage collected. It matters if their connections are open in the child. On PostgreSQL they always are: the
+# child shares the parent's sockets, and in both cases asyncpg sends a Terminate message, which ends the parent's
+# session. On SQLite they are open only after a fork that could not wait for the work under way. The child's copy of the
+# parent's runtime refers to the handles too, but only as long as that copy itself exists.
 _left_to_parents: list[LedgerHandle] = []
 
 
@@ -55,7 +59,8 @@ class Lifecycle:
         clock: object = clock_ns
         if not callable(clock):
             raise InvalidInput("clock_ns", clock, "a function that returns nanoseconds since the epoch")
-        # Read once here, so that a clock in seconds is refused before one of its times is stored.
+        # Read once here, so that a clock like `time.time`, which returns a float in seconds, is refused before one of
+        # its times is stored. Whole seconds are not detected: they look like nanoseconds of 1970.
         integer(clock(), "clock_ns", 0)
         self.database_url = database_url
         self.validator_ss58 = name(validator_ss58, "validator_ss58")
@@ -88,12 +93,16 @@ class Lifecycle:
             opening = self._opening if self._opening_pid == os.getpid() else None
             self._opening = None
         if opening is not None:
-            # An opening that still waits for a database server could keep this call waiting for ever.
+            # An opening that waits for a database server would keep this call waiting until its own timeout. That still
+            # happens if the opening's task has not run its first step yet: then there is nothing to cancel.
             current_runtime().loop.call_soon_threadsafe(self._stop_connecting)
-            # A failed opening leaves nothing to close; the callers who wait for it receive its error.
+            # A failed opening leaves nothing to close; the callers who wait for it receive its error. An error of
+            # `handle.close` is dropped too: each change has reported its own outcome to its caller, and a caller who
+            # closes a ledger could do nothing about the rest.
             with suppress(AllowanceException):
                 handle = await self._wait_for(opening)
                 await handle.runtime.run(handle.close())
+        self._leave_inherited_handle()
         self.open_handle = None
 
     def _open_once(self) -> Future[LedgerHandle]:
@@ -121,16 +130,19 @@ class Lifecycle:
             raise
 
     def _stop_connecting(self) -> None:
-        """Cancel an opening that has not reached the database yet; runs on the runtime's loop."""
+        """Cancel an opening that is connecting or creating tables; runs on the runtime's loop.
+
+        Nothing is left half done: the tables are created in one transaction, and a later opening creates whatever is
+        missing. Once connected, the opening goes on, and `close` closes its handle.
+        """
         if self._connecting is not None:
             self._connecting.cancel()
 
     async def _open(self, runtime: Runtime) -> LedgerHandle:
-        if self.open_handle is not None:
-            # `handle` found this handle unusable, so it belongs to a parent process.
-            if self.database_url == "sqlite://":
-                raise StorageUnavailable("a ledger in memory does not survive a fork; open one in the child")
-            _left_to_parents.append(self.open_handle)
+        # `handle` found an open handle unusable, so it belongs to a parent process.
+        if self.open_handle is not None and self.database_url == "sqlite://":
+            raise StorageUnavailable("a ledger in memory does not survive a fork; open one in the child")
+        self._leave_inherited_handle()
         store = self._new_store()
         runtime.add_fork_pause(store.paused_for_fork)
         try:
@@ -146,6 +158,11 @@ class Lifecycle:
         runtime.add_closer(handle.close)
         return handle
 
+    def _leave_inherited_handle(self) -> None:
+        """Keep the handle of a parent process alive before this process forgets it; see `_left_to_parents`."""
+        if self.open_handle is not None and self.open_handle.pid != os.getpid():
+            _left_to_parents.append(self.open_handle)
+
     def _new_store(self) -> Store:
         return store_from_url(self.database_url, self.validator_ss58, read_only=self.read_only)
 
@@ -157,6 +174,7 @@ class Lifecycle:
             self._connecting = None
 
     async def _record_settings(self, writer: LedgerWriter[Availability]) -> None:
+        """Append the first event of a new ledger, or settings that differ from the recorded ones."""
         settings = None if self._settings is None else self._settings.to_recorded()
         try:
             await writer.execute(RecordSettings(self.validator_ss58, settings))

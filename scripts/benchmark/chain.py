@@ -10,7 +10,7 @@ import msgspec
 
 from routing import BlockFact, ManifestsFact
 from routing.cli.demo.network import generate, hotkeys
-from routing.cli.files.facts import FactLines, numbered_facts
+from routing.cli.files.facts import FactDecoder, numbered_facts
 
 from .sizes import Sizes
 
@@ -53,13 +53,13 @@ def parsed(lines: bytes) -> list[Fact]:
 
 def endless(sizes: Sizes) -> Iterator[list[Fact]]:
     """Yield the facts of one block after the other: the block, and the syncs before it."""
-    lines = FactLines()
+    decoder = FactDecoder()
     facts: list[Fact] = []
     network = generate(
         SEED, miners=sizes.miners, validators=sizes.validators, classes=sizes.classes, blocks=MOST_BLOCKS
     )
     for line in network:
-        facts.append(lines.fact(msgspec.json.encode(line)))
+        facts.append(decoder.fact(msgspec.json.encode(line)))
         if line["type"] == "block":
             yield facts
             facts = []

@@ -11,8 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from routing.cli.demo import network
 from routing.cli.io.inputs import MOST_PAGE_ITEMS
 from routing.cli.main import main
 from routing.service.queries import MOST_ITEMS
+from tests.support.cli import Command, Result, command_line, configure_ledger
 
 pytestmark = pytest.mark.compatibility
 
@@ -31,34 +30,6 @@ ROOT = Path(__file__).parents[2]
 SEED = 5
 ME = network.hotkeys(SEED, "validator", 1)[0]
 GPU = "always_on.gpu-24gb"
-
-
-@dataclass
-class Result:
-    """The output of a command and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on standard output."""
-        return json.loads(self.out)
-
-    @property
-    def items(self) -> list[Any]:
-        """The JSON documents on standard output, one per line."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The error that `--json` writes."""
-        error: dict[str, Any] = self.document["error"]
-        return error
-
-
-Command = Callable[..., Result]
 
 
 @pytest.fixture
@@ -72,15 +43,8 @@ def allowance(database: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     for variable in list(os.environ):
         if variable.startswith(("ALLOWANCE_", "DEBUG_MINER_", "TRUSTED_MINER_")):
             monkeypatch.delenv(variable)
-    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", database)
-    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", ME)
-
-    def run(*arguments: object) -> Result:
-        code = main([str(word) for word in arguments])
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
+    configure_ledger(monkeypatch, database, ME)
+    return command_line(capsys)
 
 
 def chain(blocks: int = 60, **size: Any) -> list[str]:
@@ -215,11 +179,9 @@ def test_a_command_is_imported_alone(entry: CommandEntry) -> None:
 
 
 def test_a_summary_is_written_once() -> None:
-    """If a command's module repeats its name or summary, they are those of the table that help shows."""
+    """The details in a command's module do not repeat the summary of the table: help shows both."""
     for entry in COMMANDS:
-        command = entry.load()
-        assert command.name in ("", entry.name)
-        assert command.summary in ("", entry.summary)
+        assert entry.summary not in entry.load().details
 
 
 def test_the_table_lists_each_command_once() -> None:
@@ -577,7 +539,7 @@ def test_an_unreadable_file_is_wrong_input(allowance: Command, tmp_path: Path) -
 
 def test_miners_lists_all_registered_miners(filled: Command) -> None:
     """Without a job, the command lists the registered miners with their axons and executors."""
-    items = filled("miners", "--json").items
+    items = filled("miners", "--json").documents
 
     registered = [line["miners"] for line in map(json.loads, chain()) if "miners" in line][-1]
     assert {item["hotkey_ss58"] for item in items} == {miner["hotkey_ss58"] for miner in registered}
@@ -592,7 +554,7 @@ def test_miners_lists_candidates_best_first(filled: Command) -> None:
     """With a job, the command lists its candidates, ranked."""
     arguments = ("miners", "--executor-class", GPU, "--seconds", "30")
 
-    items = filled(*arguments, "--json").items
+    items = filled(*arguments, "--json").documents
 
     assert [item["rank"] for item in items] == list(range(1, len(items) + 1))
     assert items[0].keys() == {
@@ -614,8 +576,8 @@ def test_miners_lists_candidates_best_first(filled: Command) -> None:
 def test_candidates_depend_on_the_start_block(filled: Command) -> None:
     """A job that starts after all blocks have expired has no candidate: exit code 1."""
     arguments = ("miners", "--executor-class", GPU, "--seconds", "1", "--block")
-    early = filled(*arguments, "1000", "--json").items
-    late = filled(*arguments, "1750", "--json").items
+    early = filled(*arguments, "1000", "--json").documents
+    late = filled(*arguments, "1750", "--json").documents
 
     assert sum(item["total_seconds"] for item in early) > sum(item["total_seconds"] for item in late) > 0
     assert filled(*arguments, "100000").code == 1
@@ -642,7 +604,7 @@ def test_an_empty_ledger_has_no_candidates(allowance: Command, tmp_path: Path) -
 
     assert allowance("miners", "--executor-class", GPU, "--seconds", "1").code == 1
     assert allowance("miners").code == 0
-    assert allowance("history", "--json").items == []
+    assert allowance("history", "--json").documents == []
 
 
 def picked(allowance: Command, request_file: Path) -> int:
@@ -704,7 +666,7 @@ def test_pick_refuses_a_malformed_request(filled: Command, tmp_path: Path, text:
     assert result.code == 2
     assert result.error["type"] in ("WrongInput", "InvalidInput")
     assert result.err.count("\n") == 1
-    assert filled("history", "--json").items == []
+    assert filled("history", "--json").documents == []
 
 
 def test_pick_exits_with_1_if_the_job_cannot_be_routed(filled: Command, tmp_path: Path) -> None:
@@ -810,7 +772,7 @@ def busy(filled: Command, tmp_path: Path) -> Command:
 
 def jobs(result: Result) -> list[str]:
     assert result.code == 0
-    return [item["job_uuid"] for item in result.items]
+    return [item["job_uuid"] for item in result.documents]
 
 
 def test_history_lists_newest_first(busy: Command) -> None:
@@ -822,7 +784,7 @@ def test_history_lists_newest_first(busy: Command) -> None:
 
 def test_history_combines_filters(busy: Command) -> None:
     """Every filter narrows the list; if nothing matches, the list is empty."""
-    one = busy("history", "--job", "job-2", "--json").items[0]
+    one = busy("history", "--job", "job-2", "--json").documents[0]
 
     assert jobs(busy("history", "--status", "spent", "--json")) == ["job-1", "job-0"]
     assert "job-2" in jobs(busy("history", "--miner", one["miner_ss58"], "--executor-class", GPU, "--json"))
@@ -1009,7 +971,7 @@ def test_demo_keeps_its_files_if_asked(allowance: Command, tmp_path: Path) -> No
     report = allowance("demo", *SMALL, "--keep", kept, "--json").document
     ledger = ("--database", f"sqlite:///{kept / 'demo.db'}", "--validator", report["validator_ss58"])
 
-    listed = allowance("history", *ledger, "--all", "--json").items
+    listed = allowance("history", *ledger, "--all", "--json").documents
     assert len(listed) == sum(report["reservations"].values())
     assert allowance("import", kept / "facts.jsonl", *ledger, "--json").document["blocks_recorded"] == 0
     again = allowance("demo", *SMALL, "--keep", kept)

@@ -4,40 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from routing import Allowance
 from routing.cli.main import main
+from tests.support.cli import Command, command_line, configure_ledger
 from tests.support.small import GPU, VALIDATOR, small_ledger
 
 pytestmark = pytest.mark.compatibility
 
 MUST_BE_URL = "must be sqlite:///path, sqlite:// (memory) or postgresql://…, got"
-
-
-@dataclass
-class Result:
-    """The output of a command and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def documents(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Command = Callable[..., Result]
 
 
 @pytest.fixture
@@ -55,15 +36,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def allowance(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `allowance` with that ledger configured."""
-    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", f"sqlite:///{path}")
-    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", VALIDATOR)
-
-    def run(*arguments: object) -> Result:
-        code = main([str(word) for word in arguments])
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
+    configure_ledger(monkeypatch, f"sqlite:///{path}", VALIDATOR)
+    return command_line(capsys)
 
 
 def damage(path: Path, statement: str) -> None:
@@ -144,7 +118,7 @@ def test_an_export_can_be_verified_and_restored(allowance: Command, path: Path, 
     assert result.out == f"{VALIDATOR}: restored 14 events; head {health['head']}\n"
     (document,) = allowance("restore", path, "--database", f"sqlite:///{copy}", "--json").documents
     assert (document["added"], document["head"]) == (0, health["head"])
-    assert "every event is there already" in allowance("restore", file, "--database", f"sqlite:///{copy}").out
+    assert "the database has every event already" in allowance("restore", file, "--database", f"sqlite:///{copy}").out
     assert allowance("verify", copy, "--head", health["head"]).code == 0
 
 

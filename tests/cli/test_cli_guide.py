@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import routing
-from routing.cli.main import main
+from tests.support.cli import Command, command_line
 
 FOLDER = Path(routing.__file__).parent / "guide"
 TOPICS = sorted(path.stem for path in FOLDER.glob("*.md"))
 
 
-@dataclass
-class Result:
-    """The output of a command and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def documents(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
 def allowance(capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*words: str) -> Result:
-        code = main(words)
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
+    """Run `allowance`, which needs no ledger here."""
+    return command_line(capsys)
 
 
 def text_of(topic: str) -> str:
-    return (FOLDER / f"{topic}.md").read_text(encoding="utf-8")
+    """Return the text of a page as users read it: without the comments that mark code blocks for tests."""
+    lines = (FOLDER / f"{topic}.md").read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("<!--"))
 
 
 def test_guide_lists_every_topic_with_its_title(allowance: Command) -> None:
@@ -69,11 +47,23 @@ def test_guide_lists_topics_as_json(allowance: Command) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_guide_prints_a_page(allowance: Command, topic: str) -> None:
-    """A topic prints its page as it is in the file."""
+    """A topic prints its page as it is in the file, except the marks for tests."""
     result = allowance("guide", topic)
 
     assert (result.code, result.err) == (0, "")
     assert result.out == text_of(topic).rstrip("\n") + "\n"
+
+
+def test_guide_prints_no_marks_for_tests(allowance: Command) -> None:
+    """The file marks code blocks with comments, such as `<!-- continues -->`; the page shows the blocks alone."""
+    marked = (FOLDER / "getting-started.md").read_text(encoding="utf-8")
+    assert "stake:\n\n<!-- continues -->\n```python\n" in marked
+
+    result = allowance("guide", "getting-started")
+
+    assert "stake:\n\n```python\n" in result.out
+    assert "<!--" not in result.out
+    assert "<!--" not in allowance("guide", "getting-started", "--json").document["text"]
 
 
 @pytest.mark.parametrize("topic", TOPICS)

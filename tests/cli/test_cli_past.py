@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,26 +13,11 @@ from typing import Any
 import pytest
 
 from routing import Allowance, Routing
-from routing.cli.main import main
+from tests.support.cli import Command, command_line, configure_ledger
 from tests.support.engines import ENGINES, new_database, statement
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_ledger
 from tests.support.stories import project
 
-
-@dataclass
-class Result:
-    """The output of a command and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def documents(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Command = Callable[..., Result]
 on_sqlite = pytest.mark.parametrize("filled", ["sqlite"], indirect=True)
 """For what a test does to the stored rows itself, or to a file."""
 
@@ -75,15 +59,8 @@ def filled(request: pytest.FixtureRequest, tmp_path: Path) -> FilledLedger:
 @pytest.fixture
 def allowance(filled: FilledLedger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `allowance` on the filled ledger."""
-    monkeypatch.setenv("ALLOWANCE_DATABASE_URL", filled.url)
-    monkeypatch.setenv("ALLOWANCE_VALIDATOR_SS58", VALIDATOR)
-
-    def run(*arguments: object) -> Result:
-        code = main([str(word) for word in arguments])
-        captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
-
-    return run
+    configure_ledger(monkeypatch, filled.url, VALIDATOR)
+    return command_line(capsys)
 
 
 @pytest.mark.parametrize("filled", ["postgresql"], indirect=True)

@@ -122,7 +122,7 @@ def test_a_claim_expires_the_overdue_reservations_whose_blocks_it_takes() -> Non
     reserve(account, 2, 3, 4, due_ns=NOW_NS)
     claim = account.claim(granting(6, 6, 6, 6), FROM_THE_START, 6, NOW_NS)
     assert claim is not None
-    assert (claim.blocks, claim.expired) == ([(1, 1)], [taken_from])
+    assert (claim.blocks, claim.overdue) == ([(1, 1)], [taken_from])
 
 
 def test_a_reservation_is_overdue_from_its_due_time_on() -> None:

@@ -167,7 +167,7 @@ def test_prefix_sums_equal_those_of_a_loop(units: dict[int, int], data: st.DataO
     for asked in sorted({1, 2, *units, *(block + 1 for block in units), 10**10}):
         assert table.sum_before_ns(asked) == sum(unit for block, unit in units.items() if block < asked)
     for target in range(1, sum(units.values()) + 1):
-        reached = table.first_block_reaching(target)
+        reached = table.end_reaching(target)
         assert table.sum_before_ns(reached) >= target > table.sum_before_ns(reached - 1)
     assert block_numbers(table.granted_runs(1, 10**10)) == sorted(block for block, unit in units.items() if unit)
     assert list(table.recorded_blocks()) == sorted(units)

@@ -14,7 +14,7 @@ from ledger.store.contract import do_nothing
 from ledger.store.sqlite import store as sqlite
 from ledger.store.sqlite.write_lock_queue import WriteLockQueue
 from routing import Routing
-from tests.support.small import job, small_ledger
+from tests.support.small import GPU, job, small_ledger
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -124,3 +124,32 @@ async def test_a_cancellation_outside_of_a_shield_arrives_at_once() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert cleaned == [True]
+
+
+async def test_a_cancelled_close_finishes_the_batch_under_way(tmp_path: Path) -> None:
+    """A caller whose batch is under way gets its result, although the close that waits for the batch is cancelled.
+
+    The close then goes on to the end and closes the store.
+
+    Catches a cancellation that reaches the task of the command queue: the callers of its batch would wait for ever.
+    """
+    async with small_ledger(url=f"sqlite:///{tmp_path}/ledger.db", offers={"5Anna": 1}) as ledger:
+        opened = await ledger._lifecycle.handle()
+        store: Any = opened.store
+        await opened.runtime.run(store._process_lock.acquire())
+        batches = opened.writer.counters.batches
+        caller = asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11))
+        while opened.writer.counters.batches == batches:  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(ledger.close())
+        while not opened.writer._closed:  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0)
+        closing.cancel()
+        for _ in range(10):  # Rounds of both loops, in which the cancellation arrives.
+            await opened.runtime.run(asyncio.sleep(0))
+        opened.runtime.loop.call_soon_threadsafe(store._process_lock.release)
+        assert (await caller).blocks == [1]
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        while store._connection is not None:  # noqa: ASYNC110 - the close goes on behind the cancelled caller
+            await asyncio.sleep(0)

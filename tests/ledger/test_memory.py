@@ -54,7 +54,7 @@ async def test_a_query_behind_a_waiting_command_does_not_deadlock() -> None:
 async def test_a_state_discarded_while_a_command_waits_is_loaded_before_the_lock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A command succeeds although a failing query discards the state just before the command gets the lock.
+    """A command succeeds although a failing catch-up discards the state just before the command gets the lock.
 
     Catches a load of the snapshot inside of the transaction: it would wait for the lock that the transaction holds.
     """

@@ -26,6 +26,7 @@ import routing.sync
 from ledger import current_runtime, store_from_url
 from ledger import runtime as runtime_module
 from routing import Allowance, JobRoute, LedgerClosed, Routing, Settings, StorageUnavailable
+from routing.service import lifecycle
 from tests.support.small import VALIDATOR, job, small_ledger
 
 ROOT = Path(__file__).parents[2]
@@ -505,6 +506,20 @@ def test_a_child_forked_during_a_write_refuses_to_use_sqlite(tmp_path: Path, mon
         assert "forked" in result
         assert ledger.reserve("5Miner0", "always_on.gpu-24gb", 6.0, 41).blocks
         assert in_child(ledger.current_block) == "41"
+
+
+def test_a_child_that_closes_its_parents_ledger_leaves_it_open(url: str) -> None:
+    """The child keeps the parent's handle: garbage collection in the child would end the parent's connections."""
+    with routing.sync.Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
+        assert ledger.current_block() == 41
+        handle = ledger.asynchronous._lifecycle.open_handle
+
+        def close() -> bool:
+            ledger.close()
+            return handle in lifecycle._left_to_parents
+
+        assert in_child(close) == "True"
+        assert ledger.reserve("5Miner0", "always_on.gpu-24gb", 6.0, 41).blocks
 
 
 def test_a_ledger_in_memory_stays_with_the_parent() -> None:

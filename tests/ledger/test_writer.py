@@ -6,17 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ledger import CommitOutcomeUnknown, ExpireDue
 from ledger import writer as writer_module
-from ledger.writer import PendingCall
+from ledger.writer import PendingCall, _CallQueue
 from routing import (
     Allowance,
     CannotReserveAllowanceException,
     JobRoute,
+    LedgerClosed,
     LedgerOverloaded,
     NotEnoughAllowanceException,
     OutcomeUnknown,
@@ -122,6 +124,18 @@ async def test_a_full_queue_refuses_commands_for_good(ledger: Allowance, monkeyp
     assert [(await each).blocks for each in waiting] == [[1], [2], [3], [4], [5]]
     assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [6]
     assert all(row.job_uuid != "one too many" for row in await events_of(ledger))
+
+
+async def test_every_call_after_the_loop_is_closed_is_refused() -> None:
+    """Catches a queue that trusts a wake-up that failed: the second call would wait for ever."""
+    closed_loop = asyncio.new_event_loop()
+    closed_loop.close()
+    runtime: Any = SimpleNamespace(loop=closed_loop)
+    queue = _CallQueue(runtime, lambda waiting: None)
+    loop = asyncio.get_running_loop()
+    for _ in range(2):
+        with pytest.raises(LedgerClosed):
+            queue.put(PendingCall(None, loop, loop.create_future()))
 
 
 async def test_two_calls_with_one_key_at_the_same_time_are_executed_once(ledger: Allowance) -> None:

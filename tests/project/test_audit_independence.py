@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,7 @@ AUDIT_MODULES = sorted((ROOT / "projections" / "audit").rglob("*.py"))
 DOORS = ("ledger", "projections")
 DECIDING_MODULES = {
     "ledger.domain.commands",
+    "ledger.domain.fact_commands",
     "ledger.domain.fact_validation",
     "ledger.domain.unit_of_work",
     "ledger.writer",
@@ -51,4 +53,13 @@ def test_no_audit_module_imports_deciding_code(path: Path) -> None:
 
 def test_deciding_names_are_recognized() -> None:
     """The check above compares with names that exist: `Reserve` and `Availability` are among them."""
-    assert {"Reserve", "FactValidator", "UnitOfWork", "Availability"} <= deciding_names()
+    assert {"Reserve", "RecordFacts", "FactValidator", "UnitOfWork", "Availability"} <= deciding_names()
+
+
+def test_import_contract_forbids_the_same_modules() -> None:
+    """The import contract of the audit lists exactly the deciding modules."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    forbidden = [each["forbidden_modules"] for each in contracts if each.get("source_modules") == ["projections.audit"]]
+    assert [set(each) for each in forbidden] == [DECIDING_MODULES]

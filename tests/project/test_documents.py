@@ -64,6 +64,7 @@ _block = re.compile(
 _link = re.compile(r"\]\((?P<link>[^)\s]+)\)|src=\"(?P<source>[^\"]+)\"")
 _path_in_code = re.compile(r"`(?P<path>[\w./]+(?:\.py|\.md|/))`")
 _name_in_code = re.compile(r"`(?P<path>[\w/]+\.py)`:\s+(?P<names>`[A-Za-z_.]+`(?:,\s+`[A-Za-z_.]+`)*)")
+_export = re.compile(r"export (?P<name>\w+)=(?P<value>\S+)")
 _heading = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
@@ -190,12 +191,17 @@ def labels(output: str) -> list[list[str]]:
     return found
 
 
-def run_console(block: Block, demo: DemoLedger, directory: Path) -> None:
+def run_console(block: Block, demo: DemoLedger, directory: Path, exported: dict[str, str]) -> None:
+    """Run the commands of a block; add the variables that it exports to `exported`, for later blocks of the page."""
     for documented in commands(block):
         command = documented.command
         for shown, actual in demo.examples.items():
             command = command.replace(shown, actual)
-        ran = demo.run(["/bin/sh", "-c", command], directory)
+        # Each command has a shell of its own, in which an export would be lost for the commands after it.
+        if export := _export.fullmatch(command.strip()):
+            exported[export["name"]] = export["value"]
+            continue
+        ran = demo.run(["/bin/sh", "-c", command], directory, **exported)
         assert ran.returncode == block.exit_code, f"{block.where}: {command}\n{ran.stdout}{ran.stderr}"
         if documented.output.strip():
             assert labels(documented.output) == labels(ran.stdout), f"{block.where}: {command}"
@@ -213,8 +219,12 @@ def test_every_code_block_runs(page: Path, demo: DemoLedger, tmp_path: Path) -> 
     """A reader who copies a page's code, block after block, sees it work."""
     directory = tmp_path / "ledger"
     shutil.copytree(demo.directory, directory)
+    exported: dict[str, str] = {}
     for block in scripts(page):
-        (run_python if block.language == "python" else run_console)(block, demo, directory)
+        if block.language == "python":
+            run_python(block, demo, directory)
+        else:
+            run_console(block, demo, directory, exported)
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=title)
@@ -304,6 +314,18 @@ def test_names_in_the_text_exist(page: Path) -> None:
         module = import_module(path.removesuffix(".py").replace("/", "."))
         for name in re.findall(r"[A-Za-z_.]+", found["names"]):
             reduce(getattr, name.split("."), module)
+
+
+@pytest.mark.parametrize("package", ["ledger", "projections", "routing"])
+def test_every_module_is_in_the_readme_of_its_package(package: str) -> None:
+    """A reader finds each module by its name, or by its folder if the README names no module of that folder."""
+    folder = ROOT / package
+    listed = {found["path"] for found in _path_in_code.finditer((folder / "README.md").read_text())}
+    whole = {
+        path for path in listed if path.endswith("/") and not any(other.startswith(path) for other in listed - {path})
+    }
+    modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if path.name != "__init__.py"}
+    assert [path for path in sorted(modules - listed) if not any(path.startswith(each) for each in whole)] == []
 
 
 def guide() -> str:

@@ -15,7 +15,7 @@ import pytest
 from ledger import Account, Chain, LedgerState, UnitOfWork
 from ledger.domain.account import Claim
 from projections import Rule, availability, tie_break
-from routing import Allowance, Settings, pick
+from routing import Allowance, Settings
 from tests.support.small import START, VALIDATOR, Clock, miner
 from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, seed_shown
 
@@ -47,7 +47,7 @@ def wrapped(patch: Patch, owner: Any, name: str, wrap: Callable[..., Any]) -> No
 def claims_one_block_too_many(patch: Patch) -> None:
     def claim(original: Any, account: Account, units: Any, start: int, amount_ns: int, now_ns: int) -> Claim | None:
         claimed: Claim | None = original(account, units, start, amount_ns, now_ns)
-        if claimed is None or claimed.expired:
+        if claimed is None or claimed.overdue:
             return claimed
         first, last = claimed.blocks[-1]
         free = not account.occupied(now_ns).overlaps(last + 1, last + 1) and units.unit_ns(last + 1)
@@ -174,11 +174,11 @@ def routes_on_a_stale_feed(patch: Patch) -> None:
 
 @mutant(Rule.JOB_ATTEMPTS)
 def numbers_attempts_wrongly(patch: Patch) -> None:
-    def next_attempt(original: Any, *arguments: Any) -> tuple[str, int]:
-        job_uuid, attempt = original(*arguments)
-        return job_uuid, attempt + 1
+    def next_attempt(original: Any, *arguments: Any) -> tuple[str, int] | None:
+        job = original(*arguments)
+        return None if job is None else (job[0], job[1] + 1)
 
-    wrapped(patch, pick, "next_attempt", next_attempt)
+    wrapped(patch, UnitOfWork, "next_attempt", next_attempt)
 
 
 # Facts
@@ -251,7 +251,7 @@ def sums_too_much(patch: Patch) -> None:
     wrapped(
         patch,
         BlockTable,
-        "first_block_reaching",
+        "end_reaching",
         lambda original, table, target_ns: original(table, -(-target_ns * 2 // 3)),
     )
 

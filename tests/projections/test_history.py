@@ -20,7 +20,7 @@ from projections.history import garbage as garbage_module
 from projections.history import model as model_module
 from projections.history import pages as history_module
 from projections.history.model import Checkpoint
-from projections.history.projector import CAUGHT_UP_IN, Projector
+from projections.history.projector import BACKLOG_SHARE, Projector
 from projections.history.rows import UnprojectedTail
 from projections.tables import checkpoints, reservations
 from routing import Allowance, InvalidInput, Page, Reservation
@@ -477,7 +477,7 @@ async def test_a_long_backlog_is_projected_in_larger_batches(url: str, monkeypat
             await ledger.release((await ledger.reserve("5Anna", GPU, 1.0, 11)).reservation_id)
         monkeypatch.setattr(Projector, "advance", advance_and_count)
         await project(ledger)
-    assert batches[0] == sum(batches) // CAUGHT_UP_IN > 2
+    assert batches[0] == sum(batches) // BACKLOG_SHARE > 2
     assert batches[-1] <= 2
 
 

@@ -127,7 +127,7 @@ def forget_keys() -> None:
 
 def forget_jobs() -> None:
     """A repeated pick for a job makes another reservation."""
-    _replace(pick_module, "active_reservation_of", lambda unit_of_work, job_uuid: None)
+    _replace(UnitOfWork, "active_reservation_of", lambda unit_of_work, job_uuid: None)
 
 
 def forget_drops() -> None:

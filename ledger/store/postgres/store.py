@@ -143,7 +143,7 @@ class PostgresStore:
 
     # To append under the lock takes four round trips instead of one, and nobody else can append during them.
     optimistic = True
-    readers_block_writers = False
+    reads_wait_for_writes = False
 
     def __init__(self, database_url: str, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58

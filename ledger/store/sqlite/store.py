@@ -81,7 +81,8 @@ class SqliteStore:
     def __init__(self, path: str | None, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58
         self.ledger = 0
-        self.readers_block_writers = path is None
+        # In memory there is no WAL, so reads and writes exclude each other.
+        self.reads_wait_for_writes = path is None
         self._path = None if path is None else Path(path)
         self._read_only = read_only
         self._memory_name = f"/allowance-{uuid4().hex}"

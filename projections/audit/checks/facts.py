@@ -65,7 +65,7 @@ class FactCheck:
         self._apply_settings(row, event.settings)
 
     def process_block(self, row: Row, event: BlockRecorded) -> None:
-        """Check a block and apply it."""
+        """Check a block, and apply it if it is possible and new."""
         blocks, number = self._chain.blocks, event.number
         applicable = self._applicable_block(row.position, event)
         if applicable is None:
@@ -79,10 +79,10 @@ class FactCheck:
             self._record_granted(number)
             self._record_affected_miners()
             self._state.record_change(resets_rankings=number < newest)
-            self._grants.process_block(row.position, applicable, is_new=True)
+            self._grants.process_block(row.position, applicable, is_applied=True)
             return
         # The block is left out, but the next one may have been recorded as a difference to it.
-        self._grants.process_block(row.position, applicable, is_new=False)
+        self._grants.process_block(row.position, applicable, is_applied=False)
         last = self._chain.last_metagraph
         self._chain.last_metagraph = Metagraph(
             _changed(last.miners, applicable.registered, applicable.deregistered),
@@ -90,7 +90,7 @@ class FactCheck:
         )
 
     def process_manifests(self, row: Row, event: ManifestsRecorded) -> None:
-        """Check a manifest sync and apply it."""
+        """Check a manifest sync, and apply it if it is possible and new."""
         chain = self._chain
         applicable = self._applicable_manifests(row.position, event)
         if applicable is None:
@@ -101,12 +101,12 @@ class FactCheck:
             self._findings.add(row.position, Rule.FACTS_ONCE, message, block=event.block)
             # The sync is left out, but the next one may have been recorded as a difference to it.
             chain.last_manifests = _changed(chain.last_manifests, applicable.offered, applicable.absent)
-            self._grants.process_sync(row.position, applicable, is_new=False)
+            self._grants.process_sync(row.position, applicable, is_applied=False)
             return
         chain.apply_manifests(row.position, applicable)
         self._state.affected_miners.append(None)
         self._state.record_change()
-        self._grants.process_sync(row.position, applicable, is_new=True)
+        self._grants.process_sync(row.position, applicable, is_applied=True)
 
     def finish(self, position: int) -> None:
         """Run the checks that need the whole log; `position` is its last."""

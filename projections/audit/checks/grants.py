@@ -1,13 +1,32 @@
 """Grants and invalidations, computed a second time from the facts and compared with the fold `Chain`.
 
 The audit repeats these rules on purpose. The fold keeps prefix sums and updates only what a fact changes; this module
-follows the definitions, block by block, and shares no code with it. The fold itself is shared with the ledger, because
-the facts define which ledger is audited; so wherever both differ, the fold is wrong, and every decision on it may be.
+follows the definitions, block by block, and shares no code with it. If both differ, one of them is wrong; if it is the
+fold, every decision on it may be wrong too.
 
-Rules: a block is finalized once the next block is known, and keeps its amounts from then on. A finalized block grants
-`floor(duration * multiplier * share of the stake)` per executor, and a long block counts as a configured duration. The
-count of a miner that is registered at the block is that of the newest sync at or below it, capped. A sync that lowers a
-count invalidates all blocks below it. Source: ComputeHorde's validator.
+The other checks use the fold, not the tables of this module. They need sums and counts at every event, which the fold
+has at hand, while these tables would have to be summed block by block. If both agree, a check has the same result with
+either; if not, one finding names the block, instead of one for each decision that used it.
+
+Known limits:
+
+- The accounts to compare are those of the fold. An account that the fold failed to open, although a sync offers
+  executors of it, is not compared. Only a reservation of such an account is reported (`BLOCKS_GRANTED`), because an
+  account that the fold does not have is granted nothing.
+- The counts at finalized blocks are compared once, at the end, because comparing all of them after each event would
+  take too long. A count that the fold had wrong for a while and then corrected is missed.
+
+Rules (source: ComputeHorde's validator; for facts that arrive late, and for changed caps, this project's own rules):
+
+- A block is finalized once the next block is known, and keeps its amounts from then on.
+- A finalized block grants `floor(duration * multiplier * share of the stake)` ns per executor. A block that is longer
+  than a limit (12.5 s by default) counts as a fixed duration (12.0 s by default).
+- The count of a miner that is registered at the block is that of the sync at the highest block that is not above it,
+  among the syncs that were recorded when the block was finalized; capped as configured at that moment. The count of a
+  miner that is not registered is 0.
+- A drop: if a sync counts fewer executors of a miner and class than the sync at the next lower recorded block, all
+  blocks below the sync are invalidated. Both counts are capped as configured when the sync is recorded. A late sync is
+  compared with the sync below it only; the sync above it is not compared again. A lowered cap is no drop.
 """
 
 from __future__ import annotations
@@ -25,7 +44,12 @@ Manifests = dict[str, dict[str, int]]
 
 
 class CountTerms(NamedTuple):
-    """What a block's counts depend on, fixed when it was finalized: a sync, the caps, and the registered miners."""
+    """Everything that determines a block's executor counts, fixed when it was finalized.
+
+    It is the audit's own counterpart of `CountInputs` in the fold. `BlockTerms` in `projections/grants.py` is about
+    something else: the settings that determine what a block's duration is worth. `sync_block` is None if no sync was
+    recorded at or below the block.
+    """
 
     sync_block: int | None
     caps: dict[str, int]
@@ -33,7 +57,7 @@ class CountTerms(NamedTuple):
 
 
 class GrantCheck:
-    """Applies the facts to plain tables and compares the fold with them."""
+    """Applies the facts to plain tables and compares the fold with them. Call it after the fold has applied a fact."""
 
     def __init__(self, chain: Chain, findings: Findings) -> None:
         self._chain = chain
@@ -61,10 +85,14 @@ class GrantCheck:
         self._settings = settings
         self._check_newest_counts(position)
 
-    def process_block(self, position: int, event: BlockRecorded, *, is_new: bool) -> None:
-        """Apply a block; if it is left out, update only the metagraph to which the next one is a difference."""
+    def process_block(self, position: int, event: BlockRecorded, *, is_applied: bool) -> None:
+        """Apply a block, and compare what it has finalized.
+
+        `is_applied` is False if the replay left the block out, because it is a repeat or has an impossible duration.
+        Then only the metagraph is updated: the next block may have been recorded as a difference to it.
+        """
         self._update_metagraph(event)
-        if not is_new:
+        if not is_applied:
             return
         number, total = event.number, sum(self._stakes.values())
         share = Fraction(self._stakes.get(self._chain.validator_ss58, 0), total) if total else Fraction(0)
@@ -79,12 +107,16 @@ class GrantCheck:
                 message = f"the fold has other registered miners than block {number}"
                 self._report(position, message, block=number)
 
-    def process_sync(self, position: int, event: ManifestsRecorded, *, is_new: bool) -> None:
-        """Apply a sync; if it is left out, update only the manifests to which the next one is a difference."""
+    def process_sync(self, position: int, event: ManifestsRecorded, *, is_applied: bool) -> None:
+        """Apply a sync, and compare the invalidated blocks and the newest counts.
+
+        `is_applied` is False if the replay left the sync out, because it is a repeat. Then only the manifests are
+        updated: the next sync may have been recorded as a difference to it.
+        """
         removed = set(event.absent)
         merged = {**self._manifests, **event.offered}
         self._manifests = {miner: counts for miner, counts in merged.items() if miner not in removed}
-        if not is_new:
+        if not is_applied:
             return
         block = event.block
         at = bisect_left(self._sync_blocks, block)
@@ -116,6 +148,8 @@ class GrantCheck:
             for first, last, manifests, terms in spans:
                 offered = manifests.get(miner, no_offers).get(executor_class, 0) if miner in terms.members else 0
                 expected = min(offered, terms.caps.get(executor_class, offered))
+                # A fast test first: the values of the fold's steps that overlap the span. One of them may differ at
+                # blocks that grant nothing, so a difference is only a suspicion, which is checked block by block.
                 step = bisect_right(starts, first)
                 steps = values[step - 1 : bisect_right(starts, last, step)]
                 if steps.count(expected) != len(steps):
@@ -157,6 +191,10 @@ class GrantCheck:
             self._report(position, message, found_ns=found_ns, expected_ns=expected_ns)
 
     def _record_drops(self, block: int, before: Manifests, after: Manifests) -> None:
+        """Invalidate the blocks below a sync for every miner and class of which it counts fewer than the sync before.
+
+        Both counts are capped by the settings of now, so settings that lower a cap cause no drop at the next sync.
+        """
         for miner, counts in before.items():
             counts_after = after.get(miner, {})
             for executor_class, count in counts.items():

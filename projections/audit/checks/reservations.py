@@ -2,7 +2,7 @@
 
 Rules: a reservation claims whole free blocks of its account, earliest first, until they add up to at least the amount;
 the amount is above 0 and at most the longest job; it is due its amount plus the margin after it was recorded; a block
-is in at most one active or spent reservation of an account, ever.
+is in at most one active or spent reservation of an account at any time.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class ReservationCheck:
         self._active, self._changed_accounts = state.active, state.changed_accounts
 
     def check(self, row: Row, event: AllowanceReserved, account: AccountState) -> tuple[int, bool]:
-        """Check a reservation before it is applied; return its blocks' value in ns, and whether they are one free run.
+        """Check a reservation before it is applied; return its blocks' value in ns, and whether the claim is plain.
 
-        The clock of `DueQueue` must be the one that decided the reservation.
+        `ClaimCheck.plain_value_ns` says what a plain claim is. Call `DueQueue.set_clock` with the decision's time
+        first, because the blocks of overdue reservations count as free.
         """
         settings = self._chain.settings
         amount_ns = event.amount_ns
@@ -59,11 +60,15 @@ class ReservationCheck:
         return self._state.value_ns(account, [run for run in event.blocks if is_run(*run)]), False
 
     def apply(
-        self, row: Row, event: AllowanceReserved, account: AccountState, value_ns: int, *, is_free_run: bool
+        self, row: Row, event: AllowanceReserved, account: AccountState, value_ns: int, *, is_plain: bool
     ) -> AuditedReservation:
-        """Record the reservation as active and its blocks as taken; the caller updates the ranking."""
+        """Record the reservation as active and its blocks as taken; the caller updates the ranking.
+
+        `value_ns` and `is_plain` are the results of `check`.
+        """
         position, blocks = row.position, event.blocks
-        if is_free_run:
+        # A plain claim is one run of free blocks, so `add` cannot meet a taken one.
+        if is_plain:
             own_blocks, is_even = blocks, True
             account.taken.add(*blocks[0])
         else:
@@ -80,7 +85,11 @@ class ReservationCheck:
         return reservation
 
     def _mark_taken(self, position: int, account: AccountState, blocks: list[Run]) -> tuple[list[Run], bool]:
-        """Mark the blocks as taken; return those that were free, and whether these are all."""
+        """Mark the blocks as taken; return those that were free, and whether the account's balance stays even.
+
+        An overlap with taken blocks makes it uneven. An impossible run does not: it is skipped, and `check` has not
+        counted its value either.
+        """
         own_blocks: list[Run] = []
         is_even = True
         for first, last in blocks:
@@ -95,7 +104,11 @@ class ReservationCheck:
         return own_blocks, is_even
 
     def _mark_rest_taken(self, position: int, account: AccountState, first: int, last: int) -> list[Run]:
-        """Report a run that overlaps taken blocks, and mark only its other blocks as taken."""
+        """Report a run that overlaps taken blocks, and mark only its other blocks as taken.
+
+        `held_by_positions` names the active reservations that have some of the blocks. A spent one is not named,
+        because the audit's state forgets reservations once they are settled.
+        """
         held_by = [
             each.position
             for each in account.active.values()

@@ -26,7 +26,7 @@ class _PendingExpiry(NamedTuple):
     recorded_at_ns: int
     reservation: AuditedReservation
     was_first_due: bool
-    """Whether no active reservation was due before it, as `expire_due` requires."""
+    """Whether no other active reservation was due before it, as `expire_due` requires."""
     clock_ns: int
     """The latest time that the deciding clock must have reached.
 
@@ -59,7 +59,9 @@ class SettlementCheck:
             return
         if type(event) is ExpiryRecorded:
             self._check_overdue(row, reservation)
-            was_first_due = self._due_queue.is_first_due(reservation)
+            # At its own due time it is overdue, and so is every reservation that was due before it, but none after it.
+            self._due_queue.set_clock(reservation.due_ns)
+            was_first_due = self._due_queue.first_overdue() is reservation
             clock_ns = row.recorded_at_ns if row.recorded_at_ns > previous_ns else reservation.due_ns
             self.pending_expiries.append(
                 _PendingExpiry(row.position, row.recorded_at_ns, reservation, was_first_due, clock_ns)

@@ -22,16 +22,13 @@ class CliCommand(NamedTuple):
     `examples` are command lines; `details` follow the summary in the command's help. `run` does the work and
     returns the exit code. `run` imports the library itself, so that the command's `--help` stays quick.
 
-    The summary in `COMMANDS` is the one that help shows. A module may repeat the name and the summary; a test
-    checks that they agree.
+    The name and the summary are only in `COMMANDS`, which help reads without importing the command.
     """
 
     examples: tuple[str, ...]
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, Output], int]
     details: str = ""
-    name: str = ""
-    summary: str = ""
 
 
 class CommandEntry(NamedTuple):
@@ -59,7 +56,7 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("show", "Show one reservation: its job, its blocks, its status and its times.", "show"),
     CommandEntry("explain", "Explain why a job was routed to its miner.", "explain"),
     CommandEntry("why", "Show how much allowance an account has left, and what used the rest.", "why"),
-    CommandEntry("audit", "Check every rule of the ledger again, by replaying its log from nothing.", "audit"),
+    CommandEntry("audit", "Check every rule of the ledger again, by replaying its log from the first event.", "audit"),
     CommandEntry("replay", "Replay the log up to a moment and show the state at that moment.", "replay"),
     CommandEntry("receipts", "Check receipts of other validators, in order, against the recorded chain.", "receipts"),
     CommandEntry("verify", "Check every stored event by its hash and report the first bad position.", "verify"),

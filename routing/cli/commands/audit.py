@@ -66,9 +66,9 @@ def _page_file(name: str) -> OutputFile:
 
 
 def _audit(arguments: argparse.Namespace) -> AuditReport:
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
 
-    with connected(arguments, read_only=True) as connection, Progress("audit", "events") as progress:
+    with ledger_connection(arguments, read_only=True) as connection, Progress("audit", "events") as progress:
         return connection.run(
             connection.ledger.audit(
                 until_position=arguments.until,
@@ -82,7 +82,7 @@ def _write_page(file: OutputFile, report: AuditReport) -> None:
     from routing.cli.audit_page import page
 
     file.stream.write(page(report).encode())
-    file.keep()
+    file.put_in_place()
 
 
 def _print_report(report: AuditReport, out: Output, *, accounts: bool) -> None:
@@ -164,8 +164,6 @@ def _amounts(totals: Sequence[AccountTotals]) -> list[str]:
 
 
 COMMAND = CliCommand(
-    name="audit",
-    summary="Check every rule of the ledger again by replaying its log from the first event.",
     details=(
         "The audit changes nothing, trusts only the log, and also works on a damaged one. Each finding names the\n"
         "position, the broken rule, and the numbers. The exit code is 1 if there are findings."

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     with OutputFile(arguments.file, expected="a new file", mode=FOR_OWNER) as file:
         report = _export(arguments, file.stream)
-        file.keep()
+        file.put_in_place()
     if out.json_wanted:
         out.document({**as_fields(report), "file": arguments.file, "head": _head(report)})
     else:
@@ -60,9 +60,9 @@ def _export_to_stdout(arguments: argparse.Namespace, out: Output) -> ExportRepor
 
 
 def _export(arguments: argparse.Namespace, stream: IO[bytes]) -> ExportReport:
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
 
-    with connected(arguments, read_only=True) as connection, Progress("export", "events") as progress:
+    with ledger_connection(arguments, read_only=True) as connection, Progress("export", "events") as progress:
         return connection.run(connection.ledger.export(stream, lambda done, total: progress.show(done, total=total)))
 
 

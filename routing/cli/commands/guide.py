@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -11,10 +12,16 @@ from routing.cli.io.errors import WrongUsage
 from routing.cli.io.output import Output
 
 SUFFIX = ".md"
+# Comments before code blocks, such as `<!-- continues -->`, say how the project's tests run a block; readers do not
+# need them.
+_TEST_MARK = re.compile(r"^<!-- .* -->\n", re.MULTILINE)
 
 
 class GuidePage(NamedTuple):
-    """A page: its topic is the file's name without `.md`, its title the first heading."""
+    """A page: its topic is the file's name without `.md`, its title the first heading.
+
+    The text is that of the file, without the marks for tests.
+    """
 
     topic: str
     title: str
@@ -40,7 +47,7 @@ def _pages() -> list[GuidePage]:
     # Not by file path: an installed package may be inside a zip archive.
     folder = files("routing") / "guide"
     found = [each for each in folder.iterdir() if each.name.endswith(SUFFIX)]
-    texts = {each.name.removesuffix(SUFFIX): each.read_text(encoding="utf-8") for each in found}
+    texts = {each.name.removesuffix(SUFFIX): _TEST_MARK.sub("", each.read_text(encoding="utf-8")) for each in found}
     return [GuidePage(topic, _title(topic, text), text) for topic, text in sorted(texts.items())]
 
 

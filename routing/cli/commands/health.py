@@ -15,10 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Show the ledger's own report."""
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
     from routing.cli.io.documents import as_fields
 
-    with connected(arguments, read_only=True) as connection:
+    with ledger_connection(arguments, read_only=True) as connection:
         health = connection.run(connection.ledger.health())
     fields = as_fields(health)
     if out.json_wanted:

@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """List reservations; if there are more, a note on standard error says how to continue."""
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
 
-    with connected(arguments, read_only=True) as connection:
+    with ledger_connection(arguments, read_only=True) as connection:
         pages = _Pages(connection, arguments)
         _write((page for page in pages if page), out)
     if pages.is_empty:

@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Record the facts of the file in order, up to the first bad line."""
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
     from routing.cli.files.importing import ImportSummary, import_facts
 
     summary = ImportSummary()
-    with opened_input(arguments.file) as stream, connected(arguments, creates=True) as connection:
+    with opened_input(arguments.file) as stream, ledger_connection(arguments, creates=True) as connection:
         try:
             import_facts(connection, stream, summary, confirm=arguments.confirm)
         except CommandError as error:

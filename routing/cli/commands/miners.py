@@ -35,9 +35,9 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         raise WrongUsage(
             "candidates need both --executor-class and --seconds; leave out these and --block for all miners"
         )
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
 
-    with connected(arguments, read_only=True) as connection:
+    with ledger_connection(arguments, read_only=True) as connection:
         if all(job_options):
             _list_candidates(connection, arguments, out)
         else:

@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Rebuild, and report how the stored data differed from the log."""
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
     from routing.cli.io.documents import as_fields
 
-    with connected(arguments) as connection, Progress("rebuild", "events") as progress:
+    with ledger_connection(arguments) as connection, Progress("rebuild", "events") as progress:
         report = connection.run(connection.ledger.rebuild(lambda done, total: progress.show(done, total=total)))
     if out.json_wanted:
         out.document(as_fields(report))

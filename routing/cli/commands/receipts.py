@@ -41,11 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Check the receipts in order, and report the outcome of each."""
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
     from routing.cli.files.receipts import numbered_receipts
 
     checked = refused = 0
-    with opened_input(arguments.file) as stream, connected(arguments, read_only=True) as connection:
+    with opened_input(arguments.file) as stream, ledger_connection(arguments, read_only=True) as connection:
         bookkeeper = connection.run(connection.ledger.receipts())
         for numbered in numbered_receipts(stream):
             checked += 1

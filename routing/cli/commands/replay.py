@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Fold the log up to the moment, and show the state at that moment."""
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
     from routing.cli.io.documents import as_fields
 
-    with connected(arguments, read_only=True) as connection, Progress("replay", "events") as progress:
+    with ledger_connection(arguments, read_only=True) as connection, Progress("replay", "events") as progress:
         past = _past(connection, arguments)
         connection.run(past.fold(lambda done, total: progress.show(done, total=total)))
         overview = connection.run(past.overview())

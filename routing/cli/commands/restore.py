@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if out.json_wanted:
         out.document({**as_fields(report), "head": head})
         return 0
-    result = f"restored {counted(report.added, 'event')}" if report.added else "every event is there already"
+    result = f"restored {counted(report.added, 'event')}" if report.added else "the database has every event already"
     out.line(f"{report.validator_ss58}: {result}; head {head}")
     return 0
 

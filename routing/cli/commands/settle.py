@@ -29,10 +29,10 @@ def release(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _settle(how: str, arguments: argparse.Namespace, out: Output) -> int:
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
     from routing.cli.io.documents import reservation_document
 
-    with connected(arguments) as connection:
+    with ledger_connection(arguments) as connection:
         ledger = connection.ledger
         settle = ledger.spend if how == "spend" else ledger.release
         reservation = connection.run(settle(arguments.reservation_id, idempotency_key=arguments.idempotency_key))

@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Show the sums of an account, and the reservations that took its blocks."""
-    from routing.cli.connection import connected
+    from routing.cli.connection import ledger_connection
     from routing.cli.io.documents import as_fields
 
-    with connected(arguments, read_only=True) as connection:
+    with ledger_connection(arguments, read_only=True) as connection:
         ledger = at_moment(connection.ledger, arguments)
         usage = connection.run(ledger.why(arguments.miner, arguments.executor_class))
     if out.json_wanted:

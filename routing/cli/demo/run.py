@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from routing import Allowance
-from routing.cli.connection import Connection, opened
+from routing.cli.connection import Connection, connection_to
 from routing.cli.files.importing import ImportSummary, import_facts
 from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import opened_input
@@ -102,7 +102,7 @@ def _run_steps(arguments: argparse.Namespace, files: DemoFiles, story: Story) ->
     # The made-up chain is old. The clock starts right after its newest block, as if the chain were followed live.
     clock = Clock((int(newest_at.timestamp()) + 1) * 10**9)
     ledger = Allowance.open(files.url, validator_ss58=files.validator_ss58, clock_ns=clock)
-    with opened(ledger) as connection:
+    with connection_to(ledger) as connection:
         summary = ImportSummary()
         with opened_input(str(files.facts)) as stream:
             import_facts(connection, stream, summary)

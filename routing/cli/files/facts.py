@@ -58,8 +58,8 @@ class _ManifestsLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 _decoder = msgspec.json.Decoder(_BlockLine | _ManifestsLine)
 
 
-class FactLines:
-    """Decode lines in order, and remember the miners and stakes that later lines may leave out.
+class FactDecoder:
+    """Decode the lines of a file in order, and remember the miners and stakes that later lines may leave out.
 
     Unchanged miners and stakes are returned as the same object as before, so that the ledger need not compare them.
     """
@@ -96,7 +96,7 @@ def numbered_facts(stream: BufferedIOBase, *, batch_facts: int = BATCH_FACTS) ->
 
     Everything before a bad line is yielded; then `BadLine` is raised. Blank lines are skipped, but counted.
     """
-    lines = FactLines()
+    decoder = FactDecoder()
     number = 0
     for arrived in lines_as_they_arrive(stream):
         batch: list[NumberedFact] = []
@@ -105,7 +105,7 @@ def numbered_facts(stream: BufferedIOBase, *, batch_facts: int = BATCH_FACTS) ->
             if text.isspace() or not text:
                 continue
             try:
-                batch.append(NumberedFact(number, lines.fact(text)))
+                batch.append(NumberedFact(number, decoder.fact(text)))
             except (ValueError, RecursionError) as error:
                 yield batch
                 raise bad_line(number, text, error) from error

@@ -23,9 +23,9 @@ FOR_OWNER = 0o600
 
 
 class OutputFile:
-    """A temporary file in the directory of the file `name`; `keep` renames it to `name`.
+    """A temporary file in the directory of the file `name`; `put_in_place` renames it to `name`.
 
-    Without `keep`, leaving the context deletes the temporary file, and an existing file stays as it was.
+    Without `put_in_place`, leaving the context deletes the temporary file, and an existing file stays as it was.
     `may_replace` returns whether an existing file may be replaced; `expected` says the same in words, for the
     error. Raise `UnwritableOutput`, already in the constructor, so that a wrong name costs no long work.
     """
@@ -61,7 +61,7 @@ class OutputFile:
         """The stream to write to; it raises `UnwritableOutput`."""
         return output_stream(self._file, self._name)
 
-    def keep(self) -> None:
+    def put_in_place(self) -> None:
         """Rename the file to its final name."""
         with raising_unwritable_output(self._name):
             self._file.flush()
