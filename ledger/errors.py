@@ -393,7 +393,8 @@ class StorageUnavailable(AllowanceException):
 class AllMinersBusy(JobRoutingException):
     """Some miners had the allowance, but none could be claimed.
 
-    `busy` counts miners that run as many jobs as they have executors, `lost` those that other claims took first.
+    `busy` counts miners that run at least as many jobs as they have executors. `lost` is 1 if the job had chosen a
+    miner and lost it before the commit, usually to another claim; that miner may be counted in `busy` as well.
     """
 
     def __init__(self, job_uuid: str, busy: int, lost: int) -> None:

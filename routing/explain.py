@@ -23,8 +23,8 @@ class Considered(msgspec.Struct, frozen=True):
     """A candidate as the router saw it; amounts are executor-seconds, `share` is available / total.
 
     Verdicts: `claimed`: the job was routed here. `busy`: the miner ran as many jobs (`running`) as it had `executors`.
-    `outrun`: the miner came first only after another process had moved the log, and the miner chosen before that still
-    qualified. `not reached`: the claim was made on a miner before this one.
+    `outrun`: the miner was not busy and earlier in the order, but the job kept the miner that it had chosen in an
+    earlier decision, which was not committed. `not reached`: the claim was made on a miner before this one.
     """
 
     hotkey_ss58: str
@@ -41,8 +41,8 @@ class Explanation(msgspec.Struct, frozen=True):
     """A routing decision, with its candidates in the order in which the job tried them.
 
     `position` is the last event that the router had seen, `decided_at` the router's clock (aware UTC). `kept`: another
-    candidate came first, and the job stayed with the miner that was chosen before the log moved. `routed` is False for
-    a reservation made with `Allowance.reserve`, which no router chose; its `candidates` are empty.
+    candidate came first, and the job kept the miner that it had chosen in an earlier decision, not committed. `routed`
+    is False for a reservation made with `Allowance.reserve`, which no router chose; its `candidates` are empty.
     """
 
     reservation: Reservation
@@ -124,7 +124,8 @@ async def _is_expiry_by_claim(store: Store, claim: Row, position: int, decided_a
     """Return whether a claim may have appended the event at a position before it, as an expiry of its own account.
 
     An earlier expiry of the same account, appended by `expire_due`, looks the same. Treating it as the claim's changes
-    nothing, because an overdue reservation counts for as little as an expired one. The exception is a clock that had
+    neither the candidates nor their order, because an overdue reservation counts for as little as an expired one. Only
+    `Explanation.position` is then lower than the router saw. The exception is a clock that had
     gone back: if the reservation was not overdue when the claim was decided, the claim did not expire it.
     """
     row = await row_at(store, position)

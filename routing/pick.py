@@ -1,8 +1,8 @@
 """The pick: decide which miner runs a job, and claim the allowance for it.
 
 `Pick.decide` reads neither a clock nor a database: the unit of work holds the state and the time. The writer commits
-its events only if the log has not changed since; otherwise it calls `decide` again on the new state. The pick itself
-remembers which miner it chose before.
+its events if the log has not changed since and no unique index refuses a row of the batch; otherwise it calls `decide`
+again. The pick itself remembers which miner it chose before.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Pick:
         """Reserve the amount on a miner and return the route. Raises the errors of `Routing`."""
         state, now_ns = _availability(unit_of_work), unit_of_work.now_ns
         # A job has at most one active reservation, and is spent at most once. So routing it again is safe. While its
-        # reservation is active (overdue or not), it gets the same route. After a spend, this line raises
+        # reservation is active (overdue or not), it gets the same route. After a spend, this call raises
         # `JobAlreadySpent`. After a release or an expiry the job gets a new reservation, perhaps on another miner.
         active = unit_of_work.active_reservation_of(self.job_uuid)
         if active is not None:
@@ -124,9 +124,10 @@ class Pick:
     def _refusal(self, state: Availability, busy: int, now_ns: int) -> AllowanceException | JobRoutingException:
         # A pick that had chosen a miner before lost it after the head moved, usually to another claim. There was enough
         # allowance then, so it must not report a lack of it. `lost` is 0 or 1: it counts the first miner, however often
-        # the pick was decided. The head may also have moved by a sync that dropped the miner. The caller then reads
-        # that others claimed it, which is tolerable: the job cannot be routed now either way, and the next pick of the
-        # job starts without a memory and reports what it finds.
+        # the pick was decided. If that miner became busy meanwhile, `busy` counts it too. The head may also have moved
+        # by a sync that dropped the miner. The caller then reads that others claimed it, which is tolerable: the job
+        # cannot be routed now either way, and the next pick of the job starts without a memory and reports what it
+        # finds.
         lost = 0 if self._first_chosen_ss58 is None else 1
         if busy or lost:
             return AllMinersBusy(self.job_uuid, busy, lost)

@@ -146,7 +146,8 @@ class UnitOfWork:
         """Append the expiries that the claim requires and then the reservation; return it.
 
         The due time is amount + margin after the recorded time. The clock that decided the expiries is stored only if
-        it differs from the recorded time, that is, after it jumped back.
+        it differs from the recorded time, that is, if it is behind the log: it jumped back, or another host's clock is
+        ahead.
         """
         recorded_at_ns = self.recorded_at_ns
         for overdue in claim.overdue:
@@ -197,12 +198,13 @@ class UnitOfWork:
 
     def last_attempt(self, job_uuid: str) -> LastAttempt | None:
         """Return the last reservation of a job that has no active one; None for a new job."""
+        settled = self._settled_jobs.get(job_uuid)
+        if settled is not None:
+            # Settled by this batch, and so newer than every stored reservation of the job.
+            return settled
         row = self.known.jobs.get(job_uuid)
         settlement = None if row is None else self.settlement(row.position)
-        if row is not None and settlement is not None:
-            return LastAttempt(row.attempt or 0, settlement)
-        # A reservation that this batch settled was active when the rows were looked up, so it is not among them.
-        return self._settled_jobs.get(job_uuid)
+        return None if row is None or settlement is None else LastAttempt(row.attempt or 0, settlement)
 
     def revert(self) -> None:
         """Restore the state from before the batch; all its commands must be revertible."""

@@ -1,4 +1,7 @@
-"""Garbage collection of the history: rows of generations that no checkpoint names, and nobody can read any more."""
+"""Garbage collection of the history: rows of generations that no checkpoint names.
+
+A reader may still be reading such a generation. It notices that the checkpoint has changed, and reads again.
+"""
 
 from __future__ import annotations
 

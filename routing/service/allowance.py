@@ -51,7 +51,8 @@ class Allowance(Queries):
     """One validator's ledger in one database.
 
     Create it with `open`. Use it with `async with`, or directly: the first call opens it. Calls may come from any
-    event loop and any thread of the process, and from forked children. Amounts are executor-seconds; times are aware
+    event loop and any thread of the process, and from forked children, except that a ledger in memory does not survive
+    a fork. Amounts are executor-seconds; times are aware
     `datetime`s, in UTC when returned.
 
     Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger` or `NewerLedger`; any change may also raise
@@ -157,10 +158,10 @@ class Allowance(Queries):
     ) -> list[int]:
         """Record many facts in order and in one commit; return their log positions.
 
-        If a fact is refused, the facts before it are recorded, and neither it nor any after it is; the error's
-        `fact_index` is its index. Repeating the call with the same key records nothing more, and returns or raises the
-        same. A call that recorded nothing, because every fact was refused or known, does not store its key.
-        Raises the same errors as `record_block`.
+        If a fact is refused or malformed, the facts before it are recorded, and neither it nor any after it is; the
+        error's `fact_index` is its index. Repeating the call with the same key records nothing more, and returns or
+        raises the same. A call that recorded nothing, because every fact before the first refusal was known, does not
+        store its key. Raises the same errors as `record_block`.
         """
         contents, malformed = self._fact_validator.contents(facts)
         command = RecordFacts(contents, flag(confirm, "confirm"), _checked_key(idempotency_key))

@@ -111,8 +111,12 @@ class SqliteStore:
                 # not let them wait but fails some of them at once.
                 async with self._with_write_lock():
                     self._open_connection()
-                async with self._exclusive():
-                    self._create(create)
+                try:
+                    async with self._exclusive():
+                        self._create(create)
+                except CommitOutcomeUnknown as cause:
+                    # Creating a schema and a ledger can be repeated, so nobody needs to know the outcome.
+                    raise StorageUnavailable(str(cause)) from cause
             self._open_connection()
             self._check_schema()
             self.ledger = self._find_ledger()
@@ -133,7 +137,8 @@ class SqliteStore:
         of the file, remove the WAL when it closes, and lose the child's commits with it.
         """
         if self._path is None:
-            # A memory database would be lost if its connection closed. A child cannot use its copy: see `open`.
+            # A memory database would be lost if its connection closed. A child cannot use its copy: the ledger's
+            # lifecycle refuses it there.
             yield _close_nothing
             return
         async with self._process_lock, self._readers_lock.exclusive():
@@ -260,7 +265,12 @@ class SqliteStore:
 
     @asynccontextmanager
     async def _between_writes(self) -> AsyncIterator[None]:
-        """In a memory database, wait for the write under way: without WAL, reads and writes exclude each other."""
+        """In a memory database, wait for the write under way: without WAL, reads and writes exclude each other.
+
+        On a file, the reads of the log share the connection that writes. They see no half-written transaction, because
+        they run on one event loop and no coroutine suspends between the first write of a transaction and its COMMIT:
+        the methods of a transaction never suspend, and its users await nothing else in between.
+        """
         if self._path is not None:
             yield
         else:
@@ -283,7 +293,7 @@ class SqliteStore:
             finally:
                 # An append that waited for this process to write a read model would have to wait in the queue a second
                 # time. So it continues with the same lock, although it must then fold under the lock what others have
-                # appended. The lock is never handed over twice: an append releases it, so other processes get theirs.
+                # appended. An append releases the lock, so other processes get theirs.
                 if for_read_models and self._appends_waiting:
                     queue.hand_over()
                 else:
