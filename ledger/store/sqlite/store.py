@@ -189,8 +189,8 @@ class SqliteStore:
                 yield SqliteTransaction(self, self._head())
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
-        # The writer never calls this: on SQLite it decides under the lock. It exists because the contract is one for all
-        # engines, and its tests run on each.
+        # The writer never calls this: on SQLite it decides under the lock. It exists because all engines have one
+        # contract, and its tests run on each.
         try:
             async with self.transaction() as transaction:
                 if await transaction.head() != head:
