@@ -22,7 +22,7 @@ class Facts:
     def __init__(self, **settings: object) -> None:
         self.chain = Chain()
         self.chain.validator_ss58 = ME
-        self.chain.apply_settings(RecordedSettings(**settings))  # type: ignore[arg-type]
+        self.chain.apply_settings(RecordedSettings(**settings))  # type: ignore[arg-type] - the values are of several types
         self._position = 0
 
     @property

@@ -118,7 +118,7 @@ def opened_input(path: str) -> Iterator[BufferedIOBase]:
         return
     try:
         # Not in a `with` statement yet: an error in the caller's body is not about opening.
-        stream = open(path, "rb")  # noqa: SIM115
+        stream = open(path, "rb")  # noqa: SIM115 - closed below
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         from ledger.store.urls import redacted_url
