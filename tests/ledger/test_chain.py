@@ -22,7 +22,8 @@ class Facts:
     def __init__(self, **settings: object) -> None:
         self.chain = Chain()
         self.chain.validator_ss58 = ME
-        self.chain.apply_settings(RecordedSettings(**settings))  # type: ignore[arg-type] - the values are of several types
+        # The keyword values have several types, which mypy cannot match with the fields.
+        self.chain.apply_settings(RecordedSettings(**settings))  # type: ignore[arg-type]
         self._position = 0
 
     @property
