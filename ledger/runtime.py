@@ -193,7 +193,7 @@ def _resume_after_fork() -> None:
 
 def _renew_lock() -> None:
     """Replace the lock in a forked child: another thread of the parent may have held it, and cannot release it here."""
-    global _starting  # noqa: PLW0603
+    global _starting  # noqa: PLW0603 - the hook of a fork has nowhere else to put the new lock
     _starting = threading.Lock()
 
 

@@ -55,7 +55,7 @@ class RebuildReport(msgspec.Struct, frozen=True):
 
     `position`: of the last event in the new history. `compared_until`: the position up to which the old history was
     compared, 0 if there was none of this release. `reservations`: rows of the new history. `snapshots`: stored
-    snapshots that were compared. `different`: the number of differences, of which `differences` has the first.
+    snapshots that were compared. `different`: the number of differences. `differences`: the first of them.
     """
 
     position: int

@@ -133,7 +133,7 @@ class _LogCheck:
         self.findings.add(self.row_checker.position + 1, Rule.ROW_COLUMNS, unreadable.reason)
 
     def check_heads(self, head: StoredLedger) -> None:
-        """Compare the rows, all of which were checked, with the head row and the noted heads."""
+        """Compare the rows with the head row and the noted heads, after every row was checked."""
         if not self._is_unreadable:
             self._check_head(head)
         good = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.engines import ENGINES, new_database
 from tests.support.servers import PostgresServer, postgres_server
 
 POSTGRES = ["postgres_16", "postgres_18"]
@@ -52,6 +53,18 @@ def postgres_url(server: PostgresServer) -> Iterator[str]:
     """The URL of an empty database on `server`."""
     with server.fresh_database() as url:
         yield url
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The URL of an empty SQLite file, for a test that does not depend on the engine."""
+    return new_database("sqlite", tmp_path)
+
+
+@pytest.fixture(params=ENGINES)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of either engine, for a test that need not run on each PostgreSQL version."""
+    return new_database(request.param, tmp_path)
 
 
 def _fresh_database(request: pytest.FixtureRequest) -> Iterator[str]:

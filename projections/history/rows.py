@@ -24,7 +24,7 @@ _runs = msgspec.json.Decoder(list[tuple[int, int]])
 
 
 class HistoryFilters(NamedTuple):
-    """Conditions on reservations, all of which must hold; None is no condition. Times are in `[from, until)`."""
+    """Conditions that a reservation must meet, all of them; None is no condition. Times are in `[from, until)`."""
 
     miner_ss58: str | None = None
     executor_class: str | None = None

@@ -20,7 +20,7 @@ from projections.audit.replay import Replay
 from projections.row_checks import RowChecker
 from routing import Allowance, AuditReport, InvalidInput, Page, PositionOutOfRange, Routing, Settings
 from tests.support import logs
-from tests.support.engines import new_database, statement
+from tests.support.engines import statement
 from tests.support.fault_cases.routes import job_that_tries_first
 from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
 from tests.support.log_builder import LogBuilder, audited, stored
@@ -34,11 +34,6 @@ pytestmark = pytest.mark.compatibility
 SEED = int(os.environ.get("AUDIT_SEED", "1"))
 OPERATIONS = int(os.environ.get("AUDIT_OPERATIONS", "100000"))
 STORIES = 20
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database("sqlite", tmp_path)
 
 
 def findings(report: AuditReport) -> list[tuple[int, str]]:

@@ -24,7 +24,6 @@ from projections.history.projector import BACKLOG_SHARE, Projector
 from projections.history.rows import UnprojectedTail
 from projections.tables import checkpoints, reservations
 from routing import Allowance, InvalidInput, Page, Reservation
-from tests.support.engines import ENGINES, new_database
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stories import (
     CLASSES,
@@ -43,16 +42,6 @@ from tests.support.stories import (
 pytestmark = pytest.mark.compatibility
 
 SEED = 3
-
-
-@pytest.fixture(params=ENGINES)
-def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return new_database(request.param, tmp_path)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database("sqlite", tmp_path)
 
 
 @pytest.fixture
@@ -272,7 +261,7 @@ async def test_a_reservation_is_found_by_each_of_its_blocks(url: str) -> None:
         {"miner_ss58": ""},
         {"executor_class": "a\0b"},
         {"job_uuid": "x" * 200},
-        {"reserved_from": datetime(2024, 1, 1)},  # noqa: DTZ001
+        {"reserved_from": datetime(2024, 1, 1)},  # noqa: DTZ001 - has no time zone
         {"reserved_until": "yesterday"},
     ],
     ids=str,

@@ -7,7 +7,6 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from projections.history import model as model_module
 from projections.history import pages as history_module
 from projections.tables import checkpoints, reservations, reserved_blocks, snapshots
 from routing import Allowance, ProjectionStopped, ReadOnlyLedger, RebuildOvertaken, RebuildReport, StorageUnavailable
-from tests.support.engines import ENGINES, new_database, statement
+from tests.support.engines import statement
 from tests.support.small import VALIDATOR, Clock, small_ledger
 from tests.support.stories import (
     SETTINGS,
@@ -39,16 +38,6 @@ SEED = 20
 
 class Stopped(Exception):
     """Raised by a test at a point where the process might die."""
-
-
-@pytest.fixture(params=ENGINES)
-def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return new_database(request.param, tmp_path)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database("sqlite", tmp_path)
 
 
 @pytest.fixture

@@ -293,7 +293,7 @@ async def test_a_view_of_the_past_has_its_own_bookkeeper(new_ledger: Allowance) 
         {"validator_ss58": ""},
         {"miner_ss58": 7},
         {"executor_class": "a\0b"},
-        {"started_at": datetime(2024, 1, 1)},  # noqa: DTZ001
+        {"started_at": datetime(2024, 1, 1)},  # noqa: DTZ001 - has no time zone
         {"started_at": "2024-01-01"},
         {"blocks": [1, -1]},
         {"blocks": [True]},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,22 +17,11 @@ from projections import Availability, SnapshotStore, state_at
 from projections.snapshots import KEPT_SNAPSHOTS, Snapshot, payload_digest
 from projections.tables import snapshots
 from routing import Allowance
-from tests.support.engines import ENGINES, new_database
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
 from tests.support.stories import SETTINGS, Story, events_of, executed, seed_shown, store_of, there
 
 SEED = 11
-
-
-@pytest.fixture(params=ENGINES)
-def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return new_database(request.param, tmp_path)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database("sqlite", tmp_path)
 
 
 async def bytes_of(ledger: Allowance) -> bytes:

@@ -336,7 +336,7 @@ async def test_verify_refuses_heads_and_validators_that_fit_no_ledger(tmp_path: 
     with pytest.raises(InvalidInput):
         await verify(url, heads=[head])
     with pytest.raises(InvalidInput):
-        await verify(url, validator_ss58=VALIDATOR, heads=[(3, b"x")])  # type: ignore[list-item]
+        await verify(url, validator_ss58=VALIDATOR, heads=[(3, b"x")])  # type: ignore[list-item]  # wrong on purpose
     (report,) = await verify(url, validator_ss58=VALIDATOR, heads=[head])
     assert report.noted == [head.position]
 

@@ -11,7 +11,6 @@ import os
 from collections.abc import Awaitable
 from datetime import datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -29,23 +28,12 @@ from routing import (
     Settings,
 )
 from routing.pick import Pick
-from tests.support.engines import ENGINES, new_database
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_ledger
 from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, events_of, project, seed_shown, utc
 
 FIRST_SEED = int(os.environ.get("PAST_SEED", "1"))
 SEEDS = range(FIRST_SEED, FIRST_SEED + int(os.environ.get("PAST_STORIES", "3")))
 EVERYTHING_S = 1e-9
-
-
-@pytest.fixture(params=ENGINES)
-def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return new_database(request.param, tmp_path)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database("sqlite", tmp_path)
 
 
 # Views of the past
@@ -265,7 +253,7 @@ async def test_a_block_out_of_range_is_refused_with_the_recorded_range(url: str)
         {"position": "1"},
         {"position": True},
         {"block": 1.0},
-        {"time": datetime(2024, 1, 1)},  # noqa: DTZ001
+        {"time": datetime(2024, 1, 1)},  # noqa: DTZ001 - has no time zone
         {"time": 7},
     ],
     ids=str,

@@ -191,7 +191,7 @@ class GrantCheck:
             self._report(position, message, found_ns=found_ns, expected_ns=expected_ns)
 
     def _record_drops(self, block: int, before: Manifests, after: Manifests) -> None:
-        """Invalidate the blocks below a sync for every miner and class of which it counts fewer than the sync before.
+        """Invalidate the blocks below a sync for each miner and class whose count is lower than at the sync before.
 
         Both counts are capped by the settings of now, so settings that lower a cap cause no drop at the next sync.
         """

@@ -72,7 +72,7 @@ def moment(text: str) -> datetime:
 
 
 def add_moment(parser: argparse.ArgumentParser, *, prefix: str = "") -> None:
-    """Add `--position`, `--block` and `--time`, at most one of which may be given; `prefix` begins their names."""
+    """Add `--position`, `--block` and `--time`; a command takes at most one. `prefix` begins their names."""
     group = parser.add_argument_group("the past", "show the state at a moment; give one of these, or none for now")
     options = group.add_mutually_exclusive_group()
     options.add_argument(
