@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.stress import Database, Plan, PostgresDatabase, Report, SqliteDatabase, run_stress_test
+from tests.stress.diary import Diary, Outcome, Request, calls
 from tests.stress.faults import FAULTS
 from tests.support.servers import PostgresServer
 
@@ -43,6 +44,20 @@ def findings(fault: str, directory: Path, claims: int = 200, facts: int = 1) -> 
     """Return the kinds of findings in the log of workers with a defect."""
     details = {"seconds": 40.0, "claims": claims, "facts": facts, "miners": 10, "kills_per_second": 3.0}
     return stressed(SqliteDatabase(directory), directory, fault=fault, **details).kinds
+
+
+def test_a_diary_that_was_cut_anywhere_tells_only_what_it_holds_whole(tmp_path: Path) -> None:
+    """Catches: a cut last entry stops the judge, is taken for a whole one, or hides the entries before it."""
+    path = tmp_path / "worker.jsonl"
+    diary = Diary(path)
+    diary.conclude(Outcome(diary.begin(Request("block"))))
+    diary.begin(Request("sync"))
+    whole = path.read_bytes()
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        ends = whole[:length].count(b"\n")
+        known = [(call.request.operation, call.outcome is not None) for call in calls(tmp_path)]
+        assert known == [[], [("block", False)], [("block", True)], [("block", True), ("sync", False)]][ends]
 
 
 @pytest.mark.slow

@@ -95,14 +95,17 @@ class Diary:
         self._write(outcome)
 
     def _write(self, entry: Intent | Outcome) -> None:
-        # One system call, past any buffer of the process: a SIGKILL must not lose or split an entry.
+        # One system call, past any buffer of the process: a SIGKILL loses no entry. It can cut the last one where a
+        # page of the file ends.
         os.write(self._file, _encode(entry) + b"\n")
 
 
 def calls(directory: Path) -> Iterator[Call]:
     """Yield all calls of all workers, in the order in which each worker made them."""
     for path in sorted(directory.iterdir()):
-        entries = [_decoder.decode(line) for line in path.read_bytes().splitlines()]
+        # A last line without its end was cut when the worker died: its call had not begun, or its outcome is unknown.
+        *lines, _ = path.read_bytes().split(b"\n")
+        entries = [_decoder.decode(line) for line in lines]
         outcomes = {entry.n: entry for entry in entries if isinstance(entry, Outcome)}
         for entry in entries:
             if isinstance(entry, Intent):
