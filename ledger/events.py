@@ -14,6 +14,7 @@ from .settings import RecordedSettings
 SETTINGS_STREAM = "settings"
 CHAIN_STREAM = "chain"
 MANIFESTS_STREAM = "manifests"
+SEALS_STREAM = "seals"
 
 Axon = tuple[str, int, int]
 """The network address of a miner: address, ip version (4 or 6), port."""
@@ -21,12 +22,17 @@ Run = tuple[int, int]
 """Consecutive blocks: the first and the last, both included."""
 
 
-class _Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+class _Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """The base of all events.
+
+    `decided_at_ns` is the reading of the clock by which the event was decided; None if it equals the recorded time.
+    They differ while the recorded time, which never decreases, is ahead of the clock.
 
     Unknown fields are refused: an older release that skipped a newer field would fold the event wrongly in silence.
     Events hold plain values and form no cycles, so the garbage collector does not track them (`gc=False`).
     """
+
+    decided_at_ns: int | None = None
 
 
 class LedgerOpened(_Event, frozen=True, tag="ledger-opened"):
@@ -64,21 +70,72 @@ class ManifestsRecorded(_Event, frozen=True, tag="manifests-recorded"):
 
     `offered` has the complete `{executor_class: count}` of each miner that is new or changed, `absent` the miners
     that are no longer named. `request` has the same meaning as in `BlockRecorded`.
+
+    A sync need not cover every miner that an earlier sync named. `uncovered` has the known miners that this sync does
+    not cover although the sync recorded just before it did; `covered` those that it covers although that one did not.
+    So syncs that were recorded before these fields existed cover all miners.
     """
 
     block: int
     offered: dict[str, dict[str, int]] = {}
     absent: list[str] = []
     request: str = ""
+    uncovered: list[str] = []
+    covered: list[str] = []
+
+
+class BlockWithdrawn(_Event, frozen=True, tag="block-withdrawn"):
+    """A block was recorded by mistake; from here on it counts as never recorded.
+
+    The block and its predecessor are then no longer finalized. `returns_to` is the predecessor if it is recorded, else
+    the newest block that remains if the withdrawn one was the newest, else 0. The other fields give the metagraph of
+    `returns_to` as the difference to the metagraph of the last event that has one, as in `BlockRecorded`.
+    """
+
+    number: int
+    reason: str
+    returns_to: int = 0
+    registered: dict[str, Axon] = {}
+    deregistered: list[str] = []
+    staked: dict[str, int] = {}
+    unstaked: list[str] = []
+
+
+class ManifestsWithdrawn(_Event, frozen=True, tag="manifests-withdrawn"):
+    """A manifest sync was recorded by mistake; it counts as never recorded for blocks finalized from here on.
+
+    `offered` and `absent` give the manifests of the highest sync that remains, as the difference to those of the last
+    event that has manifests. `counts` has, for each account that the withdrawal changes, by stream, its executors as
+    steps (first block, count); `invalidated_below` its first block that is not invalidated, if that changes.
+    """
+
+    block: int
+    reason: str
+    offered: dict[str, dict[str, int]] = {}
+    absent: list[str] = []
+    counts: dict[str, list[tuple[int, int]]] = {}
+    invalidated_below: dict[str, int] = {}
+
+
+class StateSealed(_Event, frozen=True, tag="state-sealed"):
+    """The state at `position`, which is below the event's own, has this digest.
+
+    `version` is that of the canonical encoding and the folding rules; `digest` is in hexadecimal digits. A snapshot
+    counts only if the log has its seal.
+    """
+
+    position: int
+    version: int
+    digest: str
 
 
 class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
     """Blocks of the stream's account were reserved for one job.
 
-    `axon` is the miner's address as the router returned it; None if no router made the claim. `decided_at_ns` is the
-    clock that decided which reservations were overdue; None if it equals the recorded time. `kept` is True if the
+    `axon` is the miner's address as the router returned it; None if no router made the claim. `kept` is True if the
     router chose the miner at an earlier position, another event was appended first, and the router stayed on the
-    miner because it still qualified, although another one ranked first by then.
+    miner because it still qualified, although another one ranked first by then. `due_by_clock` is True if the due time
+    counts from `decided_at_ns`; earlier releases counted it from the recorded time, and never set it.
     """
 
     amount_ns: int
@@ -86,8 +143,8 @@ class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
     job_start_block: int
     expires_at_ns: int
     axon: Axon | None = None
-    decided_at_ns: int | None = None
     kept: bool = False
+    due_by_clock: bool = False
 
 
 class ReservationSpent(_Event, frozen=True, tag="reservation-spent"):
@@ -114,9 +171,10 @@ class ExpiryRecorded(_Event, frozen=True, tag="reservation-expired"):
     swept: int = 0
 
 
-Fact = LedgerOpened | SettingsChanged | BlockRecorded | ManifestsRecorded
+Correction = BlockWithdrawn | ManifestsWithdrawn
+Fact = LedgerOpened | SettingsChanged | BlockRecorded | ManifestsRecorded | Correction
 Settlement = ReservationSpent | ReservationReleased | ExpiryRecorded
-Event = Fact | AllowanceReserved | Settlement
+Event = Fact | AllowanceReserved | Settlement | StateSealed
 
 
 def account_stream(miner_ss58: str, executor_class: str) -> str:

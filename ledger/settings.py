@@ -52,6 +52,9 @@ class Settings:
     """Whether to skip miners that run as many jobs as they have executors. Source: ComputeHorde's validator."""
     newest_block_max_age_seconds: float | None = None
     """The router refuses to choose if the newest block is older; None never refuses (this project's choice)."""
+    newest_manifests_max_age_blocks: int | None = None
+    """The router refuses to choose if the newest sync is further behind the newest block; None never refuses (this
+    project's choice)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowance_multiplier", _multiplier(self.allowance_multiplier))
@@ -65,6 +68,8 @@ class Settings:
             "validation_leeway_upper_blocks",
         ):
             integer(getattr(self, ages), ages, 0, 10**9)
+        if self.newest_manifests_max_age_blocks is not None:
+            integer(self.newest_manifests_max_age_blocks, "newest_manifests_max_age_blocks", 0, 10**9)
         self.to_recorded()  # Checks the durations, which are converted there.
 
     def to_recorded(self) -> RecordedSettings:
@@ -84,6 +89,7 @@ class Settings:
             validation_leeway_upper_blocks=self.validation_leeway_upper_blocks,
             respect_executor_count=self.respect_executor_count,
             newest_block_max_age_ns=None if age is None else _duration(age, "newest_block_max_age_seconds"),
+            newest_manifests_max_age_blocks=self.newest_manifests_max_age_blocks,
         )
 
 
@@ -104,6 +110,7 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     validation_leeway_upper_blocks: int = 0
     respect_executor_count: bool = True
     newest_block_max_age_ns: int | None = None
+    newest_manifests_max_age_blocks: int | None = None
 
     def to_settings(self) -> Settings:
         """Return these settings in their public form."""
@@ -120,6 +127,7 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             validation_leeway_upper_blocks=self.validation_leeway_upper_blocks,
             respect_executor_count=self.respect_executor_count,
             newest_block_max_age_seconds=None if age_ns is None else seconds(age_ns),
+            newest_manifests_max_age_blocks=self.newest_manifests_max_age_blocks,
         )
 
 

@@ -444,7 +444,7 @@ class LedgerWriter(Generic[S]):
         self._state = None
         rows = unit_of_work.rows if unit_of_work is not None else []
         try:
-            stored = await self.store.read(rows[0].position - 1) if rows else []
+            committed = bool(rows) and await self.store.resolve_commit(rows[0])
         except Exception:
             for call in batch:
                 if call.row is None:
@@ -454,10 +454,7 @@ class LedgerWriter(Generic[S]):
                 else:
                     call.error = OutcomeUnknown(call.work.retry_key(call.row), call.work.operation)
             return
-        # Another process may have appended a different row at this position. The hash covers the content and the
-        # whole log before it, so an equal hash proves that the row is this batch's. A commit is atomic: if the first
-        # row is stored, all are.
-        if not stored or stored[0].hash != rows[0].hash:
+        if not committed:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")
             unavailable.__cause__ = cause
             _fail(batch, unavailable)

@@ -26,7 +26,7 @@ from .blocks import BlockSet
 from .chain import Chain, CountInputs, Metagraph, RecordedSync
 from .state import LedgerState
 
-SNAPSHOT_VERSION = 2
+SNAPSHOT_VERSION = 3
 """Increase it whenever these structs or the folding rules change; snapshots of other versions are ignored."""
 
 

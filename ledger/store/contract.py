@@ -139,6 +139,13 @@ class Store(Protocol):
         """
         ...
 
+    async def resolve_commit(self, first: Row) -> bool:
+        """After `CommitOutcomeUnknown`: return whether the batch whose first row this is was committed, for certain.
+
+        Raises if that cannot be known yet; the storage then refuses changes until it can.
+        """
+        ...
+
     async def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Query the read models in plain SQL, so that opening a ledger need not wait for the import of SQLAlchemy."""
         ...

@@ -141,4 +141,5 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "validation_leeway_upper_blocks": _BLOCKS,
     "respect_executor_count": (_read_flag, "true or false"),
     "newest_block_max_age_seconds": _SECONDS,
+    "newest_manifests_max_age_blocks": _BLOCKS,
 }

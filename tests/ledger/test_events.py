@@ -12,13 +12,16 @@ from ledger.errors import CorruptLedger, NewerLedger
 from ledger.events import (
     AllowanceReserved,
     BlockRecorded,
+    BlockWithdrawn,
     Event,
     ExpiryRecorded,
     LedgerOpened,
     ManifestsRecorded,
+    ManifestsWithdrawn,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
+    StateSealed,
 )
 
 pytestmark = pytest.mark.compatibility
@@ -30,7 +33,7 @@ GOLDEN: list[tuple[Event, bytes]] = [
         b'{"block_expiry_blocks":722,"reservation_margin_ns":100000000000,"longest_job_ns":3600000000000,'
         b'"long_block_ns":12500000000,"long_block_counts_as_ns":12000000000,"allowance_multiplier":"1",'
         b'"executors_max_per_class":{},"validation_leeway_lower_blocks":15,"validation_leeway_upper_blocks":0,'
-        b'"respect_executor_count":true,"newest_block_max_age_ns":null}}',
+        b'"respect_executor_count":true,"newest_block_max_age_ns":null,"newest_manifests_max_age_blocks":null}}',
     ),
     (
         SettingsChanged(
@@ -42,7 +45,7 @@ GOLDEN: list[tuple[Event, bytes]] = [
         b'{"block_expiry_blocks":10,"reservation_margin_ns":100000000000,"longest_job_ns":3600000000000,'
         b'"long_block_ns":12500000000,"long_block_counts_as_ns":12000000000,"allowance_multiplier":"3/2",'
         b'"executors_max_per_class":{"gpu":2},"validation_leeway_lower_blocks":15,"validation_leeway_upper_blocks":0,'
-        b'"respect_executor_count":true,"newest_block_max_age_ns":null}}',
+        b'"respect_executor_count":true,"newest_block_max_age_ns":null,"newest_manifests_max_age_blocks":null}}',
     ),
     (
         BlockRecorded(7, 1_700_000_000_000_000_000),
@@ -68,14 +71,53 @@ GOLDEN: list[tuple[Event, bytes]] = [
         b'"expires_at_ns":105500000012}',
     ),
     (
-        AllowanceReserved(1, [(1, 1)], 1, 2, ("::1", 6, 1), 3, True),
+        AllowanceReserved(1, [(1, 1)], 1, 2, ("::1", 6, 1), kept=True, due_by_clock=True, decided_at_ns=3),
         b'{"type":"allowance-reserved","amount_ns":1,"blocks":[[1,1]],"job_start_block":1,"expires_at_ns":2,'
-        b'"axon":["::1",6,1],"decided_at_ns":3,"kept":true}',
+        b'"axon":["::1",6,1],"kept":true,"due_by_clock":true,"decided_at_ns":3}',
     ),
     (ReservationSpent(1_048_577), b'{"type":"reservation-spent","reservation_id":1048577}'),
     (ReservationReleased(1_048_577), b'{"type":"reservation-released","reservation_id":1048577}'),
     (ExpiryRecorded(1_048_577), b'{"type":"reservation-expired","reservation_id":1048577}'),
     (ExpiryRecorded(1_048_577, 3), b'{"type":"reservation-expired","reservation_id":1048577,"swept":3}'),
+    (
+        ManifestsRecorded(11, uncovered=["5Gone"], covered=["5Back"]),
+        b'{"type":"manifests-recorded","block":11,"uncovered":["5Gone"],"covered":["5Back"]}',
+    ),
+    (
+        BlockWithdrawn(8, "mistyped", 7, {"5Miner": ("192.0.2.1", 4, 8000)}, ["5Gone"], {"5Validator": 1}, ["5Left"]),
+        b'{"type":"block-withdrawn","number":8,"reason":"mistyped","returns_to":7,'
+        b'"registered":{"5Miner":["192.0.2.1",4,8000]},"deregistered":["5Gone"],"staked":{"5Validator":1},'
+        b'"unstaked":["5Left"]}',
+    ),
+    (
+        ManifestsWithdrawn(9, "x", {"5Miner": {"gpu": 3}}, ["5Gone"], {"5Miner\tgpu": [(1, 2)]}, {"5Miner\tgpu": 4}),
+        b'{"type":"manifests-withdrawn","block":9,"reason":"x","offered":{"5Miner":{"gpu":3}},"absent":["5Gone"],'
+        b'"counts":{"5Miner\\tgpu":[[1,2]]},"invalidated_below":{"5Miner\\tgpu":4}}',
+    ),
+    (
+        StateSealed(10_000, 1, "c0ffee"),
+        b'{"type":"state-sealed","position":10000,"version":1,"digest":"c0ffee"}',
+    ),
+    (
+        ReservationSpent(1_048_577, decided_at_ns=3),
+        b'{"type":"reservation-spent","reservation_id":1048577,"decided_at_ns":3}',
+    ),
+]
+# As earlier releases wrote them: today's release decodes these bytes, and would write others.
+WRITTEN_BEFORE: list[tuple[Event, bytes]] = [
+    (
+        LedgerOpened("5Validator", RecordedSettings()),
+        b'{"type":"ledger-opened","validator_ss58":"5Validator","settings":'
+        b'{"block_expiry_blocks":722,"reservation_margin_ns":100000000000,"longest_job_ns":3600000000000,'
+        b'"long_block_ns":12500000000,"long_block_counts_as_ns":12000000000,"allowance_multiplier":"1",'
+        b'"executors_max_per_class":{},"validation_leeway_lower_blocks":15,"validation_leeway_upper_blocks":0,'
+        b'"respect_executor_count":true,"newest_block_max_age_ns":null}}',
+    ),
+    (
+        AllowanceReserved(1, [(1, 1)], 1, 2, ("::1", 6, 1), kept=True, decided_at_ns=3),
+        b'{"type":"allowance-reserved","amount_ns":1,"blocks":[[1,1]],"job_start_block":1,"expires_at_ns":2,'
+        b'"axon":["::1",6,1],"decided_at_ns":3,"kept":true}',
+    ),
 ]
 
 
@@ -85,6 +127,12 @@ GOLDEN: list[tuple[Event, bytes]] = [
 def test_every_event_has_these_stored_bytes_for_ever(event: Event, stored: bytes) -> None:
     """The event encodes to these bytes, and these bytes decode to the event."""
     assert encode(event) == stored
+    assert decode(1, stored) == event
+
+
+@pytest.mark.parametrize(("event", "stored"), WRITTEN_BEFORE, ids=["ledger-opened", "allowance-reserved"])
+def test_bytes_of_earlier_releases_decode_for_ever(event: Event, stored: bytes) -> None:
+    """Bytes that only an earlier release wrote still decode to the same event."""
     assert decode(1, stored) == event
 
 

@@ -242,6 +242,13 @@ class PostgresStore:
                         raise CommitOutcomeUnknown(str(error)) from error
                     raise  # A cancellation stays one, but leaves the doubt behind.
 
+    async def resolve_commit(self, first: Row) -> bool:
+        # Another process may have appended a different row at this position. The hash covers the content and the whole
+        # log before it, so an equal hash proves that the row is this batch's. A commit is atomic: if the first row is
+        # stored, all are.
+        stored = await self.read(first.position - 1)
+        return bool(stored) and stored[0].hash == first.hash
+
     async def query(self, statement: str) -> list[tuple[Any, ...]]:
         with _PostgresErrors():
             await self._resolve_doubt()
