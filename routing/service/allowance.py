@@ -37,6 +37,7 @@ from .health import Health, health_of
 from .lifecycle import Lifecycle
 from .past import AsOf, Past
 from .queries import Queries, checked_id
+from .seams import REAL, Seams
 
 if TYPE_CHECKING:
     from projections import AuditReport, ExportReport, RebuildReport, VerifyReport
@@ -70,8 +71,10 @@ class Allowance(Queries):
         settings: Settings | None,
         clock_ns: Callable[[], int],
         read_only: bool,
+        seams: Seams = REAL,
     ) -> None:
-        super().__init__(Lifecycle(database_url, validator_ss58, settings, clock_ns, read_only=read_only))
+        lifecycle = Lifecycle(database_url, validator_ss58, settings, clock_ns, read_only=read_only, seams=seams)
+        super().__init__(lifecycle)
         self._read_only = read_only
         self._fact_validator = FactValidator()
 
