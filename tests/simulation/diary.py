@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ class Request:
 
     number: int
     kind: str
-    invoke: Callable[[Process, Request], Awaitable[Any]]
+    invoke: Callable[[Process, Request], Coroutine[Any, Any, Any]]
     key: str | None = None
     job_uuid: str | None = None
     amount_ns: int = 0

@@ -55,7 +55,7 @@ class Oracle:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.rows = world.server.rows
+        self.rows = world.server.rows if world.judged_rows is None else world.judged_rows
         self.violations = list(world.violations)
         self.log = Log()
 
@@ -253,7 +253,7 @@ class Oracle:
                 self._say(f"{len(told)} requests were told that they {held.status} {held.number}")
 
     def _check_recorded_facts(self) -> None:
-        requested: dict[tuple[str, int, Any], bool] = defaultdict(bool)
+        requested: dict[tuple[str, Any, Any], bool] = defaultdict(bool)
         for request in self.world.operations.requests:
             for index, fact in enumerate(request.facts):
                 # Of a refused call the facts before the refused one are recorded.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from tests.simulation.oracle import Oracle
-from tests.simulation.planted import PLANTED
+from tests.simulation.planted import planted as planted_bug
 from tests.simulation.world import World
 
 SEEDS_PER_JOB = 100
@@ -59,7 +59,7 @@ def run_seed(seed: int) -> Report:
         world.run()
         violations = Oracle(world).judge()
     except Exception:
-        violations = [*world.violations, traceback.format_exc()]
+        violations = [*world.violations, *traceback.format_exc().strip().splitlines()[-3:]]
     counts = world.counts + world.faults.counts
     counts["events"], counts["calls"] = len(world.server.rows), len(world.calls)
     counts["callbacks"] = world.scheduler.callbacks
@@ -70,18 +70,17 @@ def run_seed(seed: int) -> Report:
 def run_seeds(seeds: Iterable[int], planted: str | None = None, *, stop_at_failure: bool = False) -> Report:
     """Run worlds one after another."""
     logging.disable(logging.CRITICAL)
-    if planted is not None:
-        PLANTED[planted].plant()
     report, started = Report(), time.perf_counter()
     gc.disable()
     unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        for seed in seeds:
-            report.add(run_seed(seed))
-            if report.seeds % COLLECT_EVERY_SEEDS == 0:
-                gc.collect()
-            if stop_at_failure and report.failures:
-                break
+        with planted_bug(planted):
+            for seed in seeds:
+                report.add(run_seed(seed))
+                if report.seeds % COLLECT_EVERY_SEEDS == 0:
+                    gc.collect()
+                if stop_at_failure and report.failures:
+                    break
         gc.collect()
     finally:
         sys.unraisablehook = unraisable

@@ -1,4 +1,4 @@
-"""Event loops under virtual time: one thread runs the loops of all simulated processes, in an order that a seed chooses."""
+"""Event loops under virtual time: one thread runs those of all simulated processes, in an order that a seed chooses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Scheduler:
 
     def loop(self) -> SimulatedLoop:
         """Return a new loop that this scheduler runs."""
-        return SimulatedLoop(self)
+        # What the library does not use of a loop stays abstract, and raises `NotImplementedError`.
+        return SimulatedLoop(self)  # type: ignore[abstract]
 
     def run_until_done(self, task: asyncio.Task[Any], limit_seconds: float) -> bool:
         """Run all loops until the task is done; return False if nothing is left to run, or the time limit passes."""
@@ -101,19 +102,21 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._scheduler.is_ready(self)
         self.queue.append(handle)
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> asyncio.Handle:
+    def call_soon(  # type: ignore[override] - simpler than the variadic types of the superclass, here and below
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self.add(handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self._scheduler.now + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
@@ -126,7 +129,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
 
-    def create_task(
+    def create_task(  # type: ignore[override]
         self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Context | None = None
     ) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=self, name=name or "simulated", context=context)

@@ -8,15 +8,24 @@ from random import Random
 from typing import Any
 
 from ledger import Row, Runtime, Settings, Store
-from ledger.domain.state_codec import encode_state
-from ledger.errors import AllowanceException, JobRoutingException, OutcomeUnknown
+from ledger.domain.state_codec import SNAPSHOT_VERSION, encode_state
+from ledger.codec import encode, reservation_id, row_hash
+from ledger.errors import AllowanceException, JobRoutingException, OutcomeUnknown, StorageUnavailable
+from ledger.events import SETTINGS_STREAM, SettingsChanged
 from projections import Availability, Snapshot
-from projections.snapshots import snapshot_of
+from projections.snapshots import payload_digest, snapshot_of
 from routing import Allowance, Routing
 from routing.service.seams import Seams
 from tests.simulation.diary import Call, Request
 from tests.simulation.log_server import LogServer
-from tests.simulation.memory_store import BROKEN_SECONDS, TIMEOUT_SECONDS, Faults, LockingStore, OptimisticStore, SimulatedStore
+from tests.simulation.memory_store import (
+    BROKEN_SECONDS,
+    TIMEOUT_SECONDS,
+    Faults,
+    LockingStore,
+    OptimisticStore,
+    SimulatedStore,
+)
 from tests.simulation.operations import START, VALIDATOR, Operations
 from tests.simulation.scheduler import Scheduler
 
@@ -98,6 +107,8 @@ class World:
         self.live_states: list[Snapshot] = []
         self.audit_findings: list[Any] = []
         self.final_settings: Settings | None = None
+        self.judged_rows: list[Row] | None = None
+        """The rows that the callers were told of, if the log was replaced at the end."""
         self.violations: list[str] = []
         self._processes = min(16, 2 + int(chance.expovariate(0.4)))
         self._calls_left = chance.randint(20, 90)
@@ -106,6 +117,8 @@ class World:
         self._cancels = chance.choice((0.0, 0.1))
         self._kill_every = chance.choice((0.0, 5.0, 40.0)) * self._patience
         self._jump_every = chance.choice((0.0, 10.0)) * self._patience
+        self._forge_every = chance.choice((0.0, 0.0, 10.0)) * self._patience
+        self._forged: list[bytes] = []
         self._callers = 0
         self._restarts = 0
 
@@ -132,8 +145,9 @@ class World:
         self.faults.probability = self._fault_probability
         for process in self.processes:
             self._start_callers(process)
-        watchers = [asyncio.create_task(each) for each in (self._kill_now_and_then(), self._move_clocks())]
-        while self._callers or self._restarts:
+        troubles = (self._kill_now_and_then(), self._move_clocks(), self._forge_snapshots())
+        watchers = [asyncio.create_task(each) for each in troubles]
+        while self._callers or self._restarts:  # noqa: ASYNC110 - a simulated wait costs nothing
             await asyncio.sleep(self._patience)
         for watcher in watchers:
             watcher.cancel()
@@ -149,16 +163,38 @@ class World:
         for request in list(self.operations.requests):
             if request.is_open and (request.key is not None or request.job_uuid is not None):
                 await self._run_in(self.chance.choice([*live, fresh]), request)
-        # The first query of a process may notice what its last call left open.
-        for process in (*live, fresh):
-            self.live_states.append(await self._in_process(process, process.state()))
+        # Twice, because a process that opens its ledger only now may record its settings.
+        for _ in range(2):
+            self.live_states = [await self._in_process(each, each.state()) for each in (*live, fresh)]
         self.final_settings = await self._in_process(fresh, fresh.ledger.settings())
+        for forged in self._forged:
+            self.server.models.execute("DELETE FROM allowance_snapshots WHERE hash = ?", (forged,))
         report = await self._in_process(fresh, fresh.ledger.audit())
         self.audit_findings = list(report.findings)
+        if self.chance.random() < 0.3:
+            await self._replace_log([*live, fresh])
+            return
         for process in (*live, fresh):
             await self._in_process(process, process.ledger.close())
         reopened = self._start(len(self.processes) + 1)
         self.live_states.append(await self._in_process(reopened, reopened.state()))
+
+    async def _replace_log(self, processes: list[Process]) -> None:
+        """Restore another log below the open ledgers: no process may decide on a mixture of both."""
+        self.judged_rows = list(self.server.rows)
+        self.server.replace(other_log(self.judged_rows, self.chance.randrange(1, len(self.judged_rows))))
+        expected = rows_as_state(self.server.rows)
+        self.counts["logs replaced"] += 1
+        for process in (*processes, self._start(len(self.processes) + 1)):
+            for _ in range(2):
+                try:
+                    state = await self._in_process(process, process.state())
+                except StorageUnavailable:
+                    self.outcomes["log replaced", "StorageUnavailable"] += 1
+                    continue
+                self.outcomes["log replaced", "ok"] += 1
+                if state != expected:
+                    self.violations.append("after the log was replaced, a process decides on a mixture of both")
 
     def _start(self, number: int, *, with_settings: bool = False) -> Process:
         settings = None
@@ -200,7 +236,7 @@ class World:
         request.calls.append(call)
         self.calls.append(call)
         process.open_calls.append(call)
-        work = asyncio.get_running_loop().create_task(request.invoke(process, request))
+        work: asyncio.Task[Any] = asyncio.get_running_loop().create_task(request.invoke(process, request))
         if self._cancels and self.faults.probability and self.chance.random() < self._cancels:
             asyncio.get_running_loop().call_later(self.chance.expovariate(50.0), work.cancel)
         try:
@@ -260,12 +296,40 @@ class World:
             self.chance.choice(self.processes).clock_offset_ns += self.chance.choice(CLOCK_JUMPS_SECONDS) * 10**9
             self.counts["clock jumps"] += 1
 
-    async def _run_in(self, process: Process, request: Request) -> Call:
-        return await self._in_process(process, self.call(process, request))
+    async def _forge_snapshots(self) -> None:
+        """Store a snapshot of another log now and then, as somebody who copies rows between databases does."""
+        while self._forge_every:
+            await asyncio.sleep(self.chance.expovariate(1.0 / self._forge_every))
+            rows = self.server.rows
+            state = rows_as_state(other_log(rows, len(rows) - 1)[:-1])
+            values = (1, state.position, SNAPSHOT_VERSION, state.hash, payload_digest(state.payload), state.payload)
+            self.server.models.execute("INSERT OR REPLACE INTO allowance_snapshots VALUES (?, ?, ?, ?, ?, ?)", values)
+            self._forged.append(state.hash)
+            self.counts["snapshots forged"] += 1
+
+    async def _run_in(self, process: Process, request: Request) -> None:
+        await self._in_process(process, self.call(process, request))
 
     async def _in_process(self, process: Process, work: Any) -> Any:
         """Await work on a process's own loop."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, process.loop))
+
+
+def other_log(rows: list[Row], first_changed: int) -> list[Row]:
+    """Return a valid log that differs from these rows from an index on, and is longer by a change of settings."""
+    settings = encode(SettingsChanged(Settings(block_expiry_blocks=7).to_recorded()))
+    version = sum(row.stream == SETTINGS_STREAM for row in rows) + 1
+    more = Row(len(rows) + 1, SETTINGS_STREAM, version, rows[-1].recorded_at_ns, *[None] * 4, settings, b"")
+    changed = rows[:first_changed]
+    for row in (*rows[first_changed:], more):
+        payload = row.payload
+        if row.settles is not None:
+            # An id has bits of its row's hash, which may be another now.
+            old, new = (str(reservation_id(row.settles, log[row.settles - 1].hash)) for log in (rows, changed))
+            payload = payload.replace(old.encode(), new.encode())
+        later = row._replace(recorded_at_ns=row.recorded_at_ns + 1, payload=payload)
+        changed.append(later._replace(hash=row_hash(changed[-1].hash, later)))
+    return changed
 
 
 def rows_as_state(rows: list[Row]) -> Snapshot:
