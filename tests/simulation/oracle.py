@@ -65,6 +65,8 @@ class Oracle:
         self._replay()
         for call in self.world.calls:
             self._check_call(call)
+        for request in self.world.operations.requests:
+            self._check_repeats(request)
         self._check_attribution()
         self._check_states()
         for finding in self.world.audit_findings:
@@ -236,6 +238,17 @@ class Oracle:
         most = min(tries, 1) if has_key else tries
         if rows > most:
             self._say(f"request {request.number} ({request.kind}) has {rows} rows after {tries} calls that may have worked")
+
+    def _check_repeats(self, request: Request) -> None:
+        """Every call with one key gets the first outcome."""
+        if request.key is None or request.kind in ("pick", "pick again", "expire_due"):
+            return
+        told = [call.result for call in request.calls if call.outcome == "ok"]
+        names = {repr(getattr(result, "reservation_id", result)) for result in told}
+        if len(names) > 1 and request.key.startswith("key-"):
+            self._say(f"{request.kind} with the key {request.key} returned {names}")
+        if request.key in self.log.by_key and request.calls[-1].label in (*REFUSED_AS, "ReservationNotFound"):
+            self._say(f"{request.kind} is stored under {request.key}, but was told {request.calls[-1].label}")
 
     def _check_settlements(self) -> None:
         requests: dict[int, list[Request]] = defaultdict(list)

@@ -161,7 +161,8 @@ class World:
         fresh = self._start(len(self.processes))
         live = [process for process in self.processes if not process.is_dead]
         for request in list(self.operations.requests):
-            if request.is_open and (request.key is not None or request.job_uuid is not None):
+            has_name = request.key is not None or request.job_uuid is not None
+            if has_name and (request.is_open or (request.key and self.chance.random() < 0.2)):
                 await self._run_in(self.chance.choice([*live, fresh]), request)
         # Twice, because a process that opens its ledger only now may record its settings.
         for _ in range(2):
@@ -228,6 +229,10 @@ class World:
             open_requests = [each for each in open_requests if each.calls[-1].outcome != "started"]
             if open_requests:
                 return self.chance.choice(open_requests)
+        if self.chance.random() < 0.05:
+            done = [each for each in self.operations.requests if each.key is not None and each.calls]
+            if done:
+                return self.chance.choice(done)
         return self.operations.next()
 
     async def call(self, process: Process, request: Request) -> Call:
@@ -249,6 +254,8 @@ class World:
             request.key = request.key or unknown.idempotency_key
         except (AllowanceException, JobRoutingException) as refusal:
             call.outcome, call.error = "refused", refusal
+            if isinstance(refusal, StorageUnavailable) and not self.faults.probability:
+                self.violations.append(f"{request.kind} raised {refusal!r}, but the storage has no fault")
         except Exception as error:
             call.outcome, call.error = "unknown", error
             self.violations.append(f"{request.kind} raised {error!r}, which is not one of the library's errors")
