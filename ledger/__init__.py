@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .clock import Clock as Clock
     from .codec import Row as Row
     from .domain.account import Account as Account
     from .domain.account import ActiveReservation as ActiveReservation
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from .domain.blocks import block_numbers as block_numbers
     from .domain.chain import Chain as Chain
     from .domain.chain import Metagraph as Metagraph
+    from .domain.commands import ChangeSettings as ChangeSettings
     from .domain.commands import EarlierExpiry as EarlierExpiry
     from .domain.commands import ExpireDue as ExpireDue
     from .domain.commands import RecordSettings as RecordSettings
     from .domain.commands import Reserve as Reserve
+    from .domain.commands import SettingsChange as SettingsChange
     from .domain.commands import Settle as Settle
     from .domain.commands import check_amount as check_amount
     from .domain.commands import check_same_request as check_same_request
@@ -67,12 +70,14 @@ else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
         {
+            "ledger.clock": "Clock",
             "ledger.codec": "Row",
             "ledger.domain.account": "Account ActiveReservation",
             "ledger.domain.blocks": "BlockSet END StepFunction block_numbers",
             "ledger.domain.chain": "Chain Metagraph",
             "ledger.domain.commands": (
-                "EarlierExpiry ExpireDue RecordSettings Reserve Settle check_amount check_same_request look_up_job"
+                "ChangeSettings EarlierExpiry ExpireDue RecordSettings Reserve Settle SettingsChange check_amount "
+                "check_same_request look_up_job"
             ),
             "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",

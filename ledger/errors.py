@@ -13,6 +13,7 @@
     ├── ImplausibleFact                     The chain fact is refused without `confirm=True`.
     ├── PositionOutOfRange                  The ledger does not contain the requested moment.
     ├── TimeOutOfRange                      No recorded block covers the receipt's time.
+    ├── ClockUnusable                       The clock raised, or its reading is no time of this age.
     ├── LedgerExists                        The target of a restore has another log of this validator.
     ├── DamagedExport                       The file differs from the one that was exported.
     ├── LedgerNotFound                      The database has no ledger of this validator.
@@ -46,6 +47,7 @@ __all__ = [
     "AllowanceException",
     "CannotReserveAllowanceException",
     "ChainFeedStale",
+    "ClockUnusable",
     "ConflictingFact",
     "CorruptLedger",
     "DamagedExport",
@@ -266,6 +268,19 @@ class TimeOutOfRange(AllowanceException):
         self.last = last
         covered = "no block is recorded yet" if first is None else f"they cover {first} to {last}"
         super().__init__(f"{asked} is not covered by the recorded blocks: {covered}")
+
+
+class ClockUnusable(AllowanceException):
+    """The clock by which the call would be decided raised, or returned no usable time; nothing was done.
+
+    `reading` is what it returned or raised; `expected` says what would be right.
+    """
+
+    def __init__(self, reading: object, expected: str) -> None:
+        self.reading = shortened(reading)
+        self.expected = expected
+        did = "raised" if isinstance(reading, BaseException) else "returned"
+        super().__init__(f"the clock must return {expected}; it {did} {self.reading}")
 
 
 class LedgerNotFound(AllowanceException):

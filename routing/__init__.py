@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ledger.errors import AllowanceException as AllowanceException
     from ledger.errors import CannotReserveAllowanceException as CannotReserveAllowanceException
     from ledger.errors import ChainFeedStale as ChainFeedStale
+    from ledger.errors import ClockUnusable as ClockUnusable
     from ledger.errors import ConflictingFact as ConflictingFact
     from ledger.errors import CorruptLedger as CorruptLedger
     from ledger.errors import DamagedExport as DamagedExport
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
     from .service.health import Health as Health
     from .service.past import Past as Past
+    from .service.settings_changes import SettingsRecord as SettingsRecord
     from .service.summaries import ClassTotals as ClassTotals
     from .service.summaries import Overview as Overview
     from .service.summaries import Usage as Usage
@@ -86,8 +88,8 @@ else:
             "ledger.domain.lookup": "Head",
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
-                "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ConflictingFact "
-                "CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent "
+                "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ClockUnusable "
+                "ConflictingFact CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent "
                 "JobRequestConflict JobRoutingException LedgerClosed LedgerExists LedgerNotFound "
                 "LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
                 "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
@@ -112,6 +114,7 @@ else:
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
             "routing.service.health": "Health",
             "routing.service.past": "Past",
+            "routing.service.settings_changes": "SettingsRecord",
             "routing.service.summaries": "ClassTotals Overview Usage",
             "routing.singletons": "allowance configure reset routing",
         },

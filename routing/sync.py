@@ -62,6 +62,7 @@ class _BlockingQueries:
     overview = _blocking(Queries.overview)
     receipts = _blocking(Queries.receipts)
     settings = _blocking(Queries.settings)
+    settings_changes = _blocking(Queries.settings_changes)
     head = _blocking(Queries.head)
 
 
@@ -128,6 +129,7 @@ class Allowance(_BlockingQueries):
     spend = _blocking(AsyncAllowance.spend)
     release = _blocking(AsyncAllowance.release)
     expire_due = _blocking(AsyncAllowance.expire_due)
+    change_settings = _blocking(AsyncAllowance.change_settings)
     verify = _blocking(AsyncAllowance.verify)
     export = _blocking(AsyncAllowance.export)
     audit = _blocking(AsyncAllowance.audit)

@@ -26,6 +26,7 @@ from ledger.events import (
     ReservationSpent,
     SettingsChanged,
 )
+from ledger.values import storable_ns
 
 from .account import Account, ActiveReservation
 from .chain import Chain
@@ -124,7 +125,7 @@ class LedgerState:
             blocks,
             event.job_start_block,
             recorded_at_ns,
-            event.expires_at_ns,
+            storable_ns(event.expires_at_ns),
             job_uuid,
             attempt,
             event.axon,

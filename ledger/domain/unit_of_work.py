@@ -98,14 +98,17 @@ class UnitOfWork:
         """Append an event at its stream's next version, apply it to the state, and return its row.
 
         `job` is the job's uuid and the number of its reservation; `settles` the position of the settled reservation.
+        While the recorded time is ahead of the clock, the event carries the clock's reading, by which it was decided.
         """
-        state = self.state
+        state, recorded_at_ns = self.state, self.recorded_at_ns
+        if self.now_ns != recorded_at_ns:
+            event = msgspec.structs.replace(event, decided_at_ns=self.now_ns)
         job_uuid, attempt = job or (None, None)
         unhashed = Row(
             state.position + 1,
             stream,
             state.version(stream) + 1,
-            self.recorded_at_ns,
+            recorded_at_ns,
             key,
             job_uuid,
             attempt,
@@ -145,21 +148,20 @@ class UnitOfWork:
     ) -> ActiveReservation:
         """Append the expiries that the claim requires and then the reservation; return it.
 
-        The due time is amount + margin after the recorded time. The clock that decided the expiries is stored only if
-        it differs from the recorded time, that is, if it is behind the log: it jumped back, or another host's clock is
-        ahead.
+        The due time is amount + margin after the clock that decides, even if the recorded time is ahead of it: the clock
+        jumped back, or another host's is ahead. Otherwise one wrong reading, far in the future, would make all later
+        reservations immortal.
         """
-        recorded_at_ns = self.recorded_at_ns
         for overdue in claim.overdue:
             self.settle(overdue, ExpiryRecorded(overdue.reservation_id))
         event = AllowanceReserved(
             amount_ns=amount_ns,
             blocks=claim.blocks,
             job_start_block=job_start_block,
-            expires_at_ns=recorded_at_ns + amount_ns + self.state.chain.settings.reservation_margin_ns,
+            expires_at_ns=self.now_ns + amount_ns + self.state.chain.settings.reservation_margin_ns,
             axon=axon,
-            decided_at_ns=self.now_ns if self.now_ns != recorded_at_ns else None,
             kept=kept,
+            due_by_clock=self.now_ns != self.recorded_at_ns,
         )
         self.append(account.stream, event, key=key, job=job)
         self.claims += 1

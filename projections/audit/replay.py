@@ -59,6 +59,8 @@ class Replay:
         self.counts: dict[type[Event], int] = defaultdict(int)
         """Events by type."""
         self.recorded_at_ns = 0
+        self._now_ns = 0
+        """The clock that decided the current event."""
         self.row_checker = RowChecker()
         self.page_changes: list[AuditedReservation | tuple[Row, Settlement]] = []
         """Reservations and settlements of the current page, to compare with the history; the caller clears it."""
@@ -104,6 +106,8 @@ class Replay:
             event = decode(row.position, row.payload)
             kind = type(event)
             self.counts[kind] += 1
+            decided_at_ns = event.decided_at_ns
+            self._now_ns = row.recorded_at_ns if decided_at_ns is None else self._decided_at_ns(row, decided_at_ns)
             self._checks[kind](row, event)
         except (CorruptLedger, NewerLedger) as unreadable:
             self.findings.add(row.position, Rule.READABLE_EVENTS, str(unreadable))
@@ -152,11 +156,16 @@ class Replay:
             self._report_columns(row, message)
         if row.job_uuid is not None and not is_name(row.job_uuid):
             self._report_columns(row, "job_uuid must be 1 to 128 printable characters")
-        now_ns = row.recorded_at_ns if event.decided_at_ns is None else self._decided_at_ns(row, event.decided_at_ns)
+        if event.due_by_clock and event.decided_at_ns is None:
+            message = "the due time counts from the deciding clock, but the event does not carry its reading"
+            self.findings.add(row.position, Rule.DECISION_CLOCK, message)
+        now_ns = self._now_ns
         self._due_queue.set_clock(now_ns)
         if self._settlements.pending_expiries:
             self._settlements.check_pending_expiries(row, event, now_ns)
-        value_ns, is_plain = self._reservations.check(row, event, account)
+        # Before the field `due_by_clock`, due times counted from the recorded time.
+        due_from_ns = now_ns if event.due_by_clock else row.recorded_at_ns
+        value_ns, is_plain = self._reservations.check(row, event, account, due_from_ns)
         if event.axon is not None:
             self._routes.check(row, event, account, now_ns)
         else:
@@ -173,7 +182,7 @@ class Replay:
             self._report_columns(row, "the row of a settlement must have `settles`, and no job")
         if self._settlements.pending_expiries and type(event) is not ExpiryRecorded:
             self._settlements.check_pending_expiries()
-        self._settlements.settle(row, event, previous_ns=self.recorded_at_ns)
+        self._settlements.settle(row, event, self._now_ns, previous_ns=self.recorded_at_ns)
         self.page_changes.append((row, event))
 
     def _check_key(self, row: Row, key: str) -> None:

@@ -11,7 +11,7 @@ from ledger import Reservation, Row, Status, block_numbers, status_after
 from ledger.codec import decode, event_tag, reservation_id
 from ledger.errors import CorruptLedger, NewerLedger, ProjectionStopped
 from ledger.events import AllowanceReserved, Run, Settlement, account_of
-from ledger.values import instant, seconds
+from ledger.values import instant, seconds, storable_ns
 
 BUCKET_BLOCKS = 64
 """Blocks per bucket. An index serves a search by equality on `bucket`, not one for the runs that contain a block.
@@ -178,7 +178,7 @@ def new_history_row(event_row: Row, event: AllowanceReserved) -> HistoryRow:
         msgspec.json.encode(event.blocks),
         event.job_start_block,
         event_row.recorded_at_ns,
-        event.expires_at_ns,
+        storable_ns(event.expires_at_ns),
         "reserved",
         None,
         None,

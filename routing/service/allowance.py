@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from ledger import (
     BlockFact,
+    ChangeSettings,
     Command,
     EarlierExpiry,
     ExpireDue,
@@ -23,6 +25,7 @@ from ledger import (
     Reservation,
     Reserve,
     Settings,
+    SettingsChange,
     Settle,
     encode_state,
     found_reservation,
@@ -37,6 +40,7 @@ from .health import Health, health_of
 from .lifecycle import Lifecycle
 from .past import AsOf, Past
 from .queries import Queries, checked_id
+from .settings_changes import log_change
 
 if TYPE_CHECKING:
     from projections import AuditReport, ExportReport, RebuildReport, VerifyReport
@@ -55,8 +59,8 @@ class Allowance(Queries):
     a fork. Amounts are executor-seconds; times are aware
     `datetime`s, in UTC when returned.
 
-    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger` or `NewerLedger`; any change may also raise
-    `ReadOnlyLedger`, `LedgerOverloaded` or `OutcomeUnknown`. Each method lists the other errors that it raises.
+    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger`, `NewerLedger` or `ClockUnusable`; any change
+    may also raise `ReadOnlyLedger`, `LedgerOverloaded` or `OutcomeUnknown`. Each method lists the other errors that it raises.
 
         async with Allowance.open("sqlite:///allowance.db", validator_ss58=HOTKEY) as ledger:
             reservation = await ledger.reserve(miner, "always_on.gpu-24gb", 30.0, await ledger.current_block())
@@ -70,8 +74,23 @@ class Allowance(Queries):
         settings: Settings | None,
         clock_ns: Callable[[], int],
         read_only: bool,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        environment_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(Lifecycle(database_url, validator_ss58, settings, clock_ns, read_only=read_only))
+        """Use `open`, except for these: `environment_settings` are the fields of `Settings` that the environment names.
+
+        Jumps of `clock_ns` are noticed against `monotonic_ns`; simulations pass their own.
+        """
+        lifecycle = Lifecycle(
+            database_url,
+            validator_ss58,
+            settings,
+            clock_ns,
+            read_only=read_only,
+            monotonic_ns=monotonic_ns,
+            environment_settings=environment_settings,
+        )
+        super().__init__(lifecycle)
         self._read_only = read_only
         self._fact_validator = FactValidator()
 
@@ -87,8 +106,9 @@ class Allowance(Queries):
     ) -> Allowance:
         """Return the validator's ledger at `sqlite:///path`, `sqlite://` (in memory) or `postgresql://…`.
 
-        Opening creates or upgrades the schema, and records explicit `settings` that differ from the recorded ones;
-        `read_only` does neither. `clock_ns` returns nanoseconds since the epoch and is called from any thread.
+        Opening creates or upgrades the schema, and records explicit `settings` that differ from the recorded ones, with
+        a warning in the log; `read_only` does neither. `clock_ns` returns nanoseconds since the epoch and is called from any thread;
+        each reading is validated.
         Raises `InvalidInput` here. The first call opens the ledger, and raises `StorageUnavailable`, `NewerLedger`,
         or, if read-only, `LedgerNotFound`.
         """
@@ -234,6 +254,19 @@ class Allowance(Queries):
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(reservations_of_expire_due(handle.store, expired, handle.validator_ss58))
 
+    async def change_settings(self, *, idempotency_key: str | None = None, **named: Any) -> Settings:
+        """Change the named fields of the recorded settings, and return the settings; the other fields stay.
+
+            await ledger.change_settings(block_expiry_blocks=500, allowance_multiplier="1.5")
+
+        The settings apply to what is finalized and claimed later. If nothing differs, nothing is recorded. Raises
+        `InvalidInput` for a field that does not exist or a value out of its range, and `IdempotencyConflict` if the key
+        was used for another request.
+        """
+        change: SettingsChange = await self.execute(ChangeSettings(named, _checked_key(idempotency_key)))
+        log_change(change, logging.INFO, "change_settings")
+        return change.after.to_settings()
+
     async def execute(self, command: Command) -> Any:
         """Decide a command and commit its events; return its result. For routers. Raises `ReadOnlyLedger`."""
         if self._read_only:
@@ -248,7 +281,7 @@ class Allowance(Queries):
     def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
         """Return a read-only view of the ledger as it was, with the same queries.
 
-        Exactly one argument is needed. `position`: after that event, with the clock at that event's recorded time.
+        Exactly one argument is needed. `position`: after that event, with the clock that decided it.
         `time`: after the last event recorded by then, with the clock at that time. `block`: just before the first
         event about a higher block. Raises `InvalidInput` here, and `PositionOutOfRange` at the first query.
         """

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 from ledger import ActiveReservation, Head, LedgerState, decode_state, encode_state
 from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, SETTINGS_STREAM
+from ledger.values import storable_ns
 from projections.audit.state import AuditedReservation, AuditState
 from projections.row_checks import RowChecker
 from projections.rules import Findings, Rule
@@ -84,7 +85,7 @@ def _active_reservation(reservation: AuditedReservation) -> ActiveReservation:
         event.blocks,
         event.job_start_block,
         row.recorded_at_ns,
-        event.expires_at_ns,
+        storable_ns(event.expires_at_ns),
         row.job_uuid,
         row.attempt,
         event.axon,
