@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from .reader import LogReader
 
-# The version of the tables that this release creates and understands.
-SCHEMA_VERSION = 1
+# The version of the tables that this release creates. It reads older ones, and upgrades them (`schema_steps.py`).
+SCHEMA_VERSION = 2
 
 # Rows in a page. Smaller pages cost more round trips than they save memory.
 PAGE_ROWS = 1000
@@ -80,7 +80,7 @@ class Store(Protocol):
         ...
 
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
-        """Connect and find the ledger; with `create`, first create missing tables and the ledger.
+        """Connect and find the ledger; with `create`, first create or upgrade the tables, and create the ledger.
 
         `create` returns the tables. It is a function because they need SQLAlchemy, whose import is slow and is not
         needed if the tables exist. Raises `LedgerNotFound`, `NewerLedger` and `StorageUnavailable`.
@@ -100,6 +100,10 @@ class Store(Protocol):
 
     async def head(self) -> Head:
         """Return the committed head."""
+        ...
+
+    async def schema_version(self) -> int:
+        """Return the stored version of the tables. A read-only store does not upgrade an older one."""
         ...
 
     def probe_head(self) -> Head | None:
