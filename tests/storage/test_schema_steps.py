@@ -78,7 +78,7 @@ async def test_an_upgraded_database_has_the_tables_of_a_new_one(
     old_url: str, shared_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Opening upgrades version 1 step by step, says so in the log, and leaves exactly the tables of a new database."""
-    if old_url.split(":")[0] != shared_url.split(":")[0]:
+    if old_url.split(":", maxsplit=1)[0] != shared_url.split(":", maxsplit=1)[0]:
         pytest.skip("the catalogs of two engines cannot be compared")
     assert await stored_version(old_url) == 1
     with caplog.at_level(logging.INFO, "allowance.ledger"):

@@ -44,7 +44,7 @@ from ledger.store.contract import (
 )
 from ledger.values import LARGEST_INTEGER
 
-from .reader import BROKEN, PostgresReader, postgres_errors
+from .reader import BROKEN, PostgresReader, postgres_errors, read_page
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -84,7 +84,6 @@ _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, s
 _HEAD = """SELECT position, hash, recorded_at_ns, fence, (SELECT version FROM allowance_schema)
            FROM allowance_ledgers WHERE ledger = $1 AND validator_ss58 = $2"""
 _LOCK_HEAD = f"{_HEAD} FOR UPDATE"
-_READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3"
 # A lateral subquery with a limit is always planned as an index look-up. The planner would turn a join into a scan of
 # the log if its statistics are old and say that the log is small.
 _FIND = f"""
@@ -567,7 +566,7 @@ async def _roll_back(session: ServerSession, connection: asyncpg.Connection) -> 
 
 
 async def _read(connection: asyncpg.Connection, ledger: int, after: int) -> list[Row]:
-    return [Row(*row) for row in await connection.fetch(_READ, ledger, after, PAGE_ROWS)]
+    return await read_page(connection, ledger, after, PAGE_ROWS)
 
 
 async def _find(connection: asyncpg.Connection, ledger: int, lookup: Lookup) -> LookupResult:

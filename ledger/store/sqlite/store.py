@@ -14,7 +14,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, closing, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ from ledger.store.contract import (
     do_nothing,
     driver_message,
     is_sqlalchemy_error,
+    next_page,
 )
 from ledger.values import LARGEST_INTEGER
 
@@ -492,7 +493,8 @@ class SqliteStore:
         return Head(position, a_hash, recorded_at_ns)
 
     def _read(self, after: int) -> list[Row]:
-        return list(map(row_from_columns, self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))))
+        with closing(self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))) as found:
+            return next_page(map(row_from_columns, found), PAGE_ROWS)
 
     def _find(self, lookup: Lookup) -> LookupResult:
         known = LookupResult()
