@@ -21,6 +21,7 @@
     ├── LedgerOverloaded                    The queue of changes is full.
     ├── NewerLedger                         A newer release wrote this schema or event.
     ├── CorruptLedger                       Stored bytes differ from the ones that were written.
+    │   └── SealConflict                    The log's seal and this process's state differ.
     ├── ProjectionStopped                   The history projector cannot apply an event.
     ├── RebuildOvertaken                    Another rebuild started meanwhile.
     ├── OutcomeUnknown                      The answer to a commit was lost; the error carries the key.
@@ -70,6 +71,7 @@ __all__ = [
     "ReservationAlreadySpent",
     "ReservationExpired",
     "ReservationNotFound",
+    "SealConflict",
     "StorageUnavailable",
     "TimeOutOfRange",
 ]
@@ -340,6 +342,24 @@ class CorruptLedger(AllowanceException):
         self.position = position
         self.reason = reason
         super().__init__(f"the log is damaged at position {position}: {reason}")
+
+
+class SealConflict(CorruptLedger):
+    """The log's seal of `position` has another digest than the state there; nothing may be decided on that state.
+
+    A writer that finds this refuses all changes until the ledger is opened again.
+    """
+
+    def __init__(self, position: int, sealed_digest: str, digest: str) -> None:
+        self.position = position
+        self.reason = f"its seal has the digest {shortened(sealed_digest)}, but the state there has {shortened(digest)}"
+        self.sealed_digest = sealed_digest
+        self.digest = digest
+        AllowanceException.__init__(
+            self,
+            f"the seal of position {position} and the state there differ: {self.reason}. Changes are refused until the"
+            " ledger is opened again. Run `allowance audit` before, to find out which of the two is wrong",
+        )
 
 
 class ProjectionStopped(AllowanceException):
