@@ -23,6 +23,7 @@ KEPT_SNAPSHOTS = 2
 
 _INSERT = """INSERT INTO allowance_snapshots (ledger, position, model_version, hash, digest, payload)
              VALUES (?, ?, ?, ?, ?, ?)"""
+_DELETE = "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?"
 
 ProgressReport = Callable[[int, int], None]
 """Called on the ledger's own thread with the number of events processed so far and the number of events in all."""
@@ -73,19 +74,21 @@ class SnapshotStore:
         )
         return {position: _stored_snapshot(position, *columns) for position, *columns in rows}
 
-    async def save(self, snapshot: Snapshot, dropped: Collection[int] = ()) -> None:
-        """Store a snapshot; delete those at the positions `dropped`, and all but the `KEPT_SNAPSHOTS` newest."""
+    async def drop(self, positions: Collection[int]) -> None:
+        """Delete the snapshots at these positions."""
+        async with self._store.write_read_models() as transaction:
+            await transaction.execute_many(_DELETE, [(self._store.ledger, position) for position in positions])
+
+    async def save(self, snapshot: Snapshot) -> None:
+        """Store a snapshot; delete all but the `KEPT_SNAPSHOTS` newest."""
         position, ledger = snapshot.position, self._store.ledger
         async with self._store.write_read_models() as transaction:
             # Of every version: an older release's snapshots would otherwise stay for ever.
             rows = await transaction.query("SELECT position FROM allowance_snapshots WHERE ledger = ?", ledger)
             positions = {each for (each,) in rows}
-            remaining = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
+            remaining = sorted({*positions, position})[-KEPT_SNAPSHOTS:]
             deleted = [each for each in positions if each not in remaining or each == position]
-            await transaction.execute_many(
-                "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?",
-                [(ledger, each) for each in deleted],
-            )
+            await transaction.execute_many(_DELETE, [(ledger, each) for each in deleted])
             if position in remaining:
                 digest = payload_digest(snapshot.payload)
                 values = (ledger, position, SNAPSHOT_VERSION, snapshot.hash, digest, snapshot.payload)

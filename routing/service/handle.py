@@ -59,8 +59,11 @@ class LedgerHandle:
         # Imported here, since few processes ever rebuild and every one waits for its imports.
         from projections import Rebuild
 
-        rebuild = Rebuild(self.store, self.snapshots)
-        report = await rebuild.run(progress)
+        rebuild, sealed_position = Rebuild(self.store, self.snapshots), 0
+        # A state that cannot be folded has no seal either; the rebuild says at which event.
+        with suppress(AllowanceException):
+            sealed_position = await self.writer.query(lambda state, _: state.sealed_position)
+        report = await rebuild.run(progress, sealed_position)
         position, payload = await self.writer.query(lambda state, _: (state.position, encode_state(state)))
         if not await rebuild.compare_state(position, payload):
             await self.writer.replace_state(rebuild.state)

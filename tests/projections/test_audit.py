@@ -314,7 +314,7 @@ async def ledger_with_history_and_snapshot(url: str) -> int:
         await EventfulStory(ledger, clock, SEED).goes_on(150)
         await project(ledger)
         assert ledger._lifecycle.open_handle is not None
-        await ledger._lifecycle.open_handle.runtime.run(ledger._lifecycle.open_handle._save_snapshot_if_due(1))
+        await ledger._lifecycle.open_handle.runtime.run(ledger._lifecycle.open_handle._seal_if_due(1))
         position = (await ledger.head()).position
         await EventfulStory(ledger, clock, SEED).goes_on(0)
     return position

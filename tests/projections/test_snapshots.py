@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from ledger import SNAPSHOT_VERSION, encode_state
+from ledger import SNAPSHOT_VERSION, SealState, encode_state, state_digest
 from ledger.store.sqlite.store import SqliteStore
 from projections import Availability, SnapshotStore, state_at
 from projections.snapshots import KEPT_SNAPSHOTS, Snapshot, payload_digest
@@ -30,10 +30,11 @@ async def bytes_of(ledger: Allowance) -> bytes:
 
 
 async def take_snapshot(ledger: Allowance) -> int:
-    """Save a snapshot of the live state; return its position."""
-    snapshot: Snapshot = await ledger._read_state(
-        lambda state, _: Snapshot(state.position, state.hash, encode_state(state))
+    """Seal the live state and save a snapshot of it; return its position."""
+    snapshot, digest = await ledger._read_state(
+        lambda state, _: (Snapshot(state.position, state.hash, encode_state(state)), state_digest(state))
     )
+    await ledger.execute(SealState(snapshot.position, digest))
     await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(snapshot))
     return snapshot.position
 
@@ -138,7 +139,7 @@ async def test_opening_reads_only_the_rows_after_the_snapshot(url: str, monkeypa
 async def test_a_writer_saves_snapshots_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the log grows, and when it closes; the two newest remain."""
     monkeypatch.setattr("routing.service.handle.PROJECT_EVERY_ROWS", 40)
-    monkeypatch.setattr("routing.service.handle.SNAPSHOT_EVERY_ROWS", 60)
+    monkeypatch.setattr("routing.service.handle.SEAL_EVERY_ROWS", 60)
     clock = Clock()
     seen: set[int] = set()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
