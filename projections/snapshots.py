@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ledger import SNAPSHOT_VERSION, Lookup, Row, Store, decode_state, encode_state, proves, seal_key, state_digest
-from ledger.codec import row_hash
+from ledger.codec import decode, row_hash
+from ledger.events import SEALS_STREAM, StateSealed
 from ledger.values import LARGEST_INTEGER
 
 from .availability import Availability
@@ -134,6 +135,19 @@ def sealed_if_due(state: Availability, every_rows: int) -> SealedSnapshot | None
     return SealedSnapshot(snapshot_of(state), state_digest(state))
 
 
+async def sealed_positions(store: Store) -> list[int]:
+    """Return the positions that the log's seals name, in the order of the seals; those of unreadable rows are left out.
+
+    Only a hint where to look: the log's rows, read in order, say what is sealed.
+    """
+    # The stream is a constant of this release, so nothing needs to be quoted.
+    rows = await store.query(
+        f"SELECT position, payload FROM allowance_events WHERE ledger = {store.ledger}"
+        f" AND stream = '{SEALS_STREAM}' ORDER BY position"
+    )
+    return [event.position for event in map(_seal_in, rows) if event is not None]
+
+
 async def state_at(store: Store, position: int, progress: ProgressReport | None = None) -> Availability:
     """Return the state right after a position, which the log must have."""
     state = await SnapshotStore(store).load(until=position)
@@ -144,6 +158,14 @@ async def state_at(store: Store, position: int, progress: ProgressReport | None 
             progress(state.position, position)
         await asyncio.sleep(0)  # A long fold yields the event loop after each page.
     return state
+
+
+def _seal_in(columns: tuple[Any, ...]) -> StateSealed | None:
+    try:
+        event = decode(*columns)
+    except Exception:  # A damaged row may hold anything; an audit reports it when it reaches the row.
+        return None
+    return event if isinstance(event, StateSealed) else None
 
 
 def snapshot_of(state: Availability) -> Snapshot:
