@@ -23,6 +23,7 @@
     ├── CorruptLedger                       Stored bytes differ from the ones that were written.
     │   └── SealConflict                    The log's seal and this process's state differ.
     ├── ProjectionStopped                   The history projector cannot apply an event.
+    ├── HistoryDamaged                      A row of the history's read model differs from the log.
     ├── RebuildOvertaken                    Another rebuild started meanwhile.
     ├── OutcomeUnknown                      The answer to a commit was lost; the error carries the key.
     └── StorageUnavailable                  The database cannot be used now.
@@ -50,6 +51,7 @@ __all__ = [
     "ConflictingFact",
     "CorruptLedger",
     "DamagedExport",
+    "HistoryDamaged",
     "IdempotencyConflict",
     "ImplausibleFact",
     "InvalidInput",
@@ -372,6 +374,21 @@ class ProjectionStopped(AllowanceException):
         super().__init__(
             f"the history stopped before position {position}, {event_type}: {reason}."
             " Run `allowance verify` to find the first event that differs from the one that was written"
+        )
+
+
+class HistoryDamaged(AllowanceException):
+    """The history's read model has a row that differs from the log; the log decides, so the row is not shown.
+
+    `position`: of the reservation. `fields`: in which the row differs; empty if the log has no reservation there.
+    """
+
+    def __init__(self, position: int, fields: list[str]) -> None:
+        self.position = position
+        self.fields = fields
+        difference = f"differs from the log in {', '.join(fields)}" if fields else "is not in the log"
+        super().__init__(
+            f"the history's row of position {position} {difference}. Run `allowance rebuild` to make the history anew"
         )
 
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from ledger import SNAPSHOT_VERSION, SealState, encode_state, state_digest
+from ledger import SNAPSHOT_VERSION, encode_state
 from ledger.store.sqlite.store import SqliteStore
 from projections import Availability, SnapshotStore, state_at
 from projections.snapshots import KEPT_SNAPSHOTS, Snapshot, payload_digest
@@ -19,7 +19,7 @@ from projections.tables import snapshots
 from routing import Allowance
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
-from tests.support.stories import SETTINGS, Story, events_of, executed, seed_shown, store_of, there
+from tests.support.stories import SETTINGS, Story, events_of, executed, seed_shown, store_of, take_snapshot, there
 
 SEED = 11
 
@@ -27,16 +27,6 @@ SEED = 11
 async def bytes_of(ledger: Allowance) -> bytes:
     """Return the live state, encoded."""
     return await ledger._read_state(lambda state, _: encode_state(state))
-
-
-async def take_snapshot(ledger: Allowance) -> int:
-    """Seal the live state and save a snapshot of it; return its position."""
-    snapshot, digest = await ledger._read_state(
-        lambda state, _: (Snapshot(state.position, state.hash, encode_state(state)), state_digest(state))
-    )
-    await ledger.execute(SealState(snapshot.position, digest))
-    await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(snapshot))
-    return snapshot.position
 
 
 # Equal bytes
@@ -99,6 +89,7 @@ async def test_a_state_from_a_snapshot_behaves_like_the_live_one(url: str) -> No
                 await story.goes_on(20)
                 await twin_story.goes_on(20)
                 await take_snapshot(ledger)
+                await take_snapshot(twin)
                 assert ledger._lifecycle.open_handle is not None
                 await ledger._lifecycle.open_handle.writer.replace_state(
                     await there(ledger, SnapshotStore(store_of(ledger)).load)
