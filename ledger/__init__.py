@@ -35,11 +35,18 @@ if TYPE_CHECKING:
     from .domain.fact_validation import ManifestsFact as ManifestsFact
     from .domain.lookup import Head as Head
     from .domain.lookup import Lookup as Lookup
+    from .domain.lookup import LookupResult as LookupResult
     from .domain.reservation import STATUSES as STATUSES
     from .domain.reservation import Reservation as Reservation
     from .domain.reservation import Status as Status
     from .domain.reservation import found_reservation as found_reservation
+    from .domain.reservation import settlement_of as settlement_of
     from .domain.reservation import status_after as status_after
+    from .domain.seal import state_digest as state_digest
+    from .domain.seal_command import SealState as SealState
+    from .domain.seal_command import proves as proves
+    from .domain.seal_command import seal_key as seal_key
+    from .domain.state import SEAL_VERSION as SEAL_VERSION
     from .domain.state import LedgerState as LedgerState
     from .domain.state_codec import SNAPSHOT_VERSION as SNAPSHOT_VERSION
     from .domain.state_codec import decode_state as decode_state
@@ -81,9 +88,11 @@ else:
             ),
             "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",
-            "ledger.domain.lookup": "Head Lookup",
-            "ledger.domain.reservation": "Reservation STATUSES Status found_reservation status_after",
-            "ledger.domain.state": "LedgerState",
+            "ledger.domain.lookup": "Head Lookup LookupResult",
+            "ledger.domain.reservation": "Reservation STATUSES Status found_reservation settlement_of status_after",
+            "ledger.domain.seal": "state_digest",
+            "ledger.domain.seal_command": "SealState proves seal_key",
+            "ledger.domain.state": "LedgerState SEAL_VERSION",
             "ledger.domain.state_codec": "SNAPSHOT_VERSION decode_state encode_state",
             "ledger.domain.unit_of_work": "Command UnitOfWork",
             "ledger.runtime": "Runtime current_runtime refuse_on_loop",

@@ -22,7 +22,9 @@
     ├── LedgerOverloaded                    The queue of changes is full.
     ├── NewerLedger                         A newer release wrote this schema or event.
     ├── CorruptLedger                       Stored bytes differ from the ones that were written.
+    │   └── SealConflict                    The log's seal and this process's state differ.
     ├── ProjectionStopped                   The history projector cannot apply an event.
+    ├── HistoryDamaged                      A row of the history's read model differs from the log.
     ├── RebuildOvertaken                    Another rebuild started meanwhile.
     ├── OutcomeUnknown                      The answer to a commit was lost; the error carries the key.
     └── StorageUnavailable                  The database cannot be used now.
@@ -51,6 +53,7 @@ __all__ = [
     "ConflictingFact",
     "CorruptLedger",
     "DamagedExport",
+    "HistoryDamaged",
     "IdempotencyConflict",
     "ImplausibleFact",
     "InvalidInput",
@@ -72,6 +75,7 @@ __all__ = [
     "ReservationAlreadySpent",
     "ReservationExpired",
     "ReservationNotFound",
+    "SealConflict",
     "StorageUnavailable",
     "TimeOutOfRange",
 ]
@@ -357,6 +361,24 @@ class CorruptLedger(AllowanceException):
         super().__init__(f"the log is damaged at position {position}: {reason}")
 
 
+class SealConflict(CorruptLedger):
+    """The log's seal of `position` has another digest than the state there; nothing may be decided on that state.
+
+    A writer that finds this refuses all changes until the ledger is opened again.
+    """
+
+    def __init__(self, position: int, sealed_digest: str, digest: str) -> None:
+        self.position = position
+        self.reason = f"its seal has the digest {shortened(sealed_digest)}, but the state there has {shortened(digest)}"
+        self.sealed_digest = sealed_digest
+        self.digest = digest
+        AllowanceException.__init__(
+            self,
+            f"the seal of position {position} and the state there differ: {self.reason}. Changes are refused until the"
+            " ledger is opened again. Run `allowance audit` before, to find out which of the two is wrong",
+        )
+
+
 class ProjectionStopped(AllowanceException):
     """The history projector cannot apply the event at `position`; it never skips one, so it stopped there."""
 
@@ -367,6 +389,21 @@ class ProjectionStopped(AllowanceException):
         super().__init__(
             f"the history stopped before position {position}, {event_type}: {reason}."
             " Run `allowance verify` to find the first event that differs from the one that was written"
+        )
+
+
+class HistoryDamaged(AllowanceException):
+    """The history's read model has a row that differs from the log; the log decides, so the row is not shown.
+
+    `position`: of the reservation. `fields`: in which the row differs; empty if the log has no reservation there.
+    """
+
+    def __init__(self, position: int, fields: list[str]) -> None:
+        self.position = position
+        self.fields = fields
+        difference = f"differs from the log in {', '.join(fields)}" if fields else "is not in the log"
+        super().__init__(
+            f"the history's row of position {position} {difference}. Run `allowance rebuild` to make the history anew"
         )
 
 

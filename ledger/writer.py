@@ -36,7 +36,15 @@ from ledger.store.contract import CommitOutcomeUnknown, Store, Transaction, Tran
 
 from .codec import Row, row_hash
 from .counters import Counters
-from .errors import CorruptLedger, LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
+from .errors import (
+    AllowanceException,
+    CorruptLedger,
+    LedgerClosed,
+    LedgerOverloaded,
+    OutcomeUnknown,
+    SealConflict,
+    StorageUnavailable,
+)
 from .runtime import Runtime
 
 S = TypeVar("S", bound=LedgerState)
@@ -153,6 +161,8 @@ class LedgerWriter(Generic[S]):
         self._state_lock = _StateLock()
         self._locked_batches = 0
         self._closed = False
+        # Why no further change is accepted, until the ledger is opened again; None as long as changes are.
+        self._refusal: AllowanceException | None = None
         self._queries = _CallQueue(runtime, self._run_queries)
         self._commands = _CallQueue(runtime, self._commit_batch)
 
@@ -379,7 +389,10 @@ class LedgerWriter(Generic[S]):
             before = len(unit_of_work.rows)
             self.counters.attempts += 1
             # The batch may be decided a second time: nothing of the first time may remain.
-            call.result = call.error = call.row = None
+            call.result = call.row = None
+            call.error = self._refusal
+            if call.error is not None:
+                continue
             try:
                 # Inside: a clock that fails, fails for this command alone.
                 unit_of_work.now_ns = self._clock_ns()
@@ -392,6 +405,9 @@ class LedgerWriter(Generic[S]):
                     raise
                 # The command was refused before it appended. It fails alone.
                 call.error = error
+                if isinstance(error, SealConflict):
+                    # Either the state in memory or the log's seal is wrong, so nothing more may be decided on them.
+                    self._refusal = error
         self.counters.claims += unit_of_work.claims
 
     def _count_appended(self, unit_of_work: UnitOfWork) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .snapshots import ProgressReport as ProgressReport
     from .snapshots import Snapshot as Snapshot
     from .snapshots import SnapshotStore as SnapshotStore
+    from .snapshots import sealed_if_due as sealed_if_due
     from .snapshots import state_at as state_at
     from .tie_break import in_trial_order as in_trial_order
     from .verify import VerifyReport as VerifyReport
@@ -60,7 +61,7 @@ else:
             "projections.rebuild": "Difference Rebuild RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
             "projections.rules": "Finding RULES Rule",
-            "projections.snapshots": "ProgressReport Snapshot SnapshotStore state_at",
+            "projections.snapshots": "ProgressReport Snapshot SnapshotStore sealed_if_due state_at",
             "projections.tie_break": "in_trial_order",
             "projections.verify": "VerifyReport verify_log",
         },

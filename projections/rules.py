@@ -65,6 +65,7 @@ class Rule(StrEnum):
     HISTORY_MODEL = "history-model"
     SNAPSHOTS = "snapshots"
     LIVE_STATE = "live-state"
+    SEALS = "seals"
 
 
 RULES: dict[Rule, str] = {
@@ -113,6 +114,7 @@ RULES: dict[Rule, str] = {
     Rule.HISTORY_MODEL: "The history's rows are those that follow from the log.",
     Rule.SNAPSHOTS: "A snapshot equals, byte for byte, the fold of the log up to its position.",
     Rule.LIVE_STATE: "The state in memory equals, byte for byte, the fold of the log.",
+    Rule.SEALS: "A seal has the digest of the fold of the log up to a position below its own, which its key names.",
 }
 """The rules in words."""
 

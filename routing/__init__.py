@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ledger.errors import ConflictingFact as ConflictingFact
     from ledger.errors import CorruptLedger as CorruptLedger
     from ledger.errors import DamagedExport as DamagedExport
+    from ledger.errors import HistoryDamaged as HistoryDamaged
     from ledger.errors import IdempotencyConflict as IdempotencyConflict
     from ledger.errors import ImplausibleFact as ImplausibleFact
     from ledger.errors import InvalidInput as InvalidInput
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ledger.errors import ReservationAlreadySpent as ReservationAlreadySpent
     from ledger.errors import ReservationExpired as ReservationExpired
     from ledger.errors import ReservationNotFound as ReservationNotFound
+    from ledger.errors import SealConflict as SealConflict
     from ledger.errors import StorageUnavailable as StorageUnavailable
     from ledger.errors import TimeOutOfRange as TimeOutOfRange
     from ledger.settings import Settings as Settings
@@ -89,11 +91,11 @@ else:
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
                 "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ClockUnusable "
-                "ConflictingFact CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent "
-                "JobRequestConflict JobRoutingException LedgerClosed LedgerExists LedgerNotFound "
-                "LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
-                "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
-                "ReservationAlreadySpent ReservationExpired ReservationNotFound StorageUnavailable "
+                "ConflictingFact CorruptLedger DamagedExport HistoryDamaged IdempotencyConflict ImplausibleFact "
+                "InvalidInput JobAlreadySpent JobRequestConflict JobRoutingException LedgerClosed LedgerExists "
+                "LedgerNotFound LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown "
+                "PositionOutOfRange ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
+                "ReservationAlreadySpent ReservationExpired ReservationNotFound SealConflict StorageUnavailable "
                 "TimeOutOfRange"
             ),
             "ledger.settings": "Settings",

@@ -5,10 +5,10 @@ live state with a rebuilt one by them.
 
 Everything that follows from the stored parts is not stored but computed again: prefix sums, digests of metagraphs, the
 multiplier, the indexes of accounts by class and miner, the due queue, active reservations by job, and each account's
-first due time. `Chain.revision` is not stored either, because it only counts the changes since a state was loaded.
+first due time. `Chain.revision` and `LedgerState.sealed_position` are not stored either: the first only counts the
+changes since a state was loaded, and the second follows from the events after the snapshot, its seal among them.
 
-A known limit: arrays are stored in the byte order and integer sizes of the machine. A snapshot in PostgreSQL can
-therefore be read only by machines of the same byte order. Another one would not notice the difference.
+Arrays are stored little-endian, so machines of either byte order read each other's snapshots.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ledger.settings import RecordedSettings
 from .account import Account, ActiveReservation
 from .block_table import Chunk
 from .blocks import BlockSet
+from .byte_order import little_endian, little_endian_runs
 from .chain import Chain, CountInputs, Metagraph, RecordedSync
 from .state import LedgerState
 
@@ -49,7 +50,7 @@ class _Account(_Struct):
     invalidated_below: int
     offered: tuple[list[int], list[int]]
     counts: tuple[list[int], list[int]]
-    # The bytes of a `BlockSet`.
+    # The bytes of a `BlockSet`, little-endian.
     taken: bytes
 
 
@@ -205,10 +206,10 @@ def decode_state(payload: bytes, state: LedgerState) -> None:
 def _encode_chunk(number: int, chunk: Chunk) -> _Chunk:
     return _Chunk(
         number,
-        chunk.created_at_ns.tobytes(),
-        chunk.positions.tobytes(),
+        little_endian("q", chunk.created_at_ns.tobytes()),
+        little_endian("q", chunk.positions.tobytes()),
         bytes(chunk.digests),
-        chunk.units_ns.tobytes(),
+        little_endian("q", chunk.units_ns.tobytes()),
     )
 
 
@@ -216,10 +217,10 @@ def _decode_blocks(stored: _State, chain: Chain) -> None:
     blocks = chain.blocks
     for each in stored.chunks:
         chunk = Chunk()
-        chunk.created_at_ns = array("q", each.created_at_ns)
-        chunk.positions = array("q", each.positions)
+        chunk.created_at_ns = array("q", little_endian("q", each.created_at_ns))
+        chunk.positions = array("q", little_endian("q", each.positions))
         chunk.digests = bytearray(each.digests)
-        chunk.units_ns = array("q", each.units_ns)
+        chunk.units_ns = array("q", little_endian("q", each.units_ns))
         blocks.load_chunk(each.number, chunk)
     blocks.newest = stored.newest
     blocks.first_finalized, blocks.last_finalized = stored.first_finalized, stored.last_finalized
@@ -241,7 +242,7 @@ def _encode_account(account: Account) -> _Account:
         account.invalidated_below,
         (account.offered.starts, account.offered.values),
         (account.counts.starts, account.counts.values),
-        account.taken.to_bytes(),
+        little_endian_runs(account.taken.to_bytes()),
     )
 
 
@@ -250,7 +251,7 @@ def _decode_account(stored: _Account, chain: Chain) -> Account:
     account.version, account.invalidated_below = stored.version, stored.invalidated_below
     account.offered.starts, account.offered.values = stored.offered
     account.counts.starts, account.counts.values = stored.counts
-    account.taken = BlockSet.from_bytes(stored.taken)
+    account.taken = BlockSet.from_bytes(little_endian_runs(stored.taken))
     return account
 
 

@@ -8,7 +8,16 @@ import msgspec
 
 from ledger.codec import Row, decode, encode, key_names_row, position_in_key, reservation_position, row_hash
 from ledger.errors import JobAlreadySpent
-from ledger.events import AllowanceReserved, Axon, Event, ExpiryRecorded, ReservationSpent, Settlement
+from ledger.events import (
+    SEALS_STREAM,
+    AllowanceReserved,
+    Axon,
+    Event,
+    ExpiryRecorded,
+    ReservationSpent,
+    Settlement,
+    StateSealed,
+)
 from ledger.values import instant
 
 from .account import Account, ActiveReservation, Claim
@@ -32,7 +41,7 @@ class Command(Protocol):
 
     @property
     def revertible(self) -> bool:
-        """Whether the command appends only reservations and settlements, which `UnitOfWork.revert` can undo."""
+        """Whether the command appends only reservations, settlements and seals, which `UnitOfWork.revert` can undo."""
         ...
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
@@ -77,6 +86,8 @@ class UnitOfWork:
         self._settled_jobs: dict[str, LastAttempt] = {}
         self._changes: list[tuple[ActiveReservation, Event]] = []
         """The reservations that this batch made or settled, with the event of each change, in order."""
+        self._sealed_before: list[int] = []
+        """For each seal of this batch, the position that was sealed last before it."""
 
     @property
     def recorded_at_ns(self) -> int:
@@ -179,6 +190,13 @@ class UnitOfWork:
             self._settled_jobs[active.job_uuid] = LastAttempt(active.attempt or 0, (row, event))
         return row
 
+    def seal(self, event: StateSealed, key: str) -> Row:
+        """Append a seal and return its row."""
+        sealed_before = self.state.sealed_position
+        row = self.append(SEALS_STREAM, event, key=key)
+        self._sealed_before.append(sealed_before)
+        return row
+
     def active_reservation_of(self, job_uuid: str | None) -> ActiveReservation | None:
         """Return the job's active reservation, or None; raise `JobAlreadySpent` if its last one was spent."""
         if job_uuid is None:
@@ -213,6 +231,8 @@ class UnitOfWork:
         # In reverse, since a later event of the batch may depend on an earlier one, such as a claim on an expiry.
         for active, event in reversed(self._changes):
             self.state.revert(active, event)
+        for sealed_before in reversed(self._sealed_before):
+            self.state.revert_seal(sealed_before)
         self.state.position, self.state.hash, self.state.recorded_at_ns = self.head
 
     def first_outcome(self, key: str | None) -> tuple[Row, Event] | None:

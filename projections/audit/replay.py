@@ -7,7 +7,7 @@ continues with the next one.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ledger import Row
@@ -28,12 +28,14 @@ from ledger.events import (
     ReservationSpent,
     SettingsChanged,
     Settlement,
+    StateSealed,
 )
 from projections.audit.checks.conservation import balance_of, check_changed_accounts, report_imbalance
 from projections.audit.checks.facts import FactCheck, is_name
 from projections.audit.checks.jobs import JobCheck
 from projections.audit.checks.reservations import ReservationCheck
 from projections.audit.checks.routes import RouteCheck
+from projections.audit.checks.seals import SealCheck
 from projections.audit.checks.settlements import SettlementCheck
 from projections.row_checks import ROW_SHAPES, RowChecker
 from projections.rules import Findings, Rule
@@ -53,8 +55,9 @@ LONGEST_KEY = 256
 class Replay:
     """Processes the rows of a log in order."""
 
-    def __init__(self, validator_ss58: str) -> None:
+    def __init__(self, validator_ss58: str, sealed_positions: Iterable[int] = ()) -> None:
         self.findings = Findings()
+        self.seals = SealCheck(sealed_positions, self.findings)
         self.state = AuditState()
         self.counts: dict[type[Event], int] = defaultdict(int)
         """Events by type."""
@@ -82,6 +85,7 @@ class Replay:
             ReservationSpent: self._process_settlement,
             ReservationReleased: self._process_settlement,
             ExpiryRecorded: self._process_settlement,
+            StateSealed: self._process_seal,
         }
 
     @property
@@ -148,6 +152,12 @@ class Replay:
         if (row.key is not None) != bool(getattr(event, "request", "")):
             self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
         process(row, event)
+
+    def _process_seal(self, row: Row, event: StateSealed) -> None:
+        # Only a claim directly after expiries can be their reason.
+        if self._settlements.pending_expiries:
+            self._settlements.check_pending_expiries()
+        self.seals.check(row, event)
 
     def _process_reservation(self, row: Row, event: AllowanceReserved) -> None:
         account = self.state.accounts.get(row.stream) or self._new_account(row)
