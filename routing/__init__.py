@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from ledger.domain.reservation import Reservation as Reservation
     from ledger.errors import AllMinersBusy as AllMinersBusy
     from ledger.errors import AllowanceException as AllowanceException
+    from ledger.errors import BlockInUse as BlockInUse
     from ledger.errors import CannotReserveAllowanceException as CannotReserveAllowanceException
     from ledger.errors import ChainFeedStale as ChainFeedStale
     from ledger.errors import ConflictingFact as ConflictingFact
     from ledger.errors import CorruptLedger as CorruptLedger
     from ledger.errors import DamagedExport as DamagedExport
+    from ledger.errors import FactNotRecorded as FactNotRecorded
     from ledger.errors import IdempotencyConflict as IdempotencyConflict
     from ledger.errors import ImplausibleFact as ImplausibleFact
     from ledger.errors import InvalidInput as InvalidInput
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ledger.errors import LedgerExists as LedgerExists
     from ledger.errors import LedgerNotFound as LedgerNotFound
     from ledger.errors import LedgerOverloaded as LedgerOverloaded
+    from ledger.errors import ManifestsStale as ManifestsStale
     from ledger.errors import NewerLedger as NewerLedger
     from ledger.errors import NotEnoughAllowanceException as NotEnoughAllowanceException
     from ledger.errors import OutcomeUnknown as OutcomeUnknown
@@ -86,10 +89,11 @@ else:
             "ledger.domain.lookup": "Head",
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
-                "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ConflictingFact "
-                "CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent "
-                "JobRequestConflict JobRoutingException LedgerClosed LedgerExists LedgerNotFound "
-                "LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
+                "AllMinersBusy AllowanceException BlockInUse CannotReserveAllowanceException ChainFeedStale "
+                "ConflictingFact CorruptLedger DamagedExport FactNotRecorded IdempotencyConflict ImplausibleFact "
+                "InvalidInput JobAlreadySpent JobRequestConflict JobRoutingException LedgerClosed LedgerExists "
+                "LedgerNotFound LedgerOverloaded ManifestsStale NewerLedger NotEnoughAllowanceException "
+                "OutcomeUnknown PositionOutOfRange "
                 "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
                 "ReservationAlreadySpent ReservationExpired ReservationNotFound StorageUnavailable "
                 "TimeOutOfRange"

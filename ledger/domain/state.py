@@ -18,10 +18,12 @@ from ledger.events import (
     SETTINGS_STREAM,
     AllowanceReserved,
     BlockRecorded,
+    BlockWithdrawn,
     Event,
     ExpiryRecorded,
     LedgerOpened,
     ManifestsRecorded,
+    ManifestsWithdrawn,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
@@ -105,6 +107,14 @@ class LedgerState:
     def _record_manifests(self, row: Row, event: ManifestsRecorded) -> None:
         self._advance_stream(row)
         self.chain.apply_manifests(row.position, event)
+
+    def _withdraw_block(self, row: Row, event: BlockWithdrawn) -> None:
+        self._advance_stream(row)
+        self.chain.withdraw_block(row.position, event)
+
+    def _withdraw_manifests(self, row: Row, event: ManifestsWithdrawn) -> None:
+        self._advance_stream(row)
+        self.chain.withdraw_manifests(row.position, event)
 
     def _advance_stream(self, row: Row) -> None:
         if row.version != self.versions[row.stream] + 1:
@@ -208,6 +218,8 @@ _EVOLVE: dict[type, Callable[[LedgerState, Row, Any], None]] = {
     ExpiryRecorded: LedgerState._release_or_expire,
     BlockRecorded: LedgerState._record_block,
     ManifestsRecorded: LedgerState._record_manifests,
+    BlockWithdrawn: LedgerState._withdraw_block,
+    ManifestsWithdrawn: LedgerState._withdraw_manifests,
     SettingsChanged: LedgerState._change_settings,
     LedgerOpened: LedgerState._open,
 }
