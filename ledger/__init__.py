@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from .domain.commands import check_amount as check_amount
     from .domain.commands import check_same_request as check_same_request
     from .domain.commands import look_up_job as look_up_job
+    from .domain.correction_commands import MetagraphNeeded as MetagraphNeeded
+    from .domain.correction_commands import OffersNeeded as OffersNeeded
+    from .domain.correction_commands import PreparedOffers as PreparedOffers
+    from .domain.correction_commands import WithdrawBlock as WithdrawBlock
+    from .domain.correction_commands import WithdrawManifests as WithdrawManifests
     from .domain.fact_commands import RecordFacts as RecordFacts
     from .domain.fact_commands import ValidatedBlock as ValidatedBlock
     from .domain.fact_commands import ValidatedManifests as ValidatedManifests
@@ -85,6 +90,9 @@ else:
             "ledger.domain.commands": (
                 "ChangeSettings EarlierExpiry ExpireDue RecordSettings Reserve Settle SettingsChange check_amount "
                 "check_same_request look_up_job"
+            ),
+            "ledger.domain.correction_commands": (
+                "MetagraphNeeded OffersNeeded PreparedOffers WithdrawBlock WithdrawManifests"
             ),
             "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",

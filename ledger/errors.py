@@ -11,6 +11,8 @@
     ├── IdempotencyConflict                 The idempotency key was used for another request.
     ├── ConflictingFact                     The chain fact contradicts a recorded one.
     ├── ImplausibleFact                     The chain fact is refused without `confirm=True`.
+    ├── FactNotRecorded                     No such fact is recorded, so none can be withdrawn.
+    ├── BlockInUse                          A reservation holds the block that is to be withdrawn.
     ├── PositionOutOfRange                  The ledger does not contain the requested moment.
     ├── TimeOutOfRange                      No recorded block covers the receipt's time.
     ├── ClockUnusable                       The clock raised, or its reading is no time of this age.
@@ -32,7 +34,8 @@
     ├── AllMinersBusy                       There were candidates, but none could be claimed.
     ├── JobAlreadySpent                     The job ran, and its reservation was spent.
     ├── JobRequestConflict                  The job's uuid belongs to another request.
-    └── ChainFeedStale                      The newest block is too old to route on.
+    ├── ChainFeedStale                      The newest block is too old to route on.
+    └── ManifestsStale                      The newest manifest sync is too old to route on.
 
 Each error builds its own message from its fields, so callers and tests can read the fields instead of the text.
 """
@@ -47,12 +50,14 @@ from typing import Any
 __all__ = [
     "AllMinersBusy",
     "AllowanceException",
+    "BlockInUse",
     "CannotReserveAllowanceException",
     "ChainFeedStale",
     "ClockUnusable",
     "ConflictingFact",
     "CorruptLedger",
     "DamagedExport",
+    "FactNotRecorded",
     "HistoryDamaged",
     "IdempotencyConflict",
     "ImplausibleFact",
@@ -64,6 +69,7 @@ __all__ = [
     "LedgerExists",
     "LedgerNotFound",
     "LedgerOverloaded",
+    "ManifestsStale",
     "NewerLedger",
     "NotEnoughAllowanceException",
     "OutcomeUnknown",
@@ -243,6 +249,31 @@ class ImplausibleFact(AllowanceException):
         self.reason = reason
         self.fact_index = 0
         super().__init__(f"{fact} is implausible: {reason}; pass confirm=True if it is right")
+
+
+class FactNotRecorded(AllowanceException):
+    """The ledger has no such fact, so there is nothing to withdraw."""
+
+    def __init__(self, fact: str) -> None:
+        self.fact = fact
+        super().__init__(f"{fact} is not recorded, so it cannot be withdrawn")
+
+
+class BlockInUse(AllowanceException):
+    """The block cannot be withdrawn while a reserved or spent reservation holds it or the block below it.
+
+    Without its successor, the block below grants nothing either. Reserved ones can be released first.
+    """
+
+    def __init__(self, number: int, reservation_ids: list[int]) -> None:
+        self.number = number
+        self.reservation_ids = reservation_ids
+        shown = ", ".join(map(str, reservation_ids[:MOST_IDS_SHOWN]))
+        more = " and others" if len(reservation_ids) > MOST_IDS_SHOWN else ""
+        super().__init__(
+            f"block {number} cannot be withdrawn: it or block {number - 1} is held by reservation {shown}{more};"
+            " only released and expired reservations hold no blocks"
+        )
 
 
 class PositionOutOfRange(AllowanceException):
@@ -492,6 +523,20 @@ class ChainFeedStale(JobRoutingException):
         )
 
 
+class ManifestsStale(JobRoutingException):
+    """The newest manifest sync is further behind the newest block than `newest_manifests_max_age_blocks`."""
+
+    def __init__(self, newest_sync: int, newest_block: int, max_age_blocks: int) -> None:
+        self.newest_sync = newest_sync
+        self.newest_block = newest_block
+        self.age_blocks = newest_block - newest_sync
+        self.max_age_blocks = max_age_blocks
+        super().__init__(
+            f"the newest manifest sync, at block {newest_sync}, is {self.age_blocks} blocks behind the newest block,"
+            f" {newest_block}, more than {max_age_blocks}; record the miners' manifests before routing"
+        )
+
+
 def _unpickle(kind: type[_LedgerError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> _LedgerError:
     """Restore an error without its constructor, which would build the message and the fields anew."""
     error = kind.__new__(kind, *arguments)
@@ -500,6 +545,7 @@ def _unpickle(kind: type[_LedgerError], arguments: tuple[Any, ...], fields: dict
 
 
 LONGEST_SHOWN = 120
+MOST_IDS_SHOWN = 5
 MOST_BITS_SHOWN = 256
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .backup import raise_first_finding as raise_first_finding
     from .backup import restore_log as restore_log
     from .conflicts import describe_conflict as describe_conflict
+    from .corrections import metagraph_to_return_to as metagraph_to_return_to
+    from .corrections import offers_without as offers_without
     from .database_schema import schema as schema
     from .history.pages import History as History
     from .history.pages import Page as Page
@@ -55,6 +57,7 @@ else:
                 "ExportReport RestoreReport atomic_new_file export_log raise_first_finding restore_log"
             ),
             "projections.conflicts": "describe_conflict",
+            "projections.corrections": "metagraph_to_return_to offers_without",
             "projections.database_schema": "schema",
             "projections.history.pages": "History Page",
             "projections.history.rows": "HistoryFilters",

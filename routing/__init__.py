@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from ledger.domain.reservation import Reservation as Reservation
     from ledger.errors import AllMinersBusy as AllMinersBusy
     from ledger.errors import AllowanceException as AllowanceException
+    from ledger.errors import BlockInUse as BlockInUse
     from ledger.errors import CannotReserveAllowanceException as CannotReserveAllowanceException
     from ledger.errors import ChainFeedStale as ChainFeedStale
     from ledger.errors import ClockUnusable as ClockUnusable
     from ledger.errors import ConflictingFact as ConflictingFact
     from ledger.errors import CorruptLedger as CorruptLedger
     from ledger.errors import DamagedExport as DamagedExport
+    from ledger.errors import FactNotRecorded as FactNotRecorded
     from ledger.errors import HistoryDamaged as HistoryDamaged
     from ledger.errors import IdempotencyConflict as IdempotencyConflict
     from ledger.errors import ImplausibleFact as ImplausibleFact
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ledger.errors import LedgerExists as LedgerExists
     from ledger.errors import LedgerNotFound as LedgerNotFound
     from ledger.errors import LedgerOverloaded as LedgerOverloaded
+    from ledger.errors import ManifestsStale as ManifestsStale
     from ledger.errors import NewerLedger as NewerLedger
     from ledger.errors import NotEnoughAllowanceException as NotEnoughAllowanceException
     from ledger.errors import OutcomeUnknown as OutcomeUnknown
@@ -90,13 +93,13 @@ else:
             "ledger.domain.lookup": "Head",
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
-                "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ClockUnusable "
-                "ConflictingFact CorruptLedger DamagedExport HistoryDamaged IdempotencyConflict ImplausibleFact "
-                "InvalidInput JobAlreadySpent JobRequestConflict JobRoutingException LedgerClosed LedgerExists "
-                "LedgerNotFound LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown "
-                "PositionOutOfRange ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
-                "ReservationAlreadySpent ReservationExpired ReservationNotFound SealConflict StorageUnavailable "
-                "TimeOutOfRange"
+                "AllMinersBusy AllowanceException BlockInUse CannotReserveAllowanceException ChainFeedStale "
+                "ClockUnusable ConflictingFact CorruptLedger DamagedExport FactNotRecorded HistoryDamaged "
+                "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobRequestConflict "
+                "JobRoutingException LedgerClosed LedgerExists LedgerNotFound LedgerOverloaded ManifestsStale "
+                "NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange ProjectionStopped "
+                "ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased ReservationAlreadySpent "
+                "ReservationExpired ReservationNotFound SealConflict StorageUnavailable TimeOutOfRange"
             ),
             "ledger.settings": "Settings",
             "ledger.values": "Miner",

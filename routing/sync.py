@@ -125,6 +125,8 @@ class Allowance(_BlockingQueries):
     record_block = _blocking(AsyncAllowance.record_block)
     record_manifests = _blocking(AsyncAllowance.record_manifests)
     record_facts = _blocking(AsyncAllowance.record_facts)
+    withdraw_block = _blocking(AsyncAllowance.withdraw_block)
+    withdraw_manifests = _blocking(AsyncAllowance.withdraw_manifests)
     reserve = _blocking(AsyncAllowance.reserve)
     spend = _blocking(AsyncAllowance.spend)
     release = _blocking(AsyncAllowance.release)

@@ -19,10 +19,12 @@ from ledger.events import (
     SETTINGS_STREAM,
     AllowanceReserved,
     BlockRecorded,
+    BlockWithdrawn,
     Event,
     ExpiryRecorded,
     LedgerOpened,
     ManifestsRecorded,
+    ManifestsWithdrawn,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
@@ -122,6 +124,14 @@ class LedgerState:
         # A seal of a later position is none. If it counted, a forged one would keep the log from ever being sealed.
         if event.version == SEAL_VERSION and self.sealed_position < event.position < row.position:
             self.sealed_position = event.position
+
+    def _withdraw_block(self, row: Row, event: BlockWithdrawn) -> None:
+        self._advance_stream(row)
+        self.chain.withdraw_block(row.position, event)
+
+    def _withdraw_manifests(self, row: Row, event: ManifestsWithdrawn) -> None:
+        self._advance_stream(row)
+        self.chain.withdraw_manifests(row.position, event)
 
     def _advance_stream(self, row: Row) -> None:
         if row.version != self.versions[row.stream] + 1:
@@ -230,6 +240,8 @@ _EVOLVE: dict[type, Callable[[LedgerState, Row, Any], None]] = {
     ExpiryRecorded: LedgerState._release_or_expire,
     BlockRecorded: LedgerState._record_block,
     ManifestsRecorded: LedgerState._record_manifests,
+    BlockWithdrawn: LedgerState._withdraw_block,
+    ManifestsWithdrawn: LedgerState._withdraw_manifests,
     SettingsChanged: LedgerState._change_settings,
     LedgerOpened: LedgerState._open,
     StateSealed: LedgerState._seal,

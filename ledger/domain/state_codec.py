@@ -22,9 +22,10 @@ from ledger.settings import RecordedSettings
 
 from .account import Account, ActiveReservation
 from .block_table import Chunk
-from .blocks import BlockSet
+from .blocks import BlockSet, StepFunction
 from .byte_order import little_endian, little_endian_runs
-from .chain import Chain, CountInputs, Metagraph, RecordedSync
+from .chain import Chain, CountInputs, Metagraph, RecordedSync, Withdrawal
+from .miner_sets import MinerSets
 from .state import LedgerState
 
 SNAPSHOT_VERSION = 3
@@ -103,6 +104,14 @@ class _State(_Struct):
     manifests: dict[str, dict[str, int]]
     # None if they equal `manifests`.
     last_manifests: dict[str, dict[str, int]] | None
+    # Miner, starts and values of its steps.
+    registered: list[tuple[str, list[int], list[int]]]
+    uncovered: list[tuple[str, list[int], list[int]]]
+    named: list[str]
+    last_uncovered: list[str]
+    # Block, and the fields of `Withdrawal`.
+    withdrawn_blocks: list[tuple[int, int, bytes, int]]
+    withdrawn_syncs: list[tuple[int, int, bytes, int]]
     oldest_inputs: _CountInputs | None
     newest_inputs: _CountInputs | None
     accounts: list[_Account]
@@ -165,6 +174,12 @@ def encode_state(state: LedgerState) -> bytes:
             syncs=[(block, *chain.syncs[block]) for block in chain.sync_blocks],
             manifests=chain.manifests,
             last_manifests=None if same_manifests else chain.last_manifests,
+            registered=_encode_miner_sets(chain.registered),
+            uncovered=_encode_miner_sets(chain.uncovered),
+            named=sorted(chain.named),
+            last_uncovered=sorted(chain.last_uncovered),
+            withdrawn_blocks=_encode_withdrawals(chain.withdrawn_blocks),
+            withdrawn_syncs=_encode_withdrawals(chain.withdrawn_syncs),
             oldest_inputs=oldest_inputs,
             newest_inputs=newest_inputs,
             accounts=[_encode_account(account) for account in accounts],
@@ -195,6 +210,11 @@ def decode_state(payload: bytes, state: LedgerState) -> None:
     chain.syncs = {block: RecordedSync(position, digest, count) for block, position, digest, count in stored.syncs}
     chain.manifests = stored.manifests
     chain.last_manifests = stored.manifests if stored.last_manifests is None else stored.last_manifests
+    _decode_miner_sets(stored.registered, chain.registered)
+    _decode_miner_sets(stored.uncovered, chain.uncovered)
+    chain.named, chain.last_uncovered = set(stored.named), frozenset(stored.last_uncovered)
+    _decode_withdrawals(stored.withdrawn_blocks, chain.withdrawn_blocks)
+    _decode_withdrawals(stored.withdrawn_syncs, chain.withdrawn_syncs)
     chain.oldest_inputs, chain.newest_inputs = (
         _decode_inputs(inputs, members) for inputs in (stored.oldest_inputs, stored.newest_inputs)
     )
@@ -224,6 +244,26 @@ def _decode_blocks(stored: _State, chain: Chain) -> None:
         blocks.load_chunk(each.number, chunk)
     blocks.newest = stored.newest
     blocks.first_finalized, blocks.last_finalized = stored.first_finalized, stored.last_finalized
+
+
+def _encode_miner_sets(sets: MinerSets) -> list[tuple[str, list[int], list[int]]]:
+    return [(miner_ss58, steps.starts, steps.values) for miner_ss58, steps in sorted(sets.steps.items())]
+
+
+def _decode_miner_sets(stored: list[tuple[str, list[int], list[int]]], sets: MinerSets) -> None:
+    for miner_ss58, starts, values in stored:
+        steps = StepFunction()
+        steps.starts, steps.values = starts, values
+        sets.load(miner_ss58, steps)
+
+
+def _encode_withdrawals(withdrawals: dict[int, list[Withdrawal]]) -> list[tuple[int, int, bytes, int]]:
+    return [(block, *each) for block in sorted(withdrawals) for each in withdrawals[block]]
+
+
+def _decode_withdrawals(stored: list[tuple[int, int, bytes, int]], withdrawals: dict[int, list[Withdrawal]]) -> None:
+    for block, position, digest, withdrawn_at in stored:
+        withdrawals.setdefault(block, []).append(Withdrawal(position, digest, withdrawn_at))
 
 
 def _encode_inputs(inputs: CountInputs | None, members: _MemberSets) -> _CountInputs | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -20,26 +20,37 @@ from ledger import (
     Head,
     Lookup,
     ManifestsFact,
+    MetagraphNeeded,
     Miner,
+    OffersNeeded,
     RecordFacts,
     Reservation,
     Reserve,
     Settings,
     SettingsChange,
     Settle,
+    WithdrawBlock,
+    WithdrawManifests,
     encode_state,
     found_reservation,
 )
 from ledger.codec import reservation_position
-from ledger.errors import AllowanceException, ConflictingFact, ReadOnlyLedger
+from ledger.errors import AllowanceException, BlockInUse, ConflictingFact, ReadOnlyLedger, StorageUnavailable
 from ledger.values import amount, flag, integer, job_name, name
-from projections import Availability, ProgressReport, Snapshot, describe_conflict
+from projections import (
+    Availability,
+    ProgressReport,
+    Snapshot,
+    describe_conflict,
+    metagraph_to_return_to,
+    offers_without,
+)
 from routing.stored_rows import reservations_of_expire_due
 
 from .health import Health, health_of
 from .lifecycle import Lifecycle
 from .past import AsOf, Past
-from .queries import Queries, checked_id
+from .queries import MOST_ITEMS, Queries, checked_id
 from .settings_changes import log_change
 
 if TYPE_CHECKING:
@@ -48,6 +59,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 LONGEST_KEY = 256
+LONGEST_REASON = 256
+MOST_PREPARATIONS = 10
+"""How often a withdrawal is prepared anew because other facts or settings were recorded meanwhile."""
 MOST_BUCKETS = 10_000
 
 
@@ -196,6 +210,34 @@ class Allowance(Queries):
             raise refusal
         recorded: list[int] = positions
         return recorded
+
+    async def withdraw_block(self, number: int, reason: str, *, idempotency_key: str | None = None) -> int:
+        """Withdraw a block that was recorded by mistake; return the position of the correction.
+
+        From there on the block counts as never recorded, and another one may be recorded in its place; the same content
+        only with `confirm`. It and the block below it are no longer finalized. If the block is withdrawn already, the
+        position is that of the first correction. Raises `FactNotRecorded`, `BlockInUse` while a reserved or spent
+        reservation holds one of the two blocks, `InvalidInput`, and `IdempotencyConflict` if the key was used for
+        another request.
+        """
+        number = integer(number, "number", 1)
+        command = WithdrawBlock(number, name(reason, "reason", LONGEST_REASON), _checked_key(idempotency_key))
+        try:
+            return await self._withdraw(command)
+        except BlockInUse as refused:
+            # The state has the active reservations only; the history has the spent ones too.
+            holders = {each for block in (number - 1, number) async for each in self._holders(block)}
+            raise BlockInUse(number, sorted(holders.union(refused.reservation_ids))) from None
+
+    async def withdraw_manifests(self, block: int, reason: str, *, idempotency_key: str | None = None) -> int:
+        """Withdraw a manifest sync that was recorded by mistake; return the position of the correction.
+
+        From there on it counts as never recorded for what it invalidated, and for blocks finalized later; finalized
+        blocks keep their amounts. Raises the same errors as `withdraw_block`, but never `BlockInUse`.
+        """
+        block = integer(block, "block", 1)
+        reason = name(reason, "reason", LONGEST_REASON)
+        return await self._withdraw(WithdrawManifests(block, reason, _checked_key(idempotency_key)))
 
     async def reserve(
         self,
@@ -356,6 +398,37 @@ class Allowance(Queries):
             raise ReadOnlyLedger("rebuild")
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(handle.rebuild(progress))
+
+    async def _withdraw(self, command: WithdrawBlock | WithdrawManifests) -> int:
+        """Execute a withdrawal; if it needs something from the log, read that and execute it again."""
+        for _ in range(MOST_PREPARATIONS):
+            outcome: int | MetagraphNeeded | OffersNeeded = await self.execute(command)
+            if isinstance(outcome, int):
+                return outcome
+            await self._prepare(command, outcome)
+        reason = f"facts were recorded during each of {MOST_PREPARATIONS} attempts to prepare the withdrawal"
+        raise StorageUnavailable(reason)
+
+    async def _prepare(
+        self, command: WithdrawBlock | WithdrawManifests, needed: MetagraphNeeded | OffersNeeded
+    ) -> None:
+        handle = await self._lifecycle.handle()
+        if isinstance(command, WithdrawBlock) and isinstance(needed, MetagraphNeeded):
+            command.prepared = await handle.runtime.run(metagraph_to_return_to(handle.store, needed))
+        elif isinstance(command, WithdrawManifests) and isinstance(needed, OffersNeeded):
+            command.prepared = await handle.runtime.run(offers_without(handle.store, needed))
+
+    async def _holders(self, block: int) -> AsyncIterator[int]:
+        """Yield the ids of the reserved and spent reservations that hold a block."""
+        after: str | None = None
+        while block:
+            page = await self.history(block=block, after=after, limit=MOST_ITEMS)
+            for each in page.items:
+                if each.status in ("reserved", "spent"):
+                    yield each.reservation_id
+            after = page.next
+            if after is None:
+                return
 
     async def _changed_reservation(self, command: Command) -> Reservation:
         """Execute a command that makes or settles a reservation; return that reservation."""

@@ -136,13 +136,15 @@ async def _fold_before_higher_block(
     """Fold up to just before the first event about a higher block; the clock is the one that decided the last event.
 
     Blocks may be recorded in any order, so neither a snapshot nor bisection can find that event: every event is read.
+    Facts that were withdrawn at any time do not count: a mistyped block would otherwise hide all that came after it.
     """
+    withdrawn = await _withdrawn_positions(store, head)
     state = Availability()
     newest = clock_ns = 0
     while rows := await store.read(state.position):
         for row in rows:
             event = decode(row.position, row.payload)
-            event_block = _block_of(event)
+            event_block = 0 if row.position in withdrawn else _block_of(event)
             if event_block > block:
                 if state.chain.blocks.newest == 0 and not state.chain.sync_blocks:
                     raise PositionOutOfRange(f"block {block}", event_block, None)
@@ -157,6 +159,13 @@ async def _fold_before_higher_block(
     if block > newest:
         raise PositionOutOfRange(f"block {block}", None, newest or None)
     return state, clock_ns
+
+
+async def _withdrawn_positions(store: Store, head: int) -> set[int]:
+    """Return the positions of the facts that the log withdraws."""
+    chain = (await state_at(store, head)).chain
+    withdrawals = (*chain.withdrawn_blocks.values(), *chain.withdrawn_syncs.values())
+    return {each.position for several in withdrawals for each in several}
 
 
 def _block_of(event: object) -> int:
