@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from tests.storage.disk.life import Misfortune
 from tests.storage.disk.plan import Task, cut_tasks, sample
 from tests.storage.disk.power import Disk
 from tests.storage.disk.preload import CannotRun, Fault, Operation, Record
@@ -144,9 +145,9 @@ def test_a_power_cut_may_keep_everything():
 
 def test_a_task_names_the_command_that_repeats_it():
     """A violation is repeated by pasting its first line."""
-    task = Task("two", Fault.EIO, 7, killed_after=True, cuts=8, seed=3)
+    task = Task("two", Misfortune(Fault.EIO, 7, killed_after=True, death=9), cuts=8, seed=3)
 
     assert task.command == (
-        "python -m tests.storage.disk --script two --fault EIO --index 7 --killed-after --cuts 8 --seed 3"
+        "python -m tests.storage.disk --script two --fault EIO --index 7 --killed-after --death 9 --cuts 8 --seed 3"
     )
     assert msgspec.json.decode(msgspec.json.encode(task), type=Task) == task

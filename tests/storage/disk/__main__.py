@@ -9,8 +9,8 @@ import sys
 
 import msgspec
 
-from .life import SCRIPTS
-from .plan import Task, cut_tasks
+from .life import SCRIPTS, Misfortune
+from .plan import Task, Verdict, cut_tasks
 from .plants import PLANTS
 from .preload import CannotRun, Fault
 from .run import Report, Workers, all_tasks, workers
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--fault", choices=[fault.name for fault in Fault], default=Fault.NONE.name)
     one.add_argument("--index", type=int, default=0, help="of the system call that meets the fault")
     one.add_argument("--killed-after", action="store_true", help="kill all processes after the faulty call")
+    one.add_argument("--death", type=int, default=0, help="the index of the system call at which its process dies")
     parser.add_argument("--ignores-syncs", action="store_true", help="a control: the disk keeps nothing for a sync")
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a defect that all processes have")
     return parser
@@ -51,14 +52,19 @@ def _parser() -> argparse.ArgumentParser:
 def _tasks(running: Workers, arguments: argparse.Namespace) -> list[Task]:
     cuts, seed = arguments.cuts, arguments.seed
     if arguments.script is not None:
-        tasks = [Task(arguments.script, Fault[arguments.fault], arguments.index, arguments.killed_after, cuts, seed)]
+        fault, index = Fault[arguments.fault], arguments.index
+        misfortune = Misfortune(fault, index, killed_after=arguments.killed_after, death=arguments.death)
+        tasks = [Task(arguments.script, misfortune, cuts, seed)]
     else:
         tasks = list(cut_tasks(cuts, seed)) if arguments.no_faults else all_tasks(running, cuts, seed)
     defects = {"ignores_syncs": arguments.ignores_syncs, "plant": arguments.plant}
     return [msgspec.structs.replace(task, **defects) for task in tasks]
 
 
-def _show(report: Report) -> None:
+def _show(report: Report, verdict: Verdict) -> None:
+    """Show violations as they come, since a full run takes a quarter of an hour."""
+    if verdict.violations:
+        sys.stderr.write(f"{verdict.task.command}\n    {verdict.violations[0]}\n")
     if report.runs % 100 == 0:
         sys.stderr.write(f"{report.runs} runs, {report.cuts} cuts, {len(report.findings)} violations\n")
 

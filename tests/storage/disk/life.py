@@ -38,6 +38,18 @@ class Step(NamedTuple):
     """By how much the clock advances before it."""
 
 
+class Misfortune(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What happens to the processes of a life, at which of their system calls on the ledger's files."""
+
+    fault: Fault = Fault.NONE
+    index: int = 0
+    """Of the system call that meets the fault, from 1."""
+    killed_after: bool = False
+    """Kill all processes once the call of the library that met the fault has returned."""
+    death: int = 0
+    """The index of a later system call, before which its process is killed."""
+
+
 @dataclass
 class Run:
     """What happened in one life."""
@@ -158,6 +170,33 @@ def _checkpoint() -> list[Step]:
     ]
 
 
+def _crashed() -> list[Step]:
+    """All processes are killed twice; each time new ones open the ledger, and ask again for what was done before."""
+    crash = Step("", Request("crash"))
+    asked = [_reserve("a", "r1"), _settle("a", "spend", "r1")]
+    return [
+        _opened(),
+        _sync("a", 1),
+        *_facts("a", 1, 3),
+        _look("a", "find"),
+        *asked,
+        crash,
+        _opened(),
+        *asked,
+        _reserve("a", "r2", 1),
+        crash,
+        _opened("b"),
+        _look("b", "find"),
+        _opened("a"),
+        _settle("a", "release", "r2"),
+        _pick("b", "j1"),
+        _settle("b", "spend", "r1"),
+        _closed("a"),
+        _settle("b", "release", "j1"),
+        _closed("b"),
+    ]
+
+
 DATABASES = {"founding": "new/directory/ledger.db"}
 """Where a life keeps its ledger below the watched directory, if not in `ledger.db`."""
 SCRIPTS: dict[str, Callable[[], list[Step]]] = {
@@ -165,6 +204,7 @@ SCRIPTS: dict[str, Callable[[], list[Step]]] = {
     "alone": lambda: _alone(with_query=False),
     "query": lambda: _alone(with_query=True),
     "two": _two,
+    "crashed": _crashed,
     "checkpoint": _checkpoint,
 }
 
@@ -173,60 +213,91 @@ def live(
     recorder: Recorder,
     script: str,
     directory: Path,
-    *,
-    fault: Fault = Fault.NONE,
-    index: int = 0,
-    killed_after: bool = False,
+    misfortune: Misfortune | None = None,
     plant: Callable[[], None] | None = None,
 ) -> Run:
-    """Live one life in a directory; with `killed_after` all processes are killed once the faulty call has returned.
+    """Live one life in a directory.
 
     The calling process must have no other thread, because it forks. `plant` runs in each process before its first call.
     """
-    run = Run(script)
-    recorder.begin(directory, fault, index)
-    actors = {
-        name: _Actor(plan_of(directory, script), plant) for name in sorted({step.actor for step in SCRIPTS[script]()})
-    }
-    made: dict[str, int] = {}
+    life = _Life(recorder, script, directory, misfortune or Misfortune(), plant)
     try:
-        for step in SCRIPTS[script]():
-            run.now_ns += int(step.seconds * 10**9)
-            request = _complete(step, made)
-            if request is None or not actors[step.actor].alive:
-                continue
-            outcome = _call(recorder, run, actors[step.actor], request)
-            if outcome is not None and outcome.result is not None and step.makes is not None:
-                made[step.makes] = outcome.result.reservation_id
-            if run.hung or (killed_after and recorder.fired):
-                break
+        life.live()
     finally:
-        for actor in actors.values():
+        life.end()
+    return life.run
+
+
+class _Life:
+    """A life under way: its processes, and what they were told."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        script: str,
+        directory: Path,
+        misfortune: Misfortune,
+        plant: Callable[[], None] | None,
+    ) -> None:
+        self.run = Run(script)
+        self._recorder = recorder
+        self._steps = SCRIPTS[script]()
+        self._plan = plan_of(directory, script)
+        self._misfortune = misfortune
+        self._plant = plant
+        self._made: dict[str, int] = {}
+        """The reservations that the processes were told of, by the names in the script."""
+        recorder.begin(directory, misfortune.fault, misfortune.index, misfortune.death)
+        self._actors = self._start()
+
+    def live(self) -> None:
+        """Take all steps, as far as the misfortune allows."""
+        for step in self._steps:
+            self.run.now_ns += int(step.seconds * 10**9)
+            if step.request.operation == "crash":
+                self._kill()
+                self._actors = self._start()
+                continue
+            self._take(step)
+            if self.run.hung or (self._misfortune.killed_after and self._recorder.fired):
+                return
+
+    def end(self) -> None:
+        """Kill the processes and keep the record."""
+        self._kill()
+        self.run.fired = self._recorder.fired
+        self.run.log = self._recorder.end()
+
+    def _start(self) -> dict[str, _Actor]:
+        names = {step.actor for step in self._steps if step.actor}
+        return {name: _Actor(self._plan, self._plant) for name in sorted(names)}
+
+    def _kill(self) -> None:
+        for actor in self._actors.values():
             actor.kill()
-        run.fired = recorder.fired
-        run.log = recorder.end()
-    return run
+        self._actors = {}
 
+    def _take(self, step: Step) -> None:
+        """Make the call of a step, unless its process died or the reservation that it settles was never made."""
+        actor, request = self._actors[step.actor], step.request
+        if not actor.alive or (step.settles is not None and step.settles not in self._made):
+            return
+        if step.settles is not None:
+            request = msgspec.structs.replace(request, reservation_id=self._made[step.settles])
+        outcome = self._call(actor, request)
+        if outcome is not None and outcome.result is not None and step.makes is not None:
+            self._made[step.makes] = outcome.result.reservation_id
 
-def _complete(step: Step, made: dict[str, int]) -> Request | None:
-    """Name the reservation that a step settles; None if no process was told of it."""
-    if step.settles is None:
-        return step.request
-    if step.settles not in made:
-        return None
-    return msgspec.structs.replace(step.request, reservation_id=made[step.settles])
-
-
-def _call(recorder: Recorder, run: Run, actor: _Actor, request: Request) -> Outcome | None:
-    number = len(run.calls) + 1
-    recorder.mark(Operation.BEGIN, number)
-    try:
-        outcome = actor.call(number, run.now_ns, request)
-    except TimeoutError:
-        run.hung, outcome = repr(request), None
-    recorder.mark(Operation.END, number)
-    run.calls.append(Call(run.script, request, outcome))
-    return outcome
+    def _call(self, actor: _Actor, request: Request) -> Outcome | None:
+        number = len(self.run.calls) + 1
+        self._recorder.mark(Operation.BEGIN, number)
+        try:
+            outcome = actor.call(number, self.run.now_ns, request)
+        except TimeoutError:
+            self.run.hung, outcome = repr(request), None
+        self._recorder.mark(Operation.END, number)
+        self.run.calls.append(Call(self.run.script, request, outcome))
+        return outcome
 
 
 def database_of(directory: Path, script: str) -> Path:

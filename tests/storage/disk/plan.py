@@ -7,18 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from .life import SCRIPTS
+from .life import SCRIPTS, Misfortune
 from .preload import Fault, Operation
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One life with at most one fault, and the power cuts made from its record."""
+    """One life with at most one misfortune, and the power cuts made from its record."""
 
     script: str
-    fault: Fault = Fault.NONE
-    index: int = 0
-    killed_after: bool = False
-    """Kill all processes once the call that met the fault has returned."""
+    misfortune: Misfortune = Misfortune()
     cuts: int = 0
     seed: int = 0
     ignores_syncs: bool = False
@@ -29,14 +26,17 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def command(self) -> str:
         """The command that repeats it."""
-        parts = [f"python -m tests.storage.disk --script {self.script}"]
-        if self.fault:
-            parts.append(f"--fault {self.fault.name} --index {self.index}")
-        parts += ["--killed-after"] if self.killed_after else []
-        parts.append(f"--cuts {self.cuts} --seed {self.seed}")
-        parts += ["--ignores-syncs"] if self.ignores_syncs else []
-        parts += [f"--plant {self.plant}"] if self.plant else []
-        return " ".join(parts)
+        fault, index, killed_after, death = msgspec.structs.astuple(self.misfortune)
+        parts = [
+            f"python -m tests.storage.disk --script {self.script}",
+            f"--fault {fault.name} --index {index}" if fault else "",
+            "--killed-after" if killed_after else "",
+            f"--death {death}" if death else "",
+            f"--cuts {self.cuts} --seed {self.seed}",
+            "--ignores-syncs" if self.ignores_syncs else "",
+            f"--plant {self.plant}" if self.plant else "",
+        ]
+        return " ".join(filter(None, parts))
 
 
 class Verdict(msgspec.Struct):
@@ -65,6 +65,9 @@ _APPLICABLE = {
 _CHANGES = (Operation.WRITE, Operation.SYNC, Operation.TRUNCATE, Operation.UNLINK)
 """The calls whose failure may leave something behind that a crash brings back."""
 CUTS_AFTER_A_FAILED_SYNC = 8
+DEATHS_AFTER_A_FAILED_SYNC = 3
+LATEST_DEATH = 40
+"""How many calls after a failed sync a process dies at the latest, so that it dies while it recovers."""
 CUTS_OF_A_LIFE = 100
 
 
@@ -73,15 +76,28 @@ FAULTY_CALLS = {"checkpoint": 150}
 
 
 def fault_tasks(script: str, operations: Sequence[int], seed: int) -> Iterator[Task]:
-    """Yield a task for each call of a life and each fault that it can meet."""
+    """Yield a task for each call of a life and each misfortune that it can meet."""
+    rng = random.Random(f"{seed} {script}")
     last = FAULTY_CALLS.get(script, len(operations))
     for index, operation in list(enumerate(map(Operation, operations), 1))[-last:]:
         for fault in _APPLICABLE[operation]:
-            changes = operation in _CHANGES and fault not in (Fault.KILL, Fault.TORN)
-            cuts = CUTS_AFTER_A_FAILED_SYNC if changes and operation is Operation.SYNC else int(changes)
-            yield Task(script, fault, index, cuts=cuts, seed=seed)
-            if changes:
-                yield Task(script, fault, index, killed_after=True, cuts=cuts, seed=seed)
+            for misfortune, cuts in _misfortunes(rng, fault, index, operation):
+                yield Task(script, misfortune, cuts, seed)
+
+
+def _misfortunes(
+    rng: random.Random, fault: Fault, index: int, operation: Operation
+) -> Iterator[tuple[Misfortune, int]]:
+    """Yield a fault alone, with a kill after the call that met it, and with a kill soon after; and how many cuts."""
+    if operation not in _CHANGES or fault in (Fault.KILL, Fault.TORN):
+        yield Misfortune(fault, index), 0
+        return
+    cuts = CUTS_AFTER_A_FAILED_SYNC if operation is Operation.SYNC else 1
+    yield Misfortune(fault, index), cuts
+    yield Misfortune(fault, index, killed_after=True), cuts
+    if operation is Operation.SYNC:
+        for _ in range(DEATHS_AFTER_A_FAILED_SYNC):
+            yield Misfortune(fault, index, death=index + rng.randint(1, LATEST_DEATH)), 1
 
 
 def cut_tasks(cuts: int, seed: int) -> Iterator[Task]:

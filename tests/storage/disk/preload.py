@@ -101,9 +101,13 @@ class Recorder:
         self._library.disk_used.restype = ctypes.c_uint64
         self._library.disk_log.restype = ctypes.c_void_p
 
-    def begin(self, directory: Path, fault: Fault = Fault.NONE, index: int = 0) -> None:
-        """Forget the last record, and watch the files below a directory."""
-        self._library.disk_begin(os.fsencode(directory), ctypes.c_uint32(index), ctypes.c_uint32(fault))
+    def begin(self, directory: Path, fault: Fault = Fault.NONE, index: int = 0, death: int = 0) -> None:
+        """Forget the last record, and watch the files below a directory.
+
+        The call `index` meets the fault; the process that makes the call `death`, if not 0, is killed before it.
+        """
+        numbers = (ctypes.c_uint32(each) for each in (index, fault, death))
+        self._library.disk_begin(os.fsencode(directory), *numbers)
 
     def end(self) -> list[Record]:
         """Stop watching; return the record."""

@@ -45,10 +45,11 @@ class Report:
         self.cuts += verdict.cuts
         self.cuts_that_lost += verdict.cuts_that_lost
         self.findings += [(task, violation) for violation in verdict.violations]
-        if task.fault is not Fault.NONE:
+        fault, index = task.misfortune.fault, task.misfortune.index
+        if fault is not Fault.NONE:
             self.not_fired += not verdict.fired
-            self.faults[task.fault.name] += 1
-            self.indices.add((task.script, task.index))
+            self.faults[fault.name] += 1
+            self.indices.add((task.script, index))
 
     @property
     def failed(self) -> list[Task]:
@@ -85,14 +86,16 @@ class Workers:
     def __init__(self, running: list[subprocess.Popen[str]]) -> None:
         self._running = running
 
-    def run(self, tasks: Iterable[Task], seed: int, progress: Callable[[Report], None] = lambda _: None) -> Report:
+    def run(
+        self, tasks: Iterable[Task], seed: int, progress: Callable[[Report, Verdict], None] = lambda *_: None
+    ) -> Report:
         """Run all tasks; call `progress` after each."""
         report = Report(seed)
         started = time.monotonic()
         for verdict in self.verdicts(tasks):
             report.add(verdict)
             report.seconds = time.monotonic() - started
-            progress(report)
+            progress(report, verdict)
         return report
 
     def verdicts(self, tasks: Iterable[Task]) -> Iterator[Verdict]:

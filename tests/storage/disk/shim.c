@@ -38,7 +38,7 @@ typedef struct {
 typedef struct {
     pthread_mutex_t lock;
     char directory[PATH_MAX];
-    uint32_t active, count, target, fault, fired;
+    uint32_t active, count, target, fault, fired, death; /* death: the index at which a process dies besides */
     int64_t handles, short_handle;
     uint64_t used;
     char log[LOG_BYTES];
@@ -82,6 +82,10 @@ static void note(int operation, int64_t handle, int64_t offset, int64_t result, 
 /* Called with the lock. Returns the fault of this call; kills the process if that is its fault. */
 static int next_fault(int operation) {
     page->count++;
+    if (page->death && page->count == page->death) {
+        unlock();
+        kill(getpid(), SIGKILL);
+    }
     if (page->fault == NONE || page->count < page->target) return NONE;
     if (page->fault == SYNCS_FAIL) {
         if (operation != SYNC) return NONE;
@@ -280,13 +284,14 @@ int mkdir(const char *path, mode_t mode) {
 
 /* From here on: what the harness calls. */
 
-void disk_begin(const char *directory, uint32_t target, uint32_t fault) {
+void disk_begin(const char *directory, uint32_t target, uint32_t fault, uint32_t death) {
     snprintf(page->directory, sizeof page->directory, "%s", directory);
     page->count = page->fired = 0;
     page->handles = page->short_handle = 0;
     page->used = 0;
     page->target = target;
     page->fault = fault;
+    page->death = death;
     page->active = 1;
 }
 

@@ -33,15 +33,7 @@ def try_task(recorder: Recorder, task: Task) -> Verdict:
     """Live the life of a task and judge what it left."""
     with _directory() as directory:
         plant = None if task.plant is None else PLANTS[task.plant]
-        run = live(
-            recorder,
-            task.script,
-            directory,
-            fault=task.fault,
-            index=task.index,
-            killed_after=task.killed_after,
-            plant=plant,
-        )
+        run = live(recorder, task.script, directory, task.misfortune, plant)
         verdict = Verdict(task, run.fired, len(run.calls), calls_by_index=_operations(run.log))
         if run.hung:
             verdict.violations.append(f"hung: {run.hung}")
@@ -117,7 +109,7 @@ def _judge_cut(
 
 def _cuts(task: Task, run: Run) -> Iterator[tuple[str, dict[str, bytes | None], bool, list[Call]]]:
     """Yield power cuts at random moments: where, what is on the disk, whether anything is lost, the calls by then."""
-    rng = random.Random(f"{task.seed} {task.script} {task.fault} {task.index} {task.killed_after}")
+    rng = random.Random(f"{task.seed} {task.script} {task.misfortune}")
     first = next((n for n, record in enumerate(run.log) if record.faulted), 0)
     moments = [n for n, record in enumerate(run.log) if n >= first and record.operation in _CHANGES] or [
         len(run.log) - 1
@@ -136,7 +128,7 @@ def _cuts(task: Task, run: Run) -> Iterator[tuple[str, dict[str, bytes | None], 
 
 def _moment(rng: random.Random, task: Task, moments: list[int]) -> int:
     """Return the moment of a cut; the end of a life, where checkpoints are, is cut more often."""
-    if task.fault and rng.random() < 0.3:
+    if task.misfortune.fault and rng.random() < 0.3:
         return moments[-1]
     return rng.choice(moments[-len(moments) // 5 :] if rng.random() < 0.5 else moments)
 
