@@ -41,16 +41,18 @@ log = logging.getLogger("allowance.ledger")
 class Runtime:
     """A daemon thread that runs an event loop until the process ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Start the thread; a `loop` that is given gets none, since its owner runs it, as a simulation does."""
         self.pid = os.getpid()
-        self.loop = asyncio.new_event_loop()
+        self.loop = loop or asyncio.new_event_loop()
         self._closers: set[Callable[[], Awaitable[None]]] = set()
         self._fork_pauses: set[ForkPause] = set()
         # Several threads may fork at the same time; each keeps its own pause here.
         self._forking = threading.local()
         # A daemon thread: a program that never closes its ledgers can still exit.
         self._thread = threading.Thread(target=self._run, name="allowance-ledger", daemon=True)
-        self._thread.start()
+        if loop is None:
+            self._thread.start()
 
     async def run(self, work: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine on the runtime's loop and await it from any loop.

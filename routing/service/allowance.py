@@ -51,6 +51,7 @@ from .health import Health, health_of
 from .lifecycle import Lifecycle
 from .past import AsOf, Past
 from .queries import MOST_ITEMS, Queries, checked_id
+from .seams import REAL, Seams
 from .settings_changes import log_change
 
 if TYPE_CHECKING:
@@ -88,12 +89,12 @@ class Allowance(Queries):
         settings: Settings | None,
         clock_ns: Callable[[], int],
         read_only: bool,
-        monotonic_ns: Callable[[], int] = time.monotonic_ns,
         environment_settings: Mapping[str, Any] | None = None,
+        seams: Seams = REAL,
     ) -> None:
         """Use `open`, except for these: `environment_settings` are the fields of `Settings` that the environment names.
 
-        Jumps of `clock_ns` are noticed against `monotonic_ns`; simulations pass their own.
+        Simulations pass their own `seams`.
         """
         lifecycle = Lifecycle(
             database_url,
@@ -101,8 +102,8 @@ class Allowance(Queries):
             settings,
             clock_ns,
             read_only=read_only,
-            monotonic_ns=monotonic_ns,
             environment_settings=environment_settings,
+            seams=seams,
         )
         super().__init__(lifecycle)
         self._read_only = read_only

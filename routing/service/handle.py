@@ -12,6 +12,8 @@ from ledger import LedgerWriter, Runtime, SealState, Store, encode_state
 from ledger.errors import AllowanceException, IdempotencyConflict, LedgerClosed, SealConflict
 from projections import History, ProgressReport, SnapshotStore, sealed_if_due
 
+from .seams import REAL, Seams
+
 if TYPE_CHECKING:
     from projections import RebuildReport
 
@@ -28,7 +30,14 @@ class LedgerHandle:
     """
 
     def __init__(
-        self, runtime: Runtime, store: Store, clock_ns: Callable[[], int], validator_ss58: str, *, read_only: bool
+        self,
+        runtime: Runtime,
+        store: Store,
+        clock_ns: Callable[[], int],
+        validator_ss58: str,
+        *,
+        read_only: bool,
+        seams: Seams = REAL,
     ) -> None:
         self.pid = runtime.pid
         self.runtime = runtime
@@ -38,6 +47,10 @@ class LedgerHandle:
         self.snapshots = SnapshotStore(store)
         self.writer = LedgerWriter(store, self.snapshots.load, clock_ns, runtime, self._start_upkeep_if_due)
         self._read_only = read_only
+        self._project_every_rows, self._seal_every_rows = seams.upkeep_every_rows or (
+            PROJECT_EVERY_ROWS,
+            SEAL_EVERY_ROWS,
+        )
         self._upkeep: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -46,7 +59,7 @@ class LedgerHandle:
         if not self._read_only:
             # A seal only makes the next opening faster: without it the ledger closes as well.
             with suppress(AllowanceException):
-                await self._seal_if_due(PROJECT_EVERY_ROWS)
+                await self._seal_if_due(self._project_every_rows)
         await self.writer.close()
         if self._upkeep is not None:
             # The upkeep uses the store, so the store must outlive it; its own errors are logged there.
@@ -75,13 +88,13 @@ class LedgerHandle:
         Each thousand is completed by exactly one batch of one process. So processes that share a ledger do not repeat
         the upkeep, and need not coordinate.
         """
-        completes = position % PROJECT_EVERY_ROWS < appended
+        completes = position % self._project_every_rows < appended
         if completes and (self._upkeep is None or self._upkeep.done()):
             self._upkeep = self.runtime.loop.create_task(self._run_upkeep())
 
     async def _run_upkeep(self) -> None:
         try:
-            await self._seal_if_due(SEAL_EVERY_ROWS)
+            await self._seal_if_due(self._seal_every_rows)
             await self.history.project(await self.writer.query(lambda state, _: state.position))
         except LedgerClosed:
             return

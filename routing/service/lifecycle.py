@@ -6,13 +6,12 @@ import asyncio
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from ledger import Clock, LedgerWriter, RecordSettings, Runtime, Settings, Store, current_runtime, store_from_url
+from ledger import Clock, LedgerWriter, RecordSettings, Runtime, Settings, Store
 from ledger.errors import (
     AllowanceException,
     ClockUnusable,
@@ -25,6 +24,7 @@ from ledger.values import flag, name
 from projections import Availability, schema
 
 from .handle import LedgerHandle
+from .seams import REAL, Seams
 from .settings_changes import log_change
 
 # Every ledger of the process shares this lock, because a forked child must replace it: one lock needs one fork hook,
@@ -63,12 +63,12 @@ class Lifecycle:
         clock_ns: Callable[[], int],
         *,
         read_only: bool,
-        monotonic_ns: Callable[[], int] = time.monotonic_ns,
         environment_settings: Mapping[str, Any] | None = None,
+        seams: Seams = REAL,
     ) -> None:
         if settings is not None and not isinstance(settings, Settings):
             raise InvalidInput("settings", settings, "Settings or None")
-        self._clock = _checked_clock(clock_ns, monotonic_ns)
+        self._clock = _checked_clock(clock_ns, seams.monotonic_ns)
         self.database_url = database_url
         self.validator_ss58 = name(validator_ss58, "validator_ss58")
         self.read_only = flag(read_only, "read_only")
@@ -77,6 +77,7 @@ class Lifecycle:
         self._settings = settings
         self._environment_settings = environment_settings
         """Fields of `Settings` that the environment names."""
+        self._seams = seams
         self._opening: Future[LedgerHandle] | None = None
         self._opening_pid = 0
         self._connecting: asyncio.Task[Any] | None = None
@@ -103,7 +104,7 @@ class Lifecycle:
         if opening is not None:
             # An opening that waits for a database server would keep this call waiting until its own timeout. That still
             # happens if the opening's task has not run its first step yet: then there is nothing to cancel.
-            current_runtime().loop.call_soon_threadsafe(self._stop_connecting)
+            self._seams.runtime().loop.call_soon_threadsafe(self._stop_connecting)
             # A failed opening leaves nothing to close; the callers who wait for it receive its error. An error of
             # `handle.close` is dropped too: each change has reported its own outcome to its caller, and a caller who
             # closes a ledger could do nothing about the rest.
@@ -122,7 +123,7 @@ class Lifecycle:
                 self._opening, self._opening_pid = None, os.getpid()
             failed = self._opening is not None and self._opening.done() and self._opening.exception() is not None
             if self._opening is None or failed:
-                runtime = current_runtime()
+                runtime = self._seams.runtime()
                 self._opening = asyncio.run_coroutine_threadsafe(self._open(runtime), runtime.loop)
             return self._opening
 
@@ -155,7 +156,9 @@ class Lifecycle:
         runtime.add_fork_pause(store.paused_for_fork)
         try:
             await self._connect(store)
-            handle = LedgerHandle(runtime, store, self._clock, self.validator_ss58, read_only=self.read_only)
+            handle = LedgerHandle(
+                runtime, store, self._clock, self.validator_ss58, read_only=self.read_only, seams=self._seams
+            )
             if not self.read_only:
                 await self._record_settings(handle.writer)
         except BaseException:
@@ -172,7 +175,7 @@ class Lifecycle:
             _left_to_parents.append(self.open_handle)
 
     def _new_store(self) -> Store:
-        return store_from_url(self.database_url, self.validator_ss58, read_only=self.read_only)
+        return self._seams.new_store(self.database_url, self.validator_ss58, read_only=self.read_only)
 
     async def _connect(self, store: Store) -> None:
         self._connecting = asyncio.current_task()

@@ -17,7 +17,7 @@ from ledger import Row, Status, Store
 from ledger.events import ExpiryRecorded, ReservationReleased, ReservationSpent, Settlement
 from ledger.values import storable_ns
 from projections.audit.state import AuditedReservation
-from projections.history.model import RESERVATIONS, Checkpoint, HistoryModel
+from projections.history.model import NO_CHECKPOINT, RESERVATIONS, Checkpoint, HistoryModel
 from projections.history.rows import BUCKET_BLOCKS, HistoryRow
 from projections.rules import Findings, Rule
 
@@ -177,6 +177,8 @@ class HistoryCheck:
         )
 
     async def _read_bucket_sums(self) -> dict[int, BucketSums]:
+        if self.checkpoint == NO_CHECKPOINT:
+            return {}  # There is no history to compare, and no reason to import SQLAlchemy.
         async with self._model.connection() as connection:
             from sqlalchemy import func, select
 

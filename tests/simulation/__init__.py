@@ -1,0 +1,1 @@
+"""The simulator, the comparison with the reference model, and the short stress test."""

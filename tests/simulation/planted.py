@@ -1,0 +1,206 @@
+"""Bugs planted on purpose: each breaks one thing in this process, and the simulator must find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import ledger.domain.commands
+import ledger.domain.fact_commands
+import ledger.writer
+import routing.pick
+from ledger import Head, Row
+from ledger.codec import row_hash
+from ledger.domain.account import ActiveReservation
+from ledger.domain.commands import RecordSettings
+from ledger.domain.state import LedgerState
+from ledger.domain.unit_of_work import UnitOfWork
+from ledger.writer import LedgerWriter
+from projections.snapshots import SnapshotStore
+from tests.simulation.log_server import LogServer
+from tests.simulation.memory_store import LockingStore, OptimisticStore
+
+Patches = list[tuple[Any, str, Any]]
+
+
+class PlantedBug(NamedTuple):
+    """What is wrong, and what replaces which attribute of what."""
+
+    what: str
+    patches: Callable[[], Patches]
+
+
+@contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    """Plant a bug until the block is left; None plants none."""
+    applied = [patch.object(*each) for each in (PLANTED[name].patches() if name is not None else [])]
+    for each in applied:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in applied:
+            each.stop()
+
+
+def _no_fence() -> Patches:
+    return [(OptimisticStore, "raise_fence", lambda self: None)]
+
+
+def _lost_answer_is_failure() -> Patches:
+    async def resolve_commit(self: Any, first: Row) -> bool:
+        return False
+
+    return [(OptimisticStore, "resolve_commit", resolve_commit), (LockingStore, "resolve_commit", resolve_commit)]
+
+
+def _flush_is_read() -> Patches:
+    async def resolve_commit(self: LockingStore, first: Row) -> bool:
+        stored = [*self.server.read(first.position - 1, 1), *self.server.unproven]
+        return bool(stored) and stored[0].hash == first.hash
+
+    return [(LockingStore, "resolve_commit", resolve_commit)]
+
+
+def _blind_retry() -> Patches:
+    original = LedgerWriter._commit_batch
+
+    async def retry_later(self: Any, batch: Any, unit_of_work: object, cause: object) -> None:
+        # The state's lock is held here, so the retry comes afterwards.
+        self._state, self.retry = None, True
+
+    async def commit_and_retry(self: Any, waiting: Any) -> Any:
+        self.retry = False
+        batch = await original(self, waiting)
+        while self.retry:
+            self.retry = False
+            await self._commit_under_lock(batch)
+        return batch
+
+    return [(LedgerWriter, "_resolve_unknown_outcome", retry_later), (LedgerWriter, "_commit_batch", commit_and_retry)]
+
+
+def _expiry_forgotten() -> Patches:
+    original = UnitOfWork.reserve
+
+    def reserve(self: UnitOfWork, account: Any, claim: Any, **more: Any) -> ActiveReservation:
+        return original(self, account, claim._replace(overdue=[]), **more)
+
+    return [(UnitOfWork, "reserve", reserve)]
+
+
+def _stale_decision() -> Patches:
+    def compare_and_append(self: LogServer, head: Head, fence: int, rows: list[Row]) -> bool:
+        if self.fence != fence or self.refuses([row._replace(position=len(self.rows) + 1) for row in rows]):
+            return False
+        for row in rows:
+            versions = [each.version for each in self.rows if each.stream == row.stream]
+            moved = row._replace(position=len(self.rows) + 1, version=max(versions, default=0) + 1)
+            self.append([moved._replace(hash=row_hash(self.head.hash, moved))])
+        return True
+
+    return [(LogServer, "compare_and_append", compare_and_append)]
+
+
+def _catch_up_unchecked() -> Patches:
+    return [(ledger.writer, "row_hash", lambda previous, row: row.hash)]
+
+
+def _keys_not_looked_up() -> Patches:
+    skip = lambda key, lookup: None  # noqa: E731 - the same for both modules
+    return [(ledger.domain.commands, "look_up_key", skip), (ledger.domain.fact_commands, "look_up_key", skip)]
+
+
+def _jobs_not_looked_up() -> Patches:
+    skip = lambda job_uuid, state, lookup: None  # noqa: E731 - the same for both modules
+    return [(ledger.domain.commands, "look_up_job", skip), (routing.pick, "look_up_job", skip)]
+
+
+def _answers_swapped() -> Patches:
+    original = ledger.writer.resolve_futures
+
+    def resolve_futures(calls: Any) -> None:
+        done = [call for call in calls if call.error is None]
+        if len(done) > 1:
+            done[0].result, done[1].result = done[1].result, done[0].result
+        original(calls)
+
+    return [(ledger.writer, "resolve_futures", resolve_futures)]
+
+
+def _any_snapshot() -> Patches:
+    async def is_of_this_log(self: SnapshotStore, snapshot: object) -> bool:
+        return True
+
+    return [(SnapshotStore, "_is_of_this_log", is_of_this_log)]
+
+
+def _settings_lost() -> Patches:
+    original = RecordSettings.decide
+
+    def decide(self: RecordSettings, unit_of_work: UnitOfWork) -> int:
+        position = unit_of_work.state.position
+        return original(self, unit_of_work) if position == 0 else position
+
+    return [(RecordSettings, "decide", decide)]
+
+
+def _state_kept() -> Patches:
+    original = LedgerWriter._resolve_unknown_outcome
+
+    async def resolve(self: Any, *arguments: Any) -> None:
+        state = self._state
+        await original(self, *arguments)
+        self._state = state
+
+    return [(LedgerWriter, "_resolve_unknown_outcome", resolve)]
+
+
+def _cancelled_half_done() -> Patches:
+    original = LedgerWriter._decide
+
+    def decide(self: Any, unit_of_work: UnitOfWork, batch: Any) -> None:
+        original(self, unit_of_work, batch)
+        if any(call.future.cancelled() for call in batch):
+            del unit_of_work.rows[-1:]
+
+    return [(LedgerWriter, "_decide", decide)]
+
+
+def _expired_by_recorded_time() -> Patches:
+    original = LedgerState.overdue
+
+    def overdue(self: LedgerState, now_ns: int) -> list[ActiveReservation]:
+        return original(self, max(now_ns, self.recorded_at_ns))
+
+    return [(LedgerState, "overdue", overdue)]
+
+
+def _revert_forgotten() -> Patches:
+    return [(LedgerState, "revert", lambda self, active, event: None)]
+
+
+PLANTED = {
+    "no-fence": PlantedBug(
+        "a request that arrives late is appended after its caller was told that it failed", _no_fence
+    ),
+    "lost-answer-is-failure": PlantedBug("an answer that was lost is taken for a failure", _lost_answer_is_failure),
+    "flush-is-read": PlantedBug("after a failed flush the rows that can be read are acknowledged", _flush_is_read),
+    "blind-retry": PlantedBug("after an unknown outcome the batch is committed again", _blind_retry),
+    "expiry-forgotten": PlantedBug("a claim takes overdue blocks without an expiry", _expiry_forgotten),
+    "stale-decision": PlantedBug("after a conflict the old decision is appended at the new head", _stale_decision),
+    "catch-up-unchecked": PlantedBug("a replaced log is folded into the old state", _catch_up_unchecked),
+    "keys-not-looked-up": PlantedBug("a retry with its key is decided like a new call", _keys_not_looked_up),
+    "jobs-not-looked-up": PlantedBug("a job's earlier reservations are not looked up", _jobs_not_looked_up),
+    "answers-swapped": PlantedBug("two callers of a batch get each other's result", _answers_swapped),
+    "any-snapshot": PlantedBug("a snapshot of another log is accepted", _any_snapshot),
+    "settings-lost": PlantedBug("settings that differ are not recorded", _settings_lost),
+    "state-kept": PlantedBug("the state is kept although its rows may not be stored", _state_kept),
+    "cancelled-half-done": PlantedBug("the last row of a cancelled caller's batch is dropped", _cancelled_half_done),
+    "expired-by-recorded-time": PlantedBug(
+        "expire_due goes by the log's time, not by the clock", _expired_by_recorded_time
+    ),
+    "revert-forgotten": PlantedBug("after a conflict the state keeps the batch's reservations", _revert_forgotten),
+}
