@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .clock import Clock as Clock
     from .codec import Row as Row
     from .domain.account import Account as Account
     from .domain.account import ActiveReservation as ActiveReservation
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
     from .domain.blocks import block_numbers as block_numbers
     from .domain.chain import Chain as Chain
     from .domain.chain import Metagraph as Metagraph
+    from .domain.commands import ChangeSettings as ChangeSettings
     from .domain.commands import EarlierExpiry as EarlierExpiry
     from .domain.commands import ExpireDue as ExpireDue
     from .domain.commands import RecordSettings as RecordSettings
     from .domain.commands import Reserve as Reserve
+    from .domain.commands import SettingsChange as SettingsChange
     from .domain.commands import Settle as Settle
     from .domain.commands import check_amount as check_amount
     from .domain.commands import check_same_request as check_same_request
     from .domain.commands import look_up_job as look_up_job
+    from .domain.correction_commands import MetagraphNeeded as MetagraphNeeded
+    from .domain.correction_commands import OffersNeeded as OffersNeeded
+    from .domain.correction_commands import PreparedOffers as PreparedOffers
+    from .domain.correction_commands import WithdrawBlock as WithdrawBlock
+    from .domain.correction_commands import WithdrawManifests as WithdrawManifests
     from .domain.fact_commands import RecordFacts as RecordFacts
     from .domain.fact_commands import ValidatedBlock as ValidatedBlock
     from .domain.fact_commands import ValidatedManifests as ValidatedManifests
@@ -32,11 +40,18 @@ if TYPE_CHECKING:
     from .domain.fact_validation import ManifestsFact as ManifestsFact
     from .domain.lookup import Head as Head
     from .domain.lookup import Lookup as Lookup
+    from .domain.lookup import LookupResult as LookupResult
     from .domain.reservation import STATUSES as STATUSES
     from .domain.reservation import Reservation as Reservation
     from .domain.reservation import Status as Status
     from .domain.reservation import found_reservation as found_reservation
+    from .domain.reservation import settlement_of as settlement_of
     from .domain.reservation import status_after as status_after
+    from .domain.seal import state_digest as state_digest
+    from .domain.seal_command import SealState as SealState
+    from .domain.seal_command import proves as proves
+    from .domain.seal_command import seal_key as seal_key
+    from .domain.state import SEAL_VERSION as SEAL_VERSION
     from .domain.state import LedgerState as LedgerState
     from .domain.state_codec import SNAPSHOT_VERSION as SNAPSHOT_VERSION
     from .domain.state_codec import decode_state as decode_state
@@ -67,18 +82,25 @@ else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
         {
+            "ledger.clock": "Clock",
             "ledger.codec": "Row",
             "ledger.domain.account": "Account ActiveReservation",
             "ledger.domain.blocks": "BlockSet END StepFunction block_numbers",
             "ledger.domain.chain": "Chain Metagraph",
             "ledger.domain.commands": (
-                "EarlierExpiry ExpireDue RecordSettings Reserve Settle check_amount check_same_request look_up_job"
+                "ChangeSettings EarlierExpiry ExpireDue RecordSettings Reserve Settle SettingsChange check_amount "
+                "check_same_request look_up_job"
+            ),
+            "ledger.domain.correction_commands": (
+                "MetagraphNeeded OffersNeeded PreparedOffers WithdrawBlock WithdrawManifests"
             ),
             "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",
-            "ledger.domain.lookup": "Head Lookup",
-            "ledger.domain.reservation": "Reservation STATUSES Status found_reservation status_after",
-            "ledger.domain.state": "LedgerState",
+            "ledger.domain.lookup": "Head Lookup LookupResult",
+            "ledger.domain.reservation": "Reservation STATUSES Status found_reservation settlement_of status_after",
+            "ledger.domain.seal": "state_digest",
+            "ledger.domain.seal_command": "SealState proves seal_key",
+            "ledger.domain.state": "LedgerState SEAL_VERSION",
             "ledger.domain.state_codec": "SNAPSHOT_VERSION decode_state encode_state",
             "ledger.domain.unit_of_work": "Command UnitOfWork",
             "ledger.runtime": "Runtime current_runtime refuse_on_loop",

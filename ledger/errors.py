@@ -11,8 +11,11 @@
     ├── IdempotencyConflict                 The idempotency key was used for another request.
     ├── ConflictingFact                     The chain fact contradicts a recorded one.
     ├── ImplausibleFact                     The chain fact is refused without `confirm=True`.
+    ├── FactNotRecorded                     No such fact is recorded, so none can be withdrawn.
+    ├── BlockInUse                          A reservation holds the block that is to be withdrawn.
     ├── PositionOutOfRange                  The ledger does not contain the requested moment.
     ├── TimeOutOfRange                      No recorded block covers the receipt's time.
+    ├── ClockUnusable                       The clock raised, or its reading is no time of this age.
     ├── LedgerExists                        The target of a restore has another log of this validator.
     ├── DamagedExport                       The file differs from the one that was exported.
     ├── LedgerNotFound                      The database has no ledger of this validator.
@@ -21,7 +24,9 @@
     ├── LedgerOverloaded                    The queue of changes is full.
     ├── NewerLedger                         A newer release wrote this schema or event.
     ├── CorruptLedger                       Stored bytes differ from the ones that were written.
+    │   └── SealConflict                    The log's seal and this process's state differ.
     ├── ProjectionStopped                   The history projector cannot apply an event.
+    ├── HistoryDamaged                      A row of the history's read model differs from the log.
     ├── RebuildOvertaken                    Another rebuild started meanwhile.
     ├── OutcomeUnknown                      The answer to a commit was lost; the error carries the key.
     └── StorageUnavailable                  The database cannot be used now.
@@ -29,7 +34,8 @@
     ├── AllMinersBusy                       There were candidates, but none could be claimed.
     ├── JobAlreadySpent                     The job ran, and its reservation was spent.
     ├── JobRequestConflict                  The job's uuid belongs to another request.
-    └── ChainFeedStale                      The newest block is too old to route on.
+    ├── ChainFeedStale                      The newest block is too old to route on.
+    └── ManifestsStale                      The newest manifest sync is too old to route on.
 
 Each error builds its own message from its fields, so callers and tests can read the fields instead of the text.
 """
@@ -44,11 +50,15 @@ from typing import Any
 __all__ = [
     "AllMinersBusy",
     "AllowanceException",
+    "BlockInUse",
     "CannotReserveAllowanceException",
     "ChainFeedStale",
+    "ClockUnusable",
     "ConflictingFact",
     "CorruptLedger",
     "DamagedExport",
+    "FactNotRecorded",
+    "HistoryDamaged",
     "IdempotencyConflict",
     "ImplausibleFact",
     "InvalidInput",
@@ -59,6 +69,7 @@ __all__ = [
     "LedgerExists",
     "LedgerNotFound",
     "LedgerOverloaded",
+    "ManifestsStale",
     "NewerLedger",
     "NotEnoughAllowanceException",
     "OutcomeUnknown",
@@ -70,6 +81,7 @@ __all__ = [
     "ReservationAlreadySpent",
     "ReservationExpired",
     "ReservationNotFound",
+    "SealConflict",
     "StorageUnavailable",
     "TimeOutOfRange",
 ]
@@ -239,6 +251,31 @@ class ImplausibleFact(AllowanceException):
         super().__init__(f"{fact} is implausible: {reason}; pass confirm=True if it is right")
 
 
+class FactNotRecorded(AllowanceException):
+    """The ledger has no such fact, so there is nothing to withdraw."""
+
+    def __init__(self, fact: str) -> None:
+        self.fact = fact
+        super().__init__(f"{fact} is not recorded, so it cannot be withdrawn")
+
+
+class BlockInUse(AllowanceException):
+    """The block cannot be withdrawn while a reserved or spent reservation holds it or the block below it.
+
+    Without its successor, the block below grants nothing either. Reserved ones can be released first.
+    """
+
+    def __init__(self, number: int, reservation_ids: list[int]) -> None:
+        self.number = number
+        self.reservation_ids = reservation_ids
+        shown = ", ".join(map(str, reservation_ids[:MOST_IDS_SHOWN]))
+        more = " and others" if len(reservation_ids) > MOST_IDS_SHOWN else ""
+        super().__init__(
+            f"block {number} cannot be withdrawn: it or block {number - 1} is held by reservation {shown}{more};"
+            " only released and expired reservations hold no blocks"
+        )
+
+
 class PositionOutOfRange(AllowanceException):
     """The requested moment is outside of the log, which covers `first` to `last`; None if that end is open."""
 
@@ -266,6 +303,19 @@ class TimeOutOfRange(AllowanceException):
         self.last = last
         covered = "no block is recorded yet" if first is None else f"they cover {first} to {last}"
         super().__init__(f"{asked} is not covered by the recorded blocks: {covered}")
+
+
+class ClockUnusable(AllowanceException):
+    """The clock by which the call would be decided raised, or returned no usable time; nothing was done.
+
+    `reading` is what it returned or raised; `expected` says what would be right.
+    """
+
+    def __init__(self, reading: object, expected: str) -> None:
+        self.reading = shortened(reading)
+        self.expected = expected
+        did = "raised" if isinstance(reading, BaseException) else "returned"
+        super().__init__(f"the clock must return {expected}; it {did} {self.reading}")
 
 
 class LedgerNotFound(AllowanceException):
@@ -342,6 +392,24 @@ class CorruptLedger(AllowanceException):
         super().__init__(f"the log is damaged at position {position}: {reason}")
 
 
+class SealConflict(CorruptLedger):
+    """The log's seal of `position` has another digest than the state there; nothing may be decided on that state.
+
+    A writer that finds this refuses all changes until the ledger is opened again.
+    """
+
+    def __init__(self, position: int, sealed_digest: str, digest: str) -> None:
+        self.position = position
+        self.reason = f"its seal has the digest {shortened(sealed_digest)}, but the state there has {shortened(digest)}"
+        self.sealed_digest = sealed_digest
+        self.digest = digest
+        AllowanceException.__init__(
+            self,
+            f"the seal of position {position} and the state there differ: {self.reason}. Changes are refused until the"
+            " ledger is opened again. Run `allowance audit` before, to find out which of the two is wrong",
+        )
+
+
 class ProjectionStopped(AllowanceException):
     """The history projector cannot apply the event at `position`; it never skips one, so it stopped there."""
 
@@ -352,6 +420,21 @@ class ProjectionStopped(AllowanceException):
         super().__init__(
             f"the history stopped before position {position}, {event_type}: {reason}."
             " Run `allowance verify` to find the first event that differs from the one that was written"
+        )
+
+
+class HistoryDamaged(AllowanceException):
+    """The history's read model has a row that differs from the log; the log decides, so the row is not shown.
+
+    `position`: of the reservation. `fields`: in which the row differs; empty if the log has no reservation there.
+    """
+
+    def __init__(self, position: int, fields: list[str]) -> None:
+        self.position = position
+        self.fields = fields
+        difference = f"differs from the log in {', '.join(fields)}" if fields else "is not in the log"
+        super().__init__(
+            f"the history's row of position {position} {difference}. Run `allowance rebuild` to make the history anew"
         )
 
 
@@ -440,6 +523,20 @@ class ChainFeedStale(JobRoutingException):
         )
 
 
+class ManifestsStale(JobRoutingException):
+    """The newest manifest sync is further behind the newest block than `newest_manifests_max_age_blocks`."""
+
+    def __init__(self, newest_sync: int, newest_block: int, max_age_blocks: int) -> None:
+        self.newest_sync = newest_sync
+        self.newest_block = newest_block
+        self.age_blocks = newest_block - newest_sync
+        self.max_age_blocks = max_age_blocks
+        super().__init__(
+            f"the newest manifest sync, at block {newest_sync}, is {self.age_blocks} blocks behind the newest block,"
+            f" {newest_block}, more than {max_age_blocks}; record the miners' manifests before routing"
+        )
+
+
 def _unpickle(kind: type[_LedgerError], arguments: tuple[Any, ...], fields: dict[str, Any]) -> _LedgerError:
     """Restore an error without its constructor, which would build the message and the fields anew."""
     error = kind.__new__(kind, *arguments)
@@ -448,6 +545,7 @@ def _unpickle(kind: type[_LedgerError], arguments: tuple[Any, ...], fields: dict
 
 
 LONGEST_SHOWN = 120
+MOST_IDS_SHOWN = 5
 MOST_BITS_SHOWN = 256
 
 

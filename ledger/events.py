@@ -182,6 +182,11 @@ def account_stream(miner_ss58: str, executor_class: str) -> str:
     return f"{miner_ss58}\t{executor_class}"
 
 
+def decided_at_ns(recorded_at_ns: int, event: Event) -> int:
+    """Return the reading of the clock by which an event was decided, given its recorded time."""
+    return recorded_at_ns if event.decided_at_ns is None else event.decided_at_ns
+
+
 def account_of(stream: str) -> tuple[str, str]:
     """Return the miner and the executor class of an account's stream."""
     miner_ss58, _, executor_class = stream.partition("\t")

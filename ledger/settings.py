@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from typing import Any
 
 import msgspec
 
@@ -114,8 +115,27 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     def to_settings(self) -> Settings:
         """Return these settings in their public form."""
+        return Settings(**self.to_fields())
+
+    def changed(self, named: Mapping[str, Any]) -> RecordedSettings:
+        """Return these settings with the named fields of `Settings` changed, and checked as a whole.
+
+        Raises `InvalidInput` if a field does not exist, or if a value is out of its range.
+        """
+        unknown = [field for field in named if field not in FIELDS]
+        if unknown:
+            raise InvalidInput("settings", ", ".join(unknown), f"fields of Settings, which are {', '.join(FIELDS)}")
+        return Settings(**{**self.to_fields(), **named}).to_recorded()
+
+    def differences(self, later: RecordedSettings) -> dict[str, tuple[Any, Any]]:
+        """Return the public values (old, new) of the fields in which later settings differ, by field."""
+        old, new = self.to_fields(), later.to_fields()
+        return {field: (old[field], new[field]) for field in FIELDS if old[field] != new[field]}
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the values of `Settings` by field, in public units."""
         age_ns = self.newest_block_max_age_ns
-        return Settings(
+        return dict(
             block_expiry_blocks=self.block_expiry_blocks,
             reservation_margin_seconds=seconds(self.reservation_margin_ns),
             longest_job_seconds=seconds(self.longest_job_ns),
@@ -129,6 +149,10 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             newest_block_max_age_seconds=None if age_ns is None else seconds(age_ns),
             newest_manifests_max_age_blocks=self.newest_manifests_max_age_blocks,
         )
+
+
+FIELDS = tuple(each.name for each in fields(Settings))
+"""The names of the settings, in the order of their definition."""
 
 
 def _duration(value: object, field_name: str, most_seconds: int = 100 * 86_400) -> int:

@@ -135,9 +135,20 @@ def instant_ns(value: object, field: str) -> int:
     return at_ns
 
 
+def storable_ns(at_ns: int) -> int:
+    """Return an instant, or the limit of the databases if it is beyond.
+
+    Earlier releases stored due times beyond the limit, if a clock was near it, and a forged log may have any number.
+    """
+    return max(-LARGEST_INTEGER, min(at_ns, LARGEST_INTEGER))
+
+
 def instant(at_ns: int) -> datetime:
-    """Return nanoseconds since the epoch as an aware UTC `datetime`, cut to the microsecond."""
-    return _EPOCH + timedelta(microseconds=at_ns // 1000)
+    """Return nanoseconds since the epoch as an aware UTC `datetime`, cut to the microsecond.
+
+    An instant that no database stores is shown as the limit, in the year 2262 (or 1677).
+    """
+    return _EPOCH + timedelta(microseconds=storable_ns(at_ns) // 1000)
 
 
 def executor_counts(value: object, field: str) -> dict[str, int]:

@@ -36,7 +36,15 @@ from ledger.store.contract import CommitOutcomeUnknown, Store, Transaction, Tran
 
 from .codec import Row, row_hash
 from .counters import Counters
-from .errors import CorruptLedger, LedgerClosed, LedgerOverloaded, OutcomeUnknown, StorageUnavailable
+from .errors import (
+    AllowanceException,
+    CorruptLedger,
+    LedgerClosed,
+    LedgerOverloaded,
+    OutcomeUnknown,
+    SealConflict,
+    StorageUnavailable,
+)
 from .runtime import Runtime
 
 S = TypeVar("S", bound=LedgerState)
@@ -137,7 +145,10 @@ class LedgerWriter(Generic[S]):
         runtime: Runtime,
         after_commit: Callable[[int, int], None] = lambda position, appended: None,
     ) -> None:
-        """Call `after_commit` with the new position and the number of appended rows, after each batch."""
+        """Call `after_commit` with the new position and the number of appended rows, after each batch.
+
+        `clock_ns` is trusted: pass a `Clock`, which validates each reading. If it raises, only that caller fails.
+        """
         self.store = store
         self.counters = Counters()
         self._load_state = load_state
@@ -150,6 +161,8 @@ class LedgerWriter(Generic[S]):
         self._state_lock = _StateLock()
         self._locked_batches = 0
         self._closed = False
+        # Why no further change is accepted, until the ledger is opened again; None as long as changes are.
+        self._refusal: AllowanceException | None = None
         self._queries = _CallQueue(runtime, self._run_queries)
         self._commands = _CallQueue(runtime, self._commit_batch)
 
@@ -264,7 +277,8 @@ class LedgerWriter(Generic[S]):
             # must be read at the head at which the batch is appended, so these commands wait for the lock.
             if lookup.positions:
                 return False
-            unit_of_work = UnitOfWork(state, LookupResult(), self._clock_ns())
+            # `_decide` reads the clock for each command.
+            unit_of_work = UnitOfWork(state, LookupResult(), state.recorded_at_ns)
             # `Exception` is enough here: nothing cancels the queue's task, see `_CallQueue.finish`.
             try:
                 self._decide(unit_of_work, batch)
@@ -350,7 +364,7 @@ class LedgerWriter(Generic[S]):
                 state = await self._catch_up(transaction)
                 lookup = self._lookup(state, batch)
                 known = await transaction.find(lookup) if lookup else LookupResult()
-                unit_of_work = UnitOfWork(state, known, self._clock_ns())
+                unit_of_work = UnitOfWork(state, known, state.recorded_at_ns)
                 self._decide(unit_of_work, batch)
                 if unit_of_work.rows:
                     await transaction.append(unit_of_work.rows)
@@ -372,12 +386,16 @@ class LedgerWriter(Generic[S]):
 
     def _decide(self, unit_of_work: UnitOfWork, batch: list[PendingCall]) -> None:
         for call in batch:
-            unit_of_work.now_ns = self._clock_ns()
             before = len(unit_of_work.rows)
             self.counters.attempts += 1
             # The batch may be decided a second time: nothing of the first time may remain.
-            call.result = call.error = call.row = None
+            call.result = call.row = None
+            call.error = self._refusal
+            if call.error is not None:
+                continue
             try:
+                # Inside: a clock that fails, fails for this command alone.
+                unit_of_work.now_ns = self._clock_ns()
                 call.result = call.work.decide(unit_of_work)
                 call.row = unit_of_work.rows[-1] if len(unit_of_work.rows) > before else None
             except Exception as error:
@@ -387,6 +405,9 @@ class LedgerWriter(Generic[S]):
                     raise
                 # The command was refused before it appended. It fails alone.
                 call.error = error
+                if isinstance(error, SealConflict):
+                    # Either the state in memory or the log's seal is wrong, so nothing more may be decided on them.
+                    self._refusal = error
         self.counters.claims += unit_of_work.claims
 
     def _count_appended(self, unit_of_work: UnitOfWork) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .backup import raise_first_finding as raise_first_finding
     from .backup import restore_log as restore_log
     from .conflicts import describe_conflict as describe_conflict
+    from .corrections import metagraph_to_return_to as metagraph_to_return_to
+    from .corrections import offers_without as offers_without
     from .database_schema import schema as schema
     from .history.pages import History as History
     from .history.pages import Page as Page
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .snapshots import ProgressReport as ProgressReport
     from .snapshots import Snapshot as Snapshot
     from .snapshots import SnapshotStore as SnapshotStore
+    from .snapshots import sealed_if_due as sealed_if_due
     from .snapshots import state_at as state_at
     from .tie_break import in_trial_order as in_trial_order
     from .verify import VerifyReport as VerifyReport
@@ -54,13 +57,14 @@ else:
                 "ExportReport RestoreReport atomic_new_file export_log raise_first_finding restore_log"
             ),
             "projections.conflicts": "describe_conflict",
+            "projections.corrections": "metagraph_to_return_to offers_without",
             "projections.database_schema": "schema",
             "projections.history.pages": "History Page",
             "projections.history.rows": "HistoryFilters",
             "projections.rebuild": "Difference Rebuild RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
             "projections.rules": "Finding RULES Rule",
-            "projections.snapshots": "ProgressReport Snapshot SnapshotStore state_at",
+            "projections.snapshots": "ProgressReport Snapshot SnapshotStore sealed_if_due state_at",
             "projections.tie_break": "in_trial_order",
             "projections.verify": "VerifyReport verify_log",
         },

@@ -5,20 +5,19 @@ The recorded one is read back from the log, because the state in memory keeps on
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from ledger import Chain, Store, ValidatedBlock, ValidatedManifests
-from ledger.codec import decode
+from ledger import Store, ValidatedBlock, ValidatedManifests
 from ledger.domain.chain import differences
 from ledger.errors import ConflictingFact
-from ledger.events import BlockRecorded, ManifestsRecorded
 from ledger.values import NANOSECONDS, instant
+
+from .corrections import chain_at
 
 
 async def describe_conflict(store: Store, refused: ConflictingFact, given: ValidatedBlock | ValidatedManifests) -> None:
     """Add to a refusal the differences of the given fact from the recorded one, as (recorded, given) by name."""
-    recorded = await _chain_at(store, refused.recorded_position or 0)
+    recorded = await chain_at(store, refused.recorded_position or 0)
     found: dict[str, Any] = {}
     if isinstance(given, ValidatedBlock):
         metagraph = recorded.last_metagraph
@@ -40,24 +39,3 @@ async def describe_conflict(store: Store, refused: ConflictingFact, given: Valid
 
 def _stake(billionths: int | None) -> float | None:
     return None if billionths is None else billionths / NANOSECONDS
-
-
-async def _chain_at(store: Store, position: int) -> Chain:
-    """Fold the chain's facts up to a position.
-
-    From the first event on, because each metagraph and manifest is stored as a difference from the one before.
-    """
-    chain = Chain()
-    after = 0
-    while rows := await store.read(after):
-        for row in rows:
-            if row.position > position:
-                return chain
-            match event := decode(row.position, row.payload):
-                case BlockRecorded():
-                    chain.apply_block(row.position, event)
-                case ManifestsRecorded():
-                    chain.apply_manifests(row.position, event)
-        after = rows[-1].position
-        await asyncio.sleep(0)  # A long fold yields the event loop after each page.
-    return chain

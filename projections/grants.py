@@ -13,17 +13,21 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-from ledger import Account, Chain, RecordedSettings, Row, StepFunction
+from ledger import Account, Chain, RecordedSettings, Row, StepFunction, Store
 from ledger.codec import decode
 from ledger.events import (
     CHAIN_STREAM,
     MANIFESTS_STREAM,
     SETTINGS_STREAM,
     BlockRecorded,
+    BlockWithdrawn,
     LedgerOpened,
     ManifestsRecorded,
+    ManifestsWithdrawn,
     SettingsChanged,
 )
+
+from .corrections import fold_syncs
 
 FACT_STREAMS = frozenset((SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM))
 
@@ -109,6 +113,8 @@ class GrantTable:
         self._stakes = StakeTable()
         self._terms: list[BlockTerms] = []
         self._terms_at = StepFunction()
+        self._drops_are_stale = False
+        """Whether a sync was withdrawn since the drops were folded."""
         self._block_times: _BlockTimes | None = None
         """Built when it is first needed, and again after each new block."""
 
@@ -127,12 +133,31 @@ class GrantTable:
                 self._record_block(row.position, event)
             case ManifestsRecorded():
                 self._chain.apply_manifests(row.position, event)
+            case BlockWithdrawn():
+                self._chain.withdraw_block(row.position, event)
+                self._block_times = None
+            case ManifestsWithdrawn():
+                self._chain.withdraw_manifests(row.position, event)
+                self._drops_are_stale = True
             case SettingsChanged() | LedgerOpened():
                 self._chain.apply_settings(event.settings)
                 settings = event.settings
                 self._terms.append(
                     BlockTerms(settings.long_block_ns, settings.long_block_counts_as_ns, self._chain.multiplier)
                 )
+
+    async def fold_drops_again(self, store: Store) -> None:
+        """Fold the drops of the remaining syncs, if a sync was withdrawn; call it after the last row.
+
+        A withdrawal names only the highest drop that remains in each account, which is all that the state needs.
+        """
+        if not self._drops_are_stale:
+            return
+        remaining = _ChainWithDrops()
+        withdrawn = {each.position for syncs in self._chain.withdrawn_syncs.values() for each in syncs}
+        await fold_syncs(store, remaining, self.position, withdrawn)
+        self._chain.drops = remaining.drops
+        self._drops_are_stale = False
 
     def granted_ns(self, validator_ss58: str, miner_ss58: str, executor_class: str, block: int) -> int:
         """Return the allowance of a block in an account; 0 is no grant."""

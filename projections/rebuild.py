@@ -80,13 +80,18 @@ class Rebuild:
         self._different = 0
         self._differences: list[Difference] = []
         self._damaged: list[int] = []
+        self._sealed_position = 0
+        self._sealed: Snapshot | None = None
 
-    async def run(self, progress: ProgressReport | None) -> RebuildReport:
+    async def run(self, progress: ProgressReport | None, sealed_position: int = 0) -> RebuildReport:
         """Build the shadow, compare it with the live history, and put it live.
 
+        `sealed_position` is the highest position whose seal the log has: a snapshot is made there, since no other one
+        would count.
         Raises `RebuildOvertaken` if another rebuild began meanwhile, and `ProjectionStopped` or `CorruptLedger` at an
         event that cannot be applied. The live history is then unchanged.
         """
+        self._sealed_position = sealed_position
         self._unchecked = await self._snapshots.all()
         snapshots = len(self._unchecked)
         shadow = await self._projector.begin_shadow()
@@ -151,14 +156,18 @@ class Rebuild:
         return expected
 
     def _fold(self, rows: list[Row]) -> None:
-        """Fold events into the state, and stop at the positions of stored snapshots to compare them."""
+        """Fold events into the state; stop at the positions of stored snapshots to compare them, and at the seal's."""
         start = 0
         for at, row in enumerate(rows, start=1):
             snapshot = self._unchecked.pop(row.position, None)
-            if snapshot is not None:
+            is_sealed = row.position == self._sealed_position
+            if snapshot is not None or is_sealed:
                 self.state.fold(rows[start:at])
                 start = at
+            if snapshot is not None:
                 self._compare_snapshot(snapshot)
+            if is_sealed:
+                self._sealed = snapshot_of(self.state)
         self.state.fold(rows[start:])
 
     def _compare_snapshot(self, snapshot: Snapshot) -> None:
@@ -169,11 +178,13 @@ class Rebuild:
             self._add_difference("snapshot", snapshot.position, found, expected)
 
     async def _renew_snapshots(self) -> None:
-        """Save the rebuilt state; drop the snapshots that are damaged or at positions without an event."""
+        """Save the state at the seal; drop the snapshots that are damaged or at positions without an event."""
         for position, snapshot in self._unchecked.items():
             self._damaged.append(position)
             self._add_difference("snapshot", position, _snapshot_fields(snapshot), None)
-        await self._snapshots.save(snapshot_of(self.state), dropped=self._damaged)
+        await self._snapshots.drop(self._damaged)
+        if self._sealed is not None:
+            await self._snapshots.save(self._sealed)
 
     async def _compare(self, shadow: Checkpoint) -> int:
         """Compare both histories as they were at the lower of their checkpoints; return that position.

@@ -114,6 +114,7 @@ class Bookkeeper:
                 if row.position <= until:
                     self._grants.fold(row)
             await asyncio.sleep(0)  # A long fold yields the event loop after each page.
+        await self._grants.fold_drops_again(store)
 
     def _classified(
         self, payer: PayingAccount, start: int, offered: Iterable[int]

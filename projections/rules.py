@@ -65,6 +65,7 @@ class Rule(StrEnum):
     HISTORY_MODEL = "history-model"
     SNAPSHOTS = "snapshots"
     LIVE_STATE = "live-state"
+    SEALS = "seals"
 
 
 RULES: dict[Rule, str] = {
@@ -85,7 +86,7 @@ RULES: dict[Rule, str] = {
     Rule.KEYS_ONCE: "An idempotency key belongs to one event.",
     Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and at most what the settings allow.",
     Rule.JOB_START: "A job starts at block 1 or later.",
-    Rule.DUE_TIME: "A reservation is due when its amount and the margin have passed since it was recorded.",
+    Rule.DUE_TIME: "A reservation is due when its amount and the margin have passed since it was decided.",
     Rule.DECISION_CLOCK: "The clock of a decision is recorded only if it is before the recorded time.",
     Rule.BLOCKS_ASCENDING: "A reservation's blocks are stored as ascending runs that do not touch.",
     Rule.BLOCKS_GRANTED: "Reserved blocks grant allowance to the account.",
@@ -113,6 +114,7 @@ RULES: dict[Rule, str] = {
     Rule.HISTORY_MODEL: "The history's rows are those that follow from the log.",
     Rule.SNAPSHOTS: "A snapshot equals, byte for byte, the fold of the log up to its position.",
     Rule.LIVE_STATE: "The state in memory equals, byte for byte, the fold of the log.",
+    Rule.SEALS: "A seal has the digest of the fold of the log up to a position below its own, which its key names.",
 }
 """The rules in words."""
 

@@ -1,8 +1,8 @@
 """Snapshots of the state, so that opening a ledger folds only the events after the newest one.
 
-A snapshot is derived data and never trusted. It counts only if its bytes have the digest with which they were stored
-and the log still has, by position and hash, the row at which it was taken. Other snapshots are skipped, and the log
-is folded from an older one or from its beginning.
+A snapshot is derived data and never trusted. It counts only if the log itself holds the seal of its position: an event
+at a higher position with the digest of the state that the snapshot's bytes decode to. Other snapshots are skipped, and
+the log is folded from an older one or from its beginning.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ledger import SNAPSHOT_VERSION, Lookup, Store, decode_state, encode_state
+from ledger import SNAPSHOT_VERSION, Lookup, Row, Store, decode_state, encode_state, proves, seal_key, state_digest
+from ledger.codec import decode, row_hash
+from ledger.events import SEALS_STREAM, StateSealed
 from ledger.values import LARGEST_INTEGER
 
 from .availability import Availability
@@ -22,6 +24,7 @@ KEPT_SNAPSHOTS = 2
 
 _INSERT = """INSERT INTO allowance_snapshots (ledger, position, model_version, hash, digest, payload)
              VALUES (?, ?, ?, ?, ?, ?)"""
+_DELETE = "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?"
 
 ProgressReport = Callable[[int, int], None]
 """Called on the ledger's own thread with the number of events processed so far and the number of events in all."""
@@ -35,41 +38,32 @@ class Snapshot(NamedTuple):
     payload: bytes
 
 
+class SealedSnapshot(NamedTuple):
+    """A snapshot with the digest that its seal must have. Append the seal first: without it the snapshot is useless."""
+
+    snapshot: Snapshot
+    digest: bytes
+
+
 class SnapshotStore:
     """One ledger's stored snapshots."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.newest = 0
-        """The highest position of a snapshot that this object has loaded, saved or seen; 0 if there is none."""
-
-    async def refresh_newest(self) -> None:
-        """Look up the newest snapshot: other processes save snapshots too."""
-        rows = await self._store.query(
-            f"SELECT max(position) FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
-            f" AND model_version = {SNAPSHOT_VERSION}"
-        )
-        self.newest = max(self.newest, *(position or 0 for (position,) in rows))
-
-    def take_if_due(self, state: Availability, every_rows: int) -> Snapshot | None:
-        """Return a snapshot of a committed state if it has at least `every_rows` rows more than the newest snapshot."""
-        if state.position - self.newest < every_rows:
-            return None
-        return snapshot_of(state)
 
     async def load(self, until: int | None = None) -> Availability:
-        """Return the state of the newest sound snapshot up to a position, or the empty state."""
+        """Return the state of the newest sealed snapshot up to a position, or the empty state."""
         before = LARGEST_INTEGER if until is None else until + 1
         while (snapshot := await self._newest(before)) is not None:
             before = snapshot.position
             state = Availability()
             try:
                 decode_state(snapshot.payload, state)
+                digest = state_digest(state)
             except Exception:
                 # Damaged bytes may raise anything, and no damage may prevent opening: the log has the same facts.
                 continue
-            if state.position == snapshot.position and await self._is_of_this_log(snapshot):
-                self.newest = max(self.newest, snapshot.position)
+            if await self._is_sealed(snapshot, state, digest):
                 return state
         return Availability()
 
@@ -81,24 +75,25 @@ class SnapshotStore:
         )
         return {position: _stored_snapshot(position, *columns) for position, *columns in rows}
 
-    async def save(self, snapshot: Snapshot, dropped: Collection[int] = ()) -> None:
-        """Store a snapshot; delete those at the positions `dropped`, and all but the `KEPT_SNAPSHOTS` newest."""
+    async def drop(self, positions: Collection[int]) -> None:
+        """Delete the snapshots at these positions."""
+        async with self._store.write_read_models() as transaction:
+            await transaction.execute_many(_DELETE, [(self._store.ledger, position) for position in positions])
+
+    async def save(self, snapshot: Snapshot) -> None:
+        """Store a snapshot; delete all but the `KEPT_SNAPSHOTS` newest."""
         position, ledger = snapshot.position, self._store.ledger
         async with self._store.write_read_models() as transaction:
             # Of every version: an older release's snapshots would otherwise stay for ever.
             rows = await transaction.query("SELECT position FROM allowance_snapshots WHERE ledger = ?", ledger)
             positions = {each for (each,) in rows}
-            remaining = sorted({*positions.difference(dropped), position})[-KEPT_SNAPSHOTS:]
+            remaining = sorted({*positions, position})[-KEPT_SNAPSHOTS:]
             deleted = [each for each in positions if each not in remaining or each == position]
-            await transaction.execute_many(
-                "DELETE FROM allowance_snapshots WHERE ledger = ? AND position = ?",
-                [(ledger, each) for each in deleted],
-            )
+            await transaction.execute_many(_DELETE, [(ledger, each) for each in deleted])
             if position in remaining:
                 digest = payload_digest(snapshot.payload)
                 values = (ledger, position, SNAPSHOT_VERSION, snapshot.hash, digest, snapshot.payload)
                 await transaction.execute_many(_INSERT, [values])
-        self.newest = max(self.newest, position)
 
     async def _newest(self, before: int) -> Snapshot | None:
         """Return the newest snapshot before a position, sound or damaged."""
@@ -108,15 +103,49 @@ class SnapshotStore:
         )
         return _stored_snapshot(*rows[0]) if rows else None
 
-    async def _is_of_this_log(self, snapshot: Snapshot) -> bool:
-        """Return True if the log has the row at which the snapshot was taken.
+    async def _is_sealed(self, snapshot: Snapshot, state: Availability, digest: bytes) -> bool:
+        """Return True if the log has the row at which the snapshot was taken, and seals the state that it decodes to.
 
         After a restore, or in a row copied from another ledger, the log may have another row at that position.
         """
-        lookup = Lookup()
-        lookup.positions.add(snapshot.position)
-        found = (await self._store.find(lookup)).rows.get(snapshot.position)
-        return found is not None and found.hash == snapshot.hash
+        position = snapshot.position
+        lookup = Lookup([position])
+        lookup.keys.add(seal_key(position))
+        found = await self._store.find(lookup)
+        row, seal = found.rows.get(position), found.keys.get(seal_key(position))
+        if row is None or seal is None or not (position == state.position and row.hash == snapshot.hash == state.hash):
+            return False
+        return proves(seal, position, digest) and await self._is_as_written(seal, row)
+
+    async def _is_as_written(self, seal: Row, row: Row) -> bool:
+        """Return True if a seal's row has the hash that follows from it and the row before it.
+
+        So a seal that was edited after it was written is not believed, unless all later hashes were edited too.
+        """
+        before: Row | None = row
+        if seal.position != row.position + 1:
+            before = (await self._store.find(Lookup([seal.position - 1]))).rows.get(seal.position - 1)
+        return before is not None and row_hash(before.hash, seal) == seal.hash
+
+
+def sealed_if_due(state: Availability, every_rows: int) -> SealedSnapshot | None:
+    """Return a snapshot of a committed state if at least `every_rows` rows have come since the position sealed last."""
+    if state.position - state.sealed_position < every_rows:
+        return None
+    return SealedSnapshot(snapshot_of(state), state_digest(state))
+
+
+async def sealed_positions(store: Store) -> list[int]:
+    """Return the positions that the log's seals name, in the order of the seals; those of unreadable rows are left out.
+
+    Only a hint where to look: the log's rows, read in order, say what is sealed.
+    """
+    # The stream is a constant of this release, so nothing needs to be quoted.
+    rows = await store.query(
+        f"SELECT position, payload FROM allowance_events WHERE ledger = {store.ledger}"
+        f" AND stream = '{SEALS_STREAM}' ORDER BY position"
+    )
+    return [event.position for event in map(_seal_in, rows) if event is not None]
 
 
 async def state_at(store: Store, position: int, progress: ProgressReport | None = None) -> Availability:
@@ -129,6 +158,14 @@ async def state_at(store: Store, position: int, progress: ProgressReport | None 
             progress(state.position, position)
         await asyncio.sleep(0)  # A long fold yields the event loop after each page.
     return state
+
+
+def _seal_in(columns: tuple[Any, ...]) -> StateSealed | None:
+    try:
+        event = decode(*columns)
+    except Exception:  # A damaged row may hold anything; an audit reports it when it reaches the row.
+        return None
+    return event if isinstance(event, StateSealed) else None
 
 
 def snapshot_of(state: Availability) -> Snapshot:

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from ledger.domain.reservation import Reservation as Reservation
     from ledger.errors import AllMinersBusy as AllMinersBusy
     from ledger.errors import AllowanceException as AllowanceException
+    from ledger.errors import BlockInUse as BlockInUse
     from ledger.errors import CannotReserveAllowanceException as CannotReserveAllowanceException
     from ledger.errors import ChainFeedStale as ChainFeedStale
+    from ledger.errors import ClockUnusable as ClockUnusable
     from ledger.errors import ConflictingFact as ConflictingFact
     from ledger.errors import CorruptLedger as CorruptLedger
     from ledger.errors import DamagedExport as DamagedExport
+    from ledger.errors import FactNotRecorded as FactNotRecorded
+    from ledger.errors import HistoryDamaged as HistoryDamaged
     from ledger.errors import IdempotencyConflict as IdempotencyConflict
     from ledger.errors import ImplausibleFact as ImplausibleFact
     from ledger.errors import InvalidInput as InvalidInput
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from ledger.errors import LedgerExists as LedgerExists
     from ledger.errors import LedgerNotFound as LedgerNotFound
     from ledger.errors import LedgerOverloaded as LedgerOverloaded
+    from ledger.errors import ManifestsStale as ManifestsStale
     from ledger.errors import NewerLedger as NewerLedger
     from ledger.errors import NotEnoughAllowanceException as NotEnoughAllowanceException
     from ledger.errors import OutcomeUnknown as OutcomeUnknown
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from ledger.errors import ReservationAlreadySpent as ReservationAlreadySpent
     from ledger.errors import ReservationExpired as ReservationExpired
     from ledger.errors import ReservationNotFound as ReservationNotFound
+    from ledger.errors import SealConflict as SealConflict
     from ledger.errors import StorageUnavailable as StorageUnavailable
     from ledger.errors import TimeOutOfRange as TimeOutOfRange
     from ledger.settings import Settings as Settings
@@ -71,6 +77,7 @@ if TYPE_CHECKING:
     from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
     from .service.health import Health as Health
     from .service.past import Past as Past
+    from .service.settings_changes import SettingsRecord as SettingsRecord
     from .service.summaries import ClassTotals as ClassTotals
     from .service.summaries import Overview as Overview
     from .service.summaries import Usage as Usage
@@ -86,13 +93,13 @@ else:
             "ledger.domain.lookup": "Head",
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
-                "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ConflictingFact "
-                "CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent "
-                "JobRequestConflict JobRoutingException LedgerClosed LedgerExists LedgerNotFound "
-                "LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
-                "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
-                "ReservationAlreadySpent ReservationExpired ReservationNotFound StorageUnavailable "
-                "TimeOutOfRange"
+                "AllMinersBusy AllowanceException BlockInUse CannotReserveAllowanceException ChainFeedStale "
+                "ClockUnusable ConflictingFact CorruptLedger DamagedExport FactNotRecorded HistoryDamaged "
+                "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobRequestConflict "
+                "JobRoutingException LedgerClosed LedgerExists LedgerNotFound LedgerOverloaded ManifestsStale "
+                "NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange ProjectionStopped "
+                "ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased ReservationAlreadySpent "
+                "ReservationExpired ReservationNotFound SealConflict StorageUnavailable TimeOutOfRange"
             ),
             "ledger.settings": "Settings",
             "ledger.values": "Miner",
@@ -112,6 +119,7 @@ else:
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
             "routing.service.health": "Health",
             "routing.service.past": "Past",
+            "routing.service.settings_changes": "SettingsRecord",
             "routing.service.summaries": "ClassTotals Overview Usage",
             "routing.singletons": "allowance configure reset routing",
         },

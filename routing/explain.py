@@ -10,7 +10,7 @@ import msgspec
 from ledger import Reservation, Row, Store, status_after
 from ledger.codec import decode, reservation_position
 from ledger.errors import ReservationNotFound
-from ledger.events import AllowanceReserved, Settlement
+from ledger.events import AllowanceReserved, Settlement, decided_at_ns
 from ledger.values import instant, seconds
 from projections import Availability, RankedAccount, in_trial_order, state_at
 
@@ -62,21 +62,21 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
     event = None if row is None else decode(position, row.payload)
     if row is None or not isinstance(event, AllowanceReserved):
         raise ReservationNotFound(reservation.reservation_id)
-    decided_at_ns = event.decided_at_ns if event.decided_at_ns is not None else row.recorded_at_ns
-    decided_on = await _position_decided_on(store, row, decided_at_ns)
+    clock_ns = decided_at_ns(row.recorded_at_ns, event)
+    decided_on = await _position_decided_on(store, row, clock_ns)
     considered: list[Considered] = []
     # Only a router records an axon.
     if event.axon is not None:
         state = await state_at(store, decided_on)
-        entries = state.ranking(reservation.executor_class, decided_at_ns)
+        entries = state.ranking(reservation.executor_class, clock_ns)
         order = in_trial_order(entries, event.amount_ns, reservation.job_uuid or "")
-        considered = _considered(state, list(order), reservation.miner_ss58, decided_at_ns)
+        considered = _considered(state, list(order), reservation.miner_ss58, clock_ns)
     return Explanation(
         reservation,
         event.axon is not None,
         event.kept,
         decided_on,
-        instant(decided_at_ns),
+        instant(clock_ns),
         event.job_start_block,
         seconds(event.amount_ns),
         considered,
@@ -108,19 +108,19 @@ def _considered(state: Availability, order: list[RankedAccount], claimed_ss58: s
     return considered
 
 
-async def _position_decided_on(store: Store, claim: Row, decided_at_ns: int) -> int:
+async def _position_decided_on(store: Store, claim: Row, clock_ns: int) -> int:
     """Return the last log position that the router had seen when it decided on a claim.
 
     A claim appends the expiries of the overdue reservations whose blocks it takes just before itself; the router had
     not seen those.
     """
     position = claim.position - 1
-    while position > 0 and await _is_expiry_by_claim(store, claim, position, decided_at_ns):
+    while position > 0 and await _is_expiry_by_claim(store, claim, position, clock_ns):
         position -= 1
     return position
 
 
-async def _is_expiry_by_claim(store: Store, claim: Row, position: int, decided_at_ns: int) -> bool:
+async def _is_expiry_by_claim(store: Store, claim: Row, position: int, clock_ns: int) -> bool:
     """Return whether a claim may have appended the event at a position before it, as an expiry of its own account.
 
     An earlier expiry of the same account, appended by `expire_due`, looks the same. Treating it as the claim's changes
@@ -136,4 +136,4 @@ async def _is_expiry_by_claim(store: Store, claim: Row, position: int, decided_a
         return False
     reserved = await row_at(store, row.settles)
     event = None if reserved is None else decode(reserved.position, reserved.payload)
-    return isinstance(event, AllowanceReserved) and event.expires_at_ns <= decided_at_ns
+    return isinstance(event, AllowanceReserved) and event.expires_at_ns <= clock_ns

@@ -23,7 +23,14 @@ from ledger import (
     check_same_request,
     look_up_job,
 )
-from ledger.errors import AllMinersBusy, AllowanceException, ChainFeedStale, JobRequestConflict, JobRoutingException
+from ledger.errors import (
+    AllMinersBusy,
+    AllowanceException,
+    ChainFeedStale,
+    JobRequestConflict,
+    JobRoutingException,
+    ManifestsStale,
+)
 from ledger.values import seconds
 from projections import Availability, RankedAccount, in_trial_order
 
@@ -85,6 +92,7 @@ class Pick:
         # Source: ComputeHorde's allowance module, which reserves 3600 s at most (the setting `longest_job_seconds`).
         check_amount(self.amount_ns, state.chain.settings)
         refuse_stale_feed(state, now_ns)
+        refuse_stale_manifests(state)
         entry, kept = self._choose(state, now_ns)
         return self._route(self._claim(unit_of_work, entry.account, kept=kept), state)
 
@@ -186,6 +194,20 @@ def refuse_stale_feed(state: Availability, now_ns: int) -> None:
     age_ns = now_ns - blocks.created_at_ns(blocks.newest)
     if age_ns > most_ns:
         raise ChainFeedStale(blocks.newest, seconds(age_ns), seconds(most_ns))
+
+
+def refuse_stale_manifests(state: Availability) -> None:
+    """Raise `ManifestsStale` if the newest sync is further behind the newest block than the setting allows.
+
+    Miners may have left or changed since without anybody noticing. Without the setting any age is accepted; without a
+    sync there is no allowance, which the pick reports by itself.
+    """
+    chain = state.chain
+    most = chain.settings.newest_manifests_max_age_blocks
+    if most is None or not chain.sync_blocks:
+        return
+    if chain.blocks.newest - chain.sync_blocks[-1] > most:
+        raise ManifestsStale(chain.sync_blocks[-1], chain.blocks.newest, most)
 
 
 def _availability(unit_of_work: UnitOfWork) -> Availability:

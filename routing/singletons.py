@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
 from ledger import Miner, Settings, current_runtime
 from ledger.errors import InvalidInput, renamed_fields
 from routing.service.allowance import Allowance
-from routing.service.config import VARIABLES, Configuration, configuration_from_environment
+from routing.service.config import (
+    VARIABLES,
+    Configuration,
+    configuration_from_environment,
+    settings_from_environment,
+)
 
 from .router import Routing
 
@@ -25,8 +31,6 @@ def _renew_guard() -> None:
 
 os.register_at_fork(after_in_child=_renew_guard)
 
-# For these, an explicit None overrides the environment; for all others it counts as left out.
-_NONE_IS_A_VALUE = ("settings", "debug_miner")
 _overrides: dict[str, Any] = {}
 _allowance: Allowance | None = None
 _routing: Routing | None = None
@@ -70,10 +74,13 @@ def allowance() -> Allowance:
             if not configuration.validator_ss58:
                 raise InvalidInput("ALLOWANCE_VALIDATOR_SS58", "", "this validator's hotkey")
             with renamed_fields({field: variable for field, variable in VARIABLES.items() if field not in _overrides}):
-                _allowance = Allowance.open(
+                _allowance = Allowance(
                     configuration.database_url,
-                    validator_ss58=configuration.validator_ss58,
-                    settings=configuration.settings,
+                    configuration.validator_ss58,
+                    _overrides.get("settings"),
+                    time.time_ns,
+                    read_only=False,
+                    environment_settings=_environment_settings(),
                 )
         return _allowance
 
@@ -87,6 +94,7 @@ def routing() -> Routing:
     with _guard:
         if _routing is None:
             configuration = _configuration()
+            _environment_settings()  # Refuses a wrong value now, and not only when the first job is routed.
             # The function, not its result: a router with a debug miner must not require a ledger.
             _routing = Routing(
                 allowance, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner
@@ -105,6 +113,13 @@ def reset() -> None:
         current_runtime().run_blocking(closing.close())
 
 
+def _environment_settings() -> dict[str, Any]:
+    """Return the fields that the environment names; none if code says which settings apply, with None the recorded."""
+    return {} if "settings" in _overrides else settings_from_environment()
+
+
 def _configuration() -> Configuration:
-    given = {name: value for name, value in _overrides.items() if value is not None or name in _NONE_IS_A_VALUE}
+    # An explicit None of this one overrides the environment; for all others it counts as left out.
+    given = {name: value for name, value in _overrides.items() if value is not None or name == "debug_miner"}
+    given.pop("settings", None)
     return replace(configuration_from_environment(), **given)

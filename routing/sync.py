@@ -62,6 +62,7 @@ class _BlockingQueries:
     overview = _blocking(Queries.overview)
     receipts = _blocking(Queries.receipts)
     settings = _blocking(Queries.settings)
+    settings_changes = _blocking(Queries.settings_changes)
     head = _blocking(Queries.head)
 
 
@@ -124,10 +125,13 @@ class Allowance(_BlockingQueries):
     record_block = _blocking(AsyncAllowance.record_block)
     record_manifests = _blocking(AsyncAllowance.record_manifests)
     record_facts = _blocking(AsyncAllowance.record_facts)
+    withdraw_block = _blocking(AsyncAllowance.withdraw_block)
+    withdraw_manifests = _blocking(AsyncAllowance.withdraw_manifests)
     reserve = _blocking(AsyncAllowance.reserve)
     spend = _blocking(AsyncAllowance.spend)
     release = _blocking(AsyncAllowance.release)
     expire_due = _blocking(AsyncAllowance.expire_due)
+    change_settings = _blocking(AsyncAllowance.change_settings)
     verify = _blocking(AsyncAllowance.verify)
     export = _blocking(AsyncAllowance.export)
     audit = _blocking(AsyncAllowance.audit)

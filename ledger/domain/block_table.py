@@ -88,6 +88,7 @@ class BlockTable:
         "before_ns",
         "chunk_numbers",
         "chunks",
+        "first",
         "first_finalized",
         "last_finalized",
         "newest",
@@ -101,6 +102,8 @@ class BlockTable:
         self.before_ns: list[int] = []
         """The sum of all units before each of these chunks."""
         self.newest = 0
+        self.first = END
+        """The lowest recorded block."""
         self.first_finalized = END
         self.last_finalized = 0
         self.sums_before_ns = PrefixSums(self.chunks, self.chunk_numbers, self.before_ns)
@@ -139,6 +142,27 @@ class BlockTable:
         chunk.positions[offset] = position
         chunk.digests[16 * offset : 16 * offset + 16] = digest
         self.newest = max(self.newest, block)
+        self.first = min(self.first, block)
+
+    def forget(self, block: int) -> None:
+        """Remove a recorded block, and what its predecessor grants: that lasted until this block."""
+        chunk, offset = self.chunks[block // CHUNK], block % CHUNK
+        for each in (block - 1, block):
+            self._reset_unit(each)
+        chunk.created_at_ns[offset], chunk.positions[offset] = -1, 0
+        chunk.digests[16 * offset : 16 * offset + 16] = bytes(16)
+        self.newest, self.first = self.highest_below(END), next(self.recorded_blocks(), END)
+        self.first_finalized, self.last_finalized = self._lowest_finalized(), self._highest_finalized()
+
+    def next_recorded(self, block: int) -> int:
+        """Return the lowest recorded block above this one; `END` if there is none."""
+        first = bisect_left(self.chunk_numbers, (block + 1) // CHUNK)
+        for number in self.chunk_numbers[first:]:
+            times_ns = self.chunks[number].created_at_ns
+            for offset in range(max(block + 1 - number * CHUNK, 0), CHUNK):
+                if times_ns[offset] >= 0:
+                    return number * CHUNK + offset
+        return END
 
     def load_chunk(self, number: int, chunk: Chunk) -> None:
         """Append a whole chunk from a snapshot; its number must be above those of all existing chunks."""
@@ -146,6 +170,8 @@ class BlockTable:
         self.chunks[number] = chunk
         self.chunk_numbers.append(number)
         self._rebuild_sums_from(number)
+        if self.first == END:
+            self.first = next(self.recorded_blocks(), END)
 
     def finalize(self, block: int, unit_ns: int) -> None:
         """Set the unit of a recorded block, for good."""
@@ -202,6 +228,34 @@ class BlockTable:
             for offset, created_at_ns in enumerate(self.chunks[number].created_at_ns):
                 if created_at_ns >= 0:
                     yield number * CHUNK + offset
+
+    def highest_below(self, block: int) -> int:
+        """Return the highest recorded block below this one; 0 if there is none."""
+        return next(self._descending(block), 0)
+
+    def _descending(self, below: int = END) -> Iterator[int]:
+        """Yield the recorded blocks below one, descending."""
+        for number in reversed(self.chunk_numbers):
+            if number * CHUNK >= below:
+                continue
+            times_ns = self.chunks[number].created_at_ns
+            for offset in range(min(below - number * CHUNK, CHUNK) - 1, -1, -1):
+                if times_ns[offset] >= 0:
+                    yield number * CHUNK + offset
+
+    def _lowest_finalized(self) -> int:
+        return next((block for block in self.recorded_blocks() if block + 1 in self), END)
+
+    def _highest_finalized(self) -> int:
+        return next((block for block in self._descending() if block + 1 in self), 0)
+
+    def _reset_unit(self, block: int) -> None:
+        number, offset = divmod(block, CHUNK)
+        chunk = self.chunks.get(number)
+        if chunk is not None and chunk.units_ns[offset]:
+            chunk.units_ns[offset] = 0
+            chunk.rebuild_sums()
+            self._rebuild_sums_from(number)
 
     def _granted_blocks(self, start: int, end: int) -> Iterator[int]:
         if start >= end:

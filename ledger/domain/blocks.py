@@ -97,7 +97,7 @@ class BlockSet:
         if self._packed_end == END:
             return self._packed
         # Real block numbers fit into 32 bits, which halves the snapshot. The last run decides for the whole set. Both
-        # types are native: see the limit in `state_codec`.
+        # types are native; `byte_order` makes them portable.
         typecode = "I" if not self.ends or self.ends[-1] < 2**32 else "q"
         if self._packed and self._packed[:1].decode() != typecode:
             self.unpack_from(0)

@@ -1,7 +1,8 @@
 """The chain facts (blocks, metagraphs, manifest syncs) and the allowance that they grant to every account.
 
-Pure: a fold of the recorded facts. Two functions decide (`decide_block`, `decide_manifests`), two methods evolve
-(`Chain.apply_block`, `Chain.apply_manifests`). Each rule names its source where it stands.
+Pure: a fold of the recorded facts and their corrections. Two functions decide about facts (`decide_block`,
+`decide_manifests`; `corrections.py` decides about corrections), four methods of `Chain` evolve (`apply_block`,
+`apply_manifests`, `withdraw_block`, `withdraw_manifests`). Each rule names its source where it stands.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ledger.errors import ConflictingFact, ImplausibleFact
-from ledger.events import Axon, BlockRecorded, ManifestsRecorded
+from ledger.events import Axon, BlockRecorded, BlockWithdrawn, ManifestsRecorded, ManifestsWithdrawn
 from ledger.settings import RecordedSettings
 from ledger.values import instant
 
 from .account import Account
 from .block_table import BlockTable
-from .blocks import END
+from .blocks import END, StepFunction
+from .miner_sets import MinerSets
 
 V = TypeVar("V")
 
@@ -33,7 +35,15 @@ One mistyped number would otherwise become the newest block, and every older blo
 PLAUSIBLE_SHRINKAGE = 10
 """A sync with less than a tenth of the executors of the sync before it needs confirmation (this project's own rule).
 
-It is probably a poll that reached nobody, and would invalidate the allowance of nearly all miners.
+It is probably a poll that reached nobody, and would invalidate the allowance of nearly all miners. The same share holds
+for a block's miners and validators.
+"""
+LEAST_TO_COMPARE = 10
+"""Fewer miners or validators than this may all leave without a confirmation (this project's own rule)."""
+PLAUSIBLE_LEAD_BLOCKS = 7200
+"""A sync further beyond the newest block needs confirmation; a day of blocks (this project's own rule).
+
+One with a mistyped number would hold for all blocks that come, and a drop in it would invalidate all of them.
 """
 
 _canonical = msgspec.json.Encoder(order="deterministic")
@@ -63,10 +73,18 @@ class RecordedSync(NamedTuple):
     executors: int
 
 
+class Withdrawal(NamedTuple):
+    """A withdrawn fact: its position in the log, its content digest, and the position of the correction."""
+
+    position: int
+    digest: bytes
+    withdrawn_at: int
+
+
 class CountInputs(NamedTuple):
     """Everything that determines the counts of a block; equal inputs give every account equal counts.
 
-    `sync_block` is the block of the newest sync at or below the block, -1 if there is none. `caps` are the maxima per
+    That holds between two changes of what miners offered before `sync_block`, which forget all inputs. `sync_block` is the block of the newest sync at or below the block, -1 if there is none. `caps` are the maxima per
     class, `members` the registered miners.
     """
 
@@ -104,6 +122,16 @@ class Chain:
         """The manifests of the sync at the highest block."""
         self.last_manifests: dict[str, dict[str, int]] = {}
         """The manifests of the sync recorded last; the next event stores the difference to them."""
+        self.registered = MinerSets()
+        """The miners registered at the newest recorded block at or below a block; below the lowest block, as there."""
+        self.named: set[str] = set()
+        """The miners that any sync has named."""
+        self.uncovered = MinerSets()
+        """The miners that the newest sync at or below a block does not cover."""
+        self.last_uncovered: frozenset[str] = frozenset()
+        """The miners that the sync recorded last does not cover; the next event stores the difference to them."""
+        self.withdrawn_blocks: dict[int, list[Withdrawal]] = {}
+        self.withdrawn_syncs: dict[int, list[Withdrawal]] = {}
         self.classes: dict[str, dict[str, Account]] = {}
         """The accounts by executor class and miner."""
         self.accounts: dict[str, Account] = {}
@@ -145,9 +173,9 @@ class Chain:
         number = event.number
         if number > self.blocks.newest:
             self.metagraph = metagraph
+        self._register(number, metagraph.members)
         self.blocks.record(number, event.created_at_ns, position, block_digest(event.created_at_ns, metagraph))
-        own_stake = metagraph.stakes.get(self.validator_ss58, 0)
-        self.unfinalized[number] = (own_stake, metagraph.total_stake, metagraph.members)
+        self._await_successor(number, metagraph)
         for candidate in (number - 1, number):
             if candidate in self.unfinalized and candidate + 1 in self.blocks:
                 self._finalize(candidate)
@@ -156,32 +184,97 @@ class Chain:
     def apply_manifests(self, position: int, event: ManifestsRecorded) -> None:
         """Record the offered counts of the sync, and invalidate blocks of the accounts whose count it lowers.
 
-        The sync covers all miners: the count of a miner that it does not name is 0 (this project's own rule). A capped
-        count that is lower than in the sync before is a drop. It invalidates the account's blocks below the sync,
-        because the miner no longer has the executors that they were granted for. Source: ComputeHorde's allowance
-        module.
+        A miner that the sync covers and does not name has 0 from here on (this project's own rule); one that it does
+        not cover keeps its last counts (source: ComputeHorde, whose validators count this way). A capped count that is
+        lower than in the last sync before that covers the miner is a drop. It invalidates the account's blocks below
+        the sync, because the miner no longer has the executors that they were granted for. Source: ComputeHorde's
+        allowance module.
         """
-        manifests = manifests_after(self.last_manifests, event)
-        self.last_manifests = manifests
-        block = event.block
+        self.read_manifests(event)
+        manifests, uncovered, block = self.last_manifests, self.last_uncovered, event.block
         index = bisect_left(self.sync_blocks, block)
-        # A late sync counts only up to the next sync that is recorded already.
-        end = self.sync_blocks[index] if index < len(self.sync_blocks) else END
-        if end == END:
+        next_sync = self.sync_blocks[index] if index < len(self.sync_blocks) else END
+        if next_sync == END:
             self.manifests = manifests
+        self.uncovered.assign(block, next_sync, uncovered)
         self._open_accounts(manifests)
         for account in self.accounts.values():
-            count = manifests.get(account.miner_ss58, {}).get(account.executor_class, 0)
-            # Before the assignment below, the function still returns the count of the previous sync at this block.
-            count_before = account.offered.at(block)
-            if count == count_before:
-                continue
-            if count < count_before and self._capped(account, count) < self._capped(account, count_before):
-                self.drop(account, block)
-            account.offered.assign(block, end, count)
+            if account.miner_ss58 not in uncovered:
+                count = manifests.get(account.miner_ss58, {}).get(account.executor_class, 0)
+                self._offer(account, block, next_sync, count)
         self.sync_blocks.insert(index, block)
         self.syncs[block] = RecordedSync(position, manifests_digest(manifests), executors(manifests))
         self.revision += 1
+
+    def read_manifests(self, event: ManifestsRecorded) -> None:
+        """Apply the differences of a sync to those of the sync recorded before it, and nothing else."""
+        self.last_manifests = manifests_after(self.last_manifests, event)
+        if event.uncovered or event.covered:
+            self.last_uncovered = self.last_uncovered.union(event.uncovered).difference(event.covered)
+        self.named.update(self.last_manifests)
+
+    def withdraw_block(self, position: int, event: BlockWithdrawn) -> None:
+        """Forget the block; it and its predecessor are no longer finalized, and other content may be recorded.
+
+        When they are finalized again, the syncs and settings recorded by then apply. Raises `KeyError` if the block is
+        not recorded, or the event returns to another block than it must.
+        """
+        number, blocks = event.number, self.blocks
+        returns_to = block_to_return_to(self, number)
+        if event.returns_to != returns_to:
+            raise KeyError(f"the metagraph of block {event.returns_to} instead of {returns_to}")
+        self.withdrawn_blocks.setdefault(number, []).append(
+            Withdrawal(blocks.position(number), blocks.digest(number), position)
+        )
+        if returns_to:
+            self.last_metagraph = self._metagraph_after(event)
+        was_newest = number == blocks.newest
+        self.unfinalized.pop(number, None)
+        self._unregister(number)
+        blocks.forget(number)
+        if was_newest:
+            self.metagraph = self.last_metagraph if returns_to else _EMPTY_METAGRAPH
+        if number - 1 in blocks:
+            self._await_successor(number - 1, self.last_metagraph)
+        self._cut_counts()
+        self.revision += 1
+
+    def withdraw_manifests(self, position: int, event: ManifestsWithdrawn) -> None:
+        """Forget the sync: what miners offered, and what is invalidated, is as if it had not been recorded.
+
+        The event carries both, since this fold cannot take one sync out of what it has added up. Finalized blocks keep
+        their amounts.
+        """
+        block = event.block
+        withdrawn = self.syncs.pop(block)
+        self.withdrawn_syncs.setdefault(block, []).append(Withdrawal(withdrawn.position, withdrawn.digest, position))
+        index = bisect_left(self.sync_blocks, block)
+        del self.sync_blocks[index]
+        next_sync = self.sync_blocks[index] if index < len(self.sync_blocks) else END
+        self.uncovered.assign(block, next_sync, self.uncovered.at(block - 1))
+        self.read_correction(event)
+        self.manifests = self.last_manifests
+        for stream, steps in event.counts.items():
+            offered = self.accounts[stream].offered
+            offered.starts, offered.values = [start for start, _ in steps], [count for _, count in steps]
+        for stream, invalidated_below in event.invalidated_below.items():
+            self.accounts[stream].invalidated_below = invalidated_below
+        self._forget_inputs()
+        self.revision += 1
+
+    def read_correction(self, event: ManifestsWithdrawn) -> None:
+        """Apply the differences of a withdrawal to the manifests of the event before it, and nothing else."""
+        self.last_manifests = manifests_after(self.last_manifests, event)
+
+    def known_miners(self) -> set[str]:
+        """Return the miners that a block has registered or a sync has named, withdrawn or not."""
+        return self.named.union(self.registered.steps)
+
+    def members_at(self, block: int) -> frozenset[str] | None:
+        """Return the miners registered at the newest recorded block at or below a block; None if none is recorded."""
+        if block < self.blocks.first:
+            return None
+        return self.metagraph.members if block >= self.blocks.newest else self.registered.at(block)
 
     def drop(self, account: Account, block: int) -> None:
         """Invalidate the account's blocks below this one, also those finalized later.
@@ -191,7 +284,61 @@ class Chain:
         """
         account.invalidated_below = max(account.invalidated_below, block)
 
-    def _metagraph_after(self, event: BlockRecorded) -> Metagraph:
+    def _offer(self, account: Account, block: int, next_sync: int, count: int) -> None:
+        """Set the account's executors from a sync on, up to the next sync that covers its miner."""
+        end = next_sync
+        if next_sync != END:
+            end = self.uncovered.next_without(account.miner_ss58, next_sync)
+        # Before the assignment below, the function still returns the count of the previous sync at this block.
+        count_before = account.offered.at(block)
+        if count == count_before:
+            return
+        if count < count_before and self._capped(account, count) < self._capped(account, count_before):
+            self.drop(account, block)
+        account.offered.assign(block, end, count)
+        if end != next_sync:
+            # The counts of a later sync's blocks have changed, because that sync does not cover the miner.
+            self._forget_inputs()
+
+    def _forget_inputs(self) -> None:
+        """Have the next finalized block set the counts of all accounts."""
+        self.oldest_inputs = self.newest_inputs = None
+
+    def _register(self, number: int, members: frozenset[str]) -> None:
+        """Note the registered miners at a block that is about to be recorded, up to the next recorded one."""
+        blocks = self.blocks
+        start = 0 if number < blocks.first else number
+        end = END if number > blocks.newest else blocks.next_recorded(number)
+        self.registered.assign(start, end, members)
+
+    def _unregister(self, number: int) -> None:
+        """Note, for a block that is about to be forgotten, the registered miners of the next lower recorded block."""
+        registered, following = self.registered, self.blocks.next_recorded(number)
+        if number != self.blocks.first:
+            registered.assign(number, following, registered.at(number - 1))
+        else:
+            registered.assign(0, following, frozenset() if following == END else registered.at(following))
+
+    def _await_successor(self, number: int, metagraph: Metagraph) -> None:
+        """Keep what finalizing a block needs."""
+        own_stake = metagraph.stakes.get(self.validator_ss58, 0)
+        self.unfinalized[number] = (own_stake, metagraph.total_stake, metagraph.members)
+
+    def _cut_counts(self) -> None:
+        """Let the counts of the highest and the lowest finalized block hold for all blocks beyond them again.
+
+        `_set_counts` relies on that. Blocks that are not finalized grant nothing, so their counts mean nothing.
+        """
+        self._forget_inputs()
+        first, last = self.blocks.first_finalized, self.blocks.last_finalized
+        for account in self.accounts.values():
+            if not last:
+                account.counts = StepFunction()
+                continue
+            account.counts.assign(last + 1, END, account.counts.at(last))
+            account.counts.assign(0, first, account.counts.at(first))
+
+    def _metagraph_after(self, event: BlockRecorded | BlockWithdrawn) -> Metagraph:
         last = self.last_metagraph
         # The same object for an unchanged metagraph: making one digests all miners, and nearly no block changes it.
         if not (event.registered or event.deregistered or event.staked or event.unstaked):
@@ -274,8 +421,9 @@ def decide_block(
     """Return the event that records a block, or the position at which the same content was recorded before.
 
     Other content for a recorded block is a conflict. So is a block that would give a recorded neighbour a duration of
-    zero or less, since one of the two times must be wrong. A leap of more than `PLAUSIBLE_LEAP_BLOCKS` is implausible
-    unless confirmed. These are this project's own rules. Raises `ConflictingFact` and `ImplausibleFact`.
+    zero or less, since one of the two times must be wrong. A leap of more than `PLAUSIBLE_LEAP_BLOCKS`, a metagraph
+    that lost nine tenths of its miners or validators since the block recorded before, and content that was withdrawn
+    are implausible unless confirmed. These are this project's own rules. Raises `ConflictingFact`, `ImplausibleFact`.
     """
     blocks = chain.blocks
     fact = f"block {number}"
@@ -284,8 +432,8 @@ def decide_block(
             return blocks.position(number)
         # The state has digests only. The caller reads the recorded content from the log and adds the differences.
         raise ConflictingFact(fact, blocks.position(number), {})
-    if blocks.newest and number > blocks.newest + PLAUSIBLE_LEAP_BLOCKS and not confirm:
-        raise ImplausibleFact(fact, f"it is {number - blocks.newest} blocks beyond the newest, {blocks.newest}")
+    if not confirm:
+        _refuse_implausible_block(chain, number, created_at_ns, metagraph)
     for neighbour, sign in ((number - 1, 1), (number + 1, -1)):
         neighbour_ns = blocks.created_at_ns(neighbour)
         if neighbour_ns >= 0 and sign * (created_at_ns - neighbour_ns) <= 0:
@@ -298,9 +446,7 @@ def decide_block(
     last = chain.last_metagraph
     if metagraph.digest == last.digest:
         return BlockRecorded(number, created_at_ns)
-    registered, deregistered = _difference(last.miners, metagraph.miners)
-    staked, unstaked = _difference(last.stakes, metagraph.stakes)
-    return BlockRecorded(number, created_at_ns, registered, deregistered, staked, unstaked)
+    return BlockRecorded(number, created_at_ns, *metagraph_difference(last, metagraph))
 
 
 def decide_manifests(
@@ -309,28 +455,92 @@ def decide_manifests(
     """Return the event that records a sync, or the position at which the same content was recorded before.
 
     Other content for a recorded sync is a conflict. A sync with less than a tenth of the executors of the sync before
-    it, by block, is implausible unless confirmed. These are this project's own rules. Raises `ConflictingFact` and
-    `ImplausibleFact`.
+    it, by block, one more than `PLAUSIBLE_LEAD_BLOCKS` beyond the newest block, and content that was withdrawn are
+    implausible unless confirmed. These are this project's own rules. Raises `ConflictingFact` and `ImplausibleFact`.
     """
-    fact = f"the manifest sync at block {block}"
     recorded = chain.syncs.get(block)
     if recorded is not None:
         if recorded.digest == manifests_digest(manifests):
             return recorded.position
-        raise ConflictingFact(fact, recorded.position, {})
+        raise ConflictingFact(f"the manifest sync at block {block}", recorded.position, {})
+    if not confirm:
+        _refuse_implausible_sync(chain, block, manifests)
+    changed, absent = difference(chain.last_manifests, manifests)
+    uncovered, last_uncovered = uncovered_by(chain, block, manifests), chain.last_uncovered
+    return ManifestsRecorded(
+        block,
+        changed,
+        absent,
+        uncovered=sorted(uncovered - last_uncovered),
+        covered=sorted(last_uncovered - uncovered),
+    )
+
+
+def uncovered_by(chain: Chain, block: int, manifests: Mapping[str, object]) -> set[str]:
+    """Return the known miners that a sync which is recorded now does not cover.
+
+    A sync covers the miners that it names, and those registered at the newest recorded block at or below its own; all
+    if none is recorded. Source: ComputeHorde, whose validators do not poll a miner that is off the metagraph.
+    """
+    members = chain.members_at(block)
+    return set() if members is None else chain.known_miners() - members - manifests.keys()
+
+
+def _refuse_implausible_block(chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph) -> None:
+    fact, newest, last = f"block {number}", chain.blocks.newest, chain.last_metagraph
+    if newest and number > newest + PLAUSIBLE_LEAP_BLOCKS:
+        raise ImplausibleFact(fact, f"it is {number - newest} blocks beyond the newest, {newest}")
+    for what, given, before in (
+        ("miners", len(metagraph.miners), len(last.miners)),
+        ("validators", len(metagraph.stakes), len(last.stakes)),
+    ):
+        if before >= LEAST_TO_COMPARE and given * PLAUSIBLE_SHRINKAGE < before:
+            raise ImplausibleFact(
+                fact, f"it has {given} {what}, less than a tenth of the {before} of the block recorded before it"
+            )
+    if number in chain.withdrawn_blocks:
+        _refuse_withdrawn(fact, chain.withdrawn_blocks[number], block_digest(created_at_ns, metagraph))
+
+
+def _refuse_implausible_sync(chain: Chain, block: int, manifests: Mapping[str, Mapping[str, int]]) -> None:
+    fact, newest = f"the manifest sync at block {block}", chain.blocks.newest
+    if newest and block > newest + PLAUSIBLE_LEAD_BLOCKS:
+        raise ImplausibleFact(fact, f"it is {block - newest} blocks beyond the newest block, {newest}")
     index = bisect_left(chain.sync_blocks, block)
     before = chain.syncs[chain.sync_blocks[index - 1]].executors if index else 0
     offered = executors(manifests)
-    if offered * PLAUSIBLE_SHRINKAGE < before and not confirm:
+    if offered * PLAUSIBLE_SHRINKAGE < before:
         raise ImplausibleFact(
             fact, f"it has {offered} executors, less than a tenth of the {before} in the sync before it"
         )
-    changed, absent = _difference(chain.last_manifests, manifests)
-    return ManifestsRecorded(block, changed, absent)
+    if block in chain.withdrawn_syncs:
+        _refuse_withdrawn(fact, chain.withdrawn_syncs[block], manifests_digest(manifests))
 
 
-def manifests_after(last: dict[str, dict[str, int]], event: ManifestsRecorded) -> dict[str, dict[str, int]]:
-    """Return the sync's complete manifests, given those of the sync recorded just before it."""
+def _refuse_withdrawn(fact: str, withdrawals: Iterable[Withdrawal], digest: bytes) -> None:
+    """Raise `ImplausibleFact` for content that was withdrawn: repeating an import must not undo a correction."""
+    for withdrawal in withdrawals:
+        if withdrawal.digest == digest:
+            raise ImplausibleFact(fact, f"the same content was withdrawn at position {withdrawal.withdrawn_at}")
+
+
+def block_to_return_to(chain: Chain, number: int) -> int:
+    """Return the block whose metagraph the fold needs if a block is withdrawn; 0 if it needs none.
+
+    The predecessor waits for its successor again; the newest block that remains gives the registered miners.
+    """
+    blocks = chain.blocks
+    if number not in blocks:
+        raise KeyError(f"block {number} is not recorded")
+    if number - 1 in blocks:
+        return number - 1
+    return blocks.highest_below(number) if number == blocks.newest else 0
+
+
+def manifests_after(
+    last: dict[str, dict[str, int]], event: ManifestsRecorded | ManifestsWithdrawn
+) -> dict[str, dict[str, int]]:
+    """Return the complete manifests of a sync, given those of the event with manifests before it."""
     if not (event.offered or event.absent):
         return last
     return _patched(last, event.offered, event.absent)
@@ -358,10 +568,17 @@ def differences(recorded: Mapping[str, V], given: Mapping[str, V]) -> Iterator[t
             yield key, recorded.get(key), given.get(key)
 
 
-def _difference(last: Mapping[str, V], given: Mapping[str, V]) -> tuple[dict[str, V], list[str]]:
+def difference(last: Mapping[str, V], given: Mapping[str, V]) -> tuple[dict[str, V], list[str]]:
     """Return the new or changed entries of `given`, and the removed keys, both by key."""
     changed = {key: given[key] for key in sorted(given) if last.get(key) != given[key]}
     return changed, sorted(last.keys() - given.keys())
+
+
+def metagraph_difference(
+    last: Metagraph, given: Metagraph
+) -> tuple[dict[str, Axon], list[str], dict[str, int], list[str]]:
+    """Return the fields `registered`, `deregistered`, `staked` and `unstaked` of an event, in this order."""
+    return *difference(last.miners, given.miners), *difference(last.stakes, given.stakes)
 
 
 def _patched(last: Mapping[str, V], changed: Mapping[str, V], removed: Iterable[str]) -> dict[str, V]:

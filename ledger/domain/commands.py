@@ -6,7 +6,8 @@ facts are in `fact_commands`, the one for routing is in the package `routing`; b
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from ledger.codec import Row, position_in_key, reservation_position, unknown_outcome_key
 from ledger.codec import reservation_id as id_of
@@ -20,6 +21,7 @@ from ledger.errors import (
 from ledger.events import (
     SETTINGS_STREAM,
     AllowanceReserved,
+    Event,
     ExpiryRecorded,
     LedgerOpened,
     ReservationReleased,
@@ -37,20 +39,30 @@ from .state import LedgerState
 from .unit_of_work import UnitOfWork
 
 
-class RecordSettings:
-    """Create the ledger if it is new, else record the settings if they differ; return the position of the event.
+class SettingsChange(NamedTuple):
+    """The settings before and after a command, and the position of its event; None if it changed nothing."""
 
-    `settings` of None creates a ledger with the defaults and otherwise changes nothing. If nothing is recorded, the
-    result is the position of the head.
+    position: int | None
+    before: RecordedSettings
+    after: RecordedSettings
+
+
+class RecordSettings:
+    """Create the ledger if it is new, else record the settings if they differ.
+
+    `settings` of None stands for the recorded ones, in a new ledger for the defaults. The fields in `named` override it.
     """
 
     operation = "open"
     # A fold of settings cannot be undone, only repeated from the log. See `RecordFacts.revertible`.
     revertible = False
 
-    def __init__(self, validator_ss58: str, settings: RecordedSettings | None) -> None:
+    def __init__(
+        self, validator_ss58: str, settings: RecordedSettings | None, named: Mapping[str, Any] | None = None
+    ) -> None:
         self.validator_ss58 = validator_ss58
         self.settings = settings
+        self.named = named
         self.key = None
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
@@ -59,14 +71,46 @@ class RecordSettings:
     def retry_key(self, row: Row) -> str:
         return unknown_outcome_key(row)
 
-    def decide(self, unit_of_work: UnitOfWork) -> int:
+    def decide(self, unit_of_work: UnitOfWork) -> SettingsChange:
         state = unit_of_work.state
-        if state.position == 0:
-            opened = LedgerOpened(self.validator_ss58, self.settings or RecordedSettings())
-            return unit_of_work.append(SETTINGS_STREAM, opened).position
-        if self.settings is not None and self.settings != state.chain.settings:
-            return unit_of_work.append(SETTINGS_STREAM, SettingsChanged(self.settings)).position
-        return state.position
+        settings = self.settings or state.chain.settings
+        if self.named:
+            settings = settings.changed(self.named)
+        if state.position > 0:
+            return record_difference(unit_of_work, settings)
+        row = unit_of_work.append(SETTINGS_STREAM, LedgerOpened(self.validator_ss58, settings))
+        return SettingsChange(row.position, settings, settings)
+
+
+class ChangeSettings:
+    """Change the named fields of the recorded settings; the others stay, whoever changes them meanwhile.
+
+    `named` has values of `Settings` by field. If nothing differs, no row can carry the key, and it stays free.
+    """
+
+    operation = "change_settings"
+    revertible = False
+
+    def __init__(self, named: Mapping[str, Any], key: str | None = None) -> None:
+        self.named = named
+        self.key = key
+
+    def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
+        look_up_key(self.key, lookup)
+
+    def retry_key(self, row: Row) -> str:
+        return self.key or unknown_outcome_key(row)
+
+    def decide(self, unit_of_work: UnitOfWork) -> SettingsChange:
+        first = unit_of_work.first_outcome(self.key)
+        if first is not None:
+            row, event = first
+            # The recorded settings have all that this request names, or the key belongs to another request.
+            if not isinstance(event, SettingsChanged) or event.settings.changed(self.named) != event.settings:
+                raise IdempotencyConflict(str(self.key), row.position)
+            return SettingsChange(None, event.settings, event.settings)
+        recorded = unit_of_work.state.chain.settings
+        return record_difference(unit_of_work, recorded.changed(self.named), self.key)
 
 
 class Reserve:
@@ -173,7 +217,7 @@ class Settle:
     def decide(self, unit_of_work: UnitOfWork) -> Reservation:
         state = unit_of_work.state
         first = unit_of_work.first_outcome(self.key)
-        if first is not None and first[1] != self.event:
+        if first is not None and not self._is_of(first[1]):
             raise IdempotencyConflict(str(self.key), first[0].position)
         active = state.active.get(self.reservation_id)
         if active is None:
@@ -182,6 +226,10 @@ class Settle:
             return self._settled_before(unit_of_work, is_retry=first is not None)
         row = unit_of_work.settle(active, self.event, self.key)
         return active_to_reservation(active, state.chain.validator_ss58, status_after(self.event), row.recorded_at_ns)
+
+    def _is_of(self, event: Event) -> bool:
+        """Return whether a stored event is this settlement; the clock that decided it may have been another."""
+        return type(event) is type(self.event) and event.reservation_id == self.reservation_id
 
     def _settled_before(self, unit_of_work: UnitOfWork, *, is_retry: bool) -> Reservation:
         """Return the stored reservation for a retry of its settlement; raise for every other call."""
@@ -242,6 +290,15 @@ class ExpireDue:
             row = unit_of_work.settle(active, event, self.key if is_last else None)
             expired.append(active_to_reservation(active, validator_ss58, "expired", row.recorded_at_ns))
         return expired
+
+
+def record_difference(unit_of_work: UnitOfWork, settings: RecordedSettings, key: str | None = None) -> SettingsChange:
+    """Record the settings if they differ from the recorded ones."""
+    before = unit_of_work.state.chain.settings
+    if settings == before:
+        return SettingsChange(None, before, before)
+    row = unit_of_work.append(SETTINGS_STREAM, SettingsChanged(settings), key=key)
+    return SettingsChange(row.position, before, settings)
 
 
 def check_amount(amount_ns: int, settings: RecordedSettings) -> None:

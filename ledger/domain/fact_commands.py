@@ -5,7 +5,7 @@ Like the other commands, it decides on the state of a unit of work and reads nei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from ledger.codec import Row, request_in_key, unknown_outcome_key
 from ledger.errors import ConflictingFact, IdempotencyConflict, ImplausibleFact
 from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, BlockRecorded, Event, ManifestsRecorded
 
-from .chain import Chain, Metagraph, block_digest, decide_block, decide_manifests, manifests_digest
+from .chain import Chain, Metagraph, Withdrawal, block_digest, decide_block, decide_manifests, manifests_digest
 from .commands import look_up_key
 from .lookup import Lookup
 from .state import LedgerState
@@ -44,6 +44,19 @@ class ValidatedBlock(NamedTuple):
         """Return the event that records it, or the position of an equal block; raise if it is refused."""
         return decide_block(chain, self.number, self.created_at_ns, self.metagraph, confirm)
 
+    def withdrawals(self, chain: Chain) -> list[Withdrawal]:
+        """Return the withdrawals of blocks of this number."""
+        return chain.withdrawn_blocks.get(self.number, [])
+
+    def position_at(self, chain: Chain, last_position: int) -> int | None:
+        """Return the position of the equal block that was recorded as of a position; None if none was."""
+        digest, blocks = block_digest(self.created_at_ns, self.metagraph), chain.blocks
+        if self.number in blocks and blocks.digest(self.number) == digest:
+            position = blocks.position(self.number)
+            if position <= last_position:
+                return position
+        return _position_at(self.withdrawals(chain), digest, last_position)
+
     def digest(self) -> bytes:
         """Return bytes that identify it among all facts."""
         return b"block" + self.number.to_bytes(8, "big") + block_digest(self.created_at_ns, self.metagraph)
@@ -68,6 +81,17 @@ class ValidatedManifests(NamedTuple):
     def decide(self, chain: Chain, confirm: bool) -> ManifestsRecorded | int:
         """Return the event that records it, or the position of an equal sync; raise if it is refused."""
         return decide_manifests(chain, self.block, self.manifests, confirm)
+
+    def withdrawals(self, chain: Chain) -> list[Withdrawal]:
+        """Return the withdrawals of syncs at this block."""
+        return chain.withdrawn_syncs.get(self.block, [])
+
+    def position_at(self, chain: Chain, last_position: int) -> int | None:
+        """Return the position of the equal sync that was recorded as of a position; None if none was."""
+        digest, recorded = manifests_digest(self.manifests), chain.syncs.get(self.block)
+        if recorded is not None and recorded.digest == digest and recorded.position <= last_position:
+            return recorded.position
+        return _position_at(self.withdrawals(chain), digest, last_position)
 
     def digest(self) -> bytes:
         """Return bytes that identify it among all facts."""
@@ -153,24 +177,43 @@ class RecordFacts:
     def _result_of_first_call(self, chain: Chain, last_position: int) -> FactsOutcome:
         """Return the result of the first call with this key, whose last recorded fact is at `last_position`.
 
-        Facts are accepted up to the first refusal, so every accepted fact has a position up to `last_position`. Any
-        other fact was refused then. Conflicts never go away, so if it does not conflict now, it was implausible.
+        Facts are accepted up to the first refusal, so every accepted fact has a position up to `last_position`, though
+        it may have been withdrawn since. Any other fact was refused then.
         """
         positions: list[int] = []
         for fact in self.facts:
-            refusal: ConflictingFact | ImplausibleFact
-            try:
-                decided = fact.decide(chain, self.confirm)
-                if isinstance(decided, int) and decided <= last_position:
-                    positions.append(decided)
-                    continue
-                # This call confirms its facts, so none of them is implausible. The first call, whose digest is equal
-                # because `confirm` is not part of it, did not confirm them: it was another call.
-                if self.confirm:
-                    raise IdempotencyConflict(str(self.key), last_position)
-                refusal = ImplausibleFact(fact.title, "the first call with this key was refused it")
-            except (ConflictingFact, ImplausibleFact) as still_refused:
-                refusal = still_refused
-            refusal.fact_index = len(positions)
-            return positions, refusal
+            position = fact.position_at(chain, last_position)
+            if position is None:
+                refusal = self._refusal_of_first_call(chain, fact, last_position)
+                refusal.fact_index = len(positions)
+                return positions, refusal
+            positions.append(position)
         return positions, None
+
+    def _refusal_of_first_call(
+        self, chain: Chain, fact: ValidatedBlock | ValidatedManifests, last_position: int
+    ) -> ConflictingFact | ImplausibleFact:
+        """Return the refusal of a fact that the first call did not accept.
+
+        A conflict goes away only if the other fact is withdrawn. Otherwise, what does not conflict now was implausible.
+        """
+        other = next((each for each in fact.withdrawals(chain) if each.withdrawn_at > last_position), None)
+        try:
+            fact.decide(chain, self.confirm)
+        except (ConflictingFact, ImplausibleFact) as still_refused:
+            return still_refused
+        if other is not None:
+            return ConflictingFact(fact.title, other.position, {})
+        # This call confirms its facts, so none of them is implausible. The first call, whose digest is equal
+        # because `confirm` is not part of it, did not confirm them: it was another call.
+        if self.confirm:
+            raise IdempotencyConflict(str(self.key), last_position)
+        return ImplausibleFact(fact.title, "the first call with this key was refused it")
+
+
+def _position_at(withdrawals: Iterable[Withdrawal], digest: bytes, last_position: int) -> int | None:
+    """Return the position of a fact that was in force at a position and has been withdrawn since; None if none was."""
+    for each in withdrawals:
+        if each.digest == digest and each.position <= last_position < each.withdrawn_at:
+            return each.position
+    return None

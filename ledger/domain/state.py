@@ -15,20 +15,31 @@ from ledger.errors import CorruptLedger
 from ledger.events import (
     CHAIN_STREAM,
     MANIFESTS_STREAM,
+    SEALS_STREAM,
     SETTINGS_STREAM,
     AllowanceReserved,
     BlockRecorded,
+    BlockWithdrawn,
     Event,
     ExpiryRecorded,
     LedgerOpened,
     ManifestsRecorded,
+    ManifestsWithdrawn,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
+    StateSealed,
 )
+from ledger.values import storable_ns
 
 from .account import Account, ActiveReservation
 from .chain import Chain
+
+SEAL_VERSION = 1
+"""The version of the folding rules, and of the encoding of a state in `seal`.
+
+Increase it whenever the same events give another state, or the encoding changes. Seals of other versions prove nothing.
+"""
 
 
 class LedgerState:
@@ -39,7 +50,7 @@ class LedgerState:
         self.hash = GENESIS_HASH
         self.recorded_at_ns = 0
         self.chain = Chain()
-        self.versions = {SETTINGS_STREAM: 0, CHAIN_STREAM: 0, MANIFESTS_STREAM: 0}
+        self.versions = {SETTINGS_STREAM: 0, CHAIN_STREAM: 0, MANIFESTS_STREAM: 0, SEALS_STREAM: 0}
         """The versions of all streams that belong to no account; an account has its own version."""
         self.active: dict[int, ActiveReservation] = {}
         """The active reservations by id."""
@@ -47,6 +58,8 @@ class LedgerState:
         """The active reservations by job."""
         self.due_queue: list[tuple[int, int]] = []
         """The active reservations as (due time, id), ascending."""
+        self.sealed_position = 0
+        """The highest position whose seal was folded; decides nothing, and is neither sealed nor in snapshots."""
 
     def version(self, stream: str) -> int:
         """Return the stream's version; 0 if it has no event yet."""
@@ -106,6 +119,20 @@ class LedgerState:
         self._advance_stream(row)
         self.chain.apply_manifests(row.position, event)
 
+    def _seal(self, row: Row, event: StateSealed) -> None:
+        self._advance_stream(row)
+        # A seal of a later position is none. If it counted, a forged one would keep the log from ever being sealed.
+        if event.version == SEAL_VERSION and self.sealed_position < event.position < row.position:
+            self.sealed_position = event.position
+
+    def _withdraw_block(self, row: Row, event: BlockWithdrawn) -> None:
+        self._advance_stream(row)
+        self.chain.withdraw_block(row.position, event)
+
+    def _withdraw_manifests(self, row: Row, event: ManifestsWithdrawn) -> None:
+        self._advance_stream(row)
+        self.chain.withdraw_manifests(row.position, event)
+
     def _advance_stream(self, row: Row) -> None:
         if row.version != self.versions[row.stream] + 1:
             raise ValueError(f"version {row.version} of {row.stream} after {self.versions[row.stream]}")
@@ -124,7 +151,7 @@ class LedgerState:
             blocks,
             event.job_start_block,
             recorded_at_ns,
-            event.expires_at_ns,
+            storable_ns(event.expires_at_ns),
             job_uuid,
             attempt,
             event.axon,
@@ -151,6 +178,11 @@ class LedgerState:
             self.jobs[active.job_uuid] = active
         insort(self.due_queue, (active.expires_at_ns, active_id))
         self.availability_changed(account)
+
+    def revert_seal(self, sealed_position: int) -> None:
+        """Undo the last event of the stream of seals; `sealed_position` is that from before it."""
+        self.versions[SEALS_STREAM] -= 1
+        self.sealed_position = sealed_position
 
     def revert(self, active: ActiveReservation, event: Event) -> None:
         """Undo the last event of an account's stream: a reservation, or a settlement of the reservation `active`.
@@ -208,6 +240,9 @@ _EVOLVE: dict[type, Callable[[LedgerState, Row, Any], None]] = {
     ExpiryRecorded: LedgerState._release_or_expire,
     BlockRecorded: LedgerState._record_block,
     ManifestsRecorded: LedgerState._record_manifests,
+    BlockWithdrawn: LedgerState._withdraw_block,
+    ManifestsWithdrawn: LedgerState._withdraw_manifests,
     SettingsChanged: LedgerState._change_settings,
     LedgerOpened: LedgerState._open,
+    StateSealed: LedgerState._seal,
 }

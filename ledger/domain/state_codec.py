@@ -5,10 +5,10 @@ live state with a rebuilt one by them.
 
 Everything that follows from the stored parts is not stored but computed again: prefix sums, digests of metagraphs, the
 multiplier, the indexes of accounts by class and miner, the due queue, active reservations by job, and each account's
-first due time. `Chain.revision` is not stored either, because it only counts the changes since a state was loaded.
+first due time. `Chain.revision` and `LedgerState.sealed_position` are not stored either: the first only counts the
+changes since a state was loaded, and the second follows from the events after the snapshot, its seal among them.
 
-A known limit: arrays are stored in the byte order and integer sizes of the machine. A snapshot in PostgreSQL can
-therefore be read only by machines of the same byte order. Another one would not notice the difference.
+Arrays are stored little-endian, so machines of either byte order read each other's snapshots.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from ledger.settings import RecordedSettings
 
 from .account import Account, ActiveReservation
 from .block_table import Chunk
-from .blocks import BlockSet
-from .chain import Chain, CountInputs, Metagraph, RecordedSync
+from .blocks import BlockSet, StepFunction
+from .byte_order import little_endian, little_endian_runs
+from .chain import Chain, CountInputs, Metagraph, RecordedSync, Withdrawal
+from .miner_sets import MinerSets
 from .state import LedgerState
 
 SNAPSHOT_VERSION = 3
@@ -49,7 +51,7 @@ class _Account(_Struct):
     invalidated_below: int
     offered: tuple[list[int], list[int]]
     counts: tuple[list[int], list[int]]
-    # The bytes of a `BlockSet`.
+    # The bytes of a `BlockSet`, little-endian.
     taken: bytes
 
 
@@ -102,6 +104,14 @@ class _State(_Struct):
     manifests: dict[str, dict[str, int]]
     # None if they equal `manifests`.
     last_manifests: dict[str, dict[str, int]] | None
+    # Miner, starts and values of its steps.
+    registered: list[tuple[str, list[int], list[int]]]
+    uncovered: list[tuple[str, list[int], list[int]]]
+    named: list[str]
+    last_uncovered: list[str]
+    # Block, and the fields of `Withdrawal`.
+    withdrawn_blocks: list[tuple[int, int, bytes, int]]
+    withdrawn_syncs: list[tuple[int, int, bytes, int]]
     oldest_inputs: _CountInputs | None
     newest_inputs: _CountInputs | None
     accounts: list[_Account]
@@ -164,6 +174,12 @@ def encode_state(state: LedgerState) -> bytes:
             syncs=[(block, *chain.syncs[block]) for block in chain.sync_blocks],
             manifests=chain.manifests,
             last_manifests=None if same_manifests else chain.last_manifests,
+            registered=_encode_miner_sets(chain.registered),
+            uncovered=_encode_miner_sets(chain.uncovered),
+            named=sorted(chain.named),
+            last_uncovered=sorted(chain.last_uncovered),
+            withdrawn_blocks=_encode_withdrawals(chain.withdrawn_blocks),
+            withdrawn_syncs=_encode_withdrawals(chain.withdrawn_syncs),
             oldest_inputs=oldest_inputs,
             newest_inputs=newest_inputs,
             accounts=[_encode_account(account) for account in accounts],
@@ -194,6 +210,11 @@ def decode_state(payload: bytes, state: LedgerState) -> None:
     chain.syncs = {block: RecordedSync(position, digest, count) for block, position, digest, count in stored.syncs}
     chain.manifests = stored.manifests
     chain.last_manifests = stored.manifests if stored.last_manifests is None else stored.last_manifests
+    _decode_miner_sets(stored.registered, chain.registered)
+    _decode_miner_sets(stored.uncovered, chain.uncovered)
+    chain.named, chain.last_uncovered = set(stored.named), frozenset(stored.last_uncovered)
+    _decode_withdrawals(stored.withdrawn_blocks, chain.withdrawn_blocks)
+    _decode_withdrawals(stored.withdrawn_syncs, chain.withdrawn_syncs)
     chain.oldest_inputs, chain.newest_inputs = (
         _decode_inputs(inputs, members) for inputs in (stored.oldest_inputs, stored.newest_inputs)
     )
@@ -205,10 +226,10 @@ def decode_state(payload: bytes, state: LedgerState) -> None:
 def _encode_chunk(number: int, chunk: Chunk) -> _Chunk:
     return _Chunk(
         number,
-        chunk.created_at_ns.tobytes(),
-        chunk.positions.tobytes(),
+        little_endian("q", chunk.created_at_ns.tobytes()),
+        little_endian("q", chunk.positions.tobytes()),
         bytes(chunk.digests),
-        chunk.units_ns.tobytes(),
+        little_endian("q", chunk.units_ns.tobytes()),
     )
 
 
@@ -216,13 +237,33 @@ def _decode_blocks(stored: _State, chain: Chain) -> None:
     blocks = chain.blocks
     for each in stored.chunks:
         chunk = Chunk()
-        chunk.created_at_ns = array("q", each.created_at_ns)
-        chunk.positions = array("q", each.positions)
+        chunk.created_at_ns = array("q", little_endian("q", each.created_at_ns))
+        chunk.positions = array("q", little_endian("q", each.positions))
         chunk.digests = bytearray(each.digests)
-        chunk.units_ns = array("q", each.units_ns)
+        chunk.units_ns = array("q", little_endian("q", each.units_ns))
         blocks.load_chunk(each.number, chunk)
     blocks.newest = stored.newest
     blocks.first_finalized, blocks.last_finalized = stored.first_finalized, stored.last_finalized
+
+
+def _encode_miner_sets(sets: MinerSets) -> list[tuple[str, list[int], list[int]]]:
+    return [(miner_ss58, steps.starts, steps.values) for miner_ss58, steps in sorted(sets.steps.items())]
+
+
+def _decode_miner_sets(stored: list[tuple[str, list[int], list[int]]], sets: MinerSets) -> None:
+    for miner_ss58, starts, values in stored:
+        steps = StepFunction()
+        steps.starts, steps.values = starts, values
+        sets.load(miner_ss58, steps)
+
+
+def _encode_withdrawals(withdrawals: dict[int, list[Withdrawal]]) -> list[tuple[int, int, bytes, int]]:
+    return [(block, *each) for block in sorted(withdrawals) for each in withdrawals[block]]
+
+
+def _decode_withdrawals(stored: list[tuple[int, int, bytes, int]], withdrawals: dict[int, list[Withdrawal]]) -> None:
+    for block, position, digest, withdrawn_at in stored:
+        withdrawals.setdefault(block, []).append(Withdrawal(position, digest, withdrawn_at))
 
 
 def _encode_inputs(inputs: CountInputs | None, members: _MemberSets) -> _CountInputs | None:
@@ -241,7 +282,7 @@ def _encode_account(account: Account) -> _Account:
         account.invalidated_below,
         (account.offered.starts, account.offered.values),
         (account.counts.starts, account.counts.values),
-        account.taken.to_bytes(),
+        little_endian_runs(account.taken.to_bytes()),
     )
 
 
@@ -250,7 +291,7 @@ def _decode_account(stored: _Account, chain: Chain) -> Account:
     account.version, account.invalidated_below = stored.version, stored.invalidated_below
     account.offered.starts, account.offered.values = stored.offered
     account.counts.starts, account.counts.values = stored.counts
-    account.taken = BlockSet.from_bytes(stored.taken)
+    account.taken = BlockSet.from_bytes(little_endian_runs(stored.taken))
     return account
 
 

@@ -8,7 +8,16 @@ import msgspec
 
 from ledger.codec import Row, decode, encode, key_names_row, position_in_key, reservation_position, row_hash
 from ledger.errors import JobAlreadySpent
-from ledger.events import AllowanceReserved, Axon, Event, ExpiryRecorded, ReservationSpent, Settlement
+from ledger.events import (
+    SEALS_STREAM,
+    AllowanceReserved,
+    Axon,
+    Event,
+    ExpiryRecorded,
+    ReservationSpent,
+    Settlement,
+    StateSealed,
+)
 from ledger.values import instant
 
 from .account import Account, ActiveReservation, Claim
@@ -32,7 +41,7 @@ class Command(Protocol):
 
     @property
     def revertible(self) -> bool:
-        """Whether the command appends only reservations and settlements, which `UnitOfWork.revert` can undo."""
+        """Whether the command appends only reservations, settlements and seals, which `UnitOfWork.revert` can undo."""
         ...
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
@@ -77,6 +86,8 @@ class UnitOfWork:
         self._settled_jobs: dict[str, LastAttempt] = {}
         self._changes: list[tuple[ActiveReservation, Event]] = []
         """The reservations that this batch made or settled, with the event of each change, in order."""
+        self._sealed_before: list[int] = []
+        """For each seal of this batch, the position that was sealed last before it."""
 
     @property
     def recorded_at_ns(self) -> int:
@@ -98,14 +109,17 @@ class UnitOfWork:
         """Append an event at its stream's next version, apply it to the state, and return its row.
 
         `job` is the job's uuid and the number of its reservation; `settles` the position of the settled reservation.
+        While the recorded time is ahead of the clock, the event carries the clock's reading, by which it was decided.
         """
-        state = self.state
+        state, recorded_at_ns = self.state, self.recorded_at_ns
+        if self.now_ns != recorded_at_ns:
+            event = msgspec.structs.replace(event, decided_at_ns=self.now_ns)
         job_uuid, attempt = job or (None, None)
         unhashed = Row(
             state.position + 1,
             stream,
             state.version(stream) + 1,
-            self.recorded_at_ns,
+            recorded_at_ns,
             key,
             job_uuid,
             attempt,
@@ -145,21 +159,20 @@ class UnitOfWork:
     ) -> ActiveReservation:
         """Append the expiries that the claim requires and then the reservation; return it.
 
-        The due time is amount + margin after the recorded time. The clock that decided the expiries is stored only if
-        it differs from the recorded time, that is, if it is behind the log: it jumped back, or another host's clock is
-        ahead.
+        The due time is amount + margin after the clock that decides, even if the recorded time is ahead of it: the clock
+        jumped back, or another host's is ahead. Otherwise one wrong reading, far in the future, would make all later
+        reservations immortal.
         """
-        recorded_at_ns = self.recorded_at_ns
         for overdue in claim.overdue:
             self.settle(overdue, ExpiryRecorded(overdue.reservation_id))
         event = AllowanceReserved(
             amount_ns=amount_ns,
             blocks=claim.blocks,
             job_start_block=job_start_block,
-            expires_at_ns=recorded_at_ns + amount_ns + self.state.chain.settings.reservation_margin_ns,
+            expires_at_ns=self.now_ns + amount_ns + self.state.chain.settings.reservation_margin_ns,
             axon=axon,
-            decided_at_ns=self.now_ns if self.now_ns != recorded_at_ns else None,
             kept=kept,
+            due_by_clock=self.now_ns != self.recorded_at_ns,
         )
         self.append(account.stream, event, key=key, job=job)
         self.claims += 1
@@ -175,6 +188,13 @@ class UnitOfWork:
         self.settled[active.reservation_id] = (row, event)
         if active.job_uuid is not None:
             self._settled_jobs[active.job_uuid] = LastAttempt(active.attempt or 0, (row, event))
+        return row
+
+    def seal(self, event: StateSealed, key: str) -> Row:
+        """Append a seal and return its row."""
+        sealed_before = self.state.sealed_position
+        row = self.append(SEALS_STREAM, event, key=key)
+        self._sealed_before.append(sealed_before)
         return row
 
     def active_reservation_of(self, job_uuid: str | None) -> ActiveReservation | None:
@@ -211,6 +231,8 @@ class UnitOfWork:
         # In reverse, since a later event of the batch may depend on an earlier one, such as a claim on an expiry.
         for active, event in reversed(self._changes):
             self.state.revert(active, event)
+        for sealed_before in reversed(self._sealed_before):
+            self.state.revert_seal(sealed_before)
         self.state.position, self.state.hash, self.state.recorded_at_ns = self.head
 
     def first_outcome(self, key: str | None) -> tuple[Row, Event] | None:

@@ -6,7 +6,7 @@ One suite of tests runs against every engine: `tests/storage/test_store_contract
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from .reader import LogReader
 
-# The version of the tables that this release creates and understands.
-SCHEMA_VERSION = 1
+# The version of the tables that this release creates. It reads older ones, and upgrades them (`schema_steps.py`).
+SCHEMA_VERSION = 2
 
 # Rows in a page. Smaller pages cost more round trips than they save memory.
 PAGE_ROWS = 1000
+# Payload in a page, beyond which no further row is added to it. A page of ordinary rows has less than a megabyte.
+PAGE_BYTES = 16 * 1024 * 1024
 
 # A value in a column of the read models.
 Value = int | str | bytes | None
@@ -80,7 +82,7 @@ class Store(Protocol):
         ...
 
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
-        """Connect and find the ledger; with `create`, first create missing tables and the ledger.
+        """Connect and find the ledger; with `create`, first create or upgrade the tables, and create the ledger.
 
         `create` returns the tables. It is a function because they need SQLAlchemy, whose import is slow and is not
         needed if the tables exist. Raises `LedgerNotFound`, `NewerLedger` and `StorageUnavailable`.
@@ -100,6 +102,10 @@ class Store(Protocol):
 
     async def head(self) -> Head:
         """Return the committed head."""
+        ...
+
+    async def schema_version(self) -> int:
+        """Return the stored version of the tables. A read-only store does not upgrade an older one."""
         ...
 
     def probe_head(self) -> Head | None:
@@ -171,6 +177,24 @@ class Store(Protocol):
         `TransactionConflict` if the database aborted the transaction in favour of another.
         """
         ...
+
+
+def next_page(rows: Iterable[Row], most_rows: int) -> list[Row]:
+    """Return the next rows, at most `most_rows`, and none after a page's payload has reached `PAGE_BYTES`."""
+    page: list[Row] = []
+    size = 0
+    for row in rows:
+        page.append(row)
+        size += payload_bytes(row)
+        if size >= PAGE_BYTES or len(page) == most_rows:
+            break
+    return page
+
+
+def payload_bytes(row: Row) -> int:
+    """Return the size of a row's payload; in a damaged row it may be any value."""
+    payload: object = row.payload
+    return len(payload) if isinstance(payload, (bytes, str)) else 0
 
 
 def driver_message(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 import msgspec
 
@@ -19,18 +19,24 @@ from ledger.codec import Row
 from ledger.domain.lookup import Head
 from ledger.errors import CorruptLedger, InvalidInput, NewerLedger, StorageUnavailable
 
-from .contract import PAGE_ROWS
+from .contract import PAGE_BYTES, PAGE_ROWS, payload_bytes
 from .reader import StoredLedger
 
 EXPORT_VERSION = 1
-# Far longer than any event. Without a limit a small file of zeros, compressed, could fill the memory.
-LONGEST_LINE = 256 * 1024 * 1024
+# In bytes, far longer than any event. Without a limit a small file of zeros, compressed, could fill the memory.
+LONGEST_LINE = 32 * 1024 * 1024
+LONGEST_HEADER = 64 * 1024
+# In characters, far longer than any name. A reader remembers every stream, so these must be bounded too.
+LONGEST_TEXT = 1024
 # zlib's own default. Explicit, because Python's gzip would use 9, which takes longer for hardly smaller files.
 COMPRESSION = 6
 EXPECTED = "a file that `allowance export` wrote"
 
 # Errors of a file that was truncated, damaged, or never compressed.
 _TRUNCATED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+_Text = Annotated[str, msgspec.Meta(max_length=LONGEST_TEXT)]
 
 
 class ExportHeader(msgspec.Struct, frozen=True, tag="allowance-ledger-export", forbid_unknown_fields=True):
@@ -44,12 +50,12 @@ class ExportedEvent(msgspec.Struct, frozen=True, tag="event", omit_defaults=True
     """An event's line: `hash` in hexadecimal digits, the payload as text, or in base64 if it is not valid UTF-8."""
 
     position: int
-    stream: str
+    stream: _Text
     version: int
     recorded_at_ns: int
-    hash: str
-    key: str | None = None
-    job_uuid: str | None = None
+    hash: _Text
+    key: _Text | None = None
+    job_uuid: _Text | None = None
     attempt: int | None = None
     settles: int | None = None
     payload: str | None = None
@@ -101,6 +107,8 @@ class ExportWriter:
 
     def write_rows(self, rows: list[Row]) -> None:
         """Write the rows that follow those already written."""
+        for row in rows:
+            _check_fits(row)
         self._write([ExportedEvent.of(row) for row in rows])
         self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
 
@@ -159,15 +167,16 @@ class ExportReader:
         with self._opened() as file:
             self._header(file)
             page: list[Row] = []
-            last = 0
+            size = last = 0
             self._end = None
             try:
                 for row in self._rows(file):
                     page.append(row)
+                    size += payload_bytes(row)
                     last = row.position
-                    if len(page) == PAGE_ROWS:
+                    if len(page) == PAGE_ROWS or size >= PAGE_BYTES:
                         yield page
-                        page = []
+                        page, size = [], 0
             except (ValueError, *_TRUNCATED) as cause:
                 # The rows before the damage are good. A check needs them to name the position of the first bad one.
                 if page:
@@ -194,7 +203,8 @@ class ExportReader:
     def _rows(self, file: gzip.GzipFile) -> Iterator[Row]:
         count = 0
         while True:
-            line = _line(file)
+            # The header is line 1.
+            line = _line(file, count + 2)
             if not line:
                 raise EOFError("the last line, of type end, is missing")
             decoded = _decoder.decode(line)
@@ -204,13 +214,13 @@ class ExportReader:
             yield decoded.row()
         if decoded.events != count:
             raise ValueError(f"the last line counts {decoded.events} events, but the file has {count}")
-        if _line(file):
+        if _line(file, count + 3):
             raise ValueError("the file goes on after the last line")
         self._end = decoded
 
     def _header(self, file: gzip.GzipFile) -> ExportHeader:
         try:
-            line = _line(file)
+            line = _line(file, 1, LONGEST_HEADER)
             # Only the version first: a newer release's header may have fields that this release would refuse.
             version = msgspec.json.decode(line, type=_ExportVersion).version
             if version > EXPORT_VERSION:
@@ -237,8 +247,16 @@ class _ExportVersion(msgspec.Struct, tag="allowance-ledger-export"):
     version: int
 
 
-def _line(file: gzip.GzipFile) -> bytes:
-    line = file.readline(LONGEST_LINE)
-    if len(line) == LONGEST_LINE:
-        raise ValueError(f"a line must be shorter than {LONGEST_LINE} bytes")
+def _check_fits(row: Row) -> None:
+    """Raise `InvalidInput` for an event whose line no reader would accept; a backup must be restorable."""
+    # JSON may write a byte as six characters, so only the lines of very long events need to be measured.
+    if 8 * payload_bytes(row) > LONGEST_LINE and len(_encoder.encode(ExportedEvent.of(row))) >= LONGEST_LINE:
+        message = f"the event at position {row.position} is too long for a line of an export, {LONGEST_LINE:,} bytes"
+        raise InvalidInput("payload", row.position, "shorter", message)
+
+
+def _line(file: gzip.GzipFile, number: int, longest: int = LONGEST_LINE) -> bytes:
+    line = file.readline(longest + 1)
+    if len(line) > longest:
+        raise ValueError(f"line {number:,} is longer than {longest:,} bytes")
     return line

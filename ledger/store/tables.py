@@ -5,7 +5,7 @@ transaction. `allowance_events` is append-only: no code updates, deletes or repl
 second defence, for example against a statement that somebody types by hand. Correctness does not depend on them.
 
 The tables are described in SQLAlchemy's terms, from which the statements for both engines are generated. The names of
-tables, columns and constraints are stored: a change needs a new schema version.
+tables, columns and constraints are stored: a change needs a new schema version, and a step in `schema_steps.py`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,20 @@ events = Table(
     CheckConstraint("position > 0 AND version > 0"),
     # SQLite then stores the rows in the order of the primary key, and a page of the log is one range of the file.
     sqlite_with_rowid=False,
+)
+
+# The last result of `verify`, one row per ledger. It is the only table that cannot be derived from the log, and nothing
+# but `health` and `verify --since` reads it.
+verifications = Table(
+    "allowance_verifications",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    # The rows up to this one are as they were written.
+    Column("position", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("verified_at_ns", BigInteger, nullable=False),
+    Column("findings", BigInteger, nullable=False),
+    Column("first_bad_position", BigInteger),
 )
 
 

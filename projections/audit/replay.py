@@ -7,7 +7,7 @@ continues with the next one.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ledger import Row
@@ -28,12 +28,14 @@ from ledger.events import (
     ReservationSpent,
     SettingsChanged,
     Settlement,
+    StateSealed,
 )
 from projections.audit.checks.conservation import balance_of, check_changed_accounts, report_imbalance
 from projections.audit.checks.facts import FactCheck, is_name
 from projections.audit.checks.jobs import JobCheck
 from projections.audit.checks.reservations import ReservationCheck
 from projections.audit.checks.routes import RouteCheck
+from projections.audit.checks.seals import SealCheck
 from projections.audit.checks.settlements import SettlementCheck
 from projections.row_checks import ROW_SHAPES, RowChecker
 from projections.rules import Findings, Rule
@@ -53,12 +55,15 @@ LONGEST_KEY = 256
 class Replay:
     """Processes the rows of a log in order."""
 
-    def __init__(self, validator_ss58: str) -> None:
+    def __init__(self, validator_ss58: str, sealed_positions: Iterable[int] = ()) -> None:
         self.findings = Findings()
+        self.seals = SealCheck(sealed_positions, self.findings)
         self.state = AuditState()
         self.counts: dict[type[Event], int] = defaultdict(int)
         """Events by type."""
         self.recorded_at_ns = 0
+        self._now_ns = 0
+        """The clock that decided the current event."""
         self.row_checker = RowChecker()
         self.page_changes: list[AuditedReservation | tuple[Row, Settlement]] = []
         """Reservations and settlements of the current page, to compare with the history; the caller clears it."""
@@ -80,6 +85,7 @@ class Replay:
             ReservationSpent: self._process_settlement,
             ReservationReleased: self._process_settlement,
             ExpiryRecorded: self._process_settlement,
+            StateSealed: self._process_seal,
         }
 
     @property
@@ -104,6 +110,8 @@ class Replay:
             event = decode(row.position, row.payload)
             kind = type(event)
             self.counts[kind] += 1
+            decided_at_ns = event.decided_at_ns
+            self._now_ns = row.recorded_at_ns if decided_at_ns is None else self._decided_at_ns(row, decided_at_ns)
             self._checks[kind](row, event)
         except (CorruptLedger, NewerLedger) as unreadable:
             self.findings.add(row.position, Rule.READABLE_EVENTS, str(unreadable))
@@ -145,6 +153,12 @@ class Replay:
             self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
         process(row, event)
 
+    def _process_seal(self, row: Row, event: StateSealed) -> None:
+        # Only a claim directly after expiries can be their reason.
+        if self._settlements.pending_expiries:
+            self._settlements.check_pending_expiries()
+        self.seals.check(row, event)
+
     def _process_reservation(self, row: Row, event: AllowanceReserved) -> None:
         account = self.state.accounts.get(row.stream) or self._new_account(row)
         if row.settles is not None or (event.axon is not None and row.job_uuid is None):
@@ -152,11 +166,16 @@ class Replay:
             self._report_columns(row, message)
         if row.job_uuid is not None and not is_name(row.job_uuid):
             self._report_columns(row, "job_uuid must be 1 to 128 printable characters")
-        now_ns = row.recorded_at_ns if event.decided_at_ns is None else self._decided_at_ns(row, event.decided_at_ns)
+        if event.due_by_clock and event.decided_at_ns is None:
+            message = "the due time counts from the deciding clock, but the event does not carry its reading"
+            self.findings.add(row.position, Rule.DECISION_CLOCK, message)
+        now_ns = self._now_ns
         self._due_queue.set_clock(now_ns)
         if self._settlements.pending_expiries:
             self._settlements.check_pending_expiries(row, event, now_ns)
-        value_ns, is_plain = self._reservations.check(row, event, account)
+        # Before the field `due_by_clock`, due times counted from the recorded time.
+        due_from_ns = now_ns if event.due_by_clock else row.recorded_at_ns
+        value_ns, is_plain = self._reservations.check(row, event, account, due_from_ns)
         if event.axon is not None:
             self._routes.check(row, event, account, now_ns)
         else:
@@ -173,7 +192,7 @@ class Replay:
             self._report_columns(row, "the row of a settlement must have `settles`, and no job")
         if self._settlements.pending_expiries and type(event) is not ExpiryRecorded:
             self._settlements.check_pending_expiries()
-        self._settlements.settle(row, event, previous_ns=self.recorded_at_ns)
+        self._settlements.settle(row, event, self._now_ns, previous_ns=self.recorded_at_ns)
         self.page_changes.append((row, event))
 
     def _check_key(self, row: Row, key: str) -> None:

@@ -60,7 +60,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     `position` is the last audited event, `head_hash` its hash in hexadecimal, and `events` counts the events by type.
     `findings` are ordered by position; at most the first 10,000 of `findings_count` are listed. `history_position` is
     the position up to which the history's read model was compared, None if there is none. `snapshots` is the number of
-    compared snapshots; `live_state` says whether the state in this process's memory was compared. Times are seconds.
+    compared snapshots, `seals` that of compared seals; `live_state` says whether the state in this process's memory was
+    compared. Times are seconds.
     """
 
     validator_ss58: str
@@ -76,6 +77,7 @@ class AuditReport(msgspec.Struct, frozen=True):
     usage: BlockUsage | None = None
     snapshots: int = 0
     live_state: bool = False
+    seals: int = 0
 
 
 def totals_of(state: AuditState) -> list[AccountTotals]:

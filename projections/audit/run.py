@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ledger import Head, Row, Store
 from ledger.errors import PositionOutOfRange
@@ -12,7 +12,7 @@ from projections.audit.checks.history import HistoryCheck
 from projections.audit.checks.snapshots import SnapshotCheck
 from projections.history.model import Checkpoint, HistoryModel
 from projections.rules import Rule
-from projections.snapshots import ProgressReport, Snapshot, SnapshotStore
+from projections.snapshots import ProgressReport, Snapshot, SnapshotStore, sealed_positions
 
 from .replay import Replay
 from .report import AuditReport, totals_of, usage_of
@@ -42,12 +42,13 @@ async def audit_log(
     states = [(Rule.SNAPSHOTS, snapshot) for snapshot in (await SnapshotStore(store).all()).values()]
     if live is not None:
         states.append((Rule.LIVE_STATE, live))
+    sealed = await sealed_positions(store)
     head = await store.head()
     if until_position is not None and not 1 <= until_position <= head.position:
         raise PositionOutOfRange(f"position {until_position}", 1, head.position)
     until = head.position if until_position is None else until_position
     while True:
-        audit = LogAudit(store, validator_ss58, head, until, states, await HistoryModel(store).live())
+        audit = LogAudit(store, validator_ss58, head, until, states, sealed, await HistoryModel(store).live())
         await audit.run(progress)
         if await audit.history.is_still_live():
             break
@@ -68,6 +69,7 @@ async def audit_log(
         usage_of(replay.state, usage_buckets) if usage_buckets else None,
         audit.states.compared[Rule.SNAPSHOTS],
         audit.states.compared[Rule.LIVE_STATE] > 0,
+        replay.seals.compared,
     )
 
 
@@ -81,9 +83,10 @@ class LogAudit:
         head: Head,
         until: int,
         states: Sequence[tuple[Rule, Snapshot]],
+        sealed_positions: Collection[int],
         history: Checkpoint,
     ) -> None:
-        self.replay = Replay(validator_ss58)
+        self.replay = Replay(validator_ss58, sealed_positions)
         self.states = SnapshotCheck(states, self.replay.findings)
         self.history = HistoryCheck(store, history, until, self.replay.findings)
         self._store = store
@@ -105,14 +108,19 @@ class LogAudit:
         await self._finish()
 
     def _process(self, rows: list[Row]) -> None:
-        replay, positions = self.replay, self.states.positions
+        replay, seals = self.replay, self.replay.seals
+        positions = self.states.positions | seals.positions
         last = rows[-1].position
-        # Few pages contain a snapshot's position, so the others need no look-up per row. A position that is not an
-        # integer (a damaged row) cannot be compared with, so its page is looked up.
-        has_snapshot = type(last) is not int or any(replay.position < position <= last for position in positions)
+        # Few pages contain such a position, so the others need no look-up per row. A position that is not an integer (a
+        # damaged row) cannot be compared with, so its page is looked up.
+        has_state = type(last) is not int or any(replay.position < position <= last for position in positions)
         for row in rows:
             replay.process(row)
-            if has_snapshot and row.position in positions:
+            if not has_state:
+                continue
+            if row.position in seals.positions:
+                seals.reach(replay.state, replay.row_checker, row.recorded_at_ns)
+            if row.position in self.states.positions:
                 self.states.compare(replay.state, replay.row_checker, row.recorded_at_ns)
 
     async def _finish(self) -> None:

@@ -11,14 +11,22 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 import msgspec
 
-from ledger import Reservation, Row, Store, yield_to_writers
-from ledger.errors import InvalidInput, ProjectionStopped
+from ledger import Lookup, Reservation, Row, Store, yield_to_writers
+from ledger.errors import HistoryDamaged, InvalidInput, ProjectionStopped
 
 from .garbage import delete_unreferenced_rows
 from .model import LIVE, NO_CHECKPOINT, HistoryModel
 from .projector import Projector, rows_per_transaction
 from .queries import HistoryQueries, PageQuery
-from .rows import HistoryFilters, HistoryRow, UnprojectedTail, fold_tail, missing_event
+from .rows import (
+    HistoryFilters,
+    HistoryRow,
+    UnprojectedTail,
+    differing_fields,
+    fold_tail,
+    history_row_of,
+    missing_event,
+)
 
 __all__ = ["History", "HistoryFilters", "Page", "cursor", "cursor_position"]
 
@@ -30,10 +38,15 @@ A reader who only reads folds the whole tail, for each page again.
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Reservations in the order asked for; `next` is the cursor for the page after, None at the end."""
+    """Reservations in the order asked for; `next` is the cursor for the page after, None at the end.
+
+    `checked`: whether every item was compared with the log. It says nothing of rows that the read model lacks, or that
+    it shows to other filters; a rebuild and the audit compare the whole model.
+    """
 
     items: list[Reservation]
     next: str | None
+    checked: bool
 
 
 class History:
@@ -53,8 +66,8 @@ class History:
     ) -> Page:
         """Return a page as it was at position `head`. `after` is the `next` of the page before.
 
-        Raises `InvalidInput` for a cursor of another order, and `ProjectionStopped` at an event of the tail that
-        cannot be applied.
+        Raises `InvalidInput` for a cursor of another order, `ProjectionStopped` at an event of the tail that cannot be
+        applied, and `HistoryDamaged` if a row of the read model differs from the log.
         """
         shown_until = None if after is None else cursor_position(after, newest_first)
         if not self._read_only:
@@ -67,9 +80,11 @@ class History:
             page_query = PageQuery(filters, tail, model, model_until, head, shown_until, newest_first)
             # One more row than shown, because it tells whether there is a next page.
             rows = await self._rows(page_query, limit + 1)
-        items = [row.reservation(self._validator_ss58) for row in rows[:limit]]
         has_next = len(rows) > limit
-        return Page(items, cursor(rows[limit - 1].position, newest_first) if has_next else None)
+        del rows[limit:]
+        await self._check(rows, head)
+        items = [row.reservation(self._validator_ss58) for row in rows]
+        return Page(items, cursor(rows[-1].position, newest_first) if has_next else None, checked=True)
 
     async def lag(self, head: int) -> int:
         """Return the number of events up to `head` that the read model does not contain."""
@@ -113,6 +128,19 @@ class History:
             return None
         tail, stopped = fold_tail(checkpoint.position, event_rows)
         return await self._projector.refusal(checkpoint, tail) or stopped
+
+    async def _check(self, rows: list[HistoryRow], head: int) -> None:
+        """Compare rows with the log's, at the price of two statements; raise `HistoryDamaged` at the first difference.
+
+        Showing the log's values instead would hide that the model is damaged, and which rows it lacks is unknown then.
+        """
+        if not rows:
+            return
+        found = await self._store.find(Lookup([row.position for row in rows]))
+        for row in rows:
+            logged = history_row_of(found, row.position, head)
+            if logged != row:
+                raise HistoryDamaged(row.position, [] if logged is None else differing_fields(row, logged))
 
     async def _tail(self, after: int, head: int) -> UnprojectedTail:
         """Fold the events after a position, up to the head."""

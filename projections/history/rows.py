@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from ledger import Reservation, Row, Status, block_numbers, status_after
+from ledger import LookupResult, Reservation, Row, Status, block_numbers, settlement_of, status_after
 from ledger.codec import decode, event_tag, reservation_id
 from ledger.errors import CorruptLedger, NewerLedger, ProjectionStopped
 from ledger.events import AllowanceReserved, Run, Settlement, account_of
-from ledger.values import instant, seconds
+from ledger.values import instant, seconds, storable_ns
 
 BUCKET_BLOCKS = 64
 """Blocks per bucket. An index serves a search by equality on `bucket`, not one for the runs that contain a block.
@@ -178,11 +178,32 @@ def new_history_row(event_row: Row, event: AllowanceReserved) -> HistoryRow:
         msgspec.json.encode(event.blocks),
         event.job_start_block,
         event_row.recorded_at_ns,
-        event.expires_at_ns,
+        storable_ns(event.expires_at_ns),
         "reserved",
         None,
         None,
     )
+
+
+def history_row_of(found: LookupResult, position: int, head: int) -> HistoryRow | None:
+    """Return the row that follows from the log's looked-up rows, as of a head; None if they make no reservation."""
+    event_row = found.rows.get(position)
+    event = None if event_row is None else decode(position, event_row.payload)
+    if event_row is None or not isinstance(event, AllowanceReserved):
+        return None
+    row, settlement = new_history_row(event_row, event), settlement_of(found, position)
+    if settlement is None or settlement[0].position > head:
+        return row
+    return row._replace(
+        status=status_after(settlement[1]),
+        settled_position=settlement[0].position,
+        settled_at_ns=settlement[0].recorded_at_ns,
+    )
+
+
+def differing_fields(one: HistoryRow, other: HistoryRow) -> list[str]:
+    """Return the names of the fields in which two rows differ."""
+    return [name for name in HistoryRow._fields if getattr(one, name) != getattr(other, name)]
 
 
 def fold_tail(after: int, event_rows: list[Row]) -> tuple[UnprojectedTail, ProjectionStopped | None]:

@@ -8,9 +8,10 @@ from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
-from ledger.errors import renamed_fields
+from ledger.errors import LedgerNotFound, StorageUnavailable, renamed_fields
 from routing.cli.io.errors import WrongUsage
 from routing.service.allowance import Allowance
+from routing.service.backup import validators_in
 from routing.service.config import VARIABLES, Configuration, configuration_from_environment
 
 Result = TypeVar("Result")
@@ -34,14 +35,18 @@ class Connection:
 
 @contextmanager
 def ledger_connection(
-    arguments: argparse.Namespace, *, read_only: bool = False, creates: bool = False
+    arguments: argparse.Namespace, *, read_only: bool = False, founds: bool = False
 ) -> Iterator[Connection]:
     """Open the ledger that the command line or the environment names, and close it afterwards.
 
-    Raise `LedgerNotFound` or `StorageUnavailable` if there is none, unless the command `creates` ledgers.
+    Raise `LedgerNotFound` or `StorageUnavailable` if there is none. A command that `founds` ledgers creates it then, but
+    in a database that has ledgers only with `--new`.
     """
     with renamed_fields({"database_url": named_database(arguments, configuration_from_environment()).name}):
-        if not (read_only or creates):
+        asyncio.run(find_validator(arguments))
+        if founds:
+            asyncio.run(refuse_unexpected_ledger(arguments))
+        elif not read_only:
             asyncio.run(refuse_absent_ledger(arguments))
         with connection_to(ledger_from_arguments(arguments, read_only=read_only)) as connection:
             yield connection
@@ -69,8 +74,52 @@ async def refuse_absent_ledger(arguments: argparse.Namespace) -> None:
         return
 
 
+async def refuse_unexpected_ledger(arguments: argparse.Namespace) -> None:
+    """Raise `WrongUsage` if the command would found a ledger in a database that has others, unless `--new` is given.
+
+    Without this check, a typing error in `--validator` would found a second ledger without a word.
+    """
+    try:
+        await refuse_absent_ledger(arguments)
+    except StorageUnavailable:
+        # There is no file yet; if there is another reason, opening the ledger for writing raises it.
+        return
+    except LedgerNotFound as absent:
+        configuration = configuration_from_environment()
+        found = await validators_in(named_database(arguments, configuration).value)
+        if found and not arguments.new:
+            raise WrongUsage(
+                f"the database has no ledger of {absent.validator_ss58}, but of {', '.join(found)};"
+                " correct --validator, or give --new to found another ledger",
+                validator_ss58=absent.validator_ss58,
+                validators=found,
+            ) from absent
+
+
+async def find_validator(arguments: argparse.Namespace) -> None:
+    """If no validator is named, set `--validator` to the one whose ledger is the only one in the database.
+
+    Raises `WrongUsage` if there is none or if there are several.
+    """
+    configuration = configuration_from_environment()
+    if named_validator(arguments, configuration).value:
+        return
+    how = "give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58"
+    try:
+        found = await validators_in(named_database(arguments, configuration).value)
+    except StorageUnavailable as unavailable:
+        raise WrongUsage(f"the validator is not known; {how}") from unavailable
+    if len(found) != 1:
+        several = f"the database has ledgers of {', '.join(found)}" if found else "the validator is not known"
+        raise WrongUsage(f"{several}; {how}", validators=found)
+    arguments.validator = found[0]
+
+
 def ledger_from_arguments(arguments: argparse.Namespace, *, read_only: bool = False) -> Allowance:
-    """Return a handle of the ledger that the command line or else the environment names; it is not opened yet."""
+    """Return a handle of the ledger that the command line or else the environment names; it is not opened yet.
+
+    Settings in the environment are ignored: a variable that is set in some shell must not change a live validator's.
+    """
     configuration = configuration_from_environment()
     database, validator = named_database(arguments, configuration), named_validator(arguments, configuration)
     if not validator.value:
@@ -79,7 +128,6 @@ def ledger_from_arguments(arguments: argparse.Namespace, *, read_only: bool = Fa
         return Allowance.open(
             database.value,
             validator_ss58=validator.value,
-            settings=configuration.settings,
             read_only=read_only,
         )
 

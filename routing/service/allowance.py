@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from ledger import (
     BlockFact,
+    ChangeSettings,
     Command,
     EarlierExpiry,
     ExpireDue,
@@ -18,26 +20,39 @@ from ledger import (
     Head,
     Lookup,
     ManifestsFact,
+    MetagraphNeeded,
     Miner,
+    OffersNeeded,
     RecordFacts,
     Reservation,
     Reserve,
     Settings,
+    SettingsChange,
     Settle,
+    WithdrawBlock,
+    WithdrawManifests,
     encode_state,
     found_reservation,
 )
 from ledger.codec import reservation_position
-from ledger.errors import AllowanceException, ConflictingFact, ReadOnlyLedger
+from ledger.errors import AllowanceException, BlockInUse, ConflictingFact, ReadOnlyLedger, StorageUnavailable
 from ledger.values import amount, flag, integer, job_name, name
-from projections import Availability, ProgressReport, Snapshot, describe_conflict
+from projections import (
+    Availability,
+    ProgressReport,
+    Snapshot,
+    describe_conflict,
+    metagraph_to_return_to,
+    offers_without,
+)
 from routing.stored_rows import reservations_of_expire_due
 
 from .health import Health, health_of
 from .lifecycle import Lifecycle
 from .past import AsOf, Past
-from .queries import Queries, checked_id
+from .queries import MOST_ITEMS, Queries, checked_id
 from .seams import REAL, Seams
+from .settings_changes import log_change
 
 if TYPE_CHECKING:
     from projections import AuditReport, ExportReport, RebuildReport, VerifyReport
@@ -45,6 +60,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 LONGEST_KEY = 256
+LONGEST_REASON = 256
+MOST_PREPARATIONS = 10
+"""How often a withdrawal is prepared anew because other facts or settings were recorded meanwhile."""
 MOST_BUCKETS = 10_000
 
 
@@ -56,8 +74,8 @@ class Allowance(Queries):
     a fork. Amounts are executor-seconds; times are aware
     `datetime`s, in UTC when returned.
 
-    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger` or `NewerLedger`; any change may also raise
-    `ReadOnlyLedger`, `LedgerOverloaded` or `OutcomeUnknown`. Each method lists the other errors that it raises.
+    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger`, `NewerLedger` or `ClockUnusable`; any change
+    may also raise `ReadOnlyLedger`, `LedgerOverloaded` or `OutcomeUnknown`. Each method lists the other errors that it raises.
 
         async with Allowance.open("sqlite:///allowance.db", validator_ss58=HOTKEY) as ledger:
             reservation = await ledger.reserve(miner, "always_on.gpu-24gb", 30.0, await ledger.current_block())
@@ -71,9 +89,22 @@ class Allowance(Queries):
         settings: Settings | None,
         clock_ns: Callable[[], int],
         read_only: bool,
+        environment_settings: Mapping[str, Any] | None = None,
         seams: Seams = REAL,
     ) -> None:
-        lifecycle = Lifecycle(database_url, validator_ss58, settings, clock_ns, read_only=read_only, seams=seams)
+        """Use `open`, except for these: `environment_settings` are the fields of `Settings` that the environment names.
+
+        Simulations pass their own `seams`.
+        """
+        lifecycle = Lifecycle(
+            database_url,
+            validator_ss58,
+            settings,
+            clock_ns,
+            read_only=read_only,
+            environment_settings=environment_settings,
+            seams=seams,
+        )
         super().__init__(lifecycle)
         self._read_only = read_only
         self._fact_validator = FactValidator()
@@ -90,8 +121,9 @@ class Allowance(Queries):
     ) -> Allowance:
         """Return the validator's ledger at `sqlite:///path`, `sqlite://` (in memory) or `postgresql://…`.
 
-        Opening creates or upgrades the schema, and records explicit `settings` that differ from the recorded ones;
-        `read_only` does neither. `clock_ns` returns nanoseconds since the epoch and is called from any thread.
+        Opening creates or upgrades the schema, and records explicit `settings` that differ from the recorded ones, with
+        a warning in the log; `read_only` does neither. `clock_ns` returns nanoseconds since the epoch and is called from any thread;
+        each reading is validated.
         Raises `InvalidInput` here. The first call opens the ledger, and raises `StorageUnavailable`, `NewerLedger`,
         or, if read-only, `LedgerNotFound`.
         """
@@ -180,6 +212,34 @@ class Allowance(Queries):
         recorded: list[int] = positions
         return recorded
 
+    async def withdraw_block(self, number: int, reason: str, *, idempotency_key: str | None = None) -> int:
+        """Withdraw a block that was recorded by mistake; return the position of the correction.
+
+        From there on the block counts as never recorded, and another one may be recorded in its place; the same content
+        only with `confirm`. It and the block below it are no longer finalized. If the block is withdrawn already, the
+        position is that of the first correction. Raises `FactNotRecorded`, `BlockInUse` while a reserved or spent
+        reservation holds one of the two blocks, `InvalidInput`, and `IdempotencyConflict` if the key was used for
+        another request.
+        """
+        number = integer(number, "number", 1)
+        command = WithdrawBlock(number, name(reason, "reason", LONGEST_REASON), _checked_key(idempotency_key))
+        try:
+            return await self._withdraw(command)
+        except BlockInUse as refused:
+            # The state has the active reservations only; the history has the spent ones too.
+            holders = {each for block in (number - 1, number) async for each in self._holders(block)}
+            raise BlockInUse(number, sorted(holders.union(refused.reservation_ids))) from None
+
+    async def withdraw_manifests(self, block: int, reason: str, *, idempotency_key: str | None = None) -> int:
+        """Withdraw a manifest sync that was recorded by mistake; return the position of the correction.
+
+        From there on it counts as never recorded for what it invalidated, and for blocks finalized later; finalized
+        blocks keep their amounts. Raises the same errors as `withdraw_block`, but never `BlockInUse`.
+        """
+        block = integer(block, "block", 1)
+        reason = name(reason, "reason", LONGEST_REASON)
+        return await self._withdraw(WithdrawManifests(block, reason, _checked_key(idempotency_key)))
+
     async def reserve(
         self,
         miner_ss58: str,
@@ -237,6 +297,19 @@ class Allowance(Queries):
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(reservations_of_expire_due(handle.store, expired, handle.validator_ss58))
 
+    async def change_settings(self, *, idempotency_key: str | None = None, **named: Any) -> Settings:
+        """Change the named fields of the recorded settings, and return the settings; the other fields stay.
+
+            await ledger.change_settings(block_expiry_blocks=500, allowance_multiplier="1.5")
+
+        The settings apply to what is finalized and claimed later. If nothing differs, nothing is recorded. Raises
+        `InvalidInput` for a field that does not exist or a value out of its range, and `IdempotencyConflict` if the key
+        was used for another request.
+        """
+        change: SettingsChange = await self.execute(ChangeSettings(named, _checked_key(idempotency_key)))
+        log_change(change, logging.INFO, "change_settings")
+        return change.after.to_settings()
+
     async def execute(self, command: Command) -> Any:
         """Decide a command and commit its events; return its result. For routers. Raises `ReadOnlyLedger`."""
         if self._read_only:
@@ -251,7 +324,7 @@ class Allowance(Queries):
     def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
         """Return a read-only view of the ledger as it was, with the same queries.
 
-        Exactly one argument is needed. `position`: after that event, with the clock at that event's recorded time.
+        Exactly one argument is needed. `position`: after that event, with the clock that decided it.
         `time`: after the last event recorded by then, with the clock at that time. `block`: just before the first
         event about a higher block. Raises `InvalidInput` here, and `PositionOutOfRange` at the first query.
         """
@@ -326,6 +399,37 @@ class Allowance(Queries):
             raise ReadOnlyLedger("rebuild")
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(handle.rebuild(progress))
+
+    async def _withdraw(self, command: WithdrawBlock | WithdrawManifests) -> int:
+        """Execute a withdrawal; if it needs something from the log, read that and execute it again."""
+        for _ in range(MOST_PREPARATIONS):
+            outcome: int | MetagraphNeeded | OffersNeeded = await self.execute(command)
+            if isinstance(outcome, int):
+                return outcome
+            await self._prepare(command, outcome)
+        reason = f"facts were recorded during each of {MOST_PREPARATIONS} attempts to prepare the withdrawal"
+        raise StorageUnavailable(reason)
+
+    async def _prepare(
+        self, command: WithdrawBlock | WithdrawManifests, needed: MetagraphNeeded | OffersNeeded
+    ) -> None:
+        handle = await self._lifecycle.handle()
+        if isinstance(command, WithdrawBlock) and isinstance(needed, MetagraphNeeded):
+            command.prepared = await handle.runtime.run(metagraph_to_return_to(handle.store, needed))
+        elif isinstance(command, WithdrawManifests) and isinstance(needed, OffersNeeded):
+            command.prepared = await handle.runtime.run(offers_without(handle.store, needed))
+
+    async def _holders(self, block: int) -> AsyncIterator[int]:
+        """Yield the ids of the reserved and spent reservations that hold a block."""
+        after: str | None = None
+        while block:
+            page = await self.history(block=block, after=after, limit=MOST_ITEMS)
+            for each in page.items:
+                if each.status in ("reserved", "spent"):
+                    yield each.reservation_id
+            after = page.next
+            if after is None:
+                return
 
     async def _changed_reservation(self, command: Command) -> Reservation:
         """Execute a command that makes or settles a reservation; return that reservation."""

@@ -72,6 +72,17 @@ async def restore(
     return await current_runtime().run(_restore(path, database_url, validator_ss58, progress))
 
 
+async def validators_in(database_url: str) -> list[str]:
+    """Return the validators whose ledgers are in a database, sorted. Raises `InvalidInput`, `StorageUnavailable`."""
+    store = store_from_url(database_url, UNNAMED_VALIDATOR, read_only=True)
+
+    async def read() -> list[str]:
+        async with _paused_for_forks(store), store.reader() as reader:
+            return sorted(str(stored.validator_ss58) for stored in await reader.ledgers())
+
+    return await current_runtime().run(read())
+
+
 async def verify_store(
     store: Store, validator_ss58: str, heads: Iterable[Head], progress: ProgressReport | None
 ) -> VerifyReport:

@@ -14,6 +14,8 @@ from ledger.values import integer, name
 # Source: ComputeHorde's validator, which sends jobs for its trusted miner to a pseudo-miner with this hotkey.
 TRUSTED_MINER_FAKE_KEY = "0" * 48
 VARIABLES = {"database_url": "ALLOWANCE_DATABASE_URL", "validator_ss58": "ALLOWANCE_VALIDATOR_SS58"}
+PREFIX = "ALLOWANCE_"
+SETTING_VARIABLES = {field.name: f"{PREFIX}{field.name.upper()}" for field in fields(Settings)}
 DEFAULT_MINER_ADDRESS = "127.0.0.1"
 DEFAULT_MINER_PORT = 8000
 
@@ -22,25 +24,26 @@ DEFAULT_MINER_PORT = 8000
 class Configuration:
     """The configuration of the process-wide `routing()` and `allowance()`.
 
-    `validator_ss58` is empty if it is not configured. `settings` None means the recorded ones, `debug_miner` None that
-    jobs are routed on the ledger.
+    `validator_ss58` is empty if it is not configured. `debug_miner` None means that jobs are routed on the ledger.
     """
 
     database_url: str
     validator_ss58: str
-    settings: Settings | None
     debug_miner: Miner | None
     trusted_miner: Miner
 
 
 def configuration_from_environment(environment: Mapping[str, str] = os.environ) -> Configuration:
-    """Return the configuration in environment variables. Raises `InvalidInput` with the variable as its field."""
+    """Return the configuration in environment variables, without settings, which only programs apply.
+
+    Raises `InvalidInput` with the variable as its field, also for an unknown variable whose name begins as ours do.
+    """
+    _refuse_unknown_variables(environment)
     debug_key = environment.get("DEBUG_MINER_KEY", "")
     debug_miner = _miner(environment, "DEBUG_MINER", debug_key) if debug_key else None
     return Configuration(
         environment.get("ALLOWANCE_DATABASE_URL") or default_database_url(environment),
         environment.get("ALLOWANCE_VALIDATOR_SS58", ""),
-        settings_from_environment(environment),
         debug_miner,
         _miner(environment, "TRUSTED_MINER", TRUSTED_MINER_FAKE_KEY),
     )
@@ -54,21 +57,19 @@ def default_database_url(environment: Mapping[str, str] = os.environ) -> str:
     return f"sqlite:///{Path(home) / 'allowance-ledger' / 'allowance.db'}"
 
 
-def settings_from_environment(environment: Mapping[str, str]) -> Settings | None:
-    """Return the settings in the `ALLOWANCE_<FIELD>` variables, other fields at their defaults; None if none is set.
+def settings_from_environment(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the fields of `Settings` that `ALLOWANCE_<FIELD>` variables name, with their values.
 
     An empty variable counts as unset. Raises `InvalidInput` with the variable as its field.
     """
-    given: dict[str, Any] = {}
-    for field in fields(Settings):
-        variable = f"ALLOWANCE_{field.name.upper()}"
-        text = environment.get(variable, "")
-        if text != "":
-            given[field.name] = _read_setting(variable, field.name, text)
-    return Settings(**given) if given else None
+    named = {field: environment.get(variable, "") for field, variable in SETTING_VARIABLES.items()}
+    return {
+        field: setting_from_text(SETTING_VARIABLES[field], field, text) for field, text in named.items() if text != ""
+    }
 
 
-def _read_setting(variable: str, field: str, text: str) -> Any:
+def setting_from_text(variable: str, field: str, text: str) -> Any:
+    """Return the value of a field of `Settings`. Raises `InvalidInput` with `variable` as its field."""
     read, expected = _READERS[field]
     try:
         value = read(text)
@@ -81,11 +82,25 @@ def _read_setting(variable: str, field: str, text: str) -> Any:
     return value
 
 
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    """Raise for a variable that would be ignored in silence although its user meant this library."""
+    known = (*VARIABLES.values(), *SETTING_VARIABLES.values())
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX) and variable not in known and text:
+            from difflib import get_close_matches  # here, to keep start-up light: it is for this error only
+
+            close = get_close_matches(variable, known, 1)
+            expected = f"unset; did you mean {close[0]}?" if close else "unset; `allowance guide settings` lists all"
+            message = f"{variable} is neither a setting nor another variable of this library, and must be {expected}"
+            # Without its value, which may be a URL with a password.
+            raise InvalidInput(variable, None, expected, message)
+
+
 def _expected(refused: InvalidInput, field: str, expected_text: str) -> str:
     """Return what would be right: for a number the range that `Settings` allows, otherwise the form of the text."""
     if refused.field != field:
         return f"{expected_text}, with {refused.field} {refused.expected}"
-    return refused.expected if _READERS[field][0] in (int, float) else expected_text
+    return refused.expected if _READERS[field][0] in _NUMBERS else expected_text
 
 
 def _miner(environment: Mapping[str, str], prefix: str, hotkey_ss58: str) -> Miner:
@@ -112,6 +127,11 @@ def _read_flag(text: str) -> bool:
     raise ValueError(text)
 
 
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a function that reads "none" as None, and everything else with `read`."""
+    return lambda text: None if text.strip().lower() == "none" else read(text)
+
+
 def _read_json(text: str) -> Any:
     import json  # here, to keep start-up light: only one setting needs it
 
@@ -126,6 +146,8 @@ def _without_duplicate_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return names
 
 
+_seconds_or_none, _blocks_or_none = _or_none(float), _or_none(int)
+_NUMBERS = (int, float, _seconds_or_none, _blocks_or_none)
 _BLOCKS: tuple[Callable[[str], Any], str] = (int, "a whole number of blocks, 0 or more")
 _SECONDS: tuple[Callable[[str], Any], str] = (float, "a number of seconds, 0 or more")
 # How each field of `Settings` is read from text, and what the text should be.
@@ -140,6 +162,6 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "validation_leeway_lower_blocks": _BLOCKS,
     "validation_leeway_upper_blocks": _BLOCKS,
     "respect_executor_count": (_read_flag, "true or false"),
-    "newest_block_max_age_seconds": _SECONDS,
-    "newest_manifests_max_age_blocks": _BLOCKS,
+    "newest_block_max_age_seconds": (_seconds_or_none, "a number of seconds, 0 or more, or none"),
+    "newest_manifests_max_age_blocks": (_blocks_or_none, "a whole number of blocks, 0 or more, or none"),
 }

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ledger import LedgerWriter, Runtime, Store, encode_state
-from ledger.errors import AllowanceException, LedgerClosed
-from projections import History, ProgressReport, SnapshotStore
+from ledger import LedgerWriter, Runtime, SealState, Store, encode_state
+from ledger.errors import AllowanceException, IdempotencyConflict, LedgerClosed, SealConflict
+from projections import History, ProgressReport, SnapshotStore, sealed_if_due
 
 from .seams import REAL, Seams
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from projections import RebuildReport
 
 PROJECT_EVERY_ROWS = 1000
-SNAPSHOT_EVERY_ROWS = 10_000
+SEAL_EVERY_ROWS = 10_000
 
 log = logging.getLogger("allowance.ledger")
 
@@ -47,19 +47,19 @@ class LedgerHandle:
         self.snapshots = SnapshotStore(store)
         self.writer = LedgerWriter(store, self.snapshots.load, clock_ns, runtime, self._start_upkeep_if_due)
         self._read_only = read_only
-        self._project_every_rows, self._snapshot_every_rows = seams.upkeep_every_rows or (
+        self._project_every_rows, self._seal_every_rows = seams.upkeep_every_rows or (
             PROJECT_EVERY_ROWS,
-            SNAPSHOT_EVERY_ROWS,
+            SEAL_EVERY_ROWS,
         )
         self._upkeep: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        """Finish what is queued, save a snapshot if 1,000 rows have come since the last one, and close the store."""
+        """Finish what is queued, seal the state if 1,000 rows have come since the last seal, and close the store."""
         self.runtime.remove_closer(self.close)
         if not self._read_only:
-            # A snapshot only makes the next opening faster: without it the ledger closes as well.
+            # A seal only makes the next opening faster: without it the ledger closes as well.
             with suppress(AllowanceException):
-                await self._save_snapshot_if_due(self._project_every_rows)
+                await self._seal_if_due(self._project_every_rows)
         await self.writer.close()
         if self._upkeep is not None:
             # The upkeep uses the store, so the store must outlive it; its own errors are logged there.
@@ -72,8 +72,11 @@ class LedgerHandle:
         # Imported here, since few processes ever rebuild and every one waits for its imports.
         from projections import Rebuild
 
-        rebuild = Rebuild(self.store, self.snapshots)
-        report = await rebuild.run(progress)
+        rebuild, sealed_position = Rebuild(self.store, self.snapshots), 0
+        # A state that cannot be folded has no seal either; the rebuild says at which event.
+        with suppress(AllowanceException):
+            sealed_position = await self.writer.query(lambda state, _: state.sealed_position)
+        report = await rebuild.run(progress, sealed_position)
         position, payload = await self.writer.query(lambda state, _: (state.position, encode_state(state)))
         if not await rebuild.compare_state(position, payload):
             await self.writer.replace_state(rebuild.state)
@@ -91,7 +94,7 @@ class LedgerHandle:
 
     async def _run_upkeep(self) -> None:
         try:
-            await self._save_snapshot_if_due(self._snapshot_every_rows)
+            await self._seal_if_due(self._seal_every_rows)
             await self.history.project(await self.writer.query(lambda state, _: state.position))
         except LedgerClosed:
             return
@@ -100,9 +103,20 @@ class LedgerHandle:
             # another attempt.
             log.warning("the read models could not be brought up to date", exc_info=True)
 
-    async def _save_snapshot_if_due(self, every_rows: int) -> None:
-        # Another process may have saved one since this process last looked.
-        await self.snapshots.refresh_newest()
-        snapshot = await self.writer.query(lambda state, _: self.snapshots.take_if_due(state, every_rows))
-        if snapshot is not None:
-            await self.snapshots.save(snapshot)
+    async def _seal_if_due(self, every_rows: int) -> None:
+        """Seal the committed state and save a snapshot of it, if so many rows have come since the last seal.
+
+        Seals of other processes count, because the state has folded them.
+        """
+        sealed = await self.writer.query(lambda state, _: sealed_if_due(state, every_rows))
+        if sealed is None:
+            return
+        try:
+            await self.writer.execute(SealState(sealed.snapshot.position, sealed.digest))
+        except SealConflict as conflict:
+            log.error("%s", conflict, extra={"allowance": conflict.to_dict()})
+        except IdempotencyConflict as taken:
+            # A caller used the key, or a release with other folding rules sealed this position. Another will be sealed.
+            log.warning("position %s stays without a seal: %s", sealed.snapshot.position, taken)
+        else:
+            await self.snapshots.save(sealed.snapshot)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from ledger import SCHEMA_VERSION
 from ledger.values import seconds
 from projections import Availability
 
@@ -51,7 +50,7 @@ async def health_of(handle: LedgerHandle, database_url: str) -> Health:
     stopped = await handle.runtime.run(handle.history.stopped()) if lag else None
     return Health(
         "sqlite" if database_url.startswith("sqlite") else "postgresql",
-        SCHEMA_VERSION,
+        await handle.runtime.run(handle.store.schema_version()),
         state.position,
         f"{state.position}:{state.hash.hex()}",
         lag,

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from ledger import LedgerWriter, RecordSettings, Runtime, Settings, Store
-from ledger.errors import AllowanceException, InvalidInput, LedgerClosed, OutcomeUnknown, StorageUnavailable
-from ledger.values import flag, integer, name
+from ledger import Clock, LedgerWriter, RecordSettings, Runtime, Settings, Store
+from ledger.errors import (
+    AllowanceException,
+    ClockUnusable,
+    InvalidInput,
+    LedgerClosed,
+    OutcomeUnknown,
+    StorageUnavailable,
+)
+from ledger.values import flag, name
 from projections import Availability, schema
 
 from .handle import LedgerHandle
 from .seams import REAL, Seams
+from .settings_changes import log_change
 
 # Every ledger of the process shares this lock, because a forked child must replace it: one lock needs one fork hook,
 # and a hook per ledger could never be removed again. It is held only while an opening or a closing begins, never while
@@ -54,23 +63,20 @@ class Lifecycle:
         clock_ns: Callable[[], int],
         *,
         read_only: bool,
+        environment_settings: Mapping[str, Any] | None = None,
         seams: Seams = REAL,
     ) -> None:
         if settings is not None and not isinstance(settings, Settings):
             raise InvalidInput("settings", settings, "Settings or None")
-        clock: object = clock_ns
-        if not callable(clock):
-            raise InvalidInput("clock_ns", clock, "a function that returns nanoseconds since the epoch")
-        # Read once here, so that a clock like `time.time`, which returns a float in seconds, is refused before one of
-        # its times is stored. Whole seconds are not detected: they look like nanoseconds of 1970.
-        integer(clock(), "clock_ns", 0)
+        self._clock = _checked_clock(clock_ns, seams.monotonic_ns)
         self.database_url = database_url
         self.validator_ss58 = name(validator_ss58, "validator_ss58")
         self.read_only = flag(read_only, "read_only")
         self.open_handle: LedgerHandle | None = None
         """The handle if the ledger is open; a forked child must compare its `pid` before using it."""
         self._settings = settings
-        self._clock_ns = clock_ns
+        self._environment_settings = environment_settings
+        """Fields of `Settings` that the environment names."""
         self._seams = seams
         self._opening: Future[LedgerHandle] | None = None
         self._opening_pid = 0
@@ -151,7 +157,7 @@ class Lifecycle:
         try:
             await self._connect(store)
             handle = LedgerHandle(
-                runtime, store, self._clock_ns, self.validator_ss58, read_only=self.read_only, seams=self._seams
+                runtime, store, self._clock, self.validator_ss58, read_only=self.read_only, seams=self._seams
             )
             if not self.read_only:
                 await self._record_settings(handle.writer)
@@ -182,11 +188,28 @@ class Lifecycle:
         """Append the first event of a new ledger, or settings that differ from the recorded ones."""
         settings = None if self._settings is None else self._settings.to_recorded()
         try:
-            await writer.execute(RecordSettings(self.validator_ss58, settings))
+            change = await writer.execute(RecordSettings(self.validator_ss58, settings, self._environment_settings))
         except OutcomeUnknown as unknown:
             # The error's key belongs to this command. The caller, whose own command has not been executed, would
             # repeat the wrong call with it.
             raise StorageUnavailable("the answer was lost while the ledger was opened; open it again") from unknown
+        by = "the environment" if self._environment_settings else "the settings in code"
+        log_change(change, logging.WARNING, by)
+
+
+def _checked_clock(clock_ns: object, monotonic_ns: Callable[[], int]) -> Clock:
+    """Return the clock, read once, so that one like `time.time`, in seconds, is refused before anything is opened."""
+    if not callable(clock_ns):
+        raise InvalidInput("clock_ns", clock_ns, "a function that returns nanoseconds since the epoch")
+    clock = Clock(clock_ns, monotonic_ns)
+    try:
+        clock()
+    except ClockUnusable as unusable:
+        refused = InvalidInput("clock_ns", None, f"a clock that returns {unusable.expected}", str(unusable))
+        # Set afterwards, since the reading is a repr already.
+        refused.value = unusable.reading
+        raise refused from unusable
+    return clock
 
 
 def _retrieve_exception(opening: asyncio.Future[LedgerHandle]) -> None:

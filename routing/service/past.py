@@ -7,10 +7,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple, TypeVar
 
-from ledger import Head, Lookup, Reservation, Store, found_reservation
+from ledger import Head, Lookup, Reservation, Row, Store, found_reservation
 from ledger.codec import decode, reservation_position
 from ledger.errors import CorruptLedger, InvalidInput, PositionOutOfRange
-from ledger.events import BlockRecorded, ManifestsRecorded
+from ledger.events import BlockRecorded, ManifestsRecorded, decided_at_ns
 from ledger.values import instant, instant_ns, integer
 from projections import Availability, ProgressReport, state_at
 from routing.stored_rows import row_at
@@ -92,7 +92,7 @@ async def _fold(store: Store, as_of: AsOf, progress: ProgressReport | None) -> t
         if not 1 <= as_of.position <= head.position:
             raise PositionOutOfRange(f"position {as_of.position}", 1, head.position)
         state = await state_at(store, as_of.position, progress)
-        return state, state.recorded_at_ns
+        return state, await _decided_at_ns(store, as_of.position)
     if as_of.at_ns is not None:
         position = await _last_position_recorded_by(store, head, as_of.at_ns)
         return await state_at(store, position, progress), as_of.at_ns
@@ -114,39 +114,58 @@ async def _last_position_recorded_by(store: Store, head: Head, at_ns: int) -> in
     return low
 
 
+async def _decided_at_ns(store: Store, position: int) -> int:
+    row = await _stored_row(store, position)
+    return decided_at_ns(row.recorded_at_ns, decode(position, row.payload))
+
+
 async def _recorded_at_ns(store: Store, position: int) -> int:
+    return (await _stored_row(store, position)).recorded_at_ns
+
+
+async def _stored_row(store: Store, position: int) -> Row:
     row = await row_at(store, position)
     if row is None:
         raise CorruptLedger(position, "the row is missing")
-    return row.recorded_at_ns
+    return row
 
 
 async def _fold_before_higher_block(
     store: Store, block: int, head: int, progress: ProgressReport | None
 ) -> tuple[Availability, int]:
-    """Fold up to just before the first event about a higher block; the clock is the last folded event's.
+    """Fold up to just before the first event about a higher block; the clock is the one that decided the last event.
 
     Blocks may be recorded in any order, so neither a snapshot nor bisection can find that event: every event is read.
+    Facts that were withdrawn at any time do not count: a mistyped block would otherwise hide all that came after it.
     """
+    withdrawn = await _withdrawn_positions(store, head)
     state = Availability()
-    newest = 0
+    newest = clock_ns = 0
     while rows := await store.read(state.position):
         for row in rows:
             event = decode(row.position, row.payload)
-            event_block = _block_of(event)
+            event_block = 0 if row.position in withdrawn else _block_of(event)
             if event_block > block:
                 if state.chain.blocks.newest == 0 and not state.chain.sync_blocks:
                     raise PositionOutOfRange(f"block {block}", event_block, None)
-                return state, state.recorded_at_ns
+                return state, clock_ns
             newest = max(newest, event_block)
             state.evolve(row, event)
+            clock_ns = decided_at_ns(row.recorded_at_ns, event)
         if progress is not None:
             progress(state.position, head)
         # The runtime's loop serves every ledger of the process; a long fold must not block it.
         await asyncio.sleep(0)
     if block > newest:
         raise PositionOutOfRange(f"block {block}", None, newest or None)
-    return state, state.recorded_at_ns
+    return state, clock_ns
+
+
+async def _withdrawn_positions(store: Store, head: int) -> set[int]:
+    """Return the positions of the facts that the log withdraws."""
+    chain = (await state_at(store, head)).chain
+    withdrawals = (*chain.withdrawn_blocks.values(), *chain.withdrawn_syncs.values())
+    return {each.position for several in withdrawals for each in several}
 
 
 def _block_of(event: object) -> int:

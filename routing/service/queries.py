@@ -16,6 +16,7 @@ from projections import Availability, Candidate, HistoryFilters, Page
 from routing.explain import Explanation, explain
 
 from .lifecycle import Lifecycle
+from .settings_changes import SettingsRecord, settings_records
 from .summaries import Overview, Usage, overview_of, usage_of
 
 if TYPE_CHECKING:
@@ -178,6 +179,12 @@ class Queries(ABC):
     async def settings(self) -> Settings:
         """Return the recorded settings that apply now."""
         return (await self._read_state(lambda state, _: state.chain.settings)).to_settings()
+
+    async def settings_changes(self) -> list[SettingsRecord]:
+        """Return every event that recorded settings, with the old and new values; reads the whole log."""
+        head = (await self.head()).position
+        handle = await self._lifecycle.handle()
+        return await handle.runtime.run(settings_records(handle.store, head))
 
     async def head(self) -> Head:
         """Return the log's head. Note it elsewhere: with it, `verify` detects every later change of the log."""

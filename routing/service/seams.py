@@ -6,6 +6,7 @@ and runtimes on a loop with virtual time, so that everything between them is the
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -19,10 +20,14 @@ class NewStore(Protocol):
 
 
 class Seams(NamedTuple):
-    """The store, the runtime, and after how many events the history and the snapshots are due; None: as ever."""
+    """The store, the runtime, the monotonic clock, and after how many events history and seals are due; None: as ever.
+
+    Jumps of the ledger's clock are noticed against the monotonic one.
+    """
 
     new_store: NewStore = store_from_url
     runtime: Callable[[], Runtime] = current_runtime
+    monotonic_ns: Callable[[], int] = time.monotonic_ns
     upkeep_every_rows: tuple[int, int] | None = None
 
 

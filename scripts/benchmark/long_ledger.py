@@ -25,12 +25,13 @@ from ledger import (
     RecordFacts,
     RecordSettings,
     Row,
+    SealState,
     Settle,
     UnitOfWork,
     store_from_url,
 )
 from ledger.domain.lookup import LookupResult
-from projections import Availability, History, SnapshotStore, schema
+from projections import Availability, History, SnapshotStore, schema, sealed_if_due
 from routing import AllMinersBusy, NotEnoughAllowanceException
 from routing.pick import Pick
 
@@ -71,8 +72,7 @@ async def grow(
     """
     store = store_from_url(f"sqlite:///{path}", HOTKEY, read_only=False)
     await store.open(schema)
-    snapshots = SnapshotStore(store)
-    snapshot = None
+    sealed = None
     with _Bulk(path, store.ledger) as bulk:
         state = Availability()
         quiet = max(events // QUIET_SHARE, SNAPSHOT_AGE_EVENTS)
@@ -80,16 +80,20 @@ async def grow(
         while state.position < events:
             unit_of_work: UnitOfWork = UnitOfWork(state, LookupResult(), 0)
             until = min(events, state.position + EVENTS_PER_COMMIT)
-            if snapshot is None and until > events - SNAPSHOT_AGE_EVENTS:
+            if sealed is None and until > events - SNAPSHOT_AGE_EVENTS:
                 until = max(1, min(until, events - SNAPSHOT_AGE_EVENTS))
             while state.position < until:
                 traffic.add_block(unit_of_work)
             bulk.write(unit_of_work.rows)
             progress(state.position)
-            if snapshot is None and state.position >= events - SNAPSHOT_AGE_EVENTS:
-                snapshot = snapshots.take_if_due(state, every_rows=1)
-    if snapshot is not None:
-        await snapshots.save(snapshot)
+            if sealed is None and state.position >= events - SNAPSHOT_AGE_EVENTS:
+                sealed = sealed_if_due(state, every_rows=1)
+                assert sealed is not None
+                seal: UnitOfWork = UnitOfWork(state, LookupResult(), state.recorded_at_ns)
+                SealState(sealed.snapshot.position, sealed.digest).decide(seal)
+                bulk.write(seal.rows)
+    if sealed is not None:
+        await SnapshotStore(store).save(sealed.snapshot)
     progress(state.position)
     await History(store, HOTKEY, read_only=False).project(state.position - HISTORY_LAG_EVENTS)
     await store.close()

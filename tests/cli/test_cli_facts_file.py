@@ -14,6 +14,7 @@ from routing import BlockFact, ManifestsFact, Miner
 from routing.cli.files import json_lines
 from routing.cli.files.facts import Fact, numbered_facts
 from routing.cli.files.json_lines import BadLine
+from routing.cli.files.receipts import EXAMPLE as RECEIPT
 from routing.cli.files.receipts import numbered_receipts
 
 MINER = {"hotkey_ss58": "miner-a", "address": "192.0.2.7", "ip_version": 4, "port": 8000}
@@ -264,3 +265,16 @@ def test_the_error_of_a_bad_line_has_no_control_characters() -> None:
     error = refusal('{"type":"\\u001b[2J\\u0000"}')
 
     assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(("read", "line"), [(numbered_facts, MANIFESTS), (numbered_receipts, RECEIPT)])
+def test_a_line_that_is_too_long_is_refused_by_number(read: Any, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line beyond the limit is refused although it ends in the same read as others, and although it is valid.
+
+    Catches a limit that only lines without an end reach.
+    """
+    monkeypatch.setattr(json_lines, "LONGEST_LINE_BYTES", 200)
+    lines = f"\n{line}{' ' * 200}\n"
+
+    with pytest.raises(BadLine, match="line 2: longer than 200 bytes"):
+        list(read(io.BytesIO(lines.encode())))

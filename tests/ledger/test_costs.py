@@ -295,7 +295,8 @@ async def test_opening_folds_only_the_events_after_the_snapshot(tmp_path: Path) 
         assert await ledger.current_block() == BLOCKS + ROWS_BEFORE_SNAPSHOT
         folded = (await ledger.counters())["foreign_rows"]
     assert length > ROWS_BEFORE_SNAPSHOT
-    assert folded == 0
+    # The seal of the snapshot, which closing appended after it.
+    assert folded == 1
 
 
 async def test_one_process_decides_every_command_once(database_url: str) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import delete, event, func, insert, select, update
 
 from ledger import CommitOutcomeUnknown, ReadModelTransaction, encode_state
 from ledger.store.sqlite.store import SqliteStore
+from projections import SnapshotStore
 from projections import rebuild as rebuild_module
 from projections.history import model as model_module
 from projections.history import pages as history_module
@@ -30,6 +31,8 @@ from tests.support.stories import (
     project,
     seed_shown,
     store_of,
+    take_snapshot,
+    there,
     whole_history,
 )
 
@@ -368,30 +371,31 @@ SNAPSHOT_DAMAGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("damage", SNAPSHOT_DAMAGE)
 async def test_a_damaged_snapshot_is_found_and_replaced(url: str, damage: str) -> None:
-    """It is compared with the state folded from the first event; then a sound one at the head replaces it."""
+    """It is compared with the state folded from the first event; then a sound one at the newest seal replaces it."""
     async with a_story(url, 100) as story:
         ledger = story.ledger
-        await ledger.rebuild()
+        await take_snapshot(ledger)
         await story.goes_on(30)
+        sealed = await take_snapshot(ledger)
         sound = await ledger.rebuild()
-        assert (sound.snapshots, sound.different) == (1, 0)
-        await executed(ledger, delete(snapshots).where(snapshots.c.position < sound.position), SNAPSHOT_DAMAGE[damage])
+        assert (sound.snapshots, sound.different) == (2, 0)
+        await executed(ledger, delete(snapshots).where(snapshots.c.position < sealed), SNAPSHOT_DAMAGE[damage])
         await story.goes_on(5)
 
         report = await ledger.rebuild()
 
         assert kinds(report) == ["snapshot"]
-        assert await executed(ledger, select(snapshots.c.position)) == [(report.position,)]
+        assert await executed(ledger, select(snapshots.c.position)) == [(sealed,)]
+        assert (await there(ledger, SnapshotStore(store_of(ledger)).load)).position == sealed
         again = await ledger.rebuild()
         assert (again.snapshots, again.different) == (1, 0)
 
 
 async def test_a_wrong_snapshot_with_a_right_digest_is_found(url: str) -> None:
-    """Digest, position and hash are right, but the state is not; the state in memory, loaded from it, is found too."""
+    """Digest, position and hash are right, but the state is not; a wrong state in memory is found too."""
     async with a_story(url, 100) as story:
-        await story.ledger.rebuild()
-    clock = story.clock
-    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
+        ledger = story.ledger
+        await take_snapshot(ledger)
         assert ledger._lifecycle.open_handle is not None
 
         def damage(state: Any, _now_ns: int) -> bytes:
@@ -402,7 +406,6 @@ async def test_a_wrong_snapshot_with_a_right_digest_is_found(url: str) -> None:
         from projections.snapshots import payload_digest
 
         await executed(ledger, update(snapshots).values(payload=payload, digest=payload_digest(payload)))
-    async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
         report = await ledger.rebuild()
         assert sorted(kinds(report)) == ["snapshot", "state"]
         assert (await ledger.rebuild()).different == 0

@@ -19,7 +19,7 @@ from projections.tables import snapshots
 from routing import Allowance
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
-from tests.support.stories import SETTINGS, Story, events_of, executed, seed_shown, store_of, there
+from tests.support.stories import SETTINGS, Story, events_of, executed, seed_shown, store_of, take_snapshot, there
 
 SEED = 11
 
@@ -27,15 +27,6 @@ SEED = 11
 async def bytes_of(ledger: Allowance) -> bytes:
     """Return the live state, encoded."""
     return await ledger._read_state(lambda state, _: encode_state(state))
-
-
-async def take_snapshot(ledger: Allowance) -> int:
-    """Save a snapshot of the live state; return its position."""
-    snapshot: Snapshot = await ledger._read_state(
-        lambda state, _: Snapshot(state.position, state.hash, encode_state(state))
-    )
-    await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(snapshot))
-    return snapshot.position
 
 
 # Equal bytes
@@ -98,6 +89,7 @@ async def test_a_state_from_a_snapshot_behaves_like_the_live_one(url: str) -> No
                 await story.goes_on(20)
                 await twin_story.goes_on(20)
                 await take_snapshot(ledger)
+                await take_snapshot(twin)
                 assert ledger._lifecycle.open_handle is not None
                 await ledger._lifecycle.open_handle.writer.replace_state(
                     await there(ledger, SnapshotStore(store_of(ledger)).load)
@@ -138,7 +130,7 @@ async def test_opening_reads_only_the_rows_after_the_snapshot(url: str, monkeypa
 async def test_a_writer_saves_snapshots_by_itself(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the log grows, and when it closes; the two newest remain."""
     monkeypatch.setattr("routing.service.handle.PROJECT_EVERY_ROWS", 40)
-    monkeypatch.setattr("routing.service.handle.SNAPSHOT_EVERY_ROWS", 60)
+    monkeypatch.setattr("routing.service.handle.SEAL_EVERY_ROWS", 60)
     clock = Clock()
     seen: set[int] = set()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:

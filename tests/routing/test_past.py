@@ -100,11 +100,11 @@ class Moments:
         self.by_time: list[Moment] = []
 
     async def record(self) -> None:
-        """Query with the clock at the last event's time, and sometimes with the clock as it is."""
+        """Query with the clock that decided the last event, and sometimes with the clock as it is."""
         story, clock = self.story, self.story.clock
         head = await story.ledger.head()
         now_ns = clock.now_ns
-        clock.now_ns = head.recorded_at_ns
+        clock.now_ns = await decided_at_ns(story.ledger, head.position)
         self.by_position[head.position] = await self.moment(head.position)
         clock.now_ns = max(now_ns, head.recorded_at_ns)
         if story.draw.random() < 0.3:
@@ -116,6 +116,12 @@ class Moments:
     async def moment(self, position: int) -> Moment:
         queried = latest(self.story)
         return Moment(position, self.story.clock.now_ns, queried, await all_results(self.story.ledger, queried))
+
+
+async def decided_at_ns(ledger: Allowance, position: int) -> int:
+    """Return the clock that decided an event, read from its stored text."""
+    row = (await events_of(ledger))[position - 1]
+    return int(json.loads(row.payload).get("decided_at_ns", row.recorded_at_ns))
 
 
 async def run_story(ledger: Allowance, clock: Clock, seed: int, steps: int) -> Moments:

@@ -124,9 +124,10 @@ class LogServer:
 
 @cache
 def _schema() -> tuple[str, ...]:
-    from projections import schema
     from sqlalchemy.dialects import sqlite
     from sqlalchemy.schema import CreateTable
+
+    from projections import schema
 
     return tuple(str(CreateTable(table).compile(dialect=sqlite.dialect())) for table in schema().sorted_tables)
 

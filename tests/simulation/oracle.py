@@ -108,7 +108,9 @@ class Oracle:
         held = self.log.held[row.position] = Held(row, event, blocks)
         for block in blocks:
             if block in taken:
-                self._say(f"block {block} of {row.stream!r} is in the reservations at {taken[block]} and {row.position}")
+                self._say(
+                    f"block {block} of {row.stream!r} is in the reservations at {taken[block]} and {row.position}"
+                )
             taken[block] = row.position
         if row.job_uuid is not None:
             before = jobs.get(row.job_uuid)
@@ -170,7 +172,9 @@ class Oracle:
         if told.status not in ("reserved", held.status):
             self._say(f"{call.request.kind} returned the status {told.status}, the log says {held.status}")
         if call.request.kind == "reserve" and held.event["amount_ns"] != call.request.amount_ns:
-            self._say(f"{call.request.kind} of {call.request.amount_ns} returned the reservation at {held.row.position}")
+            self._say(
+                f"{call.request.kind} of {call.request.amount_ns} returned the reservation at {held.row.position}"
+            )
 
     def _check_held(self, call: Call, number: int, status: str | None = None) -> Held | None:
         """Return the reservation that a caller was told of; it was in the log when the call ended."""
@@ -237,7 +241,9 @@ class Oracle:
         has_key = request.kind == "reserve" and request.key is not None and request.key.startswith("key-")
         most = min(tries, 1) if has_key else tries
         if rows > most:
-            self._say(f"request {request.number} ({request.kind}) has {rows} rows after {tries} calls that may have worked")
+            self._say(
+                f"request {request.number} ({request.kind}) has {rows} rows after {tries} calls that may have worked"
+            )
 
     def _check_repeats(self, request: Request) -> None:
         """Every call with one key gets the first outcome."""
@@ -282,7 +288,9 @@ class Oracle:
         fresh = rows_as_state(self.rows)
         for state in self.world.live_states:
             if state != fresh:
-                self._say(f"a process decides on a state at {state.position} that differs from the log's at {fresh.position}")
+                self._say(
+                    f"a process decides on a state at {state.position} that differs from the log's at {fresh.position}"
+                )
         self._check_settings()
 
     def _check_settings(self) -> None:

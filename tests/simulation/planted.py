@@ -183,7 +183,9 @@ def _revert_forgotten() -> Patches:
 
 
 PLANTED = {
-    "no-fence": PlantedBug("a request that arrives late is appended after its caller was told that it failed", _no_fence),
+    "no-fence": PlantedBug(
+        "a request that arrives late is appended after its caller was told that it failed", _no_fence
+    ),
     "lost-answer-is-failure": PlantedBug("an answer that was lost is taken for a failure", _lost_answer_is_failure),
     "flush-is-read": PlantedBug("after a failed flush the rows that can be read are acknowledged", _flush_is_read),
     "blind-retry": PlantedBug("after an unknown outcome the batch is committed again", _blind_retry),
@@ -197,6 +199,8 @@ PLANTED = {
     "settings-lost": PlantedBug("settings that differ are not recorded", _settings_lost),
     "state-kept": PlantedBug("the state is kept although its rows may not be stored", _state_kept),
     "cancelled-half-done": PlantedBug("the last row of a cancelled caller's batch is dropped", _cancelled_half_done),
-    "expired-by-recorded-time": PlantedBug("expire_due goes by the log's time, not by the clock", _expired_by_recorded_time),
+    "expired-by-recorded-time": PlantedBug(
+        "expire_due goes by the log's time, not by the clock", _expired_by_recorded_time
+    ),
     "revert-forgotten": PlantedBug("after a conflict the state keeps the batch's reservations", _revert_forgotten),
 }

@@ -153,6 +153,14 @@ class Pair:
             ),
         )
 
+    def change_settings(self, named: dict[str, object]) -> None:
+        """Change the named settings; all others stay as whoever changed them last left them."""
+        positions = len(self.run(self.ledger.settings_changes()))
+        changed = self.model.change_named_rules(named, self.now_ns)
+        settings = self.run(self.ledger.change_settings(**named))
+        assert settings == self.run(self.ledger.settings()) == settings_of(self.model.rules)
+        assert len(self.run(self.ledger.settings_changes())) == positions + changed
+
     def respell_block(self, block: Block) -> None:
         """Record the same block again, in other words: order, time zone, and integer stakes instead of floats."""
         zone = timezone(timedelta(hours=5, minutes=30))
@@ -207,7 +215,7 @@ class Pair:
         start = 1 if newest is None else newest.number
         view = self.ledger.at(position=position)
         expected, found = self.both(
-            lambda: model.find_miners(SMALLEST_AMOUNT_S, executor_class, start, model.recorded_ns),
+            lambda: model.find_miners(SMALLEST_AMOUNT_S, executor_class, start, model.decided_ns),
             lambda: view.find_miners(SMALLEST_AMOUNT_S, executor_class, start),
         )
         if not isinstance(expected, Refused):
@@ -701,6 +709,19 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_clock_moves(self, step_s: float) -> None:
         self.pair.clock.now_ns += nanoseconds(step_s)
 
+    @rule(years=st.sampled_from([-1, 1, 1, 30]))
+    def the_clock_is_wrong_for_a_moment(self, years: int) -> None:
+        """Something is recorded with a clock far away, and then the clock is right again."""
+        right_ns = self.pair.clock.now_ns
+        self.pair.clock.now_ns += years * 365 * 86_400 * SECOND_NS
+        self.pair.record_manifests(self.pair.near(0), {miner: dict.fromkeys(CLASSES, 2) for miner in MINERS})
+        self.pair.record_block(self.pair.near(1), 0.0, strategies.WHOLE_NETWORK)
+        self.pair.clock.now_ns = right_ns
+
+    @rule(named=strategies.named_rules())
+    def settings_change(self, named: dict[str, object]) -> None:
+        self.pair.change_settings(named)
+
     @precondition(lambda self: bool(active_reservations(self.pair)))
     @rule(index=indices, off_ns=st.sampled_from([0, 0, -1]))
     def the_clock_meets_a_due_time(self, index: int, off_ns: int) -> None:
@@ -832,6 +853,8 @@ class History:
         self.pair.clock.now_ns += self.rng.randrange(20 * SECOND_NS)
         if self.rng.random() < 0.02:
             self.pair.clock.now_ns -= self.rng.randrange(300 * SECOND_NS)
+        if self.rng.random() < 0.005:
+            self.pair.clock.now_ns += self.rng.choice([-3600, 3600, 86_400]) * SECOND_NS
         self.rng.choices(steps, weights)[0]()
         if self.rng.random() < 0.05:
             self.pair.agree()

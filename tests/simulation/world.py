@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 from ledger import Row, Runtime, Settings, Store
-from ledger.domain.state_codec import SNAPSHOT_VERSION, encode_state
 from ledger.codec import encode, reservation_id, row_hash
+from ledger.domain.state_codec import SNAPSHOT_VERSION, encode_state
 from ledger.errors import AllowanceException, JobRoutingException, OutcomeUnknown, StorageUnavailable
 from ledger.events import SETTINGS_STREAM, SettingsChanged
 from projections import Availability, Snapshot

@@ -182,6 +182,7 @@ class Ledger:
         self.validator = validator
         self.rules = rules
         self.recorded_ns = now_ns
+        self.decided_ns = now_ns
         self.blocks: list[Block] = []
         self.syncs: list[Sync] = []
         self.finalized: list[Finalized] = []
@@ -192,6 +193,7 @@ class Ledger:
     def copy(self) -> Ledger:
         """Return a copy that later changes of this ledger do not affect."""
         copy = Ledger(self.validator, self.rules, self.recorded_ns)
+        copy.decided_ns = self.decided_ns
         copy.blocks = list(self.blocks)
         copy.syncs = list(self.syncs)
         copy.finalized = list(self.finalized)
@@ -209,6 +211,10 @@ class Ledger:
         self.rules = rules
         self._record(now_ns)
         return True
+
+    def change_named_rules(self, named: dict[str, object], now_ns: int) -> bool:
+        """Change only the named settings; return False, and record nothing, if they are in force already."""
+        return self.change_rules(replace(self.rules, **named), now_ns)  # type: ignore[arg-type]
 
     def record_block(
         self,
@@ -286,7 +292,8 @@ class Ledger:
         )
 
     def _record(self, now_ns: int) -> int:
-        """Return the recorded time of an event that is recorded now: recorded times never go back."""
+        """Return the recorded time of an event that is decided now: recorded times never go back."""
+        self.decided_ns = now_ns
         self.recorded_ns = max(self.recorded_ns, now_ns)
         return self.recorded_ns
 
@@ -500,7 +507,7 @@ class Ledger:
             blocks=tuple(blocks),
             job_start_block=job_start_block,
             reserved_at_ns=at_ns,
-            expires_at_ns=at_ns + amount_ns + nanoseconds(self.rules.reservation_margin_seconds),
+            expires_at_ns=now_ns + amount_ns + nanoseconds(self.rules.reservation_margin_seconds),
             settled_at_ns=None,
             axon=self.registered().get(miner),
         )

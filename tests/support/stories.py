@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy.dialects import sqlite
 
-from ledger import Row, Store
-from projections import History
+from ledger import Row, SealState, Store, state_digest
+from projections import History, SnapshotStore
+from projections.snapshots import snapshot_of
 from routing import Allowance, AllowanceException, JobRoutingException, Reservation, Routing, Settings
 
 from .small import START, VALIDATOR, Clock, job, miner
@@ -183,6 +184,14 @@ async def project(ledger: Allowance) -> None:
     assert ledger._lifecycle.open_handle is not None
     head = (await ledger.head()).position
     await ledger._lifecycle.open_handle.runtime.run(history_of(ledger).project(head))
+
+
+async def take_snapshot(ledger: Allowance) -> int:
+    """Seal the live state and save a snapshot of it; return its position."""
+    snapshot, digest = await ledger._read_state(lambda state, _: (snapshot_of(state), state_digest(state)))
+    await ledger.execute(SealState(snapshot.position, digest))
+    await there(ledger, lambda: SnapshotStore(store_of(ledger)).save(snapshot))
+    return snapshot.position
 
 
 async def whole_history(ledger: Allowance, limit: int = 1000) -> list[Reservation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
 from hypothesis import strategies as st
@@ -96,6 +96,13 @@ def rules() -> SearchStrategy[Rules]:
         respect_executor_count=st.sampled_from([True, True, False]),
         newest_block_max_age_seconds=st.sampled_from([None, None, None, 3600.0]),
     )
+
+
+def named_rules() -> SearchStrategy[dict[str, object]]:
+    """Return values of one to three settings, by field."""
+    names = sorted(each.name for each in fields(Rules))
+    chosen = st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)
+    return st.builds(lambda some, by_name: {name: getattr(some, name) for name in by_name}, rules(), chosen)
 
 
 def axons() -> SearchStrategy[tuple[Axon, ...]]:

@@ -9,7 +9,7 @@ import asyncpg
 
 from ledger.codec import Row
 from ledger.errors import StorageUnavailable
-from ledger.store.contract import PAGE_ROWS, check_schema_version, driver_message
+from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, check_schema_version, driver_message
 from ledger.store.reader import LOG_TABLES, StoredLedger, has_log_tables
 
 # Errors of a connection that can no longer be used, besides the server's own errors. asyncpg raises InternalClientError
@@ -21,8 +21,15 @@ _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM all
 # The ledgers that have events, one look-up in the primary key each. DISTINCT would read the whole log.
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > $1 ORDER BY ledger LIMIT 1"
-_ROWS = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash
-           FROM allowance_events WHERE ledger = $1 ORDER BY position"""
+COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
+# A page of at most $3 rows, and without those that follow after $4 bytes of payload. The server adds the sizes up while
+# it reads the page by the primary key, and sends no row that would not fit.
+READ_PAGE = f"""SELECT {COLUMNS} FROM
+                    (SELECT *, sum(octet_length(payload)) OVER (ORDER BY position) - octet_length(payload) AS before
+                     FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3) AS page
+                WHERE before < $4 ORDER BY position"""
+_ROWS = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = $1 ORDER BY position"
+_SIZES = "SELECT octet_length(payload) FROM allowance_events WHERE ledger = $1 ORDER BY position"
 
 
 class PostgresReader:
@@ -49,16 +56,37 @@ class PostgresReader:
 
     async def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
         with postgres_errors():
-            # A cursor keeps one page in memory, not the whole log.
+            # Cursors keep one page in memory, not the whole log. A second one reads the sizes ahead, so that a page is
+            # bounded before it is sent. Positions cannot divide a damaged log into pages: two rows may have the same.
             rows = await self._connection.cursor(_ROWS, stored.ledger)
-            while page := await rows.fetch(PAGE_ROWS):
-                yield [Row(*row) for row in page]
+            sizes = await self._connection.cursor(_SIZES, stored.ledger)
+            while ahead := [size for (size,) in await sizes.fetch(PAGE_ROWS)]:
+                for count in _page_lengths(ahead):
+                    yield [Row(*row) for row in await rows.fetch(count)]
 
     async def head(self, stored: StoredLedger) -> StoredLedger:
         return stored
 
     def check_unchanged(self) -> None:
         """Do nothing: the transaction reads one snapshot."""
+
+
+def _page_lengths(sizes: list[int | None]) -> Iterator[int]:
+    """Divide payloads into pages, each of which ends with the one that reaches `PAGE_BYTES`; yield their lengths."""
+    count = total = 0
+    for size in sizes:
+        count += 1
+        total += size or 0
+        if total >= PAGE_BYTES:
+            yield count
+            count = total = 0
+    if count:
+        yield count
+
+
+async def read_page(connection: asyncpg.Connection, ledger: int, after: int, most_rows: int) -> list[Row]:
+    """Return the rows after a position, at most `most_rows`, bounded by `PAGE_BYTES` of payload."""
+    return [Row(*row) for row in await connection.fetch(READ_PAGE, ledger, after, most_rows, PAGE_BYTES)]
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from ledger.store.contract import (
 )
 from ledger.values import LARGEST_INTEGER
 
-from .reader import BROKEN, PostgresReader, postgres_errors
+from .reader import BROKEN, PostgresReader, postgres_errors, read_page
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -62,6 +62,8 @@ IDLE_TRANSACTION_TIMEOUT_SECONDS = 20
 # Enforced by the client. Longer than the statement timeout: the server's error proves that nothing was done, but after
 # a timeout of the client the outcome is unknown. So the server's must come first.
 COMMAND_TIMEOUT_SECONDS = 40.0
+# Enforced by the client, for the statements of a schema step; they may rewrite a long log.
+UPGRADE_TIMEOUT_SECONDS = 86_400.0
 # Closing only says goodbye to the server; afterwards the connection is cut. Shorter than the runtime's CLOSING_SECONDS.
 CLOSE_TIMEOUT_SECONDS = 5.0
 # Encodings that accept every name. Any other would refuse some names, and with each the whole batch that contains it.
@@ -82,7 +84,6 @@ _COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, s
 _HEAD = """SELECT position, hash, recorded_at_ns, fence, (SELECT version FROM allowance_schema)
            FROM allowance_ledgers WHERE ledger = $1 AND validator_ss58 = $2"""
 _LOCK_HEAD = f"{_HEAD} FOR UPDATE"
-_READ = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3"
 # A lateral subquery with a limit is always planned as an index look-up. The planner would turn a join into a scan of
 # the log if its statistics are old and say that the log is small.
 _FIND = f"""
@@ -123,6 +124,7 @@ _NEW_LEDGER = """INSERT INTO allowance_ledgers (ledger, validator_ss58, position
                  ON CONFLICT DO NOTHING"""
 _HAS_SCHEMA = "SELECT to_regclass('allowance_schema') IS NOT NULL"
 _SCHEMA_VERSION = "SELECT version FROM allowance_schema"
+_LOCK_ALL_HEADS = "SELECT ledger FROM allowance_ledgers ORDER BY ledger FOR UPDATE"
 
 # SQLSTATE codes, or their beginnings; source: PostgreSQL's manual, appendix "Error Codes".
 _INTEGRITY = "23"
@@ -189,6 +191,10 @@ class PostgresStore:
             return self._head(
                 await self._reads.run(lambda connection: connection.fetchrow(_HEAD, self.ledger, self.validator_ss58))
             )
+
+    async def schema_version(self) -> int:
+        with _PostgresErrors():
+            return await self._reads.run(_stored_schema_version) or 0
 
     def probe_head(self) -> Head | None:
         """Return None: nobody can ask a server without waiting."""
@@ -560,7 +566,7 @@ async def _roll_back(session: ServerSession, connection: asyncpg.Connection) -> 
 
 
 async def _read(connection: asyncpg.Connection, ledger: int, after: int) -> list[Row]:
-    return [Row(*row) for row in await connection.fetch(_READ, ledger, after, PAGE_ROWS)]
+    return await read_page(connection, ledger, after, PAGE_ROWS)
 
 
 async def _find(connection: asyncpg.Connection, ledger: int, lookup: Lookup) -> LookupResult:
@@ -588,7 +594,10 @@ async def _stored_schema_version(connection: asyncpg.Connection) -> int | None:
 
 
 async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], MetaData]) -> None:
-    if await _stored_schema_version(connection) is not None:
+    stored = await _stored_schema_version(connection)
+    if stored is not None:
+        if stored < SCHEMA_VERSION:
+            await _upgrade(connection)
         return
     from ledger.store.tables import postgres_schema, postgres_triggers
 
@@ -607,6 +616,23 @@ async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Me
         await connection.execute(
             "INSERT INTO allowance_schema (one, version) VALUES (1, $1) ON CONFLICT DO NOTHING", SCHEMA_VERSION
         )
+
+
+async def _upgrade(connection: asyncpg.Connection) -> None:
+    """Execute the missing schema steps in one transaction; other processes wait and then find nothing to do."""
+    from ledger.store.schema_steps import log_step, missing_steps
+
+    async with connection.transaction():
+        # A step may take longer than any other statement, and so may the wait for a process that executes it.
+        await connection.execute("SET LOCAL statement_timeout = 0")
+        stored = await connection.fetchval(f"{_SCHEMA_VERSION} FOR UPDATE", timeout=UPGRADE_TIMEOUT_SECONDS)
+        # Nobody appends meanwhile: every append needs its ledger's head row.
+        await connection.execute(_LOCK_ALL_HEADS, timeout=UPGRADE_TIMEOUT_SECONDS)
+        for step in missing_steps(stored):
+            log_step(step)
+            for statement in step.postgres:
+                await connection.execute(statement, timeout=UPGRADE_TIMEOUT_SECONDS)
+            await connection.execute("UPDATE allowance_schema SET version = $1", step.version)
 
 
 async def _create_trigger(connection: asyncpg.Connection, statement: str) -> None:

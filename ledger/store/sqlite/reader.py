@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from ledger.codec import Row, row_from_columns
 from ledger.errors import CorruptLedger, StorageUnavailable
-from ledger.store.contract import PAGE_ROWS, check_schema_version
+from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, check_schema_version, next_page, payload_bytes
 from ledger.store.reader import StoredLedger, has_log_tables
 
 # How long SQLite waits for a lock. Writers usually wait in the write-lock queue instead, so this matters mainly beside
@@ -99,8 +99,8 @@ class SqliteReader:
         count = 0
         with sqlite_errors():
             try:
-                rows = self._connection.execute(_ROWS, (stored.ledger,))
-                while page := list(map(row_from_columns, rows.fetchmany(PAGE_ROWS))):
+                rows = map(row_from_columns, self._connection.execute(_ROWS, (stored.ledger,)))
+                while page := next_page(rows, PAGE_ROWS):
                     count += len(page)
                     yield page
                 return
@@ -114,6 +114,7 @@ class SqliteReader:
     async def _careful_pages(self, stored: StoredLedger, skipped: int) -> AsyncIterator[list[Row]]:
         """Yield the rows after the first `skipped`, accept any bytes as text, and stop at the first unreadable row."""
         page: list[Row] = []
+        size = 0
         last: object = 0
         with sqlite_errors():
             try:
@@ -121,9 +122,10 @@ class SqliteReader:
                     last = row[0]
                     if count >= skipped:
                         page.append(row_from_columns(row))
-                    if len(page) == PAGE_ROWS:
+                        size += payload_bytes(page[-1])
+                    if len(page) == PAGE_ROWS or size >= PAGE_BYTES:
                         yield page
-                        page = []
+                        page, size = [], 0
             except sqlite3.DatabaseError as cause:
                 # The low byte is the primary error code; SQLite adds details above it.
                 if cause.sqlite_errorcode & 0xFF not in _CORRUPT:

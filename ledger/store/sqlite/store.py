@@ -14,7 +14,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, closing, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ from ledger.store.contract import (
     do_nothing,
     driver_message,
     is_sqlalchemy_error,
+    next_page,
 )
 from ledger.values import LARGEST_INTEGER
 
@@ -162,6 +163,11 @@ class SqliteStore:
         with _SqliteErrors():
             async with self._between_writes():
                 return self._head()
+
+    async def schema_version(self) -> int:
+        with _SqliteErrors():
+            async with self._between_writes():
+                return self._stored_schema_version() or 0
 
     def probe_head(self) -> Head | None:
         # None for a newer schema too: the caller then asks `head`, which raises the error.
@@ -435,13 +441,16 @@ class SqliteStore:
 
     def _create(self, tables: Callable[[], MetaData]) -> None:
         connection = self._open_connection()
-        if self._stored_schema_version() is None:
+        stored = self._stored_schema_version()
+        if stored is None:
             from ledger.store.tables import sqlite_schema
 
             # Inside of one transaction: SQLite rolls back table definitions too, so the schema is complete or absent.
             for statement in sqlite_schema(tables()):
                 connection.execute(statement)
             connection.execute("INSERT INTO allowance_schema VALUES (1, ?)", (SCHEMA_VERSION,))
+        elif stored < SCHEMA_VERSION:
+            _upgrade(connection, stored)
         self._check_schema()
         connection.execute(
             """INSERT INTO allowance_ledgers (ledger, validator_ss58, position, hash, recorded_at_ns)
@@ -484,7 +493,8 @@ class SqliteStore:
         return Head(position, a_hash, recorded_at_ns)
 
     def _read(self, after: int) -> list[Row]:
-        return list(map(row_from_columns, self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))))
+        with closing(self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))) as found:
+            return next_page(map(row_from_columns, found), PAGE_ROWS)
 
     def _find(self, lookup: Lookup) -> LookupResult:
         known = LookupResult()
@@ -604,6 +614,17 @@ class SharedLock:
                 self._released.clear()
                 await self._released.wait()
             yield
+
+
+def _upgrade(connection: sqlite3.Connection, stored: int) -> None:
+    """Execute the missing schema steps, inside of the transaction under way."""
+    from ledger.store.schema_steps import log_step, missing_steps
+
+    for step in missing_steps(stored):
+        log_step(step)
+        for statement in step.sqlite:
+            connection.execute(statement)
+        connection.execute("UPDATE allowance_schema SET version = ?", (step.version,))
 
 
 def _batches(values: Collection[V]) -> Iterator[list[V]]:

@@ -15,6 +15,7 @@ import msgspec
 
 from ledger import Row, Status, Store
 from ledger.events import ExpiryRecorded, ReservationReleased, ReservationSpent, Settlement
+from ledger.values import storable_ns
 from projections.audit.state import AuditedReservation
 from projections.history.model import NO_CHECKPOINT, RESERVATIONS, Checkpoint, HistoryModel
 from projections.history.rows import BUCKET_BLOCKS, HistoryRow
@@ -123,7 +124,7 @@ class HistoryCheck:
             _encode(blocks),
             event.job_start_block,
             row.recorded_at_ns,
-            event.expires_at_ns,
+            storable_ns(event.expires_at_ns),
         )
         if stored is None:
             message = "the history lacks a reservation"

@@ -1,8 +1,8 @@
 """Reservations, each checked against its account's state just before it, and against the settings.
 
 Rules: a reservation claims whole free blocks of its account, earliest first, until they add up to at least the amount;
-the amount is above 0 and at most the longest job; it is due its amount plus the margin after it was recorded; a block
-is in at most one active or spent reservation of an account at any time.
+the amount is above 0 and at most the longest job; it is due its amount plus the margin after the clock that decided it
+(in older logs, after it was recorded); a block is in at most one active or spent reservation of an account at any time.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class ReservationCheck:
         self._chain = state.chain
         self._active, self._changed_accounts = state.active, state.changed_accounts
 
-    def check(self, row: Row, event: AllowanceReserved, account: AccountState) -> tuple[int, bool]:
+    def check(self, row: Row, event: AllowanceReserved, account: AccountState, due_from_ns: int) -> tuple[int, bool]:
         """Check a reservation before it is applied; return its blocks' value in ns, and whether the claim is plain.
 
+        `due_from_ns` is the time from which its due time counts.
         `ClaimCheck.plain_value_ns` says what a plain claim is. Call `DueQueue.set_clock` with the decision's time
         first, because the blocks of overdue reservations count as free.
         """
@@ -46,10 +47,11 @@ class ReservationCheck:
             most = seconds(settings.longest_job_ns)
             message = f"the amount is {seconds(amount_ns)} s, expected more than 0 and at most {most} s"
             self._findings.add(row.position, Rule.AMOUNT_LIMITS, message, amount_ns=amount_ns)
-        expected_ns = row.recorded_at_ns + amount_ns + settings.reservation_margin_ns
+        expected_ns = due_from_ns + amount_ns + settings.reservation_margin_ns
         if event.expires_at_ns != expected_ns:
             details = {"expires_at_ns": event.expires_at_ns, "expected_ns": expected_ns}
-            message = "the due time is not the recorded time plus the amount and the margin"
+            since = "deciding clock" if event.due_by_clock else "recorded time"
+            message = f"the due time is not the {since} plus the amount and the margin"
             self._findings.add(row.position, Rule.DUE_TIME, message, **details)
         oldest = event.job_start_block - settings.block_expiry_blocks
         value_ns = self._claims.plain_value_ns(account, event, oldest)

@@ -30,8 +30,11 @@ class _PendingExpiry(NamedTuple):
     clock_ns: int
     """The latest time that the deciding clock must have reached.
 
-    That is the recorded time if it advanced. Otherwise the clock may have been behind it; only the due time is sure.
+    That is the recorded clock, or the recorded time if it advanced. Otherwise an earlier release, which recorded no
+    clock here, may have decided by a clock that was behind; only the due time is sure.
     """
+    decided_at_ns: int | None
+    """The clock that decided it, if it is recorded."""
 
 
 class SettlementCheck:
@@ -44,8 +47,8 @@ class SettlementCheck:
         self._findings = findings
         self.pending_expiries: list[_PendingExpiry] = []
 
-    def settle(self, row: Row, event: Settlement, previous_ns: int) -> None:
-        """Check a settlement and apply it; `previous_ns` is the recorded time of the row before it.
+    def settle(self, row: Row, event: Settlement, now_ns: int, previous_ns: int) -> None:
+        """Check a settlement and apply it, given the deciding clock and the recorded time of the row before it.
 
         A settlement that does not match an active reservation is reported and not applied.
         """
@@ -58,13 +61,15 @@ class SettlementCheck:
             self._report_unmatched(row, event, reservation)
             return
         if type(event) is ExpiryRecorded:
-            self._check_overdue(row, reservation)
+            self._check_overdue(row.position, reservation, now_ns)
             # At its own due time it is overdue, and so is every reservation that was due before it, but none after it.
             self._due_queue.set_clock(reservation.due_ns)
             was_first_due = self._due_queue.first_overdue() is reservation
-            clock_ns = row.recorded_at_ns if row.recorded_at_ns > previous_ns else reservation.due_ns
+            decided_at_ns = None if event.decided_at_ns is None else now_ns
+            is_sure = decided_at_ns is not None or row.recorded_at_ns > previous_ns
+            clock_ns = now_ns if is_sure else reservation.due_ns
             self.pending_expiries.append(
-                _PendingExpiry(row.position, row.recorded_at_ns, reservation, was_first_due, clock_ns)
+                _PendingExpiry(row.position, row.recorded_at_ns, reservation, was_first_due, clock_ns, decided_at_ns)
             )
         self._apply(row.position, reservation, spent=type(event) is ReservationSpent)
         if type(event) is ExpiryRecorded and event.swept:
@@ -123,12 +128,12 @@ class SettlementCheck:
             message = "the settlement is in the stream of another account than its reservation"
         self._findings.add(row.position, Rule.SETTLES_STANDING, message, **details)
 
-    def _check_overdue(self, row: Row, reservation: AuditedReservation) -> None:
-        early_ns = reservation.due_ns - row.recorded_at_ns
+    def _check_overdue(self, position: int, reservation: AuditedReservation, now_ns: int) -> None:
+        early_ns = reservation.due_ns - now_ns
         if early_ns > 0:
-            details = {"expires_at_ns": reservation.due_ns, "recorded_at_ns": row.recorded_at_ns}
+            details = {"expires_at_ns": reservation.due_ns, "decided_at_ns": now_ns}
             message = f"the reservation expired {seconds(early_ns)} s before it was due"
-            self._findings.add(row.position, Rule.EXPIRES_OVERDUE, message, **details)
+            self._findings.add(position, Rule.EXPIRES_OVERDUE, message, **details)
 
     def _report_expiry(self, expiry: _PendingExpiry, message: str, **more: int) -> None:
         reservation = expiry.reservation
@@ -142,6 +147,7 @@ def _is_reason(expiry: _PendingExpiry, row: Row, event: AllowanceReserved, now_n
     return (
         reservation.account.stream == row.stream
         and reservation.due_ns <= now_ns
+        and expiry.decided_at_ns in (None, now_ns)
         and expiry.recorded_at_ns == row.recorded_at_ns
         and any(first <= end and start <= last for first, last in event.blocks for start, end in reservation.own_blocks)
     )

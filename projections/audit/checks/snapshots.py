@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 from ledger import ActiveReservation, Head, LedgerState, decode_state, encode_state
-from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, SETTINGS_STREAM
+from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, SEALS_STREAM, SETTINGS_STREAM
+from ledger.values import storable_ns
 from projections.audit.state import AuditedReservation, AuditState
 from projections.row_checks import RowChecker
 from projections.rules import Findings, Rule
 from projections.snapshots import Snapshot
 
-FACT_STREAMS = (SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM)
+STREAMS_OF_NO_ACCOUNT = (SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM, SEALS_STREAM)
 MOST_NAMED = 10
 
 
@@ -33,7 +34,7 @@ class SnapshotCheck:
 
     def compare(self, state: AuditState, row_checker: RowChecker, recorded_at_ns: int) -> None:
         """Compare the snapshots at the replay's position."""
-        expected = encoded_state(state, row_checker, recorded_at_ns)
+        expected = encode_state(folded_state(state, row_checker, recorded_at_ns))
         for rule, snapshot in self._snapshots:
             if snapshot.position == row_checker.position:
                 self.compared[rule] += 1
@@ -58,12 +59,12 @@ class SnapshotCheck:
         self._findings.add(snapshot.position, rule, "the state is not that of the log at this position", **details)
 
 
-def encoded_state(state: AuditState, row_checker: RowChecker, recorded_at_ns: int) -> bytes:
-    """Return the encoded ledger state that corresponds to the audit's state."""
+def folded_state(state: AuditState, row_checker: RowChecker, recorded_at_ns: int) -> LedgerState:
+    """Return the ledger state that corresponds to the audit's state, to be encoded at once."""
     folded = LedgerState()
     folded.position, folded.hash, folded.recorded_at_ns = Head(row_checker.position, row_checker.hash, recorded_at_ns)
     folded.chain = state.chain
-    folded.versions = {stream: row_checker.version(stream) for stream in FACT_STREAMS}
+    folded.versions = {stream: row_checker.version(stream) for stream in STREAMS_OF_NO_ACCOUNT}
     # The fold of facts leaves the accounts' reservations empty; the audit fills in its own for the encoding only.
     for stream, account in state.chain.accounts.items():
         account.version, account.taken = row_checker.version(stream), state.account(stream).taken
@@ -71,7 +72,7 @@ def encoded_state(state: AuditState, row_checker: RowChecker, recorded_at_ns: in
     for reservation in state.active.values():
         if reservation.account.stream in state.chain.accounts:
             folded.add_active(_active_reservation(reservation))
-    return encode_state(folded)
+    return folded
 
 
 def _active_reservation(reservation: AuditedReservation) -> ActiveReservation:
@@ -84,7 +85,7 @@ def _active_reservation(reservation: AuditedReservation) -> ActiveReservation:
         event.blocks,
         event.job_start_block,
         row.recorded_at_ns,
-        event.expires_at_ns,
+        storable_ns(event.expires_at_ns),
         row.job_uuid,
         row.attempt,
         event.axon,

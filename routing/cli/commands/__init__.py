@@ -64,5 +64,6 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("restore", "Restore a ledger from an export or from another database.", "restore"),
     CommandEntry("rebuild", "Rebuild the history and the snapshots from the log and report differences.", "rebuild"),
     CommandEntry("health", "Show whether the ledger can be read and how current it is.", "health"),
+    CommandEntry("settings", "Show or change the recorded settings, and list their changes.", "settings"),
     CommandEntry("guide", "Show a page of the user guide, or list its topics.", "guide"),
 )

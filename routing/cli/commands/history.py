@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
@@ -12,7 +12,7 @@ from routing.cli.io.output import Output
 from routing.cli.io.render import time_text
 
 if TYPE_CHECKING:
-    from routing import Reservation
+    from routing import Page, Reservation
     from routing.cli.connection import Connection
 
 STATUSES = ("reserved", "spent", "released", "expired")
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     with ledger_connection(arguments, read_only=True) as connection:
         pages = _Pages(connection, arguments)
-        _write((page for page in pages if page), out)
+        _write((page for page in pages if page.items), out)
     if pages.is_empty:
         out.note("no reservation matches")
     if pages.next is not None:
@@ -69,7 +69,7 @@ class _Pages:
         self._connection = connection
         self._arguments = arguments
 
-    def __iter__(self) -> Iterator[list[Reservation]]:
+    def __iter__(self) -> Iterator[Page]:
         arguments = self._arguments
         ledger = at_moment(self._connection.ledger, arguments)
         while True:
@@ -89,22 +89,22 @@ class _Pages:
             )
             self.is_empty = self.is_empty and not page.items
             self.next = page.next
-            yield page.items
+            yield page
             if self.next is None or not arguments.all:
                 return
 
 
-def _write(pages: Iterable[Sequence[Reservation]], out: Output) -> None:
+def _write(pages: Iterable[Page], out: Output) -> None:
     from routing.cli.io.documents import reservation_document
 
     if out.json_wanted:
         for page in pages:
-            for reservation in page:
-                out.document(reservation_document(reservation))
+            for reservation in page.items:
+                out.document({**reservation_document(reservation), "checked": page.checked})
         return
     out.table_of_pages(
         ("reservation", "status", "reserved at", "miner", "executor class", "seconds", "blocks", "job"),
-        ([_row(reservation) for reservation in page] for page in pages),
+        ([_row(reservation) for reservation in page.items] for page in pages),
     )
 
 
@@ -122,7 +122,10 @@ def _row(reservation: Reservation) -> tuple[object, ...]:
 
 
 COMMAND = CliCommand(
-    details="A reservation must match all filters. Times are ISO 8601 with a time zone.",
+    details=(
+        "A reservation must match all filters. Times are ISO 8601 with a time zone. Each listed reservation was\n"
+        "compared with the log; `checked` in the output of --json says so."
+    ),
     examples=(
         "allowance history --limit 20",
         "allowance history --miner 5Grwva… --status spent --from 2024-01-01T00:00:00Z",

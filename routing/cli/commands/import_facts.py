@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the file, and whether implausible facts are accepted."""
     parser.add_argument("file", metavar="FACTS.jsonl", help="one chain fact per line; `-` reads standard input")
     parser.add_argument("--confirm", action="store_true", help="also record implausible facts")
+    parser.add_argument("--new", action="store_true", help="found a ledger even if the database has others")
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     from routing.cli.files.importing import ImportSummary, import_facts
 
     summary = ImportSummary()
-    with opened_input(arguments.file) as stream, ledger_connection(arguments, creates=True) as connection:
+    with opened_input(arguments.file) as stream, ledger_connection(arguments, founds=True) as connection:
         try:
             import_facts(connection, stream, summary, confirm=arguments.confirm)
         except CommandError as error:
@@ -62,7 +63,8 @@ COMMAND = CliCommand(
         '  {"type":"block","number":1001,"created_at":"2024-01-01T12:00:12Z"}\n'
         "If a line leaves out miners or stakes, they are as in the previous block line of the file.\n"
         "At a bad line the import stops and names the line's number: all lines before it are recorded,\n"
-        "that line and all later ones are not. Importing a file again changes nothing."
+        "that line and all later ones are not. Importing a file again changes nothing.\n"
+        "If the database has no ledger yet, the import founds it."
     ),
     examples=(
         "allowance import facts.jsonl",

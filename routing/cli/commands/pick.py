@@ -40,7 +40,7 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
     import asyncio
 
     from routing import Routing
-    from routing.cli.connection import ledger_from_arguments, refuse_absent_ledger
+    from routing.cli.connection import find_validator, ledger_from_arguments, refuse_absent_ledger
     from routing.service.config import configuration_from_environment
 
     opened: list[Allowance] = []
@@ -52,6 +52,7 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
     async def pick() -> JobRoute:
         configuration = configuration_from_environment()
         if configuration.debug_miner is None and not request.on_trusted_miner:
+            await find_validator(arguments)
             await refuse_absent_ledger(arguments)
         router = Routing(open_ledger, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner)
         try:

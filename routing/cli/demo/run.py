@@ -22,6 +22,7 @@ from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress, rate_text
+from routing.service.seams import Seams
 
 from . import network
 from .observations import (
@@ -101,7 +102,8 @@ def _run_steps(arguments: argparse.Namespace, files: DemoFiles, story: Story) ->
     story.facts_written(files.validator_ss58)
     # The made-up chain is old. The clock starts right after its newest block, as if the chain were followed live.
     clock = Clock((int(newest_at.timestamp()) + 1) * 10**9)
-    ledger = Allowance.open(files.url, validator_ss58=files.validator_ss58, clock_ns=clock)
+    # The same clock twice: its steps are the story's time, and no jumps to be warned about.
+    ledger = Allowance(files.url, files.validator_ss58, None, clock, read_only=False, seams=Seams(monotonic_ns=clock))
     with connection_to(ledger) as connection:
         summary = ImportSummary()
         with opened_input(str(files.facts)) as stream:

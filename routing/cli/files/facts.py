@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from routing import BlockFact, ManifestsFact, Miner
 
-from .json_lines import BadLine, lines_as_they_arrive, problem_of, refuse_repeated_names, signature_of
+from .json_lines import BadLine, check_length, lines_as_they_arrive, problem_of, refuse_repeated_names, signature_of
 
 Fact = BlockFact | ManifestsFact
 
@@ -71,6 +71,7 @@ class FactDecoder:
 
     def fact(self, text: bytes) -> Fact:
         """Return the fact of one line. Raise `ValueError` or `RecursionError` if it is not valid."""
+        check_length(text)
         line = _decoder.decode(text)
         # A second pass, because msgspec does not notice repeated names.
         json.loads(text, object_pairs_hook=refuse_repeated_names)

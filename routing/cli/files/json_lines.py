@@ -15,7 +15,7 @@ from routing.cli.io.render import printable
 from .sources import SQLITE_MAGIC
 
 CHUNK_BYTES = 1 << 20
-LONGEST_LINE_BYTES = 64 << 20
+LONGEST_LINE_BYTES = 16 << 20
 """Room for the metagraph of a very large network; a file without line ends must not fill the memory."""
 LONGEST_PROBLEM = 300
 """How many characters of a decoder's message are shown: it may quote a long line."""
@@ -89,6 +89,12 @@ def signature_of(line: int, text: bytes) -> FileSignature | None:
     if line > 1:
         return None
     return next((each for each in SIGNATURES if text.startswith(each.first_bytes)), None)
+
+
+def check_length(text: bytes) -> None:
+    """Raise `ValueError` for a line that is too long, before it is decoded; `problem_of` describes it."""
+    if len(text) > LONGEST_LINE_BYTES:
+        raise ValueError("too long")
 
 
 def problem_of(text: bytes, error: Exception) -> str:

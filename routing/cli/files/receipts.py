@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from routing import Receipt
 
-from .json_lines import BadLine, lines_as_they_arrive, problem_of, refuse_repeated_names, signature_of
+from .json_lines import BadLine, check_length, lines_as_they_arrive, problem_of, refuse_repeated_names, signature_of
 
 EXAMPLE = (
     '{"validator_ss58":"5G…","miner_ss58":"5F…","executor_class":"always_on.gpu-24gb",'
@@ -62,6 +62,7 @@ def _bad_line(number: int, text: bytes, error: Exception) -> BadLine:
 
 
 def _receipt(text: bytes) -> Receipt:
+    check_length(text)
     line = _decoder.decode(text)
     # A second pass, because msgspec does not notice repeated names.
     json.loads(text, object_pairs_hook=refuse_repeated_names)

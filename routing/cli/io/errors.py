@@ -86,6 +86,7 @@ def exit_code(error: Exception) -> int:
     import ledger.errors as known
 
     unusable = (
+        known.ClockUnusable,
         known.CorruptLedger,
         known.LedgerOverloaded,
         known.NewerLedger,
