@@ -47,6 +47,11 @@ class Request:
     calls: list[Call] = field(default_factory=list)
 
     @property
+    def reason(self) -> str:
+        """The reason of a correction, which tells who asked for it."""
+        return f"request {self.number}"
+
+    @property
     def may_have_happened(self) -> bool:
         """Whether a row of this request may be in the log."""
         return any(call.outcome != NO_EFFECT for call in self.calls)

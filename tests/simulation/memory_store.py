@@ -126,7 +126,7 @@ class SimulatedStore:
 
     def read_connection(self) -> NoReturn:
         """Refuse: queries of the history are not simulated."""
-        raise NotImplementedError
+        raise StorageUnavailable("simulated: the history is not simulated")
 
     async def locked(self) -> Session:
         """Wait for the head's lock and return the session that has it."""

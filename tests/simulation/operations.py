@@ -9,7 +9,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ledger import BlockFact, ManifestsFact, Miner
+from ledger import BlockFact, ManifestsFact, Miner, WithdrawBlock, WithdrawManifests
 from tests.simulation.diary import Request
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Operations:
         self.requests: list[Request] = []
         self._newest = 0
         self._skipped: list[int] = []
+        self._withdrawn: list[int] = []
         self._manifests: dict[int, ManifestsFact] = {}
         self._weights = [weight * chance.choice((0.3, 1.0, 2.0)) for weight in _WEIGHTS.values()]
 
@@ -167,10 +168,43 @@ class Operations:
     def _classes(self) -> list[str]:
         return [each for each in CLASSES[: self.network.classes] if self.chance.random() < 0.9]
 
-    def _facts(self, kind: str, facts: list[Any], keyed: bool) -> Request:
-        request = self.request(kind, _record(facts), keyed=keyed)
+    def _facts(self, kind: str, facts: list[Any], keyed: bool, *, confirm: bool = False) -> Request:
+        request = self.request(kind, _record(facts, confirm), keyed=keyed)
         request.facts = tuple(_described(fact) for fact in facts)
         return request
+
+    def _withdraw_block(self) -> Request:
+        numbers = (self._newest, self._newest, max(1, self._newest - 1), self.chance.randint(1, self._newest + 1))
+        number = self.chance.choice(numbers)
+        request = self.request("withdraw_block", _withdraw(WithdrawBlock, number), keyed=self.chance.random() < 0.3)
+        self._withdrawn.append(number)
+        return request
+
+    def _withdraw_manifests(self) -> Request:
+        block = self.chance.choice([*self._manifests, self._newest + 1])
+        keyed = self.chance.random() < 0.3
+        return self.request("withdraw_manifests", _withdraw(WithdrawManifests, block), keyed=keyed)
+
+    def _record_again(self) -> Request:
+        """Confirm a fact that may have been withdrawn."""
+        if self._withdrawn and self.chance.random() < 0.7:
+            number = self.chance.choice(self._withdrawn)
+            off_by_seconds = self.chance.choice((0.0, 0.0, 1.0))
+            return self._facts("block, again", [self.network.block(number, off_by_seconds)], keyed=False, confirm=True)
+        block = self.chance.choice(list(self._manifests))
+        return self._facts("sync, again", [self._sync(block)], keyed=False, confirm=True)
+
+    def _change_settings(self) -> Request:
+        fields = self.chance.choice(
+            (
+                {"block_expiry_blocks": self.chance.choice((5, 10, 722))},
+                {"reservation_margin_seconds": self.chance.choice((1.0, 30.0, 100.0))},
+                {"executors_max_per_class": self.chance.choice(({}, {"gpu": 1}, {"gpu": 2, "cpu": 1}))},
+                {"respect_executor_count": self.chance.random() < 0.5},
+                {"newest_manifests_max_age_blocks": self.chance.choice((None, 3, 30))},
+            )
+        )
+        return self.request("change_settings", _change_settings(fields), keyed=self.chance.random() < 0.3)
 
     def _read(self) -> Request:
         return self.request("find_miners", _find(self.chance.choice(CLASSES[: self.network.classes]), self._newest))
@@ -189,6 +223,10 @@ _WEIGHTS = {
     "expire": 1.5,
     "block": 4.0,
     "manifest": 1.0,
+    "withdraw_block": 0.7,
+    "withdraw_manifests": 0.4,
+    "record_again": 0.5,
+    "change_settings": 0.4,
     "read": 1.0,
     "look": 1.0,
 }
@@ -240,9 +278,24 @@ def _expire(process: Process, request: Request) -> Any:
     return process.ledger.expire_due(idempotency_key=request.key)
 
 
-def _record(facts: list[Any]) -> Callable[[Process, Request], Any]:
+def _withdraw(command: Callable[..., Any], number: int) -> Callable[[Process, Request], Any]:
     def invoke(process: Process, request: Request) -> Any:
-        return process.ledger.record_facts(facts, idempotency_key=request.key)
+        # Not by the public call, which would look up in the history who holds a block.
+        return process.ledger._withdraw(command(number, request.reason, request.key))
+
+    return invoke
+
+
+def _change_settings(fields: dict[str, Any]) -> Callable[[Process, Request], Any]:
+    def invoke(process: Process, request: Request) -> Any:
+        return process.ledger.change_settings(idempotency_key=request.key, **fields)
+
+    return invoke
+
+
+def _record(facts: list[Any], confirm: bool) -> Callable[[Process, Request], Any]:
+    def invoke(process: Process, request: Request) -> Any:
+        return process.ledger.record_facts(facts, confirm=confirm, idempotency_key=request.key)
 
     return invoke
 

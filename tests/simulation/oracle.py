@@ -48,6 +48,9 @@ class Log:
     events: list[dict[str, Any]] = field(default_factory=list)
     held: dict[int, Held] = field(default_factory=dict)
     by_key: dict[str, Row] = field(default_factory=dict)
+    blocks: set[int] = field(default_factory=set)
+    """The blocks that are recorded and not withdrawn."""
+    margin_ns: int = 0
 
 
 class Oracle:
@@ -102,11 +105,37 @@ class Oracle:
                 self._reserve(row, event, taken[row.stream], jobs)
             elif event["type"] in SETTLEMENTS:
                 self._settle(row, event, taken[row.stream])
+            elif event["type"] in ("ledger-opened", "settings-changed"):
+                self.log.margin_ns = event["settings"]["reservation_margin_ns"]
+            else:
+                self._replay_fact(row, event)
+
+    def _replay_fact(self, row: Row, event: dict[str, Any]) -> None:
+        if event["type"] == "block-recorded":
+            if event["number"] in self.log.blocks:
+                self._say(f"block {event['number']} is recorded again at {row.position}")
+            self.log.blocks.add(event["number"])
+        elif event["type"] == "block-withdrawn":
+            number = event["number"]
+            if number not in self.log.blocks:
+                self._say(f"block {number} is withdrawn at {row.position}, but it is not recorded")
+            self.log.blocks.discard(number)
+            for held in self.log.held.values():
+                if held.status in ("reserved", "spent") and not {number, number - 1}.isdisjoint(held.blocks):
+                    self._say(f"block {number} is withdrawn at {row.position}, but {held.number} holds it")
+        if "reason" in event:
+            request = self.world.operations.requests[int(event["reason"].removeprefix("request ")) - 1]
+            self._check_requested(row, [request])
 
     def _reserve(self, row: Row, event: dict[str, Any], taken: dict[int, int], jobs: dict[str, Held]) -> None:
         blocks = [block for first, last in event["blocks"] for block in range(first, last + 1)]
         held = self.log.held[row.position] = Held(row, event, blocks)
+        due_at_ns = _decided_at_ns(row, event) + event["amount_ns"] + self.log.margin_ns
+        if event["expires_at_ns"] != due_at_ns:
+            self._say(f"the reservation at {row.position} is due at {event['expires_at_ns']}, not {due_at_ns}")
         for block in blocks:
+            if not {block, block + 1} <= self.log.blocks:
+                self._say(f"the reservation at {row.position} has block {block}, which is not finalized")
             if block in taken:
                 self._say(
                     f"block {block} of {row.stream!r} is in the reservations at {taken[block]} and {row.position}"
@@ -144,6 +173,10 @@ class Oracle:
             elif kind == "expire_due":
                 for each in call.result:
                     self._check_held(call, each.reservation_id, "expired")
+            elif kind.startswith("withdraw"):
+                self._check_correction(call)
+            elif kind == "change_settings":
+                self._check_changed_settings(call)
             elif call.request.facts:
                 self._check_facts(call)
         elif call.outcome == "refused":
@@ -196,6 +229,16 @@ class Oracle:
             if stored != (kind, number, created_at_ns) or position > call.head_at_end:
                 self._say(f"{call.request.kind} {number} was acknowledged at {position}, where the log has {stored}")
 
+    def _check_correction(self, call: Call) -> None:
+        kind = {"withdraw_block": "block-withdrawn", "withdraw_manifests": "manifests-withdrawn"}[call.request.kind]
+        if call.result > call.head_at_end or self.log.events[call.result - 1]["type"] != kind:
+            self._say(f"{call.request.kind} was acknowledged at {call.result}, where the log has no {kind}")
+
+    def _check_changed_settings(self, call: Call) -> None:
+        told = msgspec.to_builtins(call.result.to_recorded())
+        if all(event.get("settings") != told for event in self.log.events[: call.head_at_end]):
+            self._say(f"change_settings returned {told}, which the log does not have")
+
     def _check_refusal(self, call: Call) -> None:
         error, kind = call.error, call.label
         status = REFUSED_AS.get(kind)
@@ -207,7 +250,7 @@ class Oracle:
             held = self.log.held.get(call.request.reservation_id >> 20)
             if held is not None and held.number == call.request.reservation_id:
                 self._say(f"{call.request.kind} of a reservation in the log raised {error!r}")
-        elif kind in ("CorruptLedger", "IdempotencyConflict", "NewerLedger", "InvalidInput", "ReadOnlyLedger"):
+        elif kind in ("CorruptLedger", "SealConflict", "IdempotencyConflict", "NewerLedger", "InvalidInput", "ReadOnlyLedger"):
             self._say(f"{call.request.kind} raised {error!r}")
 
     def _check_attribution(self) -> None:
@@ -292,6 +335,9 @@ class Oracle:
                     f"a process decides on a state at {state.position} that differs from the log's at {fresh.position}"
                 )
         self._check_settings()
+        newest = max(self.log.blocks, default=None)
+        if self.world.final_newest != newest:
+            self._say(f"the newest block is {self.world.final_newest}, but by the log it is {newest}")
 
     def _check_settings(self) -> None:
         recorded = [event["settings"] for event in self.log.events if "settings" in event]

@@ -8,15 +8,19 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import ledger.domain.commands
+import ledger.domain.correction_commands
 import ledger.domain.fact_commands
 import ledger.writer
+import projections.snapshots
 import routing.pick
 from ledger import Head, Row
 from ledger.codec import row_hash
 from ledger.domain.account import ActiveReservation
+from ledger.domain.chain import Chain
 from ledger.domain.commands import RecordSettings
 from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import UnitOfWork
+from ledger.events import BlockWithdrawn
 from ledger.writer import LedgerWriter
 from projections.snapshots import SnapshotStore
 from tests.simulation.log_server import LogServer
@@ -131,10 +135,39 @@ def _answers_swapped() -> Patches:
 
 
 def _any_snapshot() -> Patches:
-    async def is_of_this_log(self: SnapshotStore, snapshot: object) -> bool:
+    async def is_sealed(self: SnapshotStore, snapshot: object, state: object, digest: bytes) -> bool:
         return True
 
-    return [(SnapshotStore, "_is_of_this_log", is_of_this_log)]
+    return [(SnapshotStore, "_is_sealed", is_sealed)]
+
+
+def _seal_unchecked() -> Patches:
+    return [(projections.snapshots, "proves", lambda seal, position, digest: True)]
+
+
+def _correction_ignored() -> Patches:
+    def withdraw_block(self: Chain, position: int, event: BlockWithdrawn) -> None:
+        if event.returns_to:
+            self.last_metagraph = self._metagraph_after(event)
+
+    return [(Chain, "withdraw_block", withdraw_block)]
+
+
+def _block_in_use_withdrawn() -> Patches:
+    return [(ledger.domain.correction_commands, "_refuse_block_in_use", lambda state, number: None)]
+
+
+def _due_by_recorded_time() -> Patches:
+    original = UnitOfWork.reserve
+
+    def reserve(self: UnitOfWork, *arguments: Any, **more: Any) -> ActiveReservation:
+        now_ns, self.now_ns = self.now_ns, self.recorded_at_ns
+        try:
+            return original(self, *arguments, **more)
+        finally:
+            self.now_ns = now_ns
+
+    return [(UnitOfWork, "reserve", reserve)]
 
 
 def _settings_lost() -> Patches:
@@ -196,6 +229,10 @@ PLANTED = {
     "jobs-not-looked-up": PlantedBug("a job's earlier reservations are not looked up", _jobs_not_looked_up),
     "answers-swapped": PlantedBug("two callers of a batch get each other's result", _answers_swapped),
     "any-snapshot": PlantedBug("a snapshot of another log is accepted", _any_snapshot),
+    "seal-unchecked": PlantedBug("a snapshot is accepted whatever its seal says", _seal_unchecked),
+    "correction-ignored": PlantedBug("a withdrawn block stays recorded", _correction_ignored),
+    "block-in-use-withdrawn": PlantedBug("a block is withdrawn although a reservation holds it", _block_in_use_withdrawn),
+    "due-by-recorded-time": PlantedBug("a due time counts from the log's time", _due_by_recorded_time),
     "settings-lost": PlantedBug("settings that differ are not recorded", _settings_lost),
     "state-kept": PlantedBug("the state is kept although its rows may not be stored", _state_kept),
     "cancelled-half-done": PlantedBug("the last row of a cancelled caller's batch is dropped", _cancelled_half_done),

@@ -8,10 +8,11 @@ from random import Random
 from typing import Any
 
 from ledger import Row, Runtime, Settings, Store
-from ledger.codec import encode, reservation_id, row_hash
+from ledger.codec import decode, encode, reservation_id, row_hash
+from ledger.domain.blocks import BlockSet
 from ledger.domain.state_codec import SNAPSHOT_VERSION, encode_state
 from ledger.errors import AllowanceException, JobRoutingException, OutcomeUnknown, StorageUnavailable
-from ledger.events import SETTINGS_STREAM, SettingsChanged
+from ledger.events import SEALS_STREAM, SETTINGS_STREAM, SettingsChanged, StateSealed
 from projections import Availability, Snapshot
 from projections.snapshots import payload_digest, snapshot_of
 from routing import Allowance, Routing
@@ -55,13 +56,19 @@ class Process:
         self.runtime_loop = world.scheduler.loop()
         self.store: SimulatedStore | None = None
         runtime = Runtime(self.runtime_loop)
-        seams = Seams(self._new_store, lambda: runtime, UPKEEP_EVERY_ROWS)
+        seams = Seams(self._new_store, lambda: runtime, self.monotonic_ns, UPKEEP_EVERY_ROWS)
         self.ledger = Allowance("simulated://", VALIDATOR, settings, self.clock_ns, read_only=False, seams=seams)
         self.routing = Routing(self.ledger)
 
     def clock_ns(self) -> int:
-        """Read this process's wall clock."""
+        """Read this process's wall clock, which may be broken."""
+        if self.store is not None and self.world.faults.happens("clock broken", 0.02):
+            return float("nan")  # type: ignore[return-value]
         return START_NS + 10**11 + int(self.world.scheduler.now * 1e9) + self.clock_offset_ns
+
+    def monotonic_ns(self) -> int:
+        """Read the clock that never jumps."""
+        return int(self.world.scheduler.now * 1e9)
 
     def kill(self) -> None:
         """End the process where it stands, as SIGKILL does."""
@@ -107,6 +114,7 @@ class World:
         self.live_states: list[Snapshot] = []
         self.audit_findings: list[Any] = []
         self.final_settings: Settings | None = None
+        self.final_newest: int | None = None
         self.judged_rows: list[Row] | None = None
         """The rows that the callers were told of, if the log was replaced at the end."""
         self.violations: list[str] = []
@@ -167,6 +175,7 @@ class World:
         # Twice, because a process that opens its ledger only now may record its settings.
         for _ in range(2):
             self.live_states = [await self._in_process(each, each.state()) for each in (*live, fresh)]
+        self.final_newest = await self._in_process(fresh, fresh.ledger.current_block())
         self.final_settings = await self._in_process(fresh, fresh.ledger.settings())
         for forged in self._forged:
             self.server.models.execute("DELETE FROM allowance_snapshots WHERE hash = ?", (forged,))
@@ -304,11 +313,14 @@ class World:
             self.counts["clock jumps"] += 1
 
     async def _forge_snapshots(self) -> None:
-        """Store a snapshot of another log now and then, as somebody who copies rows between databases does."""
+        """Store a snapshot of another log now and then, or one of this log that forgets what is taken."""
         while self._forge_every:
             await asyncio.sleep(self.chance.expovariate(1.0 / self._forge_every))
-            rows = self.server.rows
-            state = rows_as_state(other_log(rows, len(rows) - 1)[:-1])
+            rows, sealed = self.server.rows, sealed_position(self.server.rows)
+            if sealed and self.chance.random() < 0.7:
+                state = forgetful_state(rows[:sealed])
+            else:
+                state = rows_as_state(other_log(rows, len(rows) - 1)[:-1])
             values = (1, state.position, SNAPSHOT_VERSION, state.hash, payload_digest(state.payload), state.payload)
             self.server.models.execute("INSERT OR REPLACE INTO allowance_snapshots VALUES (?, ?, ?, ?, ?, ?)", values)
             self._forged.append(state.hash)
@@ -337,6 +349,23 @@ def other_log(rows: list[Row], first_changed: int) -> list[Row]:
         later = row._replace(recorded_at_ns=row.recorded_at_ns + 1, payload=payload)
         changed.append(later._replace(hash=row_hash(changed[-1].hash, later)))
     return changed
+
+
+def sealed_position(rows: list[Row]) -> int:
+    """Return the position that the newest seal names; 0 if there is none."""
+    seals = (decode(row.position, row.payload) for row in reversed(rows) if row.stream == SEALS_STREAM)
+    return next((seal.position for seal in seals if isinstance(seal, StateSealed)), 0)
+
+
+def forgetful_state(rows: list[Row]) -> Snapshot:
+    """Return a snapshot with the right position and hash in which no block is taken."""
+    state = Availability()
+    state.fold(rows)
+    for active in list(state.active.values()):
+        state._remove_active(active)
+    for account in state.chain.accounts.values():
+        account.taken = BlockSet()
+    return snapshot_of(state)
 
 
 def rows_as_state(rows: list[Row]) -> Snapshot:
