@@ -353,15 +353,17 @@ async def random_facts(ledger: Allowance, dice: random.Random) -> None:
     if step < 0.45:
         at = START + timedelta(seconds=12 * number)
         await ledger.record_block(number, at, graph, {VALIDATOR: dice.randint(1, 3), "5Other": 1.0}, confirm=True)
-    elif step < 0.7:
+    elif step < 0.65:
         offered = {name: {GPU: dice.randint(0, 3)} for name in NAMES if dice.random() < 0.6}
         await ledger.record_manifests(number, offered, confirm=True)
     elif step < 0.8:
         await ledger.withdraw_block(number, "a test")
-    elif step < 0.92:
+    elif step < 0.9:
         await ledger.withdraw_manifests(number, "a test")
     else:
-        await ledger.reserve(dice.choice(NAMES), GPU, 5.0, 14)
+        made = await ledger.reserve(dice.choice(NAMES), GPU, 5.0, 14)
+        if dice.random() < 0.5:
+            await ledger.release(made.reservation_id)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -377,6 +379,8 @@ async def test_folding_corrections_in_parts_gives_the_same_state(tmp_path: Path,
         Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as one,
         Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as other,
     ):
+        await one.record_manifests(1, ALL)
+        await record_blocks(one, 1, 14, NAMES)
         for _ in range(80):
             with suppress(*REFUSALS):
                 await random_facts(dice.choice([one, other]), dice)
