@@ -39,6 +39,9 @@ class Rule(StrEnum):
     FACTS_FOLLOW = "facts-follow"
     BLOCK_DURATIONS = "block-durations"
     GRANTS_FOLLOW = "grants-follow"
+    COVERAGE_FOLLOWS = "coverage-follows"
+    CORRECTIONS_FOLLOW = "corrections-follow"
+    WITHDRAWN_BLOCKS_FREE = "withdrawn-blocks-free"
     KEYS_ONCE = "keys-once"
     AMOUNT_LIMITS = "amount-limits"
     JOB_START = "job-start"
@@ -61,6 +64,7 @@ class Rule(StrEnum):
     ROUTING_DECISION = "routing-decision"
     ROUTING_AXON = "routing-axon"
     ROUTING_FEED = "routing-feed"
+    ROUTING_MANIFESTS = "routing-manifests"
     CONSERVATION = "conservation"
     HISTORY_MODEL = "history-model"
     SNAPSHOTS = "snapshots"
@@ -83,6 +87,11 @@ RULES: dict[Rule, str] = {
     Rule.FACTS_FOLLOW: "A fact has possible values; one stored as a difference fits the fact before it.",
     Rule.BLOCK_DURATIONS: "A block is later than the block with the number below.",
     Rule.GRANTS_FOLLOW: "The ledger's granted and invalidated blocks are those that follow from the facts.",
+    Rule.COVERAGE_FOLLOWS: "A sync says which known miners it does not cover: those neither registered nor named.",
+    Rule.CORRECTIONS_FOLLOW: "A correction withdraws a recorded fact, and carries what follows from those that remain.",
+    Rule.WITHDRAWN_BLOCKS_FREE: (
+        "No active or spent reservation holds a block that is withdrawn, or the block below it."
+    ),
     Rule.KEYS_ONCE: "An idempotency key belongs to one event.",
     Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and at most what the settings allow.",
     Rule.JOB_START: "A job starts at block 1 or later.",
@@ -110,6 +119,9 @@ RULES: dict[Rule, str] = {
     Rule.ROUTING_DECISION: "A job is routed at the newest block to the first candidate that is not busy.",
     Rule.ROUTING_AXON: "A route has the miner's axon in the metagraph.",
     Rule.ROUTING_FEED: "No job is routed if the newest block is older than the settings allow.",
+    Rule.ROUTING_MANIFESTS: (
+        "No job is routed if the newest sync is further behind the newest block than the settings allow."
+    ),
     Rule.CONSERVATION: "Granted allowance is the sum of spent, actively reserved, invalidated and free allowance.",
     Rule.HISTORY_MODEL: "The history's rows are those that follow from the log.",
     Rule.SNAPSHOTS: "A snapshot equals, byte for byte, the fold of the log up to its position.",

@@ -84,8 +84,9 @@ class Withdrawal(NamedTuple):
 class CountInputs(NamedTuple):
     """Everything that determines the counts of a block; equal inputs give every account equal counts.
 
-    That holds between two changes of what miners offered before `sync_block`, which forget all inputs. `sync_block` is the block of the newest sync at or below the block, -1 if there is none. `caps` are the maxima per
-    class, `members` the registered miners.
+    That holds until something changes what miners offered at `sync_block`, which forgets all inputs. `sync_block` is
+    the block of the newest sync at or below the block, -1 if there is none. `caps` are the maxima per class, `members`
+    the registered miners.
     """
 
     sync_block: int

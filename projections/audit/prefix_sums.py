@@ -16,7 +16,7 @@ class AuditPrefixSums(dict[int, int]):
 
     It is a dictionary because the replay asks for the same few sums again and again, so a known sum costs one look-up.
     The sum before `END` changes with every block. All other cached sums stay valid when a block above all others is
-    appended; a block below another one clears the cache.
+    appended; a block below another one, or a block that is withdrawn, clears the cache.
     """
 
     __slots__ = ("_blocks", "_sums_ns")
@@ -40,6 +40,15 @@ class AuditPrefixSums(dict[int, int]):
         at = bisect_left(self._blocks, block)
         self._blocks.insert(at, block)
         self._sums_ns[at + 1 :] = [sum_ns + unit_ns for sum_ns in self._sums_ns[at:]]
+        self.clear()
+        self[END] = total_ns
+
+    def remove_block(self, block: int, unit_ns: int) -> None:
+        """Remove a block that is included, with its unit."""
+        at = bisect_left(self._blocks, block)
+        total_ns = self[END] - unit_ns
+        del self._blocks[at]
+        self._sums_ns[at + 1 :] = [sum_ns - unit_ns for sum_ns in self._sums_ns[at + 2 :]]
         self.clear()
         self[END] = total_ns
 

@@ -19,11 +19,14 @@ from ledger.events import (
     SETTINGS_STREAM,
     AllowanceReserved,
     BlockRecorded,
+    BlockWithdrawn,
+    Correction,
     Event,
     ExpiryRecorded,
     Fact,
     LedgerOpened,
     ManifestsRecorded,
+    ManifestsWithdrawn,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
@@ -78,6 +81,8 @@ class Replay:
             SettingsChanged: (SETTINGS_STREAM, self._facts.process_settings),
             BlockRecorded: (CHAIN_STREAM, self._facts.process_block),
             ManifestsRecorded: (MANIFESTS_STREAM, self._facts.process_manifests),
+            BlockWithdrawn: (CHAIN_STREAM, self._facts.process_block_withdrawal),
+            ManifestsWithdrawn: (MANIFESTS_STREAM, self._facts.process_manifests_withdrawal),
         }
         self._checks: dict[type, Callable[[Row, Any], None]] = {
             **dict.fromkeys(self._fact_checks, self._process_fact),
@@ -149,7 +154,8 @@ class Replay:
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
         if row.job_uuid is not None or row.settles is not None:
             self._report_columns(row, "the row of a fact must have neither a job nor `settles`")
-        if (row.key is not None) != bool(getattr(event, "request", "")):
+        # A correction is the whole request by itself, so it needs no digest of it.
+        if not isinstance(event, Correction) and (row.key is not None) != bool(getattr(event, "request", "")):
             self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
         process(row, event)
 

@@ -717,6 +717,21 @@ def test_a_reservation_is_settled_once(filled: Command, request_file: Path, how:
         assert result.error["type"] == again
 
 
+def test_a_fact_is_withdrawn(filled: Command) -> None:
+    """A withdrawal returns its position, also when it is repeated; an unknown fact is refused with exit code 1."""
+    newest = filled("health", "--json").document["newest_block"]
+    for fact, block in (("block", newest), ("manifests", 1)):
+        unknown = filled("withdraw", fact, "999999", "--reason", "unknown", "--json")
+        assert (unknown.code, unknown.error["type"]) == (1, "FactNotRecorded")
+        recorded = filled("withdraw", fact, str(block), "--reason", "mistyped", "--json")
+        if recorded.code == 0:
+            assert recorded.document["reason"] == "mistyped"
+            assert recorded.document["position"] > 0
+            again = filled("withdraw", fact, str(block), "--reason", "mistyped")
+            assert f"is withdrawn since position {recorded.document['position']}" in again.out
+    assert filled("withdraw", "block", "1").code == 2
+
+
 def test_settlement_as_text(filled: Command, request_file: Path) -> None:
     """Without `--json`, the output names the reservation, its status and its amount."""
     reservation_id = picked(filled, request_file)

@@ -7,12 +7,15 @@ shared the broken code with the ledger would not find the defect.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
-from ledger import Account, Chain, LedgerState, UnitOfWork
+import projections
+from ledger import Account, Chain, LedgerState, UnitOfWork, WithdrawManifests
 from ledger.domain.account import Claim
 from projections import Rule, availability, tie_break
 from routing import Allowance, Settings
@@ -21,14 +24,17 @@ from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, seed_shown
 
 Patch = pytest.MonkeyPatch
 Mutation = Callable[[Patch], None]
-MUTANTS: list[tuple[Rule, Mutation]] = []
+MUTANTS: list[tuple[Rule, Mutation, bool]] = []
 
 
-def mutant(rule: Rule) -> Callable[[Mutation], Mutation]:
-    """Collect a mutation of the deciding code, with the rule under which the audit must find it."""
+def mutant(rule: Rule, *, corrected: bool = False) -> Callable[[Mutation], Mutation]:
+    """Collect a mutation of the deciding code, with the rule under which the audit must find it.
+
+    `corrected` asks for the story with corrections.
+    """
 
     def collect(mutation: Mutation) -> Mutation:
-        MUTANTS.append((rule, mutation))
+        MUTANTS.append((rule, mutation, corrected))
         return mutation
 
     return collect
@@ -256,6 +262,92 @@ def sums_too_much(patch: Patch) -> None:
     )
 
 
+# Corrections and coverage
+
+
+@mutant(Rule.CORRECTIONS_FOLLOW, corrected=True)
+def leaves_the_drops_of_a_withdrawn_sync_in_force(patch: Patch) -> None:
+    def event(original: Any, *arguments: Any) -> Any:
+        return msgspec.structs.replace(original(*arguments), invalidated_below={})
+
+    wrapped(patch, WithdrawManifests, "_event", event)
+
+
+@mutant(Rule.CORRECTIONS_FOLLOW, corrected=True)
+def withdraws_a_sync_on_what_was_read_before_another(patch: Patch) -> None:
+    """The service reads the log once and the command believes it, whatever was recorded since."""
+    first: list[Any] = []
+
+    async def offers_without(store: Any, needed: Any) -> Any:
+        first.append(await projections.offers_without(store, needed))
+        return first[0]._replace(without=needed.without, versions=first[-1].versions)
+
+    patch.setattr("routing.service.allowance.offers_without", offers_without)
+
+
+@mutant(Rule.WITHDRAWN_BLOCKS_FREE, corrected=True)
+def withdraws_blocks_in_use(patch: Patch) -> None:
+    patch.setattr("ledger.domain.correction_commands._refuse_block_in_use", lambda *_: None)
+
+
+@mutant(Rule.GRANTS_FOLLOW, corrected=True)
+def ignores_what_the_withdrawal_of_a_sync_carries(patch: Patch) -> None:
+    def withdraw(original: Any, chain: Chain, position: int, event: Any) -> None:
+        original(chain, position, msgspec.structs.replace(event, counts={}, invalidated_below={}))
+
+    wrapped(patch, Chain, "withdraw_manifests", withdraw)
+
+
+@mutant(Rule.GRANTS_FOLLOW, corrected=True)
+def keeps_the_grants_of_withdrawn_blocks(patch: Patch) -> None:
+    from ledger.domain.block_table import BlockTable
+
+    patch.setattr(BlockTable, "_reset_unit", lambda *_: None)
+
+
+@mutant(Rule.GRANTS_FOLLOW, corrected=True)
+def keeps_the_counts_beyond_the_highest_finalized_block(patch: Patch) -> None:
+    patch.setattr(Chain, "_cut_counts", lambda chain: chain._forget_inputs())
+
+
+@mutant(Rule.GRANTS_FOLLOW, corrected=True)
+def keeps_the_inputs_of_counts_when_a_sync_is_withdrawn(patch: Patch) -> None:
+    patch.setattr(Chain, "_forget_inputs", lambda _: None)
+
+
+@mutant(Rule.GRANTS_FOLLOW, corrected=True)
+def lets_a_sync_cover_all_miners(patch: Patch) -> None:
+    def read(original: Any, chain: Chain, event: Any) -> None:
+        original(chain, event)
+        chain.last_uncovered = frozenset()
+
+    wrapped(patch, Chain, "read_manifests", read)
+
+
+@mutant(Rule.GRANTS_FOLLOW, corrected=True)
+def ends_a_late_sync_at_the_next_one_that_does_not_cover_the_miner(patch: Patch) -> None:
+    from ledger.domain.miner_sets import MinerSets
+
+    patch.setattr(MinerSets, "next_without", lambda _, miner_ss58, block: block)
+
+
+@mutant(Rule.COVERAGE_FOLLOWS, corrected=True)
+def covers_only_the_named_miners(patch: Patch) -> None:
+    patch.setattr(
+        "ledger.domain.chain.uncovered_by", lambda chain, block, manifests: chain.known_miners() - manifests.keys()
+    )
+
+
+@mutant(Rule.COVERAGE_FOLLOWS, corrected=True)
+def covers_the_miners_of_the_newest_block(patch: Patch) -> None:
+    patch.setattr(Chain, "members_at", lambda chain, _: chain.metagraph.members)
+
+
+@mutant(Rule.ROUTING_MANIFESTS, corrected=True)
+def routes_on_stale_manifests(patch: Patch) -> None:
+    patch.setattr("routing.pick.refuse_stale_manifests", lambda *_: None)
+
+
 MUTANT_SETTINGS = Settings(
     block_expiry_blocks=SETTINGS.block_expiry_blocks // 4,
     reservation_margin_seconds=SETTINGS.reservation_margin_seconds,
@@ -284,14 +376,39 @@ class BusyStory(Story):
             await super().a_job()
 
 
-async def rules_broken(seed: int, steps: int) -> set[str]:
+class CorrectedStory(BusyStory):
+    """The same with facts that are withdrawn, and with syncs that do not name the miners that are away."""
+
+    async def a_sync(self) -> None:
+        if self.draw.random() < 0.6:
+            await super().a_sync()
+            return
+        block = max(1, self.number - self.draw.randrange(12))
+        if self.draw.random() < 0.5:
+            await self.unless_refused(self.ledger.withdraw_block(block, "a test"))
+        else:
+            await self.withdraw_a_sync()
+
+    async def withdraw_a_sync(self) -> None:
+        blocks = await self.ledger._read_state(lambda state, _: list(state.chain.sync_blocks))
+        if blocks:
+            await self.unless_refused(self.ledger.withdraw_manifests(self.draw.choice(blocks), "a test"))
+
+    async def goes_on(self, steps: int) -> None:
+        # Half of the steps of a story without corrections, in between syncs, since those are seldom otherwise.
+        for _ in range(steps // 2):
+            await super().goes_on(2)
+            await self.a_sync()
+
+
+async def rules_broken(seed: int, steps: int, *, corrected: bool = False) -> set[str]:
     """Run a story with the deciding code as it is now, and return the rules that the audit found broken."""
+    settings = replace(MUTANT_SETTINGS, newest_manifests_max_age_blocks=3) if corrected else MUTANT_SETTINGS
+    story = CorrectedStory if corrected else BusyStory
     clock = Clock()
     with seed_shown(seed):
-        async with Allowance.open(
-            "sqlite://", validator_ss58=VALIDATOR, settings=MUTANT_SETTINGS, clock_ns=clock
-        ) as ledger:
-            await BusyStory(ledger, clock, seed).goes_on(steps)
+        async with Allowance.open("sqlite://", validator_ss58=VALIDATOR, settings=settings, clock_ns=clock) as ledger:
+            await story(ledger, clock, seed).goes_on(steps)
             return {each.rule for each in (await ledger.audit()).findings}
 
 
@@ -302,13 +419,16 @@ def patch() -> Iterator[Patch]:
         yield context
 
 
-async def test_the_unchanged_ledger_breaks_no_rule() -> None:
-    """The story of the mutants has no finding without a mutation."""
-    assert await rules_broken(1, 250) == set()
+@pytest.mark.parametrize("corrected", [False, True])
+async def test_the_unchanged_ledger_breaks_no_rule(corrected: bool) -> None:
+    """The stories of the mutants have no finding without a mutation."""
+    assert await rules_broken(1, 250, corrected=corrected) == set()
 
 
-@pytest.mark.parametrize(("rule", "mutation"), MUTANTS, ids=[f"{each.__name__}" for _, each in MUTANTS])
-async def test_each_mutant_is_found(patch: Patch, rule: Rule, mutation: Mutation) -> None:
+@pytest.mark.parametrize(
+    ("rule", "mutation", "corrected"), MUTANTS, ids=[f"{mutation.__name__}" for _, mutation, _ in MUTANTS]
+)
+async def test_each_mutant_is_found(patch: Patch, rule: Rule, mutation: Mutation, corrected: bool) -> None:
     """The audit reports the rule that the mutation breaks; it may report others as well."""
     mutation(patch)
-    assert rule.value in await rules_broken(1, 250)
+    assert rule.value in await rules_broken(1, 250, corrected=corrected)

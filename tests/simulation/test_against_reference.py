@@ -70,6 +70,9 @@ DISTINGUISHED_ERRORS = (
     "JobAlreadySpent",
     "JobRequestConflict",
     "ChainFeedStale",
+    "ManifestsStale",
+    "FactNotRecorded",
+    "BlockInUse",
 )
 
 
@@ -174,13 +177,24 @@ class Pair:
         assert position == self.positions["block", block.number]
 
     def record_manifests(self, block: int, counts: Counts, *, confirm: bool = False) -> None:
-        # The rules do not say whether a sync that differs only by zero counts is a repeat or a conflict.
-        if any(sync.block == block and differ_only_by_zeros(sync.counts, counts) for sync in self.model.syncs):
-            return
         self._record(
             ("manifests", block),
             lambda: self.model.record_manifests(block, counts, self.now_ns, confirm=confirm),
             lambda: self.ledger.record_manifests(block, counts, confirm=confirm),
+        )
+
+    def withdraw_block(self, number: int, reason: str) -> None:
+        self._record(
+            ("withdrawn block", number),
+            lambda: self.model.withdraw_block(number, self.now_ns),
+            lambda: self.ledger.withdraw_block(number, reason),
+        )
+
+    def withdraw_manifests(self, block: int, reason: str) -> None:
+        self._record(
+            ("withdrawn manifests", block),
+            lambda: self.model.withdraw_manifests(block, self.now_ns),
+            lambda: self.ledger.withdraw_manifests(block, reason),
         )
 
     def _record(
@@ -476,15 +490,6 @@ def expected_candidate_facts(candidate: Candidate) -> tuple[str, float, float, i
     )
 
 
-def differ_only_by_zeros(one: Counts, other: Counts) -> bool:
-    """Whether two syncs differ, but offer the same positive counts."""
-
-    def offered(counts: Counts) -> set[tuple[str, str, int]]:
-        return {(miner, name, count) for miner, classes in counts.items() for name, count in classes.items() if count}
-
-    return one != other and offered(one) == offered(other)
-
-
 def assert_same_refusal(expected: Refused, error: Exception, ids: dict[int, int]) -> None:
     """The class of the error, or its nearest documented ancestor, is the model's; so are the fields."""
     names = [each.__name__ for each in type(error).__mro__]
@@ -495,6 +500,9 @@ def assert_same_refusal(expected: Refused, error: Exception, ids: dict[int, int]
         if name == "settled_at_ns":
             assert isinstance(value, int)
             assert_instant(error.settled_at, value)  # type: ignore[attr-defined]
+        elif name == "reservation_ids":
+            assert isinstance(value, list)
+            assert getattr(error, name) == [ids[each] for each in value]
         elif name == "reservation_id":
             assert isinstance(value, int)
             assert getattr(error, name) == ids[value]
@@ -510,6 +518,7 @@ indices = st.integers(0, 1_000)
 """Numbers that `one_of` reduces to an index of a list, whatever its length."""
 jobs = st.sampled_from([f"job-{number}" for number in range(6)])
 classes = st.sampled_from([*CLASSES, CLASSES[0], strategies.UNKNOWN_CLASS])
+reasons = st.sampled_from(["mistyped", "a fork of the chain", "täglich"])
 amounts_s = st.sampled_from(strategies.AMOUNTS_S) | st.integers(1, 60_000).map(lambda ms: ms / 1000)
 lateness_s = st.sampled_from(strategies.LATENESS_S)
 
@@ -644,6 +653,29 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def reserve_under_a_key(self, miner: str, executor_class: str, amount_s: float, key: str) -> None:
         self.pair.reserve(miner, executor_class, amount_s, 1, key=key)
+
+    @rule(offset=st.integers(-12, 1), reason=reasons)
+    def a_block_is_withdrawn(self, offset: int, reason: str) -> None:
+        self.pair.withdraw_block(self.pair.near(offset), reason)
+
+    @precondition(lambda self: self.pair.model.syncs)
+    @rule(index=indices, off=st.sampled_from([0, 0, 0, 1]), reason=reasons)
+    def manifests_are_withdrawn(self, index: int, off: int, reason: str) -> None:
+        """Mostly those of a recorded sync."""
+        self.pair.withdraw_manifests(one_of(self.pair.model.syncs, index).block + off, reason)
+
+    @precondition(lambda self: self.pair.model.withdrawn)
+    @rule(index=indices, confirm=st.booleans())
+    def a_withdrawn_fact_comes_again(self, index: int, confirm: bool) -> None:
+        """Unless it was recorded again, it needs a confirmation."""
+        withdrawn = one_of(self.pair.model.withdrawn, index)
+        if isinstance(withdrawn, Sync):
+            self.pair.record_manifests(withdrawn.block, withdrawn.counts, confirm=confirm)
+            return
+        late_s = seconds(withdrawn.created_at_ns - strategies.nominal_ns(withdrawn.number))
+        stakes = tuple((validator, seconds(stake)) for validator, stake in withdrawn.stakes.items())
+        graph = Metagraph(tuple(sorted(withdrawn.axons, key=lambda axon: axon.hotkey)), stakes)
+        self.pair.record_block(withdrawn.number, late_s, graph, confirm=confirm)
 
     @precondition(lambda self: bool(self.pair.ids))
     @rule(settled=st.lists(st.tuples(indices, st.sampled_from(["spend", "spend", "release"])), min_size=1, max_size=3))
@@ -842,6 +874,8 @@ class History:
             (self.a_block_comes, 30),
             (self.a_hole_is_filled, 3),
             (self.manifests_come, 3),
+            (self.a_block_is_withdrawn, 2),
+            (self.manifests_are_withdrawn, 1),
             (self.a_job_arrives, 25),
             (self.a_reservation_is_made, 6),
             (self.a_job_ends, 20),
@@ -881,6 +915,13 @@ class History:
             if self.rng.random() < 0.9
         }
         self.pair.record_manifests(self.pair.near(self.rng.randrange(-30, 2)), offered)
+
+    def a_block_is_withdrawn(self) -> None:
+        self.pair.withdraw_block(self.pair.near(-self.rng.randrange(0, 40)), "a test")
+
+    def manifests_are_withdrawn(self) -> None:
+        if self.pair.model.syncs:
+            self.pair.withdraw_manifests(self.rng.choice(self.pair.model.syncs).block, "a test")
 
     def a_job_arrives(self) -> None:
         self.jobs += 1

@@ -300,7 +300,9 @@ class TestManifests:
         ledger = stocked([], counts={"a": {GPU: 5}}, executors_max_per_class={GPU: 2})
         ledger.record_manifests(9, {"a": {GPU: 7, CPU: 0}}, NOW)
         ledger.record_manifests(4, {"a": {GPU: 6}}, NOW)
-        assert ledger.newest_sync() == Sync(9, {"a": {GPU: 7, CPU: 0}})
+        newest = ledger.newest_sync()
+        assert newest is not None
+        assert (newest.block, newest.counts) == (9, {"a": {GPU: 7, CPU: 0}})
 
 
 class TestFindingMiners:

@@ -15,6 +15,9 @@ from fractions import Fraction
 
 SECOND_NS = 10**9
 IMPLAUSIBLE_AFTER_BLOCKS = 100_000
+IMPLAUSIBLE_SYNC_AFTER_BLOCKS = 7200
+FEW = 10
+"""Fewer miners or validators than this may all leave at once."""
 
 Counts = dict[str, dict[str, int]]
 """`{miner: {executor_class: executors}}`."""
@@ -58,6 +61,7 @@ class Rules:
     validation_leeway_upper_blocks: int = 0
     respect_executor_count: bool = True
     newest_block_max_age_seconds: float | None = None
+    newest_manifests_max_age_blocks: int | None = None
 
     def capped(self, executor_class: str, count: int) -> int:
         """Return a count, limited to the configured maximum of the class."""
@@ -97,10 +101,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Sync:
-    """The executors that all miners offered at a block, as recorded, without the cap."""
+    """The executors that miners offered at a block, as recorded, without the cap; it covers all but `uncovered`."""
 
     block: int
     counts: Counts
+    uncovered: frozenset[str]
+    rules: Rules
+    """Those in force when the sync was recorded; they have the caps by which it is compared."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,11 @@ class Ledger:
         self.syncs: list[Sync] = []
         self.finalized: list[Finalized] = []
         self.drops: list[Drop] = []
+        self.known_miners: set[str] = set()
+        """Every miner that a fact has ever registered or named."""
+        self.recorded_last: Block | None = None
+        """The block recorded last; after a withdrawal, the one that the ledger returns to."""
+        self.withdrawn: list[Block | Sync] = []
         self.reservations: list[Reservation] = []
         self.keys: dict[str, tuple[tuple[object, ...], int]] = {}
 
@@ -198,6 +210,9 @@ class Ledger:
         copy.syncs = list(self.syncs)
         copy.finalized = list(self.finalized)
         copy.drops = list(self.drops)
+        copy.known_miners = set(self.known_miners)
+        copy.recorded_last = self.recorded_last
+        copy.withdrawn = list(self.withdrawn)
         copy.reservations = list(self.reservations)
         copy.keys = dict(self.keys)
         return copy
@@ -236,8 +251,7 @@ class Ledger:
             if recorded == block:
                 return False
             raise Refused("ConflictingFact")
-        newest = self.newest_block()
-        if newest is not None and number > newest.number + IMPLAUSIBLE_AFTER_BLOCKS and not confirm:
+        if self._is_implausible_block(block) and not confirm:
             raise Refused("ImplausibleFact")
         before, after = self.block(number - 1), self.block(number + 1)
         if before is not None and created_at_ns <= before.created_at_ns:
@@ -245,6 +259,8 @@ class Ledger:
         if after is not None and created_at_ns >= after.created_at_ns:
             raise Refused("ConflictingFact")
         self.blocks.append(block)
+        self.recorded_last = block
+        self.known_miners.update(axon.hotkey for axon in block.axons)
         if before is not None:
             self._finalize(before, block)
         if after is not None:
@@ -252,31 +268,99 @@ class Ledger:
         self._record(now_ns)
         return True
 
+    def _is_implausible_block(self, block: Block) -> bool:
+        newest, last = self.newest_block(), self.recorded_last
+        if newest is not None and block.number > newest.number + IMPLAUSIBLE_AFTER_BLOCKS:
+            return True
+        if last is not None and len(last.axons) >= FEW and len(block.axons) * 10 < len(last.axons):
+            return True
+        if last is not None and len(last.stakes) >= FEW and len(block.stakes) * 10 < len(last.stakes):
+            return True
+        return block in self.withdrawn
+
     def record_manifests(self, block: int, counts: Counts, now_ns: int, *, confirm: bool = False) -> bool:
-        """Record a sync of all miners and its drops; return False for a repeat."""
+        """Record a sync and its drops; return False for a repeat."""
         if block < 1:
             raise Refused("InvalidInput")
         for sync in self.syncs:
             if sync.block == block:
-                if _without_zeros(sync.counts) == _without_zeros(counts):
+                if sync.counts == counts:
                     return False
                 raise Refused("ConflictingFact")
-        before = self.newest_sync(at_most=block - 1)
-        if before is not None:
-            if _executors(counts) * 10 < _executors(before.counts) and not confirm:
-                raise Refused("ImplausibleFact")
-            for miner, classes in before.counts.items():
-                for executor_class, count_before in classes.items():
-                    count = counts.get(miner, {}).get(executor_class, 0)
-                    if self.rules.capped(executor_class, count) < self.rules.capped(executor_class, count_before):
-                        self.drops.append(Drop(block, miner, executor_class))
-        self.syncs.append(Sync(block, {miner: dict(classes) for miner, classes in counts.items()}))
+        if self._is_implausible_sync(block, counts) and not confirm:
+            raise Refused("ImplausibleFact")
+        given = {miner: dict(classes) for miner, classes in counts.items()}
+        sync = Sync(block, given, self._uncovered(block, given), self.rules)
+        self.drops.extend(_drops(sync, self.syncs))
+        self.syncs.append(sync)
+        self.known_miners.update(given)
         self._record(now_ns)
         return True
 
+    def _is_implausible_sync(self, block: int, counts: Counts) -> bool:
+        newest, before = self.newest_block(), self.newest_sync(at_most=block - 1)
+        if newest is not None and block > newest.number + IMPLAUSIBLE_SYNC_AFTER_BLOCKS:
+            return True
+        if before is not None and _executors(counts) * 10 < _executors(before.counts):
+            return True
+        return any(isinstance(each, Sync) and (each.block, each.counts) == (block, counts) for each in self.withdrawn)
+
+    def _uncovered(self, block: int, counts: Counts) -> frozenset[str]:
+        """Return the known miners that the sync does not name and that were not registered at its block."""
+        below = [each for each in self.blocks if each.number <= block]
+        if not below:
+            return frozenset()
+        newest = max(below, key=lambda each: each.number)
+        registered = {axon.hotkey for axon in newest.axons}
+        return frozenset(each for each in self.known_miners if each not in registered and each not in counts)
+
+    # Withdrawing facts.
+
+    def withdraw_block(self, number: int, now_ns: int) -> bool:
+        """Withdraw a block: as if it had never been recorded; return False if it is withdrawn already."""
+        if number < 1:
+            raise Refused("InvalidInput")
+        block = self.block(number)
+        if block is None:
+            if any(isinstance(each, Block) and each.number == number for each in self.withdrawn):
+                return False
+            raise Refused("FactNotRecorded")
+        holders = [
+            each.reservation_id
+            for each in self.reservations
+            if each.status in ("reserved", "spent") and (number in each.blocks or number - 1 in each.blocks)
+        ]
+        if holders:
+            raise Refused("BlockInUse", reservation_ids=holders)
+        was_newest = block == self.newest_block()
+        self.blocks.remove(block)
+        self.finalized = [each for each in self.finalized if each.number not in (number, number - 1)]
+        self.withdrawn.append(block)
+        below = self.block(number - 1)
+        if below is not None:
+            self.recorded_last = below
+        elif was_newest and self.blocks:
+            self.recorded_last = self.newest_block()
+        self._record(now_ns)
+        return True
+
+    def withdraw_manifests(self, block: int, now_ns: int) -> bool:
+        """Withdraw a sync: as if it had never been recorded; what is finalized keeps its amounts."""
+        if block < 1:
+            raise Refused("InvalidInput")
+        for sync in self.syncs:
+            if sync.block == block:
+                self.syncs.remove(sync)
+                self.withdrawn.append(sync)
+                self.drops = [drop for at, each in enumerate(self.syncs) for drop in _drops(each, self.syncs[:at])]
+                self._record(now_ns)
+                return True
+        if any(isinstance(each, Sync) and each.block == block for each in self.withdrawn):
+            return False
+        raise Refused("FactNotRecorded")
+
     def _finalize(self, block: Block, following: Block) -> None:
-        sync = self.newest_sync(at_most=block.number)
-        counts = {} if sync is None else sync.counts
+        counts = {miner: _offered(miner, block.number, self.syncs) for miner in self.known_miners}
         self.finalized.append(
             Finalized(
                 number=block.number,
@@ -624,8 +708,8 @@ class Ledger:
 
         Source: ComputeHorde's validator. Only active reservations that are not overdue count as running jobs.
         """
-        sync = self.newest_sync()
-        count = 0 if sync is None else sync.counts.get(miner, {}).get(executor_class, 0)
+        newest = self.newest_sync()
+        count = 0 if newest is None else _offered(miner, newest.block, self.syncs).get(executor_class, 0)
         running = [
             reservation
             for reservation in self._of_account(miner, executor_class)
@@ -644,6 +728,8 @@ class Ledger:
         newest = self.newest_block()
         if newest is not None and self._is_stale(newest, now_ns):
             raise Refused("ChainFeedStale")
+        if newest is not None and self._has_stale_manifests(newest):
+            raise Refused("ManifestsStale")
         start = 1 if newest is None else newest.number
         candidates = self._find_miners(amount_ns, executor_class, start, now_ns)
         if self.rules.respect_executor_count:
@@ -662,6 +748,10 @@ class Ledger:
         if newest is None or choices.active is not None or miner not in choices.miners:
             raise ValueError(f"{miner} is not among {choices}")
         return self._claim(miner, executor_class, choices.amount_ns, newest.number, now_ns, job_uuid=job_uuid)
+
+    def _has_stale_manifests(self, newest: Block) -> bool:
+        most, sync = self.rules.newest_manifests_max_age_blocks, self.newest_sync()
+        return most is not None and sync is not None and newest.number - sync.block > most
 
     def _is_stale(self, newest: Block, now_ns: int) -> bool:
         max_age_seconds = self.rules.newest_block_max_age_seconds
@@ -748,8 +838,22 @@ def _executors(counts: Counts) -> int:
     return sum(count for classes in counts.values() for count in classes.values())
 
 
-def _without_zeros(counts: Counts) -> Counts:
-    offered = {
-        miner: {name: count for name, count in classes.items() if count > 0} for miner, classes in counts.items()
-    }
-    return {miner: classes for miner, classes in offered.items() if classes}
+def _offered(miner: str, block: int, syncs: Sequence[Sync]) -> dict[str, int]:
+    """Return what a miner offers at a block: what the newest sync at or below it says that covers the miner."""
+    covering = [each for each in syncs if each.block <= block and miner not in each.uncovered]
+    if not covering:
+        return {}
+    return max(covering, key=lambda each: each.block).counts.get(miner, {})
+
+
+def _drops(sync: Sync, earlier: Sequence[Sync]) -> list[Drop]:
+    """Return the drops of a sync, given those that were recorded before it."""
+    drops = []
+    for miner in sorted({miner for each in earlier for miner in each.counts}):
+        if miner in sync.uncovered:
+            continue
+        for executor_class, count_before in _offered(miner, sync.block - 1, earlier).items():
+            count = sync.counts.get(miner, {}).get(executor_class, 0)
+            if sync.rules.capped(executor_class, count) < sync.rules.capped(executor_class, count_before):
+                drops.append(Drop(sync.block, miner, executor_class))
+    return drops

@@ -2,7 +2,8 @@
 
 An impossible fact is reported and left out of the replay. Rules: a block, and a manifest sync at a block, is recorded
 once; a fact is stored as a difference to the one before it, so it names only what changed; no block lasts zero or
-fewer nanoseconds; the first event, and no other, opens the ledger and names its validator.
+fewer nanoseconds; the first event, and no other, opens the ledger and names its validator. A correction withdraws a
+recorded fact; if it carries something else than what follows from the facts that remain, what follows is applied.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ import msgspec
 
 from ledger import Metagraph, RecordedSettings, Row
 from ledger.errors import InvalidInput, shortened
-from ledger.events import BlockRecorded, LedgerOpened, ManifestsRecorded, SettingsChanged
+from ledger.events import (
+    BlockRecorded,
+    BlockWithdrawn,
+    Correction,
+    LedgerOpened,
+    ManifestsRecorded,
+    ManifestsWithdrawn,
+    SettingsChanged,
+)
 from projections.audit.state import AuditState
 from projections.rules import Findings, Rule
 
@@ -26,6 +35,7 @@ V = TypeVar("V")
 LARGEST = 2**63 - 1
 MOST_EXECUTORS = 10**9
 LONGEST_NAME = 128
+LONGEST_REASON = 256
 LONGEST_ADDRESS = 253
 LARGEST_PORT = 65_535
 
@@ -100,13 +110,41 @@ class FactCheck:
             message = f"the sync at block {event.block} was already recorded at position {recorded_at}"
             self._findings.add(row.position, Rule.FACTS_ONCE, message, block=event.block)
             # The sync is left out, but the next one may have been recorded as a difference to it.
-            chain.last_manifests = _changed(chain.last_manifests, applicable.offered, applicable.absent)
+            chain.read_manifests(applicable)
             self._grants.process_sync(row.position, applicable, is_applied=False)
             return
         chain.apply_manifests(row.position, applicable)
-        self._state.affected_miners.append(None)
+        self._record_all_affected()
         self._state.record_change()
         self._grants.process_sync(row.position, applicable, is_applied=True)
+
+    def process_block_withdrawal(self, row: Row, event: BlockWithdrawn) -> None:
+        """Check the withdrawal of a block, and apply it if the block is recorded."""
+        expected = self._grants.block_withdrawal(event)
+        if not self._is_expected(row.position, f"block {event.number}", event, expected) or expected is None:
+            return
+        self._check_withdrawn_blocks_free(row.position, event.number)
+        granted, blocks = self._state.granted, self._chain.blocks
+        for block in (event.number - 1, event.number):
+            if blocks.unit_ns(block):
+                granted.remove(block, block)
+                self._state.sums.remove_block(block, blocks.unit_ns(block))
+        self._chain.withdraw_block(row.position, expected)
+        self._record_all_affected()
+        self._members = self._chain.metagraph.members
+        self._state.record_change(resets_rankings=True)
+        self._grants.withdraw_block(row.position, expected)
+
+    def process_manifests_withdrawal(self, row: Row, event: ManifestsWithdrawn) -> None:
+        """Check the withdrawal of a sync, and apply it if the sync is recorded."""
+        expected = self._grants.manifests_withdrawal(event)
+        fact = f"the sync at block {event.block}"
+        if not self._is_expected(row.position, fact, event, expected) or expected is None:
+            return
+        self._chain.withdraw_manifests(row.position, expected)
+        self._record_all_affected()
+        self._state.record_change(resets_rankings=True)
+        self._grants.check_after_withdrawal(row.position)
 
     def finish(self, position: int) -> None:
         """Run the checks that need the whole log; `position` is its last."""
@@ -121,6 +159,40 @@ class FactCheck:
         self._chain.apply_settings(settings)
         self._state.record_change(resets_rankings=True)
         self._grants.process_settings(row.position, settings)
+
+    def _is_expected(self, position: int, fact: str, event: Correction, expected: Correction | None) -> bool:
+        """Report a correction that is not as it must be; return whether its fact is recorded."""
+        if expected is None:
+            message = f"{fact} is withdrawn although it is not recorded"
+            self._findings.add(position, Rule.CORRECTIONS_FOLLOW, message)
+            return False
+        if not is_name(event.reason, LONGEST_REASON):
+            message = f"the reason must be 1 to {LONGEST_REASON} printable characters"
+            self._findings.add(position, Rule.FACTS_FOLLOW, message, reason=shortened(event.reason))
+        found, correct = (
+            {name: getattr(each, name) for name in each.__struct_fields__ if name != "decided_at_ns"}
+            for each in (event, expected)
+        )
+        wrong = [name for name in found if found[name] != correct[name]]
+        if wrong:
+            message = f"the withdrawal of {fact} has a wrong value: {wrong[0]}"
+            details = {each: {"found": found[each], "expected": correct[each]} for each in wrong}
+            self._findings.add(position, Rule.CORRECTIONS_FOLLOW, message, **details)
+        return True
+
+    def _check_withdrawn_blocks_free(self, position: int, number: int) -> None:
+        for account in (*self._state.accounts.values(), *self._state.unknown_accounts.values()):
+            if account.taken.overlaps(number - 1, number):
+                message = f"block {number} is withdrawn although a reservation holds it or the block below it"
+                details = {"miner_ss58": account.miner_ss58, "executor_class": account.executor_class}
+                self._findings.add(position, Rule.WITHDRAWN_BLOCKS_FREE, message, **details)
+
+    def _record_all_affected(self) -> None:
+        """Record that the counts of any miner may have changed."""
+        self._state.affected_miners.append(None)
+        if self._chain.newest_inputs is None:
+            # The next finalized block sets all counts, whatever they were computed from before.
+            self._count_inputs = None
 
     def _record_granted(self, number: int) -> None:
         """Record the units of the blocks that a new block has finalized: the one below it, and itself if late."""

@@ -21,37 +21,51 @@ Rules (source: ComputeHorde's validator; for facts that arrive late, and for cha
 - A block is finalized once the next block is known, and keeps its amounts from then on.
 - A finalized block grants `floor(duration * multiplier * share of the stake)` ns per executor. A block that is longer
   than a limit (12.5 s by default) counts as a fixed duration (12.0 s by default).
-- The count of a miner that is registered at the block is that of the sync at the highest block that is not above it,
-  among the syncs that were recorded when the block was finalized; capped as configured at that moment. The count of a
-  miner that is not registered is 0.
-- A drop: if a sync counts fewer executors of a miner and class than the sync at the next lower recorded block, all
+- The count of a miner that is registered at the block is that of the sync at the highest block that is not above it
+  and covers the miner, among the syncs that were recorded when the block was finalized; capped as configured at that
+  moment. The count of a miner that is not registered is 0.
+- A sync covers the miners that it names, and those registered at the newest recorded block that is not above it; all if
+  there is none. Logs of earlier releases do not say whom a sync covers; it then covers all.
+- A drop: if a sync counts fewer executors of a miner and class than the next lower sync that covers the miner, all
   blocks below the sync are invalidated. Both counts are capped as configured when the sync is recorded. A late sync is
-  compared with the sync below it only; the sync above it is not compared again. A lowered cap is no drop.
+  compared with those below it only; the sync above it is not compared again. A lowered cap is no drop.
+- A withdrawn block or sync counts as never recorded. A finalized block keeps its amounts, unless it or its successor is
+  withdrawn.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ledger import END, Account, Chain, RecordedSettings
-from ledger.events import Axon, BlockRecorded, ManifestsRecorded
+from ledger.events import Axon, BlockRecorded, BlockWithdrawn, ManifestsRecorded, ManifestsWithdrawn
 from projections.rules import Findings, Rule
 
-Manifests = dict[str, dict[str, int]]
+from .syncs import NO_COUNTS, NO_MANIFESTS, Manifests, PlainSync, Steps, SyncTable
+
+V = TypeVar("V")
+
+
+class Graph(NamedTuple):
+    """A metagraph, and the validator's share of the stake in it."""
+
+    miners: dict[str, Axon]
+    stakes: dict[str, int]
+    members: frozenset[str]
+    share: Fraction
 
 
 class CountTerms(NamedTuple):
     """Everything that determines a block's executor counts, fixed when it was finalized.
 
     It is the audit's own counterpart of `CountInputs` in the fold. `BlockTerms` in `projections/grants.py` is about
-    something else: the settings that determine what a block's duration is worth. `sync_block` is None if no sync was
-    recorded at or below the block.
+    something else: the settings that determine what a block's duration is worth.
     """
 
-    sync_block: int | None
+    offers: Manifests
     caps: dict[str, int]
     members: frozenset[str]
 
@@ -63,22 +77,25 @@ class GrantCheck:
         self._chain = chain
         self._findings = findings
         self._settings = RecordedSettings()
-        self._miners: dict[str, Axon] = {}
-        self._members: frozenset[str] = frozenset()
-        self._stakes: dict[str, int] = {}
-        self._newest = 0
-        self._created_at_ns: dict[int, int] = {}
-        self._unfinalized: dict[int, tuple[Fraction, frozenset[str]]] = {}
-        """Blocks whose successor is unknown: the validator's share of the stake, and the registered miners."""
+        self._graph = Graph({}, {}, frozenset(), Fraction(0))
+        """That of the last event that has a metagraph."""
+        self._blocks: dict[int, tuple[int, Graph]] = {}
+        """The creation time and metagraph of each recorded block."""
+        self._numbers: list[int] = []
+        """The recorded blocks, ascending."""
         self._terms: dict[int, CountTerms] = {}
         """Of the finalized blocks with a unit above 0."""
         self._units_ns: dict[int, int] = {}
         """What the same blocks grant per executor."""
         self._manifests: Manifests = {}
-        self._syncs: dict[int, Manifests] = {}
-        self._sync_blocks: list[int] = []
-        self._invalidated_below: dict[tuple[str, str], int] = {}
-        """By miner and class."""
+        """Those of the last event that has manifests."""
+        self._uncovered: frozenset[str] = frozenset()
+        """The known miners that the sync recorded last does not cover."""
+        self._known: set[str] = set()
+        """The miners that a block has registered or a sync has named."""
+        self._says_coverage = False
+        """Whether a sync has said whom it does not cover; from then on every sync must."""
+        self._syncs = SyncTable()
 
     def process_settings(self, position: int, settings: RecordedSettings) -> None:
         """Apply settings, and compare the newest counts, because the caps may have changed."""
@@ -91,62 +108,98 @@ class GrantCheck:
         `is_applied` is False if the replay left the block out, because it is a repeat or has an impossible duration.
         Then only the metagraph is updated: the next block may have been recorded as a difference to it.
         """
-        self._update_metagraph(event)
+        self._graph = self._changed_graph(event)
+        self._known |= self._graph.members
         if not is_applied:
             return
-        number, total = event.number, sum(self._stakes.values())
-        share = Fraction(self._stakes.get(self._chain.validator_ss58, 0), total) if total else Fraction(0)
-        self._created_at_ns[number] = event.created_at_ns
-        self._unfinalized[number] = share, self._members
+        number = event.number
+        self._blocks[number] = event.created_at_ns, self._graph
+        insort(self._numbers, number)
         for block in (number - 1, number):
-            if block in self._unfinalized and block + 1 in self._created_at_ns:
-                self._finalize(position, block, *self._unfinalized.pop(block))
-        if number > self._newest:
-            self._newest = number
-            if self._chain.metagraph.miners != self._miners:
-                message = f"the fold has other registered miners than block {number}"
-                self._report(position, message, block=number)
+            if block in self._blocks and block + 1 in self._blocks:
+                self._finalize(position, block)
+        if number == self._numbers[-1]:
+            self._check_newest_miners(position)
 
     def process_sync(self, position: int, event: ManifestsRecorded, *, is_applied: bool) -> None:
-        """Apply a sync, and compare the invalidated blocks and the newest counts.
+        """Apply a sync, and compare whom it covers, the invalidated blocks and the newest counts.
 
         `is_applied` is False if the replay left the sync out, because it is a repeat. Then only the manifests are
         updated: the next sync may have been recorded as a difference to it.
         """
-        removed = set(event.absent)
-        merged = {**self._manifests, **event.offered}
-        self._manifests = {miner: counts for miner, counts in merged.items() if miner not in removed}
-        if not is_applied:
-            return
-        block = event.block
-        at = bisect_left(self._sync_blocks, block)
-        if at:
-            self._record_drops(block, self._syncs[self._sync_blocks[at - 1]], self._manifests)
-        insort(self._sync_blocks, block)
-        self._syncs[block] = self._manifests
-        for account in self._chain.accounts.values():
-            expected = self._invalidated_below.get((account.miner_ss58, account.executor_class), 0)
-            if account.invalidated_below != expected:
-                found = account.invalidated_below
-                message = f"the fold invalidates the blocks below {found}, but the syncs those below {expected}"
-                self._report(position, message, account, found=found, expected=expected)
+        if event.offered or event.absent:
+            self._manifests = _changed(self._manifests, event.offered, event.absent)
+        before = self._uncovered
+        self._uncovered = before.union(event.uncovered).difference(event.covered)
+        if is_applied:
+            self._check_coverage(position, event, before)
+            caps = self._settings.executors_max_per_class
+            self._syncs.record(PlainSync(event.block, self._manifests, self._uncovered, caps))
+        self._known.update(self._manifests)
+        if is_applied:
+            self._check_invalidated(position)
+            self._check_newest_counts(position)
+
+    def block_withdrawal(self, event: BlockWithdrawn) -> BlockWithdrawn | None:
+        """Return the event as it must be; None if the block is not recorded."""
+        number = event.number
+        if number not in self._blocks:
+            return None
+        returns_to = self._returns_to(number)
+        if not returns_to:
+            return BlockWithdrawn(number, event.reason)
+        last, graph = self._graph, self._blocks[returns_to][1]
+        fields = *_difference(last.miners, graph.miners), *_difference(last.stakes, graph.stakes)
+        return BlockWithdrawn(number, event.reason, returns_to, *fields)
+
+    def withdraw_block(self, position: int, event: BlockWithdrawn) -> None:
+        """Apply a withdrawal that is as it must be."""
+        number = event.number
+        if event.returns_to:
+            self._graph = self._blocks[event.returns_to][1]
+        del self._blocks[number], self._numbers[bisect_left(self._numbers, number)]
+        for block in (number - 1, number):
+            self._terms.pop(block, None)
+            self._units_ns.pop(block, None)
+            self._check_sum(position, block, block + 1, 0)
+        self._check_newest_miners(position)
+
+    def manifests_withdrawal(self, event: ManifestsWithdrawn) -> ManifestsWithdrawn | None:
+        """Return the event as it must be, and leave the sync out from here on; None if it is not recorded."""
+        if event.block not in self._syncs.syncs:
+            return None
+        self._syncs.withdraw(event.block)
+        remaining = self._syncs.syncs[self._syncs.blocks[-1]].manifests if self._syncs.blocks else NO_MANIFESTS
+        offered, absent = _difference(self._manifests, remaining)
+        self._manifests = remaining
+        steps = self._syncs.steps()
+        counts: dict[str, Steps] = {}
+        invalidated_below: dict[str, int] = {}
+        for stream, account in sorted(self._chain.accounts.items()):
+            key = account.miner_ss58, account.executor_class
+            expected = steps.get(key, [(0, 0)])
+            if expected != list(zip(account.offered.starts, account.offered.values, strict=True)):
+                counts[stream] = expected
+            below = self._syncs.invalidated_below.get(key, 0)
+            if below != account.invalidated_below:
+                invalidated_below[stream] = below
+        return ManifestsWithdrawn(event.block, event.reason, offered, absent, counts, invalidated_below)
+
+    def check_after_withdrawal(self, position: int) -> None:
+        """Compare the fold with the syncs that remain, once it has applied the withdrawal of one."""
+        self._check_invalidated(position)
         self._check_newest_counts(position)
 
     def finish(self, position: int) -> None:
         """Compare the sum of all blocks, and every account's count at every block with a unit above 0."""
         if self._units_ns:
             self._check_sum(position, 0, END, sum(self._units_ns.values()))
-        no_manifests: Manifests = {}
-        no_offers: dict[str, int] = {}
-        spans = [
-            (first, last, no_manifests if terms.sync_block is None else self._syncs[terms.sync_block], terms)
-            for first, last, terms in self._spans()
-        ]
+        spans = list(self._spans())
         for account in self._chain.accounts.values():
             miner, executor_class = account.miner_ss58, account.executor_class
             starts, values = account.counts.starts, account.counts.values
-            for first, last, manifests, terms in spans:
-                offered = manifests.get(miner, no_offers).get(executor_class, 0) if miner in terms.members else 0
+            for first, last, terms in spans:
+                offered = terms.offers.get(miner, NO_COUNTS).get(executor_class, 0) if miner in terms.members else 0
                 expected = min(offered, terms.caps.get(executor_class, offered))
                 # A fast test first: the values of the fold's steps that overlap the span. One of them may differ at
                 # blocks that grant nothing, so a difference is only a suspicion, which is checked block by block.
@@ -155,32 +208,68 @@ class GrantCheck:
                 if steps.count(expected) != len(steps):
                     self._check_counts(position, account, first, last, expected)
 
-    def _update_metagraph(self, event: BlockRecorded) -> None:
-        if event.registered or event.deregistered:
-            removed = set(event.deregistered)
-            merged = {**self._miners, **event.registered}
-            self._miners = {miner: axon for miner, axon in merged.items() if miner not in removed}
-            self._members = frozenset(self._miners)
-        if event.staked or event.unstaked:
-            removed = set(event.unstaked)
-            staked = {**self._stakes, **event.staked}
-            self._stakes = {validator: stake for validator, stake in staked.items() if validator not in removed}
+    def _changed_graph(self, event: BlockRecorded) -> Graph:
+        if not (event.registered or event.deregistered or event.staked or event.unstaked):
+            return self._graph
+        miners = _changed(self._graph.miners, event.registered, event.deregistered)
+        stakes = _changed(self._graph.stakes, event.staked, event.unstaked)
+        total = sum(stakes.values())
+        share = Fraction(stakes.get(self._chain.validator_ss58, 0), total) if total else Fraction(0)
+        return Graph(miners, stakes, frozenset(miners), share)
 
-    def _finalize(self, position: int, block: int, share: Fraction, members: frozenset[str]) -> None:
-        settings = self._settings
-        duration_ns = self._created_at_ns[block + 1] - self._created_at_ns[block]
+    def _returns_to(self, number: int) -> int:
+        """Return the block whose metagraph a withdrawal must carry: the predecessor, else the newest that remains.
+
+        The latter only if the newest block is withdrawn. 0 if neither exists.
+        """
+        if number - 1 in self._blocks:
+            return number - 1
+        return self._numbers[-2] if number == self._numbers[-1] and len(self._numbers) > 1 else 0
+
+    def _finalize(self, position: int, block: int) -> None:
+        settings, (created_at_ns, graph) = self._settings, self._blocks[block]
+        duration_ns = self._blocks[block + 1][0] - created_at_ns
         counted_ns = settings.long_block_counts_as_ns if duration_ns > settings.long_block_ns else duration_ns
-        unit_ns = int(counted_ns * Fraction(settings.allowance_multiplier) * share)
+        unit_ns = int(counted_ns * Fraction(settings.allowance_multiplier) * graph.share)
         found_ns = self._chain.blocks.unit_ns(block)
         if found_ns != unit_ns:
             message = f"the fold grants {found_ns} ns per executor for block {block}, but the facts grant {unit_ns} ns"
             self._report(position, message, block=block, found_ns=found_ns, expected_ns=unit_ns)
         if unit_ns:
-            at = bisect_right(self._sync_blocks, block)
-            sync_block = self._sync_blocks[at - 1] if at else None
-            self._terms[block] = CountTerms(sync_block, settings.executors_max_per_class, members)
+            offers = self._syncs.offers_at(block)
+            self._terms[block] = CountTerms(offers, settings.executors_max_per_class, graph.members)
             self._units_ns[block] = unit_ns
         self._check_sum(position, block, block + 1, unit_ns)
+
+    def _check_newest_miners(self, position: int) -> None:
+        newest = self._numbers[-1] if self._numbers else 0
+        miners = self._blocks[newest][1].miners if newest else {}
+        if self._chain.metagraph.miners != miners or self._chain.blocks.newest != newest:
+            message = f"the fold has other registered miners than block {newest}"
+            self._report(position, message, block=newest)
+
+    def _check_coverage(self, position: int, event: ManifestsRecorded, before: frozenset[str]) -> None:
+        self._says_coverage |= bool(event.uncovered or event.covered)
+        if not self._says_coverage:
+            return
+        at = bisect_right(self._numbers, event.block)
+        expected: set[str] = set()
+        if at:
+            expected = self._known - self._blocks[self._numbers[at - 1]][1].members - self._manifests.keys()
+        uncovered, covered = sorted(expected - before), sorted(before - expected)
+        if (event.uncovered, event.covered) != (uncovered, covered):
+            message = f"the sync at block {event.block} covers other miners than it names and than are registered"
+            details = {"uncovered": event.uncovered, "covered": event.covered}
+            expectation = {"expected_uncovered": uncovered, "expected_covered": covered}
+            self._findings.add(position, Rule.COVERAGE_FOLLOWS, message, **details, **expectation)
+
+    def _check_invalidated(self, position: int) -> None:
+        for account in self._chain.accounts.values():
+            expected = self._syncs.invalidated_below.get((account.miner_ss58, account.executor_class), 0)
+            if account.invalidated_below != expected:
+                found = account.invalidated_below
+                message = f"the fold invalidates the blocks below {found}, but the syncs those below {expected}"
+                self._report(position, message, account, found=found, expected=expected)
 
     def _check_sum(self, position: int, start: int, end: int, expected_ns: int) -> None:
         """Compare the fold's prefix sums over the blocks of `[start, end)` with the expected sum."""
@@ -190,25 +279,10 @@ class GrantCheck:
             message = f"the fold sums {found_ns} ns per executor for {which}, but the facts grant {expected_ns} ns"
             self._report(position, message, found_ns=found_ns, expected_ns=expected_ns)
 
-    def _record_drops(self, block: int, before: Manifests, after: Manifests) -> None:
-        """Invalidate the blocks below a sync for each miner and class whose count is lower than at the sync before.
-
-        Both counts are capped by the settings of now, so settings that lower a cap cause no drop at the next sync.
-        """
-        for miner, counts in before.items():
-            counts_after = after.get(miner, {})
-            for executor_class, count in counts.items():
-                count_after = self._capped(executor_class, counts_after.get(executor_class, 0))
-                if count_after < self._capped(executor_class, count):
-                    key = miner, executor_class
-                    self._invalidated_below[key] = max(block, self._invalidated_below.get(key, 0))
-
     def _check_newest_counts(self, position: int) -> None:
-        if not self._sync_blocks:
-            return
-        newest = self._syncs[self._sync_blocks[-1]]
+        newest = self._syncs.newest
         for account in self._chain.accounts.values():
-            offered = newest.get(account.miner_ss58, {}).get(account.executor_class, 0)
+            offered = newest.get(account.miner_ss58, NO_COUNTS).get(account.executor_class, 0)
             expected, found = self._capped(account.executor_class, offered), self._chain.newest_count(account)
             if found != expected:
                 message = f"the fold counts {found} executors now, but the newest sync {expected}"
@@ -246,3 +320,15 @@ class GrantCheck:
     def _report(self, position: int, message: str, account: Account | None = None, **details: object) -> None:
         whose = {} if account is None else {"miner_ss58": account.miner_ss58, "executor_class": account.executor_class}
         self._findings.add(position, Rule.GRANTS_FOLLOW, message, **whose, **details)
+
+
+def _changed(last: Mapping[str, V], changed: Mapping[str, V], removed: list[str]) -> dict[str, V]:
+    """Return the mapping after the differences of an event."""
+    gone = set(removed)
+    return {name: value for name, value in {**last, **changed}.items() if name not in gone}
+
+
+def _difference(last: Mapping[str, V], given: Mapping[str, V]) -> tuple[dict[str, V], list[str]]:
+    """Return the new or changed entries, and the names of those that are gone, by name."""
+    changed = {name: value for name, value in sorted(given.items()) if last.get(name) != value}
+    return changed, sorted(last.keys() - given.keys())

@@ -3,7 +3,7 @@
 The ranking and the tie-break are the audit's own, so that a router that ranks wrongly is found. Rules: a job goes to
 the first candidate at the newest block that has the amount and is not busy; a claim that was decided again after a
 version conflict may stay on its miner if that still qualifies; the route names the axon of the newest metagraph; a
-router refuses if the newest block is older than the configured age.
+router refuses if the newest block is older, or the newest sync further behind it, than configured.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class RouteCheck:
             self._findings.add(row.position, Rule.ROUTING_AXON, message, **details)
         if chain.settings.newest_block_max_age_ns is not None:
             self._check_block_age(row.position, newest, now_ns, chain.settings.newest_block_max_age_ns)
+        if chain.settings.newest_manifests_max_age_blocks is not None:
+            self._check_manifests_age(row.position, newest, chain.settings.newest_manifests_max_age_blocks)
         ranking = self._rankings.get(account.executor_class) or self.ranking(account.executor_class)
         first = self._first_not_busy(ranking, event.amount_ns, row.job_uuid or "")
         if event.kept:
@@ -90,6 +92,12 @@ class RouteCheck:
         if age_ns > most_ns:
             message = f"the newest block was {seconds(age_ns)} s old, expected at most {seconds(most_ns)} s"
             self._findings.add(position, Rule.ROUTING_FEED, message, newest_block=newest, age_ns=age_ns)
+
+    def _check_manifests_age(self, position: int, newest: int, most: int) -> None:
+        behind = newest - (self._state.chain.sync_blocks or [newest])[-1]
+        if behind > most:
+            message = f"the newest sync was {behind} blocks behind the newest block, expected at most {most}"
+            self._findings.add(position, Rule.ROUTING_MANIFESTS, message, newest_block=newest, behind=behind)
 
     def _is_busy(self, account: AccountState) -> bool:
         """Return whether the miner runs as many jobs as the newest sync, capped, counts executors of it.

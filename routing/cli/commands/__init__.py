@@ -48,6 +48,7 @@ class CommandEntry(NamedTuple):
 COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("demo", "Show everything on made-up data: import, routing, settling, history, audit.", "demo"),
     CommandEntry("import", "Record chain facts (blocks and manifest syncs) from a file.", "import_facts"),
+    CommandEntry("withdraw", "Withdraw a block or a manifest sync that was recorded by mistake.", "withdraw"),
     CommandEntry("miners", "List the candidates for a job, best first, or all registered miners.", "miners"),
     CommandEntry("pick", "Pick a miner for a job and reserve the allowance that the job needs.", "pick"),
     CommandEntry("spend", "Spend a reservation: its job ran.", "settle", "SPEND"),

@@ -4,12 +4,13 @@ A fault case adds one fault to an honest `LogBuilder` log. If the fault breaks o
 so that a test can require exactly these findings.
 """
 
-from . import facts, reservations, routes, rows, settlements
+from . import corrections, facts, reservations, routes, rows, settlements
 from .fault_case import FaultCase
 
 FAULT_CASES: list[FaultCase] = [
     *rows.FAULT_CASES,
     *facts.FAULT_CASES,
+    *corrections.FAULT_CASES,
     *reservations.FAULT_CASES,
     *settlements.FAULT_CASES,
     *routes.FAULT_CASES,
