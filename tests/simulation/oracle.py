@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from ledger import Row
+from projections import Snapshot
 from tests.simulation.diary import Call, Request
 from tests.simulation.world import World, rows_as_state
 
@@ -328,12 +329,12 @@ class Oracle:
                     self._say(f"row {row.position} records {fact}, which nobody was told")
 
     def _check_states(self) -> None:
-        fresh = rows_as_state(self.rows)
-        for state in self.world.live_states:
-            if state != fresh:
-                self._say(
-                    f"a process decides on a state at {state.position} that differs from the log's at {fresh.position}"
-                )
+        folded: dict[int, Snapshot] = {}
+        for least_position, state in self.world.live_states:
+            at = state.position
+            folded[at] = folded.get(at) or rows_as_state(self.rows[:at])
+            if state != folded[at] or at < least_position:
+                self._say(f"a process decides on a state at {at} that is not the log's at {least_position} or later")
         self._check_settings()
         newest = max(self.log.blocks, default=None)
         if self.world.final_newest != newest:

@@ -111,7 +111,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.calls: list[Call] = []
-        self.live_states: list[Snapshot] = []
+        self.live_states: list[tuple[int, Snapshot]] = []
         self.audit_findings: list[Any] = []
         self.final_settings: Settings | None = None
         self.final_newest: int | None = None
@@ -174,7 +174,7 @@ class World:
                 await self._run_in(self.chance.choice([*live, fresh]), request)
         # Twice, because a process that opens its ledger only now may record its settings.
         for _ in range(2):
-            self.live_states = [await self._in_process(each, each.state()) for each in (*live, fresh)]
+            self.live_states = [await self._state_of(each) for each in (*live, fresh)]
         self.final_newest = await self._in_process(fresh, fresh.ledger.current_block())
         self.final_settings = await self._in_process(fresh, fresh.ledger.settings())
         for forged in self._forged:
@@ -187,7 +187,11 @@ class World:
         for process in (*live, fresh):
             await self._in_process(process, process.ledger.close())
         reopened = self._start(len(self.processes) + 1)
-        self.live_states.append(await self._in_process(reopened, reopened.state()))
+        self.live_states.append(await self._state_of(reopened))
+
+    async def _state_of(self, process: Process) -> tuple[int, Snapshot]:
+        """Return the state on which a process decides, and the position that it must have reached."""
+        return len(self.server.rows), await self._in_process(process, process.state())
 
     async def _replace_log(self, processes: list[Process]) -> None:
         """Restore another log below the open ledgers: no process may decide on a mixture of both."""
