@@ -206,7 +206,8 @@ def test_the_order_of_dicts_changes_nothing() -> None:
     other.chain.accounts = dict(reversed(other.chain.accounts.items()))
     other.active = dict(reversed(other.active.items()))
     inputs = other.chain.newest_inputs
-    assert inputs is not None and len(inputs.caps) == 2
+    assert inputs is not None
+    assert len(inputs.caps) == 2
     other.chain.newest_inputs = inputs._replace(caps=inputs.caps[::-1])
     assert state_digest(other) == state_digest(state)
 

@@ -256,6 +256,16 @@ def sums_too_much(patch: Patch) -> None:
     )
 
 
+# Seals
+
+
+@mutant(Rule.SEALS)
+def seals_a_state_in_which_released_blocks_stay_taken(patch: Patch) -> None:
+    patch.setattr("routing.service.handle.PROJECT_EVERY_ROWS", 10)
+    patch.setattr("routing.service.handle.SEAL_EVERY_ROWS", 20)
+    patch.setattr(LedgerState, "_free_blocks", lambda state, active: None)
+
+
 MUTANT_SETTINGS = Settings(
     block_expiry_blocks=SETTINGS.block_expiry_blocks // 4,
     reservation_margin_seconds=SETTINGS.reservation_margin_seconds,
