@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,11 +19,21 @@ from ledger.events import SEALS_STREAM, ReservationReleased, StateSealed
 from projections import Availability, SnapshotStore, state_at
 from projections.snapshots import Snapshot, payload_digest
 from projections.tables import snapshots
-from routing import Allowance, CannotReserveAllowanceException, IdempotencyConflict, SealConflict
+from routing import (
+    Allowance,
+    CannotReserveAllowanceException,
+    IdempotencyConflict,
+    InvalidInput,
+    PositionOutOfRange,
+    SealConflict,
+)
 from tests.support.engines import statement
+from tests.support.fault_cases.seals import seal
+from tests.support.log_builder import ANNA, BERT, LogBuilder, stored
+from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
 from tests.support.small import GPU, START, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
-from tests.support.stories import SETTINGS, Story, events_of, executed, store_of, take_snapshot, there
+from tests.support.stories import SETTINGS, Story, events_of, executed, project, store_of, take_snapshot, there
 
 SEED = 31
 ACCOUNTS, ACTIVE = 19, 20
@@ -309,8 +320,6 @@ async def test_a_callers_key_that_looks_like_a_seals_does_no_harm(url: str) -> N
 
 def test_a_batch_with_a_seal_can_be_reverted() -> None:
     """On PostgreSQL a batch is decided on the state in memory, and reverted if another process has appended."""
-    from tests.support.log_builder import LogBuilder
-
     log = LogBuilder()
     state = LedgerState()
     state.fold(log.rows)
@@ -348,7 +357,7 @@ async def test_other_readers_of_the_log_pass_over_seals(url: str) -> None:
     """The history, views of the past, explanations, receipts and an export read a log with seals."""
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
-        story = Story(ledger, clock, SEED)
+        story, position = Story(ledger, clock, SEED), 0
         for _ in range(5):
             await story.goes_on(20)
             position = await take_snapshot(ledger)
@@ -380,3 +389,98 @@ def test_a_settlement_is_no_seal() -> None:
     assert not proves(sealed._replace(stream="5Anna\tgpu"), 5, bytes(32))
     assert not proves(sealed, 6, bytes(32))
     assert not proves(sealed, 5, b"1" * 32)
+
+
+# Audits that begin at a seal
+
+
+async def test_an_audit_from_a_seal_finds_nothing_in_an_honest_log(url: str) -> None:
+    """From each seal to the head: also with snapshots gone, active reservations, retries and changed settings."""
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+        story = Story(ledger, clock, SEED)
+        positions = []
+        for _ in range(6):
+            await story.goes_on(60)
+            positions.append(await take_snapshot(ledger))
+        await story.goes_on(60)
+        await project(ledger)
+        whole = await ledger.audit()
+        assert (whole.findings, whole.seals, whole.not_proved) == ([], 6, [])
+        for at, position in enumerate(positions):
+            report = await ledger.audit(from_seal=position)
+            assert report.findings == []
+            assert (report.from_seal, report.position, report.seals) == (position, whole.position, 6 - at)
+            assert (report.totals, report.head_hash) == (whole.totals, whole.head_hash)
+            assert any("believed because the log seals it" in each for each in report.not_proved)
+            assert sum(report.events.values()) == whole.position - position
+
+
+async def test_an_audit_from_a_seal_reads_no_event_before_its_snapshot(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is its use: it costs what has happened since."""
+    from ledger.store.sqlite.store import SqliteStore
+
+    clock = Clock()
+    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+        await Story(ledger, clock, SEED).goes_on(200)
+        position = await take_snapshot(ledger)
+        await ledger.expire_due()
+        read_after: list[int] = []
+        real = SqliteStore.read
+
+        async def read(self: SqliteStore, after: int) -> Any:
+            read_after.append(after)
+            return await real(self, after)
+
+        monkeypatch.setattr(SqliteStore, "read", read)
+        assert (await ledger.audit(from_seal=position)).findings == []
+        assert min(read_after) == position
+
+
+async def indexed(directory: Path, log: LogBuilder) -> str:
+    """Store a log without constraints, but with the indexes by which rows are looked up; return its URL."""
+    url = await stored(directory, log.rows)
+    for name in ("key", "settles"):
+        statement(
+            url,
+            f"CREATE INDEX allowance_events_{name} ON allowance_events (ledger, {name}) WHERE {name} IS NOT NULL",
+        )
+    return url
+
+
+async def test_an_audit_from_a_seal_finds_faults_after_it(tmp_path: Path) -> None:
+    """Claims of blocks that were taken before the seal, a wrong hash, a wrong version, a job that is active already."""
+    log = LogBuilder()
+    log.route("job", BERT, 6, (1, 1))
+    seal(log)
+    sealed = log.position - 1
+    log.reserve(BERT, 6, (1, 1))
+    log.reserve(ANNA, 6, (1, 1), columns={"version": 7})
+    log.route("job", ANNA, 6, (2, 2), attempt=2)
+    row = log.block(12)
+    log.rows[-1] = row._replace(hash=bytes(32))
+    url = await indexed(tmp_path, log)
+    async with Allowance.open(url, validator_ss58=BUILT_VALIDATOR, read_only=True) as ledger:
+        whole, part = await ledger.audit(), await ledger.audit(from_seal=sealed)
+        assert whole.findings_count >= 5
+        assert part.findings == whole.findings
+
+
+async def test_an_audit_cannot_begin_without_a_right_seal(tmp_path: Path) -> None:
+    """The position has no seal, is not before the end, or its seal differs from the log."""
+    log = LogBuilder()
+    seal(log, 5)
+    seal(log, 8, digest="0" * 64)
+    url = await indexed(tmp_path, log)
+    async with Allowance.open(url, validator_ss58=BUILT_VALIDATOR, read_only=True) as ledger:
+        with pytest.raises(InvalidInput, match="the newest are 5, 8"):
+            await ledger.audit(from_seal=6)
+        with pytest.raises(PositionOutOfRange):
+            await ledger.audit(from_seal=5, until_position=5)
+        with pytest.raises(SealConflict):
+            await ledger.audit(from_seal=8)
+        with pytest.raises(InvalidInput):
+            await ledger.audit(from_seal=0)
+        assert (await ledger.audit(from_seal=5)).findings[0].rule == "seals"
