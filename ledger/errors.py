@@ -405,8 +405,9 @@ class SealConflict(CorruptLedger):
         self.digest = digest
         AllowanceException.__init__(
             self,
-            f"the seal of position {position} and the state there differ: {self.reason}. Changes are refused until the"
-            " ledger is opened again. Run `allowance audit` before, to find out which of the two is wrong",
+            f"the seal of position {position} and the state there differ: {self.reason}. A writer that finds this"
+            " refuses changes until the ledger is opened again. Run `allowance audit` to find out which of the two is"
+            " wrong",
         )
 
 

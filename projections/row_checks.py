@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - the standard library names it in lower case
@@ -80,6 +80,12 @@ class RowChecker:
         """Return the last version of a stream, 0 if it has no row."""
         known = self._streams.get(stream)
         return 0 if known is None else known.version
+
+    def continue_after(self, position: int, a_hash: bytes, versions: Mapping[str, int]) -> None:
+        """Continue after a row that was checked elsewhere, with the versions of all streams there."""
+        self.position, self.hash = position, a_hash
+        for stream, version in versions.items():
+            self._stream(stream).version = version
 
     def check(self, row: Row) -> Sequence[RowProblem]:
         """Return what is wrong with the next row, usually nothing.

@@ -7,7 +7,7 @@ continues with the next one.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ledger import Row
@@ -58,10 +58,13 @@ LONGEST_KEY = 256
 class Replay:
     """Processes the rows of a log in order."""
 
-    def __init__(self, validator_ss58: str, sealed_positions: Iterable[int] = ()) -> None:
+    def __init__(
+        self, validator_ss58: str, sealed_positions: Iterable[int] = (), state: AuditState | None = None
+    ) -> None:
+        """Begin with the empty state, or with a sealed one; then call `continue_after`."""
         self.findings = Findings()
         self.seals = SealCheck(sealed_positions, self.findings)
-        self.state = AuditState()
+        self.state = AuditState() if state is None else state
         self.counts: dict[type[Event], int] = defaultdict(int)
         """Events by type."""
         self.recorded_at_ns = 0
@@ -72,7 +75,7 @@ class Replay:
         """Reservations and settlements of the current page, to compare with the history; the caller clears it."""
         self._due_queue = DueQueue(self.state)
         self._jobs = JobCheck(self.findings)
-        self._facts = FactCheck(self.state, validator_ss58, self.findings)
+        self._facts = FactCheck(self.state, validator_ss58, self.findings, checks_grants=state is None)
         self._reservations = ReservationCheck(self.state, self._due_queue, self.findings)
         self._routes = RouteCheck(self.state, self.findings)
         self._settlements = SettlementCheck(self.state, self._due_queue, self._jobs, self.findings)
@@ -92,6 +95,24 @@ class Replay:
             ExpiryRecorded: self._process_settlement,
             StateSealed: self._process_seal,
         }
+
+    def continue_after(
+        self,
+        position: int,
+        a_hash: bytes,
+        recorded_at_ns: int,
+        versions: Mapping[str, int],
+        active: Iterable[AuditedReservation],
+    ) -> None:
+        """Continue at a sealed position, with the versions of all streams and the active reservations there."""
+        self.recorded_at_ns = recorded_at_ns
+        self.row_checker.continue_after(position, a_hash, versions)
+        self._facts.opened = True
+        self._jobs.continue_with(reservation.row for reservation in active)
+        for reservation in self.state.active.values():
+            self._due_queue.push(reservation)
+        self.seals.start = position
+        self.seals.reach(self.state, self.row_checker, recorded_at_ns)
 
     @property
     def position(self) -> int:

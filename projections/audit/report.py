@@ -55,13 +55,13 @@ class BlockUsage(msgspec.Struct, frozen=True):
 
 
 class AuditReport(msgspec.Struct, frozen=True):
-    """The result of replaying a log from its first event.
+    """The result of replaying a log from its first event, or from the seal of position `from_seal`.
 
     `position` is the last audited event, `head_hash` its hash in hexadecimal, and `events` counts the events by type.
     `findings` are ordered by position; at most the first 10,000 of `findings_count` are listed. `history_position` is
     the position up to which the history's read model was compared, None if there is none. `snapshots` is the number of
     compared snapshots, `seals` that of compared seals; `live_state` says whether the state in this process's memory was
-    compared. Times are seconds.
+    compared. Times are seconds. `not_proved` says what an audit from a seal leaves open, and is empty for a whole one.
     """
 
     validator_ss58: str
@@ -78,6 +78,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     snapshots: int = 0
     live_state: bool = False
     seals: int = 0
+    from_seal: int = 0
+    not_proved: list[str] = []
 
 
 def totals_of(state: AuditState) -> list[AccountTotals]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from ledger import Head, Row, Store
 from ledger.errors import PositionOutOfRange
@@ -16,6 +16,7 @@ from projections.snapshots import ProgressReport, Snapshot, SnapshotStore, seale
 
 from .replay import Replay
 from .report import AuditReport, totals_of, usage_of
+from .start import NOT_PROVED, replay_from, sealed_start
 
 SHORTEST_SECONDS = 1e-9
 """Avoids a division by zero if the timer did not advance."""
@@ -27,6 +28,7 @@ async def audit_log(
     until_position: int | None = None,
     progress: ProgressReport | None = None,
     *,
+    from_seal: int = 0,
     live: Snapshot | None = None,
     usage_buckets: int = 0,
     timer: Callable[[], float] = time.perf_counter,
@@ -34,8 +36,10 @@ async def audit_log(
     """Check every rule by replaying the log from its first event; trust nothing but the log, and change nothing.
 
     Events appended during the audit are not audited. `live` is the state on which a process decides; it is compared as
-    well. `usage_buckets` is the number of buckets of blocks in the report's `usage`; 0 leaves `usage` out. Raises
-    `PositionOutOfRange`, and `StorageUnavailable` if the log cannot be read.
+    well. `usage_buckets` is the number of buckets of blocks in the report's `usage`; 0 leaves `usage` out. `from_seal`
+    is a sealed position at which to begin; the report lists what is not proved then. Raises `PositionOutOfRange`,
+    `InvalidInput` and `SealConflict` for a position without a right seal, and `StorageUnavailable` if the log cannot be
+    read.
     """
     started = timer()
     # The snapshots are read before the head, so that none of them can be newer than the head.
@@ -47,14 +51,19 @@ async def audit_log(
     if until_position is not None and not 1 <= until_position <= head.position:
         raise PositionOutOfRange(f"position {until_position}", 1, head.position)
     until = head.position if until_position is None else until_position
+    if from_seal and not from_seal < until:
+        raise PositionOutOfRange(f"the seal of position {from_seal}", 1, until - 1)
     while True:
-        audit = LogAudit(store, validator_ss58, head, until, states, sealed, await HistoryModel(store).live())
+        if from_seal:
+            replay = replay_from(await sealed_start(store, from_seal, progress), validator_ss58, sealed)
+        else:
+            replay = Replay(validator_ss58, sealed)
+        audit = LogAudit(store, replay, head, until, states, await HistoryModel(store).live())
         await audit.run(progress)
         if await audit.history.is_still_live():
             break
         # A rebuild replaced the history during the comparison, which may have read rows that were being deleted.
     elapsed_seconds = max(timer() - started, SHORTEST_SECONDS)
-    replay = audit.replay
     return AuditReport(
         validator_ss58,
         replay.position,
@@ -65,11 +74,13 @@ async def audit_log(
         totals_of(replay.state),
         audit.history.until if audit.history.checkpoint.generation else None,
         elapsed_seconds,
-        replay.position / elapsed_seconds,
+        (replay.position - from_seal) / elapsed_seconds,
         usage_of(replay.state, usage_buckets) if usage_buckets else None,
         audit.states.compared[Rule.SNAPSHOTS],
         audit.states.compared[Rule.LIVE_STATE] > 0,
         replay.seals.compared,
+        from_seal,
+        list(NOT_PROVED) if from_seal else [],
     )
 
 
@@ -79,23 +90,22 @@ class LogAudit:
     def __init__(
         self,
         store: Store,
-        validator_ss58: str,
+        replay: Replay,
         head: Head,
         until: int,
         states: Sequence[tuple[Rule, Snapshot]],
-        sealed_positions: Collection[int],
         history: Checkpoint,
     ) -> None:
-        self.replay = Replay(validator_ss58, sealed_positions)
+        self.replay = replay
         self.states = SnapshotCheck(states, self.replay.findings)
-        self.history = HistoryCheck(store, history, until, self.replay.findings)
+        self.history = HistoryCheck(store, history, until, replay.findings, start=replay.position)
         self._store = store
         self._head = head
         self._until = until
 
     async def run(self, progress: ProgressReport | None) -> None:
         """Replay the log page by page, then run the checks that need the whole log."""
-        replay, after = self.replay, 0
+        replay, after = self.replay, self.replay.position
         while rows := await self._read(after):
             after = rows[-1].position
             self._process(rows)

@@ -342,6 +342,7 @@ class Allowance(Queries):
         self,
         *,
         until_position: int | None = None,
+        from_seal: int | None = None,
         usage_buckets: int = 0,
         progress: ProgressReport | None = None,
     ) -> AuditReport:
@@ -349,17 +350,28 @@ class Allowance(Queries):
 
         The audit also works on a damaged log, and changes nothing. Unless `read_only`, it also checks the state in
         memory. `usage_buckets` asks for `usage` by blocks, in at most that many buckets. `progress` is called with
-        (events read, events in total) on a thread of the library. Raises `PositionOutOfRange` and `InvalidInput`.
+        (events read, events in total) on a thread of the library. `from_seal` begins at a sealed position instead of
+        the first event; the report's `not_proved` says what that leaves open. Raises `PositionOutOfRange`,
+        `InvalidInput`, and `SealConflict` if the state at `from_seal` is not the sealed one.
         """
         # Imported here, since few processes ever audit and every one waits for its imports.
         from projections import audit_log
 
         until = None if until_position is None else integer(until_position, "until_position", 0)
+        start = 0 if from_seal is None else integer(from_seal, "from_seal", 1)
         buckets = integer(usage_buckets, "usage_buckets", 0, MOST_BUCKETS)
         live = None if self._read_only else await self._state_in_memory()
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(
-            audit_log(handle.store, handle.validator_ss58, until, progress, live=live, usage_buckets=buckets)
+            audit_log(
+                handle.store,
+                handle.validator_ss58,
+                until,
+                progress,
+                from_seal=start,
+                live=live,
+                usage_buckets=buckets,
+            )
         )
 
     async def verify(self, heads: Iterable[Head] = (), progress: ProgressReport | None = None) -> VerifyReport:

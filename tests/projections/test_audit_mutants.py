@@ -346,6 +346,14 @@ def covers_the_miners_of_the_newest_block(patch: Patch) -> None:
 @mutant(Rule.ROUTING_MANIFESTS, corrected=True)
 def routes_on_stale_manifests(patch: Patch) -> None:
     patch.setattr("routing.pick.refuse_stale_manifests", lambda *_: None)
+# Seals
+
+
+@mutant(Rule.SEALS)
+def seals_a_state_in_which_released_blocks_stay_taken(patch: Patch) -> None:
+    patch.setattr("routing.service.handle.PROJECT_EVERY_ROWS", 10)
+    patch.setattr("routing.service.handle.SEAL_EVERY_ROWS", 20)
+    patch.setattr(LedgerState, "_free_blocks", lambda state, active: None)
 
 
 MUTANT_SETTINGS = Settings(

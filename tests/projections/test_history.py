@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete, event, select
 
-from ledger import LedgerWriter
+from ledger import LedgerWriter, Lookup, LookupResult
+from ledger.store.sqlite.store import SqliteStore
 from projections import History
 from projections.history import garbage as garbage_module
 from projections.history import model as model_module
@@ -23,7 +24,8 @@ from projections.history.model import Checkpoint
 from projections.history.projector import BACKLOG_SHARE, Projector
 from projections.history.rows import UnprojectedTail
 from projections.tables import checkpoints, reservations
-from routing import Allowance, InvalidInput, Page, Reservation
+from routing import Allowance, HistoryDamaged, InvalidInput, Page, Reservation
+from tests.support.engines import statement
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stories import (
     CLASSES,
@@ -555,3 +557,63 @@ def test_a_fork_waits_for_an_import_on_another_thread(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+# Comparison with the log
+
+
+EDITS = {
+    "a status": ("status = 'spent'", {"status", "settled_position", "settled_at_ns"}),
+    "an amount": ("amount_ns = amount_ns + 1", {"amount_ns"}),
+    "blocks": ("blocks = '[[1,2]]'", {"blocks"}),
+    "a miner": ("miner_ss58 = '5Bert'", {"miner_ss58"}),
+    "a job": ("job_uuid = 'other'", {"job_uuid"}),
+    "a due time": ("expires_at_ns = 1", {"expires_at_ns"}),
+    "an id": ("reservation_id = 1", {"reservation_id"}),
+    "a settlement": ("settled_at_ns = 1, settled_position = 2", {"settled_at_ns", "settled_position"}),
+    "a position": ("position = 3", set()),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+async def test_an_edited_row_is_not_shown(any_url: str, edit: str) -> None:
+    """It was returned as if true. The error names the fields and the way out, which works.
+
+    Catches a page that is made of the read model's rows alone.
+    """
+    change, fields = EDITS[edit]
+    async with small_ledger(url=any_url) as ledger:
+        reserved = await ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid="job")
+        await ledger.release((await ledger.reserve("5Carl", GPU, 6.0, 11)).reservation_id)
+        await project(ledger)
+        whole = await ledger.history()
+        assert whole.checked
+        statement(any_url, f"UPDATE allowance_reservations SET {change} WHERE job_uuid = 'job'")
+        with pytest.raises(HistoryDamaged) as damaged:
+            await ledger.history()
+        assert set(damaged.value.fields) <= fields
+        assert bool(damaged.value.fields) == bool(fields)
+        assert "allowance rebuild" in str(damaged.value)
+        # By its id it is read from the log.
+        assert await ledger.reservation(reserved.reservation_id) == reserved
+        await ledger.rebuild()
+        assert await ledger.history() == whole
+
+
+async def test_a_page_is_compared_with_the_log_in_two_statements(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows it has; and only the rows that are shown, not the one more that is read."""
+    async with small_ledger(url=url) as ledger:
+        for _ in range(20):
+            await ledger.release((await ledger.reserve("5Anna", GPU, 0.1, 11)).reservation_id)
+        await project(ledger)
+        looked_up: list[int] = []
+        real = SqliteStore.find
+
+        async def find(self: SqliteStore, lookup: Lookup) -> LookupResult:
+            looked_up.append(len(lookup.positions))
+            return await real(self, lookup)
+
+        monkeypatch.setattr(SqliteStore, "find", find)
+        assert len((await ledger.history(limit=15)).items) == 15
+        assert (await ledger.history(status="reserved")).items == []
+        assert looked_up == [15]

@@ -6,6 +6,8 @@ numbered attempts, and it is never routed again after a spend. An idempotency ke
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ledger import Row
 from ledger.errors import shortened
 from projections.rules import Findings, Rule
@@ -22,6 +24,15 @@ class JobCheck:
         self._last_attempts: dict[str, int] = {}
         """By job, `3 * attempt + status` in one integer: a long log has many jobs, and a tuple takes more memory."""
         self._keys: set[str] = set()
+        self._knows_all = True
+        """Whether the replay began at the first event, so that an unknown job is a new one."""
+
+    def continue_with(self, rows: Iterable[Row]) -> None:
+        """Begin at a later position, at which the reservations of these rows are active."""
+        self._knows_all = False
+        for row in rows:
+            if row.job_uuid is not None and row.attempt is not None:
+                self._last_attempts[row.job_uuid] = _STATUSES * row.attempt + _ACTIVE
 
     def check_reservation(self, row: Row) -> None:
         """Check and record a reservation; one without a job is passed over."""
@@ -29,7 +40,7 @@ class JobCheck:
         if job_uuid is None or attempt is None:
             return
         last = self._last_attempts.get(job_uuid)
-        if last is not None or attempt != 1:
+        if last is not None or (attempt != 1 and self._knows_all):
             self._check_attempt(row, job_uuid, attempt, last)
         self._last_attempts[job_uuid] = _STATUSES * attempt + _ACTIVE
 

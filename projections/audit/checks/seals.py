@@ -25,6 +25,8 @@ class SealCheck:
         self.positions = frozenset(positions)
         """The positions that seals of the log name, looked up before the replay: a seal follows the state it names."""
         self.compared = 0
+        self.start = 0
+        """The position at which the replay began; seals of positions before it cannot be compared."""
         self._digests: dict[int, str] = {}
         self._findings = findings
 
@@ -50,7 +52,7 @@ class SealCheck:
         if not 0 < event.position < row.position:
             self._report(row, event, "the seal names a position that is not below its own")
         # Another release has other folding rules: what its seals say cannot be computed here.
-        elif event.version == SEAL_VERSION:
+        elif event.version == SEAL_VERSION and event.position >= self.start:
             self._compare(row, event)
 
     def _compare(self, row: Row, event: StateSealed) -> None:

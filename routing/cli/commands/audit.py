@@ -30,6 +30,12 @@ AMOUNTS = ("granted", "spent", "held", "invalidated", "available", "aged")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `allowance audit`."""
     parser.add_argument("--until", metavar="POSITION", type=whole_number, help="audit only up to this position")
+    parser.add_argument(
+        "--from-seal",
+        metavar="POSITION",
+        type=whole_number,
+        help="begin at this sealed position, and say what is not proved then",
+    )
     parser.add_argument("--accounts", action="store_true", help="list every account's totals, not only the classes'")
     parser.add_argument(
         "--html",
@@ -72,6 +78,7 @@ def _audit(arguments: argparse.Namespace) -> AuditReport:
         return connection.run(
             connection.ledger.audit(
                 until_position=arguments.until,
+                from_seal=arguments.from_seal,
                 usage_buckets=PAGE_BUCKETS if arguments.html else 0,
                 progress=lambda done, total: progress.show(done, progress.rate(done, "events"), total=total),
             )
@@ -104,6 +111,8 @@ def _print_text(report: AuditReport, out: Output, *, accounts: bool) -> None:
         _print_totals(report.totals, out, accounts=accounts)
     out.line()
     _print_findings(report, out)
+    for each in report.not_proved:
+        out.line(f"not proved: {each}")
     out.note(f"{report.events_per_second:,.0f} events/s")
 
 
@@ -115,21 +124,23 @@ def _print_summary(report: AuditReport, out: Output) -> None:
             *((kind, f"{count:,}") for kind, count in report.events.items()),
             ("history model", _history_text(report)),
             ("snapshots", f"{report.snapshots} compared"),
+            ("seals", f"{report.seals} compared"),
         ]
     ):
         out.line(line)
 
 
 def _print_findings(report: AuditReport, out: Output) -> None:
+    events = counted(report.position - report.from_seal, "event")
     if not report.findings_count:
-        out.line(f"no finding in {counted(report.position, 'event')}")
+        out.line(f"no finding in {events}")
     for finding in report.findings[:MOST_LISTED]:
         details = _details_text(finding.details)
         out.line(f"position {finding.position:,}: {finding.rule}: {printable(finding.message)}{details}")
     if report.findings_count:
         listed = min(MOST_LISTED, len(report.findings))
         more = f", the first {listed} are listed; --json lists more" if listed < report.findings_count else ""
-        out.line(f"{counted(report.findings_count, 'finding')} in {counted(report.position, 'event')}{more}")
+        out.line(f"{counted(report.findings_count, 'finding')} in {events}{more}")
 
 
 def _details_text(details: dict[str, object]) -> str:
@@ -171,6 +182,7 @@ COMMAND = CliCommand(
     examples=(
         "allowance audit",
         "allowance audit --until 120000 --accounts",
+        "allowance audit --from-seal 110000",
         "allowance audit --html audit.html --json > audit.json",
     ),
     add_arguments=add_arguments,
