@@ -4,7 +4,7 @@ A fault case adds one fault to an honest `LogBuilder` log. If the fault breaks o
 so that a test can require exactly these findings.
 """
 
-from . import facts, reservations, routes, rows, settlements
+from . import clocks, facts, reservations, routes, rows, settlements
 from .fault_case import FaultCase
 
 FAULT_CASES: list[FaultCase] = [
@@ -13,6 +13,7 @@ FAULT_CASES: list[FaultCase] = [
     *reservations.FAULT_CASES,
     *settlements.FAULT_CASES,
     *routes.FAULT_CASES,
+    *clocks.FAULT_CASES,
 ]
 
 __all__ = ["FAULT_CASES", "FaultCase"]
