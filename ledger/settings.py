@@ -133,26 +133,28 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     def differences(self, later: RecordedSettings) -> dict[str, tuple[Any, Any]]:
         """Return the public values (old, new) of the fields in which later settings differ, by field."""
         old, new = self.to_fields(), later.to_fields()
-        changed = (field for field in FIELDS if getattr(self, _recorded_name(field)) != getattr(later, _recorded_name(field)))
+        changed = (
+            field for field in FIELDS if getattr(self, _recorded_name(field)) != getattr(later, _recorded_name(field))
+        )
         return {field: (old[field], new[field]) for field in changed}
 
     def to_fields(self) -> dict[str, Any]:
         """Return the values of `Settings` by field, in public units."""
         age_ns = self.newest_block_max_age_ns
-        return dict(
-            block_expiry_blocks=self.block_expiry_blocks,
-            reservation_margin_seconds=seconds(self.reservation_margin_ns),
-            longest_job_seconds=seconds(self.longest_job_ns),
-            long_block_seconds=seconds(self.long_block_ns),
-            long_block_counts_as_seconds=seconds(self.long_block_counts_as_ns),
-            allowance_multiplier=self.allowance_multiplier,
-            executors_max_per_class=self.executors_max_per_class,
-            validation_leeway_lower_blocks=self.validation_leeway_lower_blocks,
-            validation_leeway_upper_blocks=self.validation_leeway_upper_blocks,
-            respect_executor_count=self.respect_executor_count,
-            newest_block_max_age_seconds=None if age_ns is None else seconds(age_ns),
-            newest_manifests_max_age_blocks=self.newest_manifests_max_age_blocks,
-        )
+        return {
+            "block_expiry_blocks": self.block_expiry_blocks,
+            "reservation_margin_seconds": seconds(self.reservation_margin_ns),
+            "longest_job_seconds": seconds(self.longest_job_ns),
+            "long_block_seconds": seconds(self.long_block_ns),
+            "long_block_counts_as_seconds": seconds(self.long_block_counts_as_ns),
+            "allowance_multiplier": self.allowance_multiplier,
+            "executors_max_per_class": self.executors_max_per_class,
+            "validation_leeway_lower_blocks": self.validation_leeway_lower_blocks,
+            "validation_leeway_upper_blocks": self.validation_leeway_upper_blocks,
+            "respect_executor_count": self.respect_executor_count,
+            "newest_block_max_age_seconds": None if age_ns is None else seconds(age_ns),
+            "newest_manifests_max_age_blocks": self.newest_manifests_max_age_blocks,
+        }
 
 
 FIELDS = tuple(each.name for each in fields(Settings))

@@ -89,8 +89,8 @@ else:
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
                 "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ClockUnusable "
-                "ConflictingFact CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent "
-                "JobRequestConflict JobRoutingException LedgerClosed LedgerExists LedgerNotFound "
+                "ConflictingFact CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput "
+                "JobAlreadySpent JobRequestConflict JobRoutingException LedgerClosed LedgerExists LedgerNotFound "
                 "LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
                 "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
                 "ReservationAlreadySpent ReservationExpired ReservationNotFound StorageUnavailable "

@@ -13,7 +13,14 @@ from contextlib import suppress
 from typing import Any
 
 from ledger import Clock, LedgerWriter, RecordSettings, Runtime, Settings, Store, current_runtime, store_from_url
-from ledger.errors import AllowanceException, ClockUnusable, InvalidInput, LedgerClosed, OutcomeUnknown, StorageUnavailable
+from ledger.errors import (
+    AllowanceException,
+    ClockUnusable,
+    InvalidInput,
+    LedgerClosed,
+    OutcomeUnknown,
+    StorageUnavailable,
+)
 from ledger.values import flag, name
 from projections import Availability, schema
 

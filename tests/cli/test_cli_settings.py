@@ -39,7 +39,8 @@ def facts(tmp_path: Path) -> Path:
     lines: list[dict[str, object]] = [{"type": "manifests", "block": 1, "manifests": {"5Anna": {GPU: 3}}}]
     for number in (1, 2, 3):
         created_at = START.replace(second=12 * number).isoformat()
-        block = {"type": "block", "number": number, "created_at": created_at, "miners": miners, "stakes": {ME: 1.0}}
+        block: dict[str, object] = {"type": "block", "number": number, "created_at": created_at, "miners": miners}
+        block["stakes"] = {ME: 1.0}
         lines.append(block)
     path = tmp_path / "facts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -160,7 +160,7 @@ def logged_changes(caplog: pytest.LogCaptureFixture) -> list[tuple[int, dict[str
 
 
 async def test_every_change_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A change on request is an INFO; settings in code that replace the recorded ones are a WARNING; a repeat nothing."""
+    """A change on request is an INFO; settings in code that replace the recorded ones are a WARNING."""
     caplog.set_level(logging.INFO, "allowance.ledger")
     url = f"sqlite:///{tmp_path / 'a.db'}"
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=GIVEN) as ledger:

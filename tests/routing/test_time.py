@@ -74,7 +74,9 @@ async def test_events_behind_the_recorded_time_carry_the_deciding_clock(url: str
 
     ahead_ns = behind[before][0].recorded_at_ns
     assert all(event.decided_at_ns is None for _, event in behind[: before + 1])
-    assert [event.decided_at_ns for _, event in behind[before + 1 :]] == [clock.now_ns - 120 * 10**9] * 4 + [clock.now_ns]
+    assert [event.decided_at_ns for _, event in behind[before + 1 :]] == [clock.now_ns - 120 * 10**9] * 4 + [
+        clock.now_ns
+    ]
     assert {row.recorded_at_ns for row, _ in behind[before + 1 :]} == {ahead_ns}
     assert [event.due_by_clock for _, event in behind if isinstance(event, AllowanceReserved)] == [True, True]
 
@@ -169,7 +171,7 @@ async def test_a_clock_that_fails_fails_only_its_caller(any_url: str, failure: C
         clock.arm(failure, 1)
         with pytest.raises(ClockUnusable):
             await Routing(ledger).pick_miner_for_job_request(job("job-9"))
-        assert await Routing(ledger).pick_miner_for_job_request(job("job-9"))
+        await Routing(ledger).pick_miner_for_job_request(job("job-9"))
         assert (await ledger.audit()).findings == []
 
 

@@ -31,9 +31,7 @@ class ReservationCheck:
         self._chain = state.chain
         self._active, self._changed_accounts = state.active, state.changed_accounts
 
-    def check(
-        self, row: Row, event: AllowanceReserved, account: AccountState, due_from_ns: int
-    ) -> tuple[int, bool]:
+    def check(self, row: Row, event: AllowanceReserved, account: AccountState, due_from_ns: int) -> tuple[int, bool]:
         """Check a reservation before it is applied; return its blocks' value in ns, and whether the claim is plain.
 
         `due_from_ns` is the time from which its due time counts.

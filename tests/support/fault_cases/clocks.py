@@ -1,4 +1,4 @@
-"""Events decided while the recorded time is ahead of the clock: wrong due times, and expiries that the clock excludes."""
+"""Events decided while the recorded time is ahead of the clock: wrong due times, and expiries before their time."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def an_expiry_before_the_clock_reached_the_due_time(log: LogBuilder) -> None:
     expire(log, 0, CLOCK_NS + 105 * SECOND_NS, swept=1)
 
 
-@FAULT_CASES(
-    Rule.EXPIRES_WHAT_IS_TAKEN, "another reservation was due as well", at=1, logs=with_a_recorded_time_ahead
-)
+@FAULT_CASES(Rule.EXPIRES_WHAT_IS_TAKEN, "another reservation was due as well", at=1, logs=with_a_recorded_time_ahead)
 def an_expire_due_behind_the_recorded_time_that_omits_a_reservation(log: LogBuilder) -> None:
     """Both were due by the recorded clock; without it, only the due time of the expired one would be sure."""
     expire(log, 0, CLOCK_NS + 107 * SECOND_NS, swept=1)
