@@ -39,8 +39,8 @@ class Clock:
         try:
             now_ns = self._clock_ns()
         except BaseException as cause:
-            # A `SystemExit` would end the runtime's thread, and with it all ledgers of the process. Only Control-C, which
-            # Python delivers to the main thread alone, is not the clock's own failure.
+            # A `SystemExit` would end the runtime's thread, and with it all ledgers of the process. Only Control-C,
+            # which Python delivers to the main thread alone, is not the clock's own failure.
             if isinstance(cause, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise
             raise ClockUnusable(cause, EXPECTED) from cause

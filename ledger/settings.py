@@ -125,34 +125,45 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         unknown = [field for field in named if field not in FIELDS]
         if unknown:
             raise InvalidInput("settings", ", ".join(unknown), f"fields of Settings, which are {', '.join(FIELDS)}")
-        return Settings(**{**self.to_fields(), **named}).to_recorded()
+        checked = Settings(**{**self.to_fields(), **named}).to_recorded()
+        # Only the named ones: a duration that went through float seconds may differ by a nanosecond.
+        recorded = map(_recorded_name, named)
+        return msgspec.structs.replace(self, **{field: getattr(checked, field) for field in recorded})
 
     def differences(self, later: RecordedSettings) -> dict[str, tuple[Any, Any]]:
         """Return the public values (old, new) of the fields in which later settings differ, by field."""
         old, new = self.to_fields(), later.to_fields()
-        return {field: (old[field], new[field]) for field in FIELDS if old[field] != new[field]}
+        changed = (
+            field for field in FIELDS if getattr(self, _recorded_name(field)) != getattr(later, _recorded_name(field))
+        )
+        return {field: (old[field], new[field]) for field in changed}
 
     def to_fields(self) -> dict[str, Any]:
         """Return the values of `Settings` by field, in public units."""
         age_ns = self.newest_block_max_age_ns
-        return dict(
-            block_expiry_blocks=self.block_expiry_blocks,
-            reservation_margin_seconds=seconds(self.reservation_margin_ns),
-            longest_job_seconds=seconds(self.longest_job_ns),
-            long_block_seconds=seconds(self.long_block_ns),
-            long_block_counts_as_seconds=seconds(self.long_block_counts_as_ns),
-            allowance_multiplier=self.allowance_multiplier,
-            executors_max_per_class=self.executors_max_per_class,
-            validation_leeway_lower_blocks=self.validation_leeway_lower_blocks,
-            validation_leeway_upper_blocks=self.validation_leeway_upper_blocks,
-            respect_executor_count=self.respect_executor_count,
-            newest_block_max_age_seconds=None if age_ns is None else seconds(age_ns),
-            newest_manifests_max_age_blocks=self.newest_manifests_max_age_blocks,
-        )
+        return {
+            "block_expiry_blocks": self.block_expiry_blocks,
+            "reservation_margin_seconds": seconds(self.reservation_margin_ns),
+            "longest_job_seconds": seconds(self.longest_job_ns),
+            "long_block_seconds": seconds(self.long_block_ns),
+            "long_block_counts_as_seconds": seconds(self.long_block_counts_as_ns),
+            "allowance_multiplier": self.allowance_multiplier,
+            "executors_max_per_class": self.executors_max_per_class,
+            "validation_leeway_lower_blocks": self.validation_leeway_lower_blocks,
+            "validation_leeway_upper_blocks": self.validation_leeway_upper_blocks,
+            "respect_executor_count": self.respect_executor_count,
+            "newest_block_max_age_seconds": None if age_ns is None else seconds(age_ns),
+            "newest_manifests_max_age_blocks": self.newest_manifests_max_age_blocks,
+        }
 
 
 FIELDS = tuple(each.name for each in fields(Settings))
 """The names of the settings, in the order of their definition."""
+
+
+def _recorded_name(field: str) -> str:
+    """Return the name of a setting in `RecordedSettings`, which has nanoseconds."""
+    return f"{field.removesuffix('_seconds')}_ns" if field.endswith("_seconds") else field
 
 
 def _duration(value: object, field_name: str, most_seconds: int = 100 * 86_400) -> int:

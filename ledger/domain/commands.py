@@ -50,7 +50,8 @@ class SettingsChange(NamedTuple):
 class RecordSettings:
     """Create the ledger if it is new, else record the settings if they differ.
 
-    `settings` of None stands for the recorded ones, in a new ledger for the defaults. The fields in `named` override it.
+    `settings` of None stands for the recorded ones, in a new ledger for the defaults; the fields in `named` override
+    it.
     """
 
     operation = "open"

@@ -159,9 +159,9 @@ class UnitOfWork:
     ) -> ActiveReservation:
         """Append the expiries that the claim requires and then the reservation; return it.
 
-        The due time is amount + margin after the clock that decides, even if the recorded time is ahead of it: the clock
-        jumped back, or another host's is ahead. Otherwise one wrong reading, far in the future, would make all later
-        reservations immortal.
+        The due time is amount + margin after the clock that decides, even if the recorded time is ahead of it: the
+        clock jumped back, or another host's is ahead. Otherwise one wrong reading, far in the future, would make all
+        later reservations immortal.
         """
         for overdue in claim.overdue:
             self.settle(overdue, ExpiryRecorded(overdue.reservation_id))

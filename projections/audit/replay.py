@@ -175,8 +175,10 @@ class Replay:
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
         if row.job_uuid is not None or row.settles is not None:
             self._report_columns(row, "the row of a fact must have neither a job nor `settles`")
-        # A correction is the whole request by itself, so it needs no digest of it.
-        if not isinstance(event, Correction) and (row.key is not None) != bool(getattr(event, "request", "")):
+        # A change of settings with a key has no digest: a retry is compared with the recorded settings. A correction is
+        # the whole request by itself.
+        has_digest = not isinstance(event, SettingsChanged | Correction)
+        if has_digest and (row.key is not None) != bool(getattr(event, "request", "")):
             self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
         process(row, event)
 

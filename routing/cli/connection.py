@@ -39,8 +39,8 @@ def ledger_connection(
 ) -> Iterator[Connection]:
     """Open the ledger that the command line or the environment names, and close it afterwards.
 
-    Raise `LedgerNotFound` or `StorageUnavailable` if there is none. A command that `founds` ledgers creates it then, but
-    in a database that has ledgers only with `--new`.
+    Raise `LedgerNotFound` or `StorageUnavailable` if there is none. A command that `founds` ledgers creates it then,
+    but in a database that has ledgers only with `--new`.
     """
     with renamed_fields({"database_url": named_database(arguments, configuration_from_environment()).name}):
         asyncio.run(find_validator(arguments))

@@ -74,8 +74,9 @@ class Allowance(Queries):
     a fork. Amounts are executor-seconds; times are aware
     `datetime`s, in UTC when returned.
 
-    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger`, `NewerLedger` or `ClockUnusable`; any change
-    may also raise `ReadOnlyLedger`, `LedgerOverloaded` or `OutcomeUnknown`. Each method lists the other errors that it raises.
+    Any call may raise `StorageUnavailable`, `LedgerClosed`, `CorruptLedger`, `NewerLedger` or `ClockUnusable`; any
+    change may also raise `ReadOnlyLedger`, `LedgerOverloaded` or `OutcomeUnknown`. Each method lists the other errors
+    that it raises.
 
         async with Allowance.open("sqlite:///allowance.db", validator_ss58=HOTKEY) as ledger:
             reservation = await ledger.reserve(miner, "always_on.gpu-24gb", 30.0, await ledger.current_block())
@@ -122,10 +123,9 @@ class Allowance(Queries):
         """Return the validator's ledger at `sqlite:///path`, `sqlite://` (in memory) or `postgresql://…`.
 
         Opening creates or upgrades the schema, and records explicit `settings` that differ from the recorded ones, with
-        a warning in the log; `read_only` does neither. `clock_ns` returns nanoseconds since the epoch and is called from any thread;
-        each reading is validated.
-        Raises `InvalidInput` here. The first call opens the ledger, and raises `StorageUnavailable`, `NewerLedger`,
-        or, if read-only, `LedgerNotFound`.
+        a warning in the log; `read_only` does neither. `clock_ns` returns nanoseconds since the epoch and is called
+        from any thread; each reading is validated. Raises `InvalidInput` here. The first call opens the ledger, and
+        raises `StorageUnavailable`, `NewerLedger`, or, if read-only, `LedgerNotFound`.
         """
         return cls(database_url, validator_ss58, settings, clock_ns, read_only)
 
@@ -297,7 +297,7 @@ class Allowance(Queries):
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(reservations_of_expire_due(handle.store, expired, handle.validator_ss58))
 
-    async def change_settings(self, *, idempotency_key: str | None = None, **named: Any) -> Settings:
+    async def change_settings(self, /, *, idempotency_key: str | None = None, **named: Any) -> Settings:
         """Change the named fields of the recorded settings, and return the settings; the other fields stay.
 
             await ledger.change_settings(block_expiry_blocks=500, allowance_multiplier="1.5")

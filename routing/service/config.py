@@ -89,8 +89,10 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
         if variable.startswith(PREFIX) and variable not in known and text:
             from difflib import get_close_matches  # here, to keep start-up light: it is for this error only
 
-            close = get_close_matches(variable, known, 1)
-            expected = f"unset; did you mean {close[0]}?" if close else "unset; `allowance guide settings` lists all"
+            close = get_close_matches(variable.removeprefix(PREFIX), [name.removeprefix(PREFIX) for name in known], 1)
+            expected = (
+                f"unset; did you mean {PREFIX}{close[0]}?" if close else "unset; `allowance guide settings` lists all"
+            )
             message = f"{variable} is neither a setting nor another variable of this library, and must be {expected}"
             # Without its value, which may be a URL with a password.
             raise InvalidInput(variable, None, expected, message)

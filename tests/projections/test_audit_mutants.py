@@ -17,6 +17,7 @@ import pytest
 import projections
 from ledger import Account, Chain, LedgerState, UnitOfWork, WithdrawManifests
 from ledger.domain.account import Claim
+from ledger.events import AllowanceReserved
 from projections import Rule, availability, tie_break
 from routing import Allowance, Settings
 from tests.support.small import START, VALIDATOR, Clock, miner
@@ -124,6 +125,22 @@ def accepts_any_amount(patch: Patch) -> None:
 @mutant(Rule.RECORDED_TIMES)
 def lets_recorded_times_decrease(patch: Patch) -> None:
     patch.setattr(UnitOfWork, "recorded_at_ns", property(lambda unit_of_work: unit_of_work.now_ns))
+
+
+@mutant(Rule.DUE_TIME)
+def counts_due_times_from_the_recorded_time(patch: Patch) -> None:
+    def append(original: Any, unit_of_work: UnitOfWork, stream: str, event: Any, **columns: Any) -> Any:
+        if isinstance(event, AllowanceReserved) and event.due_by_clock:
+            late_ns = unit_of_work.recorded_at_ns - unit_of_work.now_ns
+            event = msgspec.structs.replace(event, expires_at_ns=event.expires_at_ns + late_ns)
+        return original(unit_of_work, stream, event, **columns)
+
+    wrapped(patch, UnitOfWork, "append", append)
+
+
+@mutant(Rule.DECISION_CLOCK)
+def forgets_the_clock_of_events_behind_the_recorded_time(patch: Patch) -> None:
+    patch.setattr("ledger.domain.unit_of_work.msgspec.structs.replace", lambda event, **_: event)
 
 
 @mutant(Rule.EXPIRES_OVERDUE)

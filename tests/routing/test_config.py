@@ -13,7 +13,7 @@ from ledger import Miner, Settings
 from ledger.errors import InvalidInput
 from routing import TRUSTED_MINER_FAKE_KEY, NotEnoughAllowanceException, allowance, configure, reset, routing
 from routing.cli.connection import ledger_from_arguments
-from routing.service.config import configuration_from_environment
+from routing.service.config import configuration_from_environment, settings_from_environment
 from tests.support.small import job
 
 RIGHT: dict[str, tuple[str, Any]] = {
@@ -35,7 +35,8 @@ RIGHT: dict[str, tuple[str, Any]] = {
 def test_an_empty_environment_means_recorded_settings_and_a_file_of_the_user() -> None:
     """Without settings in the environment the recorded ones apply; the database is a file in the data directory."""
     configuration = configuration_from_environment({"XDG_DATA_HOME": "/data"})
-    assert configuration.settings is None
+    assert settings_from_environment({"XDG_DATA_HOME": "/data"}) == {}
+    assert settings_from_environment(dict.fromkeys(RIGHT, "")) == {}
     assert configuration.database_url == "sqlite:////data/allowance-ledger/allowance.db"
     assert configuration.debug_miner is None
     assert configuration.trusted_miner.hotkey_ss58 == TRUSTED_MINER_FAKE_KEY == "0" * 48
@@ -47,14 +48,40 @@ def test_every_field_of_settings_has_a_variable() -> None:
 
 
 @pytest.mark.parametrize("variable", sorted(RIGHT))
-def test_each_variable_sets_its_field(variable: str) -> None:
-    """A variable sets its field and leaves the others at their defaults."""
+def test_each_variable_sets_its_field_alone(variable: str) -> None:
+    """A variable names the value of its field, and of no other.
+
+    Catches complete settings with defaults for what no variable names: they would reset a ledger's other fields.
+    """
     text, value = RIGHT[variable]
-    settings = configuration_from_environment({variable: text}).settings
     field = variable.removeprefix("ALLOWANCE_").lower()
-    assert settings is not None
-    assert getattr(settings, field) == value
-    assert settings == Settings(**{field: value})
+    named = settings_from_environment({variable: text})
+    assert list(named) == [field]
+    assert getattr(Settings(**named), field) == value
+
+
+@pytest.mark.parametrize("field", ["newest_block_max_age_seconds", "newest_manifests_max_age_blocks"])
+def test_none_switches_a_limit_off(field: str) -> None:
+    """An empty variable is unset, so the text "none" is what removes a limit."""
+    assert settings_from_environment({f"ALLOWANCE_{field.upper()}": "None"}) == {field: None}
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("ALLOWANCE_NEWEST_BLOCK_MAX_AGE", "did you mean ALLOWANCE_NEWEST_BLOCK_MAX_AGE_SECONDS?"),
+        ("ALLOWANCE_DATABASE_URI", "did you mean ALLOWANCE_DATABASE_URL?"),
+        ("ALLOWANCE_X", "`allowance guide settings` lists all"),
+    ],
+)
+def test_an_unknown_variable_is_refused_by_its_name(variable: str, meant: str) -> None:
+    """A misspelled variable is not ignored in silence; the error does not show its value, which may be a password."""
+    with pytest.raises(InvalidInput) as refused:
+        configuration_from_environment({variable: "postgresql://somebody:secret@host/db"})
+    assert refused.value.field == variable
+    assert meant in str(refused.value)
+    assert "secret" not in str(refused.value) + str(refused.value.to_dict())
+    configuration_from_environment({variable: ""})
 
 
 @pytest.mark.parametrize("variable", sorted(RIGHT))
@@ -62,7 +89,7 @@ def test_each_variable_sets_its_field(variable: str) -> None:
 def test_a_wrong_value_is_refused_by_the_name_of_its_variable(variable: str, text: str) -> None:
     """The error names the variable and says which values are right."""
     with pytest.raises(InvalidInput) as refused:
-        configuration_from_environment({variable: text})
+        settings_from_environment({variable: text})
     assert refused.value.field == variable
     assert refused.value.expected
 
@@ -85,7 +112,7 @@ def test_a_value_out_of_range_is_refused_with_the_range(variable: str, text: str
     Catches "0 or more" for a number that is too large, and a cap that a later one replaces silently.
     """
     with pytest.raises(InvalidInput) as refused:
-        configuration_from_environment({variable: text})
+        settings_from_environment({variable: text})
     assert refused.value.field == variable
     assert expected in refused.value.expected
     assert expected in str(refused.value)

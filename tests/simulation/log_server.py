@@ -10,7 +10,10 @@ from functools import cache
 from ledger import Head, Lookup, Row
 from ledger.codec import GENESIS_HASH
 from ledger.domain.lookup import LookupResult
+from ledger.events import SEALS_STREAM
 from tests.simulation.scheduler import SimulatedLoop
+
+_INSERT_EVENT = f"INSERT INTO allowance_events (ledger, {', '.join(Row._fields)}) VALUES ({', '.join('?' * 11)})"
 
 
 class Session:
@@ -83,6 +86,9 @@ class LogServer:
         """Append rows for good."""
         for row in rows:
             self.rows.append(row)
+            if row.stream == SEALS_STREAM:
+                # An audit looks up with SQL which positions are sealed.
+                self.models.execute(_INSERT_EVENT, (1, *row))
             if row.key is not None:
                 self._keys[row.key] = row
             if row.job_uuid is not None and row.attempt is not None:
@@ -95,6 +101,7 @@ class LogServer:
         """Replace the whole log, as somebody who restores another one does."""
         for index in (self.rows, self._keys, self._attempts, self._jobs, self._settlements):
             index.clear()
+        self.models.execute("DELETE FROM allowance_events")
         self.append(rows)
 
     def request_lock(self, session: Session, granted: Callable[[], None]) -> None:
@@ -144,4 +151,5 @@ def _empty_models() -> sqlite3.Connection:
     """Return the connection to the read models' tables, emptied; one world at a time uses it."""
     connection = _models()
     connection.execute("DELETE FROM allowance_snapshots")
+    connection.execute("DELETE FROM allowance_events")
     return connection

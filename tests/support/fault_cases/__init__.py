@@ -4,7 +4,7 @@ A fault case adds one fault to an honest `LogBuilder` log. If the fault breaks o
 so that a test can require exactly these findings.
 """
 
-from . import corrections, facts, reservations, routes, rows, seals, settlements
+from . import clocks, corrections, facts, reservations, routes, rows, seals, settlements
 from .fault_case import FaultCase
 
 FAULT_CASES: list[FaultCase] = [
@@ -15,6 +15,7 @@ FAULT_CASES: list[FaultCase] = [
     *settlements.FAULT_CASES,
     *routes.FAULT_CASES,
     *seals.FAULT_CASES,
+    *clocks.FAULT_CASES,
 ]
 
 __all__ = ["FAULT_CASES", "FaultCase"]
