@@ -293,7 +293,10 @@ class Oracle:
         """Every call with one key gets the first outcome."""
         if request.key is None or request.kind in ("pick", "pick again", "expire_due"):
             return
-        told = [call.result for call in request.calls if call.outcome == "ok"]
+        # A call that has nothing to do, such as a repeated correction, does not store its key.
+        stored = self.log.by_key.get(request.key)
+        least = len(self.rows) if stored is None else stored.position
+        told = [call.result for call in request.calls if call.outcome == "ok" and call.head_at_end >= least]
         names = {repr(getattr(result, "reservation_id", result)) for result in told}
         if len(names) > 1 and request.key.startswith("key-"):
             self._say(f"{request.kind} with the key {request.key} returned {names}")
