@@ -1,7 +1,7 @@
 """The seams: what the outermost caller supplies to a ledger, beside its clock.
 
-A process supplies the real ones, which are the defaults. The simulator in `tests/simulation/` supplies a store in memory
-and runtimes on a loop with virtual time, so that everything between them is the code that ships.
+A process supplies the real ones, which are the defaults. The simulator in `tests/simulation/` supplies a store in
+memory and runtimes on a loop with virtual time, so that everything between them is the code that ships.
 """
 
 from __future__ import annotations

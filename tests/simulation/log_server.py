@@ -1,4 +1,4 @@
-"""One simulated database: the log that all simulated processes of a world share, its head's lock, and the read models."""
+"""One simulated database: the log that all processes of a world share, its head's lock, and the read models."""
 
 from __future__ import annotations
 

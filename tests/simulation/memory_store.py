@@ -156,6 +156,7 @@ class OptimisticStore(SimulatedStore):
         super().__init__(*arguments)
         self._fence = 0
         self._in_doubt = False
+        self._gives_up_after = 0.0
 
     async def travel(self) -> None:
         await asyncio.sleep(self.faults.delay())
@@ -240,27 +241,30 @@ class OptimisticStore(SimulatedStore):
         Without an answer the request arrived in time, arrives after the client has given up, or never arrives: then the
         server calls `broken` once it notices that the client is gone.
         """
-        call_later, delay = self.server.loop.call_later, self.faults.delay()
+        call_later, delay, chance = self.server.loop.call_later, self.faults.delay(), self.faults.chance
+        self._gives_up_after = chance.uniform(0, TIMEOUT_SECONDS)
         if self.faults.happens("answer lost"):
             call_later(delay, arrive)
         elif self.faults.happens("request late"):
-            call_later(self.faults.chance.uniform(0, 3 * TIMEOUT_SECONDS), arrive)
+            # Often just after the client has looked for its rows, which is the worst moment.
+            late = chance.expovariate(10.0) if chance.random() < 0.5 else chance.uniform(0, 2 * TIMEOUT_SECONDS)
+            call_later(self._gives_up_after + late, arrive)
         elif self.faults.happens("request lost"):
-            call_later(self.faults.chance.uniform(0, BROKEN_SECONDS), broken)
+            call_later(chance.uniform(0, BROKEN_SECONDS), broken)
         else:
             call_later(delay, arrive)
             return True
         return False
 
     async def _lose(self, what: str) -> NoReturn:
-        await asyncio.sleep(self.faults.chance.uniform(0, TIMEOUT_SECONDS))
+        await asyncio.sleep(self._gives_up_after)
         self._in_doubt = True
         # The client cuts the connection; what is still on its way belongs to the old session.
         self.session = Session(self.loop)
         self.fail_commit(what)
 
     async def _resolve_doubt(self) -> None:
-        """Raise the fence if the outcome of an append is unknown; wait for the head's lock, as the server's update does."""
+        """Raise the fence if the outcome of an append is unknown; the server's update waits for the head's lock."""
         if not self._in_doubt:
             return
         async with self.process_lock:

@@ -251,7 +251,14 @@ class Oracle:
             held = self.log.held.get(call.request.reservation_id >> 20)
             if held is not None and held.number == call.request.reservation_id:
                 self._say(f"{call.request.kind} of a reservation in the log raised {error!r}")
-        elif kind in ("CorruptLedger", "SealConflict", "IdempotencyConflict", "NewerLedger", "InvalidInput", "ReadOnlyLedger"):
+        elif kind in (
+            "CorruptLedger",
+            "SealConflict",
+            "IdempotencyConflict",
+            "NewerLedger",
+            "InvalidInput",
+            "ReadOnlyLedger",
+        ):
             self._say(f"{call.request.kind} raised {error!r}")
 
     def _check_attribution(self) -> None:
@@ -264,7 +271,7 @@ class Oracle:
                 self._say(f"nobody requested the reservation at {held.row.position}")
                 continue
             counts[request.number] += 1
-            self._check_requested(held.row, [each for each in self._same_job(request)])
+            self._check_requested(held.row, self._same_job(request))
         for request in by_amount.values():
             self._check_count(request, counts[request.number])
         self._check_settlements()
@@ -327,9 +334,9 @@ class Oracle:
                 requested[fact] |= request.may_have_happened or partly
         for row, event in zip(self.rows, self.log.events, strict=True):
             if event["type"] in ("block-recorded", "manifests-recorded"):
-                fact = (event["type"], event.get("number", event.get("block")), event.get("created_at_ns"))
-                if not requested[fact]:
-                    self._say(f"row {row.position} records {fact}, which nobody was told")
+                recorded = (event["type"], event.get("number", event.get("block")), event.get("created_at_ns"))
+                if not requested[recorded]:
+                    self._say(f"row {row.position} records {recorded}, which nobody was told")
 
     def _check_states(self) -> None:
         folded: dict[int, Snapshot] = {}

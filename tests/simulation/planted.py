@@ -17,10 +17,10 @@ from ledger import Head, Row
 from ledger.codec import row_hash
 from ledger.domain.account import ActiveReservation
 from ledger.domain.chain import Chain
-from ledger.domain.commands import RecordSettings
 from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import UnitOfWork
 from ledger.events import BlockWithdrawn
+from ledger.settings import RecordedSettings
 from ledger.writer import LedgerWriter
 from projections.snapshots import SnapshotStore
 from tests.simulation.log_server import LogServer
@@ -171,13 +171,13 @@ def _due_by_recorded_time() -> Patches:
 
 
 def _settings_lost() -> Patches:
-    original = RecordSettings.decide
+    original = Chain.apply_settings
 
-    def decide(self: RecordSettings, unit_of_work: UnitOfWork) -> int:
-        position = unit_of_work.state.position
-        return original(self, unit_of_work) if position == 0 else position
+    def apply_settings(self: Chain, settings: RecordedSettings) -> None:
+        if self.settings == RecordedSettings():
+            original(self, settings)
 
-    return [(RecordSettings, "decide", decide)]
+    return [(Chain, "apply_settings", apply_settings)]
 
 
 def _state_kept() -> Patches:
@@ -231,9 +231,11 @@ PLANTED = {
     "any-snapshot": PlantedBug("a snapshot of another log is accepted", _any_snapshot),
     "seal-unchecked": PlantedBug("a snapshot is accepted whatever its seal says", _seal_unchecked),
     "correction-ignored": PlantedBug("a withdrawn block stays recorded", _correction_ignored),
-    "block-in-use-withdrawn": PlantedBug("a block is withdrawn although a reservation holds it", _block_in_use_withdrawn),
+    "block-in-use-withdrawn": PlantedBug(
+        "a block is withdrawn although a reservation holds it", _block_in_use_withdrawn
+    ),
     "due-by-recorded-time": PlantedBug("a due time counts from the log's time", _due_by_recorded_time),
-    "settings-lost": PlantedBug("settings that differ are not recorded", _settings_lost),
+    "settings-lost": PlantedBug("a change of settings is recorded, but not applied", _settings_lost),
     "state-kept": PlantedBug("the state is kept although its rows may not be stored", _state_kept),
     "cancelled-half-done": PlantedBug("the last row of a cancelled caller's batch is dropped", _cancelled_half_done),
     "expired-by-recorded-time": PlantedBug(

@@ -79,7 +79,10 @@ class Scheduler:
 
 
 class SimulatedLoop(asyncio.AbstractEventLoop):
-    """One event loop of one simulated process. Its own callbacks keep their order, as asyncio promises."""
+    """One event loop of one simulated process. Its own callbacks keep their order, as asyncio promises.
+
+    The overridden methods ignore a rule of types: the superclass has variadic ones, which would say no more here.
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.queue: deque[asyncio.Handle] = deque()
@@ -102,7 +105,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._scheduler.is_ready(self)
         self.queue.append(handle)
 
-    def call_soon(  # type: ignore[override] - simpler than the variadic types of the superclass, here and below
+    def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
