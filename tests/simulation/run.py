@@ -71,6 +71,10 @@ def run_seeds(seeds: Iterable[int], planted: str | None = None, *, stop_at_failu
     """Run worlds one after another."""
     logging.disable(logging.CRITICAL)
     report, started = Report(), time.perf_counter()
+    # A killed process runs no `finally`: its coroutines must not be collected while their world runs. What is not of a
+    # world is left out of the collections between worlds, which would otherwise take a tenth of the time.
+    gc.collect()
+    gc.freeze()
     gc.disable()
     unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
@@ -85,6 +89,7 @@ def run_seeds(seeds: Iterable[int], planted: str | None = None, *, stop_at_failu
     finally:
         sys.unraisablehook = unraisable
         gc.enable()
+        gc.unfreeze()
         logging.disable(logging.NOTSET)
     report.seconds = time.perf_counter() - started
     return report
