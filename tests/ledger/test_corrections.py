@@ -27,6 +27,7 @@ from routing import (
     Routing,
     Settings,
 )
+from tests.support.log_builder import CARL, LogBuilder, audited
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_ledger
 from tests.support.stories import events_of
 
@@ -265,6 +266,21 @@ async def test_coverage_is_that_of_the_metagraph_below_the_sync() -> None:
         assert b'"covered":["5Bert","5Carl"]' in recorded[-2]
         assert b"covered" not in recorded[-1]
         assert not (await ledger.audit()).findings
+
+
+async def test_a_sync_of_an_older_release_covers_all_miners(tmp_path: Path) -> None:
+    """A log without the fields keeps its meaning: Carl is off the metagraph, is not named, and drops to 0.
+
+    Catches: a fold or an audit that works out the coverage of old syncs by the new rule.
+    """
+    log = LogBuilder()
+    log.block(12, deregistered=[CARL])
+    log.sync(12, {}, [CARL])
+    assert (await audited(tmp_path, log.rows)).findings == []
+    state = LedgerState()
+    state.fold(log.rows)
+    carl = state.chain.classes[GPU][CARL]
+    assert (carl.offered.at(12), carl.invalidated_below) == (0, 12)
 
 
 @pytest.mark.parametrize("what", ["miners", "validators"])
