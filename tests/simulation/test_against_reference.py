@@ -945,6 +945,22 @@ def run_history(*, steps: int, run_seed: int) -> None:
             pair.finish(audit=completed)
 
 
+def test_thresholds_of_syncs_ahead_and_of_lost_miners_are_exact() -> None:
+    """A sync 7,200 blocks ahead is plausible, and so is a block with a tenth of the miners, or after one with 9."""
+    pair = Pair("sqlite://", strategies.SMALL_RULES)
+    try:
+        axons = tuple(Axon(f"miner-{index:02}", "192.0.2.1", 4, 8000) for index in range(11))
+        stakes = tuple((f"validator-{index:02}", 1.0) for index in range(11))
+        for number, (miners, validators) in enumerate([(9, 9), (0, 0), (11, 11), (1, 11), (2, 11), (10, 10), (1, 1)]):
+            pair.record_block(1000 + number, 0.0, Metagraph(axons[:miners], stakes[:validators]))
+        pair.record_block(1006, 0.0, Metagraph(axons[:10], stakes[:0]))
+        pair.record_manifests(pair.near(7201), {})
+        pair.record_manifests(pair.near(7200), {})
+        pair.agree()
+    finally:
+        pair.finish(audit=sys.exc_info()[0] is None)
+
+
 def test_thresholds_are_exact() -> None:
     """A tenth of the executors, and 100,000 blocks ahead, are plausible; one fewer, and one more, are not."""
     pair = Pair("sqlite://", strategies.SMALL_RULES)
