@@ -646,6 +646,45 @@ class LedgerMachine(RuleBasedStateMachine):
     def reserve_under_a_key(self, miner: str, executor_class: str, amount_s: float, key: str) -> None:
         self.pair.reserve(miner, executor_class, amount_s, 1, key=key)
 
+    @rule(
+        away=st.sampled_from(MINERS),
+        offered=strategies.full_counts(),
+        late=st.none() | strategies.full_counts(),
+        blocks_before_sync=st.integers(1, 2),
+    )
+    def a_miner_is_off_the_metagraph_for_a_block(
+        self, away: str, offered: Counts, late: Counts | None, blocks_before_sync: int
+    ) -> None:
+        """A sync for that block does not name the miner; a late one for the block below may."""
+        first = self.pair.near(1)
+        whole = strategies.WHOLE_NETWORK
+        others = Metagraph(tuple(axon for axon in whole.axons if axon.hotkey != away), whole.stakes)
+        for number in range(first, first + 4):
+            self.pair.record_block(number, 0.0, others if number == first else whole)
+            if number == first + blocks_before_sync - 1:
+                named = {miner: classes for miner, classes in offered.items() if miner != away}
+                self.pair.record_manifests(first, named, confirm=True)
+                if late is not None and first > 1:
+                    self.pair.record_manifests(first - 1, late, confirm=True)
+
+    @precondition(lambda self: self.pair.model.blocks)
+    @rule(count=st.integers(1, 3), late_s=st.sampled_from([0.25, 0.5]), graph=strategies.metagraphs())
+    def the_newest_blocks_are_replaced(self, count: int, late_s: float, graph: Metagraph) -> None:
+        newest = self.pair.near(0)
+        for number in range(newest, max(0, newest - count), -1):
+            self.pair.withdraw_block(number, "a fork of the chain")
+        for number in range(max(1, newest - count + 1), newest + 2):
+            self.pair.record_block(number, late_s, graph)
+
+    @precondition(lambda self: self.pair.model.syncs)
+    @rule(offered=strategies.full_counts(), graph=strategies.metagraphs())
+    def the_newest_sync_is_replaced(self, offered: Counts, graph: Metagraph) -> None:
+        newest = self.pair.model.newest_sync()
+        assert newest is not None
+        self.pair.withdraw_manifests(newest.block, "mistyped")
+        self.pair.record_manifests(newest.block, offered, confirm=True)
+        self.pair.record_block(self.pair.near(1), 0.0, graph)
+
     @rule(offset=st.integers(-12, 1), reason=reasons)
     def a_block_is_withdrawn(self, offset: int, reason: str) -> None:
         self.pair.withdraw_block(self.pair.near(offset), reason)
