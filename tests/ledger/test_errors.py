@@ -21,6 +21,7 @@ VALUES: dict[str, Any] = {
     "datetime": datetime(2024, 1, 1, tzinfo=UTC),
     "datetime | None": None,
     "str | None": "what was wrong",
+    "list[str]": ["status"],
     "dict[str, Any]": {"number": (1, 2)},
 }
 KINDS = [getattr(errors, name) for name in errors.__all__ if "__init__" in vars(getattr(errors, name))]
