@@ -455,8 +455,8 @@ class LedgerWriter(Generic[S]):
         """After a commit without a clear result, let the store find out whether the rows are stored.
 
         There are three outcomes. If the rows are stored, the results of the batch are valid. If they never will be,
-        every call raises `StorageUnavailable` and nothing was done. If the store cannot know it yet, calls that appended
-        raise `OutcomeUnknown`, and calls that appended nothing raise `StorageUnavailable`.
+        every call raises `StorageUnavailable` and nothing was done. If the store cannot know it yet, calls that
+        appended raise `OutcomeUnknown`, and calls that appended nothing raise `StorageUnavailable`.
         """
         self._state = None
         rows = unit_of_work.rows if unit_of_work is not None else []

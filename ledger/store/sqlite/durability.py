@@ -1,30 +1,31 @@
 """Whether the disk has confirmed what a SQLite file's write-ahead log (WAL) shows.
 
-**After a COMMIT whose flush failed**, the transaction's frames may be in the WAL, with their commit mark. SQLite hides
-them from every open connection, because it publishes frames only after the flush. But if all connections close, the next
-one recovers the WAL from its bytes and finds them. So a read proves nothing, and closing the connection makes matters
-worse. The connection therefore stays open, and commits a transaction that changes nothing, the *fence*: its frame takes
-the place of the first hidden frame. Each frame's checksum covers the frames before it, so no recovery passes the fence.
-Once its flush has succeeded, the failed transaction is in the log for certain, or can never be.
+**After a COMMIT whose flush failed** the transaction's frames may be in the WAL, with their commit mark. SQLite hides
+them from every open connection, because it publishes frames only after the flush. But if all connections close, the
+next one recovers the WAL from its bytes and finds them. So a read proves nothing, and closing the connection makes
+matters worse. The connection therefore stays open, and commits a transaction that changes nothing, the *fence*: its
+frame takes the place of the first hidden frame. Each frame's checksum covers the frames before it, so no recovery gets
+past the fence to the rest. Once the fence is flushed, the failed transaction is in the log for certain, or can never be.
 
-**After a crash** the WAL may show frames that the crashed process could not flush, or had not flushed yet. After a
-failed flush Linux takes the written pages for clean, so that a later flush succeeds without writing them. If such frames
-were copied into the database, and the power failed before the WAL's end was durable, a recovery would apply the WAL's
-first part to newer pages and damage the database. So the first writer that opens the file writes the bytes of the WAL
-once more, in place, and flushes them. It keeps other writers out meanwhile.
+**After a crash** the WAL may show frames that the crashed process had not flushed, or had tried to flush in vain. After
+a failed flush Linux takes the written pages for clean, so a later flush succeeds without writing them. If such frames
+were copied into the database, and the power failed before the end of the WAL was durable, a recovery would apply the
+first part of the WAL to newer pages and damage the database. So the first writer that opens the file writes the bytes
+of the WAL once more, in place, and flushes them. It keeps other writers out meanwhile.
 
 In both cases a complete checkpoint must then succeed: the storage has proved itself. Until then no change is accepted.
 
-| SQLite raises an error | What it means | Treated as |
-|---|---|---|
-| before the COMMIT: disk full, I/O error, locked, malformed | no frame has a commit mark | `StorageUnavailable`, nothing was done |
-| in the COMMIT, whatever the error | a recovery may find the transaction | `CommitOutcomeUnknown`, see above |
-| in the fence or the checkpoint | nothing is proved yet | `StorageUnavailable`; the next change tries again |
-| in a checkpoint that SQLite begins by itself | the WAL still has everything | nothing: SQLite tries again |
+How SQLite's errors are treated:
 
-One case cannot be seen from here. A checkpoint that a reader keeps from completing copies pages without flushing them,
-and a later one flushes them. If the kernel fails to write such a page in between, and the flush that reports it is
-repeated, SQLite believes that the page is on the disk.
+- Before the COMMIT (full disk, I/O error, lock, malformed file): no frame has a commit mark, so nothing was done.
+  `StorageUnavailable`.
+- In the COMMIT, whatever the error: a recovery may find the transaction. `CommitOutcomeUnknown`, and the above.
+- In the fence or the checkpoint: nothing is proved yet. `StorageUnavailable`, and the next change tries again.
+- In a checkpoint that SQLite begins by itself: ignored, because the WAL still has everything, and SQLite tries again.
+
+One case cannot be seen from here. A checkpoint that a reader keeps from completing copies pages without flushing them;
+a later checkpoint flushes them. If the kernel fails to write such a page in between, the flush that reports it fails.
+But SQLite only repeats the flush and not the write, and then takes the page for durable.
 """
 
 from __future__ import annotations
@@ -156,8 +157,8 @@ class Durability:
                 if _try_checkpoint(connection):
                     return
         raise StorageUnavailable(
-            f"a commit to {self._path} failed, and a program that reads the database keeps the storage from being proved;"
-            " end that program or wait for it"
+            f"a commit to {self._path} failed, and a program that reads the database keeps the storage from being"
+            " proved; end that program or wait for it"
         )
 
     def _flush_entry(self) -> None:
@@ -208,13 +209,14 @@ def _write_again(wal: str) -> None:
 
     SQLite has no locks on this file, which closing it here would release.
     """
-    with open(wal, "r+b", buffering=0) as file:
+    file = os.open(wal, os.O_RDWR | os.O_CLOEXEC)
+    try:
         offset = 0
-        while copied := file.read(_COPIED_BYTES):
-            file.seek(offset)
-            offset += file.write(copied)
-            file.seek(offset)
+        while copied := os.pread(file, _COPIED_BYTES, offset):
+            offset += os.pwrite(file, copied, offset)
         os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _try_checkpoint(connection: sqlite3.Connection) -> bool:

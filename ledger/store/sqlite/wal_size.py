@@ -10,8 +10,8 @@ import logging
 import os
 from contextlib import suppress
 
-# SQLite cuts the file to this size when it starts it again. Under load the WAL needs about 4 MB between two checkpoints;
-# a smaller limit would make every round cut the file and let it grow again.
+# SQLite cuts the file to this size when it starts it again. Under load the WAL needs about 4 MB between two
+# checkpoints; a smaller limit would make every round cut the file and let it grow again.
 WAL_LIMIT_BYTES = 16 << 20
 WAL_WARNING_BYTES = 64 << 20
 # A look at the file takes about 2 µs.
