@@ -65,9 +65,8 @@ _APPLICABLE = {
 _CHANGES = (Operation.WRITE, Operation.SYNC, Operation.TRUNCATE, Operation.UNLINK)
 """The calls whose failure may leave something behind that a crash brings back."""
 CUTS_AFTER_A_FAILED_SYNC = 8
-DEATHS_AFTER_A_FAILED_SYNC = 3
-LATEST_DEATH = 40
-"""How many calls after a failed sync a process dies at the latest, so that it dies while it recovers."""
+DEATHS_AFTER_A_FAILED_SYNC = ((1, 1), (2, 10), (11, 40))
+"""How many calls after a failed sync a process dies: before it can recover, and while it recovers."""
 CUTS_OF_A_LIFE = 100
 
 
@@ -96,8 +95,8 @@ def _misfortunes(
     yield Misfortune(fault, index), cuts
     yield Misfortune(fault, index, killed_after=True), cuts
     if operation is Operation.SYNC:
-        for _ in range(DEATHS_AFTER_A_FAILED_SYNC):
-            yield Misfortune(fault, index, death=index + rng.randint(1, LATEST_DEATH)), 1
+        for first, last in DEATHS_AFTER_A_FAILED_SYNC:
+            yield Misfortune(fault, index, death=index + rng.randint(first, last)), cuts // 2
 
 
 def cut_tasks(cuts: int, seed: int) -> Iterator[Task]:
