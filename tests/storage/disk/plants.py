@@ -7,11 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ledger.store.sqlite.durability import Durability
-
 from ledger.codec import Row
 from ledger.store.contract import CommitOutcomeUnknown
 from ledger.store.sqlite import durability, store
+from ledger.store.sqlite.durability import Durability
 from ledger.store.sqlite.store import SqliteStore
 
 
