@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from .snapshots import SnapshotStore as SnapshotStore
     from .snapshots import state_at as state_at
     from .tie_break import in_trial_order as in_trial_order
+    from .verifications import PiecewiseVerification as PiecewiseVerification
+    from .verifications import last_verification as last_verification
+    from .verifications import record_verification as record_verification
     from .verify import VerifyReport as VerifyReport
     from .verify import verify_log as verify_log
 else:
@@ -62,6 +65,7 @@ else:
             "projections.rules": "Finding RULES Rule",
             "projections.snapshots": "ProgressReport Snapshot SnapshotStore state_at",
             "projections.tie_break": "in_trial_order",
+            "projections.verifications": "PiecewiseVerification last_verification record_verification",
             "projections.verify": "VerifyReport verify_log",
         },
     )

@@ -38,12 +38,18 @@ def clock() -> Clock:
 async def damage(url: str, sql: str) -> None:
     """Change the stored log behind the library's back."""
     triggers = {
-        "allowance_events": ("allowance_events_no_update", "allowance_events_no_delete", "allowance_events_append_only"),
+        "allowance_events": (
+            "allowance_events_no_update",
+            "allowance_events_no_delete",
+            "allowance_events_append_only",
+        ),
         "allowance_ledgers": ("allowance_ledgers_no_step_back",),
     }
     for table, names in triggers.items():
         for name in names:
-            await asyncio.to_thread(statement, url, f"DROP TRIGGER IF EXISTS {name}" + ("" if url.startswith("sqlite") else f" ON {table}"))
+            await asyncio.to_thread(
+                statement, url, f"DROP TRIGGER IF EXISTS {name}" + ("" if url.startswith("sqlite") else f" ON {table}")
+            )
     await asyncio.to_thread(statement, url, sql)
 
 
@@ -59,7 +65,9 @@ async def test_a_damaged_tail_is_noticed_when_the_ledger_is_opened(any_url: str,
     await damage(any_url, sql)
     for read_only in (False, True):
         with pytest.raises(CorruptLedger) as refused:
-            async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock(), read_only=read_only) as ledger:
+            async with Allowance.open(
+                any_url, validator_ss58=VALIDATOR, clock_ns=clock(), read_only=read_only
+            ) as ledger:
                 await ledger.find_miners(1.0, GPU, BLOCKS)
         assert refused.value.position == position
         assert "allowance verify" in str(refused.value)
