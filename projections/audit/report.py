@@ -61,6 +61,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     `findings` are ordered by position; at most the first 10,000 of `findings_count` are listed. `history_position` is
     the position up to which the history's read model was compared, None if there is none. `snapshots` is the number of
     compared snapshots; `live_state` says whether the state in this process's memory was compared. Times are seconds.
+    `first_cause` is the finding to look at first, from which later ones may follow (`Finding.follows`); None without
+    findings. `findings_by_rule` counts them all by rule.
     """
 
     validator_ss58: str
@@ -76,6 +78,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     usage: BlockUsage | None = None
     snapshots: int = 0
     live_state: bool = False
+    first_cause: Finding | None = None
+    findings_by_rule: dict[str, int] = {}
 
 
 def totals_of(state: AuditState) -> list[AccountTotals]:

@@ -8,11 +8,8 @@ The other checks use the fold, not the tables of this module. They need sums and
 has at hand, while these tables would have to be summed block by block. If both agree, a check has the same result with
 either; if not, one finding names the block, instead of one for each decision that used it.
 
-Known limits:
+A known limit:
 
-- The accounts to compare are those of the fold. An account that the fold failed to open, although a sync offers
-  executors of it, is not compared. Only a reservation of such an account is reported (`BLOCKS_GRANTED`), because an
-  account that the fold does not have is granted nothing.
 - The counts at finalized blocks are compared once, at the end, because comparing all of them after each event would
   take too long. A count that the fold had wrong for a while and then corrected is missed.
 
@@ -37,7 +34,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from ledger import END, Account, Chain, RecordedSettings
-from ledger.events import Axon, BlockRecorded, ManifestsRecorded
+from ledger.events import Axon, BlockRecorded, ManifestsRecorded, account_stream
 from projections.rules import Findings, Rule
 
 Manifests = dict[str, dict[str, int]]
@@ -130,6 +127,7 @@ class GrantCheck:
                 found = account.invalidated_below
                 message = f"the fold invalidates the blocks below {found}, but the syncs those below {expected}"
                 self._report(position, message, account, found=found, expected=expected)
+        self._check_accounts(position)
         self._check_newest_counts(position)
 
     def finish(self, position: int) -> None:
@@ -202,6 +200,14 @@ class GrantCheck:
                 if count_after < self._capped(executor_class, count):
                     key = miner, executor_class
                     self._invalidated_below[key] = max(block, self._invalidated_below.get(key, 0))
+
+    def _check_accounts(self, position: int) -> None:
+        """Report what a sync offers and the fold opened no account for; all other comparisons are by the fold's accounts."""
+        for miner, counts in self._manifests.items():
+            for executor_class, count in counts.items():
+                if count and account_stream(miner, executor_class) not in self._chain.accounts:
+                    whose = {"miner_ss58": miner, "executor_class": executor_class}
+                    self._report(position, "the fold has no account for executors that the sync offers", **whose)
 
     def _check_newest_counts(self, position: int) -> None:
         if not self._sync_blocks:
