@@ -12,6 +12,7 @@ from ledger.background_imports import import_in_thread
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Table
+    from sqlalchemy.schema import ExecutableDDLElement
 
 HISTORY_TABLES = ("allowance_checkpoints", "allowance_reservations", "allowance_reserved_blocks")
 DERIVED_TABLES = (*HISTORY_TABLES, "allowance_snapshots", "allowance_verifications")
@@ -31,7 +32,7 @@ async def remake_broken_tables(store: Store) -> list[str]:
         for statement in statements:
             await transaction.query(statement)
         if not set(broken).isdisjoint(HISTORY_TABLES):
-            # No generation is complete any more, that of another rebuild included, which then raises `RebuildOvertaken`.
+            # No generation is complete any more; another rebuild under way raises `RebuildOvertaken`.
             await transaction.query("DELETE FROM allowance_checkpoints")
     return broken
 
@@ -60,7 +61,7 @@ def _found(inspector: Any, name: str, dialect: Dialect) -> tuple[object, ...]:
 
 def _expected(table: Table, dialect: Dialect) -> tuple[object, ...]:
     columns = {each.name: (each.type.compile(dialect=dialect), each.nullable) for each in table.columns}
-    indexes = {index.name: [each.name for each in index.columns] for index in table.indexes}
+    indexes = {str(index.name): [each.name for each in index.columns] for index in table.indexes}
     return columns, [each.name for each in table.primary_key.columns], indexes
 
 
@@ -70,5 +71,6 @@ def _statements(name: str, dialect: Dialect) -> list[str]:
     from .tables import metadata
 
     table = metadata.tables[name]
-    made = [DropTable(table, if_exists=True), CreateTable(table), *map(CreateIndex, table.indexes)]
+    made: list[ExecutableDDLElement] = [DropTable(table, if_exists=True), CreateTable(table)]
+    made += map(CreateIndex, table.indexes)
     return [str(each.compile(dialect=dialect)) for each in made]

@@ -86,13 +86,14 @@ class PiecewiseVerification:
         """
         started = time.perf_counter()
         start = await self._recorded_start() if since is None else await self._start_at(since)
-        check, is_last = LogCheck(start=start), False
-        while not is_last:
+        check = LogCheck(start=start)
+        while True:
             is_last = await self._check_piece(check)
             report = check.report(self._stored, time.perf_counter() - started)
             if is_last or not report.findings:
                 await record_verification(self._store, start, report, self._clock_ns())
-        return report
+            if is_last:
+                return report
 
     async def _check_piece(self, check: LogCheck) -> bool:
         """Check the next rows; at the end of the log also the head row, and return True."""

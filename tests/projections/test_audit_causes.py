@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger import Account, Chain
 from ledger.events import ReservationSpent
 from projections import Rule
 from routing import AuditReport
@@ -104,3 +105,26 @@ async def test_the_page_shows_the_first_cause(tmp_path: Path) -> None:
     html = page(await audited(tmp_path, log.rows))
     assert "First cause: position 15" in html
     assert "follows from an earlier finding" in html
+
+
+async def test_an_account_that_the_fold_did_not_open_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A miner that a sync offers must have an account, although nobody has reserved from it.
+
+    Catches comparisons that go through the accounts of the fold only.
+    """
+    original = Chain.open_account
+
+    def open_account(chain: Chain, miner_ss58: str, executor_class: str) -> Account:
+        account = original(chain, miner_ss58, executor_class)
+        if miner_ss58 == CARL:
+            del chain.accounts[account.stream]
+        return account
+
+    monkeypatch.setattr(Chain, "open_account", open_account)
+    report = await audited(tmp_path, LogBuilder().rows)
+    assert report.first_cause is not None
+    assert report.first_cause.rule == Rule.GRANTS_FOLLOW
+    assert "no account" in report.first_cause.message
+    assert report.first_cause.details["miner_ss58"] == CARL

@@ -190,17 +190,6 @@ def ignores_drops(patch: Patch) -> None:
 
 
 @mutant(Rule.GRANTS_FOLLOW)
-def opens_no_account_for_some_miners(patch: Patch) -> None:
-    def open_account(original: Any, chain: Chain, miner_ss58: str, executor_class: str) -> Account:
-        account: Account = original(chain, miner_ss58, executor_class)
-        if miner_ss58 == max(chain._by_miner):
-            del chain.accounts[account.stream], chain.classes[executor_class][miner_ss58]
-        return account
-
-    wrapped(patch, Chain, "open_account", open_account)
-
-
-@mutant(Rule.GRANTS_FOLLOW)
 def ignores_caps(patch: Patch) -> None:
     patch.setattr(Chain, "_capped", lambda chain, account, count: count)
 

@@ -83,6 +83,7 @@ async def test_a_dead_feed_of_manifests_is_not_ok(url: str, most_blocks: int | N
     """Nothing else watches the manifests if the router does not refuse."""
     settings = Settings(newest_manifests_max_age_blocks=most_blocks)
     async with healthy_ledger(url, settings) as (ledger, clock):
+        health = await ledger.health()
         for newest, is_ok in ((limit + 1, True), (limit + 2, False)):
             await record_blocks(ledger, newest, newest, ["5Anna"])
             clock.now_ns = clock_at(12 * newest).now_ns

@@ -202,12 +202,12 @@ class GrantCheck:
                     self._invalidated_below[key] = max(block, self._invalidated_below.get(key, 0))
 
     def _check_accounts(self, position: int) -> None:
-        """Report what a sync offers and the fold opened no account for; all other comparisons are by the fold's accounts."""
+        """Report what a sync offers without an account in the fold; all other comparisons go through its accounts."""
         for miner, counts in self._manifests.items():
             for executor_class, count in counts.items():
                 if count and account_stream(miner, executor_class) not in self._chain.accounts:
-                    whose = {"miner_ss58": miner, "executor_class": executor_class}
-                    self._report(position, "the fold has no account for executors that the sync offers", **whose)
+                    message = "the fold has no account for executors that the sync offers"
+                    self._report(position, message, Account(miner, executor_class))
 
     def _check_newest_counts(self, position: int) -> None:
         if not self._sync_blocks:

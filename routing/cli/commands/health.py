@@ -10,7 +10,6 @@ from routing.cli.io.errors import NO
 from routing.cli.io.output import Output
 from routing.cli.io.render import counted, labelled, seconds_text, time_text
 
-
 if TYPE_CHECKING:
     from routing import Health
 
