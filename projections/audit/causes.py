@@ -1,8 +1,8 @@
 """Which findings of an audit are causes, and which only follow from an earlier one.
 
-After some findings the audit's state is no longer that on which the log's writer decided: an event was left out, changed
-or lost, or a block was taken twice. Later findings may then be correct decisions on a state that the audit does not
-have. They are marked, not left out: which of them would remain without the cause is not known.
+After some findings the audit's state is no longer that on which the log's writer decided: an event was left out,
+changed or lost, or a block was taken twice. Later findings may then be correct decisions on a state that the audit does
+not have. They are marked, not left out: which of them would remain without the cause is not known.
 
 - A cause in an account's stream affects that account, and the routes of every job, which compare accounts.
 - A cause in the streams of facts, and lost or changed rows, affect everything after them.
