@@ -63,7 +63,7 @@ def _difference_text(difference: Difference) -> str:
 COMMAND = CliCommand(
     details=(
         "Others may read and write during the rebuild: the new history is built as a shadow generation, which\n"
-        "replaces the old one in one transaction. Derived tables that are lost, or lack a column or an index, are made\n"
+        "replaces the old one in one transaction. Derived tables that are lost, or lack a column or index, are made\n"
         "again. Exit code 1: the stored data differed from the log and is replaced."
     ),
     examples=(
