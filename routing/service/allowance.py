@@ -378,14 +378,19 @@ class Allowance(Queries):
         """Check that every stored event is unchanged since it was written, and that the log contains the `heads`.
 
         `heads` are heads of this ledger that were noted elsewhere. Findings are in order of position.
-        `routing.verify` does the same without opening a ledger. `progress` as in `audit`. Raises
-        `StorageUnavailable` and `InvalidInput`.
+        `routing.verify` does the same without opening a ledger. Unless `read_only`, the result is recorded for
+        `health`. `progress` as in `audit`. Raises `StorageUnavailable` and `InvalidInput`.
         """
         # Imported here for the same reason as in `audit`.
+        from projections import record_verification
+
         from .backup import verify_store
 
         handle = await self._lifecycle.handle()
-        return await handle.runtime.run(verify_store(handle.store, handle.validator_ss58, heads, progress))
+        report = await handle.runtime.run(verify_store(handle.store, handle.validator_ss58, heads, progress))
+        if not self._read_only:
+            await handle.runtime.run(record_verification(handle.store, Head(), report, time.time_ns()))
+        return report
 
     async def export(
         self, target: str | os.PathLike[str] | IO[bytes], progress: ProgressReport | None = None

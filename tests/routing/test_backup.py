@@ -419,13 +419,13 @@ async def test_a_source_that_changes_after_its_verification_is_not_restored(tmp_
         pass
     one = await exported(f"sqlite:///{tmp_path}/one.db", tmp_path / "one.gz")
     two = await exported(f"sqlite:///{tmp_path}/two.db", tmp_path / "two.gz")
-    check_heads = verifying._LogCheck.check_heads
+    check_heads = verifying.LogCheck.check_heads
 
     def end_and_swap(self: Any, head: StoredLedger) -> None:
         check_heads(self, head)
         os.replace(two, one)
 
-    monkeypatch.setattr(verifying._LogCheck, "check_heads", end_and_swap)
+    monkeypatch.setattr(verifying.LogCheck, "check_heads", end_and_swap)
     with pytest.raises(StorageUnavailable, match="was changed"):
         await restore(one, f"sqlite:///{tmp_path}/target.db")
     monkeypatch.undo()
