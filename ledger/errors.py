@@ -25,6 +25,7 @@
     ├── RebuildOvertaken                    Another rebuild started meanwhile.
     ├── OutcomeUnknown                      The answer to a commit was lost; the error carries the key.
     └── StorageUnavailable                  The database cannot be used now.
+        └── LogWentBack                     The stored log has lost what this process has acknowledged.
     JobRoutingException                     The job cannot be routed now.
     ├── AllMinersBusy                       There were candidates, but none could be claimed.
     ├── JobAlreadySpent                     The job ran, and its reservation was spent.
@@ -59,6 +60,7 @@ __all__ = [
     "LedgerExists",
     "LedgerNotFound",
     "LedgerOverloaded",
+    "LogWentBack",
     "NewerLedger",
     "NotEnoughAllowanceException",
     "OutcomeUnknown",
@@ -376,7 +378,7 @@ class OutcomeUnknown(AllowanceException):
         self.idempotency_key = idempotency_key
         self.operation = operation
         super().__init__(
-            f"the outcome of {operation} is unknown: the database's answer to the commit was lost."
+            f"the outcome of {operation} is unknown: the database did not confirm the commit."
             f" Repeat the call with idempotency_key={idempotency_key!r}:"
             " it returns the outcome, and the change happens at most once"
         )
@@ -388,6 +390,31 @@ class StorageUnavailable(AllowanceException):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"the database cannot be used now: {reason}")
+
+
+class LogWentBack(StorageUnavailable):
+    """The stored log has lost positions that this process has acknowledged, or has read as committed.
+
+    `acknowledged_position` is the newest of them, `stored_position` the stored log's head. Up to `kept_position` this
+    process knows the stored log to be the same; of the positions after it, at least the acknowledged one is gone.
+    """
+
+    def __init__(self, acknowledged_position: int, stored_position: int, kept_position: int) -> None:
+        self.acknowledged_position = acknowledged_position
+        self.stored_position = stored_position
+        self.kept_position = kept_position
+        first_lost = max(kept_position, min(stored_position, acknowledged_position - 1)) + 1
+        lost = (
+            f"positions {first_lost} to {acknowledged_position}"
+            if first_lost < acknowledged_position
+            else (f"position {acknowledged_position}")
+        )
+        super().__init__(
+            f"the stored log went back or was replaced. This process has acknowledged or read positions up to"
+            f" {acknowledged_position}; the stored log ends at {stored_position}, and is the same up to {kept_position}"
+            f" for certain. It has lost {lost}, and perhaps others after {kept_position}. Find out whether a backup was"
+            " restored or a standby promoted; to work on the stored log, close the ledger and open it again"
+        )
 
 
 class AllMinersBusy(JobRoutingException):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ledger.errors import LedgerExists as LedgerExists
     from ledger.errors import LedgerNotFound as LedgerNotFound
     from ledger.errors import LedgerOverloaded as LedgerOverloaded
+    from ledger.errors import LogWentBack as LogWentBack
     from ledger.errors import NewerLedger as NewerLedger
     from ledger.errors import NotEnoughAllowanceException as NotEnoughAllowanceException
     from ledger.errors import OutcomeUnknown as OutcomeUnknown
@@ -89,8 +90,8 @@ else:
                 "AllMinersBusy AllowanceException CannotReserveAllowanceException ChainFeedStale ConflictingFact "
                 "CorruptLedger DamagedExport IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent "
                 "JobRequestConflict JobRoutingException LedgerClosed LedgerExists LedgerNotFound "
-                "LedgerOverloaded NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
-                "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
+                "LedgerOverloaded LogWentBack NewerLedger NotEnoughAllowanceException OutcomeUnknown "
+                "PositionOutOfRange ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
                 "ReservationAlreadySpent ReservationExpired ReservationNotFound StorageUnavailable "
                 "TimeOutOfRange"
             ),

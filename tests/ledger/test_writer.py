@@ -82,6 +82,14 @@ def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, reada
         monkeypatch.setattr(store, appending, append_and_lose)
         monkeypatch.setattr(store, "_commit", commit_unless_lost)
     monkeypatch.setattr(store, "read", read_unless_lost)
+    resolve_commit = store.resolve_commit
+
+    async def resolve_if_readable(first: Any) -> bool:
+        if not readable:
+            raise StorageUnavailable("out of reach")
+        return bool(await resolve_commit(first))
+
+    monkeypatch.setattr(store, "resolve_commit", resolve_if_readable)
 
 
 async def test_commands_that_wait_together_are_committed_together(ledger: Allowance) -> None:
