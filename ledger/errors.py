@@ -404,16 +404,12 @@ class LogWentBack(StorageUnavailable):
         self.stored_position = stored_position
         self.kept_position = kept_position
         first_lost = max(kept_position, min(stored_position, acknowledged_position - 1)) + 1
-        lost = (
-            f"positions {first_lost} to {acknowledged_position}"
-            if first_lost < acknowledged_position
-            else (f"position {acknowledged_position}")
-        )
+        others = f", and perhaps others after {kept_position}" if kept_position + 1 < first_lost else ""
         super().__init__(
             f"the stored log went back or was replaced. This process has acknowledged or read positions up to"
-            f" {acknowledged_position}; the stored log ends at {stored_position}, and is the same up to {kept_position}"
-            f" for certain. It has lost {lost}, and perhaps others after {kept_position}. Find out whether a backup was"
-            " restored or a standby promoted; to work on the stored log, close the ledger and open it again"
+            f" {acknowledged_position}; the stored log ends at {stored_position}, and has lost positions {first_lost} to"
+            f" {acknowledged_position}{others}. Find out whether a backup was restored or a standby promoted; to work on"
+            " the stored log, close the ledger and open it again"
         )
 
 

@@ -110,7 +110,7 @@ async def test_an_append_that_arrives_too_late_is_refused_by_the_fence(wire: Wir
 
 
 async def test_the_outcome_waits_for_a_commit_that_may_still_arrive(wire: Wire, postgres_url: str) -> None:
-    """While the transaction of a lost COMMIT holds the head's lock, its outcome is open; a read does not wait for it."""
+    """While the transaction of a lost COMMIT holds the head's lock, its outcome is open; reads go on."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         late = row_after(head, version=2)

@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 from .servers import PostgresServer
 
-Fate = Literal["request lost", "response lost", "request late"]
+Fate = Literal["request lost", "response lost", "request late", "response replaced"]
 
 # The header of ReadyForQuery, the message that ends every response of the server.
 READY = b"Z\x00\x00\x00\x05"
+_OUT_OF_MEMORY = b"SERROR\0VERROR\0C53200\0Mout of memory\0\0"
+# An error that a server may report at any time, also after a commit.
+ERROR_RESPONSE = b"E" + (len(_OUT_OF_MEMORY) + 4).to_bytes(4, "big") + _OUT_OF_MEMORY + READY + b"I"
 
 
 class Wire:
@@ -39,6 +42,15 @@ class Wire:
         """
         self._mark, self._fate = mark, fate
 
+    def lead_to(self, socket_directory: str) -> None:
+        """Lead new connections to another server; the open ones stay with theirs."""
+        self._upstream_path = f"{socket_directory}/.s.PGSQL.5432"
+
+    def hang_up(self) -> None:
+        """Close all open connections."""
+        for writer in self._writers:
+            writer.close()
+
     async def deliver(self) -> bytes:
         """Send the late request to the server and return the response, which the ledger does not get."""
         assert self._late is not None
@@ -52,7 +64,11 @@ class Wire:
         if self.unreachable:
             writer.close()
             return
-        up_reader, up_writer = await asyncio.open_unix_connection(self._upstream_path)
+        try:
+            up_reader, up_writer = await asyncio.open_unix_connection(self._upstream_path)
+        except OSError:  # The server is down.
+            writer.close()
+            return
         self._writers.append(up_writer)
         responses = self.start(_pass_on(up_reader, writer))
         while request := await _read(reader):
@@ -61,7 +77,7 @@ class Wire:
                 self._mark = None
                 responses.cancel()
                 await asyncio.gather(responses, return_exceptions=True)
-                await self._meet_fate(up_reader, up_writer, request)
+                await self._meet_fate(up_reader, up_writer, request, writer)
                 writer.close()
                 return
             up_writer.write(request)
@@ -76,7 +92,13 @@ class Wire:
             writer.close()
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
-    async def _meet_fate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> None:
+    async def _meet_fate(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        request: bytes,
+        client: asyncio.StreamWriter,
+    ) -> None:
         match self._fate:
             case "request lost":
                 writer.close()
@@ -84,6 +106,11 @@ class Wire:
                 writer.write(request)
                 # Only after the response: the server has then finished the request.
                 await _response(reader)
+                writer.close()
+            case "response replaced":
+                writer.write(request)
+                await _response(reader)
+                client.write(ERROR_RESPONSE)
                 writer.close()
             case "request late":
                 self._late = reader, writer, request

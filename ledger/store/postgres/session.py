@@ -131,7 +131,7 @@ def cut_after(connection: asyncpg.Connection, seconds: float) -> Iterator[None]:
     timer = asyncio.get_running_loop().call_later(seconds, cut)
     try:
         yield
-    except BROKEN as error:
+    except Exception as error:
         if is_over:
             raise TimeoutError(f"the server did not respond within {seconds:g} s") from error
         raise
