@@ -407,9 +407,9 @@ class LogWentBack(StorageUnavailable):
         others = f", and perhaps others after {kept_position}" if kept_position + 1 < first_lost else ""
         super().__init__(
             f"the stored log went back or was replaced. This process has acknowledged or read positions up to"
-            f" {acknowledged_position}; the stored log ends at {stored_position}, and has lost positions {first_lost} to"
-            f" {acknowledged_position}{others}. Find out whether a backup was restored or a standby promoted; to work on"
-            " the stored log, close the ledger and open it again"
+            f" {acknowledged_position}; the stored log ends at {stored_position}, and has lost positions"
+            f" {first_lost} to {acknowledged_position}{others}. Find out whether a backup was restored or a standby"
+            " promoted; to work on the stored log, close the ledger and open it again"
         )
 
 

@@ -99,7 +99,7 @@ class Store(Protocol):
         ...
 
     async def head(self) -> Head:
-        """Return the committed head."""
+        """Return the committed head; the append whose outcome is unknown may be in it, or come later."""
         ...
 
     def probe_head(self) -> Head | None:
