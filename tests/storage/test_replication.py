@@ -160,9 +160,9 @@ async def test_a_caller_whose_commit_no_standby_has_is_told_so(server: PostgresS
             assert await ledger.current_block() == 11
             assert [each.hotkey_ss58 for each in await ledger.find_miners(6.0, GPU, 11)] != []
             assert len((await ledger.history()).items) == 2
-            for _ in range(2):
+            for repeated_key in (None, key):
                 with pytest.raises(StorageUnavailable):
-                    await ledger.reserve("5Bert", GPU, 6.0, 11, job_uuid="a job", idempotency_key=key)
+                    await ledger.reserve("5Bert", GPU, 6.0, 11, job_uuid="a job", idempotency_key=repeated_key)
             await standby_is_back()
             first = await ledger.reserve("5Bert", GPU, 6.0, 11, job_uuid="a job", idempotency_key=key)
         assert first in (await ledger.history()).items
@@ -339,6 +339,29 @@ async def test_an_outcome_is_looked_up_where_the_fence_was_raised(server: Postgr
         reserved = await ledger.reserve("5Bert", GPU, 6.0, 11)
         assert await fetch(standby.url(database), rows) == [(1,)]
         assert (await ledger.history()).items[0] == reserved
+
+
+async def test_fence_and_look_up_use_one_connection(server: PostgresServer, postgres_url: str) -> None:
+    """The next connection leads to the promoted server, all others to the old primary, as with several hosts.
+
+    Catches a look-up on any other connection than that of the fence, also on a new one.
+    """
+    database = urlsplit(postgres_url).path[1:]
+    async with AsyncExitStack() as stack:
+        wire = await stack.enter_async_context(wired(server, database))
+        store = await stack.enter_async_context(opened(wire.url))
+        head = await append(store, [row_after(Head())])
+        standby = await stack.enter_async_context(cut_off_standby(server, database))
+        await asyncio.to_thread(standby.cut_off)
+        await asyncio.to_thread(standby.promote)
+        row = row_after(head, version=2, payload=b"marked")
+        wire.cut(b"marked", "response lost")
+        with pytest.raises(CommitOutcomeUnknown):
+            await store.compare_and_append(head, [row])
+        wire.lead_to(standby.socket_directory, only_next=True)
+        assert not await store.resolve_commit(row)
+        assert await fetch(standby.url(database), "SELECT fence FROM allowance_ledgers") == [(1,)]
+        assert await fetch(postgres_url, "SELECT fence FROM allowance_ledgers") == [(0,)]
 
 
 async def test_a_writer_never_reads_a_standby(server: PostgresServer, postgres_url: str) -> None:

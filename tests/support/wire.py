@@ -29,6 +29,7 @@ class Wire:
         self.unreachable = False
         """If True, new connections are refused."""
         self._upstream_path = f"{server.socket_directory}/.s.PGSQL.5432"
+        self._next_upstream_path: str | None = None
         self._mark: bytes | None = None
         self._fate: Fate = "request lost"
         self._late: tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes] | None = None
@@ -42,9 +43,13 @@ class Wire:
         """
         self._mark, self._fate = mark, fate
 
-    def lead_to(self, socket_directory: str) -> None:
-        """Lead new connections to another server; the open ones stay with theirs."""
-        self._upstream_path = f"{socket_directory}/.s.PGSQL.5432"
+    def lead_to(self, socket_directory: str, *, only_next: bool = False) -> None:
+        """Lead new connections, or only the next one, to another server; the open ones stay with theirs."""
+        path = f"{socket_directory}/.s.PGSQL.5432"
+        if only_next:
+            self._next_upstream_path = path
+        else:
+            self._upstream_path = path
 
     def hang_up(self) -> None:
         """Close all open connections."""
@@ -64,8 +69,9 @@ class Wire:
         if self.unreachable:
             writer.close()
             return
+        path, self._next_upstream_path = self._next_upstream_path or self._upstream_path, None
         try:
-            up_reader, up_writer = await asyncio.open_unix_connection(self._upstream_path)
+            up_reader, up_writer = await asyncio.open_unix_connection(path)
         except OSError:  # The server is down.
             writer.close()
             return
