@@ -107,7 +107,7 @@ class Store(Protocol):
         ...
 
     async def head(self) -> Head:
-        """Return the committed head."""
+        """Return the committed head; the append whose outcome is unknown may be in it, or come later."""
         ...
 
     async def schema_version(self) -> int:
