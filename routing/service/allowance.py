@@ -177,9 +177,11 @@ class Allowance(Queries):
         confirm: bool = False,
         idempotency_key: str | None = None,
     ) -> int:
-        """Record a sync of all miners' manifests at a block; return its log position, the first one if repeated.
+        """Record a sync of miners' manifests at a block; return its log position, the first one if repeated.
 
-        `manifests` is `{miner_ss58: {executor_class: executor_count}}`. Raises the same errors as `record_block`.
+        `manifests` is `{miner_ss58: {executor_class: executor_count}}`. The sync covers the miners that it names, and
+        those registered at the newest recorded block at or below; others keep their counts. Raises the same errors as
+        `record_block`.
         """
         fact = ManifestsFact(block, manifests)
         return (await self.record_facts([fact], confirm=confirm, idempotency_key=idempotency_key))[0]
@@ -326,7 +328,8 @@ class Allowance(Queries):
 
         Exactly one argument is needed. `position`: after that event, with the clock that decided it.
         `time`: after the last event recorded by then, with the clock at that time. `block`: just before the first
-        event about a higher block. Raises `InvalidInput` here, and `PositionOutOfRange` at the first query.
+        event about a higher block, facts aside that were withdrawn later. Raises `InvalidInput` here, and
+        `PositionOutOfRange` at the first query.
         """
         return Past(self._lifecycle, AsOf.checked(position, block, time))
 
