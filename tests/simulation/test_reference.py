@@ -25,7 +25,6 @@ from tests.support.reference import (
     ReceiptOutcome,
     Refused,
     Rules,
-    Sync,
     nanoseconds,
 )
 
