@@ -58,13 +58,10 @@ LONGEST_KEY = 256
 class Replay:
     """Processes the rows of a log in order."""
 
-    def __init__(
-        self, validator_ss58: str, sealed_positions: Iterable[int] = (), state: AuditState | None = None
-    ) -> None:
-        """Begin with the empty state, or with a sealed one; then call `continue_after`."""
+    def __init__(self, validator_ss58: str, sealed_positions: Iterable[int] = ()) -> None:
         self.findings = Findings()
         self.seals = SealCheck(sealed_positions, self.findings)
-        self.state = AuditState() if state is None else state
+        self.state = AuditState()
         self.counts: dict[type[Event], int] = defaultdict(int)
         """Events by type."""
         self.recorded_at_ns = 0
@@ -75,7 +72,7 @@ class Replay:
         """Reservations and settlements of the current page, to compare with the history; the caller clears it."""
         self._due_queue = DueQueue(self.state)
         self._jobs = JobCheck(self.findings)
-        self._facts = FactCheck(self.state, validator_ss58, self.findings, checks_grants=state is None)
+        self._facts = FactCheck(self.state, validator_ss58, self.findings)
         self._reservations = ReservationCheck(self.state, self._due_queue, self.findings)
         self._routes = RouteCheck(self.state, self.findings)
         self._settlements = SettlementCheck(self.state, self._due_queue, self._jobs, self.findings)
@@ -96,6 +93,14 @@ class Replay:
             StateSealed: self._process_seal,
         }
 
+    def process_fact_before_seal(self, row: Row) -> None:
+        """Check and apply a fact before the sealed position; nothing else of these rows is read."""
+        try:
+            event = decode(row.position, row.payload)
+            self._fact_checks[type(event)][1](row, event)
+        except (CorruptLedger, NewerLedger, KeyError) as unreadable:
+            self.findings.add(row.position, Rule.READABLE_EVENTS, str(unreadable))
+
     def continue_after(
         self,
         position: int,
@@ -107,7 +112,6 @@ class Replay:
         """Continue at a sealed position, with the versions of all streams and the active reservations there."""
         self.recorded_at_ns = recorded_at_ns
         self.row_checker.continue_after(position, a_hash, versions)
-        self._facts.opened = True
         self._jobs.continue_with(reservation.row for reservation in active)
         for reservation in self.state.active.values():
             self._due_queue.push(reservation)

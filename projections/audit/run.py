@@ -55,7 +55,8 @@ async def audit_log(
         raise PositionOutOfRange(f"the seal of position {from_seal}", 1, until - 1)
     while True:
         if from_seal:
-            replay = replay_from(await sealed_start(store, from_seal, progress), validator_ss58, sealed)
+            start = await sealed_start(store, from_seal, progress)
+            replay = await replay_from(start, store, validator_ss58, sealed)
         else:
             replay = Replay(validator_ss58, sealed)
         audit = LogAudit(store, replay, head, until, states, await HistoryModel(store).live())

@@ -109,8 +109,8 @@ class AccountState:
 class AuditState:
     """The chain's facts, the state of every account, and all active reservations."""
 
-    def __init__(self, chain: Chain | None = None) -> None:
-        self.chain = Chain() if chain is None else chain
+    def __init__(self) -> None:
+        self.chain = Chain()
         self.granted = BlockSet()
         """The blocks with a unit above 0. The account's executor count decides what they grant to it."""
         self.sums = AuditPrefixSums()

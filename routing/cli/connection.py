@@ -99,15 +99,19 @@ async def refuse_unexpected_ledger(arguments: argparse.Namespace) -> None:
 async def find_validator(arguments: argparse.Namespace) -> None:
     """If no validator is named, set `--validator` to the one whose ledger is the only one in the database.
 
-    Raises `WrongUsage` if there is none or if there are several.
+    Raises `WrongUsage` if there is none or if there are several, and `StorageUnavailable` if a server does not respond.
     """
     configuration = configuration_from_environment()
     if named_validator(arguments, configuration).value:
         return
     how = "give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58"
+    database_url = named_database(arguments, configuration).value
     try:
-        found = await validators_in(named_database(arguments, configuration).value)
+        found = await validators_in(database_url)
     except StorageUnavailable as unavailable:
+        # Most often the SQLite file does not exist yet, and an import may still found the ledger once it is named.
+        if not database_url.startswith("sqlite"):
+            raise
         raise WrongUsage(f"the validator is not known; {how}") from unavailable
     if len(found) != 1:
         several = f"the database has ledgers of {', '.join(found)}" if found else "the validator is not known"

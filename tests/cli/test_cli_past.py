@@ -16,7 +16,7 @@ from routing import Allowance, Routing
 from tests.support.cli import Command, command_line, configure_ledger
 from tests.support.engines import ENGINES, new_database, statement
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_ledger
-from tests.support.stories import project
+from tests.support.stories import project, take_snapshot
 
 on_sqlite = pytest.mark.parametrize("filled", ["sqlite"], indirect=True)
 """For what a test does to the stored rows itself, or to a file."""
@@ -224,9 +224,20 @@ def test_a_moment_out_of_range_is_exit_code_1(allowance: Command, filled: Filled
 # Rebuild
 
 
+def take_snapshot_of(filled: FilledLedger) -> None:
+    """Seal the ledger's state and save a snapshot of it."""
+
+    async def take() -> None:
+        async with Allowance.open(filled.url, validator_ss58=VALIDATOR) as ledger:
+            await take_snapshot(ledger)
+
+    asyncio.run(take())
+
+
 @on_sqlite
 def test_rebuild_reports_and_repairs_differences(allowance: Command, filled: FilledLedger) -> None:
     """Exit code 0 if there is no difference, otherwise 1; a second rebuild finds none."""
+    take_snapshot_of(filled)
     result = allowance("rebuild")
     assert (result.code, result.err) == (0, "")
     assert "the stored history and snapshots agreed with the log" in result.out
@@ -240,12 +251,13 @@ def test_rebuild_reports_and_repairs_differences(allowance: Command, filled: Fil
     assert "snapshot at position" in result.out
     assert "3 differences; the stored data is replaced" in result.out
     (document,) = allowance("rebuild", "--json").documents
-    assert (document["different"], document["reservations"], document["position"]) == (0, 2, filled.head)
+    assert (document["different"], document["reservations"], document["position"]) == (0, 2, filled.head + 1)
 
 
 @on_sqlite
 def test_health_names_the_event_that_stops_the_history(allowance: Command, filled: FilledLedger) -> None:
     """`rebuild` fails at the same event, and its error does not recommend to rebuild."""
+    take_snapshot_of(filled)
     assert allowance("health", "--json").documents[0]["projection_error"] is None
     assert allowance("rebuild").code == 0
     statement(filled.url, "UPDATE allowance_checkpoints SET model_version = 0")
@@ -344,6 +356,7 @@ def test_the_error_of_a_malformed_receipt_names_its_line(allowance: Command, tmp
 AUDIT_KEYS = {
     *("validator_ss58", "position", "head_hash", "findings", "findings_count", "events", "totals"),
     *("history_position", "snapshots", "live_state", "elapsed_seconds", "events_per_second"),
+    *("seals", "from_seal", "not_proved"),
 }
 
 
@@ -365,6 +378,20 @@ def test_audit_of_a_sound_ledger_has_no_finding(allowance: Command, filled: Fill
     assert (document["position"], document["findings"]) == (filled.head, [])
     assert page.read_text("utf-8").startswith("<!doctype html>")
     assert allowance("audit", "--until", 5, "--json").documents[0]["position"] == 5
+
+
+@on_sqlite
+def test_audit_from_a_seal_says_what_it_does_not_prove(allowance: Command, filled: FilledLedger) -> None:
+    """As text and as JSON; a position without a seal is refused, and the error names one that has a seal."""
+    take_snapshot_of(filled)
+    result = allowance("audit", "--from-seal", filled.head)
+    assert result.code == 0
+    assert "no finding in 1 event" in result.out
+    assert "not proved: that the sealed state follows from the events up to its position" in result.out
+    (document,) = allowance("audit", "--from-seal", filled.head, "--json").documents
+    assert document["from_seal"] == filled.head
+    assert len(document["not_proved"]) > 3
+    assert f"the newest are {filled.head}" in allowance("audit", "--from-seal", 5).err
 
 
 @on_sqlite

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ledger import LedgerState, encode_state
+from ledger import LedgerState, decode_state, encode_state
 from ledger.codec import decode
 from projections import offers_without
 from routing import (
@@ -24,9 +24,11 @@ from routing import (
     InvalidInput,
     ManifestsFact,
     ManifestsStale,
+    Receipt,
     Routing,
     Settings,
 )
+from tests.support.log_builder import CARL, LogBuilder, audited
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_ledger
 from tests.support.stories import events_of
 
@@ -267,6 +269,21 @@ async def test_coverage_is_that_of_the_metagraph_below_the_sync() -> None:
         assert not (await ledger.audit()).findings
 
 
+async def test_a_sync_of_an_older_release_covers_all_miners(tmp_path: Path) -> None:
+    """A log without the fields keeps its meaning: Carl is off the metagraph, is not named, and drops to 0.
+
+    Catches: a fold or an audit that works out the coverage of old syncs by the new rule.
+    """
+    log = LogBuilder()
+    log.block(12, deregistered=[CARL])
+    log.sync(12, {}, [CARL])
+    assert (await audited(tmp_path, log.rows)).findings == []
+    state = LedgerState()
+    state.fold(log.rows)
+    carl = state.chain.classes[GPU][CARL]
+    assert (carl.offered.at(12), carl.invalidated_below) == (0, 12)
+
+
 @pytest.mark.parametrize("what", ["miners", "validators"])
 async def test_a_block_that_lost_nine_tenths_needs_confirmation(what: str) -> None:
     """From 10 on, fewer than a tenth of the miners or validators of the block recorded before is implausible."""
@@ -329,6 +346,29 @@ async def test_a_withdrawal_is_prepared_again_if_a_sync_comes_meanwhile(monkeypa
         assert not (await ledger.audit()).findings
 
 
+async def test_a_bookkeeper_knows_the_drops_that_remain() -> None:
+    """Of two drops the higher is withdrawn, which brings back the blocks between them, and then the lower.
+
+    Catches: a bookkeeper that keeps the drops of withdrawn syncs, or forgets those of others.
+    """
+    async with small_ledger(offers={"5Anna": 3}, blocks=11) as ledger:
+        await ledger.record_manifests(4, {"5Anna": {GPU: 2}})
+        await ledger.record_manifests(8, {"5Anna": {GPU: 1}})
+        receipt = Receipt(VALIDATOR, "5Anna", GPU, START + timedelta(seconds=12 * 10), [2, 5, 9], 60.0)
+        keeper = await ledger.receipts()
+        assert keeper.take(receipt).invalidated == [2, 5]
+        await ledger.withdraw_manifests(8, "wrong")
+        assert (await ledger.receipts(keeper)).take(receipt).invalidated == [2]
+        await ledger.withdraw_block(11, "wrong")
+        await ledger.withdraw_manifests(4, "wrong")
+        await record_blocks(ledger, 12, 13, ["5Anna"])
+        outcome = (await ledger.receipts(keeper)).take(receipt)
+        assert (outcome.invalidated, outcome.spendable) == ([], [2, 5, 9])
+        # Block 10 lost its end, and with it its grant.
+        lost = Receipt(VALIDATOR, "5Anna", GPU, START + timedelta(seconds=12 * 12), [10, 11], 60.0)
+        assert keeper.take(lost).without_grant == [10, 11]
+
+
 async def test_a_router_refuses_stale_manifests() -> None:
     """The newest sync may be as many blocks behind the newest block as the setting says, and no more."""
     settings = Settings(newest_manifests_max_age_blocks=10)
@@ -370,7 +410,8 @@ async def random_facts(ledger: Allowance, dice: random.Random) -> None:
 async def test_folding_corrections_in_parts_gives_the_same_state(tmp_path: Path, seed: int) -> None:
     """The state after random facts and corrections equals the fold of the log, and the audit finds nothing.
 
-    Two handles write in turn. Catches: a state that depends on who folded it, such as a cached set that is out of date.
+    Two handles write in turn, and a snapshot is continued. Catches: a state that depends on who folded it, such as a
+    cached set that is out of date, or a field that no snapshot has.
     """
     dice = random.Random(f"corrections {seed}")
     url = f"sqlite:///{tmp_path}/ledger.db"
@@ -384,13 +425,19 @@ async def test_folding_corrections_in_parts_gives_the_same_state(tmp_path: Path,
         for _ in range(80):
             with suppress(*REFUSALS):
                 await random_facts(dice.choice([one, other]), dice)
+        rows = await events_of(one)
         folded = LedgerState()
-        folded.fold(await events_of(one))
+        folded.fold(rows)
+        half, continued = LedgerState(), LedgerState()
+        half.fold(rows[: len(rows) // 2])
+        decode_state(encode_state(half), continued)
+        continued.fold(rows[len(rows) // 2 :])
+        assert encode_state(continued) == encode_state(folded)
         for ledger in (one, other):
             await ledger.current_block()
             live = await ledger._read_state(lambda state, _: encode_state(state))
             assert live == encode_state(folded)
-        kinds = {decode(row.position, row.payload).__class__.__name__ for row in await events_of(one)}
+        kinds = {type(decode(row.position, row.payload)).__name__ for row in rows}
         assert {"BlockWithdrawn", "ManifestsWithdrawn", "AllowanceReserved"} <= kinds
         report = await one.audit()
         assert not report.findings, (seed, report.findings[:3])

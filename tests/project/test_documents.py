@@ -31,7 +31,7 @@ import pytest
 import ledger.errors
 from routing import Settings
 from routing.cli.commands import COMMANDS
-from routing.service.config import configuration_from_environment
+from routing.service.config import configuration_from_environment, settings_from_environment
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -365,6 +365,7 @@ def test_every_environment_variable_is_in_the_guide() -> None:
     """What the configuration reads is on the page of settings, and so is what turns off colours."""
     environment = Environment(DEBUG_MINER_KEY="5Debug")
     configuration_from_environment(environment)
+    settings_from_environment(environment)
     assert len(environment.asked) > len(fields(Settings))
     text = (GUIDE / "settings.md").read_text()
     assert [name for name in sorted({*environment.asked, "NO_COLOR"}) if f"`{name}`" not in text] == []

@@ -402,28 +402,54 @@ class BusyStory(Story):
 
 
 class CorrectedStory(BusyStory):
-    """The same with facts that are withdrawn, and with syncs that do not name the miners that are away."""
+    """The same with facts that are withdrawn and recorded anew, and with syncs that name fewer miners."""
 
-    async def a_sync(self) -> None:
-        if self.draw.random() < 0.6:
-            await super().a_sync()
-            return
-        block = max(1, self.number - self.draw.randrange(12))
-        if self.draw.random() < 0.5:
-            await self.unless_refused(self.ledger.withdraw_block(block, "a test"))
-        else:
-            await self.withdraw_a_sync()
-
-    async def withdraw_a_sync(self) -> None:
-        blocks = await self.ledger._read_state(lambda state, _: list(state.chain.sync_blocks))
-        if blocks:
-            await self.unless_refused(self.ledger.withdraw_manifests(self.draw.choice(blocks), "a test"))
+    withdrawn_block = 0
 
     async def goes_on(self, steps: int) -> None:
-        # Half of the steps of a story without corrections, in between syncs, since those are seldom otherwise.
+        """Take the steps of the other story, and a correction or a sync after every second one."""
         for _ in range(steps // 2):
             await super().goes_on(2)
-            await self.a_sync()
+            await self.one_of(
+                (
+                    (self.a_late_sync, 4),
+                    (self.a_block_is_withdrawn, 2),
+                    (self.a_block_comes_again, 2),
+                    (self.a_sync_is_withdrawn, 1),
+                )
+            )
+
+    async def a_late_sync(self) -> None:
+        await self.sync_at(max(1, self.number - self.draw.randrange(12)))
+
+    async def sync_at(self, block: int) -> None:
+        offered = {
+            hotkey: {name: self.draw.choice([1, 2, 3]) for name in CLASSES}
+            for hotkey in MINERS
+            if self.draw.random() < 0.6
+        }
+        await self.unless_refused(self.ledger.record_manifests(block, offered, confirm=True))
+
+    async def a_block_is_withdrawn(self) -> None:
+        number = max(1, self.number - self.draw.choice([0, 0, 1, 3, 6]))
+        if await self.unless_refused(self.ledger.withdraw_block(number, "a test")):
+            self.withdrawn_block = number
+
+    async def a_block_comes_again(self) -> None:
+        """Record a block in the place of the one that was withdrawn last, with another metagraph."""
+        if self.withdrawn_block:
+            newest, self.number = self.number, self.withdrawn_block - 1
+            await self.a_block()
+            self.number = max(newest, self.number)
+
+    async def a_sync_is_withdrawn(self) -> None:
+        """Withdraw a sync; every second time another one is recorded in its place."""
+        blocks = await self.ledger._read_state(lambda state, _: list(state.chain.sync_blocks))
+        if blocks:
+            block = self.draw.choice(blocks[-4:])
+            await self.unless_refused(self.ledger.withdraw_manifests(block, "a test"))
+            if self.draw.random() < 0.5:
+                await self.sync_at(block)
 
 
 async def rules_broken(seed: int, steps: int, *, corrected: bool = False) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, event, select
+from sqlalchemy import Engine, delete, event, select, text
 
 from ledger import LedgerWriter, Lookup, LookupResult
 from ledger.store.sqlite.store import SqliteStore
@@ -25,7 +25,6 @@ from projections.history.projector import BACKLOG_SHARE, Projector
 from projections.history.rows import UnprojectedTail
 from projections.tables import checkpoints, reservations
 from routing import Allowance, HistoryDamaged, InvalidInput, Page, Reservation
-from tests.support.engines import statement
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stories import (
     CLASSES,
@@ -588,7 +587,7 @@ async def test_an_edited_row_is_not_shown(any_url: str, edit: str) -> None:
         await project(ledger)
         whole = await ledger.history()
         assert whole.checked
-        statement(any_url, f"UPDATE allowance_reservations SET {change} WHERE job_uuid = 'job'")
+        await executed(ledger, text(f"UPDATE allowance_reservations SET {change} WHERE job_uuid = 'job'"))
         with pytest.raises(HistoryDamaged) as damaged:
             await ledger.history()
         assert set(damaged.value.fields) <= fields

@@ -394,10 +394,10 @@ def test_a_settlement_is_no_seal() -> None:
 # Audits that begin at a seal
 
 
-async def test_an_audit_from_a_seal_finds_nothing_in_an_honest_log(url: str) -> None:
+async def test_an_audit_from_a_seal_finds_nothing_in_an_honest_log(any_url: str) -> None:
     """From each seal to the head: also with snapshots gone, active reservations, retries and changed settings."""
     clock = Clock()
-    async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
+    async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         story = Story(ledger, clock, SEED)
         positions = []
         for _ in range(6):
@@ -412,14 +412,14 @@ async def test_an_audit_from_a_seal_finds_nothing_in_an_honest_log(url: str) -> 
             assert report.findings == []
             assert (report.from_seal, report.position, report.seals) == (position, whole.position, 6 - at)
             assert (report.totals, report.head_hash) == (whole.totals, whole.head_hash)
-            assert any("believed because the log seals it" in each for each in report.not_proved)
+            assert any("because the log seals them" in each for each in report.not_proved)
             assert sum(report.events.values()) == whole.position - position
 
 
 async def test_an_audit_from_a_seal_reads_no_event_before_its_snapshot(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That is its use: it costs what has happened since."""
+    """Except facts, which `Store.read` does not read here. That is its use: claims before it cost nothing."""
     from ledger.store.sqlite.store import SqliteStore
 
     clock = Clock()

@@ -654,6 +654,45 @@ class LedgerMachine(RuleBasedStateMachine):
     def reserve_under_a_key(self, miner: str, executor_class: str, amount_s: float, key: str) -> None:
         self.pair.reserve(miner, executor_class, amount_s, 1, key=key)
 
+    @rule(
+        away=st.sampled_from(MINERS),
+        offered=strategies.full_counts(),
+        late=st.none() | strategies.full_counts(),
+        blocks_before_sync=st.integers(1, 2),
+    )
+    def a_miner_is_off_the_metagraph_for_a_block(
+        self, away: str, offered: Counts, late: Counts | None, blocks_before_sync: int
+    ) -> None:
+        """A sync for that block does not name the miner; a late one for the block below may."""
+        first = self.pair.near(1)
+        whole = strategies.WHOLE_NETWORK
+        others = Metagraph(tuple(axon for axon in whole.axons if axon.hotkey != away), whole.stakes)
+        for number in range(first, first + 4):
+            self.pair.record_block(number, 0.0, others if number == first else whole)
+            if number == first + blocks_before_sync - 1:
+                named = {miner: classes for miner, classes in offered.items() if miner != away}
+                self.pair.record_manifests(first, named, confirm=True)
+                if late is not None and first > 1:
+                    self.pair.record_manifests(first - 1, late, confirm=True)
+
+    @precondition(lambda self: self.pair.model.blocks)
+    @rule(count=st.integers(1, 3), late_s=st.sampled_from([0.25, 0.5]), graph=strategies.metagraphs())
+    def the_newest_blocks_are_replaced(self, count: int, late_s: float, graph: Metagraph) -> None:
+        newest = self.pair.near(0)
+        for number in range(newest, max(0, newest - count), -1):
+            self.pair.withdraw_block(number, "a fork of the chain")
+        for number in range(max(1, newest - count + 1), newest + 2):
+            self.pair.record_block(number, late_s, graph)
+
+    @precondition(lambda self: self.pair.model.syncs)
+    @rule(offered=strategies.full_counts(), graph=strategies.metagraphs())
+    def the_newest_sync_is_replaced(self, offered: Counts, graph: Metagraph) -> None:
+        newest = self.pair.model.newest_sync()
+        assert newest is not None
+        self.pair.withdraw_manifests(newest.block, "mistyped")
+        self.pair.record_manifests(newest.block, offered, confirm=True)
+        self.pair.record_block(self.pair.near(1), 0.0, graph)
+
     @rule(offset=st.integers(-12, 1), reason=reasons)
     def a_block_is_withdrawn(self, offset: int, reason: str) -> None:
         self.pair.withdraw_block(self.pair.near(offset), reason)
@@ -966,6 +1005,22 @@ def run_history(*, steps: int, run_seed: int) -> None:
             completed = True
         finally:
             pair.finish(audit=completed)
+
+
+def test_thresholds_of_syncs_ahead_and_of_lost_miners_are_exact() -> None:
+    """A sync 7,200 blocks ahead is plausible, and so is a block with a tenth of the miners, or after one with 9."""
+    pair = Pair("sqlite://", strategies.SMALL_RULES)
+    try:
+        axons = tuple(Axon(f"miner-{index:02}", "192.0.2.1", 4, 8000) for index in range(11))
+        stakes = tuple((f"validator-{index:02}", 1.0) for index in range(11))
+        for number, (miners, validators) in enumerate([(9, 9), (0, 0), (11, 11), (1, 11), (2, 11), (10, 10), (1, 1)]):
+            pair.record_block(1000 + number, 0.0, Metagraph(axons[:miners], stakes[:validators]))
+        pair.record_block(1006, 0.0, Metagraph(axons[:10], stakes[:0]))
+        pair.record_manifests(pair.near(7201), {})
+        pair.record_manifests(pair.near(7200), {})
+        pair.agree()
+    finally:
+        pair.finish(audit=sys.exc_info()[0] is None)
 
 
 def test_thresholds_are_exact() -> None:

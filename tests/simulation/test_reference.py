@@ -304,6 +304,77 @@ class TestManifests:
         assert (newest.block, newest.counts) == (9, {"a": {GPU: 7, CPU: 0}})
 
 
+class TestCoverage:
+    """A sync covers the miners that it names and those registered at its block; others keep their counts."""
+
+    def test_a_miner_off_the_metagraph_keeps_its_counts(self) -> None:
+        """At 3 only `a` is registered, so a sync that names `a` alone leaves the 2 of `b`, and drops nothing."""
+        ledger = stocked(range(1, 3), counts={"a": {GPU: 1}, "b": {GPU: 2}})
+        record_blocks(ledger, [3], miners=["a"])
+        ledger.record_manifests(3, {"a": {GPU: 1}}, NOW)
+        record_blocks(ledger, [4, 5])
+        assert ledger.granted("b", GPU) == {1: 12 * S, 2: 12 * S, 4: 12 * S}
+        assert ledger.drops == []
+
+    def test_a_named_miner_is_covered(self) -> None:
+        """Naming it without a class is enough: then its count is 0."""
+        ledger = stocked(range(1, 3), counts={"a": {GPU: 1}, "b": {GPU: 2}})
+        record_blocks(ledger, [3], miners=["a"])
+        ledger.record_manifests(3, {"a": {GPU: 1}, "b": {}}, NOW)
+        assert ledger.drops == [Drop(3, "b", GPU)]
+
+    def test_without_a_block_below_it_a_sync_covers_all(self) -> None:
+        """The metagraph of a later block says nothing about an earlier one."""
+        ledger = stocked([], counts={"b": {GPU: 2}})
+        record_blocks(ledger, [9], miners=["a"])
+        ledger.record_manifests(5, {}, NOW, confirm=True)
+        assert ledger.drops == [Drop(5, "b", GPU)]
+
+    def test_a_late_sync_counts_until_the_next_that_covers_the_miner(self) -> None:
+        """The sync at 3 does not cover `b`, so what the late one at 2 says of `b` holds at 4."""
+        ledger = stocked(range(1, 3), counts={"a": {GPU: 1}, "b": {GPU: 2}})
+        record_blocks(ledger, [3], miners=["a"])
+        ledger.record_manifests(3, {"a": {GPU: 1}}, NOW)
+        ledger.record_manifests(2, {"a": {GPU: 4}, "b": {GPU: 5}}, NOW)
+        record_blocks(ledger, [4, 5])
+        assert ledger.granted("b", GPU)[4] == 30 * S
+        assert ledger.granted("a", GPU)[4] == 6 * S
+
+
+class TestCorrections:
+    """A withdrawn fact counts as never recorded."""
+
+    def test_a_withdrawn_sync_drops_nothing(self) -> None:
+        """What later syncs drop is compared with what remains: 3 to 2 is a drop, once the 1 between them is gone."""
+        ledger = stocked(counts={"a": {GPU: 3}})
+        ledger.record_manifests(4, {"a": {GPU: 1}}, NOW)
+        ledger.record_manifests(5, {"a": {GPU: 2}}, NOW)
+        assert ledger.drops == [Drop(4, "a", GPU)]
+        ledger.withdraw_manifests(4, NOW)
+        assert ledger.drops == [Drop(5, "a", GPU)]
+        assert refusal(ledger.record_manifests, 4, {"a": {GPU: 1}}, NOW).error == "ImplausibleFact"
+
+    def test_a_withdrawn_block_and_its_predecessor_are_not_finalized(self) -> None:
+        """Recorded anew, both have the counts of the syncs recorded by then."""
+        ledger = stocked()
+        ledger.withdraw_block(3, NOW)
+        assert ledger.granted("a", GPU) == {1: 6 * S, 4: 6 * S}
+        ledger.record_manifests(2, {"a": {GPU: 2}}, NOW)
+        record_blocks(ledger, [3], at_s=37)
+        assert ledger.granted("a", GPU) == {1: 6 * S, 2: 12 * S, 3: 11 * S, 4: 6 * S}
+
+    def test_a_block_in_use_is_not_withdrawn(self) -> None:
+        """Neither a block that a reservation holds, nor the one after it, until it is released."""
+        ledger = stocked()
+        held = ledger.reserve("a", GPU, 6.0, 5, NOW)
+        for number in (1, 2):
+            assert refusal(ledger.withdraw_block, number, NOW).fields == {"reservation_ids": [held.reservation_id]}
+        ledger.release(held.reservation_id, NOW)
+        assert ledger.withdraw_block(2, NOW)
+        assert not ledger.withdraw_block(2, NOW)
+        assert refusal(ledger.withdraw_block, 77, NOW).error == "FactNotRecorded"
+
+
 class TestFindingMiners:
     """Miners with enough available allowance; those with the oldest free blocks come first."""
 
@@ -563,12 +634,13 @@ class TestSettling:
         assert sum(ledger.usable("a", GPU, 5).values()) == 36 * S
 
     def test_recorded_times_never_go_back(self) -> None:
-        """Reserved at +50 s, then the clock goes back to 0: settled at +50 s, and new due times count from +50 s."""
+        """Reserved at +50 s, then the clock goes back to 0: settled at +50 s, but due by the clock."""
         ledger = stocked()
         ledger.reserve("a", GPU, 6.0, 5, NOW + 50 * S)
         assert ledger.release(1, NOW).settled_at_ns == NOW + 50 * S
         again = ledger.reserve("a", GPU, 6.0, 5, NOW)
-        assert again.expires_at_ns == NOW + (50 + 106) * S
+        assert again.reserved_at_ns == NOW + 50 * S
+        assert again.expires_at_ns == NOW + 106 * S
 
     def test_a_key_repeats_the_first_outcome(self) -> None:
         """The same request returns the same result; another request with the key is refused."""

@@ -19,6 +19,7 @@ from tests.storage.disk.run import Workers, all_tasks, workers
 SAMPLED_FAULTS = 80
 SAMPLED_SYNCS = 25
 SAMPLED_CUTS = 200
+TASKS_AT_A_TIME = 10
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +77,36 @@ def test_a_disk_that_ignores_syncs_is_found(disk):
     assert any("acknowledged but absent" in violation for _, violation in report.findings), str(report)
 
 
-@pytest.mark.parametrize("plant", ["synchronous-normal", "synchronous-off"])
-def test_a_product_that_flushes_less_is_found(disk, plant):
-    """The disk finds a product that does not flush each commit."""
-    report = disk.run([Task("alone", cuts=20, seed=1, plant=plant)], 1)
+@pytest.mark.parametrize(
+    ("script", "plant"),
+    [("alone", "synchronous-normal"), ("alone", "synchronous-off"), ("founding", "directories-not-flushed")],
+)
+def test_a_product_that_flushes_less_is_found(disk, script, plant):
+    """The disk finds a product that does not flush each commit, or the name of a directory that it makes."""
+    report = disk.run([Task(script, cuts=20, seed=1, plant=plant)], 1)
 
     assert any("acknowledged but absent" in violation for _, violation in report.findings), str(report)
 
 
+@pytest.mark.parametrize("plant", ["answers-from-a-read", "no-fence"])
+def test_a_product_that_believes_what_it_reads_after_a_failed_commit_is_found(disk, plant):
+    """After a failed COMMIT a read proves nothing, whether it finds the rows or not; the ledger once answered so."""
+    assert _is_found(disk, plant, most=80)
+
+
 @pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("plant", ["trusts-every-storage", "wal-not-written-again"])
+def test_a_product_that_believes_the_wal_of_a_crashed_process_is_found(disk, plant):
+    """A process that could not flush, and died, may leave a WAL that is only in the page cache.
+
+    If it is not written again, it is believed although a power cut loses it, or a checkpoint copies half of it.
+    """
+    assert _is_found(disk, plant, most=1_000, cuts=40)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_no_fault_and_no_power_cut_breaks_a_promise(disk, seed):
     """Every call with every fault, and 10,000 power cuts; `python -m tests.storage.disk` does the same."""
     report = disk.run(list(all_tasks(disk, 10_000, seed)), seed)
@@ -92,6 +114,21 @@ def test_no_fault_and_no_power_cut_breaks_a_promise(disk, seed):
     sys.stdout.write(f"{report}\n")
     assert not report.findings
     assert report.cuts_that_lost >= 2_000
+
+
+def _is_found(disk: Workers, plant: str, most: int, cuts: int | None = None) -> bool:
+    """Whether a defect breaks a promise in the lives in which a sync fails; ends with the first few that find it."""
+    tasks = [task for task in all_tasks(disk, 0, 1, plant) if task.cuts > 1 and task.script in ("crashed", "query")]
+    tasks = sample(tasks, most, 1)
+    if cuts is not None:
+        tasks = [msgspec.structs.replace(task, cuts=cuts) for task in tasks if task.misfortune.death]
+    return any(disk.run(some, 1).findings for some in _batched(tasks, TASKS_AT_A_TIME))
+
+
+def _batched(tasks: list[Task], size: int) -> Iterator[list[Task]]:
+    """Yield the tasks in lists of at most this size."""
+    for start in range(0, len(tasks), size):
+        yield tasks[start : start + size]
 
 
 def _record(operation: Operation, handle: int = 1, offset: int = 0, result: int = 0, data: bytes = b"") -> Record:

@@ -8,8 +8,8 @@ recorded fact; if it carries something else than what follows from the facts tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -43,15 +43,12 @@ LARGEST_PORT = 65_535
 class FactCheck:
     """Checks facts and settings, and applies those that are possible."""
 
-    def __init__(
-        self, state: AuditState, validator_ss58: str, findings: Findings, *, checks_grants: bool = True
-    ) -> None:
-        """`checks_grants` is False if the replay did not begin at the first fact, from which grants are computed."""
+    def __init__(self, state: AuditState, validator_ss58: str, findings: Findings) -> None:
         self._state = state
         self._chain = state.chain
         self._validator_ss58 = validator_ss58
         self._findings = findings
-        self._grants = GrantCheck(state.chain, findings) if checks_grants else cast("GrantCheck", _NoCheck())
+        self._grants = GrantCheck(state.chain, findings)
         self.opened = False
         self._count_inputs = state.chain.newest_inputs
         """What the counts of the last finalized block were computed from."""
@@ -292,13 +289,6 @@ class FactCheck:
     def _report_absent(self, position: int, absent: list[str]) -> None:
         message = f"the fact removes {shortened(absent[0])}, which was not there"
         self._findings.add(position, Rule.FACTS_FOLLOW, message, absent=absent)
-
-
-class _NoCheck:
-    """Takes the place of a check that is left out: every method does nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments, **named: None
 
 
 def is_name(text: str, longest: int = LONGEST_NAME) -> bool:

@@ -13,6 +13,7 @@ Known limits:
 - The accounts to compare are those of the fold. An account that the fold failed to open, although a sync offers
   executors of it, is not compared. Only a reservation of such an account is reported (`BLOCKS_GRANTED`), because an
   account that the fold does not have is granted nothing.
+- Logs of earlier releases do not say whom a sync covers. So a release that never says it cannot be told from them.
 - The counts at finalized blocks are compared once, at the end, because comparing all of them after each event would
   take too long. A count that the fold had wrong for a while and then corrected is missed.
 

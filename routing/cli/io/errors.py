@@ -92,6 +92,7 @@ def exit_code(error: Exception) -> int:
         known.NewerLedger,
         known.OutcomeUnknown,
         known.ProjectionStopped,
+        known.HistoryDamaged,
         known.StorageUnavailable,
     )
     if isinstance(error, unusable):

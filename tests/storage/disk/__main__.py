@@ -56,7 +56,7 @@ def _tasks(running: Workers, arguments: argparse.Namespace) -> list[Task]:
         misfortune = Misfortune(fault, index, killed_after=arguments.killed_after, death=arguments.death)
         tasks = [Task(arguments.script, misfortune, cuts, seed)]
     else:
-        tasks = list(cut_tasks(cuts, seed)) if arguments.no_faults else all_tasks(running, cuts, seed)
+        tasks = list(cut_tasks(cuts, seed)) if arguments.no_faults else all_tasks(running, cuts, seed, arguments.plant)
     defects = {"ignores_syncs": arguments.ignores_syncs, "plant": arguments.plant}
     return [msgspec.structs.replace(task, **defects) for task in tasks]
 

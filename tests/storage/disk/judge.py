@@ -35,8 +35,13 @@ def judge(directory: Path, script: str, calls: Sequence[Call], now_ns: int) -> l
 async def _judge_opened(caller: Caller, calls: Sequence[Call]) -> tuple[list[Finding], list[Call] | None]:
     try:
         await caller.open()
-    except Exception as error:
+    except AllowanceException as error:
+        if not any(call.outcome and call.outcome.result for call in calls):
+            # Nothing was promised. A cut may then leave a WAL without its database, which is refused.
+            return [], None
         return [Finding("cannot be opened", repr(error))], None
+    except Exception as error:
+        return [Finding("untyped error", repr(error))], None
     assert caller.ledger is not None
     try:
         asked = [await _ask_again(caller, number, call) for number, call in enumerate(calls)]
@@ -48,6 +53,8 @@ async def _judge_opened(caller: Caller, calls: Sequence[Call]) -> tuple[list[Fin
         return found, asked
     except AllowanceException as error:
         return [Finding("refuses", repr(error))], None
+    except Exception as error:
+        return [Finding("untyped error", repr(error))], None
     finally:
         await caller.ledger.close()
 

@@ -64,10 +64,9 @@ _APPLICABLE = {
 """The faults that a kind of call can meet."""
 _CHANGES = (Operation.WRITE, Operation.SYNC, Operation.TRUNCATE, Operation.UNLINK)
 """The calls whose failure may leave something behind that a crash brings back."""
-CUTS_AFTER_A_FAILED_SYNC = 8
-DEATHS_AFTER_A_FAILED_SYNC = 3
-LATEST_DEATH = 40
-"""How many calls after a failed sync a process dies at the latest, so that it dies while it recovers."""
+CUTS_AFTER_A_FAILED_SYNC = 6
+DEATHS_AFTER_A_FAILED_SYNC = ((1, 1), (2, 10), (11, 40))
+"""How many calls after a failed sync a process dies: before it can recover, and while it recovers."""
 CUTS_OF_A_LIFE = 100
 
 
@@ -95,9 +94,9 @@ def _misfortunes(
     cuts = CUTS_AFTER_A_FAILED_SYNC if operation is Operation.SYNC else 1
     yield Misfortune(fault, index), cuts
     yield Misfortune(fault, index, killed_after=True), cuts
-    if operation is Operation.SYNC:
-        for _ in range(DEATHS_AFTER_A_FAILED_SYNC):
-            yield Misfortune(fault, index, death=index + rng.randint(1, LATEST_DEATH)), 1
+    if operation is Operation.SYNC and fault is not Fault.ENOSPC:  # To SQLite, any error of a sync is the same.
+        for first, last in DEATHS_AFTER_A_FAILED_SYNC:
+            yield Misfortune(fault, index, death=index + rng.randint(first, last)), cuts // 2
 
 
 def cut_tasks(cuts: int, seed: int) -> Iterator[Task]:

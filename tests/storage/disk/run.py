@@ -124,13 +124,13 @@ class Workers:
                 yield verdict
 
 
-def all_tasks(running: Workers, cuts: int, seed: int) -> list[Task]:
+def all_tasks(running: Workers, cuts: int, seed: int, plant: str | None = None) -> list[Task]:
     """Return the tasks of a full run: every call of every life with each of its faults, and the power cuts."""
     # The first task of each life shows its calls; the life is the same every time, up to the fault.
-    lives = list(running.verdicts([Task(script, seed=seed) for script in sorted(SCRIPTS)]))
+    lives = list(running.verdicts([Task(script, seed=seed, plant=plant) for script in sorted(SCRIPTS)]))
     lives.sort(key=lambda life: life.task.script)
     faults = [task for life in lives for task in fault_tasks(life.task.script, life.calls_by_index, seed)]
-    return [*faults, *cut_tasks(cuts, seed)]
+    return [msgspec.structs.replace(task, plant=plant) for task in (*faults, *cut_tasks(cuts, seed))]
 
 
 def _start(library: Path) -> subprocess.Popen[str]:

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 JUDGING_SECONDS = 300.0
 _CHANGES = (Operation.OPEN, Operation.WRITE, Operation.SYNC, Operation.TRUNCATE, Operation.UNLINK, Operation.END)
+SOON = 120
+"""How many changes of the files after a fault; the recovery from it is among them."""
 _MEMORY = Path("/dev/shm")
 
 
@@ -127,10 +129,11 @@ def _cuts(task: Task, run: Run) -> Iterator[tuple[str, dict[str, bytes | None], 
 
 
 def _moment(rng: random.Random, task: Task, moments: list[int]) -> int:
-    """Return the moment of a cut; the end of a life, where checkpoints are, is cut more often."""
-    if task.misfortune.fault and rng.random() < 0.3:
-        return moments[-1]
-    return rng.choice(moments[-len(moments) // 5 :] if rng.random() < 0.5 else moments)
+    """Return the moment of a cut: more often soon after a fault, and at the end of a life, where checkpoints are."""
+    drawn = rng.random()
+    if task.misfortune.fault:
+        return moments[-1] if drawn < 0.25 else rng.choice(moments[:SOON] if drawn < 0.75 else moments)
+    return rng.choice(moments[-len(moments) // 5 :] if drawn < 0.5 else moments)
 
 
 def _calls_by(run: Run, moment: int) -> list[Call]:
