@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.simulation.world import Process
+    from tests.simulation.process import Process
 
 NO_EFFECT = "refused"
 MAY_HAVE_AN_EFFECT = ("unknown", "cancelled", "died", "started")

@@ -13,7 +13,7 @@ from ledger import BlockFact, ManifestsFact, Miner, WithdrawBlock, WithdrawManif
 from tests.simulation.diary import Request
 
 if TYPE_CHECKING:
-    from tests.simulation.world import Process
+    from tests.simulation.process import Process
 
 VALIDATOR = "5Validator"
 START = datetime(2024, 1, 1, tzinfo=UTC)

@@ -16,7 +16,8 @@ import msgspec
 from ledger import Row
 from projections import Snapshot
 from tests.simulation.diary import Call, Request
-from tests.simulation.world import World, rows_as_state
+from tests.simulation.forgeries import rows_as_state
+from tests.simulation.world import World
 
 SETTLEMENTS = {"reservation-spent": "spent", "reservation-released": "released", "reservation-expired": "expired"}
 REFUSED_AS = {

@@ -23,8 +23,9 @@ from ledger.events import BlockWithdrawn
 from ledger.settings import RecordedSettings
 from ledger.writer import LedgerWriter
 from projections.snapshots import SnapshotStore
+from tests.simulation.locking_store import LockingStore
 from tests.simulation.log_server import LogServer
-from tests.simulation.memory_store import LockingStore, OptimisticStore
+from tests.simulation.optimistic_store import OptimisticStore
 
 Patches = list[tuple[Any, str, Any]]
 

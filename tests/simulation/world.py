@@ -5,95 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from random import Random
-from typing import Any, cast
+from typing import Any
 
-from ledger import Row, Runtime, Settings, Store
-from ledger.codec import decode, encode, reservation_id, row_hash
-from ledger.domain.blocks import BlockSet
-from ledger.domain.state_codec import SNAPSHOT_VERSION, encode_state
+from ledger import SNAPSHOT_VERSION, Row, Settings
 from ledger.errors import AllowanceException, JobRoutingException, OutcomeUnknown, StorageUnavailable
-from ledger.events import SEALS_STREAM, SETTINGS_STREAM, SettingsChanged, StateSealed
-from projections import Availability, Snapshot
-from projections.snapshots import payload_digest, snapshot_of
-from routing import Allowance, Routing
-from routing.service.seams import Seams
+from projections import Snapshot
+from projections.snapshots import payload_digest
 from tests.simulation.diary import Call, Request
+from tests.simulation.forgeries import forgetful_state, other_log, rows_as_state, sealed_position
 from tests.simulation.log_server import LogServer
-from tests.simulation.memory_store import (
-    BROKEN_SECONDS,
-    TIMEOUT_SECONDS,
-    Faults,
-    LockingStore,
-    OptimisticStore,
-    SimulatedStore,
-)
-from tests.simulation.operations import START, VALIDATOR, Operations
+from tests.simulation.memory_store import TIMEOUT_SECONDS, Faults
+from tests.simulation.operations import Operations
+from tests.simulation.process import Process
 from tests.simulation.scheduler import Scheduler
 
-START_NS = int(START.timestamp()) * 10**9
 LIMIT_SECONDS = 10.0**6
 """Virtual; a world that is not finished by then hangs."""
-UPKEEP_EVERY_ROWS = (16, 24)
 CLOCK_JUMPS_SECONDS = (-86_400, -3600, -120, -1, 1, 60, 400, 86_400, 366 * 86_400)
-
-
-class Violation(Exception):
-    """The product broke a promise."""
-
-
-class Process:
-    """One simulated process: its loops, store, clock and ledger, from its start to its end."""
-
-    def __init__(self, world: World, number: int, settings: Settings | None) -> None:
-        self.world = world
-        self.number = number
-        self.settings = settings
-        self.clock_offset_ns = 0
-        self.is_dead = False
-        self.callers = 0
-        self.open_calls: list[Call] = []
-        self.loop = world.scheduler.loop()
-        self.runtime_loop = world.scheduler.loop()
-        self.store: SimulatedStore | None = None
-        runtime = Runtime(self.runtime_loop)
-        seams = Seams(self._new_store, lambda: runtime, self.monotonic_ns, UPKEEP_EVERY_ROWS)
-        self.ledger = Allowance("simulated://", VALIDATOR, settings, self.clock_ns, read_only=False, seams=seams)
-        self.routing = Routing(self.ledger)
-
-    def clock_ns(self) -> int:
-        """Read this process's wall clock, which may be broken."""
-        if self.store is not None and self.world.faults.happens("clock broken", 0.02):
-            return float("nan")  # type: ignore[return-value]
-        return START_NS + 10**11 + int(self.world.scheduler.now * 1e9) + self.clock_offset_ns
-
-    def monotonic_ns(self) -> int:
-        """Read the clock that never jumps."""
-        return int(self.world.scheduler.now * 1e9)
-
-    def kill(self) -> None:
-        """End the process where it stands, as SIGKILL does."""
-        self.is_dead = True
-        self.loop.kill()
-        self.runtime_loop.kill()
-        self.world.end_calls_of(self)
-        if self.store is not None:
-            session, server = self.store.session, self.world.server
-            session.broken = True
-            # The operating system frees a file's lock at once; a server may need a while to notice.
-            delay = self.world.chance.uniform(0, BROKEN_SECONDS) if self.store.optimistic else 0.0
-            server.loop.call_later(delay, server.release_lock, session)
-
-    async def state(self) -> Snapshot:
-        """Return the state on which this process decides."""
-        handle = await self.ledger._lifecycle.handle()
-        return await handle.writer.query(lambda state, _: Snapshot(state.position, state.hash, encode_state(state)))
-
-    def _new_store(self, database_url: str, validator_ss58: str, *, read_only: bool) -> Store:
-        world = self.world
-        kind = OptimisticStore if world.optimistic else LockingStore
-        self.store = kind(world.server, self.runtime_loop, world.faults, validator_ss58, self.kill)
-        store: Any = self.store
-        return cast(Store, store)
 
 
 class World:
@@ -339,45 +267,3 @@ class World:
     async def _in_process(self, process: Process, work: Any) -> Any:
         """Await work on a process's own loop."""
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, process.loop))
-
-
-def other_log(rows: list[Row], first_changed: int) -> list[Row]:
-    """Return a valid log that differs from these rows from an index on, and is longer by a change of settings."""
-    settings = encode(SettingsChanged(Settings(block_expiry_blocks=7).to_recorded()))
-    version = sum(row.stream == SETTINGS_STREAM for row in rows) + 1
-    at_ns = rows[-1].recorded_at_ns
-    more = Row(len(rows) + 1, SETTINGS_STREAM, version, at_ns, None, None, None, None, settings, b"")
-    changed = rows[:first_changed]
-    for row in (*rows[first_changed:], more):
-        payload = row.payload
-        if row.settles is not None:
-            # An id has bits of its row's hash, which may be another now.
-            old, new = (str(reservation_id(row.settles, log[row.settles - 1].hash)) for log in (rows, changed))
-            payload = payload.replace(old.encode(), new.encode())
-        later = row._replace(recorded_at_ns=row.recorded_at_ns + 1, payload=payload)
-        changed.append(later._replace(hash=row_hash(changed[-1].hash, later)))
-    return changed
-
-
-def sealed_position(rows: list[Row]) -> int:
-    """Return the position that the newest seal names; 0 if there is none."""
-    seals = (decode(row.position, row.payload) for row in reversed(rows) if row.stream == SEALS_STREAM)
-    return next((seal.position for seal in seals if isinstance(seal, StateSealed)), 0)
-
-
-def forgetful_state(rows: list[Row]) -> Snapshot:
-    """Return a snapshot with the right position and hash in which no block is taken."""
-    state = Availability()
-    state.fold(rows)
-    for active in list(state.active.values()):
-        state._remove_active(active)
-    for account in state.chain.accounts.values():
-        account.taken = BlockSet()
-    return snapshot_of(state)
-
-
-def rows_as_state(rows: list[Row]) -> Snapshot:
-    """Fold rows from the beginning."""
-    state = Availability()
-    state.fold(rows)
-    return snapshot_of(state)
