@@ -161,7 +161,7 @@ CHANGES: dict[str, Callable[[LedgerState], Any]] = {
     "settings": _set("chain.settings", RecordedSettings(block_expiry_blocks=61)),
     "a version": lambda state: state.versions.update(chain=3),
     "another stream": lambda state: state.versions.update(other=0),
-    "newest block": _set("chain.blocks.newest", 15),
+    "newest block": _set("chain.blocks.newest", 16),
     "first finalized": _set("chain.blocks.first_finalized", 2),
     "last finalized": _set("chain.blocks.last_finalized", 12),
     "a time of a block": lambda state: state.chain.blocks.chunks[0].created_at_ns.__setitem__(3, 5),
@@ -177,7 +177,7 @@ CHANGES: dict[str, Callable[[LedgerState], Any]] = {
     "last metagraph": _set("chain.last_metagraph", Metagraph({}, {})),
     "an unfinalized block": lambda state: state.chain.unfinalized.update({99: (1, 2, frozenset())}),
     "miners of an unfinalized block": lambda state: state.chain.unfinalized.update(
-        {14: (*state.chain.unfinalized[14][:2], frozenset([ANNA]))}
+        {15: (*state.chain.unfinalized[15][:2], frozenset([ANNA]))}
     ),
     "sync blocks": lambda state: state.chain.sync_blocks.pop(),
     "a sync": lambda state: state.chain.syncs.update({9: RecordedSync(1, b"digest", 1)}),
