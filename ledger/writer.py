@@ -149,6 +149,8 @@ class LedgerWriter(Generic[S]):
         # A batch holds this from its decision to its commit, because the state is then ahead of the stored log.
         self._state_lock = _StateLock()
         self._locked_batches = 0
+        # The keys and jobs of the calls whose outcome is unknown, until a batch is committed again.
+        self._unknown: set[str] = set()
         self._closed = False
         self._queries = _CallQueue(runtime, self._run_queries)
         self._commands = _CallQueue(runtime, self._commit_batch)
@@ -235,8 +237,23 @@ class LedgerWriter(Generic[S]):
             log.exception("a batch failed unexpectedly")
             self._state = None
             _fail(batch, error)
+        if self._unknown:
+            self._keep_unknown(batch)
         self._report_commit(self.counters.rows - rows_before)
         return batch
+
+    def _keep_unknown(self, batch: list[PendingCall]) -> None:
+        """Make sure that a retry which cannot be executed is not taken for the outcome of the first call.
+
+        The retry changed nothing, but `StorageUnavailable` would tell its caller that the first call did not either.
+        """
+        if self._state is not None:
+            self._unknown.clear()
+            return
+        for call in batch:
+            known = [name for name in _names(call.work) if name in self._unknown]
+            if known and isinstance(call.error, StorageUnavailable):
+                call.error = OutcomeUnknown(known[0], call.work.operation)
 
     def _report_commit(self, appended: int) -> None:
         try:
@@ -435,11 +452,11 @@ class LedgerWriter(Generic[S]):
     async def _resolve_unknown_outcome(
         self, batch: list[PendingCall], unit_of_work: UnitOfWork | None, cause: Exception
     ) -> None:
-        """After a commit without a clear result, read from the log whether the rows are stored.
+        """After a commit without a clear result, let the store find out whether the rows are stored.
 
-        There are three outcomes. If the rows are stored, the results of the batch are valid. If they are not, every
-        call raises `StorageUnavailable` and nothing was done. If the log cannot be read either, calls that appended
-        raise `OutcomeUnknown`, and calls that appended nothing raise `StorageUnavailable`.
+        There are three outcomes. If the rows are stored, the results of the batch are valid. If they never will be,
+        every call raises `StorageUnavailable` and nothing was done. If the store cannot know it yet, calls that
+        appended raise `OutcomeUnknown`, and calls that appended nothing raise `StorageUnavailable`.
         """
         self._state = None
         rows = unit_of_work.rows if unit_of_work is not None else []
@@ -452,7 +469,9 @@ class LedgerWriter(Generic[S]):
                     # unknown, so the result may be wrong. To retry the call is safe.
                     call.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
                 else:
-                    call.error = OutcomeUnknown(call.work.retry_key(call.row), call.work.operation)
+                    key = call.work.retry_key(call.row)
+                    self._unknown.update((key, *_names(call.work)))
+                    call.error = OutcomeUnknown(key, call.work.operation)
             return
         if not committed:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")
@@ -553,6 +572,11 @@ def _next_batch(waiting: deque[PendingCall]) -> list[PendingCall]:
         batch.append(call)
     waiting.extendleft(reversed(postponed))
     return batch
+
+
+def _names(command: Command) -> list[str]:
+    """Return what a retry of the command would have in common with it: its key and its job, if it has them."""
+    return [name for name in (command.key, getattr(command, "job_uuid", None)) if name is not None]
 
 
 def _fail(calls: list[PendingCall], error: Exception) -> None:

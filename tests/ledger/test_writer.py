@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ledger import CommitOutcomeUnknown, ExpireDue
+from ledger import CommitOutcomeUnknown, ExpireDue, Row
 from ledger import writer as writer_module
 from ledger.writer import PendingCall, _CallQueue
 from routing import (
@@ -48,11 +48,11 @@ async def ledger(database_url: str, clock: Clock) -> AsyncIterator[Allowance]:
 
 
 def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, readable: bool) -> None:
-    """Make the next append fail with an unknown outcome; afterwards the log can be read or not, by `readable`."""
+    """Make the next append fail with an unknown outcome, which the store can find out or not, by `readable`."""
     assert ledger._lifecycle.open_handle is not None
     store: Any = ledger._lifecycle.open_handle.store
     appending = "compare_and_append" if store.optimistic else "_append"
-    append, read = getattr(store, appending), store.read
+    append, resolve = getattr(store, appending), store.resolve_commit
     commit: Any = getattr(store, "_commit", None)
     lost = asyncio.Event()
 
@@ -71,17 +71,18 @@ def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, reada
         connection.execute("ROLLBACK")
         raise CommitOutcomeUnknown("the response was lost")
 
-    async def read_unless_lost(after: int) -> Any:
-        if lost.is_set() and not readable:
+    async def resolve_unless_lost(first: Row) -> bool:
+        if not readable:
             raise StorageUnavailable("out of reach")
-        return await read(after)
+        resolved: bool = await resolve(first)
+        return resolved
 
     if store.optimistic:
         monkeypatch.setattr(store, appending, append_nothing)
     else:
         monkeypatch.setattr(store, appending, append_and_lose)
         monkeypatch.setattr(store, "_commit", commit_unless_lost)
-    monkeypatch.setattr(store, "read", read_unless_lost)
+    monkeypatch.setattr(store, "resolve_commit", resolve_unless_lost)
 
 
 async def test_commands_that_wait_together_are_committed_together(ledger: Allowance) -> None:
@@ -256,13 +257,13 @@ async def test_another_processs_row_at_the_position_means_that_the_commit_failed
             fail_the_append(ledger, failing, readable=True)
             assert ledger._lifecycle.open_handle is not None
             store: Any = ledger._lifecycle.open_handle.store
-            read = store.read
+            resolve = store.resolve_commit
 
-            async def read_after_the_other(after: int) -> Any:
+            async def resolve_after_the_other(first: Row) -> Any:
                 await other.reserve("5Bert", GPU, 6.0, 11)
-                return await read(after)
+                return await resolve(first)
 
-            failing.setattr(store, "read", read_after_the_other)
+            failing.setattr(store, "resolve_commit", resolve_after_the_other)
             with pytest.raises(StorageUnavailable, match="nothing was done"):
                 await ledger.reserve("5Anna", GPU, 6.0, 11)
         assert (await ledger.reserve("5Anna", GPU, 6.0, 11)).blocks == [1]

@@ -18,6 +18,7 @@ import pytest
 
 from ledger import Row, encode_state
 from ledger.codec import row_hash
+from ledger.store.sqlite.durability import Durability
 from ledger.store.sqlite.store import SqliteStore
 from routing import (
     Allowance,
@@ -48,18 +49,20 @@ def store_of(ledger: Allowance) -> SqliteStore:
 
 
 class Failing:
-    """A connection that fails at a statement, before or after executing it."""
+    """A connection that fails once at a statement, before or after executing it."""
 
     def __init__(self, connection: sqlite3.Connection, statement: str, *, done: bool) -> None:
         self._connection = connection
         self._statement = statement
         self._done = done
+        self._has_failed = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        if sql.startswith(self._statement):
+        if sql.startswith(self._statement) and not self._has_failed:
+            self._has_failed = True
             if self._done:
                 self._connection.execute(sql, *parameters)
             raise sqlite3.OperationalError("disk I/O error")
@@ -67,7 +70,7 @@ class Failing:
 
 
 def fail(ledger: Allowance, statement: str, *, done: bool = False) -> None:
-    """Make the ledger's next such statement fail; a new connection works again."""
+    """Make the ledger's next such statement fail."""
     store = store_of(ledger)
     assert store._connection is not None
     store._connection = Failing(store._connection, statement, done=done)  # type: ignore[assignment]
@@ -140,7 +143,7 @@ async def test_a_retry_with_the_errors_key_resolves_an_unknown_outcome(url: str,
             clock.advance(1000)
             fail(ledger, "COMMIT", done=done)
             with monkeypatch.context() as unreachable:
-                unreachable.setattr(SqliteStore, "read", _out_of_reach)
+                unreachable.setattr(Durability, "settle", _out_of_reach)
                 with pytest.raises(OutcomeUnknown) as unknown:
                     await call(None)
             first: Any = await call(unknown.value.idempotency_key)
@@ -151,7 +154,7 @@ async def test_a_retry_with_the_errors_key_resolves_an_unknown_outcome(url: str,
         ]
 
 
-async def _out_of_reach(*_: Any) -> Any:
+def _out_of_reach(*_: Any) -> Any:
     raise StorageUnavailable("out of reach")
 
 

@@ -685,7 +685,7 @@ def test_a_file_without_write_permission_is_not_changed() -> None:
         path = pathlib.Path(directory, "ledger.db")
         async with opened(f"sqlite:///{path}"):
             pass
-        for name in ("ledger.db.lock", "ledger.db.lock-next"):
+        for name in ("ledger.db.lock", "ledger.db.lock-next", "ledger.db.lock-open"):
             (path.parent / name).unlink()
         before = path.read_bytes()
         path.chmod(0o444)

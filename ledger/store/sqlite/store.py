@@ -41,8 +41,10 @@ from ledger.store.contract import (
 )
 from ledger.values import LARGEST_INTEGER
 
+from .durability import Durability, flush_directory, roll_back
 from .head_probe import HeadProbe
 from .reader import BUSY_TIMEOUT_SECONDS, SqliteReader, read_access, sqlite_reader, transaction
+from .wal_size import WAL_LIMIT_BYTES, WalSize
 from .write_lock_queue import WriteLockQueue
 
 if TYPE_CHECKING:
@@ -92,6 +94,8 @@ class SqliteStore:
         self._engine_file_identity: object = None
         self._write_lock_queue = None if path is None or read_only else WriteLockQueue(path)
         self._head_probe = None if path is None or read_only else HeadProbe(self._connect)
+        self._durability = None if path is None or read_only else Durability(path)
+        self._wal_size = None if path is None or read_only else WalSize(path)
         # Serializes the writers of this process. They share one connection, and a writer that waited inside of SQLite
         # would block the loop that the other writer needs to finish.
         self._process_lock = asyncio.Lock()
@@ -111,6 +115,7 @@ class SqliteStore:
                 # not let them wait but fails some of them at once.
                 async with self._with_write_lock():
                     self._open_connection()
+                    self._refuse_newer_schema()
                 try:
                     async with self._exclusive():
                         self._create(create)
@@ -152,9 +157,11 @@ class SqliteStore:
             self._engine = None
 
     def _close_connections(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None and self._durability is not None:
+            self._durability.close(connection, self._read_only_uri())
+        elif connection is not None:
+            connection.close()
         if self._write_lock_queue is not None:
             self._write_lock_queue.close()
 
@@ -204,10 +211,14 @@ class SqliteStore:
         return True
 
     async def resolve_commit(self, first: Row) -> bool:
+        with _SqliteErrors():
+            async with self._with_write_lock():
+                if self._durability is not None:
+                    self._durability.settle(self._open_connection())
+                stored = self._read(first.position - 1)
         # Another process may have appended a different row at this position. The hash covers the content and the whole
         # log before it, so an equal hash proves that the row is this batch's. A commit is atomic: if the first row is
         # stored, all are.
-        stored = await self.read(first.position - 1)
         return bool(stored) and stored[0].hash == first.hash
 
     async def query(self, statement: str) -> list[tuple[Any, ...]]:
@@ -262,13 +273,15 @@ class SqliteStore:
         """Write alone to the database; commit at the end, roll back at an exception."""
         async with self._with_write_lock(while_waiting, for_read_models=for_read_models):
             connection = self._open_connection()
+            if self._durability is not None and not self._durability.is_proved:
+                await self._durability.prove(connection)
             # IMMEDIATE takes SQLite's write lock now. A plain BEGIN would take it at the first write, and SQLite fails
             # it there if anybody has committed since the first read.
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
             except BaseException:
-                _roll_back(connection)
+                roll_back(connection)
                 raise
             self._commit(connection)
 
@@ -336,14 +349,16 @@ class SqliteStore:
 
     def _commit(self, connection: sqlite3.Connection) -> None:
         try:
-            connection.execute("COMMIT")
-        except sqlite3.Error as cause:
-            # After a failed COMMIT this connection may show rows that are not on the disk, or hide rows that are. So
-            # close it, and let the writer read the log again through a new one.
-            _roll_back(connection)
-            connection.close()
-            self._connection = None
-            raise CommitOutcomeUnknown(str(cause)) from cause
+            if self._durability is None:
+                connection.execute("COMMIT")
+            else:
+                self._durability.commit(connection)
+        except (sqlite3.Error, OSError, MemoryError) as cause:
+            # The connection stays open: see `durability.py`.
+            roll_back(connection)
+            raise CommitOutcomeUnknown(driver_message(cause)) from cause
+        if self._wal_size is not None:
+            self._wal_size.after_commit()
 
     def _open_connection(self) -> sqlite3.Connection:
         """Return the connection; open it if there is none, or if a reader's file was replaced."""
@@ -401,6 +416,9 @@ class SqliteStore:
             return read_access(self._path).uri
         return f"file:{quote(str(self._path.absolute()))}?mode=rw"
 
+    def _read_only_uri(self) -> str:
+        return self._uri().replace("?mode=rw", "?mode=ro")
+
     def _connect(self) -> sqlite3.Connection:
         try:
             return self._new_connection()
@@ -421,11 +439,12 @@ class SqliteStore:
             self._uri(), uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_SECONDS
         )
         try:
-            if not self._read_only and self._path is not None:
-                connection.execute("PRAGMA journal_mode = WAL").fetchone()
             # Some builds of SQLite default to NORMAL in WAL mode. It does not flush each commit, so a power failure
             # could lose commits that were already reported to callers.
             connection.execute("PRAGMA synchronous = FULL")
+            if not self._read_only and self._path is not None:
+                connection.execute("PRAGMA journal_mode = WAL").fetchone()
+                connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}").fetchone()
             # SQLite reads the file only when a statement needs it. Read something now, to fail here if it cannot.
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except BaseException:
@@ -457,6 +476,12 @@ class SqliteStore:
         ).fetchone()
         row = exists and connection.execute("SELECT version FROM allowance_schema").fetchone()
         return None if row is None else int(row[0])
+
+    def _refuse_newer_schema(self) -> None:
+        """Refuse a newer release's database before anything is written to it."""
+        stored = self._stored_schema_version()
+        if stored is not None:
+            check_schema_version(stored)
 
     def _check_schema(self) -> None:
         stored = self._stored_schema_version()
@@ -626,16 +651,18 @@ def _create_private(path: Path) -> None:
             raise StorageUnavailable(
                 f"{left[0]} belongs to a file that was moved; stop the processes that have it open, then move it too"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directories(path.parent)
         # O_EXCL: of several processes exactly one creates it, and none truncates another's file.
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
-def _roll_back(connection: sqlite3.Connection) -> None:
-    with suppress(sqlite3.Error):
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+def _make_directories(directory: Path) -> None:
+    """Make missing directories, each with a durable entry in its parent; the files in them are SQLite's matter."""
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        flush_directory(str(each.parent))
 
 
 class _SqliteErrors:

@@ -25,11 +25,7 @@ from typing import Any, NamedTuple
 
 from ledger.store.contract import WhileWaiting
 
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - no queue on systems without flock
-    fcntl = None
+from .lock_files import close_in_children, fcntl, open_lock_file
 
 
 class _Files(NamedTuple):
@@ -69,7 +65,7 @@ class WriteLockQueue:
         self._holds_next = False
         # The lock is still held after a writer has finished, for another writer of this process to continue with.
         self._handing_over = False
-        os.register_at_fork(after_in_child=self._close_in_child)
+        close_in_children(self)
 
     async def acquire(self, while_waiting: WhileWaiting) -> None:
         """Wait until only this process may write; call `while_waiting` once if it has to wait and is next."""
@@ -118,8 +114,7 @@ class WriteLockQueue:
             _close(files)
 
     def _open(self) -> _Files:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        return _Files(*(os.open(f"{self._path}.{name}", flags, 0o600) for name in ("lock-next", "lock")))
+        return _Files(*(open_lock_file(f"{self._path}.{name}") for name in ("lock-next", "lock")))
 
     async def _wait(self, files: _Files, while_waiting: WhileWaiting) -> None:
         loop = asyncio.get_running_loop()
@@ -194,9 +189,7 @@ class WriteLockQueue:
             waiter.has_lock.set_exception(error)
         self._finish(waiter)
 
-    def _close_in_child(self) -> None:
-        # The open files are shared with the parent, so an open descriptor here would keep the parent's locks alive.
-        # To close is right and to unlock would be wrong: it would take the lock away from the parent.
+    def close_in_child(self) -> None:
         files, self._files, self._waiting, self._handing_over = self._files, None, 0, False
         if files is not None:
             _close(files)

@@ -1,0 +1,489 @@
+"""On SQLite nothing is believed that the disk has not confirmed.
+
+The system calls of real processes fail (`strace`), and the disk after a power cut is built from their record. Every
+test that runs a process this way is skipped if `strace` is missing or not allowed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from ledger import Head
+from ledger.store.sqlite import lock_files, wal_size
+from ledger.store.sqlite.durability import Durability
+from routing import Allowance
+from tests.support.logs import append, opened, row_after, rows_after
+from tests.support.small import GPU, VALIDATOR, small_ledger
+from tests.support.traced_disk import TracedDisk, why_no_strace
+
+traced = pytest.mark.skipif(why_no_strace() is not None, reason=why_no_strace() or "")
+
+PRELUDE = """
+import asyncio, json, os, signal, sqlite3, sys
+from contextlib import suppress
+from routing import Allowance, OutcomeUnknown, StorageUnavailable
+from tests.support.small import GPU, VALIDATOR, Clock, START, timedelta
+
+PATH = {path!r}
+
+def opened():
+    clock = Clock(START + timedelta(seconds=12 * 31))
+    return Allowance.open("sqlite:///" + PATH, validator_ss58=VALIDATOR, clock_ns=clock)
+
+def say(**fields):
+    print(json.dumps(fields), flush=True)
+
+async def attempt(name, call):
+    try:
+        await call
+        say(name=name, outcome="done")
+    except OutcomeUnknown as unknown:
+        say(name=name, outcome="unknown", key=unknown.idempotency_key)
+        return unknown.idempotency_key
+    except StorageUnavailable as failed:
+        say(name=name, outcome="failed", reason=failed.reason)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+TWELVE_RESERVATIONS = """
+async def main():
+    ledger = await opened()
+    # Opens a second connection, the head probe's.
+    await ledger.find_miners(1.0, GPU, 31)
+    for n in range(12):
+        await attempt(f"job-{n}", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid=f"job-{n}"))
+        await ledger.find_miners(1.0, GPU, 31)
+    die()
+
+asyncio.run(main())
+"""
+
+
+@pytest_asyncio.fixture
+async def path(tmp_path: Path) -> AsyncIterator[Path]:
+    """The file of a small ledger that is closed, alone in its directory."""
+    (tmp_path / "disk").mkdir()
+    path = tmp_path / "disk" / "ledger.db"
+    async with small_ledger(url=f"sqlite:///{path}", offers={"5Anna": 20}, blocks=31) as ledger:
+        await ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="held")
+    for lock in path.parent.glob("*.lock*"):
+        lock.unlink()
+    yield path
+
+
+def run(disk: TracedDisk, path: Path, script: str, *faults: str) -> list[dict[str, Any]]:
+    """Run a script that ends by killing itself or normally; return what it said."""
+    ran = disk.run(PRELUDE.format(path=str(path)) + textwrap.dedent(script), *faults)
+    assert ran.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def named(said: list[dict[str, Any]], outcome: str) -> set[str]:
+    return {each["name"] for each in said if each["outcome"] == outcome}
+
+
+async def jobs_in(path: Path) -> set[str | None]:
+    """Return the jobs of all reservations in a file that is opened anew, after verifying its log."""
+    async with Allowance.open(f"sqlite:///{path}", validator_ss58=VALIDATOR) as ledger:
+        assert not (await ledger.verify()).findings
+        assert not (await ledger.audit()).findings
+        return {each.job_uuid for each in (await ledger.history(limit=1000)).items}
+
+
+FAULTS = [
+    "fdatasync:error=EIO:when=3+",
+    "fdatasync:error=ENOSPC:when=3+",
+    "fdatasync:error=EIO:when=3..4",
+    "fdatasync:error=ENOSPC:when=5",
+    "fdatasync:error=EIO:when=1",
+    "fdatasync:error=EIO:when=2",
+    "fsync:error=EIO:when=1",
+    "pwrite64:error=EIO:when=20+",
+    "pwrite64:error=ENOSPC:when=20+",
+    "pwrite64:error=ENOSPC:when=30..33",
+    "pwrite64:error=EIO:when=41",
+]
+
+
+@traced
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_what_is_reported_is_true_after_a_crash_and_after_a_power_cut(
+    path: Path, tmp_path: Path, fault: str
+) -> None:
+    """A call that was acknowledged is in the log, one that was reported as failed is not, whatever the machine lost.
+
+    Catches a failed COMMIT that is answered from a read through a new connection (a failed flush is acknowledged), and
+    one that is answered from a read while a second connection hides the rows (a failed call is there after a crash).
+    """
+    disk = TracedDisk(path.parent)
+    said = run(disk, path, TWELVE_RESERVATIONS, fault)
+    assert len(said) == 12
+    done, failed = named(said, "done"), named(said, "failed")
+    if "+" in fault:
+        assert named(said, "unknown"), "the fault has hit no change"
+    else:
+        assert said[-1]["outcome"] == "done", "the storage works again, but no change is accepted"
+    for left in (disk.after_power_cut(tmp_path / "cut") / "ledger.db", path):
+        found = await jobs_in(left)
+        assert done <= found, left
+        assert not failed & found, left
+
+
+@traced
+async def test_a_failed_spend_is_not_spent_after_a_crash(path: Path) -> None:
+    """One flush fails while a second connection is open: the spend is reported as failed, and stays undone.
+
+    Catches frames of a failed commit that stay hidden until the next open recovers them.
+    """
+    script = """
+    async def main():
+        ledger = await opened()
+        await ledger.find_miners(1.0, GPU, 31)
+        (held,) = (await ledger.history()).items
+        await attempt("spend", ledger.spend(held.reservation_id))
+        die()
+
+    asyncio.run(main())
+    """
+    said = run(TracedDisk(path.parent), path, script, "fdatasync:error=EIO:when=3")
+    assert named(said, "failed") == {"spend"}
+    async with Allowance.open(f"sqlite:///{path}", validator_ss58=VALIDATOR) as ledger:
+        assert [each.status for each in (await ledger.history()).items] == ["reserved"]
+
+
+@traced
+async def test_a_retry_that_cannot_be_executed_does_not_decide_an_unknown_outcome(path: Path) -> None:
+    """While the disk fails, a retry by key or by job is unknown as well; another call is refused for certain.
+
+    Catches a retry that raises `StorageUnavailable`, after which its caller would believe that nothing was done.
+    """
+    script = """
+    async def main():
+        ledger = await opened()
+        key = await attempt("first", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="job"))
+        await attempt("by key", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="job", idempotency_key=key))
+        await attempt("by job", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="job"))
+        await attempt("other", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="other"))
+        die()
+
+    asyncio.run(main())
+    """
+    said = run(TracedDisk(path.parent), path, script, "fdatasync:error=EIO:when=3+")
+    assert named(said, "unknown") == {"first", "by key", "by job"}
+    assert named(said, "failed") == {"other"}
+    assert "other" not in await jobs_in(path)
+
+
+@traced
+async def test_the_first_to_open_makes_durable_what_a_crash_left_in_the_cache(path: Path, tmp_path: Path) -> None:
+    """A killed process could not flush a reservation; a new process finds it and repeats it as the result of a retry.
+
+    The retry appends nothing, so only the check at opening can have made the reservation durable. Catches a check that
+    flushes the WAL without writing it again: Linux took the pages for clean.
+    """
+    lost = """
+    async def main():
+        ledger = await opened()
+        await attempt("lost", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="lost"))
+        die()
+
+    asyncio.run(main())
+    """
+    retry = lost.replace('attempt("lost"', 'attempt("retry"')
+    disk = TracedDisk(path.parent)
+    assert named(run(disk, path, lost, "fdatasync:error=EIO:when=3+"), "unknown") == {"lost"}
+    assert "lost" not in await jobs_in(disk.after_power_cut(tmp_path / "before") / "ledger.db")
+    assert named(run(disk, path, retry), "done") == {"retry"}
+    assert "lost" in await jobs_in(disk.after_power_cut(tmp_path / "after") / "ledger.db")
+
+
+@traced
+@pytest.mark.parametrize(
+    "fault", ["fsync:error=EIO:when=1+", "fdatasync:error=EIO:when=1+", "pwrite64:error=EIO:when=9+"]
+)
+async def test_a_log_that_cannot_be_proved_is_not_opened(path: Path, tmp_path: Path, fault: str) -> None:
+    """If the check at opening fails, the opening fails and copies nothing out of the WAL, and the next one succeeds.
+
+    Catches a connection whose close copies frames into the database that are only in the cache: a power cut would leave
+    newer pages under an older WAL.
+    """
+    lost = TWELVE_RESERVATIONS.replace("range(12)", "range(2)")
+    disk = TracedDisk(path.parent)
+    run(disk, path, lost, "fdatasync:error=EIO:when=4+")
+    database = path.read_bytes()
+    opening = """
+    async def main():
+        await attempt("opening", opened())
+
+    asyncio.run(main())
+    """
+    assert named(run(disk, path, opening, fault), "failed") == {"opening"}
+    assert path.read_bytes() == database
+    assert path.with_name("ledger.db-wal").stat().st_size
+    before = await jobs_in(disk.after_power_cut(tmp_path / "cut") / "ledger.db")
+    assert "job-0" in before
+    assert await jobs_in(path) >= before
+
+
+@traced
+async def test_a_ledger_that_is_closed_in_doubt_leaves_the_wal(path: Path) -> None:
+    """After a failed commit that could not be settled, closing copies nothing into the database and keeps the WAL.
+
+    The next process finds the outcome: asking with the key changes nothing twice. Catches a plain close.
+    """
+    script = """
+    async def main():
+        ledger = await opened()
+        await attempt("job", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="job", idempotency_key="key"))
+        await ledger.close()
+
+    asyncio.run(main())
+    """
+    said = run(TracedDisk(path.parent), path, script, "fdatasync:error=EIO:when=3..6")
+    assert named(said, "unknown") == {"job"}
+    assert path.with_name("ledger.db-wal").stat().st_size
+    async with Allowance.open(f"sqlite:///{path}", validator_ss58=VALIDATOR) as ledger:
+        found = [each for each in (await ledger.history()).items if each.job_uuid == "job"]
+        again = await ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="job", idempotency_key="key")
+        assert [each.reservation_id for each in found] in ([], [again.reservation_id])
+    assert not path.with_name("ledger.db-wal").exists()
+
+
+@traced
+async def test_a_reader_delays_the_proof_and_not_the_outcome(path: Path) -> None:
+    """Beside an old reader a failed commit is still settled; changes are refused until the reader has ended.
+
+    Catches a store that accepts changes before a complete checkpoint, and one that waits for the reader.
+    """
+    script = """
+    async def main():
+        ledger = await opened()
+        await attempt("before", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="before"))
+        reader = sqlite3.connect(PATH, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM allowance_ledgers").fetchall()
+        await attempt("hit", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="hit"))
+        await attempt("refused", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="refused"))
+        reader.close()
+        await attempt("after", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="after"))
+        die()
+
+    asyncio.run(main())
+    """
+    said = run(TracedDisk(path.parent), path, script, "fdatasync:error=EIO:when=4")
+    assert {each["name"]: each["outcome"] for each in said} == {
+        "before": "done",
+        "hit": "failed",
+        "refused": "failed",
+        "after": "done",
+    }
+    assert "reads the database" in said[2]["reason"]
+    assert await jobs_in(path) == {"held", "before", "after"}
+
+
+@traced
+async def test_another_process_may_commit_over_hidden_frames(path: Path, tmp_path: Path) -> None:
+    """Another process goes on while this one is in doubt; its commits stay, and the failed one is nowhere."""
+    other = PRELUDE.format(path=str(path)) + textwrap.dedent("""
+    async def main():
+        ledger = await opened()
+        sys.stdin.readline()
+        await attempt("other", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="other"))
+        die()
+
+    asyncio.run(main())
+    """)
+    script = f"""
+    import subprocess
+
+    OTHER = subprocess.Popen(
+        [sys.executable, "-c", {other!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    async def main():
+        ledger = await opened()
+        await attempt("first", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="first"))
+        print(OTHER.communicate("go\\n")[0], end="", flush=True)
+        die()
+
+    asyncio.run(main())
+    """
+    # The calls of each thread are counted apart: those of the other process, which opens the same file, are too few.
+    disk = TracedDisk(path.parent)
+    said = run(disk, path, script, "fdatasync:error=EIO:when=3+")
+    assert len(said) == 2
+    for left in (disk.after_power_cut(tmp_path / "cut") / "ledger.db", path):
+        found = await jobs_in(left)
+        assert named(said, "done") <= found
+        assert not named(said, "failed") & found
+        # The outcome of both may be unknown, but they cannot both have the same position.
+        assert len(found & {"first", "other"}) <= 1
+
+
+# Opening
+
+
+def write_and_die(path: Path, statement: str) -> None:
+    """Execute a statement in a process that leaves its WAL behind."""
+    script = f"import os, sqlite3; c = sqlite3.connect({str(path)!r}, isolation_level=None); c.execute({statement!r})"
+    subprocess.run([sys.executable, "-c", f"{script}; os._exit(0)"], check=True)
+
+
+def count_proofs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Count the fences; each is True if the WAL was written again for it."""
+    fence, counted = Durability._fence, list[bool]()
+
+    def counting(self: Durability, connection: sqlite3.Connection, *, write_wal_again: bool = False) -> None:
+        counted.append(write_wal_again)
+        fence(self, connection, write_wal_again=write_wal_again)
+
+    monkeypatch.setattr(Durability, "_fence", counting)
+    return counted
+
+
+async def test_only_the_first_to_open_a_left_wal_proves_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One proof after a killed process; none for a second store beside the first, none after a clean close."""
+    script = PRELUDE.format(path=str(path)) + TWELVE_RESERVATIONS
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    assert path.with_name("ledger.db-wal").stat().st_size
+    proofs = count_proofs(monkeypatch)
+    url = f"sqlite:///{path}"
+    async with opened(url, VALIDATOR) as first:
+        assert proofs == [True]
+        async with opened(url, VALIDATOR) as second:
+            assert await second.head() == await first.head()
+        await append(first, [row_after(await first.head(), "other")])
+        async with opened(url, VALIDATOR):
+            assert path.with_name("ledger.db-wal").stat().st_size
+    assert not path.with_name("ledger.db-wal").exists()
+    async with opened(url, VALIDATOR):
+        assert proofs == [True]
+
+
+async def test_a_store_that_was_paused_for_a_fork_checks_the_wal_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection was closed, so another process may have been killed since: the next change checks the file."""
+    proofs = count_proofs(monkeypatch)
+    async with opened(f"sqlite:///{tmp_path}/ledger.db") as store:
+        head = await append(store, [row_after(Head())])
+        async with store.paused_for_fork() as close:
+            close()
+            write_and_die(tmp_path / "ledger.db", "PRAGMA user_version = 7")
+        await append(store, [row_after(head, "other")])
+    assert proofs == [True]
+
+
+async def test_a_database_of_a_newer_release_is_not_proved(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older release writes nothing to it, not even to a WAL that a killed process left."""
+    write_and_die(path, "UPDATE allowance_schema SET version = version + 100")
+    wal = path.with_name("ledger.db-wal").read_bytes()
+    assert wal
+    with pytest.raises(Exception, match="newer"):
+        await Allowance.open(f"sqlite:///{path}", validator_ss58=VALIDATOR)
+    assert path.with_name("ledger.db-wal").read_bytes() == wal
+
+
+# The size of the WAL
+
+
+async def test_a_wal_that_a_reader_keeps_growing_is_named_and_shrinks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning with the size while the reader is there, not one at every look; afterwards the file is cut.
+
+    Catches a WAL that keeps its largest size for as long as a process has the ledger open.
+    """
+    limit = 1 << 20
+    monkeypatch.setattr(wal_size, "WAL_WARNING_BYTES", limit)
+    monkeypatch.setattr(wal_size, "COMMITS_BETWEEN_LOOKS", 4)
+    monkeypatch.setattr("ledger.store.sqlite.store.WAL_LIMIT_BYTES", limit)
+    caplog.set_level(logging.WARNING, "allowance.ledger")
+    path, wal = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+    async with opened(f"sqlite:///{path}") as store:
+        head = Head()
+
+        async def commit(count: int) -> None:
+            nonlocal head
+            for _ in range(count):
+                head = await append(store, rows_after(head, 200, f"stream-{head.position}"))
+
+        await commit(4)
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM allowance_ledgers").fetchall()
+            await commit(60)
+            largest = wal.stat().st_size
+            warned = [record for record in caplog.records if "read transaction" in record.message]
+            assert 1 <= len(warned) <= 5
+            assert all(record.__dict__["wal_bytes"] >= limit for record in warned)
+        await commit(8)
+        assert wal.stat().st_size <= limit < largest
+
+
+async def test_one_large_transaction_is_no_readers_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The WAL of a restore is large for one commit and starts again with the next: no warning."""
+    monkeypatch.setattr(wal_size, "WAL_WARNING_BYTES", 5 << 20)
+    monkeypatch.setattr(wal_size, "COMMITS_BETWEEN_LOOKS", 1)
+    monkeypatch.setattr("ledger.store.sqlite.store.WAL_LIMIT_BYTES", 1 << 20)
+    async with opened(f"sqlite:///{tmp_path}/ledger.db") as store:
+        head = await append(store, rows_after(Head(), 50_000))
+        assert (tmp_path / "ledger.db-wal").stat().st_size > 5 << 20
+        for _ in range(4):
+            head = await append(store, [row_after(head, f"stream-{head.position}")])
+    assert not [record for record in caplog.records if "read transaction" in record.message]
+
+
+# Fork hooks
+
+
+async def test_opening_a_ledger_leaves_no_fork_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hook per process closes the lock files in a child; it forgets the stores that are gone.
+
+    Catches a hook per opening, which can never be removed.
+    """
+    registered: list[object] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda **hooks: registered.append(hooks))
+    gc.collect()
+    before = len(lock_files._users)
+    for _ in range(5):
+        async with opened(f"sqlite:///{tmp_path}/ledger.db"):
+            assert len(lock_files._users) > before
+    gc.collect()
+    assert len(lock_files._users) == before
+    assert not registered
+
+
+async def test_a_forked_child_closes_the_lock_files_that_it_inherited(tmp_path: Path) -> None:
+    """After a fork past the library, only the parent has them open: its end releases its locks."""
+    async with opened(f"sqlite:///{tmp_path}/ledger.db"):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            files = [each.readlink().name for each in Path("/proc/self/fd").iterdir() if each.exists()]
+            os.write(write, b"%d" % sum(".lock" in file for file in files))
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(read, 10) == b"0"
+        os.close(read)
+        os.close(write)
