@@ -5,9 +5,10 @@ them from every open connection, because it publishes frames only after the flus
 next one recovers the WAL from its bytes and finds them. So a read proves nothing, and closing the connection makes
 matters worse. The connection therefore stays open, and commits a transaction that changes nothing, the *fence*: its
 frame takes the place of the first hidden frame. Each frame's checksum covers the frames before it, so no recovery gets
-past the fence to the rest. Once the fence is flushed, the failed transaction is in the log for certain, or can never be.
+past the fence to the rest. Once the fence is flushed, the failed transaction is in the log for certain, or never will
+be.
 
-**After a crash** the WAL may show frames that the crashed process had not flushed, or had tried to flush in vain. After
+**After a crash** the WAL may show frames that the crashed process had not flushed, or could not flush. After
 a failed flush Linux takes the written pages for clean, so a later flush succeeds without writing them. If such frames
 were copied into the database, and the power failed before the end of the WAL was durable, a recovery would apply the
 first part of the WAL to newer pages and damage the database. So the first writer that opens the file writes the bytes
