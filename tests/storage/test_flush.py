@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -23,7 +24,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ledger import Head
+from ledger import CommitOutcomeUnknown, Head
 from ledger.store.sqlite import lock_files, wal_size
 from ledger.store.sqlite.durability import Durability
 from routing import Allowance
@@ -193,14 +194,16 @@ async def test_a_retry_that_cannot_be_executed_does_not_decide_an_unknown_outcom
 
 @traced
 async def test_the_first_to_open_makes_durable_what_a_crash_left_in_the_cache(path: Path, tmp_path: Path) -> None:
-    """A killed process could not flush a reservation; a new process finds it and repeats it as the result of a retry.
+    """A process dies of a flush that fails; a new one finds the reservation and returns it as the result of a retry.
 
     The retry appends nothing, so only the check at opening can have made the reservation durable. Catches a check that
-    flushes the WAL without writing it again: Linux took the pages for clean.
+    flushes the WAL without writing it again: Linux took the pages for clean. The checkpoint then copies them into the
+    database, and after the power cut the durable part of the WAL overwrites them.
     """
     lost = """
     async def main():
         ledger = await opened()
+        await attempt("kept", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="kept"))
         await attempt("lost", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="lost"))
         die()
 
@@ -208,9 +211,10 @@ async def test_the_first_to_open_makes_durable_what_a_crash_left_in_the_cache(pa
     """
     retry = lost.replace('attempt("lost"', 'attempt("retry"')
     disk = TracedDisk(path.parent)
-    assert named(run(disk, path, lost, "fdatasync:error=EIO:when=3+"), "unknown") == {"lost"}
-    assert "lost" not in await jobs_in(disk.after_power_cut(tmp_path / "before") / "ledger.db")
-    assert named(run(disk, path, retry), "done") == {"retry"}
+    assert named(run(disk, path, lost, "fdatasync:error=EIO:signal=KILL:when=4"), "done") == {"kept"}
+    assert disk.flushes_failed == 1
+    assert await jobs_in(disk.after_power_cut(tmp_path / "before") / "ledger.db") == {"held", "kept"}
+    assert named(run(disk, path, retry), "done") == {"kept", "retry"}
     assert "lost" in await jobs_in(disk.after_power_cut(tmp_path / "after") / "ledger.db")
 
 
@@ -326,8 +330,8 @@ async def test_another_process_may_commit_over_hidden_frames(path: Path, tmp_pat
     asyncio.run(main())
     """
     disk = TracedDisk(path.parent)
-    # strace counts the calls of each thread apart, so the other process's only flush succeeds. Of this one's, the commit
-    # fails, the fence, the checkpoint that would make room for it, and the fence again.
+    # strace counts the calls of each thread apart, so the other process's only flush succeeds. Of this one's, the
+    # commit fails, the fence, the checkpoint that would make room for it, and the fence again.
     said = run(disk, path, script, "fdatasync:error=EIO:when=4..7")
     assert [(each["name"], each["outcome"]) for each in said] == [
         ("before", "done"),
@@ -392,6 +396,30 @@ async def test_a_store_that_was_paused_for_a_fork_checks_the_wal_again(
             write_and_die(tmp_path / "ledger.db", "PRAGMA user_version = 7")
         await append(store, [row_after(head, "other")])
     assert proofs == [True]
+
+
+async def test_a_failed_commit_is_not_forgotten_while_the_connection_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is paused for a fork before it could settle the commit; another one keeps the frames hidden meanwhile.
+
+    Catches a store that forgets the failed commit with its connection.
+    """
+    path = tmp_path / "ledger.db"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with opened(f"sqlite:///{path}") as store, opened(f"sqlite:///{path}"):
+        head = await append(store, [row_after(Head())])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name("ledger.db-wal").stat().st_size, hard))
+        try:
+            with pytest.raises(CommitOutcomeUnknown):
+                await append(store, [row_after(head, "other")])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        async with store.paused_for_fork() as close:
+            close()
+        proofs = count_proofs(monkeypatch)
+        assert not await store.resolve_commit(row_after(head, "other"))
+        assert proofs == [False]
 
 
 async def test_a_database_of_a_newer_release_is_not_proved(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

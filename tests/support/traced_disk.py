@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 _CALLS = "pwrite64,ftruncate,fdatasync,fsync,unlink"
-_LINE = re.compile(r"(?:\d+ +)?(\w+)\((.*)\) += (-?\d+)(.*)")
+_LINE = re.compile(r"(?:\d+ +)?(\w+)\((.*)\) += (-?\d+|\?)(.*)")
 _UNFINISHED = re.compile(r"(\d+) +(.*) <unfinished \.\.\.>")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
 
@@ -95,7 +95,8 @@ class TracedDisk:
                 continue
             match = _RESUMED.fullmatch(line)
             if match := _LINE.fullmatch(started.pop(match[1]) + match[2] if match else line):
-                self._call(match[1], match[2], int(match[3]))
+                # "?": the process was killed in the call.
+                self._call(match[1], match[2], -1 if match[3] == "?" else int(match[3]))
 
     def _call(self, name: str, arguments: str, result: int) -> None:
         if name == "unlink":

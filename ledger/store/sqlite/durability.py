@@ -11,8 +11,8 @@ be.
 **After a crash** the WAL may show frames that the crashed process had not flushed, or could not flush. After
 a failed flush Linux takes the written pages for clean, so a later flush succeeds without writing them. If such frames
 were copied into the database, and the power failed before the end of the WAL was durable, a recovery would apply the
-first part of the WAL to newer pages and damage the database. So the first writer that opens the file writes the bytes
-of the WAL once more, in place, and flushes them. It keeps other writers out meanwhile.
+first part of the WAL to newer pages and damage the database. So the first writer that opens the file keeps other
+writers out, writes the bytes of the WAL once more, in place, and commits a fence: its flush covers them.
 
 In both cases a complete checkpoint must then succeed: the storage has proved itself. Until then no change is accepted.
 
@@ -206,7 +206,7 @@ def flush_directory(directory: str) -> None:
 
 
 def _write_again(wal: str) -> None:
-    """Write the WAL's bytes to where they are, and flush them. Nobody may append meanwhile.
+    """Write the WAL's bytes to where they are, so that the next flush covers them all. Nobody may append meanwhile.
 
     SQLite has no locks on this file, which closing it here would release.
     """
@@ -215,7 +215,6 @@ def _write_again(wal: str) -> None:
         offset = 0
         while copied := os.pread(file, _COPIED_BYTES, offset):
             offset += os.pwrite(file, copied, offset)
-        os.fsync(file)
     finally:
         os.close(file)
 
