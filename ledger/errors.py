@@ -376,7 +376,7 @@ class OutcomeUnknown(AllowanceException):
         self.idempotency_key = idempotency_key
         self.operation = operation
         super().__init__(
-            f"the outcome of {operation} is unknown: the database's answer to the commit was lost."
+            f"the outcome of {operation} is unknown: the commit failed, or the database's answer to it was lost."
             f" Repeat the call with idempotency_key={idempotency_key!r}:"
             " it returns the outcome, and the change happens at most once"
         )

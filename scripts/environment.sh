@@ -90,6 +90,16 @@ activate() {
     export PATH="$1/bin:$PATH"
 }
 
+# Install strace from the system's packages, if that is allowed: tests let system calls fail with it. Without it they say
+# that they were skipped, and why.
+install_strace() {
+    command -v strace >/dev/null && return
+    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
+    say "installing strace"
+    { apt-get update -qq && apt-get install -qq -y --no-install-recommends strace; } >/dev/null 2>&1 ||
+        say "strace could not be installed; the tests that need it will be skipped"
+}
+
 use_environment() {
     find_python
     activate "$root/.venv"

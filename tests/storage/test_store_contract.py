@@ -220,6 +220,21 @@ async def test_a_transaction_sees_the_log_at_its_head(store: Store) -> None:
         assert (await transaction.find(Lookup(positions=[2]))).rows == {2: rows[1]}
 
 
+async def test_a_commit_is_resolved_by_the_hash_of_its_first_row(store: Store) -> None:
+    """A stored batch was committed, a row that is not stored was not, nor was one whose position has another row.
+
+    Afterwards the store accepts changes as before.
+    """
+    rows = rows_after(Head(), 3)
+    head = await append(store, rows)
+    assert await store.resolve_commit(rows[0])
+    assert await store.resolve_commit(rows[2])
+    assert not await store.resolve_commit(row_after(head, version=4))
+    assert not await store.resolve_commit(row_after(head_at(rows[1]), "another"))
+    await append(store, [row_after(head, version=4)])
+    assert await store.resolve_commit(row_after(head, version=4))
+
+
 # Reading
 
 
