@@ -26,11 +26,16 @@ _received = msgspec.json.Decoder(
 def judge(rows: list[Stored], calls: Iterable[Call], received: Path) -> list[Finding]:
     """Return everything that is wrong, in no particular order."""
     replay = Replay(rows)
+    return [*replay.findings, *judge_calls(replay, calls), *_check_reader(rows, received)]
+
+
+def judge_calls(replay: Replay, calls: Iterable[Call]) -> list[Finding]:
+    """Return every difference between the log and the results of the calls."""
     made = list(calls)
     judge_of_calls = _CallJudge(replay, made)
     for call in made:
         judge_of_calls.check(call)
-    return [*replay.findings, *judge_of_calls.findings, *_check_reader(rows, received)]
+    return judge_of_calls.findings
 
 
 def _check_reader(rows: list[Stored], received: Path) -> list[Finding]:
