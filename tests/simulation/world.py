@@ -129,15 +129,23 @@ class World:
         expected = rows_as_state(self.server.rows)
         self.counts["logs replaced"] += 1
         for process in (*processes, self._start(len(self.processes) + 1)):
-            for _ in range(2):
-                try:
-                    state = await self._in_process(process, process.state())
-                except StorageUnavailable:
-                    self.outcomes["log replaced", "StorageUnavailable"] += 1
-                    continue
-                self.outcomes["log replaced", "ok"] += 1
-                if state != expected:
-                    self.violations.append("after the log was replaced, a process decides on a mixture of both")
+            await self._meet_other_log(process, expected)
+
+    async def _meet_other_log(self, process: Process, expected: Snapshot) -> None:
+        """Ask twice what a process decides on: it refuses, or has the stored log; once it says "went back", for ever."""
+        told: list[str] = []
+        for _ in range(2):
+            try:
+                state = await self._in_process(process, process.state())
+            except StorageUnavailable as refusal:
+                told.append(type(refusal).__name__)
+                continue
+            if state != expected:
+                self.violations.append("after the log was replaced, a process decides on a mixture of both")
+            if "LogWentBack" in told:
+                self.violations.append("a process that noticed that the log went back continues")
+            told.append("ok")
+        self.outcomes["log replaced", ", then ".join(told)] += 1
 
     def _start(self, number: int, *, with_settings: bool = False) -> Process:
         settings = None
