@@ -132,7 +132,7 @@ class World:
             await self._meet_other_log(process, expected)
 
     async def _meet_other_log(self, process: Process, expected: Snapshot) -> None:
-        """Ask twice what a process decides on: it refuses, or has the stored log; once it says "went back", for ever."""
+        """Ask twice what a process decides on: it refuses, for ever if the log went back, or has the stored log."""
         told: list[str] = []
         for _ in range(2):
             try:
