@@ -9,6 +9,7 @@ from .lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from .clock import Clock as Clock
     from .codec import Row as Row
+    from .damage import check_newest_rows as check_newest_rows
     from .domain.account import Account as Account
     from .domain.account import ActiveReservation as ActiveReservation
     from .domain.blocks import END as END
@@ -84,6 +85,7 @@ else:
         {
             "ledger.clock": "Clock",
             "ledger.codec": "Row",
+            "ledger.damage": "check_newest_rows",
             "ledger.domain.account": "Account ActiveReservation",
             "ledger.domain.blocks": "BlockSet END StepFunction block_numbers",
             "ledger.domain.chain": "Chain Metagraph",

@@ -30,6 +30,7 @@
     ├── RebuildOvertaken                    Another rebuild started meanwhile.
     ├── OutcomeUnknown                      The answer to a commit was lost; the error carries the key.
     └── StorageUnavailable                  The database cannot be used now.
+        └── LogWentBack                     The stored log has lost what this process has acknowledged.
     JobRoutingException                     The job cannot be routed now.
     ├── AllMinersBusy                       There were candidates, but none could be claimed.
     ├── JobAlreadySpent                     The job ran, and its reservation was spent.
@@ -69,6 +70,7 @@ __all__ = [
     "LedgerExists",
     "LedgerNotFound",
     "LedgerOverloaded",
+    "LogWentBack",
     "ManifestsStale",
     "NewerLedger",
     "NotEnoughAllowanceException",
@@ -460,7 +462,7 @@ class OutcomeUnknown(AllowanceException):
         self.idempotency_key = idempotency_key
         self.operation = operation
         super().__init__(
-            f"the outcome of {operation} is unknown: the commit failed, or the database's answer to it was lost."
+            f"the outcome of {operation} is unknown: the database did not confirm the commit."
             f" Repeat the call with idempotency_key={idempotency_key!r}:"
             " it returns the outcome, and the change happens at most once"
         )
@@ -472,6 +474,27 @@ class StorageUnavailable(AllowanceException):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"the database cannot be used now: {reason}")
+
+
+class LogWentBack(StorageUnavailable):
+    """The stored log has lost positions that this process has acknowledged, or has read as committed.
+
+    `acknowledged_position` is the newest of them, `stored_position` the stored log's head. Up to `kept_position` this
+    process knows the stored log to be the same; of the positions after it, at least the acknowledged one is gone.
+    """
+
+    def __init__(self, acknowledged_position: int, stored_position: int, kept_position: int) -> None:
+        self.acknowledged_position = acknowledged_position
+        self.stored_position = stored_position
+        self.kept_position = kept_position
+        first_lost = max(kept_position, min(stored_position, acknowledged_position - 1)) + 1
+        others = f", and perhaps others after {kept_position}" if kept_position + 1 < first_lost else ""
+        super().__init__(
+            f"the stored log went back or was replaced. This process has acknowledged or read positions up to"
+            f" {acknowledged_position}; the stored log ends at {stored_position}, and has lost positions"
+            f" {first_lost} to {acknowledged_position}{others}. Find out whether a backup was restored or a standby"
+            " promoted; to work on the stored log, close the ledger and open it again"
+        )
 
 
 class AllMinersBusy(JobRoutingException):

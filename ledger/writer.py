@@ -34,6 +34,7 @@ from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import Command, UnitOfWork
 from ledger.store.contract import CommitOutcomeUnknown, Store, Transaction, TransactionConflict
 
+from .acknowledged import Acknowledged
 from .codec import Row, row_hash
 from .counters import Counters
 from .errors import (
@@ -155,6 +156,7 @@ class LedgerWriter(Generic[S]):
         self._clock_ns = clock_ns
         self._runtime = runtime
         self._after_commit = after_commit
+        self._acknowledged = Acknowledged()
         # None: the state is unknown after a failure and must be loaded again.
         self._state: S | None = None
         # A batch holds this from its decision to its commit, because the state is then ahead of the stored log.
@@ -184,6 +186,10 @@ class LedgerWriter(Generic[S]):
     async def execute(self, command: Command) -> Any:
         """Return the result of a command once it is committed."""
         return await self._enqueue(self._commands, command)
+
+    def refuse_if_log_went_back(self) -> None:
+        """Raise `LogWentBack` if the stored log was found to lack what this process has acknowledged."""
+        self._acknowledged.refuse_if_lost()
 
     async def replace_state(self, state: S) -> None:
         """Continue with a state that was folded elsewhere, unless the current one is to be loaded anyway."""
@@ -428,8 +434,13 @@ class LedgerWriter(Generic[S]):
         self.counters.claims += unit_of_work.claims
 
     def _count_appended(self, unit_of_work: UnitOfWork) -> None:
+        if unit_of_work.rows:
+            self._note_committed(unit_of_work.rows)
         self.counters.rows += len(unit_of_work.rows)
         self.counters.moved_picks += unit_of_work.moved_picks
+
+    def _note_committed(self, rows: list[Row]) -> None:
+        self._acknowledged.note(rows[-1].position, rows[-1].hash)
 
     def _lookup(self, state: S, batch: list[PendingCall]) -> Lookup:
         lookup = Lookup()
@@ -441,15 +452,17 @@ class LedgerWriter(Generic[S]):
         """Fold the tail of the log and return the state.
 
         The state is then at the head, or beyond it if `source` is no transaction and others append at the same time.
-        Raises `StorageUnavailable` if the stored log does not continue the folded one, `CorruptLedger` if rows are
-        missing. The callers of this method discard the state after an error. So after a restored backup, the calls
-        that notice it fail, and the next one loads the log that is stored now.
+        Raises `LogWentBack` if the stored log lacks what this process has acknowledged, this time and ever after;
+        `StorageUnavailable` if it does not continue the folded log, `CorruptLedger` if rows are missing. The callers of
+        this method discard the state after an error.
         """
         state = self._state
         if state is None:
+            await self._acknowledged.check(source)
             state = await self._load_state()
         head = await source.head()
         if state.position > head.position or (state.position == head.position and state.hash != head.hash):
+            await self._acknowledged.check(source)
             raise StorageUnavailable(
                 f"the stored log was replaced by one that ends at {head.position}; was the database restored?"
             )
@@ -463,10 +476,12 @@ class LedgerWriter(Generic[S]):
             # The first row's hash covers the hash of the row before it. One check therefore proves that the tail
             # continues the log that was folded so far. `verify` and the audit check every hash.
             if row_hash(state.hash, rows[0]) != rows[0].hash:
+                await self._acknowledged.check(source)
                 raise StorageUnavailable(
                     f"the stored log was replaced by one that differs at {rows[0].position}; was the database restored?"
                 )
             state.fold(rows)
+        self._acknowledged.note(state.position, state.hash)
         self._state = state
         return state
 
@@ -494,7 +509,9 @@ class LedgerWriter(Generic[S]):
                     self._unknown.update((key, *_names(call.work)))
                     call.error = OutcomeUnknown(key, call.work.operation)
             return
-        if not committed:
+        if committed:
+            self._note_committed(rows)
+        else:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")
             unavailable.__cause__ = cause
             _fail(batch, unavailable)

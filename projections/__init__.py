@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from .snapshots import sealed_if_due as sealed_if_due
     from .snapshots import state_at as state_at
     from .tie_break import in_trial_order as in_trial_order
+    from .verifications import PiecewiseVerification as PiecewiseVerification
+    from .verifications import last_verification as last_verification
+    from .verifications import record_verification as record_verification
     from .verify import VerifyReport as VerifyReport
     from .verify import verify_log as verify_log
 else:
@@ -66,6 +69,7 @@ else:
             "projections.rules": "Finding RULES Rule",
             "projections.snapshots": "ProgressReport Snapshot SnapshotStore sealed_if_due state_at",
             "projections.tie_break": "in_trial_order",
+            "projections.verifications": "PiecewiseVerification last_verification record_verification",
             "projections.verify": "VerifyReport verify_log",
         },
     )

@@ -21,6 +21,7 @@ from projections.history.projector import ROWS_PER_TRANSACTION, Projector
 from projections.history.rows import BucketRun, HistoryRow, fold_tail
 
 from .availability import Availability
+from .derived_tables import remake_broken_tables
 from .snapshots import ProgressReport, Snapshot, SnapshotStore, payload_digest, snapshot_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class RebuildReport(msgspec.Struct, frozen=True):
 
     `position`: of the last event in the new history. `compared_until`: the position up to which the old history was
     compared, 0 if there was none of this release. `reservations`: rows of the new history. `snapshots`: stored
-    snapshots that were compared. `different`: the number of differences. `differences`: the first of them.
+    snapshots that were compared. `different`: the number of differences. `differences`: the first of them. `remade`:
+    the tables that were lost or broken and had to be made again.
     """
 
     position: int
@@ -64,6 +66,7 @@ class RebuildReport(msgspec.Struct, frozen=True):
     snapshots: int
     different: int
     differences: list[Difference]
+    remade: list[str] = []
 
 
 class Rebuild:
@@ -82,6 +85,7 @@ class Rebuild:
         self._damaged: list[int] = []
         self._sealed_position = 0
         self._sealed: Snapshot | None = None
+        self._remade: list[str] = []
 
     async def run(self, progress: ProgressReport | None, sealed_position: int = 0) -> RebuildReport:
         """Build the shadow, compare it with the live history, and put it live.
@@ -92,6 +96,7 @@ class Rebuild:
         event that cannot be applied. The live history is then unchanged.
         """
         self._sealed_position = sealed_position
+        self._remade = await remake_broken_tables(self._store)
         self._unchecked = await self._snapshots.all()
         snapshots = len(self._unchecked)
         shadow = await self._projector.begin_shadow()
@@ -112,7 +117,13 @@ class Rebuild:
         await self._renew_snapshots()
         reservations = await self._model.count(shadow.generation)
         return RebuildReport(
-            shadow.position, compared_until, reservations, snapshots, self._different, self._differences
+            shadow.position,
+            compared_until,
+            reservations,
+            snapshots,
+            self._different,
+            self._differences,
+            self._remade,
         )
 
     async def compare_state(self, position: int, payload: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from math import inf
 from typing import Any
@@ -131,13 +132,22 @@ RULES: dict[Rule, str] = {
 """The rules in words."""
 
 
+DERIVED_RULES = frozenset({Rule.HISTORY_MODEL, Rule.SNAPSHOTS, Rule.LIVE_STATE})
+"""Rules about what is derived from the log; the log itself may be right."""
+
+
 class Finding(msgspec.Struct, frozen=True):
-    """A violation of a rule at a position; `message` is a sentence, `details` are the values involved by name."""
+    """A violation of a rule at a position; `message` is a sentence, `details` are the values involved by name.
+
+    An audit also names the `stream` of the event, and says whether the finding `follows` from an earlier one.
+    """
 
     position: int
     rule: str
     message: str
     details: dict[str, Any] = {}
+    stream: str | None = None
+    follows: bool = False
 
 
 class Findings:
@@ -145,6 +155,10 @@ class Findings:
 
     def __init__(self) -> None:
         self.count = 0
+        self.by_rule: Counter[str] = Counter()
+        """The number of findings of each rule, also of those that are not listed."""
+        self.stream: object = None
+        """The stream of the row that is being checked, whatever is stored there."""
         self._listed: list[Finding] = []
         self._counted_from: float = inf
         """Findings from this position on are only counted: as many with lower positions are listed."""
@@ -158,9 +172,11 @@ class Findings:
     def add(self, position: int, rule: Rule, message: str, **details: Any) -> None:
         """Add a violation of a rule at a position."""
         self.count += 1
+        self.by_rule[rule.value] += 1
         if position < self._counted_from:
             plain = {name: _plain(value) for name, value in details.items()}
-            self._list(Finding(position, rule.value, message, plain))
+            stream = self.stream if isinstance(self.stream, str) and rule not in DERIVED_RULES else None
+            self._list(Finding(position, rule.value, message, plain, stream))
 
     def _list(self, finding: Finding) -> None:
         self._listed.append(finding)

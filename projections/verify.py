@@ -26,6 +26,7 @@ HEAD_DISAGREES = "it does not contain the head noted elsewhere at {position}"
 CUT = "the log's end may have been cut off, and the head row rewritten"
 CUT_AFTER = CUT + ", after position {position}"
 REWRITTEN_AFTER = "the rows after position {position} may have been rewritten with fitting hashes"
+NOT_CHECKED = "the rows up to position {position} were not checked this time, only that the others continue them"
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
@@ -67,7 +68,7 @@ async def verify_log(
     Damage of any kind becomes a finding. Raises `StorageUnavailable` if the database cannot be read.
     """
     started = timer()
-    check = _LogCheck(heads)
+    check = LogCheck(heads)
     total = stored.position if type(stored.position) is int else 0
     try:
         async for page in reader.pages(stored):
@@ -79,28 +80,14 @@ async def verify_log(
         check.stop_at(unreadable)
     reader.check_unchanged()
     check.check_heads(await reader.head(stored))
-    elapsed_seconds = max(timer() - started, 1e-9)
-    findings = check.findings.listed
-    return VerifyReport(
-        check.validator_ss58(stored),
-        check.row_checker.position,
-        check.row_checker.hash.hex(),
-        findings[0].position if findings else None,
-        check.findings.count,
-        findings,
-        check.noted,
-        check.not_excluded(),
-        check.events,
-        elapsed_seconds,
-        check.events / elapsed_seconds,
-    )
+    return check.report(stored, timer() - started)
 
 
-class _LogCheck:
-    """The check of one ledger's rows, head row and noted heads."""
+class LogCheck:
+    """The check of one ledger's rows after `start`, its head row and noted heads."""
 
-    def __init__(self, heads: Collection[Head]) -> None:
-        self.row_checker = RowChecker()
+    def __init__(self, heads: Collection[Head] = (), start: Head | None = None) -> None:
+        self.row_checker = RowChecker(start)
         self.findings = Findings()
         self.noted: list[int] = []
         self.events = 0
@@ -108,13 +95,14 @@ class _LogCheck:
         self._noted_positions = {position for position, _ in self._heads}
         self._hash_at: dict[int, object] = {0: Head().hash}
         """The hashes of the rows at the noted positions."""
-        self._recorded_at_ns: object = 0
+        self._recorded_at_ns: object = 0 if start is None else start.recorded_at_ns
+        self._start = 0 if start is None else start.position
         self._opened_by: str | None = None
         self._is_unreadable = False
 
     def check_page(self, page: Sequence[Row]) -> None:
         """Check the next rows."""
-        if not self.events:
+        if not self.events and not self._start:
             self._opened_by = _opened_by(page[0])
         check = self.row_checker.check
         for row in page:
@@ -154,6 +142,8 @@ class _LogCheck:
 
     def not_excluded(self) -> list[str]:
         """Return sentences for the changes that hashes and noted heads cannot exclude."""
+        if self._start:
+            return [NOT_CHECKED.format(position=self._start), CUT_AFTER.format(position=self._start)]
         last = max(self.noted, default=0)
         if last == 0:
             refused = [position for position, _ in self._heads if position not in self.noted]
@@ -161,6 +151,24 @@ class _LogCheck:
         if last >= self.row_checker.position:
             return []
         return [REWRITTEN_AFTER.format(position=last), CUT_AFTER.format(position=last)]
+
+    def report(self, stored: StoredLedger, elapsed_seconds: float) -> VerifyReport:
+        """Return the result."""
+        elapsed_seconds = max(elapsed_seconds, 1e-9)
+        findings = self.findings.listed
+        return VerifyReport(
+            self.validator_ss58(stored),
+            self.row_checker.position,
+            self.row_checker.hash.hex(),
+            findings[0].position if findings else None,
+            self.findings.count,
+            findings,
+            self.noted,
+            self.not_excluded(),
+            self.events,
+            elapsed_seconds,
+            self.events / elapsed_seconds,
+        )
 
     def validator_ss58(self, stored: StoredLedger) -> str | None:
         """Return the ledger's validator, None if neither the head row nor the first event names one."""

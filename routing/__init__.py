@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ledger.errors import LedgerExists as LedgerExists
     from ledger.errors import LedgerNotFound as LedgerNotFound
     from ledger.errors import LedgerOverloaded as LedgerOverloaded
+    from ledger.errors import LogWentBack as LogWentBack
     from ledger.errors import ManifestsStale as ManifestsStale
     from ledger.errors import NewerLedger as NewerLedger
     from ledger.errors import NotEnoughAllowanceException as NotEnoughAllowanceException
@@ -96,10 +97,11 @@ else:
                 "AllMinersBusy AllowanceException BlockInUse CannotReserveAllowanceException ChainFeedStale "
                 "ClockUnusable ConflictingFact CorruptLedger DamagedExport FactNotRecorded HistoryDamaged "
                 "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobRequestConflict "
-                "JobRoutingException LedgerClosed LedgerExists LedgerNotFound LedgerOverloaded ManifestsStale "
-                "NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange ProjectionStopped "
-                "ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased ReservationAlreadySpent "
-                "ReservationExpired ReservationNotFound SealConflict StorageUnavailable TimeOutOfRange"
+                "JobRoutingException LedgerClosed LedgerExists LedgerNotFound LedgerOverloaded LogWentBack "
+                "ManifestsStale NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
+                "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
+                "ReservationAlreadySpent ReservationExpired ReservationNotFound SealConflict StorageUnavailable "
+                "TimeOutOfRange"
             ),
             "ledger.settings": "Settings",
             "ledger.values": "Miner",

@@ -29,7 +29,7 @@ class BlockFact(msgspec.Struct, frozen=True):
 
 
 class ManifestsFact(msgspec.Struct, frozen=True):
-    """A manifest sync of all miners at a block: `{miner_ss58: {executor_class: executor_count}}`."""
+    """A manifest sync at a block: `{miner_ss58: {executor_class: executor_count}}`."""
 
     block: int
     manifests: Mapping[str, Mapping[str, int]]

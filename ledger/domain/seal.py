@@ -24,7 +24,7 @@ from .account import Account, ActiveReservation
 from .block_table import BlockTable
 from .blocks import StepFunction
 from .byte_order import little_endian, little_endian_runs
-from .chain import Chain, CountInputs, Metagraph
+from .chain import Chain, CountInputs, Metagraph, Withdrawal
 from .state import SEAL_VERSION, LedgerState
 
 DIGEST_BYTES = 32
@@ -58,6 +58,9 @@ def _parts(state: LedgerState) -> Iterator[bytes]:
     yield _numbers(flat.from_iterable((block, *chain.syncs[block][::2]) for block in chain.sync_blocks))
     yield _strings([chain.syncs[block].digest for block in chain.sync_blocks])
     yield _manifests(chain.manifests) + _manifests(chain.last_manifests)
+    yield from _coverage(chain)
+    for withdrawn in (chain.withdrawn_blocks, chain.withdrawn_syncs):
+        yield _withdrawals(withdrawn)
     yield from _accounts(accounts)
     yield from _active([active for _, active in sorted(state.active.items())], accounts)
 
@@ -126,6 +129,22 @@ def _manifests(manifests: Manifests) -> bytes:
             _numbers(count for offer in offers for _, count in offer),
         )
     )
+
+
+def _coverage(chain: Chain) -> Iterator[bytes]:
+    """Encode what decides which miners a sync covers: who was registered where, and whom earlier syncs named."""
+    for sets in (chain.registered, chain.uncovered):
+        miners = sorted(sets.steps)
+        yield _texts(miners)
+        yield _step_functions([sets.steps[miner_ss58] for miner_ss58 in miners])
+    yield _texts(sorted(chain.named))
+    yield _texts(sorted(chain.last_uncovered))
+
+
+def _withdrawals(withdrawn: dict[int, list[Withdrawal]]) -> bytes:
+    entries = [(block, each) for block in sorted(withdrawn) for each in withdrawn[block]]
+    numbers = _numbers(flat.from_iterable((block, each.position, each.withdrawn_at) for block, each in entries))
+    return numbers + _strings([each.digest for _, each in entries])
 
 
 def _accounts(accounts: list[Account]) -> Iterator[bytes]:

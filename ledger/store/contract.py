@@ -5,6 +5,7 @@ One suite of tests runs against every engine: `tests/storage/test_store_contract
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -30,6 +31,11 @@ PAGE_BYTES = 16 * 1024 * 1024
 
 # A value in a column of the read models.
 Value = int | str | bytes | None
+
+# What SQLite and PostgreSQL say if a table, column or index is lost; about a column they do not name the table.
+_LOST = re.compile(r"no such (table|index|column)|has no column named|(relation|column) .* does not exist")
+_LOG_TABLES = re.compile(r"allowance_(schema|ledgers|events)")
+REMAKE_DERIVED_TABLES = "`allowance rebuild` makes lost or broken derived tables again"
 
 # Work that a writer does while it waits for the write lock.
 WhileWaiting = Callable[[], Awaitable[object]]
@@ -101,7 +107,7 @@ class Store(Protocol):
         ...
 
     async def head(self) -> Head:
-        """Return the committed head."""
+        """Return the committed head; the append whose outcome is unknown may be in it, or come later."""
         ...
 
     async def schema_version(self) -> int:
@@ -206,7 +212,9 @@ def driver_message(error: BaseException) -> str:
     error = error if wrapped is None else wrapped.__cause__ or wrapped
     if isinstance(error, TimeoutError):
         return str(error) or "the server did not respond in time"
-    return str(error) or type(error).__name__
+    message = str(error) or type(error).__name__
+    is_lost = _LOST.search(message) and not _LOG_TABLES.search(message)
+    return f"{message}; {REMAKE_DERIVED_TABLES}" if is_lost else message
 
 
 def is_sqlalchemy_error(error: BaseException | None) -> bool:

@@ -163,7 +163,7 @@ class ExportReader:
         with self._opened() as file:
             return [StoredLedger(1, self._header(file).validator_ss58)]
 
-    async def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
+    async def pages(self, stored: StoredLedger, after: int | None = None) -> AsyncIterator[list[Row]]:
         with self._opened() as file:
             self._header(file)
             page: list[Row] = []

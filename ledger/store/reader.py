@@ -34,8 +34,8 @@ class LogReader(Protocol):
         """Return every ledger that has a head row or events. Raises `NewerLedger`, `StorageUnavailable`."""
         ...
 
-    def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
-        """Yield every row of a ledger in pages, by position.
+    def pages(self, stored: StoredLedger, after: int | None = None) -> AsyncIterator[list[Row]]:
+        """Yield every row of a ledger in pages, by position; of a database also only those after a position.
 
         Raises `CorruptLedger` at the position after which the stored bytes cannot be decoded.
         """

@@ -125,6 +125,7 @@ class Replay:
 
     def process(self, row: Row) -> None:
         """Check the next row and its event, and apply the event to the audit's state."""
+        self.findings.stream = row.stream
         problems = self.row_checker.check(row)
         if problems:
             for position, rule, message, details in problems:

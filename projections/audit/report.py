@@ -62,6 +62,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     the position up to which the history's read model was compared, None if there is none. `snapshots` is the number of
     compared snapshots, `seals` that of compared seals; `live_state` says whether the state in this process's memory was
     compared. Times are seconds. `not_proved` says what an audit from a seal leaves open, and is empty for a whole one.
+    `first_cause` is the finding to look at first, from which later ones may follow (`Finding.follows`); None without
+    findings. `findings_by_rule` counts them all by rule.
     """
 
     validator_ss58: str
@@ -80,6 +82,8 @@ class AuditReport(msgspec.Struct, frozen=True):
     seals: int = 0
     from_seal: int = 0
     not_proved: list[str] = []
+    first_cause: Finding | None = None
+    findings_by_rule: dict[str, int] = {}
 
 
 def totals_of(state: AuditState) -> list[AccountTotals]:

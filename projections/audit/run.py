@@ -14,6 +14,7 @@ from projections.history.model import Checkpoint, HistoryModel
 from projections.rules import Rule
 from projections.snapshots import ProgressReport, Snapshot, SnapshotStore, sealed_positions
 
+from .causes import first_cause, marked
 from .replay import Replay
 from .report import AuditReport, totals_of, usage_of
 from .start import NOT_PROVED, replay_from, sealed_start
@@ -65,11 +66,12 @@ async def audit_log(
             break
         # A rebuild replaced the history during the comparison, which may have read rows that were being deleted.
     elapsed_seconds = max(timer() - started, SHORTEST_SECONDS)
+    findings = marked(replay.findings.listed)
     return AuditReport(
         validator_ss58,
         replay.position,
         replay.row_checker.hash.hex(),
-        replay.findings.listed,
+        findings,
         replay.findings.count,
         {str(kind.__struct_config__.tag): count for kind, count in replay.counts.items()},
         totals_of(replay.state),
@@ -82,6 +84,8 @@ async def audit_log(
         replay.seals.compared,
         from_seal,
         list(NOT_PROVED) if from_seal else [],
+        first_cause(findings),
+        dict(sorted(replay.findings.by_rule.items())),
     )
 
 
@@ -136,6 +140,7 @@ class LogAudit:
 
     async def _finish(self) -> None:
         replay, until, head = self.replay, self._until, self._head
+        replay.findings.stream = None
         if replay.position < until:
             message = f"the log ends at position {replay.position}, but the head row is at {until}"
             replay.findings.add(replay.position + 1, Rule.HEAD_ROW, message, expected=until)

@@ -130,7 +130,7 @@ class History:
         return await self._projector.refusal(checkpoint, tail) or stopped
 
     async def _check(self, rows: list[HistoryRow], head: int) -> None:
-        """Compare rows with the log's, at the price of two statements; raise `HistoryDamaged` at the first difference.
+        """Compare rows with the log's, at the price of one look-up; raise `HistoryDamaged` at the first difference.
 
         Showing the log's values instead would hide that the model is damaged, and which rows it lacks is unknown then.
         """

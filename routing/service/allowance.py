@@ -177,9 +177,11 @@ class Allowance(Queries):
         confirm: bool = False,
         idempotency_key: str | None = None,
     ) -> int:
-        """Record a sync of all miners' manifests at a block; return its log position, the first one if repeated.
+        """Record a sync of miners' manifests at a block; return its log position, the first one if repeated.
 
-        `manifests` is `{miner_ss58: {executor_class: executor_count}}`. Raises the same errors as `record_block`.
+        `manifests` is `{miner_ss58: {executor_class: executor_count}}`. The sync covers the miners that it names, and
+        those registered at the newest recorded block at or below; others keep their counts. Raises the same errors as
+        `record_block`.
         """
         fact = ManifestsFact(block, manifests)
         return (await self.record_facts([fact], confirm=confirm, idempotency_key=idempotency_key))[0]
@@ -326,7 +328,8 @@ class Allowance(Queries):
 
         Exactly one argument is needed. `position`: after that event, with the clock that decided it.
         `time`: after the last event recorded by then, with the clock at that time. `block`: just before the first
-        event about a higher block. Raises `InvalidInput` here, and `PositionOutOfRange` at the first query.
+        event about a higher block, facts aside that were withdrawn later. Raises `InvalidInput` here, and
+        `PositionOutOfRange` at the first query.
         """
         return Past(self._lifecycle, AsOf.checked(position, block, time))
 
@@ -378,14 +381,19 @@ class Allowance(Queries):
         """Check that every stored event is unchanged since it was written, and that the log contains the `heads`.
 
         `heads` are heads of this ledger that were noted elsewhere. Findings are in order of position.
-        `routing.verify` does the same without opening a ledger. `progress` as in `audit`. Raises
-        `StorageUnavailable` and `InvalidInput`.
+        `routing.verify` does the same without opening a ledger. Unless `read_only`, the result is recorded for
+        `health`. `progress` as in `audit`. Raises `StorageUnavailable` and `InvalidInput`.
         """
         # Imported here for the same reason as in `audit`.
+        from projections import record_verification
+
         from .backup import verify_store
 
         handle = await self._lifecycle.handle()
-        return await handle.runtime.run(verify_store(handle.store, handle.validator_ss58, heads, progress))
+        report = await handle.runtime.run(verify_store(handle.store, handle.validator_ss58, heads, progress))
+        if not self._read_only:
+            await handle.runtime.run(record_verification(handle.store, Head(), report, time.time_ns()))
+        return report
 
     async def export(
         self, target: str | os.PathLike[str] | IO[bytes], progress: ProgressReport | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Collection, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from io import TextIOBase
 from pathlib import Path
@@ -14,6 +15,7 @@ from ledger.errors import InvalidInput, LedgerNotFound, renamed_fields
 from ledger.values import integer, name
 from projections import (
     ExportReport,
+    PiecewiseVerification,
     ProgressReport,
     RestoreReport,
     VerifyReport,
@@ -50,6 +52,23 @@ async def verify(
     expected = checked_heads(heads)
     path, validator_ss58 = _checked_source(source), _checked_validator(validator_ss58)
     return await current_runtime().run(_verify(path, validator_ss58, expected, progress))
+
+
+async def verify_since(
+    database_url: str,
+    *,
+    validator_ss58: str | None = None,
+    since: int | None = None,
+    progress: ProgressReport | None = None,
+    clock_ns: Callable[[], int] = time.time_ns,
+) -> VerifyReport:
+    """Check a database's ledger in pieces from a position on, or from where the last check ended; record the result.
+
+    It can be interrupted at any time, and goes on after the last complete piece. The ledger need not be sound enough to
+    be opened. Raises `PositionOutOfRange`, `InvalidInput`, `LedgerNotFound`, `NewerLedger`, `StorageUnavailable`.
+    """
+    url, validator_ss58 = _checked_source(database_url), _checked_validator(validator_ss58)
+    return await current_runtime().run(_verify_since(url, validator_ss58, since, progress, clock_ns))
 
 
 async def restore(
@@ -139,6 +158,25 @@ async def _verify(
             return [await verify_log(reader, await _single_ledger(reader, validator_ss58), heads, progress)]
         found = await _matching_ledgers(reader, validator_ss58)
         return [await verify_log(reader, stored, heads, progress) for stored in found]
+
+
+async def _verify_since(
+    database_url: str,
+    validator_ss58: str | None,
+    since: int | None,
+    progress: ProgressReport | None,
+    clock_ns: Callable[[], int],
+) -> VerifyReport:
+    async with _reader_of(database_url) as reader:
+        stored = await _single_ledger(reader, validator_ss58)
+    store = store_from_url(database_url, name(stored.validator_ss58, "validator_ss58"), read_only=False)
+    async with _paused_for_forks(store):
+        try:
+            # The ledger exists, so this only upgrades the tables of an older release.
+            await store.open(schema)
+            return await PiecewiseVerification(store, stored, clock_ns, progress).run(since)
+        finally:
+            await store.close()
 
 
 async def _restore(

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ledger import LedgerWriter, Runtime, SealState, Store, encode_state
-from ledger.errors import AllowanceException, IdempotencyConflict, LedgerClosed, SealConflict
-from projections import History, ProgressReport, SnapshotStore, sealed_if_due
+from ledger import LedgerWriter, Runtime, SealState, Store, check_newest_rows, encode_state
+from ledger.errors import AllowanceException, IdempotencyConflict, LedgerClosed, SealConflict, StorageUnavailable
+from projections import Availability, History, ProgressReport, SnapshotStore, sealed_if_due
 
 from .seams import REAL, Seams
 
@@ -45,7 +45,7 @@ class LedgerHandle:
         self.validator_ss58 = validator_ss58
         self.history = History(store, validator_ss58, read_only=read_only)
         self.snapshots = SnapshotStore(store)
-        self.writer = LedgerWriter(store, self.snapshots.load, clock_ns, runtime, self._start_upkeep_if_due)
+        self.writer = LedgerWriter(store, self._load_state, clock_ns, runtime, self._start_upkeep_if_due)
         self._read_only = read_only
         self._project_every_rows, self._seal_every_rows = seams.upkeep_every_rows or (
             PROJECT_EVERY_ROWS,
@@ -66,6 +66,16 @@ class LedgerHandle:
             await asyncio.wait([self._upkeep])
         self.runtime.remove_fork_pause(self.store.paused_for_fork)
         await self.store.close()
+
+    async def _load_state(self) -> Availability:
+        """Return the state of the newest sound snapshot, after the check of the newest rows of the log."""
+        await check_newest_rows(self.store)
+        try:
+            return await self.snapshots.load()
+        except StorageUnavailable as cause:
+            # The log has the same facts. If the database itself is the reason, reading the log fails just as well.
+            log.warning("the snapshots cannot be read, so the whole log is folded: %s", cause)
+            return Availability()
 
     async def rebuild(self, progress: ProgressReport | None) -> RebuildReport:
         """Rebuild every derived table, and replace the state in memory if it differs from the log."""

@@ -1,15 +1,28 @@
-"""The health of an open ledger."""
+"""The health of an open ledger: what an operator's monitoring looks at, and a status that says what is wrong."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import msgspec
 
-from ledger.values import seconds
-from projections import Availability
+from ledger import check_newest_rows
+from ledger.errors import CorruptLedger, StorageUnavailable
+from ledger.store.urls import redacted_url
+from ledger.values import NANOSECONDS, instant, seconds
+from projections import Availability, last_verification
 
 from .handle import LedgerHandle
+
+OK = "ok"
+# Used where the ledger's settings name no age; generous, because nobody chose them (this project's choice).
+OLDEST_BLOCK_SECONDS = 600
+"""Fifty blocks. Without a setting the router goes on to choose, so somebody else must say that the feed is dead."""
+OLDEST_SYNC_BLOCKS = 7200
+"""A day of blocks."""
+MOST_AHEAD_SECONDS = 60
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -19,6 +32,12 @@ class Health(msgspec.Struct, frozen=True):
     for a later `verify`. `projection_lag` counts the events that the history model has not projected yet;
     `projection_error` says why it cannot project the next one, None if it can. `newest_block` and its age are None
     if no block is recorded. `reserved` counts the active reservations, `overdue` those of them that are overdue.
+
+    `schema_version` is the stored one. `newest_sync` is the block of the newest sync, which is `newest_sync_age_blocks`
+    behind the newest block; its age in seconds is that of the block, None if that is not recorded.
+    `log_ahead_seconds`: how far the newest event's recorded time is ahead of the clock, 0 if it is not.
+    `verified_position`, `verified_at`: up to which event the recorded last `verify` found nothing, and when.
+    `status` is "ok", or says what is wrong; `problems` lists the same.
     """
 
     database: str
@@ -31,38 +50,148 @@ class Health(msgspec.Struct, frozen=True):
     newest_block_age_seconds: float | None
     reserved: int
     overdue: int
+    database_url: str
+    validator_ss58: str
+    newest_sync: int | None
+    newest_sync_age_blocks: int | None
+    newest_sync_age_seconds: float | None
+    log_ahead_seconds: float
+    verified_position: int | None
+    verified_at: datetime | None
+    status: str
+    problems: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return msgspec.structs.asdict(self)
 
 
 class _StateSummary(NamedTuple):
+    """What the state says, at the clock of the call; ages in ns."""
+
     position: int
     hash: bytes
     newest_block: int
     newest_block_age_ns: int
+    newest_sync: int | None
+    newest_sync_age_ns: int | None
+    log_ahead_ns: int
     reserved: int
     overdue: int
+    oldest_block_ns: int
+    oldest_sync_blocks: int
+
+    @property
+    def sync_age_blocks(self) -> int | None:
+        """How far the newest sync is behind the newest block."""
+        return None if self.newest_sync is None else max(0, self.newest_block - self.newest_sync)
+
+    def problems(self) -> Iterator[str]:
+        """Yield sentences for what is wrong with the facts and with the clock."""
+        if not self.newest_block:
+            yield "no block is recorded"
+        elif self.newest_block_age_ns > self.oldest_block_ns:
+            age = f"{self.newest_block_age_ns / NANOSECONDS:,.0f} s old"
+            yield f"the newest block, {self.newest_block}, is {age}: does the feed of blocks run?"
+        if self.newest_sync is None:
+            yield "no manifests are recorded"
+        elif (self.sync_age_blocks or 0) > self.oldest_sync_blocks:
+            age = f"{self.sync_age_blocks:,} blocks behind the newest block"
+            yield f"the newest sync is {age}: does the feed of manifests run?"
+        if self.log_ahead_ns > MOST_AHEAD_SECONDS * NANOSECONDS:
+            ahead = f"{self.log_ahead_ns / NANOSECONDS:,.0f} s ahead of the clock"
+            yield f"the log's recorded time is {ahead}: is the clock right?"
+
+
+class _Derived(NamedTuple):
+    """What the derived tables say, and what is wrong with them."""
+
+    lag: int
+    error: str | None
 
 
 async def health_of(handle: LedgerHandle, database_url: str) -> Health:
-    """Return the health of an open ledger. Raises `StorageUnavailable` if the database does not respond."""
+    """Return the health of an open ledger. Raises `StorageUnavailable` if the database does not respond.
+
+    Raises `CorruptLedger` if the state is not in memory and cannot be loaded, because the log is damaged.
+    """
     state = await handle.writer.query(_summarize)
-    lag = await handle.runtime.run(handle.history.lag(state.position))
-    # The next event is decoded only if there is one: a history model without lag cannot have stopped.
-    stopped = await handle.runtime.run(handle.history.stopped()) if lag else None
+    run = handle.runtime.run
+    damage = await run(_damage(handle))
+    derived = await run(_derived(handle, state.position))
+    verified_position, verified_at_ns, verify_problem = await run(_verification(handle))
+    wrong = [damage, *state.problems(), derived.error and f"the history stands still: {derived.error}", verify_problem]
+    problems = [each for each in wrong if each]
     return Health(
         "sqlite" if database_url.startswith("sqlite") else "postgresql",
-        await handle.runtime.run(handle.store.schema_version()),
+        await run(handle.store.schema_version()),
         state.position,
         f"{state.position}:{state.hash.hex()}",
-        lag,
-        None if stopped is None else str(stopped),
+        derived.lag,
+        derived.error,
         state.newest_block or None,
         seconds(state.newest_block_age_ns) if state.newest_block else None,
         state.reserved,
         state.overdue,
+        str(redacted_url(database_url)),
+        handle.validator_ss58,
+        state.newest_sync,
+        state.sync_age_blocks,
+        None if state.newest_sync_age_ns is None else seconds(state.newest_sync_age_ns),
+        seconds(max(0, state.log_ahead_ns)),
+        verified_position,
+        None if verified_at_ns is None else instant(verified_at_ns),
+        "; ".join(problems) or OK,
+        problems,
     )
 
 
+async def _damage(handle: LedgerHandle) -> str | None:
+    """Check the newest rows as they are stored now: the state in memory was checked when it was loaded."""
+    try:
+        await check_newest_rows(handle.store)
+    except CorruptLedger as damaged:
+        return str(damaged)
+    return None
+
+
+async def _derived(handle: LedgerHandle, position: int) -> _Derived:
+    try:
+        lag = await handle.history.lag(position)
+        # The next event is decoded only if there is one: a history model without lag cannot have stopped.
+        stopped = await handle.history.stopped() if lag else None
+    except StorageUnavailable as lost:
+        return _Derived(position, str(lost))
+    return _Derived(lag, None if stopped is None else str(stopped))
+
+
+async def _verification(handle: LedgerHandle) -> tuple[int | None, int | None, str | None]:
+    """Return position and time of the recorded verification, and what is wrong with it."""
+    try:
+        last = await last_verification(handle.store)
+    except StorageUnavailable as lost:
+        return None, None, f"the last verification cannot be read: {lost}"
+    if last is None:
+        return None, None, None
+    problem = f"`allowance verify` found damage at position {last.first_bad_position}" if last.findings else None
+    return last.position, last.verified_at_ns, problem
+
+
 def _summarize(state: Availability, now_ns: int) -> _StateSummary:
-    newest = state.chain.blocks.newest
-    age_ns = now_ns - state.chain.blocks.created_at_ns(newest) if newest else 0
-    return _StateSummary(state.position, state.hash, newest, age_ns, len(state.active), len(state.overdue(now_ns)))
+    chain, settings = state.chain, state.chain.settings
+    newest, sync = chain.blocks.newest, chain.sync_blocks[-1] if chain.sync_blocks else None
+    sync_at_ns = -1 if sync is None else chain.blocks.created_at_ns(sync)
+    oldest_ns, oldest_blocks = settings.newest_block_max_age_ns, settings.newest_manifests_max_age_blocks
+    return _StateSummary(
+        state.position,
+        state.hash,
+        newest,
+        now_ns - chain.blocks.created_at_ns(newest) if newest else 0,
+        sync,
+        None if sync_at_ns < 0 else now_ns - sync_at_ns,
+        state.recorded_at_ns - now_ns,
+        len(state.active),
+        len(state.overdue(now_ns)),
+        OLDEST_BLOCK_SECONDS * NANOSECONDS if oldest_ns is None else oldest_ns,
+        OLDEST_SYNC_BLOCKS if oldest_blocks is None else oldest_blocks,
+    )

@@ -92,6 +92,7 @@ class Lifecycle:
         """
         handle = self.open_handle
         if handle is not None and handle.pid == os.getpid():
+            handle.writer.refuse_if_log_went_back()
             return handle
         return await self._wait_for(self._open_once())
 

@@ -316,3 +316,36 @@ def test_an_export_is_not_written_to_a_terminal(allowance: Command, monkeypatch:
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stdout", terminal)
     assert main(["export", "-"]) == 2
+
+
+def test_a_timer_verifies_what_is_new(allowance: Command, path: Path) -> None:
+    """`verify --since` checks everything once, then only what came since, and `health` shows the result.
+
+    It also works on a ledger that is too damaged to be opened, and then exits with 1.
+    """
+    assert allowance("health", "--json").document["verified_position"] is None
+    assert allowance("verify", "--since", "--json").document["events"] == 14
+    assert allowance("verify", "--since", "--json").document["events"] == 0
+    assert allowance("health", "--json").document["verified_position"] == 14
+    later = allowance("verify", "--since", "10")
+    assert later.code == 0
+    assert "up to position 10 were not checked" in later.out
+    assert "PositionOutOfRange" in allowance("verify", "--since", "15").err
+    for wrong in ((str(path), "--since"), ("--since", "0", "--head", f"1:{'0' * 64}")):
+        assert allowance("verify", *wrong).code == 2
+    damage(path, "UPDATE allowance_events SET recorded_at_ns = 1 WHERE position = 13")
+    assert allowance("health").code == 3
+    assert allowance("verify", "--since").code == 0
+    found = allowance("verify", "--since", "0", "--json")
+    assert (found.code, found.document["first_bad_position"]) == (1, 13)
+
+
+def test_an_audit_begins_with_the_first_cause(allowance: Command, path: Path) -> None:
+    """The text names where to look first, and counts the findings of each rule."""
+    damage(path, "UPDATE allowance_events SET hash = x'00' WHERE position = 13")
+    result = allowance("audit")
+    assert result.code == 1
+    assert "first cause: position 13: hash-chain" in result.out
+    document = allowance("audit", "--json").document
+    assert document["first_cause"]["position"] == 13
+    assert sum(document["findings_by_rule"].values()) == document["findings_count"]

@@ -369,6 +369,22 @@ async def test_a_bookkeeper_knows_the_drops_that_remain() -> None:
         assert keeper.take(lost).without_grant == [10, 11]
 
 
+async def test_facts_are_withdrawn_on_each_engine(shared_url: str) -> None:
+    """Both corrections, one of a spent block refused, and the same answers from a second handle that reads the log."""
+    async with small_ledger(url=shared_url, offers={"5Anna": 2}, blocks=6) as ledger:
+        spent = await ledger.reserve("5Anna", GPU, 12.0, 6)
+        await ledger.spend(spent.reservation_id)
+        await ledger.record_manifests(6, {"5Anna": {GPU: 1}})
+        await ledger.withdraw_manifests(6, "mistyped", idempotency_key="the key")
+        await ledger.withdraw_block(4, "a fork of the chain")
+        with pytest.raises(BlockInUse) as refused:
+            await ledger.withdraw_block(2, "a fork of the chain")
+        assert refused.value.reservation_ids == [spent.reservation_id]
+        async with Allowance.open(shared_url, validator_ss58=VALIDATOR, read_only=True) as other:
+            assert await totals(other, 6) == await totals(ledger, 6) == {"5Anna": 3 * 12.0}
+            assert not (await other.audit()).findings
+
+
 async def test_a_router_refuses_stale_manifests() -> None:
     """The newest sync may be as many blocks behind the newest block as the setting says, and no more."""
     settings = Settings(newest_manifests_max_age_blocks=10)

@@ -13,8 +13,18 @@ from ledger.domain import byte_order
 from ledger.domain.block_table import BlockTable
 from ledger.domain.chain import Chain, CountInputs, RecordedSync
 from ledger.domain.state_codec import decode_state
-from ledger.events import SEALS_STREAM, ReservationReleased, ReservationSpent, StateSealed
-from tests.support.log_builder import ANNA, BERT, CARL, LogBuilder
+from ledger.events import (
+    CHAIN_STREAM,
+    MANIFESTS_STREAM,
+    SEALS_STREAM,
+    BlockWithdrawn,
+    ManifestsRecorded,
+    ManifestsWithdrawn,
+    ReservationReleased,
+    ReservationSpent,
+    StateSealed,
+)
+from tests.support.log_builder import ANNA, BERT, CARL, LogBuilder, axon, created_at_ns
 
 SEALED = {
     LedgerState: {"position", "hash", "recorded_at_ns", "chain", "versions", "active"},
@@ -29,6 +39,12 @@ SEALED = {
         "syncs",
         "manifests",
         "last_manifests",
+        "registered",
+        "uncovered",
+        "named",
+        "last_uncovered",
+        "withdrawn_blocks",
+        "withdrawn_syncs",
         "accounts",
         "oldest_inputs",
         "newest_inputs",
@@ -48,14 +64,14 @@ SEALED = {
 DERIVED = {
     LedgerState: {"jobs", "due_queue", "sealed_position"},
     Chain: {"multiplier", "revision", "classes", "_by_miner"},
-    BlockTable: {"before_ns", "sums_before_ns"},
+    BlockTable: {"before_ns", "first", "sums_before_ns"},
     Account: {"stream", "active", "first_due_ns"},
 }
 """The attributes that follow from the sealed ones, or decide nothing."""
 
 
 def a_log() -> LogBuilder:
-    """Return a log with each kind of reservation, a drop, a late block, and settings with a cap."""
+    """Return a log with each kind of reservation, a drop, a late block, settings with a cap, and two corrections."""
     log = LogBuilder(RecordedSettings(block_expiry_blocks=60, executors_max_per_class={"b": 3, "a": 2}))
     log.route("job-1", ANNA, 6, (1, 1))
     log.settle(log.reserve(BERT, 6, (1, 2)), ReservationSpent)
@@ -64,6 +80,11 @@ def a_log() -> LogBuilder:
     log.block(14)
     log.block(13, deregistered=[CARL])
     log.reserve(ANNA, 6, (4, 4))
+    log.block(15)
+    log.append(CHAIN_STREAM, BlockWithdrawn(15, "mistyped", 14, {CARL: axon(CARL)}))
+    log.append(MANIFESTS_STREAM, ManifestsRecorded(10, uncovered=[CARL]))
+    log.append(MANIFESTS_STREAM, ManifestsWithdrawn(10, "mistyped"))
+    log.block(15, created_at_ns=created_at_ns(15) + 1)
     return log
 
 
@@ -74,9 +95,9 @@ def folded(log: LogBuilder, rows: int | None = None) -> LedgerState:
 
 
 GOLDEN = {
-    0: "bbb81679ef0c18751729dcddf9504d8ad342e98be8f6cc3010bf91b04bfd8672",
-    13: "cf982565a22c80360e4e9d032ce50104450fbb3f49baaef2421ef7db9cefe700",
-    22: "78d8c1a74c76cef4476127fcf6b4d0b55c9426e1f0dcd35b04f3e293dbafc010",
+    0: "e84cffc0a56436f2dbff18f0a40086a5d1a0f507e25241688605e66fbe9dd238",
+    13: "374b60afe73ae3dad2d88a505c9f0b3d2caad28e39eabe7e192b8e4f1b4f92fa",
+    27: "0929321114b3921f7bb00733cb653e70cb1482d5e6c44f3b60175aaee4d4d8b9",
 }
 """Digests of version 1, by the number of rows of `a_log` that are folded. They never change."""
 
@@ -140,7 +161,7 @@ CHANGES: dict[str, Callable[[LedgerState], Any]] = {
     "settings": _set("chain.settings", RecordedSettings(block_expiry_blocks=61)),
     "a version": lambda state: state.versions.update(chain=3),
     "another stream": lambda state: state.versions.update(other=0),
-    "newest block": _set("chain.blocks.newest", 15),
+    "newest block": _set("chain.blocks.newest", 16),
     "first finalized": _set("chain.blocks.first_finalized", 2),
     "last finalized": _set("chain.blocks.last_finalized", 12),
     "a time of a block": lambda state: state.chain.blocks.chunks[0].created_at_ns.__setitem__(3, 5),
@@ -156,13 +177,24 @@ CHANGES: dict[str, Callable[[LedgerState], Any]] = {
     "last metagraph": _set("chain.last_metagraph", Metagraph({}, {})),
     "an unfinalized block": lambda state: state.chain.unfinalized.update({99: (1, 2, frozenset())}),
     "miners of an unfinalized block": lambda state: state.chain.unfinalized.update(
-        {14: (*state.chain.unfinalized[14][:2], frozenset([ANNA]))}
+        {15: (*state.chain.unfinalized[15][:2], frozenset([ANNA]))}
     ),
     "sync blocks": lambda state: state.chain.sync_blocks.pop(),
     "a sync": lambda state: state.chain.syncs.update({9: RecordedSync(1, b"digest", 1)}),
     "executors of a sync": lambda state: state.chain.syncs.update({9: state.chain.syncs[9]._replace(executors=99)}),
     "manifests": _set("chain.manifests", {ANNA: {"always_on.gpu-24gb": 99}}),
     "last manifests": _set("chain.last_manifests", {}),
+    "a registered miner": lambda state: state.chain.registered.steps[ANNA].assign(3, 5, 0),
+    "an uncovered miner": lambda state: state.chain.uncovered.steps[CARL].assign(3, 5, 1),
+    "a named miner": lambda state: state.chain.named.add("5Other"),
+    "whom the last sync does not cover": _set("chain.last_uncovered", frozenset()),
+    "no withdrawn block": lambda state: state.chain.withdrawn_blocks.clear(),
+    "a withdrawn block's digest": lambda state: state.chain.withdrawn_blocks.update(
+        {15: [state.chain.withdrawn_blocks[15][0]._replace(digest=b"other")]}
+    ),
+    "when a sync was withdrawn": lambda state: state.chain.withdrawn_syncs.update(
+        {10: [state.chain.withdrawn_syncs[10][0]._replace(withdrawn_at=7)]}
+    ),
     "oldest inputs": _set("chain.oldest_inputs", CountInputs(3, (), frozenset())),
     "newest inputs": _set("chain.newest_inputs", None),
     "a cap in the inputs": _set("chain.newest_inputs", lambda old: old._replace(caps=(("a", 9), ("b", 3)))),

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 
 from ledger import END, Head, RecordSettings
+from ledger.clock import EARLIEST_NS
 from ledger.events import ExpiryRecorded
 from projections.audit.replay import Replay
 from projections.row_checks import RowChecker
@@ -146,7 +147,7 @@ async def test_totals_agree_with_the_ledger(url: str) -> None:
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         await EventfulStory(ledger, clock, SEED).goes_on(400)
-        clock.now_ns = 0  # The audit counts overdue reservations as held, so none may be overdue for the ledger.
+        clock.now_ns = EARLIEST_NS  # The audit counts overdue reservations as held, so the ledger must have none.
         report = await ledger.audit(usage_buckets=7)
         assert report.usage is not None
         assert report.totals

@@ -363,6 +363,8 @@ def covers_the_miners_of_the_newest_block(patch: Patch) -> None:
 @mutant(Rule.ROUTING_MANIFESTS, corrected=True)
 def routes_on_stale_manifests(patch: Patch) -> None:
     patch.setattr("routing.pick.refuse_stale_manifests", lambda *_: None)
+
+
 # Seals
 
 

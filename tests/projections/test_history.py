@@ -599,7 +599,7 @@ async def test_an_edited_row_is_not_shown(any_url: str, edit: str) -> None:
         assert await ledger.history() == whole
 
 
-async def test_a_page_is_compared_with_the_log_in_two_statements(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_is_compared_with_the_log_in_one_look_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many rows it has; and only the rows that are shown, not the one more that is read."""
     async with small_ledger(url=url) as ledger:
         for _ in range(20):

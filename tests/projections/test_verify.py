@@ -455,7 +455,7 @@ async def test_a_write_during_verify_is_not_reported_as_damage(tmp_path: Path, m
         pass
     pages = SqliteReader.pages
 
-    async def pages_and_a_write(self: SqliteReader, stored: StoredLedger) -> Any:
+    async def pages_and_a_write(self: SqliteReader, stored: StoredLedger, after: int | None = None) -> Any:
         async for page in pages(self, stored):
             yield page
             async with small_ledger(url=url, blocks=20):

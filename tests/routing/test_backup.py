@@ -32,6 +32,7 @@ from routing import (
     InvalidInput,
     LedgerExists,
     LedgerNotFound,
+    LogWentBack,
     NewerLedger,
     ReservationNotFound,
     StorageUnavailable,
@@ -419,13 +420,13 @@ async def test_a_source_that_changes_after_its_verification_is_not_restored(tmp_
         pass
     one = await exported(f"sqlite:///{tmp_path}/one.db", tmp_path / "one.gz")
     two = await exported(f"sqlite:///{tmp_path}/two.db", tmp_path / "two.gz")
-    check_heads = verifying._LogCheck.check_heads
+    check_heads = verifying.LogCheck.check_heads
 
     def end_and_swap(self: Any, head: StoredLedger) -> None:
         check_heads(self, head)
         os.replace(two, one)
 
-    monkeypatch.setattr(verifying._LogCheck, "check_heads", end_and_swap)
+    monkeypatch.setattr(verifying.LogCheck, "check_heads", end_and_swap)
     with pytest.raises(StorageUnavailable, match="was changed"):
         await restore(one, f"sqlite:///{tmp_path}/target.db")
     monkeypatch.undo()
@@ -503,7 +504,10 @@ async def test_a_backup_of_a_live_sqlite_ledger_is_restored(tmp_path: Path, back
 
 
 async def test_a_backup_of_a_live_postgresql_ledger_is_restored(tmp_path: Path, postgres_url: str) -> None:
-    """As on SQLite; the running process is refused once, and then continues on the restored log."""
+    """As on SQLite; the running process is refused until the ledger is opened again, on purpose.
+
+    Catches a process that is refused once and then goes on, although nobody has decided that it may.
+    """
     async with small_ledger(url=postgres_url) as ledger:
         backed_up = await ledger.reserve("5Anna", GPU, 6.0, 11)
         head = await ledger.head()
@@ -512,10 +516,46 @@ async def test_a_backup_of_a_live_postgresql_ledger_is_restored(tmp_path: Path, 
         async with connected(postgres_url) as connection:
             await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         await restore(backup, postgres_url)
-        with pytest.raises(StorageUnavailable):
-            await ledger.reserve("5Bert", GPU, 6.0, 11)
-        assert (await ledger.head()).position == head.position
+        calls = (lambda: ledger.reserve("5Bert", GPU, 6.0, 11), ledger.head, ledger.history)
+        for call in calls * 2:
+            with pytest.raises(LogWentBack) as went_back:
+                await call()
+            positions = (went_back.value.acknowledged_position, went_back.value.stored_position)
+            assert positions == (head.position + 3, head.position)
     await _assert_continues_without(postgres_url, backed_up.reservation_id, lost, head, None)
+
+
+async def test_a_backup_that_is_written_into_the_file_in_use_is_noticed(tmp_path: Path) -> None:
+    """The file stays, and its content goes back, with SQLite's own backup interface: every call is refused.
+
+    Catches a writer that compares only what it has in memory: after an error it would load the older log.
+    """
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    async with small_ledger(url=url) as ledger:
+        head = await ledger.head()
+        backup = await asyncio.to_thread(_by_vacuum, url, tmp_path)
+        lost = [(await ledger.reserve("5Anna", GPU, 6.0, 11)).reservation_id for _ in range(3)]
+        old, live = sqlite3.connect(backup), sqlite3.connect(tmp_path / "ledger.db")
+        old.backup(live)
+        old.close()
+        live.close()
+        _discard_state(ledger)
+        calls = (lambda: ledger.spend(lost[0]), ledger.current_block, ledger.history, lambda: ledger.spend(lost[0]))
+        for call in calls:
+            with pytest.raises(LogWentBack) as went_back:
+                await call()
+            assert went_back.value.kept_position == head.position
+    async with Allowance.open(url, validator_ss58=VALIDATOR) as reopened:
+        assert await reopened.head() == head
+        with pytest.raises(ReservationNotFound):
+            await reopened.spend(lost[0])
+
+
+def _discard_state(ledger: Allowance) -> None:
+    """Do what the writer does after any error."""
+    opened = ledger._lifecycle.open_handle
+    assert opened is not None
+    opened.writer._state = None
 
 
 async def test_a_dump_of_a_postgresql_ledger_is_restored(

@@ -81,7 +81,7 @@ async def terminate_backends(url: str) -> None:
 @pytest.mark.parametrize("fate", ["request lost", "response lost"])
 @pytest.mark.parametrize("how", HOWS)
 async def test_a_lost_commit_is_unknown_until_the_log_is_read(wire: Wire, how: str, fate: Fate) -> None:
-    """The store raises `CommitOutcomeUnknown`; read through a new connection, the log has all of the rows or none."""
+    """The store raises `CommitOutcomeUnknown`, then finds out; the log has all of the rows or none."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         rows = [row_after(head, version=2, payload=b"marked")]
@@ -90,37 +90,40 @@ async def test_a_lost_commit_is_unknown_until_the_log_is_read(wire: Wire, how: s
         with pytest.raises(CommitOutcomeUnknown):
             await append_by(how, store, head, rows)
         done = rows if fate == "response lost" else []
+        assert await store.resolve_commit(rows[0]) == bool(done)
         assert await store.read(1) == done
         await append(store, [row_after(await store.head(), version=2 + len(done))])
 
 
 async def test_an_append_that_arrives_too_late_is_refused_by_the_fence(wire: Wire) -> None:
-    """Rows that a read did not find never get into the log, even if the lost request reaches the server afterwards."""
+    """Rows reported as not done never get into the log, even if the lost request reaches the server afterwards."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         late = row_after(head, version=2, payload=b"marked")
         wire.cut(b"marked", "request late")
         with pytest.raises(CommitOutcomeUnknown):
             await store.compare_and_append(head, [late])
-        assert await store.read(1) == []
+        assert not await store.resolve_commit(late)
         assert b"INSERT 0 0" in await wire.deliver()
         assert await store.read(1) == []
         assert await store.compare_and_append(head, [late])
 
 
-async def test_a_read_waits_for_a_commit_that_may_still_arrive(wire: Wire, postgres_url: str) -> None:
-    """While the transaction of a lost COMMIT holds the head's lock, its outcome is open; the read waits for its end."""
+async def test_the_outcome_waits_for_a_commit_that_may_still_arrive(wire: Wire, postgres_url: str) -> None:
+    """While the transaction of a lost COMMIT holds the head's lock, its outcome is open; reads go on."""
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         late = row_after(head, version=2)
         wire.cut(COMMIT, "request late")
         with pytest.raises(CommitOutcomeUnknown):
             await append(store, [late])
-        reading = asyncio.create_task(store.read(1))
+        resolving = asyncio.create_task(store.resolve_commit(late))
         await until(postgres_url, "EXISTS (SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock')")
-        assert not reading.done()
+        assert await store.read(1) == []
+        assert not resolving.done()
         await wire.deliver()
-        assert await reading == [late]
+        assert await resolving
+        assert await store.read(1) == [late]
 
 
 @pytest.mark.parametrize("how", HOWS)

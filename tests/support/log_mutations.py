@@ -59,7 +59,7 @@ class StoredReader:
     async def ledgers(self) -> list[StoredLedger]:
         return [self._stored.head]
 
-    async def pages(self, _: StoredLedger) -> AsyncIterator[list[Row]]:
+    async def pages(self, _: StoredLedger, after: int | None = None) -> AsyncIterator[list[Row]]:
         for start in range(0, len(self._stored.rows), self._page_rows):
             yield self._stored.rows[start : start + self._page_rows]
 

@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 from .servers import PostgresServer
 
-Fate = Literal["request lost", "response lost", "request late"]
+Fate = Literal["request lost", "response lost", "request late", "response replaced"]
 
 # The header of ReadyForQuery, the message that ends every response of the server.
 READY = b"Z\x00\x00\x00\x05"
+_OUT_OF_MEMORY = b"SERROR\0VERROR\0C53200\0Mout of memory\0\0"
+# An error that a server may report at any time, also after a commit.
+ERROR_RESPONSE = b"E" + (len(_OUT_OF_MEMORY) + 4).to_bytes(4, "big") + _OUT_OF_MEMORY + READY + b"I"
 
 
 class Wire:
@@ -26,6 +29,7 @@ class Wire:
         self.unreachable = False
         """If True, new connections are refused."""
         self._upstream_path = f"{server.socket_directory}/.s.PGSQL.5432"
+        self._next_upstream_path: str | None = None
         self._mark: bytes | None = None
         self._fate: Fate = "request lost"
         self._late: tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes] | None = None
@@ -38,6 +42,19 @@ class Wire:
         A late request waits until `deliver`.
         """
         self._mark, self._fate = mark, fate
+
+    def lead_to(self, socket_directory: str, *, only_next: bool = False) -> None:
+        """Lead new connections, or only the next one, to another server; the open ones stay with theirs."""
+        path = f"{socket_directory}/.s.PGSQL.5432"
+        if only_next:
+            self._next_upstream_path = path
+        else:
+            self._upstream_path = path
+
+    def hang_up(self) -> None:
+        """Close all open connections."""
+        for writer in self._writers:
+            writer.close()
 
     async def deliver(self) -> bytes:
         """Send the late request to the server and return the response, which the ledger does not get."""
@@ -52,7 +69,12 @@ class Wire:
         if self.unreachable:
             writer.close()
             return
-        up_reader, up_writer = await asyncio.open_unix_connection(self._upstream_path)
+        path, self._next_upstream_path = self._next_upstream_path or self._upstream_path, None
+        try:
+            up_reader, up_writer = await asyncio.open_unix_connection(path)
+        except OSError:  # The server is down.
+            writer.close()
+            return
         self._writers.append(up_writer)
         responses = self.start(_pass_on(up_reader, writer))
         while request := await _read(reader):
@@ -61,7 +83,7 @@ class Wire:
                 self._mark = None
                 responses.cancel()
                 await asyncio.gather(responses, return_exceptions=True)
-                await self._meet_fate(up_reader, up_writer, request)
+                await self._meet_fate(up_reader, up_writer, request, writer)
                 writer.close()
                 return
             up_writer.write(request)
@@ -76,7 +98,13 @@ class Wire:
             writer.close()
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
-    async def _meet_fate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> None:
+    async def _meet_fate(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        request: bytes,
+        client: asyncio.StreamWriter,
+    ) -> None:
         match self._fate:
             case "request lost":
                 writer.close()
@@ -84,6 +112,11 @@ class Wire:
                 writer.write(request)
                 # Only after the response: the server has then finished the request.
                 await _response(reader)
+                writer.close()
+            case "response replaced":
+                writer.write(request)
+                await _response(reader)
+                client.write(ERROR_RESPONSE)
                 writer.close()
             case "request late":
                 self._late = reader, writer, request

@@ -28,8 +28,8 @@ READ_PAGE = f"""SELECT {COLUMNS} FROM
                     (SELECT *, sum(octet_length(payload)) OVER (ORDER BY position) - octet_length(payload) AS before
                      FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3) AS page
                 WHERE before < $4 ORDER BY position"""
-_ROWS = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = $1 ORDER BY position"
-_SIZES = "SELECT octet_length(payload) FROM allowance_events WHERE ledger = $1 ORDER BY position"
+_ROWS = "SELECT {columns} FROM allowance_events WHERE ledger = $1 AND position >= $2 ORDER BY position"
+_FIRST_OF_ALL = -(2**63)
 
 
 class PostgresReader:
@@ -54,12 +54,15 @@ class PostgresReader:
                 found = await self._connection.fetchval(_NEXT_WITH_EVENTS, found)
             return stored
 
-    async def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
+    async def pages(self, stored: StoredLedger, after: int | None = None) -> AsyncIterator[list[Row]]:
         with postgres_errors():
             # Cursors keep one page in memory, not the whole log. A second one reads the sizes ahead, so that a page is
             # bounded before it is sent. Positions cannot divide a damaged log into pages: two rows may have the same.
-            rows = await self._connection.cursor(_ROWS, stored.ledger)
-            sizes = await self._connection.cursor(_SIZES, stored.ledger)
+            first = _FIRST_OF_ALL if after is None else after + 1
+            rows, sizes = [
+                await self._connection.cursor(_ROWS.format(columns=columns), stored.ledger, first)
+                for columns in (COLUMNS, "octet_length(payload)")
+            ]
             while ahead := [size for (size,) in await sizes.fetch(PAGE_ROWS)]:
                 for count in _page_lengths(ahead):
                     yield [Row(*row) for row in await rows.fetch(count)]

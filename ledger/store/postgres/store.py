@@ -5,10 +5,9 @@ databases lack. An append without contention is one statement: it compares the h
 inserts the rows. Under contention a transaction first locks the head's row. Read models are queried through SQLAlchemy,
 on connections with the same settings.
 
-If the response to an append is lost, the request may still be on its way to the server. To read the log is then not
-enough: the append could arrive after the read. So before its next read or write the store raises the head's fence. The
-update waits for a transaction that has locked the head, and every append names the fence that it expects, so a request
-that arrives later is refused. Rows that are not in the log after that will never be in it.
+If the response to an append is lost, `fence.py` finds out whether it is in the log. Until then the store accepts no
+change; reads go on, and show what the server shows as committed. All connections are cut when an outcome is in doubt,
+so that reads, too, continue on the server that the next connection finds.
 """
 
 from __future__ import annotations
@@ -16,19 +15,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import asyncpg
 
 from ledger.background_imports import import_in_thread
 from ledger.codec import GENESIS_HASH, Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
-from ledger.errors import InvalidInput, LedgerNotFound, StorageUnavailable
+from ledger.errors import LedgerNotFound, StorageUnavailable
 from ledger.store.contract import (
     PAGE_ROWS,
     SCHEMA_VERSION,
@@ -44,38 +42,30 @@ from ledger.store.contract import (
 )
 from ledger.values import LARGEST_INTEGER
 
+from .connecting import Connector
+from .fence import raise_fence, stored_hash
 from .reader import BROKEN, PostgresReader, postgres_errors, read_page
+from .session import MOST_PAUSE_SECONDS, NotConfirmed, ServerSession
+from .sqlstates import (
+    CREATED_CONCURRENTLY,
+    TRIGGER_UNSUPPORTED,
+    is_constraint_violation,
+    is_contended,
+    is_lock_timeout,
+    is_read_only,
+    proves_nothing_done,
+    sqlstate,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-R = TypeVar("R")
-
-# The timeouts depend on each other: idle transaction < statement < command.
-CONNECT_TIMEOUT_SECONDS = 10.0
-# Enforced by the server. A statement mostly waits for the head's lock, as long as a SQLite writer waits for its lock.
-STATEMENT_TIMEOUT_SECONDS = 30
-# Enforced by the server. Shorter than the statement timeout: if a client dies while it holds the head's lock, the
-# server releases the lock before the statements that wait for it time out.
-IDLE_TRANSACTION_TIMEOUT_SECONDS = 20
-# Enforced by the client. Longer than the statement timeout: the server's error proves that nothing was done, but after
-# a timeout of the client the outcome is unknown. So the server's must come first.
-COMMAND_TIMEOUT_SECONDS = 40.0
 # Enforced by the client, for the statements of a schema step; they may rewrite a long log.
 UPGRADE_TIMEOUT_SECONDS = 86_400.0
-# Closing only says goodbye to the server; afterwards the connection is cut. Shorter than the runtime's CLOSING_SECONDS.
-CLOSE_TIMEOUT_SECONDS = 5.0
-# Encodings that accept every name. Any other would refuse some names, and with each the whole batch that contains it.
-ENCODINGS = ("UTF8", "SQL_ASCII")
-# Messages show this instead of the URL, which may hold a password.
-SHOWN_URL = "postgresql://…"
-EXPECTED_URL = "postgresql://user:password@host:port/database, with %40 for @, %2F for / and so on inside of the parts"
-# The driver's messages about these quote no part of the URL, so they can be shown.
-_SAFE_REASON = re.compile("`ssl|^root certificate file|^direct TLS")
-# The longest pause before a retry. It is random, so that processes that collided do not collide again; and short, about
-# the time of a few transactions.
-MOST_PAUSE_SECONDS = 0.05
+# Enforced by the client, for an append or a COMMIT. It is short because callers wait for it, and because queries wait
+# for an optimistic append. Commits that take this long mostly wait for a standby that is gone.
+APPEND_TIMEOUT_SECONDS = 10.0
 # Attempts to create schema and ledger. Whenever processes collide one of them succeeds, so this is enough for as many
 # processes as may start at once on one database.
 MOST_CREATION_ATTEMPTS = 100
@@ -117,7 +107,8 @@ _APPEND = f"""
         $9::bigint[], $10::text[], $11::bigint[], $12::bigint[], $13::text[],
         $14::text[], $15::bigint[], $16::bigint[], $17::bytea[], $18::bytea[]
     ) AS appended"""
-_RAISE_FENCE = "UPDATE allowance_ledgers SET fence = fence + 1 WHERE ledger = $1 RETURNING fence"
+# The writer waits here without keeping queries waiting, so the short limit on locks does not apply. One round trip.
+_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = 0"
 _FIND_LEDGER = "SELECT ledger FROM allowance_ledgers WHERE validator_ss58 = $1"
 _NEW_LEDGER = """INSERT INTO allowance_ledgers (ledger, validator_ss58, position, hash, recorded_at_ns)
                  SELECT coalesce((SELECT max(ledger) FROM allowance_ledgers), 0) + 1, $1, 0, $2, 0
@@ -126,41 +117,36 @@ _HAS_SCHEMA = "SELECT to_regclass('allowance_schema') IS NOT NULL"
 _SCHEMA_VERSION = "SELECT version FROM allowance_schema"
 _LOCK_ALL_HEADS = "SELECT ledger FROM allowance_ledgers ORDER BY ledger FOR UPDATE"
 
-# SQLSTATE codes, or their beginnings; source: PostgreSQL's manual, appendix "Error Codes".
-_INTEGRITY = "23"
-_CONTENDED = ("40001", "40P01")  # serialization failure, deadlock
-_CONNECTION_LOST = ("08", "57P", "25P03", "25P04")  # connection exception, shutdown, idle and transaction timeout
-# A write failed on a standby server, or on one that was a standby when the connection was opened.
-_READ_ONLY = "25006"
-# Another process created the same object at the same time. XX000: PostgreSQL's "tuple concurrently updated".
-_CREATED_CONCURRENTLY = ("23505", *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
-_TRIGGER_UNSUPPORTED = ("0A000", "42601", "42710")  # feature not supported, syntax error, the trigger exists
-_COMPLETION_UNKNOWN = "40003"  # statement completion unknown
-
 log = logging.getLogger("allowance.ledger")
 
 
 class PostgresStore:
     """One ledger in one PostgreSQL database."""
 
-    # To append under the lock takes four round trips instead of one, and nobody else can append during them.
-    optimistic = True
     reads_wait_for_writes = False
 
     def __init__(self, database_url: str, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58
         self.ledger = 0
-        self._database_url = database_url
-        self._server_settings = _server_settings(database_url)
-        self._read_only = read_only
+        self._connector = Connector(database_url, read_only=read_only)
         self._fence = 0
         # The outcome of an append is unknown, and the fence has not been raised since.
         self._in_doubt = False
+        # The server did not respond to that append in time: to ask again at once would only take as long again.
+        self._is_late = False
         # Three sessions, so that reads do not wait for an append, and appends do not wait for read models.
-        self._writes = ServerSession(self._connect)
-        self._reads = ServerSession(self._connect)
-        self._read_model_writes = ServerSession(self._connect)
+        self._writes = ServerSession(self._connector.connect_for_appends)
+        self._reads = ServerSession(self._connector.connect)
+        self._read_model_writes = ServerSession(self._connector.connect)
         self._engine: AsyncEngine | None = None
+        self._engine_connections: WeakSet[asyncpg.Connection] = WeakSet()
+
+    @property
+    def optimistic(self) -> bool:
+        # To append under the lock takes four round trips instead of one, and nobody else can append during them. But in
+        # doubt nothing may be decided, not even that a call was done before, until the fence is raised; a transaction
+        # does that first.
+        return not self._in_doubt
 
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
         with _PostgresErrors():
@@ -187,7 +173,6 @@ class PostgresStore:
 
     async def head(self) -> Head:
         with _PostgresErrors():
-            await self._resolve_doubt()
             return self._head(
                 await self._reads.run(lambda connection: connection.fetchrow(_HEAD, self.ledger, self.validator_ss58))
             )
@@ -202,19 +187,16 @@ class PostgresStore:
 
     async def read(self, after: int) -> list[Row]:
         with _PostgresErrors():
-            await self._resolve_doubt()
             return await self._reads.run(lambda connection: _read(connection, self.ledger, after))
 
     async def find(self, lookup: Lookup) -> LookupResult:
         with _PostgresErrors():
-            await self._resolve_doubt()
             return await self._reads.run(lambda connection: _find(connection, self.ledger, lookup))
 
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[PostgresTransaction]:
         # `while_waiting` is never called: the server does not report who is next in the queue for a row lock.
         with _PostgresErrors(in_transaction=True):
-            await self._resolve_doubt()
             async with self._writes.lock:
                 # A retry is safe up to the lock, since nothing is written before. After it nothing is retried here: the
                 # caller has decided on what it read in this transaction.
@@ -222,48 +204,46 @@ class PostgresStore:
                 try:
                     yield PostgresTransaction(self, connection, head)
                 except BaseException:
-                    await _roll_back(self._writes, connection)
+                    await self._writes.roll_back(connection)
                     raise
                 await self._commit(connection)
 
     async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
         with _PostgresErrors():
-            await self._resolve_doubt()
             async with self._writes.lock:
-                connection = await self._writes.connection()
+                connection = await self._writes.run_locked(self._end_doubt)
                 try:
-                    return await self._append(connection, head, rows)
+                    with self._writes.committing(connection, APPEND_TIMEOUT_SECONDS):
+                        return await self._append(connection, head, rows)
                 except BaseException as error:
-                    # The server refused the statement: nothing was done, and to decide again may help.
-                    if _is_constraint_violation(error) or _is_contended(error):
-                        return False
-                    # The server reports a failure: nothing was done, but to decide again would not help.
-                    if _is_definite_failure(error):
-                        if _needs_new_connection(error):
-                            self._writes.drop()
+                    if not proves_nothing_done(error):
+                        self._note_doubt(error)
                         raise
-                    # The response is missing: a lost connection, a timeout or a cancellation. The append may be done.
-                    self._mark_in_doubt()
-                    if isinstance(error, Exception):
-                        raise CommitOutcomeUnknown(str(error)) from error
-                    raise  # A cancellation stays one, but leaves the doubt behind.
+                    if is_constraint_violation(error) or is_contended(error) or is_lock_timeout(error):
+                        return False  # To decide again may help.
+                    if is_read_only(error):
+                        self._drop_connections()
+                    raise
 
     async def resolve_commit(self, first: Row) -> bool:
+        if self._is_late:
+            raise StorageUnavailable("the server did not confirm an append in time; its outcome is not known yet")
+        with _PostgresErrors():
+            async with self._writes.lock:
+                stored = await self._writes.run_locked(lambda connection: self._find_fenced(connection, first.position))
         # Another process may have appended a different row at this position. The hash covers the content and the whole
         # log before it, so an equal hash proves that the row is this batch's. A commit is atomic: if the first row is
         # stored, all are.
-        stored = await self.read(first.position - 1)
-        return bool(stored) and stored[0].hash == first.hash
+        return stored == first.hash
 
     async def query(self, statement: str) -> list[tuple[Any, ...]]:
         with _PostgresErrors():
-            await self._resolve_doubt()
             return [tuple(row) for row in await self._reads.run(lambda connection: connection.fetch(statement))]
 
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[PostgresReader]:
         with postgres_errors():
-            connection = await self._connect()
+            connection = await self._connector.connect()
             try:
                 # An audit may compute for longer than the timeout between two pages. It holds no lock meanwhile.
                 await connection.execute("SET idle_in_transaction_session_timeout = 0")
@@ -289,48 +269,34 @@ class PostgresStore:
                     yield PostgresReadModelTransaction(connection)
                     _check_committed(await connection.execute("COMMIT"))
                 except BaseException:
-                    await _roll_back(self._read_model_writes, connection)
+                    await self._read_model_writes.roll_back(connection)
                     raise
 
-    async def _connect(self) -> asyncpg.Connection:
-        try:
-            connection = await asyncpg.connect(
-                self._database_url,
-                timeout=CONNECT_TIMEOUT_SECONDS,
-                command_timeout=COMMAND_TIMEOUT_SECONDS,
-                server_settings=self._server_settings,
-            )
-        except TimeoutError as cause:
-            raise StorageUnavailable(f"could not connect within {CONNECT_TIMEOUT_SECONDS:g} s") from cause
-        except (asyncpg.UndefinedObjectError, asyncpg.CantChangeRuntimeParamError) as cause:
-            expected = f"a URL whose parameters the server accepts ({cause})"
-            raise InvalidInput("database_url", SHOWN_URL, expected) from cause
-        except ValueError as cause:
-            # Most of the driver's messages quote a part of the URL. If the password is not escaped, any part may belong
-            # to it, even the port. So only messages that are known to be safe are shown.
-            expected = f"a URL that the driver accepts ({cause})" if _SAFE_REASON.search(str(cause)) else EXPECTED_URL
-            raise InvalidInput("database_url", SHOWN_URL, expected) from cause
-        try:
-            encoding = connection.get_settings().server_encoding
-            if encoding not in ENCODINGS:
-                raise InvalidInput(
-                    "database_url", SHOWN_URL, f"the URL of a database whose encoding is UTF8, not {encoding}"
-                )
-            if self._read_only:
-                # Set after the connection is open. As a connection parameter it would make the driver believe that
-                # every server is a standby, and `target_session_attrs=read-write` would find none.
-                await connection.execute("SET default_transaction_read_only = on")
-        except BaseException:
-            connection.terminate()
-            raise
+    async def _connect_engine(self) -> asyncpg.Connection:
+        connection = await self._connector.connect()
+        self._engine_connections.add(connection)
         return connection
+
+    def _drop_connections(self) -> None:
+        """Cut every connection on which something is read or written later, so that all lead to one server again.
+
+        After a fail-over the old primary may still respond. Audits read one snapshot and keep their connections.
+        """
+        for session in (self._writes, self._reads, self._read_model_writes):
+            session.drop()
+        for connection in list(self._engine_connections):
+            connection.terminate()  # The pool tests a connection before it uses it.
 
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
             from sqlalchemy.ext.asyncio import create_async_engine
 
             self._engine = create_async_engine(
-                "postgresql+asyncpg://", async_creator=self._connect, pool_size=2, max_overflow=0, pool_pre_ping=True
+                "postgresql+asyncpg://",
+                async_creator=self._connect_engine,
+                pool_size=2,
+                max_overflow=0,
+                pool_pre_ping=True,
             )
         return self._engine
 
@@ -340,11 +306,16 @@ class PostgresStore:
         READ COMMITTED, because the transaction waits for the lock after its first snapshot. Each later statement gets a
         new snapshot and sees the rows of the append that it waited for; REPEATABLE READ would fail instead.
         """
-        await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        if self._in_doubt:
+            self._fence = await raise_fence(self._writes, connection, self.ledger, self.validator_ss58)
+        await connection.execute(_BEGIN)
         try:
-            return connection, self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger, self.validator_ss58))
+            head = self._head(await connection.fetchrow(_LOCK_HEAD, self.ledger, self.validator_ss58))
+            # Only now: after an error the next call may reach another server, and must raise the fence there.
+            self._in_doubt = False
+            return connection, head
         except BaseException:
-            await _roll_back(self._writes, connection)
+            await self._writes.roll_back(connection)
             raise
 
     async def _begin_read_model_write(self, connection: asyncpg.Connection) -> asyncpg.Connection:
@@ -356,21 +327,17 @@ class PostgresStore:
         try:
             check_schema_version(await connection.fetchval(f"{_SCHEMA_VERSION} FOR UPDATE"))
         except BaseException:
-            await _roll_back(self._read_model_writes, connection)
+            await self._read_model_writes.roll_back(connection)
             raise
         return connection
 
     async def _commit(self, connection: asyncpg.Connection) -> None:
         try:
-            status = await connection.execute("COMMIT")
+            with self._writes.committing(connection, APPEND_TIMEOUT_SECONDS):
+                status = await connection.execute("COMMIT")
         except BaseException as error:
-            # The server aborted the transaction, so nothing was done. Every other error leaves the outcome open, also
-            # one that the server reports: it may have failed after the commit was durable.
-            if _is_contended(error):
-                raise
-            self._mark_in_doubt()
-            if isinstance(error, Exception):
-                raise CommitOutcomeUnknown(str(error)) from error
+            if not proves_nothing_done(error):
+                self._note_doubt(error)
             raise
         _check_committed(status)
 
@@ -385,24 +352,27 @@ class PostgresStore:
         )
         return bool(status == f"INSERT 0 {len(rows)}")
 
-    def _mark_in_doubt(self) -> None:
-        self._in_doubt = True
-        # The state of the connection is unknown, and the server may still be executing the append on it.
-        self._writes.drop()
+    def _note_doubt(self, error: BaseException) -> None:
+        """Note that the outcome of an append is unknown. Raises `CommitOutcomeUnknown`, except for a cancellation."""
+        self._in_doubt, self._is_late = True, isinstance(error, TimeoutError)
+        # The server may still be executing the append on one of them, and the next may lead to another server.
+        self._drop_connections()
+        if isinstance(error, Exception):
+            raise CommitOutcomeUnknown(driver_message(error)) from error
 
-    async def _resolve_doubt(self) -> None:
-        """Raise the fence if the outcome of an append is unknown.
-
-        The rows of that append are then in the log, or never will be.
-        """
+    async def _end_doubt(self, connection: asyncpg.Connection) -> asyncpg.Connection:
+        """Raise the fence if the outcome of an append is unknown: its rows are then in the log, or never will be."""
         if self._in_doubt:
-            async with self._writes.lock:
-                # To raise the fence twice is harmless, so a lost response may be retried.
-                self._fence = await self._writes.run_locked(
-                    lambda connection: connection.fetchval(_RAISE_FENCE, self.ledger)
-                )
-            # Only after success: if it fails, the next call tries again, and nobody reads before.
+            self._fence = await raise_fence(self._writes, connection, self.ledger, self.validator_ss58)
             self._in_doubt = False
+        return connection
+
+    async def _find_fenced(self, connection: asyncpg.Connection, position: int) -> bytes | None:
+        """Raise the fence; return the hash of the row at a position, read on the same connection after that."""
+        self._fence = await raise_fence(self._writes, connection, self.ledger, self.validator_ss58)
+        found = await stored_hash(connection, self.ledger, position)
+        self._in_doubt = False
+        return found
 
     def _head(self, stored: asyncpg.Record | None) -> Head:
         if stored is None:
@@ -429,7 +399,7 @@ class PostgresStore:
                 await self._writes.run(self._create_ledger)
                 await self._writes.run(self._find_ledger)
             except (asyncpg.PostgresError, LedgerNotFound) as error:
-                if not isinstance(error, LedgerNotFound) and _sqlstate(error) not in _CREATED_CONCURRENTLY:
+                if not isinstance(error, LedgerNotFound) and sqlstate(error) not in CREATED_CONCURRENTLY:
                     raise
                 await asyncio.sleep(random.uniform(0, MOST_PAUSE_SECONDS))
             else:
@@ -491,78 +461,10 @@ def _numbered_parameters(statement: str) -> str:
     return first + "".join(f"${number}{part}" for number, part in enumerate(parts, 1))
 
 
-class ServerSession:
-    """One connection that one task uses at a time; if it is lost, the next use opens a new one."""
-
-    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
-        self.lock = asyncio.Lock()
-        self._connect = connect
-        self._connection: asyncpg.Connection | None = None
-
-    async def run(self, work: Callable[[asyncpg.Connection], Awaitable[R]]) -> R:
-        """Wait for the session's lock, then do the same as `run_locked`."""
-        async with self.lock:
-            return await self.run_locked(work)
-
-    async def run_locked(self, work: Callable[[asyncpg.Connection], Awaitable[R]], *, may_retry: bool = True) -> R:
-        """Run work that may be done twice; retry it once if the connection was lost or the database is contended.
-
-        One retry is enough for the usual case: the server or a firewall closed the connection while it was idle, and
-        the client notices only when it uses it.
-        """
-        connection = await self.connection()
-        try:
-            return await work(connection)
-        except Exception as error:
-            if _needs_new_connection(error):
-                self.drop()
-            # Not after a timeout: the caller has waited for it once already.
-            if (
-                not may_retry
-                or isinstance(error, TimeoutError)
-                or not (_needs_new_connection(error) or _is_contended(error))
-            ):
-                raise
-        await asyncio.sleep(random.uniform(0, MOST_PAUSE_SECONDS))
-        return await self.run_locked(work, may_retry=False)
-
-    async def connection(self) -> asyncpg.Connection:
-        """Return the connection; open one if there is none."""
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-        return self._connection
-
-    def drop(self) -> None:
-        """Cut the connection; the server rolls back a transaction that is not committed."""
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
-
-    async def close(self) -> None:
-        """Close the connection in order, or cut it if the server does not respond."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
-            except (asyncpg.PostgresError, *BROKEN):
-                connection.terminate()
-
-
 def _check_committed(status: str) -> None:
     # PostgreSQL reports success with the status ROLLBACK if an earlier statement of the transaction had failed.
     if status != "COMMIT":
         raise StorageUnavailable(f"the database responded to COMMIT with {status}; nothing was done")
-
-
-async def _roll_back(session: ServerSession, connection: asyncpg.Connection) -> None:
-    try:
-        await connection.execute("ROLLBACK")
-    except Exception:
-        # The first error is on its way to the caller and says more. Without its connection the server rolls back too.
-        session.drop()
-    except BaseException:
-        session.drop()
-        raise  # A cancellation must not be lost.
 
 
 async def _read(connection: asyncpg.Connection, ledger: int, after: int) -> list[Row]:
@@ -642,64 +544,9 @@ async def _create_trigger(connection: asyncpg.Connection, statement: str) -> Non
         async with connection.transaction():
             await connection.execute(statement)
     except asyncpg.PostgresError as error:
-        if _sqlstate(error) not in _TRIGGER_UNSUPPORTED:
+        if sqlstate(error) not in TRIGGER_UNSUPPORTED:
             raise
         log.info("the database does not support a trigger", extra={"statement": statement, "reason": str(error)})
-
-
-def _server_settings(database_url: str) -> dict[str, str]:
-    """Return the settings of each connection; settings in the URL have precedence over these defaults.
-
-    The isolation level is not up to the URL, because the transactions depend on it. Raises `InvalidInput`.
-    """
-    try:
-        url = urlsplit(database_url)
-        given = parse_qs(url.query, strict_parsing=True) if url.query else {}
-        # Several hosts, separated by commas, are valid for the driver but have no single port.
-        if "," not in url.netloc:
-            _ = url.port
-    except ValueError:
-        # `from None`: the original error quotes the URL.
-        raise InvalidInput("database_url", SHOWN_URL, EXPECTED_URL) from None
-    defaults = {
-        "application_name": "allowance-ledger",
-        "statement_timeout": f"{STATEMENT_TIMEOUT_SECONDS}s",
-        "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_TIMEOUT_SECONDS}s",
-    }
-    session = {name: value for name, value in defaults.items() if name not in given}
-    session["default_transaction_isolation"] = "read committed"
-    return session
-
-
-def _sqlstate(error: BaseException) -> str | None:
-    return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
-
-
-def _is_constraint_violation(error: BaseException) -> bool:
-    """Whether a constraint or trigger refused the rows."""
-    return (_sqlstate(error) or "").startswith(_INTEGRITY)
-
-
-def _is_contended(error: BaseException) -> bool:
-    return _sqlstate(error) in _CONTENDED
-
-
-def _is_lost(error: BaseException) -> bool:
-    """Whether the connection is lost, or in an unknown state."""
-    if isinstance(error, BROKEN):
-        return True
-    return (_sqlstate(error) or "").startswith(_CONNECTION_LOST)
-
-
-def _needs_new_connection(error: BaseException) -> bool:
-    """Whether a new connection may succeed, since it may reach another server after a fail-over."""
-    return _is_lost(error) or _sqlstate(error) == _READ_ONLY
-
-
-def _is_definite_failure(error: BaseException) -> bool:
-    """Whether the server reports that the statement failed, which proves that nothing of it was done."""
-    sqlstate = _sqlstate(error)
-    return sqlstate is not None and sqlstate != _COMPLETION_UNKNOWN and not _is_lost(error)
 
 
 class _PostgresErrors:
@@ -714,7 +561,7 @@ class _PostgresErrors:
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if error is None:
             return
-        if self._in_transaction and _is_contended(error):
+        if self._in_transaction and is_contended(error):
             raise TransactionConflict(str(error)) from error
-        if isinstance(error, (asyncpg.PostgresError, *BROKEN)) or is_sqlalchemy_error(error):
+        if isinstance(error, (asyncpg.PostgresError, NotConfirmed, *BROKEN)) or is_sqlalchemy_error(error):
             raise StorageUnavailable(driver_message(error)) from error

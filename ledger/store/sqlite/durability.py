@@ -41,6 +41,7 @@ from contextlib import contextmanager, suppress
 from ledger.errors import StorageUnavailable
 
 from .lock_files import fcntl
+from .wal_size import wal_path
 from .writer_presence import WriterPresence
 
 # A query of the library ends in a few ms; a reader that is still there after a quarter of a second may stay for hours.
@@ -58,6 +59,7 @@ class Durability:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._wal = wal_path(path)
         self._presence = WriterPresence(path)
         # Whether the WAL was checked since the store connected.
         self._is_checked = False
@@ -136,7 +138,7 @@ class Durability:
         connection.execute("BEGIN IMMEDIATE")
         try:
             if write_wal_again:
-                _write_again(self._wal())
+                _write_again(self._wal)
             # SQLite writes no frame for a row that is updated to its own values, but always one for this number.
             (number,) = connection.execute("PRAGMA user_version").fetchone()
             connection.execute(f"PRAGMA user_version = {number}")
@@ -166,16 +168,12 @@ class Durability:
         """Make the WAL's and the database's entries in their directory durable, once the WAL has content."""
         if fcntl is None or not self._wal_bytes():
             return
-        flush_directory(os.path.dirname(self._wal()))
+        flush_directory(os.path.dirname(self._wal))
         self._entry_is_durable = True
-
-    def _wal(self) -> str:
-        # SQLite puts the WAL beside the file to which a symbolic link points.
-        return f"{os.path.realpath(self._path)}-wal"
 
     def _wal_bytes(self) -> int:
         with suppress(FileNotFoundError):
-            return os.stat(self._wal()).st_size
+            return os.stat(self._wal).st_size
         return 0
 
     @contextmanager

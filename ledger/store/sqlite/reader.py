@@ -30,7 +30,7 @@ _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM all
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > ? ORDER BY ledger LIMIT 1"
 _ROWS = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash
-           FROM allowance_events WHERE ledger = ? ORDER BY position"""
+           FROM allowance_events WHERE ledger = ? {after} ORDER BY position"""
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -95,11 +95,11 @@ class SqliteReader:
             self._connection.text_factory = str
             return stored
 
-    async def pages(self, stored: StoredLedger) -> AsyncIterator[list[Row]]:
+    async def pages(self, stored: StoredLedger, after: int | None = None) -> AsyncIterator[list[Row]]:
         count = 0
         with sqlite_errors():
             try:
-                rows = map(row_from_columns, self._connection.execute(_ROWS, (stored.ledger,)))
+                rows = map(row_from_columns, self._rows(stored, after))
                 while page := next_page(rows, PAGE_ROWS):
                     count += len(page)
                     yield page
@@ -108,17 +108,22 @@ class SqliteReader:
                 # A row is damaged, or its text is not UTF-8. Only now pay for the slower loop, which reads row by row
                 # and yields all good rows before the damage. An intact log never needs it.
                 self._connection.text_factory = _text
-        async for page in self._careful_pages(stored, count):
+        async for page in self._careful_pages(stored, after, count):
             yield page
 
-    async def _careful_pages(self, stored: StoredLedger, skipped: int) -> AsyncIterator[list[Row]]:
+    def _rows(self, stored: StoredLedger, after: int | None) -> sqlite3.Cursor:
+        if after is None:
+            return self._connection.execute(_ROWS.format(after=""), (stored.ledger,))
+        return self._connection.execute(_ROWS.format(after="AND position > ?"), (stored.ledger, after))
+
+    async def _careful_pages(self, stored: StoredLedger, after: int | None, skipped: int) -> AsyncIterator[list[Row]]:
         """Yield the rows after the first `skipped`, accept any bytes as text, and stop at the first unreadable row."""
         page: list[Row] = []
         size = 0
-        last: object = 0
+        last: object = after or 0
         with sqlite_errors():
             try:
-                for count, row in enumerate(self._connection.execute(_ROWS, (stored.ledger,))):
+                for count, row in enumerate(self._rows(stored, after)):
                     last = row[0]
                     if count >= skipped:
                         page.append(row_from_columns(row))

@@ -20,11 +20,16 @@ COMMITS_BETWEEN_LOOKS = 64
 log = logging.getLogger("allowance.ledger")
 
 
+def wal_path(path: str) -> str:
+    """Return the path of a database's WAL. SQLite puts it beside the file to which a symbolic link points."""
+    return f"{os.path.realpath(path)}-wal"
+
+
 class WalSize:
     """Looks at the size of one file's WAL now and then, and warns when it has doubled since the last warning."""
 
     def __init__(self, path: str) -> None:
-        self._wal = f"{os.path.realpath(path)}-wal"
+        self._wal = wal_path(path)
         self._commits = 0
         self._last_bytes = 0
         self._warning_bytes = WAL_WARNING_BYTES

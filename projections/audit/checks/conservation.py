@@ -70,6 +70,7 @@ def report_imbalance(findings: Findings, account: AccountState, balance: Account
         "executor_class": account.executor_class,
         **balance._asdict(),
     }
+    findings.stream = f"{account.miner_ss58}\t{account.executor_class}"
     message = "the spent, held, invalidated and free allowance does not add up to the granted allowance"
     findings.add(account.last_position, Rule.CONSERVATION, message, **details)
 

@@ -10,9 +10,6 @@ either; if not, one finding names the block, instead of one for each decision th
 
 Known limits:
 
-- The accounts to compare are those of the fold. An account that the fold failed to open, although a sync offers
-  executors of it, is not compared. Only a reservation of such an account is reported (`BLOCKS_GRANTED`), because an
-  account that the fold does not have is granted nothing.
 - Logs of earlier releases do not say whom a sync covers. So a release that never says it cannot be told from them.
 - The counts at finalized blocks are compared once, at the end, because comparing all of them after each event would
   take too long. A count that the fold had wrong for a while and then corrected is missed.
@@ -42,7 +39,7 @@ from fractions import Fraction
 from typing import NamedTuple, TypeVar
 
 from ledger import END, Account, Chain, RecordedSettings
-from ledger.events import Axon, BlockRecorded, BlockWithdrawn, ManifestsRecorded, ManifestsWithdrawn
+from ledger.events import Axon, BlockRecorded, BlockWithdrawn, ManifestsRecorded, ManifestsWithdrawn, account_stream
 from projections.rules import Findings, Rule
 
 from .syncs import NO_COUNTS, NO_MANIFESTS, Manifests, PlainSync, Steps, SyncTable
@@ -138,6 +135,7 @@ class GrantCheck:
             self._syncs.record(PlainSync(event.block, self._manifests, self._uncovered, caps))
         self._known.update(self._manifests)
         if is_applied:
+            self._check_accounts(position)
             self._check_invalidated(position)
             self._check_newest_counts(position)
 
@@ -279,6 +277,14 @@ class GrantCheck:
             which = "all blocks" if end == END else f"block {start}"
             message = f"the fold sums {found_ns} ns per executor for {which}, but the facts grant {expected_ns} ns"
             self._report(position, message, found_ns=found_ns, expected_ns=expected_ns)
+
+    def _check_accounts(self, position: int) -> None:
+        """Report what a sync offers without an account in the fold; all other comparisons go through its accounts."""
+        for miner, counts in self._manifests.items():
+            for executor_class, count in counts.items():
+                if count and account_stream(miner, executor_class) not in self._chain.accounts:
+                    message = "the fold has no account for executors that the sync offers"
+                    self._report(position, message, Account(miner, executor_class))
 
     def _check_newest_counts(self, position: int) -> None:
         newest = self._syncs.newest

@@ -27,7 +27,8 @@ def findings_section(report: AuditReport) -> Markup:
     parts = [
         element("h2", "Findings"),
         element("p", f"{counted(report.findings_count, 'finding')}{listed}, by position in the log."),
-        _broken_rules(findings),
+        _first_cause(report),
+        _broken_rules(report),
         _findings_table("Findings", findings[:MOST_UNFOLDED]),
     ]
     if folded := findings[MOST_UNFOLDED:]:
@@ -53,12 +54,28 @@ def rules_section(report: AuditReport) -> Markup:
     )
 
 
-def _broken_rules(findings: Sequence[Finding]) -> Markup:
+def _first_cause(report: AuditReport) -> Markup:
+    cause = report.first_cause
+    if cause is None:
+        return Markup()
+    follow = sum(each.follows for each in report.findings)
+    found = text(f"First cause: position {cause.position:,}, {cause.message}. ")
+    return element("p", found, text(f"{counted(follow, 'finding')} below may follow from an earlier one."))
+
+
+def _broken_rules(report: AuditReport) -> Markup:
     from routing import RULES
+
+    findings = report.findings
 
     requirements = {rule.value: requirement for rule, requirement in RULES.items()}
     rows = [
-        (f"{len(of_rule):,}", f"{of_rule[0].position:,}", _rule(name), requirements.get(name, ""))
+        (
+            f"{report.findings_by_rule.get(name, len(of_rule)):,}",
+            f"{of_rule[0].position:,}",
+            _rule(name),
+            requirements.get(name, ""),
+        )
         for name, of_rule in sorted(_by_rule(findings).items(), key=lambda each: -len(each[1]))
     ]
     headers = ("Findings", "First at", "Rule", "Requirement")
@@ -66,8 +83,12 @@ def _broken_rules(findings: Sequence[Finding]) -> Markup:
 
 
 def _findings_table(caption: str, findings: Sequence[Finding]) -> Markup:
-    rows = ((f"{each.position:,}", _rule(each.rule), text(each.message), _details(each.details)) for each in findings)
+    rows = ((f"{each.position:,}", _rule(each.rule), _message(each), _details(each.details)) for each in findings)
     return table(caption, ("Position", "Rule", "Finding", "Details"), rows, (NUMBER, "", "message"), of=STACKED)
+
+
+def _message(finding: Finding) -> Markup:
+    return text(f"{finding.message} (follows from an earlier finding)" if finding.follows else finding.message)
 
 
 def _details(details: dict[str, object]) -> Markup:

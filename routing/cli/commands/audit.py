@@ -17,7 +17,7 @@ from routing.cli.io.render import counted, labelled, printable, seconds_text, sh
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from routing import AccountTotals, AuditReport
+    from routing import AccountTotals, AuditReport, Finding
     from routing.cli.io.output_file import OutputFile
 
 PAGE_BUCKETS = 120
@@ -134,13 +134,21 @@ def _print_findings(report: AuditReport, out: Output) -> None:
     events = counted(report.position - report.from_seal, "event")
     if not report.findings_count:
         out.line(f"no finding in {events}")
+    if report.first_cause is not None:
+        out.line(f"first cause: {_finding_text(report.first_cause)}")
+        for rule, count in report.findings_by_rule.items():
+            out.line(f"  {rule}: {counted(count, 'finding')}")
     for finding in report.findings[:MOST_LISTED]:
-        details = _details_text(finding.details)
-        out.line(f"position {finding.position:,}: {finding.rule}: {printable(finding.message)}{details}")
+        follows = " (follows from an earlier one)" if finding.follows else ""
+        out.line(f"{_finding_text(finding)}{_details_text(finding.details)}{follows}")
     if report.findings_count:
         listed = min(MOST_LISTED, len(report.findings))
         more = f", the first {listed} are listed; --json lists more" if listed < report.findings_count else ""
         out.line(f"{counted(report.findings_count, 'finding')} in {events}{more}")
+
+
+def _finding_text(finding: Finding) -> str:
+    return f"position {finding.position:,}: {finding.rule}: {printable(finding.message)}"
 
 
 def _details_text(details: dict[str, object]) -> str:

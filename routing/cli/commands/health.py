@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
+from routing.cli.io.errors import NO
 from routing.cli.io.output import Output
-from routing.cli.io.render import counted, labelled, seconds_text
+from routing.cli.io.render import counted, labelled, seconds_text, time_text
+
+if TYPE_CHECKING:
+    from routing import Health
+
+_SHOWN_TOGETHER = (
+    "newest_block_age_seconds",
+    "newest_sync_age_blocks",
+    "newest_sync_age_seconds",
+    "log_ahead_seconds",
+    "verified_position",
+    "verified_at",
+    "problems",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,21 +35,45 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     with ledger_connection(arguments, read_only=True) as connection:
         health = connection.run(connection.ledger.health())
-    fields = as_fields(health)
+    code = NO if health.problems else 0
     if out.json_wanted:
-        out.document(fields)
-        return 0
-    age_seconds = fields.pop("newest_block_age_seconds")
-    facts = {name.replace("_", " "): value for name, value in fields.items()}
+        out.document(as_fields(health))
+        return code
+    for line in labelled(_facts(health).items()):
+        out.line(line)
+    return code
+
+
+def _facts(health: Health) -> dict[str, object]:
+    """Return what is shown, by its label; each age stands beside what has it."""
+    shown = {name: value for name, value in health.to_dict().items() if name not in _SHOWN_TOGETHER}
+    facts = {name.replace("_", " "): value for name, value in shown.items()}
     facts["projection lag"] = counted(health.projection_lag, "event")
     facts["projection error"] = health.projection_error or "none"
-    facts["newest block"] = f"{health.newest_block}, {seconds_text(age_seconds)} old" if health.newest_block else "none"
-    for line in labelled(facts.items()):
-        out.line(line)
-    return 0
+    facts["newest block"] = _with_age(health.newest_block, health.newest_block_age_seconds)
+    facts["newest sync"] = _with_age(health.newest_sync, health.newest_sync_age_seconds)
+    if health.newest_sync_age_blocks:
+        facts["newest sync"] = f"{facts['newest sync']}, {counted(health.newest_sync_age_blocks, 'block')} behind"
+    facts["log ahead"] = f"{seconds_text(health.log_ahead_seconds)} of the clock"
+    if health.verified_at is None:
+        facts["verified"] = "never"
+    else:
+        facts["verified"] = f"up to position {health.verified_position:,}, at {time_text(health.verified_at)}"
+    facts["status"] = facts.pop("status")
+    return facts
+
+
+def _with_age(block: int | None, age_seconds: float | None) -> str:
+    if block is None:
+        return "none"
+    return f"{block}" if age_seconds is None else f"{block}, {seconds_text(age_seconds)} old"
 
 
 COMMAND = CliCommand(
+    details=(
+        "Exit code 1: the status is not `ok`. It says what is wrong: damage, a feed of blocks or of manifests that\n"
+        "stands still, a log whose recorded time is ahead of the clock, or a history that cannot be projected."
+    ),
     examples=(
         "allowance health",
         "allowance health --database sqlite:///allowance.db --validator 5Grwva… --json",

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         out.document(as_fields(report))
     else:
         _show(report, out)
-    return NO if report.different else 0
+    return NO if report.different or report.remade else 0
 
 
 def _show(report: RebuildReport, out: Output) -> None:
@@ -38,6 +38,8 @@ def _show(report: RebuildReport, out: Output) -> None:
         f"rebuilt up to position {report.position:,}: {counted(report.reservations, 'reservation')};"
         f" compared up to {report.compared_until:,}, with {counted(report.snapshots, 'snapshot')}"
     )
+    for table in report.remade:
+        out.line(f"the table {table} was lost or broken, and is made again")
     if not report.different:
         out.line("the stored history and snapshots agreed with the log")
         return
@@ -61,7 +63,8 @@ def _difference_text(difference: Difference) -> str:
 COMMAND = CliCommand(
     details=(
         "Others may read and write during the rebuild: the new history is built as a shadow generation, which\n"
-        "replaces the old one in one transaction. Exit code 1: the stored data differed from the log and is replaced."
+        "replaces the old one in one transaction. Derived tables that are lost, or lack a column or index, are made\n"
+        "again. Exit code 1: the stored data differed from the log and is replaced."
     ),
     examples=(
         "allowance rebuild",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.files.sources import SOURCES, noted_head, opened_source
 from routing.cli.io.errors import NO, NoSuchLedger, WrongUsage
+from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import counted
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from routing import Head, VerifyReport
     from routing.cli.connection import NamedValue
 
+FROM_THE_LAST = -1
 MOST_LISTED = 20
 """How many findings of a ledger are shown as text; the JSON document may have more."""
 
@@ -33,6 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POSITION:HASH",
         help="a head noted elsewhere at any time, as `allowance health` shows it; may be repeated",
     )
+    parser.add_argument(
+        "--since",
+        nargs="?",
+        const=FROM_THE_LAST,
+        type=_position,
+        metavar="POSITION",
+        help="check only the events after this position (default: after the last one that was checked and good), and"
+        " record the result for `allowance health`; this needs permission to write",
+    )
+
+
+def _position(text: str) -> int:
+    """Return a position, 0 for the beginning of the log."""
+    return 0 if text == "0" else whole_number(text)
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -53,7 +69,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         with renamed_fields({"database_url": source.name}):
             check_database(source.value)
     heads = [Head(*noted) for noted in arguments.head]
-    reports = _verify(source, named_validator(arguments, configuration), heads)
+    validator = named_validator(arguments, configuration)
+    if arguments.since is None:
+        reports = _verify(source, validator, heads)
+    else:
+        reports = [_verify_since(source, validator, arguments)]
     for report in reports:
         _show(report, out)
     return NO if any(report.findings for report in reports) else 0
@@ -73,6 +93,28 @@ def _verify(source: NamedValue, validator: NamedValue, heads: list[Head]) -> lis
                 heads=heads,
                 progress=lambda done, total: progress.show(done, total=total),
             )
+        except LedgerNotFound as absent:
+            raise NoSuchLedger(source.name, validator.value, validator.name) from absent
+
+
+def _verify_since(source: NamedValue, validator: NamedValue, arguments: argparse.Namespace) -> VerifyReport:
+    from ledger import current_runtime
+    from ledger.errors import renamed_fields
+    from routing import LedgerNotFound
+    from routing.service.backup import verify_since
+
+    if arguments.source or arguments.head:
+        raise WrongUsage("give --since with --database, without SOURCE and --head")
+    names = {"source": source.name, "database_url": source.name, "validator_ss58": validator.name}
+    with renamed_fields(names), Progress("verify", "events") as progress:
+        try:
+            checking = verify_since(
+                source.value,
+                validator_ss58=validator.value or None,
+                since=None if arguments.since == FROM_THE_LAST else arguments.since,
+                progress=lambda done, total: progress.show(done, total=total),
+            )
+            return current_runtime().run_blocking(checking)
         except LedgerNotFound as absent:
             raise NoSuchLedger(source.name, validator.value, validator.name) from absent
 
@@ -103,17 +145,20 @@ def _show(report: VerifyReport, out: Output) -> None:
 
 COMMAND = CliCommand(
     details=(
-        "The command writes nothing and needs no permission to write.\n"
+        "Without --since the command writes nothing and needs no permission to write.\n"
         f"{SOURCES}\n\n"
         "If neither --validator nor ALLOWANCE_VALIDATOR_SS58 selects one, all ledgers of the source are verified.\n"
         "Hashes alone cannot detect a truncation that also rewrites the head row, or a log that was rewritten as a\n"
         "whole. To detect these, note heads elsewhere from time to time, and pass them with --head.\n"
+        "With --since, the log is checked in pieces, and the result is recorded after each. If it is interrupted, the\n"
+        "next run goes on after the last piece. So a timer can run `allowance verify --since` often.\n"
         "Exit code 1: at least one event is not as it was written."
     ),
     examples=(
         "allowance verify",
         f"allowance verify ledger.db --head 1234:{'9f2c' * 16}",
         "allowance verify backup.jsonl.gz --json",
+        "allowance verify --since --database sqlite:///allowance.db",
         "allowance verify postgresql://auditor@db/allowance --validator 5Grwva…",
     ),
     add_arguments=add_arguments,

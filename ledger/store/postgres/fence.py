@@ -1,0 +1,47 @@
+"""The fence: how to find out whether an append is in the log, after its answer was lost.
+
+If the response to an append is lost, the request may still be on its way to the server. To read the log is then not
+enough: the append could arrive after the read. So the fence, a number in the head row, is raised first. The update
+waits for a transaction that has locked the head, and every append names the fence that it expects, so a request that
+arrives later is refused. Rows that are not in the log after that will never be in it.
+
+The commit of the raised fence proves more. If commits wait for a standby, this one does too, and a standby receives the
+log of the database in order. So if it ends without a warning, every commit before it is as safe as it is.
+
+Fence and rows are read on one connection. Another connection may lead to another server, for example to a primary that
+was replaced and has not noticed: what that one says about rows proves nothing about the fence of this one.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+
+from ledger.errors import LedgerNotFound
+
+from .session import ServerSession
+
+# Enforced by the client. A server that works raises the fence in milliseconds; the caller is told sooner that the
+# outcome is unknown if it does not.
+FENCE_TIMEOUT_SECONDS = 5.0
+
+_RAISE_FENCE = """UPDATE allowance_ledgers SET fence = fence + 1
+                  WHERE ledger = $1 AND validator_ss58 = $2 RETURNING fence"""
+_HASH = "SELECT hash FROM allowance_events WHERE ledger = $1 AND position = $2"
+
+
+async def raise_fence(session: ServerSession, connection: asyncpg.Connection, ledger: int, validator_ss58: str) -> int:
+    """Raise the fence and return it. Raises `TimeoutError`, or `NotConfirmed` if a standby may not have it.
+
+    To raise it twice is harmless, so it may be repeated after an error.
+    """
+    with session.committing(connection, FENCE_TIMEOUT_SECONDS):
+        fence: int | None = await connection.fetchval(_RAISE_FENCE, ledger, validator_ss58)
+    if fence is None:
+        raise LedgerNotFound(validator_ss58)
+    return fence
+
+
+async def stored_hash(connection: asyncpg.Connection, ledger: int, position: int) -> bytes | None:
+    """Return the hash of the row at a position; on the connection that raised the fence it is final."""
+    found: bytes | None = await connection.fetchval(_HASH, ledger, position)
+    return found
