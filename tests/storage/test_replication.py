@@ -41,6 +41,22 @@ async def waiting_backend(url: str) -> int:
         return int(pid)
 
 
+async def until_commits_wait(server: PostgresServer) -> None:
+    """Commit until a commit waits: the server applies `synchronous_standby_names` some time after a reload."""
+    async with connected(server.url("postgres")) as other:
+        while True:
+            async with connected(server.url("postgres")) as probe:
+                pid = probe.get_server_pid()
+                probing = asyncio.create_task(probe.execute("SELECT pg_logical_emit_message(true, 'probe', '')"))
+                waits = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = $1"
+                while not probing.done() and not await other.fetchval(waits, pid):
+                    pass
+                if not probing.done():
+                    await other.fetchval("SELECT pg_terminate_backend($1)", pid)
+                    await asyncio.gather(probing, return_exceptions=True)
+                    return
+
+
 async def cancel_the_wait(url: str) -> None:
     """Do what an operator does whose standby is gone."""
     await fetch(url, "SELECT pg_cancel_backend($1)", await waiting_backend(url))
@@ -76,6 +92,7 @@ async def a_missing_standby(
             limits.setattr(postgres, "APPEND_TIMEOUT_SECONDS", SHORT_SECONDS)
         waits = commits_wait_for(server, "nobody")
         end_waits = await asyncio.to_thread(waits.__enter__)
+        await until_commits_wait(server)
 
         async def standby_is_back() -> None:
             limits.undo()
@@ -217,6 +234,7 @@ async def test_what_was_acknowledged_is_on_the_standby(
         async with small_ledger(url=postgres_url) as ledger:
             acknowledged = [await ledger.reserve("5Anna", GPU, 6.0, 11)]
             await asyncio.to_thread(standby.stop)
+            await until_commits_wait(server)
             with monkeypatch.context() as limits:
                 limits.setattr(fence, "FENCE_TIMEOUT_SECONDS", SHORT_SECONDS)
                 reserving = asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11))
