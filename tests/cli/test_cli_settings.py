@@ -81,7 +81,7 @@ def test_a_stray_variable_changes_no_settings(
     picked = configured("pick", request_file(tmp_path), "--json")
     assert picked.code == 0
     reservation = picked.document["allowance_reservation_id"]
-    for arguments in (("spend", reservation), ("rebuild",), ("health",)):
+    for arguments in (("spend", reservation), ("rebuild",), ("miners",)):
         assert configured(*arguments).code == 0
     assert configured("settings", "show", "--json").document == before
     assert len(configured("settings", "show", "--changes", "--json").documents) == 1
@@ -175,7 +175,7 @@ def test_a_mistyped_validator_does_not_found_a_second_ledger(configured: Command
 
     assert configured("import", facts, "--validator", OTHER, "--new").code == 0
     assert configured("import", facts, "--validator", OTHER).code == 0
-    assert configured("health", "--validator", OTHER).code == 0
+    assert configured("miners", "--validator", OTHER).code == 0
 
 
 def test_an_import_founds_the_first_ledger_of_a_database(allowance: Command, facts: Path, database: str) -> None:
@@ -211,7 +211,7 @@ def test_the_only_ledger_of_a_database_needs_no_validator(
 ) -> None:
     """With one ledger it is the one that is meant; with several, the error lists them."""
     monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
-    assert configured("health").code == 0
+    assert configured("miners").code == 0
     assert configured("pick", request_file(tmp_path)).code == 0
     assert configured("import", facts).code == 0
     assert configured("import", facts, "--validator", OTHER, "--new").code == 0

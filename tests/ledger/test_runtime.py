@@ -23,10 +23,11 @@ from asgiref.sync import async_to_sync
 import routing
 import routing.singletons
 import routing.sync
-from ledger import current_runtime, store_from_url
+from ledger import current_runtime
 from ledger import runtime as runtime_module
 from routing import Allowance, JobRoute, LedgerClosed, Routing, Settings, StorageUnavailable
 from routing.service import lifecycle
+from routing.service.lifecycle import Lifecycle
 from tests.support.small import VALIDATOR, job, small_ledger
 
 ROOT = Path(__file__).parents[2]
@@ -205,8 +206,10 @@ def test_a_ledger_first_used_by_many_threads_is_opened_once(url: str, monkeypatc
     """If many threads use a ledger at the same moment, one of them opens it and the others wait."""
     opened: list[int] = []
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        store = store_from_url(*args, **kwargs)
+    new_store = Lifecycle._new_store
+
+    def counted(opener: Lifecycle) -> Any:
+        store = new_store(opener)
         opening = store.open
 
         def open_counted(*args: Any) -> Any:
@@ -216,7 +219,7 @@ def test_a_ledger_first_used_by_many_threads_is_opened_once(url: str, monkeypatc
         monkeypatch.setattr(store, "open", open_counted)
         return store
 
-    monkeypatch.setattr("routing.service.lifecycle.store_from_url", counted)
+    monkeypatch.setattr(Lifecycle, "_new_store", counted)
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -261,7 +264,7 @@ async def test_closing_does_not_wait_for_a_server_that_does_not_answer(monkeypat
     Catches a close that waits for the connection to time out, which here is never: an interrupted command line would
     seem to hang.
     """
-    monkeypatch.setattr("ledger.store.postgres.store.CONNECT_TIMEOUT_SECONDS", 1e6)
+    monkeypatch.setattr("ledger.store.postgres.connecting.CONNECT_TIMEOUT_SECONDS", 1e6)
     with socket.create_server(("127.0.0.1", 0)) as server:
         ledger = Allowance.open(f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/db", validator_ss58=VALIDATOR)
         waiting = [asyncio.create_task(ledger.current_block()) for _ in range(2)]
