@@ -54,7 +54,7 @@ class World:
         self._cancels = chance.choice((0.0, 0.1))
         self._kill_every = chance.choice((0.0, 5.0, 40.0)) * self._patience
         self._jump_every = chance.choice((0.0, 10.0)) * self._patience
-        self._forge_every = chance.choice((0.0, 0.0, 10.0)) * self._patience
+        self._forge_every = chance.choice((0.0, 0.0, 30.0)) * self._patience
         self._forged: list[bytes] = []
         self._callers = 0
         self._restarts = 0
