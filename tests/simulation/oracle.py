@@ -255,6 +255,7 @@ class Oracle:
         elif kind in (
             "CorruptLedger",
             "SealConflict",
+            "LogWentBack",
             "IdempotencyConflict",
             "NewerLedger",
             "InvalidInput",
