@@ -224,8 +224,9 @@ async def test_a_writer_seals_by_itself(any_url: str, monkeypatch: pytest.Monkey
         # From here on only the closing seals, and finds more than 20 rows since the last seal.
         handle = ledger._lifecycle.open_handle
         assert handle is not None
-        if handle._upkeep is not None:
-            await there(ledger, lambda: asyncio.wait([handle._upkeep]))
+        upkeep = handle._upkeep
+        assert upkeep is not None
+        await there(ledger, lambda: asyncio.wait([upkeep]))
         handle._seal_every_rows = 10**6
         for _ in range(30):
             await ledger.release((await ledger.reserve("5Anna", GPU, 0.001, 1)).reservation_id)
