@@ -178,8 +178,10 @@ async def test_a_caller_whose_commit_no_standby_has_is_told_so(server: PostgresS
             assert [each.hotkey_ss58 for each in await ledger.find_miners(6.0, GPU, 11)] != []
             assert len((await ledger.history()).items) == 2
             for repeated_key in (None, key):
-                with pytest.raises(StorageUnavailable):
+                with pytest.raises(OutcomeUnknown):
                     await ledger.reserve("5Bert", GPU, 6.0, 11, job_uuid="a job", idempotency_key=repeated_key)
+            with pytest.raises(StorageUnavailable):
+                await ledger.reserve("5Anna", GPU, 6.0, 11)
             await standby_is_back()
             first = await ledger.reserve("5Bert", GPU, 6.0, 11, job_uuid="a job", idempotency_key=key)
         assert first in (await ledger.history()).items

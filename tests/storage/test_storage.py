@@ -338,5 +338,5 @@ async def test_a_log_shorter_than_its_head_is_reported_as_damaged(url: str, tmp_
         connection.execute("UPDATE allowance_ledgers SET position = position + 5")
     connection.close()
     async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock(), read_only=True) as ledger:
-        with pytest.raises(CorruptLedger, match=r"position 14.*its head says 18"):
+        with pytest.raises(CorruptLedger, match=r"position 14.*its head row is at 18"):
             await ledger.current_block()
