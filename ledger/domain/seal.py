@@ -168,23 +168,20 @@ def _step_functions(functions: list[StepFunction]) -> bytes:
 
 def _active(reservations: list[ActiveReservation], accounts: list[Account]) -> Iterator[bytes]:
     indexes = {account.stream: index for index, account in enumerate(accounts)}
-    yield _numbers(
-        flat.from_iterable(
-            (
-                each.reservation_id,
-                each.position,
-                indexes[each.account.stream],
-                each.amount_ns,
-                each.job_start_block,
-                each.reserved_at_ns,
-                each.expires_at_ns,
-                # Attempts count from 1.
-                each.attempt or 0,
-                len(each.blocks),
-            )
-            for each in reservations
-        )
-    )
+    # A busy ledger has thousands of active reservations; a list of one attribute is faster than tuples of nine.
+    for column in (
+        [each.reservation_id for each in reservations],
+        [each.position for each in reservations],
+        [indexes[each.account.stream] for each in reservations],
+        [each.amount_ns for each in reservations],
+        [each.job_start_block for each in reservations],
+        [each.reserved_at_ns for each in reservations],
+        [each.expires_at_ns for each in reservations],
+        # Attempts count from 1.
+        [each.attempt or 0 for each in reservations],
+        [len(each.blocks) for each in reservations],
+    ):
+        yield _numbers(column)
     yield _numbers(flat.from_iterable(run for each in reservations for run in each.blocks))
     yield _optional_texts([each.job_uuid for each in reservations])
     axons = [each.axon for each in reservations]
@@ -208,7 +205,8 @@ def _texts(values: Collection[str]) -> bytes:
 
 
 def _optional_texts(values: Collection[str | None]) -> bytes:
-    return _numbers(value is not None for value in values) + _texts([value for value in values if value is not None])
+    present = [value for value in values if value is not None]
+    return _numbers([value is not None for value in values]) + _texts(present)
 
 
 def _strings(values: Collection[bytes | bytearray]) -> bytes:

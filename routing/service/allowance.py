@@ -221,7 +221,7 @@ class Allowance(Queries):
         only with `confirm`. It and the block below it are no longer finalized. If the block is withdrawn already, the
         position is that of the first correction. Raises `FactNotRecorded`, `BlockInUse` while a reserved or spent
         reservation holds one of the two blocks, `InvalidInput`, and `IdempotencyConflict` if the key was used for
-        another request.
+        another request. A call that appends nothing does not store its key.
         """
         number = integer(number, "number", 1)
         command = WithdrawBlock(number, name(reason, "reason", LONGEST_REASON), _checked_key(idempotency_key))
@@ -304,7 +304,8 @@ class Allowance(Queries):
 
             await ledger.change_settings(block_expiry_blocks=500, allowance_multiplier="1.5")
 
-        The settings apply to what is finalized and claimed later. If nothing differs, nothing is recorded. Raises
+        The settings apply to what is finalized and claimed later. If nothing differs, nothing is recorded, and the key
+        is not stored. Raises
         `InvalidInput` for a field that does not exist or a value out of its range, and `IdempotencyConflict` if the key
         was used for another request.
         """
