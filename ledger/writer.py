@@ -305,9 +305,8 @@ class LedgerWriter(Generic[S]):
             # `Exception` is enough here: nothing cancels the queue's task, see `_CallQueue.finish`.
             try:
                 self._decide(unit_of_work, batch)
-                if _only_reports(unit_of_work, batch):
-                    return False
-                is_final = await self._append_if_unchanged(unit_of_work, lookup, batch)
+                only_reports = _only_reports(unit_of_work, batch)
+                is_final = not only_reports and await self._append_if_unchanged(unit_of_work, lookup, batch)
             except CommitOutcomeUnknown as cause:
                 await self._resolve_unknown_outcome(batch, unit_of_work, cause)
                 return True
@@ -315,7 +314,7 @@ class LedgerWriter(Generic[S]):
                 self._state = None
                 _fail(batch, error)
                 return True
-            if not is_final:
+            if not (is_final or only_reports):
                 self._revert_conflict(unit_of_work, batch)
             return is_final
 
