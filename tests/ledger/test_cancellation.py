@@ -175,7 +175,8 @@ async def test_a_close_that_is_cancelled_while_it_seals_closes_the_store(tmp_pat
         opened.runtime.loop.call_soon_threadsafe(store._process_lock.release)
         with pytest.raises(asyncio.CancelledError):
             await closing
-        assert store._connection is None
+        while store._connection is not None:  # noqa: ASYNC110 - the close goes on behind the cancelled caller
+            await asyncio.sleep(0)
         assert store.paused_for_fork not in opened.runtime._fork_pauses
 
 
