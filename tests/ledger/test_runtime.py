@@ -199,6 +199,19 @@ async def test_a_blocking_call_on_a_running_loop_is_refused_with_advice(singleto
     assert await asyncio.to_thread(routing.sync.allowance().current_block) == 41
 
 
+def test_a_forked_child_does_not_apply_the_settings_again(tmp_path: Path) -> None:
+    """A child opens again what its parent has opened; settings that were changed meanwhile stay.
+
+    Catches a read in a worker process that undoes what an operator has changed.
+    """
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    given = Settings(longest_job_seconds=60)
+    with routing.sync.Allowance.open(url, validator_ss58=VALIDATOR, settings=given) as ledger:
+        ledger.change_settings(longest_job_seconds=1800)
+        assert in_child(lambda: ledger.settings().longest_job_seconds) == "1800.0"
+        assert ledger.settings().longest_job_seconds == 1800.0
+
+
 # Opening and closing
 
 

@@ -73,6 +73,11 @@ class Durability:
         """Whether a change may begin; if not, call `prove`."""
         return self._is_checked and not self._owes_checkpoint
 
+    @property
+    def owes_proof(self) -> bool:
+        """Whether a commit failed, and the storage has not proved itself since."""
+        return self._owes_checkpoint
+
     def commit(self, connection: sqlite3.Connection) -> None:
         """Commit. After an error, `settle` and a read of the log show the outcome."""
         try:
