@@ -115,6 +115,7 @@ class Replay:
     ) -> None:
         """Continue at a sealed position, with the versions of all streams and the active reservations there."""
         self.recorded_at_ns = recorded_at_ns
+        self._facts.has_new_rules = self._has_new_rules = True  # Only such a release seals.
         self.row_checker.continue_after(position, a_hash, versions)
         self._jobs.continue_with(reservation.row for reservation in active)
         for reservation in self.state.active.values():
