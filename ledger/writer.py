@@ -310,7 +310,8 @@ class LedgerWriter(Generic[S]):
             # `Exception` is enough here: nothing cancels the queue's task, see `_CallQueue.finish`.
             try:
                 self._decide(unit_of_work, batch)
-                is_final = await self._append_if_unchanged(unit_of_work, lookup, batch)
+                only_reports = _only_reports(unit_of_work, batch)
+                is_final = not only_reports and await self._append_if_unchanged(unit_of_work, lookup, batch)
             except CommitOutcomeUnknown as cause:
                 await self._resolve_unknown_outcome(batch, unit_of_work, cause)
                 return True
@@ -318,7 +319,7 @@ class LedgerWriter(Generic[S]):
                 self._state = None
                 _fail(batch, error)
                 return True
-            if not is_final:
+            if not (is_final or only_reports):
                 self._revert_conflict(unit_of_work, batch)
             return is_final
 
@@ -496,30 +497,42 @@ class LedgerWriter(Generic[S]):
         """After a commit without a clear result, let the store find out whether the rows are stored.
 
         There are three outcomes. If the rows are stored, the results of the batch are valid. If they never will be,
-        every call raises `StorageUnavailable` and nothing was done. If the store cannot know it yet, calls that
-        appended raise `OutcomeUnknown`, and calls that appended nothing raise `StorageUnavailable`.
+        every call raises `StorageUnavailable` and nothing was done. If the store cannot know it yet, or if the batch
+        only reported what is in the log, `_set_unknown_outcome` sets the errors.
         """
         self._state = None
         rows = unit_of_work.rows if unit_of_work is not None else []
         try:
-            committed = bool(rows) and await self.store.resolve_commit(rows[0])
+            committed = await self.store.resolve_commit(rows[0]) if rows else None
         except Exception:
-            for call in batch:
-                if call.row is None:
-                    # This call appended nothing itself. But its result depends on rows of the batch whose outcome is
-                    # unknown, so the result may be wrong. To retry the call is safe.
-                    call.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
-                else:
-                    key = call.work.retry_key(call.row)
-                    self._unknown.update((key, *_names(call.work)))
-                    call.error = OutcomeUnknown(key, call.work.operation)
-            return
+            committed = None
         if committed:
             self._note_committed(rows)
+        elif committed is None:
+            for call in batch:
+                self._set_unknown_outcome(call, cause)
         else:
             unavailable = StorageUnavailable(f"the commit failed, nothing was done: {cause}")
             unavailable.__cause__ = cause
             _fail(batch, unavailable)
+
+    def _set_unknown_outcome(self, call: PendingCall, cause: Exception) -> None:
+        """Set the error of a call whose commit was not confirmed: `OutcomeUnknown`, if a key or job can find it out.
+
+        A call that succeeded without a row repeats an earlier one, whose row is perhaps as little confirmed as this
+        commit. To tell its caller that nothing was done could be wrong.
+        """
+        names = _names(call.work)
+        if call.row is not None:
+            names.insert(0, call.work.retry_key(call.row))
+        elif call.error is not None:
+            call.error = StorageUnavailable(f"the commit may have failed, this was not done: {cause}")
+            return
+        if names:
+            self._unknown.update(names)
+            call.error = OutcomeUnknown(names[0], call.work.operation)
+        else:
+            call.error = StorageUnavailable(f"the commit is not confirmed, its outcome is not known yet: {cause}")
 
 
 class _CallQueue:
@@ -615,6 +628,16 @@ def _next_batch(waiting: deque[PendingCall]) -> list[PendingCall]:
         batch.append(call)
     waiting.extendleft(reversed(postponed))
     return batch
+
+
+def _only_reports(unit_of_work: UnitOfWork, batch: list[PendingCall]) -> bool:
+    """Whether a batch appends nothing and yet a call succeeds, which reports what is in the log already.
+
+    Such a batch is decided under the lock, because only a COMMIT waits until what it read is as safe as an append of
+    its own. A read shows rows that another process appended and that no standby has, if their commit's wait for the
+    standby was cancelled.
+    """
+    return not unit_of_work.rows and any(call.error is None for call in batch)
 
 
 def _names(command: Command) -> list[str]:

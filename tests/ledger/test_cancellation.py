@@ -153,3 +153,43 @@ async def test_a_cancelled_close_finishes_the_batch_under_way(tmp_path: Path) ->
             await closing
         while store._connection is not None:  # noqa: ASYNC110 - the close goes on behind the cancelled caller
             await asyncio.sleep(0)
+
+
+async def test_a_close_that_is_cancelled_while_it_seals_closes_the_store(tmp_path: Path) -> None:
+    """The seal waits for the write lock when the close is cancelled; the close goes on to its end all the same.
+
+    Catches a close that stops there: the connection and the fork hook would stay, since a second close does nothing.
+    """
+    async with small_ledger(url=f"sqlite:///{tmp_path}/ledger.db", offers={"5Anna": 1}) as ledger:
+        opened = await ledger._lifecycle.handle()
+        store: Any = opened.store
+        opened._project_every_rows = 1
+        await opened.runtime.run(store._process_lock.acquire())
+        batches = opened.writer.counters.batches
+        closing = asyncio.create_task(ledger.close())
+        while opened.writer.counters.batches == batches:  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0)
+        closing.cancel()
+        for _ in range(10):  # Rounds of both loops, in which the cancellation arrives.
+            await opened.runtime.run(asyncio.sleep(0))
+        opened.runtime.loop.call_soon_threadsafe(store._process_lock.release)
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert store._connection is None
+        assert store.paused_for_fork not in opened.runtime._fork_pauses
+
+
+async def test_a_close_whose_seal_fails_closes_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error: here one that no part of the library expects."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async with small_ledger(url=f"sqlite:///{tmp_path}/ledger.db", offers={"5Anna": 1}) as ledger:
+        opened = await ledger._lifecycle.handle()
+        store: Any = opened.store
+        monkeypatch.setattr("routing.service.handle.sealed_if_due", fail)
+        with pytest.raises(MemoryError):
+            await ledger.close()
+        assert store._connection is None
+        assert store.paused_for_fork not in opened.runtime._fork_pauses

@@ -13,10 +13,10 @@ import pytest
 from ledger import CommitOutcomeUnknown, Head, Lookup
 from ledger.store.postgres import fence
 from ledger.store.postgres import store as postgres
-from routing import Allowance, LogWentBack, OutcomeUnknown, StorageUnavailable
+from routing import Allowance, LogWentBack, OutcomeUnknown, Routing, StorageUnavailable
 from tests.support.logs import append, opened, row_after
 from tests.support.servers import PostgresServer, connected
-from tests.support.small import GPU, START, Clock, small_ledger
+from tests.support.small import GPU, START, Clock, job, small_ledger
 from tests.support.small import VALIDATOR as OWNER
 from tests.support.standbys import standby_of
 from tests.support.wire import wired
@@ -187,6 +187,58 @@ async def test_a_caller_whose_commit_no_standby_has_is_told_so(server: PostgresS
             first = await ledger.reserve("5Bert", GPU, 6.0, 11, job_uuid="a job", idempotency_key=key)
         assert first in (await ledger.history()).items
         assert len((await ledger.history()).items) == 2
+
+
+async def out_of_reach(_: object) -> bool:
+    raise StorageUnavailable("the server is out of reach")
+
+
+async def test_another_process_does_not_repeat_what_no_standby_has(
+    server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process reads the row of a commit whose wait was cancelled, and is asked to repeat the call.
+
+    The first one raises no fence, whose own wait would keep the head locked: its process is gone by then.
+
+    Catches a repeat that is answered from the row at once, without a commit of its own that waits for the standby; one
+    that is told that nothing was done; and a detour under the lock that is counted as a conflict with another process.
+    """
+    clock = Clock(START)
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(small_ledger(url=postgres_url, clock=clock))
+        other = await stack.enter_async_context(Allowance.open(postgres_url, validator_ss58=OWNER, clock_ns=clock))
+        await other.head()
+        standby_is_back = await stack.enter_async_context(a_missing_standby(server))
+        gone = stack.enter_context(monkeypatch.context())
+        gone.setattr((await ledger._lifecycle.handle()).store, "resolve_commit", out_of_reach)
+        picking = asyncio.create_task(Routing(ledger).pick_miner_for_job_request(job("a job")))
+        await cancel_the_wait(postgres_url)
+        with pytest.raises(OutcomeUnknown):
+            await picking
+        assert [each.job_uuid for each in (await other.history()).items] == ["a job"]
+        with monkeypatch.context() as limits:
+            limits.setattr(postgres, "APPEND_TIMEOUT_SECONDS", SHORT_SECONDS)
+            for _ in range(2):
+                with pytest.raises(OutcomeUnknown) as unknown:
+                    await Routing(other).pick_miner_for_job_request(job("a job"))
+                assert unknown.value.idempotency_key == "a job"
+        await standby_is_back()
+        gone.undo()
+        routes = [await Routing(each).pick_miner_for_job_request(job("a job")) for each in (ledger, other)]
+        assert routes[0] == routes[1]
+        assert len((await other.history()).items) == 1
+        assert (await other.counters())["conflicts"] == 0
+
+
+async def test_a_call_without_key_or_job_that_is_not_confirmed_is_not_called_a_failure(
+    server: PostgresServer, postgres_url: str
+) -> None:
+    """There is nothing by which a retry could find its outcome, and nothing proves that nothing was done."""
+    async with small_ledger(url=postgres_url) as ledger:
+        async with a_missing_standby(server, gives_up=True):
+            with pytest.raises(StorageUnavailable, match="its outcome is not known yet"):
+                await ledger.expire_due()
+        assert await ledger.expire_due() == []
 
 
 async def test_a_commit_that_waits_for_a_lost_standby_is_given_up_in_time(

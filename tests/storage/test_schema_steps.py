@@ -14,11 +14,12 @@ from multiprocessing.synchronize import Barrier
 
 import pytest
 
-from ledger import SCHEMA_VERSION
+from ledger import SCHEMA_VERSION, current_runtime
 from ledger.errors import NewerLedger
 from ledger.store import schema_steps
 from routing import Allowance
 from tests.storage.test_old_ledgers import HEAD, STATUSES, VALIDATOR, history, old_url
+from tests.support.logs import row_after
 from tests.support.servers import connected
 
 __all__ = ["old_url"]
@@ -185,3 +186,66 @@ async def test_an_older_release_refuses_a_newer_schema_and_changes_nothing(
         await open_once(old_url)
     assert await rows(old_url, "SELECT position, hash FROM allowance_ledgers") == before
     assert await stored_version(old_url) == SCHEMA_VERSION
+
+
+async def until_locks_are_awaited(url: str, count: int, at_least: str = "0 ms") -> None:
+    """Poll until this many of the ledgers' server processes wait for a lock, and have waited this long."""
+    waiting = f"""SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                  AND application_name = 'allowance-ledger' AND wait_event_type = 'Lock'
+                  AND clock_timestamp() - query_start > interval '{at_least}'"""
+    async with connected(url) as other:
+        while await other.fetchval(waiting) < count:
+            pass
+
+
+async def test_an_append_that_waits_for_an_upgrade_is_refused(old_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older release begins an append while the upgrade holds the head: it has compared the schema version already.
+
+    Catches an upgrade that locks the head row without changing it: the server then compares nothing again, and rows of
+    an older release come after the upgrade.
+    """
+    if old_url.startswith("sqlite"):
+        pytest.skip("SQLite decides under the lock of the file")
+    modules = ("contract", "sqlite.store", "postgres.store", "schema_steps")
+    with monkeypatch.context() as older:
+        for module in modules:
+            older.setattr(f"ledger.store.{module}.SCHEMA_VERSION", 1)
+        running = Allowance.open(f"{old_url}&lock_timeout=0", validator_ss58=VALIDATOR)
+        store = (await running._lifecycle.handle()).store
+        head = await running.head()
+    async with connected(old_url) as other:
+        blocking = other.transaction()
+        await blocking.start()
+        await other.execute("CREATE TABLE allowance_verifications ()")  # The step waits for its end.
+        upgrading = asyncio.create_task(open_once(old_url))
+        await until_locks_are_awaited(old_url, 1)
+        monkeypatch.setattr("ledger.store.postgres.store.SCHEMA_VERSION", 1)
+        appending = asyncio.create_task(
+            current_runtime().run(store.compare_and_append(head, [row_after(head, "other")]))
+        )
+        await until_locks_are_awaited(old_url, 2)
+        await blocking.rollback()
+    assert not await appending
+    assert await upgrading == HEAD.position
+    assert await rows(old_url, "SELECT position FROM allowance_ledgers") == [(HEAD.position,)]
+    monkeypatch.undo()
+    await running.close()
+
+
+async def test_an_opening_waits_for_an_upgrade_by_another_process(old_url: str) -> None:
+    """However long it takes: the limit on waits for locks is for appends.
+
+    Catches an opening that fails while another process executes a long step.
+    """
+    if old_url.startswith("sqlite"):
+        pytest.skip("the limit is the server's")
+    async with connected(old_url) as other:
+        upgrading = other.transaction()
+        await upgrading.start()
+        await other.execute("SELECT version FROM allowance_schema FOR UPDATE")
+        opening = asyncio.create_task(open_once(f"{old_url}&lock_timeout=20ms"))
+        waiting = asyncio.create_task(until_locks_are_awaited(old_url, 1, "200 ms"))
+        await asyncio.wait([opening, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        await upgrading.rollback()
+    assert await opening == HEAD.position

@@ -116,6 +116,7 @@ _NEW_LEDGER = """INSERT INTO allowance_ledgers (ledger, validator_ss58, position
 _HAS_SCHEMA = "SELECT to_regclass('allowance_schema') IS NOT NULL"
 _SCHEMA_VERSION = "SELECT version FROM allowance_schema"
 _LOCK_ALL_HEADS = "SELECT ledger FROM allowance_ledgers ORDER BY ledger FOR UPDATE"
+_RAISE_ALL_FENCES = "UPDATE allowance_ledgers SET fence = fence + 1"
 
 log = logging.getLogger("allowance.ledger")
 
@@ -530,10 +531,13 @@ async def _upgrade(connection: asyncpg.Connection) -> None:
 
     async with connection.transaction():
         # A step may take longer than any other statement, and so may the wait for a process that executes it.
-        await connection.execute("SET LOCAL statement_timeout = 0")
+        await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         stored = await connection.fetchval(f"{_SCHEMA_VERSION} FOR UPDATE", timeout=UPGRADE_TIMEOUT_SECONDS)
         # Nobody appends meanwhile: every append needs its ledger's head row.
         await connection.execute(_LOCK_ALL_HEADS, timeout=UPGRADE_TIMEOUT_SECONDS)
+        # An append that waits for the lock has read the old schema version already. The server compares the head row
+        # again if it has changed, and then refuses the append by its fence.
+        await connection.execute(_RAISE_ALL_FENCES, timeout=UPGRADE_TIMEOUT_SECONDS)
         for step in missing_steps(stored):
             log_step(step)
             for statement in step.postgres:
