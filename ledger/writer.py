@@ -192,6 +192,10 @@ class LedgerWriter(Generic[S]):
         """Why no change is accepted until the ledger is opened again; None as long as changes are."""
         return self._refusal
 
+    def take_over_acknowledged(self, other: LedgerWriter[S]) -> None:
+        """Refuse a log that lacks what another writer, of the process that this one was forked from, acknowledged."""
+        self._acknowledged = other._acknowledged
+
     def refuse_if_log_went_back(self) -> None:
         """Raise `LogWentBack` if the stored log was found to lack what this process has acknowledged."""
         self._acknowledged.refuse_if_lost()

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ledger import LedgerWriter, Runtime, SealState, Store, check_newest_rows, encode_state
+from ledger.cancellation import cancellation_shield
 from ledger.errors import AllowanceException, IdempotencyConflict, LedgerClosed, SealConflict, StorageUnavailable
 from projections import Availability, History, ProgressReport, SnapshotStore, sealed_if_due
 
@@ -55,17 +56,21 @@ class LedgerHandle:
 
     async def close(self) -> None:
         """Finish what is queued, seal the state if 1,000 rows have come since the last seal, and close the store."""
-        self.runtime.remove_closer(self.close)
-        if not self._read_only:
-            # A seal only makes the next opening faster: without it the ledger closes as well.
-            with suppress(AllowanceException):
-                await self._seal_if_due(self._project_every_rows)
-        await self.writer.close()
-        if self._upkeep is not None:
-            # The upkeep uses the store, so the store must outlive it; its own errors are logged there.
-            await asyncio.wait([self._upkeep])
-        self.runtime.remove_fork_pause(self.store.paused_for_fork)
-        await self.store.close()
+        # A cancelled caller does not wait; but the store must be closed, since nobody could close it later.
+        with cancellation_shield():
+            self.runtime.remove_closer(self.close)
+            try:
+                if not self._read_only:
+                    # A seal only makes the next opening faster: without it the ledger closes as well.
+                    with suppress(AllowanceException):
+                        await self._seal_if_due(self._project_every_rows)
+            finally:
+                await self.writer.close()
+                if self._upkeep is not None:
+                    # The upkeep uses the store, so the store must outlive it; its own errors are logged there.
+                    await asyncio.wait([self._upkeep])
+                self.runtime.remove_fork_pause(self.store.paused_for_fork)
+                await self.store.close()
 
     async def _load_state(self) -> Availability:
         """Return the state of the newest sound snapshot, after the check of the newest rows of the log."""

@@ -161,6 +161,9 @@ class Lifecycle:
             handle = LedgerHandle(
                 runtime, store, self.clock, self.validator_ss58, read_only=self.read_only, seams=self._seams
             )
+            if self.open_handle is not None:
+                # A parent's: a log that went back is refused in its children too.
+                handle.writer.take_over_acknowledged(self.open_handle.writer)
             if not self.read_only:
                 await self._record_settings(handle.writer)
         except BaseException:

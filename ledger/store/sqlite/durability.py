@@ -198,7 +198,10 @@ def roll_back(connection: sqlite3.Connection) -> None:
 
 def flush_directory(directory: str) -> None:
     """Make the entries of a directory durable, if the file system can do so."""
-    file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        return  # A directory that may be written but not listed, or one above that belongs to others.
     try:
         os.fsync(file)
     except OSError as error:
