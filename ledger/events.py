@@ -43,9 +43,13 @@ class LedgerOpened(_Event, frozen=True, tag="ledger-opened"):
 
 
 class SettingsChanged(_Event, frozen=True, tag="settings-changed"):
-    """These settings apply to everything that is finalized or claimed after this event."""
+    """These settings apply to everything that is finalized or claimed after this event.
+
+    If the call had an idempotency key, `request` is the digest of the values that it named.
+    """
 
     settings: RecordedSettings
+    request: str = ""
 
 
 class BlockRecorded(_Event, frozen=True, tag="block-recorded"):

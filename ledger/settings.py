@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
@@ -129,6 +129,10 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         # Only the named ones: a duration that went through float seconds may differ by a nanosecond.
         recorded = map(_recorded_name, named)
         return msgspec.structs.replace(self, **{field: getattr(checked, field) for field in recorded})
+
+    def named_values(self, named: Iterable[str]) -> dict[str, Any]:
+        """Return the recorded values of the named fields of `Settings`."""
+        return {field: getattr(self, field) for field in map(_recorded_name, named)}
 
     def differences(self, later: RecordedSettings) -> dict[str, tuple[Any, Any]]:
         """Return the public values (old, new) of the fields in which later settings differ, by field."""

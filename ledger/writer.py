@@ -187,6 +187,15 @@ class LedgerWriter(Generic[S]):
         """Return the result of a command once it is committed."""
         return await self._enqueue(self._commands, command)
 
+    @property
+    def refusal(self) -> AllowanceException | None:
+        """Why no change is accepted until the ledger is opened again; None as long as changes are."""
+        return self._refusal
+
+    def take_over_acknowledged(self, other: LedgerWriter[S]) -> None:
+        """Refuse a log that lacks what another writer, of the process that this one was forked from, acknowledged."""
+        self._acknowledged = other._acknowledged
+
     def refuse_if_log_went_back(self) -> None:
         """Raise `LogWentBack` if the stored log was found to lack what this process has acknowledged."""
         self._acknowledged.refuse_if_lost()

@@ -247,6 +247,10 @@ class Chain:
         their amounts.
         """
         block = event.block
+        for steps in event.counts.values():
+            starts = [start for start, _ in steps]
+            if starts[:1] != [0] or starts != sorted(set(starts)):
+                raise ValueError("the steps of a withdrawal must ascend from block 0")
         withdrawn = self.syncs.pop(block)
         self.withdrawn_syncs.setdefault(block, []).append(Withdrawal(withdrawn.position, withdrawn.digest, position))
         index = bisect_left(self.sync_blocks, block)

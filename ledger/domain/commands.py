@@ -7,9 +7,13 @@ facts are in `fact_commands`, the one for routing is in the package `routing`; b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
-from ledger.codec import Row, position_in_key, reservation_position, unknown_outcome_key
+import msgspec
+
+from ledger.codec import Row, position_in_key, request_in_key, reservation_position, unknown_outcome_key
 from ledger.codec import reservation_id as id_of
 from ledger.errors import (
     CannotReserveAllowanceException,
@@ -37,6 +41,11 @@ from .lookup import Lookup
 from .reservation import Reservation, active_to_reservation, already_settled_error, rows_to_reservation, status_after
 from .state import LedgerState
 from .unit_of_work import UnitOfWork
+
+REQUEST_BYTES = 16
+"""The length of a digest that identifies the content of a call."""
+
+_canonical = msgspec.json.Encoder(order="deterministic")
 
 
 class SettingsChange(NamedTuple):
@@ -99,19 +108,28 @@ class ChangeSettings:
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         look_up_key(self.key, lookup)
 
+    @cached_property
+    def request(self) -> str:
+        """The digest of the values that the call names. Raises `InvalidInput` if one is wrong."""
+        values = RecordedSettings().changed(self.named).named_values(self.named)
+        return blake2b(_canonical.encode(values), digest_size=REQUEST_BYTES).hexdigest()
+
     def retry_key(self, row: Row) -> str:
-        return self.key or unknown_outcome_key(row)
+        return self.key or unknown_outcome_key(row, self.request)
 
     def decide(self, unit_of_work: UnitOfWork) -> SettingsChange:
         first = unit_of_work.first_outcome(self.key)
         if first is not None:
             row, event = first
-            # The recorded settings have all that this request names, or the key belongs to another request.
-            if not isinstance(event, SettingsChanged) or event.settings.changed(self.named) != event.settings:
-                raise IdempotencyConflict(str(self.key), row.position)
+            key = str(self.key)
+            if not isinstance(event, SettingsChanged) or self.request != (
+                event.request if row.key == key else request_in_key(key)
+            ):
+                raise IdempotencyConflict(key, row.position)
             return SettingsChange(None, event.settings, event.settings)
         recorded = unit_of_work.state.chain.settings
-        return record_difference(unit_of_work, recorded.changed(self.named), self.key)
+        request = "" if self.key is None else self.request
+        return record_difference(unit_of_work, recorded.changed(self.named), self.key, request)
 
 
 class Reserve:
@@ -293,12 +311,14 @@ class ExpireDue:
         return expired
 
 
-def record_difference(unit_of_work: UnitOfWork, settings: RecordedSettings, key: str | None = None) -> SettingsChange:
+def record_difference(
+    unit_of_work: UnitOfWork, settings: RecordedSettings, key: str | None = None, request: str = ""
+) -> SettingsChange:
     """Record the settings if they differ from the recorded ones."""
     before = unit_of_work.state.chain.settings
     if settings == before:
         return SettingsChange(None, before, before)
-    row = unit_of_work.append(SETTINGS_STREAM, SettingsChanged(settings), key=key)
+    row = unit_of_work.append(SETTINGS_STREAM, SettingsChanged(settings, request), key=key)
     return SettingsChange(row.position, before, settings)
 
 

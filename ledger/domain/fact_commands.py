@@ -15,12 +15,10 @@ from ledger.errors import ConflictingFact, IdempotencyConflict, ImplausibleFact
 from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, BlockRecorded, Event, ManifestsRecorded
 
 from .chain import Chain, Metagraph, Withdrawal, block_digest, decide_block, decide_manifests, manifests_digest
-from .commands import look_up_key
+from .commands import REQUEST_BYTES, look_up_key
 from .lookup import Lookup
 from .state import LedgerState
 from .unit_of_work import UnitOfWork
-
-REQUEST_BYTES = 16
 
 
 class ValidatedBlock(NamedTuple):

@@ -151,6 +151,11 @@ class Store(Protocol):
         """
         ...
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the storage has not proved itself since a commit failed, so that it accepts no change now."""
+        ...
+
     async def resolve_commit(self, first: Row) -> bool:
         """After `CommitOutcomeUnknown`: return whether the batch whose first row this is was committed, for certain.
 

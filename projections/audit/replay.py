@@ -53,6 +53,8 @@ In between, every event changes the taken blocks by the value of its reservation
 reports the imbalance at once.
 """
 LONGEST_KEY = 256
+_OF_NEW_RULES = frozenset({StateSealed, BlockWithdrawn, ManifestsWithdrawn})
+"""Events that no release wrote before due times counted from the deciding clock, and syncs named whom they cover."""
 
 
 class Replay:
@@ -67,6 +69,8 @@ class Replay:
         self.recorded_at_ns = 0
         self._now_ns = 0
         """The clock that decided the current event."""
+        self._has_new_rules = False
+        """Whether an event has shown that a release with the rules of now writes this log."""
         self.row_checker = RowChecker()
         self.page_changes: list[AuditedReservation | tuple[Row, Settlement]] = []
         """Reservations and settlements of the current page, to compare with the history; the caller clears it."""
@@ -111,6 +115,7 @@ class Replay:
     ) -> None:
         """Continue at a sealed position, with the versions of all streams and the active reservations there."""
         self.recorded_at_ns = recorded_at_ns
+        self._facts.has_new_rules = self._has_new_rules = True  # Only such a release seals.
         self.row_checker.continue_after(position, a_hash, versions)
         self._jobs.continue_with(reservation.row for reservation in active)
         for reservation in self.state.active.values():
@@ -142,6 +147,9 @@ class Replay:
             kind = type(event)
             self.counts[kind] += 1
             decided_at_ns = event.decided_at_ns
+            # Older releases wrote the deciding clock of reservations only.
+            if kind in _OF_NEW_RULES or (decided_at_ns is not None and kind is not AllowanceReserved):
+                self._facts.has_new_rules = self._has_new_rules = True
             self._now_ns = row.recorded_at_ns if decided_at_ns is None else self._decided_at_ns(row, decided_at_ns)
             self._checks[kind](row, event)
         except (CorruptLedger, NewerLedger) as unreadable:
@@ -180,10 +188,8 @@ class Replay:
             self.findings.add(row.position, Rule.STREAM_OF_EVENT, message)
         if row.job_uuid is not None or row.settles is not None:
             self._report_columns(row, "the row of a fact must have neither a job nor `settles`")
-        # A change of settings with a key has no digest: a retry is compared with the recorded settings. A correction is
-        # the whole request by itself.
-        has_digest = not isinstance(event, SettingsChanged | Correction)
-        if has_digest and (row.key is not None) != bool(getattr(event, "request", "")):
+        # A correction is the whole request by itself.
+        if not isinstance(event, Correction) and (row.key is not None) != bool(getattr(event, "request", "")):
             self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
         process(row, event)
 
@@ -207,8 +213,8 @@ class Replay:
         self._due_queue.set_clock(now_ns)
         if self._settlements.pending_expiries:
             self._settlements.check_pending_expiries(row, event, now_ns)
-        # Before the field `due_by_clock`, due times counted from the recorded time.
-        due_from_ns = now_ns if event.due_by_clock else row.recorded_at_ns
+        # In older releases due times counted from the recorded time.
+        due_from_ns = now_ns if event.due_by_clock or self._has_new_rules else row.recorded_at_ns
         value_ns, is_plain = self._reservations.check(row, event, account, due_from_ns)
         if event.axon is not None:
             self._routes.check(row, event, account, now_ns)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from ledger import ActiveReservation, LedgerState, Lookup, Row, Store, proves, seal_key, state_digest
+from ledger import SEAL_VERSION, ActiveReservation, LedgerState, Lookup, Row, Store, proves, seal_key, state_digest
 from ledger.codec import decode
 from ledger.errors import CorruptLedger, InvalidInput, SealConflict
 from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, SETTINGS_STREAM, AllowanceReserved, StateSealed
@@ -28,7 +28,8 @@ NOT_PROVED = (
     "the events up to the seal's position, except facts: their hashes, columns, claims, routes and settlements",
     "that a later key was not used, and a later job not spent or attempted, before the seal's position",
     "the history's rows of reservations that were made before, and its index of reservations by block",
-    "snapshots of positions before the seal's",
+    "snapshots of positions up to the seal's",
+    "that no reservation held a block that was withdrawn before the seal's position",
 )
 """What an audit from a seal does not prove."""
 
@@ -50,9 +51,9 @@ async def sealed_start(store: Store, position: int, progress: ProgressReport | N
     lookup.keys.add(seal_key(position))
     seal = (await store.find(lookup)).keys.get(seal_key(position))
     event = None if seal is None else decode(seal.position, seal.payload)
-    if seal is None or not isinstance(event, StateSealed):
+    if seal is None or not isinstance(event, StateSealed) or event.version != SEAL_VERSION:
         newest = ", ".join(map(str, (await sealed_positions(store))[-MOST_NAMED:]))
-        expected = f"a sealed position of this log; the newest are {newest}" if newest else "0: this log has no seal"
+        expected = f"a sealed position of this log; the newest are {newest}" if newest else "left out: no seal is known"
         raise InvalidInput("from_seal", position, expected)
     state = await state_at(store, position, progress)
     digest = state_digest(state)

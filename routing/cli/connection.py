@@ -105,6 +105,8 @@ async def find_validator(arguments: argparse.Namespace) -> None:
     if named_validator(arguments, configuration).value:
         return
     how = "give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58"
+    if getattr(arguments, "new", False):
+        raise WrongUsage(f"--new founds the ledger of a validator, and none is named; {how}")
     database_url = named_database(arguments, configuration).value
     try:
         found = await validators_in(database_url)

@@ -35,7 +35,14 @@ from ledger import (
     found_reservation,
 )
 from ledger.codec import reservation_position
-from ledger.errors import AllowanceException, BlockInUse, ConflictingFact, ReadOnlyLedger, StorageUnavailable
+from ledger.errors import (
+    AllowanceException,
+    BlockInUse,
+    ClockUnusable,
+    ConflictingFact,
+    ReadOnlyLedger,
+    StorageUnavailable,
+)
 from ledger.values import amount, flag, integer, job_name, name
 from projections import (
     Availability,
@@ -58,6 +65,8 @@ if TYPE_CHECKING:
     from projections import AuditReport, ExportReport, RebuildReport, VerifyReport
 
 R = TypeVar("R")
+
+log = logging.getLogger("allowance.ledger")
 
 LONGEST_KEY = 256
 LONGEST_REASON = 256
@@ -383,7 +392,8 @@ class Allowance(Queries):
 
         `heads` are heads of this ledger that were noted elsewhere. Findings are in order of position.
         `routing.verify` does the same without opening a ledger. Unless `read_only`, the result is recorded for
-        `health`. `progress` as in `audit`. Raises `StorageUnavailable` and `InvalidInput`.
+        `health`; if that fails, a warning is logged. `progress` as in `audit`. Raises `StorageUnavailable` and
+        `InvalidInput`.
         """
         # Imported here for the same reason as in `audit`.
         from projections import record_verification
@@ -393,7 +403,12 @@ class Allowance(Queries):
         handle = await self._lifecycle.handle()
         report = await handle.runtime.run(verify_store(handle.store, handle.validator_ss58, heads, progress))
         if not self._read_only:
-            await handle.runtime.run(record_verification(handle.store, Head(), report, time.time_ns()))
+            try:
+                verified_at_ns = self._lifecycle.clock()
+                await handle.runtime.run(record_verification(handle.store, Head(), report, verified_at_ns))
+            except (StorageUnavailable, ClockUnusable) as unrecorded:
+                # The caller must get the findings, above all if the database is not well.
+                log.warning("the result of verify could not be recorded: %s", unrecorded)
         return report
 
     async def export(

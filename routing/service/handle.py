@@ -56,7 +56,7 @@ class LedgerHandle:
 
     async def close(self) -> None:
         """Finish what is queued, seal the state if 1,000 rows have come since the last seal, and close the store."""
-        # A cancelled caller does not wait. But the close goes on, since nobody could finish it later.
+        # A cancelled caller does not wait; but the store must be closed, since nobody could close it later.
         with cancellation_shield():
             self.runtime.remove_closer(self.close)
             try:
@@ -65,15 +65,12 @@ class LedgerHandle:
                     with suppress(AllowanceException):
                         await self._seal_if_due(self._project_every_rows)
             finally:
-                await self._close_store()
-
-    async def _close_store(self) -> None:
-        await self.writer.close()
-        if self._upkeep is not None:
-            # The upkeep uses the store, so the store must outlive it; its own errors are logged there.
-            await asyncio.wait([self._upkeep])
-        self.runtime.remove_fork_pause(self.store.paused_for_fork)
-        await self.store.close()
+                await self.writer.close()
+                if self._upkeep is not None:
+                    # The upkeep uses the store, so the store must outlive it; its own errors are logged there.
+                    await asyncio.wait([self._upkeep])
+                self.runtime.remove_fork_pause(self.store.paused_for_fork)
+                await self.store.close()
 
     async def _load_state(self) -> Availability:
         """Return the state of the newest sound snapshot, after the check of the newest rows of the log."""

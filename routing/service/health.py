@@ -120,7 +120,14 @@ async def health_of(handle: LedgerHandle, database_url: str) -> Health:
     damage = await run(_damage(handle))
     derived = await run(_derived(handle, state.position))
     verified_position, verified_at_ns, verify_problem = await run(_verification(handle))
-    wrong = [damage, *state.problems(), derived.error and f"the history stands still: {derived.error}", verify_problem]
+    refused = await run(_refused(handle))
+    wrong = [
+        refused,
+        damage,
+        *state.problems(),
+        derived.error and f"the history stands still: {derived.error}",
+        verify_problem,
+    ]
     problems = [each for each in wrong if each]
     return Health(
         "sqlite" if database_url.startswith("sqlite") else "postgresql",
@@ -144,6 +151,15 @@ async def health_of(handle: LedgerHandle, database_url: str) -> Health:
         "; ".join(problems) or OK,
         problems,
     )
+
+
+async def _refused(handle: LedgerHandle) -> str | None:
+    """Say why this process accepts no change."""
+    if handle.writer.refusal is not None:
+        return f"every change is refused until the ledger is opened again: {handle.writer.refusal}"
+    if handle.store.in_doubt:
+        return "a commit failed, and no change is accepted until the storage has proved itself"
+    return None
 
 
 async def _damage(handle: LedgerHandle) -> str | None:

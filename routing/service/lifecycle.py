@@ -68,7 +68,7 @@ class Lifecycle:
     ) -> None:
         if settings is not None and not isinstance(settings, Settings):
             raise InvalidInput("settings", settings, "Settings or None")
-        self._clock = _checked_clock(clock_ns, seams.monotonic_ns)
+        self.clock = _checked_clock(clock_ns, seams.monotonic_ns)
         self.database_url = database_url
         self.validator_ss58 = name(validator_ss58, "validator_ss58")
         self.read_only = flag(read_only, "read_only")
@@ -77,6 +77,7 @@ class Lifecycle:
         self._settings = settings
         self._environment_settings = environment_settings
         """Fields of `Settings` that the environment names."""
+        self._settings_applied = False
         self._seams = seams
         self._opening: Future[LedgerHandle] | None = None
         self._opening_pid = 0
@@ -158,8 +159,11 @@ class Lifecycle:
         try:
             await self._connect(store)
             handle = LedgerHandle(
-                runtime, store, self._clock, self.validator_ss58, read_only=self.read_only, seams=self._seams
+                runtime, store, self.clock, self.validator_ss58, read_only=self.read_only, seams=self._seams
             )
+            if self.open_handle is not None:
+                # A parent's: a log that went back is refused in its children too.
+                handle.writer.take_over_acknowledged(self.open_handle.writer)
             if not self.read_only:
                 await self._record_settings(handle.writer)
         except BaseException:
@@ -187,13 +191,17 @@ class Lifecycle:
 
     async def _record_settings(self, writer: LedgerWriter[Availability]) -> None:
         """Append the first event of a new ledger, or settings that differ from the recorded ones."""
-        settings = None if self._settings is None else self._settings.to_recorded()
+        # A forked child opens again what its parent has opened: the program has applied its settings already.
+        applied = self._settings_applied
+        settings = None if applied or self._settings is None else self._settings.to_recorded()
+        named = None if applied else self._environment_settings
         try:
-            change = await writer.execute(RecordSettings(self.validator_ss58, settings, self._environment_settings))
+            change = await writer.execute(RecordSettings(self.validator_ss58, settings, named))
         except OutcomeUnknown as unknown:
             # The error's key belongs to this command. The caller, whose own command has not been executed, would
             # repeat the wrong call with it.
             raise StorageUnavailable("the answer was lost while the ledger was opened; open it again") from unknown
+        self._settings_applied = True
         by = "the environment" if self._environment_settings else "the settings in code"
         log_change(change, logging.WARNING, by)
 

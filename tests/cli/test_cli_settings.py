@@ -178,6 +178,16 @@ def test_a_mistyped_validator_does_not_found_a_second_ledger(configured: Command
     assert configured("miners", "--validator", OTHER).code == 0
 
 
+def test_a_new_ledger_needs_a_named_validator(
+    configured: Command, facts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an `import --new` that takes the only ledger of the database for the one that is meant."""
+    monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
+    before = configured("health", "--validator", ME, "--json").document["position"]
+    assert configured("import", facts, "--new").code == 2
+    assert configured("health", "--validator", ME, "--json").document["position"] == before
+
+
 def test_an_import_founds_the_first_ledger_of_a_database(allowance: Command, facts: Path, database: str) -> None:
     """A missing file, or a database without a ledger, needs no `--new`."""
     assert allowance("import", facts).code == 0

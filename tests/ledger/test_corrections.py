@@ -12,6 +12,8 @@ import pytest
 
 from ledger import LedgerState, decode_state, encode_state
 from ledger.codec import decode
+from ledger.errors import CorruptLedger
+from ledger.events import MANIFESTS_STREAM, ManifestsWithdrawn, account_stream
 from projections import offers_without
 from routing import (
     Allowance,
@@ -28,7 +30,7 @@ from routing import (
     Routing,
     Settings,
 )
-from tests.support.log_builder import CARL, LogBuilder, audited
+from tests.support.log_builder import ANNA, CARL, LogBuilder, audited
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, miner, record_blocks, small_ledger
 from tests.support.stories import events_of
 
@@ -39,6 +41,15 @@ REFUSALS = (ConflictingFact, FactNotRecorded, BlockInUse, CannotReserveAllowance
 
 async def totals(ledger: Any, block: int) -> dict[str, float]:
     return {each.hotkey_ss58: each.total_seconds for each in await ledger.find_miners(0.1, GPU, block)}
+
+
+@pytest.mark.parametrize("steps", [[], [(1, 2)], [(0, 2), (5, 1), (3, 2)]])
+def test_a_forged_withdrawal_with_impossible_steps_is_damage(steps: list[tuple[int, int]]) -> None:
+    """Catches a fold that accepts them: every later query would fail with an `IndexError`."""
+    log = LogBuilder()
+    log.append(MANIFESTS_STREAM, ManifestsWithdrawn(1, "forged", counts={account_stream(ANNA, GPU): steps}))
+    with pytest.raises(CorruptLedger):
+        LedgerState().fold(log.rows)
 
 
 async def test_a_sync_with_a_wrong_number_is_refused() -> None:

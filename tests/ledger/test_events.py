@@ -95,6 +95,15 @@ GOLDEN: list[tuple[Event, bytes]] = [
         b'"counts":{"5Miner\\tgpu":[[1,2]]},"invalidated_below":{"5Miner\\tgpu":4}}',
     ),
     (
+        SettingsChanged(RecordedSettings(), "c0ffee"),
+        b'{"type":"settings-changed","settings":'
+        b'{"block_expiry_blocks":722,"reservation_margin_ns":100000000000,"longest_job_ns":3600000000000,'
+        b'"long_block_ns":12500000000,"long_block_counts_as_ns":12000000000,"allowance_multiplier":"1",'
+        b'"executors_max_per_class":{},"validation_leeway_lower_blocks":15,"validation_leeway_upper_blocks":0,'
+        b'"respect_executor_count":true,"newest_block_max_age_ns":null,"newest_manifests_max_age_blocks":null},'
+        b'"request":"c0ffee"}',
+    ),
+    (
         StateSealed(10_000, 1, "c0ffee"),
         b'{"type":"state-sealed","position":10000,"version":1,"digest":"c0ffee"}',
     ),

@@ -199,7 +199,51 @@ async def test_a_blocking_call_on_a_running_loop_is_refused_with_advice(singleto
     assert await asyncio.to_thread(routing.sync.allowance().current_block) == 41
 
 
+def test_a_forked_child_does_not_apply_the_settings_again(tmp_path: Path) -> None:
+    """A child opens again what its parent has opened; settings that were changed meanwhile stay.
+
+    Catches a read in a worker process that undoes what an operator has changed.
+    """
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    given = Settings(longest_job_seconds=60)
+    with routing.sync.Allowance.open(url, validator_ss58=VALIDATOR, settings=given) as ledger:
+        ledger.change_settings(longest_job_seconds=1800)
+        assert in_child(lambda: ledger.settings().longest_job_seconds) == "1800.0"
+        assert ledger.settings().longest_job_seconds == 1800.0
+
+
+def test_a_forked_child_refuses_a_log_that_went_back(tmp_path: Path) -> None:
+    """Nobody reopened it on purpose: a prefork server must not go on in its next worker.
+
+    The loss is made by a head that the log never had.
+    """
+    with routing.sync.Allowance.open(f"sqlite:///{tmp_path / 'a.db'}", validator_ss58=VALIDATOR) as ledger:
+        ledger.expire_due()
+        handle = ledger.asynchronous._lifecycle.open_handle
+        assert handle is not None
+        handle.writer._acknowledged.note(10**6, bytes(32))
+        assert in_child(ledger.expire_due).startswith("LogWentBack: ")
+
+
 # Opening and closing
+
+
+async def test_a_ledger_whose_last_seal_fails_is_closed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a `close()` that leaves the connection and its locks, which no second call would close."""
+    ledger = await Allowance.open(f"sqlite:///{tmp_path / 'a.db'}", validator_ss58=VALIDATOR)
+    handle = ledger._lifecycle.open_handle
+    assert handle is not None
+    store: Any = handle.store
+
+    async def fail(_every_rows: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(handle, "_seal_if_due", fail)
+    with pytest.raises(MemoryError):
+        await ledger.close()
+    assert store._connection is None
 
 
 def test_a_ledger_first_used_by_many_threads_is_opened_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from ledger import Account, Chain
-from ledger.events import ReservationSpent
+from ledger.events import MANIFESTS_STREAM, ManifestsWithdrawn, ReservationSpent, account_stream
 from projections import Rule
 from routing import AuditReport
 from routing.cli.audit_page import page
-from tests.support.log_builder import ANNA, BERT, CARL, LogBuilder, audited
+from tests.support.log_builder import ANNA, BERT, CARL, GPU, LogBuilder, audited
 
 
 def shown(report: AuditReport) -> list[tuple[int, str, bool]]:
@@ -74,6 +74,21 @@ async def test_a_wrong_decision_that_changes_no_state_is_no_cause(tmp_path: Path
         (start + 2, Rule.BLOCKS_EARLIEST_FIRST, False),
     ]
     assert report.first_cause == report.findings[0]
+
+
+async def test_a_wrong_correction_is_a_cause(tmp_path: Path) -> None:
+    """After it the audit and the writer count differently, so later claims are wrong because of it."""
+    log = LogBuilder()
+    log.sync(5, {ANNA: {GPU: 1}})
+    counts = {account_stream(ANNA, GPU): [(0, 0), (1, 9)]}
+    log.append(MANIFESTS_STREAM, ManifestsWithdrawn(5, "wrong", {ANNA: {GPU: 2}}, counts=counts))
+    log.block(12)
+    log.reserve(ANNA, 54, (11, 11), start=12)
+    report = await audited(tmp_path, log.rows)
+    assert report.first_cause is not None
+    assert report.first_cause.rule == Rule.CORRECTIONS_FOLLOW
+    assert [each.follows for each in report.findings if each.position > report.first_cause.position] != []
+    assert all(each.follows for each in report.findings if each.position > report.first_cause.position)
 
 
 async def test_rules_are_counted_beyond_the_listed_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

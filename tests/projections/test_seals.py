@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from sqlalchemy import delete, select, update
 
-from ledger import LedgerState, LookupResult, Row, SealState, UnitOfWork, encode_state, state_digest
+from ledger import SEAL_VERSION, LedgerState, LookupResult, Row, SealState, UnitOfWork, encode_state, state_digest
 from ledger.codec import decode, encode, row_hash
 from ledger.domain.state_codec import _State
 from ledger.events import SEALS_STREAM, ReservationReleased, StateSealed
@@ -292,6 +292,7 @@ async def test_another_digest_for_a_sealed_position_stops_the_writer(any_url: st
                 await call
         assert await ledger.head() == head
         assert len(await ledger.find_miners(1.0, GPU, 11)) == 3
+        assert "every change is refused" in (await ledger.health()).status
     async with Allowance.open(any_url, validator_ss58=VALIDATOR) as ledger:
         await ledger.reserve("5Anna", GPU, 1.0, 11)
 
@@ -496,6 +497,15 @@ async def test_an_audit_from_a_seal_finds_faults_after_it(tmp_path: Path) -> Non
         whole, part = await ledger.audit(), await ledger.audit(from_seal=sealed)
         assert whole.findings_count >= 5
         assert part.findings == whole.findings
+
+
+async def test_an_audit_cannot_begin_at_a_seal_of_an_unknown_version(tmp_path: Path) -> None:
+    """Such a seal proves nothing, so it is as if there were none; it is no conflict either."""
+    log = LogBuilder()
+    log.append(SEALS_STREAM, StateSealed(5, SEAL_VERSION + 1, "c0ffee"), key="seal:5")
+    async with Allowance.open(await indexed(tmp_path, log), validator_ss58=BUILT_VALIDATOR, read_only=True) as ledger:
+        with pytest.raises(InvalidInput):
+            await ledger.audit(from_seal=5)
 
 
 async def test_an_audit_cannot_begin_without_a_right_seal(tmp_path: Path) -> None:

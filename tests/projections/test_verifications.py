@@ -117,6 +117,28 @@ async def test_an_interrupted_check_goes_on_after_the_last_complete_piece(small_
     assert (await check(small_url)).events == 0
 
 
+async def test_an_interrupted_check_from_an_earlier_position_moves_nothing_back(small_url: str) -> None:
+    """What was verified before stays so, unless the check finds something."""
+
+    def interrupt(done: int, _total: int) -> None:
+        if done > 40:
+            raise Interrupted
+
+    whole = await check(small_url)
+    with pytest.raises(Interrupted):
+        await check(small_url, since=0, progress=interrupt)
+    assert await recorded(small_url) == (HEAD, bytes.fromhex(whole.hash), NOW_NS, 0, None)
+
+
+async def test_a_result_that_cannot_be_recorded_is_returned(small_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A lost table must not cost the caller the findings; a warning says that nothing was recorded."""
+    async with Allowance.open(small_url, validator_ss58=VALIDATOR) as ledger:
+        await asyncio.to_thread(statement, small_url, "DROP TABLE allowance_verifications")
+        await damage(small_url, "UPDATE allowance_events SET recorded_at_ns = recorded_at_ns + 1 WHERE position = 7")
+        assert (await ledger.verify()).first_bad_position == 7
+    assert "the result of verify could not be recorded" in caplog.text
+
+
 async def test_a_recorded_position_counts_only_with_its_hash(small_url: str) -> None:
     """After the log was replaced, the check begins at the first event.
 

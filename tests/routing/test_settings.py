@@ -112,7 +112,9 @@ async def test_a_change_is_made_once_per_key(any_url: str) -> None:
         after = await ledger.head()
 
         assert await ledger.change_settings(block_expiry_blocks=400, idempotency_key="key") == first
-        for other in ({"block_expiry_blocks": 300}, {"longest_job_seconds": 30}):
+        # The last one names a value that was recorded then, which is another request all the same.
+        unchanged = {"longest_job_seconds": (await ledger.at(position=after.position).settings()).longest_job_seconds}
+        for other in ({"block_expiry_blocks": 300}, {"longest_job_seconds": 30}, unchanged):
             with pytest.raises(IdempotencyConflict):
                 await ledger.change_settings(**other, idempotency_key="key")
         with pytest.raises(IdempotencyConflict):

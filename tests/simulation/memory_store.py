@@ -56,6 +56,7 @@ class SimulatedStore:
 
     optimistic = False
     reads_wait_for_writes = False
+    in_doubt = False
     ledger = 1
 
     def __init__(

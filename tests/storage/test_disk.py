@@ -88,6 +88,15 @@ def test_a_product_that_flushes_less_is_found(disk, script, plant):
     assert any("acknowledged but absent" in violation for _, violation in report.findings), str(report)
 
 
+def test_a_directory_whose_sync_failed_is_synced_when_the_ledger_is_founded_again(disk):
+    """The directories exist by then. Whatever fails at first, each name is durable before anything is acknowledged."""
+    tasks = [Task("founding", Misfortune(Fault.EIO, index), cuts=30, seed=33) for index in range(1, 13)]
+
+    report = disk.run(tasks, 33)
+
+    assert not report.findings, str(report)
+
+
 @pytest.mark.parametrize("plant", ["answers-from-a-read", "no-fence"])
 def test_a_product_that_believes_what_it_reads_after_a_failed_commit_is_found(disk, plant):
     """After a failed COMMIT a read proves nothing, whether it finds the rows or not; the ledger once answered so."""

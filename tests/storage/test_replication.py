@@ -177,6 +177,7 @@ async def test_a_caller_whose_commit_no_standby_has_is_told_so(server: PostgresS
             assert await ledger.current_block() == 11
             assert [each.hotkey_ss58 for each in await ledger.find_miners(6.0, GPU, 11)] != []
             assert len((await ledger.history()).items) == 2
+            assert "no change is accepted" in (await ledger.health()).status
             for repeated_key in (None, key):
                 with pytest.raises(OutcomeUnknown):
                     await ledger.reserve("5Bert", GPU, 6.0, 11, job_uuid="a job", idempotency_key=repeated_key)

@@ -149,6 +149,10 @@ class PostgresStore:
         # does that first.
         return not self._in_doubt
 
+    @property
+    def in_doubt(self) -> bool:
+        return self._in_doubt
+
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
         with _PostgresErrors():
             if create is not None:

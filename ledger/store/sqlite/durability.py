@@ -73,6 +73,11 @@ class Durability:
         """Whether a change may begin; if not, call `prove`."""
         return self._is_checked and not self._owes_checkpoint
 
+    @property
+    def owes_proof(self) -> bool:
+        """Whether a commit failed, and the storage has not proved itself since."""
+        return self._owes_checkpoint
+
     def commit(self, connection: sqlite3.Connection) -> None:
         """Commit. After an error, `settle` and a read of the log show the outcome."""
         try:
@@ -193,7 +198,10 @@ def roll_back(connection: sqlite3.Connection) -> None:
 
 def flush_directory(directory: str) -> None:
     """Make the entries of a directory durable, if the file system can do so."""
-    file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        return  # A directory that may be written but not listed, or one above that belongs to others.
     try:
         os.fsync(file)
     except OSError as error:

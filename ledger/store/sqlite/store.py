@@ -105,6 +105,10 @@ class SqliteStore:
         # Held by every reader with a connection of its own, so that a fork can wait until no such connection is in use.
         self._readers_lock = SharedLock()
 
+    @property
+    def in_doubt(self) -> bool:
+        return self._durability is not None and self._durability.owes_proof
+
     async def open(self, create: Callable[[], MetaData] | None) -> Head:
         if inherits_connections() and self._path is not None:
             raise StorageUnavailable("this process was forked while a ledger was in use; start a new process instead")
@@ -679,11 +683,13 @@ def _create_private(path: Path) -> None:
 
 
 def _make_directories(directory: Path) -> None:
-    """Make missing directories, each with a durable entry in its parent; the files in them are SQLite's matter."""
-    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    """Make missing directories, and make their entries durable; the files in them are SQLite's matter.
+
+    Those that exist are flushed too: an earlier attempt may have made them and failed before its flush.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    for each in missing:
-        flush_directory(str(each.parent))
+    for parent in directory.absolute().parents:
+        flush_directory(str(parent))
 
 
 class _SqliteErrors:

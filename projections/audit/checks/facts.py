@@ -50,6 +50,7 @@ class FactCheck:
         self._findings = findings
         self._grants = GrantCheck(state.chain, findings)
         self.opened = False
+        self.has_new_rules = False
         self._count_inputs = state.chain.newest_inputs
         """What the counts of the last finalized block were computed from."""
         self._members = state.chain.metagraph.members
@@ -114,6 +115,7 @@ class FactCheck:
             self._grants.process_sync(row.position, applicable, is_applied=False)
             return
         chain.apply_manifests(row.position, applicable)
+        self._grants.says_coverage |= self.has_new_rules
         self._record_all_affected()
         self._state.record_change()
         self._grants.process_sync(row.position, applicable, is_applied=True)

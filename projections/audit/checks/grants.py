@@ -91,7 +91,7 @@ class GrantCheck:
         """The known miners that the sync recorded last does not cover."""
         self._known: set[str] = set()
         """The miners that a block has registered or a sync has named."""
-        self._says_coverage = False
+        self.says_coverage = False
         """Whether a sync has said whom it does not cover; from then on every sync must."""
         self._syncs = SyncTable()
 
@@ -248,8 +248,8 @@ class GrantCheck:
             self._report(position, message, block=newest)
 
     def _check_coverage(self, position: int, event: ManifestsRecorded, before: frozenset[str]) -> None:
-        self._says_coverage |= bool(event.uncovered or event.covered)
-        if not self._says_coverage:
+        self.says_coverage |= bool(event.uncovered or event.covered)
+        if not self.says_coverage:
             return
         at = bisect_right(self._numbers, event.block)
         expected: set[str] = set()

@@ -50,7 +50,7 @@ class ReservationCheck:
         expected_ns = due_from_ns + amount_ns + settings.reservation_margin_ns
         if event.expires_at_ns != expected_ns:
             details = {"expires_at_ns": event.expires_at_ns, "expected_ns": expected_ns}
-            since = "deciding clock" if event.due_by_clock else "recorded time"
+            since = "recorded time" if due_from_ns == row.recorded_at_ns else "deciding clock"
             message = f"the due time is not the {since} plus the amount and the margin"
             self._findings.add(row.position, Rule.DUE_TIME, message, **details)
         oldest = event.job_start_block - settings.block_expiry_blocks

@@ -10,6 +10,7 @@ from projections import Rule
 from tests.support.log_builder import ANNA, BERT, LogBuilder, created_at_ns
 
 from .fault_case import FaultCases
+from .seals import seal
 
 FAULT_CASES = FaultCases()
 
@@ -50,6 +51,20 @@ def a_due_time_by_the_recorded_time_ahead(log: LogBuilder) -> None:
 @FAULT_CASES(Rule.DUE_TIME, "is not the recorded time plus", logs=with_a_recorded_time_ahead)
 def an_old_reservation_that_is_due_by_the_clock(log: LogBuilder) -> None:
     reserve(log, ANNA, 2, due_by_clock=False)
+
+
+def with_a_seal_and_a_recorded_time_ahead() -> LogBuilder:
+    """A log of a release that counts due times from the clock, as its seal shows, with a recorded time a day ahead."""
+    log = LogBuilder()
+    seal(log)
+    log.wait(86_400)
+    log.block(12)
+    return log
+
+
+@FAULT_CASES(Rule.DUE_TIME, "is not the deciding clock plus", logs=with_a_seal_and_a_recorded_time_ahead)
+def a_due_time_by_the_recorded_time_from_a_release_that_knows_better(log: LogBuilder) -> None:
+    reserve(log, ANNA, 1, due_by_clock=False, expires_at_ns=log.now_ns + 106 * SECOND_NS)
 
 
 @FAULT_CASES(Rule.DECISION_CLOCK, "does not carry its reading")

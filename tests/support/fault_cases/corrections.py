@@ -21,6 +21,14 @@ FAULT_CASES = FaultCases()
 ANNAS = account_stream(ANNA, GPU)
 
 
+@FAULT_CASES(Rule.COVERAGE_FOLLOWS, "covers other miners than it names", at=4)
+def a_sync_that_covers_all_from_a_release_that_knows_better(log: LogBuilder) -> None:
+    log.append(CHAIN_STREAM, BlockWithdrawn(11, "wrong", 10))
+    log.block(11)
+    log.block(12, deregistered=[CARL])
+    log.sync(12, {}, [CARL])
+
+
 @FAULT_CASES(Rule.CORRECTIONS_FOLLOW, "block 99 is withdrawn although it is not recorded")
 def an_unknown_block_withdrawn(log: LogBuilder) -> None:
     log.append(CHAIN_STREAM, BlockWithdrawn(99, "wrong"))
