@@ -26,6 +26,8 @@ __all__ = ["old_url"]
 
 PROCESSES = 16
 NEW_VALIDATOR = "validator-of-a-new-database"
+# The contract last: a module that is imported only after its constant was replaced would keep the replacement.
+VERSION_READERS = ("sqlite.store", "postgres.store", "schema_steps", "contract")
 
 
 async def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -170,12 +172,12 @@ async def test_an_older_release_refuses_a_newer_schema_and_changes_nothing(
 
     The release is made older by its constant, in every module that reads it.
     """
-    for module in ("contract", "sqlite.store", "postgres.store", "schema_steps"):
+    for module in VERSION_READERS:
         monkeypatch.setattr(f"ledger.store.{module}.SCHEMA_VERSION", 1)
     async with Allowance.open(old_url, validator_ss58=VALIDATOR) as running:
         assert await stored_version(old_url) == 1
         with monkeypatch.context() as newer:
-            for module in ("contract", "sqlite.store", "postgres.store", "schema_steps"):
+            for module in VERSION_READERS:
                 newer.setattr(f"ledger.store.{module}.SCHEMA_VERSION", SCHEMA_VERSION)
             await open_once(old_url)
         before = await rows(old_url, "SELECT position, hash FROM allowance_ledgers")
@@ -206,9 +208,8 @@ async def test_an_append_that_waits_for_an_upgrade_is_refused(old_url: str, monk
     """
     if old_url.startswith("sqlite"):
         pytest.skip("SQLite decides under the lock of the file")
-    modules = ("contract", "sqlite.store", "postgres.store", "schema_steps")
     with monkeypatch.context() as older:
-        for module in modules:
+        for module in VERSION_READERS:
             older.setattr(f"ledger.store.{module}.SCHEMA_VERSION", 1)
         running = Allowance.open(f"{old_url}&lock_timeout=0", validator_ss58=VALIDATOR)
         store = (await running._lifecycle.handle()).store
