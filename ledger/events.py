@@ -92,8 +92,9 @@ class BlockWithdrawn(_Event, frozen=True, tag="block-withdrawn"):
     """A block was recorded by mistake; from here on it counts as never recorded.
 
     The block and its predecessor are then no longer finalized. `returns_to` is the predecessor if it is recorded, else
-    the newest block that remains if the withdrawn one was the newest, else 0. The other fields give the metagraph of
-    `returns_to` as the difference to the metagraph of the last event that has one, as in `BlockRecorded`.
+    the newest block that remains, else 0. The other fields give the metagraph of `returns_to` as the difference to the
+    metagraph of the last event that has one, as in `BlockRecorded`; the next difference is to that of `returns_to`, or
+    to an empty one.
     """
 
     number: int

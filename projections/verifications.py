@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ledger import Head, Store, StoredLedger
-from ledger.errors import CorruptLedger, PositionOutOfRange
+from ledger.errors import CorruptLedger, LedgerNotFound, PositionOutOfRange
 
 from .snapshots import ProgressReport
 from .verify import LogCheck, VerifyReport
@@ -103,7 +103,9 @@ class PiecewiseVerification:
         until = check.events + PIECE_ROWS
         async with self._store.reader() as reader:
             # Its head row is of the same snapshot as the rows.
-            stored = next(each for each in await reader.ledgers() if each.ledger == self._stored.ledger)
+            stored = next((each for each in await reader.ledgers() if each.ledger == self._stored.ledger), None)
+            if stored is None:
+                raise LedgerNotFound(self._store.validator_ss58)
             try:
                 async for page in reader.pages(stored, check.row_checker.position):
                     check.check_page(page)

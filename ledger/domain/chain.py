@@ -1,7 +1,7 @@
 """The chain facts (blocks, metagraphs, manifest syncs) and the allowance that they grant to every account.
 
 Pure: a fold of the recorded facts and their corrections. Two functions decide about facts (`decide_block`,
-`decide_manifests`; `corrections.py` decides about corrections), four methods of `Chain` evolve (`apply_block`,
+`decide_manifests`; `correction_commands.py` decides about corrections), four methods of `Chain` evolve (`apply_block`,
 `apply_manifests`, `withdraw_block`, `withdraw_manifests`). Each rule names its source where it stands.
 """
 
@@ -227,14 +227,13 @@ class Chain:
         self.withdrawn_blocks.setdefault(number, []).append(
             Withdrawal(blocks.position(number), blocks.digest(number), position)
         )
-        if returns_to:
-            self.last_metagraph = self._metagraph_after(event)
+        self.last_metagraph = self._metagraph_after(event) if returns_to else _EMPTY_METAGRAPH
         was_newest = number == blocks.newest
         self.unfinalized.pop(number, None)
         self._unregister(number)
         blocks.forget(number)
         if was_newest:
-            self.metagraph = self.last_metagraph if returns_to else _EMPTY_METAGRAPH
+            self.metagraph = self.last_metagraph
         if number - 1 in blocks:
             self._await_successor(number - 1, self.last_metagraph)
         self._cut_counts()
@@ -532,14 +531,15 @@ def _refuse_withdrawn(fact: str, withdrawals: Iterable[Withdrawal], digest: byte
 def block_to_return_to(chain: Chain, number: int) -> int:
     """Return the block whose metagraph the fold needs if a block is withdrawn; 0 if it needs none.
 
-    The predecessor waits for its successor again; the newest block that remains gives the registered miners.
+    The predecessor waits for its successor again. If it is not recorded, the newest block that remains gives the
+    registered miners, and the next block is compared with it.
     """
     blocks = chain.blocks
     if number not in blocks:
         raise KeyError(f"block {number} is not recorded")
     if number - 1 in blocks:
         return number - 1
-    return blocks.highest_below(number) if number == blocks.newest else 0
+    return blocks.highest_below(number) if number == blocks.newest else blocks.newest
 
 
 def manifests_after(

@@ -121,11 +121,9 @@ class ChangeSettings:
         first = unit_of_work.first_outcome(self.key)
         if first is not None:
             row, event = first
-            key = str(self.key)
-            if not isinstance(event, SettingsChanged) or self.request != (
-                event.request if row.key == key else request_in_key(key)
-            ):
-                raise IdempotencyConflict(key, row.position)
+            refuse_other_content(str(self.key), self.request, row, event)
+            if not isinstance(event, SettingsChanged):
+                raise IdempotencyConflict(str(self.key), row.position)
             return SettingsChange(None, event.settings, event.settings)
         recorded = unit_of_work.state.chain.settings
         request = "" if self.key is None else self.request
@@ -333,6 +331,16 @@ def check_amount(amount_ns: int, settings: RecordedSettings) -> None:
     expected = f"an amount above 0 and up to {longest_seconds} seconds"
     message = f"Required allowance cannot be greater than {longest_seconds} seconds" if amount_ns > 0 else None
     raise InvalidInput("allowance_seconds", seconds(amount_ns), expected, message)
+
+
+def refuse_other_content(key: str, request: str, row: Row, event: Event) -> None:
+    """Raise `IdempotencyConflict` if the key of a stored row belongs to a call with other content.
+
+    The digest of the first call is in the event if the caller chose the key, and in the key itself if it is an
+    `unknown_outcome_key`.
+    """
+    if request != (getattr(event, "request", "") if row.key == key else request_in_key(key)):
+        raise IdempotencyConflict(key, row.position)
 
 
 def look_up_key(key: str | None, lookup: Lookup) -> None:

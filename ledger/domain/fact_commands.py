@@ -10,12 +10,12 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import NamedTuple
 
-from ledger.codec import Row, request_in_key, unknown_outcome_key
+from ledger.codec import Row, unknown_outcome_key
 from ledger.errors import ConflictingFact, IdempotencyConflict, ImplausibleFact
-from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, BlockRecorded, Event, ManifestsRecorded
+from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, BlockRecorded, ManifestsRecorded
 
 from .chain import Chain, Metagraph, Withdrawal, block_digest, decide_block, decide_manifests, manifests_digest
-from .commands import REQUEST_BYTES, look_up_key
+from .commands import REQUEST_BYTES, look_up_key, refuse_other_content
 from .lookup import Lookup
 from .state import LedgerState
 from .unit_of_work import UnitOfWork
@@ -139,7 +139,7 @@ class RecordFacts:
         first = unit_of_work.first_outcome(self.key)
         if first is not None:
             row, event = first
-            self._refuse_other_content(row, event)
+            refuse_other_content(str(self.key), self.request, row, event)
             return self._result_of_first_call(unit_of_work.state.chain, row.position)
         rows_before = len(unit_of_work.rows)
         outcome = self._record(unit_of_work)
@@ -160,17 +160,6 @@ class RecordFacts:
                 decided = unit_of_work.append(fact.stream, decided).position
             positions.append(decided)
         return positions, None
-
-    def _refuse_other_content(self, row: Row, event: Event) -> None:
-        """Raise `IdempotencyConflict` if the key was used for other facts.
-
-        The digest of the first call is in the event if the caller chose the key, and in the key itself if it is an
-        `unknown_outcome_key`.
-        """
-        key = str(self.key)
-        request = event.request if isinstance(event, (BlockRecorded, ManifestsRecorded)) else ""
-        if self.request != (request if row.key == key else request_in_key(key)):
-            raise IdempotencyConflict(key, row.position)
 
     def _result_of_first_call(self, chain: Chain, last_position: int) -> FactsOutcome:
         """Return the result of the first call with this key, whose last recorded fact is at `last_position`.

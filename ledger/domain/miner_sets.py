@@ -20,7 +20,7 @@ class MinerSets:
 
     def __init__(self) -> None:
         self.steps: dict[str, StepFunction] = {}
-        """By miner: 1 where it is in the set. A miner that was in the set once stays here."""
+        """Each miner's membership by block: 1 if it is in the set, else 0. An entry is never removed."""
         self._range = (0, END)
         """The blocks, end exclusive, for which `_set` is the set; most calls ask for the same few blocks."""
         self._set = _NOBODY

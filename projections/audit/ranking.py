@@ -121,7 +121,7 @@ class AuditRanking:
             after = last + 1
             is_first = first == (start if start > self._first else self._first)
             if is_first and first < after < until and self._granted_start <= after < self._granted_end and key:
-                # The claim takes a part of the first free run, so what is taken after that run is unchanged, and the
+                # The claim takes a part of the first free run, so the taken blocks after it are unchanged, and the
                 # account needs no new measurement. This is the case of nearly all claims.
                 self._remove(account, entry)
                 account.rank_entry = after, until, later_ns, key

@@ -53,6 +53,8 @@ In between, every event changes the taken blocks by the value of its reservation
 reports the imbalance at once.
 """
 LONGEST_KEY = 256
+EARLIEST_NS, LATEST_NS = 946_684_800 * 10**9, 7_258_118_400 * 10**9
+"""The starts of the years 2000 and 2200: no release of now accepts another reading of its clock."""
 _OF_NEW_RULES = frozenset({StateSealed, BlockWithdrawn, ManifestsWithdrawn})
 """Events that no release wrote before due times counted from the deciding clock, and syncs named whom they cover."""
 
@@ -251,6 +253,9 @@ class Replay:
     def _decided_at_ns(self, row: Row, decided_at_ns: int) -> int:
         """Return the clock that decided; it may only be behind, if recorded times would have decreased otherwise."""
         if decided_at_ns < row.recorded_at_ns == self.recorded_at_ns:
+            if self._has_new_rules and not EARLIEST_NS <= decided_at_ns < LATEST_NS:
+                message = "decided_at_ns must be between the years 2000 and 2200"
+                self.findings.add(row.position, Rule.DECISION_CLOCK, message, decided_at_ns=decided_at_ns)
             return decided_at_ns
         details = {"decided_at_ns": decided_at_ns, "recorded_at_ns": row.recorded_at_ns}
         message = "decided_at_ns must be before recorded_at_ns, and recorded_at_ns that of the row before"

@@ -112,7 +112,8 @@ class Lifecycle:
             # closes a ledger could do nothing about the rest.
             with suppress(AllowanceException):
                 handle = await self._wait_for(opening)
-                await handle.runtime.run(handle.close())
+                # A task of its own: if the caller is cancelled before the closing has begun, nobody else would close.
+                await asyncio.shield(asyncio.ensure_future(handle.runtime.run(handle.close())))
         self._leave_inherited_handle()
         self.open_handle = None
 

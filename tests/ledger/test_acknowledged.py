@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ledger import Head
+from ledger import Head, Row
 from ledger.acknowledged import REMEMBERED_HEADS, Acknowledged
 from routing import LogWentBack
 from tests.support.logs import append, head_at, opened, rows_after
@@ -24,14 +24,14 @@ FIRST = rows_after(Head(), 9)
         ([], (9, 0, 0, "positions 1 to 9.")),
     ],
 )
-async def test_the_error_names_what_is_gone(stored_rows: list[object], expected: tuple[int, int, int, str]) -> None:
+async def test_the_error_names_what_is_gone(stored_rows: list[Row], expected: tuple[int, int, int, str]) -> None:
     """Whatever was stored instead, and for ever: later the same error is raised without another look."""
     acknowledged = Acknowledged()
     for position in (3, 6, 9):
         acknowledged.note(position, FIRST[position - 1].hash)
     async with opened("sqlite://") as store:
         if stored_rows:
-            await append(store, stored_rows)  # type: ignore[arg-type]
+            await append(store, stored_rows)
         with pytest.raises(LogWentBack) as went_back:
             await acknowledged.check(store)
         error = went_back.value

@@ -13,8 +13,8 @@ from ledger.cancellation import cancellation_shield, run_cancellable
 from ledger.store.contract import do_nothing
 from ledger.store.sqlite import store as sqlite
 from ledger.store.sqlite.write_lock_queue import WriteLockQueue
-from routing import Routing
-from tests.support.small import GPU, job, small_ledger
+from routing import Allowance, Routing
+from tests.support.small import GPU, VALIDATOR, job, small_ledger
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -178,6 +178,26 @@ async def test_a_close_that_is_cancelled_while_it_seals_closes_the_store(tmp_pat
         while store._connection is not None:  # noqa: ASYNC110 - the close goes on behind the cancelled caller
             await asyncio.sleep(0)
         assert store.paused_for_fork not in opened.runtime._fork_pauses
+
+
+async def test_a_close_that_is_cancelled_before_it_begins_closes_the_store(tmp_path: Path) -> None:
+    """Its task on the library's thread has not run when the caller is cancelled; nobody else could close the ledger."""
+    ledger = await Allowance.open(f"sqlite:///{tmp_path}/ledger.db", validator_ss58=VALIDATOR)
+    opened = await ledger._lifecycle.handle()
+    store: Any = opened.store
+    goes_on = threading.Event()
+    opened.runtime.loop.call_soon_threadsafe(goes_on.wait)
+    closing = asyncio.create_task(ledger.close())
+    while ledger._lifecycle._opening is not None:  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(0)
+    for _ in range(3):  # Until the close waits for the library's thread.
+        await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    goes_on.set()
+    while store._connection is not None:  # noqa: ASYNC110 - the close goes on behind the cancelled caller
+        await asyncio.sleep(0)
 
 
 async def test_a_close_whose_seal_fails_closes_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

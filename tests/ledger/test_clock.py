@@ -115,7 +115,7 @@ def test_a_jump_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             read()
         assert {record.levelno for record in caplog.records} <= {logging.WARNING}
-        return [record.jump_ns for record in caplog.records]  # type: ignore[attr-defined]
+        return [record.jump_ns for record in caplog.records]  # type: ignore[attr-defined]  # the field of `extra`
 
     assert jumps(0) == []
     assert jumps(3600, 3600) == []

@@ -26,6 +26,7 @@ from routing import (
     InvalidInput,
     ManifestsFact,
     ManifestsStale,
+    NotEnoughAllowanceException,
     Receipt,
     Routing,
     Settings,
@@ -62,6 +63,31 @@ async def test_a_sync_with_a_wrong_number_is_refused() -> None:
             await ledger.record_manifests(7601, ALL)
 
 
+async def test_the_next_block_is_not_compared_with_a_withdrawn_one() -> None:
+    """A withdrawn block without neighbours counts as never recorded. Catches its metagraph staying behind."""
+    stakes = {VALIDATOR: 1.0}
+    async with small_ledger(blocks=11) as ledger:
+        few, many = await ledger.miners(), [miner(f"5Extra{number}") for number in range(60)]
+        await ledger.record_block(200, START + timedelta(seconds=2400), few, stakes)
+        await ledger.record_block(150, START + timedelta(seconds=1800), many, stakes)
+        await ledger.withdraw_block(150, "mistyped")
+        await ledger.record_block(201, START + timedelta(seconds=2412), few, stakes)
+        assert (await ledger.audit()).findings == []
+        assert await ledger.miners() == few
+
+
+async def test_withdrawing_the_only_block_leaves_no_metagraph() -> None:
+    """The next block is compared with none, and its difference is to none."""
+    many = [miner(f"5Extra{number}") for number in range(60)]
+    async with Allowance.open("sqlite://", validator_ss58=VALIDATOR) as ledger:
+        await ledger.record_block(1, START, many, {VALIDATOR: 1.0})
+        await ledger.withdraw_block(1, "mistyped")
+        assert await ledger.miners() == []
+        await ledger.record_block(1, START, [miner("5Anna")], {VALIDATOR: 1.0})
+        assert [each.hotkey_ss58 for each in await ledger.miners()] == ["5Anna"]
+        assert (await ledger.audit()).findings == []
+
+
 async def test_a_sync_with_a_wrong_number_is_withdrawn() -> None:
     """Observation: after the confirmed mistake nobody had allowance; after the withdrawal all have it back.
 
@@ -70,7 +96,7 @@ async def test_a_sync_with_a_wrong_number_is_withdrawn() -> None:
     async with small_ledger(blocks=400) as ledger:
         before = await ledger.find_miners(1.0, GPU, 400)
         await ledger.record_manifests(5_000_000, {"5Anna": {GPU: 1}}, confirm=True)
-        with pytest.raises(Exception, match="no miner has enough allowance"):
+        with pytest.raises(NotEnoughAllowanceException):
             await ledger.find_miners(1.0, GPU, 400)
         wrong = (await ledger.head()).position
         position = await ledger.withdraw_manifests(5_000_000, "mistyped")

@@ -228,24 +228,6 @@ def test_a_forked_child_refuses_a_log_that_went_back(tmp_path: Path) -> None:
 # Opening and closing
 
 
-async def test_a_ledger_whose_last_seal_fails_is_closed_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches a `close()` that leaves the connection and its locks, which no second call would close."""
-    ledger = await Allowance.open(f"sqlite:///{tmp_path / 'a.db'}", validator_ss58=VALIDATOR)
-    handle = ledger._lifecycle.open_handle
-    assert handle is not None
-    store: Any = handle.store
-
-    async def fail(_every_rows: int) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(handle, "_seal_if_due", fail)
-    with pytest.raises(MemoryError):
-        await ledger.close()
-    assert store._connection is None
-
-
 def test_a_ledger_first_used_by_many_threads_is_opened_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If many threads use a ledger at the same moment, one of them opens it and the others wait."""
     opened: list[int] = []

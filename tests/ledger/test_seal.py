@@ -254,7 +254,7 @@ def test_a_field_that_a_later_release_adds_to_the_settings_changes_no_digest() -
 def test_machines_of_the_other_byte_order_read_the_same_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a machine is imitated: its arrays' bytes are swapped by hand, as its `tobytes` would return them."""
 
-    class Swapped(array):  # type: ignore[type-arg]
+    class Swapped(array):  # type: ignore[type-arg]  # a generic array cannot be a base class at run time
         def tobytes(self) -> bytes:
             swapped = array(self.typecode, self)
             swapped.byteswap()

@@ -35,7 +35,17 @@ from tests.support.log_builder import ANNA, BERT, LogBuilder, stored
 from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
 from tests.support.small import GPU, START, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
-from tests.support.stories import SETTINGS, Story, events_of, executed, project, store_of, take_snapshot, there
+from tests.support.stories import (
+    SETTINGS,
+    Story,
+    events_of,
+    executed,
+    noted_reads,
+    project,
+    store_of,
+    take_snapshot,
+    there,
+)
 
 SEED = 31
 ACCOUNTS, ACTIVE = (_State.__struct_fields__.index(field) for field in ("accounts", "active"))
@@ -451,21 +461,12 @@ async def test_an_audit_from_a_seal_reads_no_event_before_its_snapshot(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Except facts, which `Store.read` does not read here. That is its use: claims before it cost nothing."""
-    from ledger.store.sqlite.store import SqliteStore
-
     clock = Clock()
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         await Story(ledger, clock, SEED).goes_on(200)
         position = await take_snapshot(ledger)
         await ledger.expire_due()
-        read_after: list[int] = []
-        real = SqliteStore.read
-
-        async def read(self: SqliteStore, after: int) -> Any:
-            read_after.append(after)
-            return await real(self, after)
-
-        monkeypatch.setattr(SqliteStore, "read", read)
+        read_after = noted_reads(monkeypatch)
         assert (await ledger.audit(from_seal=position)).findings == []
         assert min(read_after) == position
 

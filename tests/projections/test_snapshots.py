@@ -12,14 +12,23 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 
 from ledger import SNAPSHOT_VERSION, encode_state, state_digest
-from ledger.store.sqlite.store import SqliteStore
 from projections import Availability, SnapshotStore, state_at
 from projections.snapshots import KEPT_SNAPSHOTS, Snapshot, payload_digest
 from projections.tables import snapshots
 from routing import Allowance
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
-from tests.support.stories import SETTINGS, Story, events_of, executed, seed_shown, store_of, take_snapshot, there
+from tests.support.stories import (
+    SETTINGS,
+    Story,
+    events_of,
+    executed,
+    noted_reads,
+    seed_shown,
+    store_of,
+    take_snapshot,
+    there,
+)
 
 SEED = 11
 
@@ -113,14 +122,7 @@ async def test_opening_reads_only_the_rows_after_the_snapshot(url: str, monkeypa
         await story.goes_on(25)
         head, live = (await ledger.head()).position, await bytes_of(ledger)
     assert head > position > 100
-    read_after: list[int] = []
-    real = SqliteStore.read
-
-    async def read(self: SqliteStore, after: int) -> Any:
-        read_after.append(after)
-        return await real(self, after)
-
-    monkeypatch.setattr(SqliteStore, "read", read)
+    read_after = noted_reads(monkeypatch)
     for read_only in (True, False):
         read_after.clear()
         async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock, read_only=read_only) as ledger:

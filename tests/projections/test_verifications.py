@@ -1,4 +1,4 @@
-"""`verify` records its result, and `verify --since` checks in pieces and goes on where it was interrupted."""
+"""`verify` records its result; `verify --since` checks in pieces, and continues after an interruption."""
 
 from __future__ import annotations
 

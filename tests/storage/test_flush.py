@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,9 @@ from tests.support.small import GPU, VALIDATOR, small_ledger
 from tests.support.traced_disk import TracedDisk, why_no_strace
 
 traced = pytest.mark.skipif(why_no_strace() is not None, reason=why_no_strace() or "")
+
+NOBODY = 65534
+"""The user that has no rights."""
 
 PRELUDE = """
 import asyncio, json, os, signal, sqlite3, sys
@@ -268,6 +272,51 @@ async def test_a_ledger_that_is_closed_in_doubt_leaves_the_wal(path: Path) -> No
         again = await ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="job", idempotency_key="key")
         assert [each.reservation_id for each in found] in ([], [again.reservation_id])
     assert not path.with_name("ledger.db-wal").exists()
+
+
+@traced
+def test_health_says_that_the_storage_has_not_proved_itself(path: Path) -> None:
+    """A commit failed, and so did the fence: `health` must not be "ok" while every change is refused."""
+    script = """
+    async def main():
+        ledger = await opened()
+        await attempt("job", ledger.reserve("5Anna", GPU, 1.0, 31, job_uuid="job", idempotency_key="key"))
+        say(name="health", outcome=(await ledger.health()).status)
+        die()
+
+    asyncio.run(main())
+    """
+    said = run(TracedDisk(path.parent), path, script, "fdatasync:error=EIO:when=3..6")
+    assert "no change is accepted until the storage has proved itself" in said[-1]["outcome"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user, to whom permissions apply")
+def test_a_directory_that_cannot_be_listed_can_hold_a_ledger(tmp_path: Path) -> None:
+    """Catches a flush of the directory's entries that takes "permission denied" for a failed commit."""
+    script = f"""
+    import os, sys
+    from routing.sync import Allowance
+
+    def position(directory):
+        with Allowance.open(f"sqlite:///{{directory}}/a.db", validator_ss58="5V") as ledger:
+            return ledger.head().position
+
+    # The first ledger imports all modules, which the other user may not be allowed to read.
+    print(position(sys.argv[1]))
+    os.seteuid({NOBODY})
+    print(position(sys.argv[2]))
+    """
+    for directory in (tmp_path, *tmp_path.parents):
+        if not directory.stat().st_mode & stat.S_IXOTH:
+            directory.chmod(0o711)
+    visible, hidden = tmp_path / "visible", tmp_path / "hidden"
+    visible.mkdir()
+    hidden.mkdir()
+    os.chown(hidden, NOBODY, NOBODY)
+    hidden.chmod(0o300)
+    arguments = [sys.executable, "-c", textwrap.dedent(script), str(visible), str(hidden)]
+    ran = subprocess.run(arguments, check=False, capture_output=True, text=True)
+    assert (ran.stdout, ran.returncode) == ("1\n1\n", 0), ran.stderr
 
 
 @traced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from routing import Allowance, AllowanceException, JobRoutingException, OutcomeUnknown, Reservation, Routing
@@ -26,8 +27,13 @@ class _Job:
 
 async def attempt(plan: Plan, ledger: Allowance, n: int, request: Request) -> Outcome:
     """Make the call and return its result or its refusal; a cancellation propagates."""
+    return await outcome_of(n, perform(plan, ledger, request))
+
+
+async def outcome_of(n: int, performing: Awaitable[Result]) -> Outcome:
+    """Return the result or the refusal of a call, or what no caller should ever see."""
     try:
-        return Outcome(n, result=await perform(plan, ledger, request))
+        return Outcome(n, result=await performing)
     except OutcomeUnknown:
         return Outcome(n)
     except (AllowanceException, JobRoutingException) as refused:

@@ -229,7 +229,7 @@ class Ledger:
 
     def change_named_rules(self, named: dict[str, object], now_ns: int) -> bool:
         """Change only the named settings; return False, and record nothing, if they are in force already."""
-        return self.change_rules(replace(self.rules, **named), now_ns)  # type: ignore[arg-type]
+        return self.change_rules(replace(self.rules, **named), now_ns)  # type: ignore[arg-type]  # the names are those of fields
 
     def record_block(
         self,
@@ -332,15 +332,10 @@ class Ledger:
         ]
         if holders:
             raise Refused("BlockInUse", reservation_ids=holders)
-        was_newest = block == self.newest_block()
         self.blocks.remove(block)
         self.finalized = [each for each in self.finalized if each.number not in (number, number - 1)]
         self.withdrawn.append(block)
-        below = self.block(number - 1)
-        if below is not None:
-            self.recorded_last = below
-        elif was_newest and self.blocks:
-            self.recorded_last = self.newest_block()
+        self.recorded_last = self.block(number - 1) or self.newest_block()
         self._record(now_ns)
         return True
 

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import pytest
 from sqlalchemy.dialects import sqlite
 
 from ledger import Row, SealState, Store, state_digest
+from ledger.store.sqlite.store import SqliteStore
 from projections import History, SnapshotStore
 from projections.snapshots import snapshot_of
 from routing import Allowance, AllowanceException, JobRoutingException, Reservation, Routing, Settings
@@ -209,3 +211,16 @@ async def whole_history(ledger: Allowance, limit: int = 1000) -> list[Reservatio
 def utc(at_ns: int) -> datetime:
     """Convert nanoseconds since the epoch; a `datetime` shows whole microseconds only."""
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_ns // 1000)
+
+
+def noted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which each later read of a page of a SQLite log adds the position after which it reads."""
+    read_after: list[int] = []
+    real = SqliteStore.read
+
+    async def read(self: SqliteStore, after: int) -> list[Row]:
+        read_after.append(after)
+        return await real(self, after)
+
+    monkeypatch.setattr(SqliteStore, "read", read)
+    return read_after

@@ -20,8 +20,8 @@ from ledger.errors import LedgerNotFound
 
 from .session import ServerSession
 
-# Enforced by the client. A server that works raises the fence in milliseconds; the caller is told sooner that the
-# outcome is unknown if it does not.
+# Enforced by the client. A working server raises the fence within milliseconds. After this limit the outcome counts as
+# unknown, so that the caller need not wait longer.
 FENCE_TIMEOUT_SECONDS = 5.0
 
 _RAISE_FENCE = """UPDATE allowance_ledgers SET fence = fence + 1

@@ -75,7 +75,7 @@ class PostgresReader:
 
 
 def _page_lengths(sizes: list[int | None]) -> Iterator[int]:
-    """Divide payloads into pages, each of which ends with the one that reaches `PAGE_BYTES`; yield their lengths."""
+    """Yield the number of rows in each page, given all payloads' sizes; a page ends when it reaches `PAGE_BYTES`."""
     count = total = 0
     for size in sizes:
         count += 1

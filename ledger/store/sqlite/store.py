@@ -700,7 +700,7 @@ class _SqliteErrors:
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         if error is not None and (
-            isinstance(error, (sqlite3.Error, OSError, UnicodeDecodeError)) or is_sqlalchemy_error(error)
+            isinstance(error, (sqlite3.Error, OSError, MemoryError, UnicodeDecodeError)) or is_sqlalchemy_error(error)
         ):
             raise StorageUnavailable(driver_message(error)) from error
 

@@ -56,6 +56,9 @@ class Graph(NamedTuple):
     share: Fraction
 
 
+NO_GRAPH = Graph({}, {}, frozenset(), Fraction(0))
+
+
 class CountTerms(NamedTuple):
     """Everything that determines a block's executor counts, fixed when it was finalized.
 
@@ -75,7 +78,7 @@ class GrantCheck:
         self._chain = chain
         self._findings = findings
         self._settings = RecordedSettings()
-        self._graph = Graph({}, {}, frozenset(), Fraction(0))
+        self._graph = NO_GRAPH
         """That of the last event that has a metagraph."""
         self._blocks: dict[int, tuple[int, Graph]] = {}
         """The creation time and metagraph of each recorded block."""
@@ -154,8 +157,7 @@ class GrantCheck:
     def withdraw_block(self, position: int, event: BlockWithdrawn) -> None:
         """Apply a withdrawal that is as it must be."""
         number = event.number
-        if event.returns_to:
-            self._graph = self._blocks[event.returns_to][1]
+        self._graph = self._blocks[event.returns_to][1] if event.returns_to else NO_GRAPH
         del self._blocks[number], self._numbers[bisect_left(self._numbers, number)]
         for block in (number - 1, number):
             self._terms.pop(block, None)
@@ -219,11 +221,12 @@ class GrantCheck:
     def _returns_to(self, number: int) -> int:
         """Return the block whose metagraph a withdrawal must carry: the predecessor, else the newest that remains.
 
-        The latter only if the newest block is withdrawn. 0 if neither exists.
+        0 if no block remains.
         """
         if number - 1 in self._blocks:
             return number - 1
-        return self._numbers[-2] if number == self._numbers[-1] and len(self._numbers) > 1 else 0
+        remaining = self._numbers if number != self._numbers[-1] else self._numbers[:-1]
+        return remaining[-1] if remaining else 0
 
     def _finalize(self, position: int, block: int) -> None:
         settings, (created_at_ns, graph) = self._settings, self._blocks[block]

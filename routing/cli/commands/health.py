@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _facts(health: Health) -> dict[str, object]:
-    """Return what is shown, by its label; each age stands beside what has it."""
+    """Return the lines to print, by label; an age is on the line of its block or sync."""
     shown = {name: value for name, value in health.to_dict().items() if name not in _SHOWN_TOGETHER}
     facts = {name.replace("_", " "): value for name, value in shown.items()}
     facts["projection lag"] = counted(health.projection_lag, "event")

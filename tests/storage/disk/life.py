@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from routing import Allowance, AllowanceException, JobRoutingException, OutcomeUnknown
+from routing import Allowance
 from tests.stress import Plan, network
 from tests.stress.diary import Call, Outcome, Request, Result
-from tests.stress.operations import NEVER_EXPECTED, perform
+from tests.stress.operations import outcome_of, perform
 
 from .preload import Fault, Operation, Record, Recorder
 
@@ -379,16 +379,7 @@ class Caller:
 
     async def attempt(self, number: int, request: Request) -> Outcome:
         """Make a call; return its result or refusal, or what no caller should ever see."""
-        try:
-            return Outcome(number, result=await self._perform(request))
-        except OutcomeUnknown:
-            return Outcome(number)
-        except (AllowanceException, JobRoutingException) as refused:
-            if type(refused).__name__ in NEVER_EXPECTED:
-                return Outcome(number, broken=repr(refused))
-            return Outcome(number, refused=type(refused).__name__, message=str(refused))
-        except Exception as broken:
-            return Outcome(number, broken=repr(broken))
+        return await outcome_of(number, self._perform(request))
 
     async def _perform(self, request: Request) -> Result:
         if request.operation == "open" or self.ledger is None:

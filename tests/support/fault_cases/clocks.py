@@ -67,6 +67,11 @@ def a_due_time_by_the_recorded_time_from_a_release_that_knows_better(log: LogBui
     reserve(log, ANNA, 1, due_by_clock=False, expires_at_ns=log.now_ns + 106 * SECOND_NS)
 
 
+@FAULT_CASES(Rule.DECISION_CLOCK, "between the years 2000 and 2200", logs=with_a_seal_and_a_recorded_time_ahead)
+def a_clock_that_no_release_accepts(log: LogBuilder) -> None:
+    reserve(log, ANNA, 1, at_ns=-5)
+
+
 @FAULT_CASES(Rule.DECISION_CLOCK, "does not carry its reading")
 def a_due_time_by_a_clock_that_is_not_recorded(log: LogBuilder) -> None:
     log.reserve(ANNA, 6, (1, 1), due_by_clock=True)
