@@ -106,16 +106,24 @@ class Lifecycle:
         if opening is not None:
             # An opening that waits for a database server would keep this call waiting until its own timeout. That still
             # happens if the opening's task has not run its first step yet: then there is nothing to cancel.
-            self._seams.runtime().loop.call_soon_threadsafe(self._stop_connecting)
-            # A failed opening leaves nothing to close; the callers who wait for it receive its error. An error of
-            # `handle.close` is dropped too: each change has reported its own outcome to its caller, and a caller who
-            # closes a ledger could do nothing about the rest.
-            with suppress(AllowanceException):
-                handle = await self._wait_for(opening)
-                # A task of its own: if the caller is cancelled before the closing has begun, nobody else would close.
-                await asyncio.shield(asyncio.ensure_future(handle.runtime.run(handle.close())))
+            loop = self._seams.runtime().loop
+            loop.call_soon_threadsafe(self._stop_connecting)
+            # A cancelled caller does not wait, but the closing goes on: nobody could close the ledger later.
+            closing = asyncio.run_coroutine_threadsafe(self._close_opened(opening), loop)
+            await asyncio.shield(asyncio.wrap_future(closing))
         self._leave_inherited_handle()
         self.open_handle = None
+
+    async def _close_opened(self, opening: Future[LedgerHandle]) -> None:
+        """Close the handle; runs on the runtime's loop.
+
+        A failed opening leaves nothing to close; the callers who wait for it receive its error. An error of
+        `LedgerHandle.close` is dropped too: each change has reported its own outcome to its caller, and a caller who
+        closes a ledger could do nothing about the rest.
+        """
+        with suppress(AllowanceException):
+            handle = await self._wait_for(opening)
+            await handle.close()
 
     def _open_once(self) -> Future[LedgerHandle]:
         with _guard:
