@@ -10,7 +10,8 @@ either; if not, one finding names the block, instead of one for each decision th
 
 Known limits:
 
-- Logs of earlier releases do not say whom a sync covers. So a release that never says it cannot be told from them.
+- Logs of earlier releases do not say whom a sync covers. So the coverage of syncs is checked only from the first event
+  that shows a newer release (`Replay`).
 - The counts at finalized blocks are compared once, at the end, because comparing all of them after each event would
   take too long. A count that the fold had wrong for a while and then corrected is missed.
 
