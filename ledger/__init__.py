@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from .store.contract import Store as Store
     from .store.contract import Transaction as Transaction
     from .store.contract import TransactionConflict as TransactionConflict
+    from .store.contract import VersionConflict as VersionConflict
+    from .store.contract import versions_before as versions_before
     from .store.export_file import ExportReader as ExportReader
     from .store.export_file import ExportWriter as ExportWriter
     from .store.reader import LogReader as LogReader
@@ -109,7 +111,7 @@ else:
             "ledger.settings": "RecordedSettings Settings",
             "ledger.store.contract": (
                 "CommitOutcomeUnknown ReadModelTransaction RowExists SCHEMA_VERSION Store Transaction "
-                "TransactionConflict"
+                "TransactionConflict VersionConflict versions_before"
             ),
             "ledger.store.export_file": "ExportReader ExportWriter",
             "ledger.store.reader": "LogReader StoredLedger",

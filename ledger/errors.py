@@ -8,6 +8,7 @@
     │   ├── ReservationAlreadyReleased      The reservation was released before.
     │   └── ReservationExpired              The log records that the reservation expired.
     ├── ReservationAlreadySpent             The reservation was spent before.
+    ├── StreamVersionConflict               A stream has moved since the caller read its version.
     ├── IdempotencyConflict                 The idempotency key was used for another request.
     ├── ConflictingFact                     The chain fact contradicts a recorded one.
     ├── ImplausibleFact                     The chain fact is refused without `confirm=True`.
@@ -85,6 +86,7 @@ __all__ = [
     "ReservationNotFound",
     "SealConflict",
     "StorageUnavailable",
+    "StreamVersionConflict",
     "TimeOutOfRange",
 ]
 
@@ -201,6 +203,19 @@ class ReservationAlreadySpent(AllowanceException):
         self.reservation_id = reservation_id
         self.settled_at = settled_at
         super().__init__(f"reservation {reservation_id} was spent at {settled_at}")
+
+
+class StreamVersionConflict(AllowanceException):
+    """A stream has moved since the caller read its version; nothing was recorded. Look again, and decide anew.
+
+    `stream` is the stream's name: of an account, the miner and the executor class with a tab between them.
+    """
+
+    def __init__(self, stream: str, expected_version: int, actual_version: int) -> None:
+        self.stream = stream
+        self.expected_version = expected_version
+        self.actual_version = actual_version
+        super().__init__(f"stream {stream!r} is at version {actual_version}, expected {expected_version}")
 
 
 class IdempotencyConflict(AllowanceException):

@@ -58,6 +58,7 @@ class BlockRecorded(_Event, frozen=True, tag="block-recorded"):
     `registered` has the miners that are new or have a new axon, `deregistered` the ones that left. `staked` has the
     new or changed stakes by validator, in billionths, `unstaked` the validators that left. If the call had an
     idempotency key, the last fact that it recorded carries `request`, the digest of all facts in the call.
+    `block_hash` is the chain's hash of the block, 64 lower-case hexadecimal digits; empty if it was not given.
     """
 
     number: int
@@ -67,6 +68,7 @@ class BlockRecorded(_Event, frozen=True, tag="block-recorded"):
     staked: dict[str, int] = {}
     unstaked: list[str] = []
     request: str = ""
+    block_hash: str = ""
 
 
 class ManifestsRecorded(_Event, frozen=True, tag="manifests-recorded"):
@@ -137,10 +139,11 @@ class StateSealed(_Event, frozen=True, tag="state-sealed"):
 class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
     """Blocks of the stream's account were reserved for one job.
 
-    `axon` is the miner's address as the router returned it; None if no router made the claim. `kept` is True if the
-    router chose the miner at an earlier position, another event was appended first, and the router stayed on the
-    miner because it still qualified, although another one ranked first by then. `due_by_clock` is True if the due time
-    counts from `decided_at_ns`; earlier releases counted it from the recorded time, and never set it.
+    `axon` is the miner's address as the router returned it; None if no router made the claim. `chosen_at` is the
+    position whose state the router's choice saw; None if that is directly before the claim and the expiries appended
+    with it. Earlier releases wrote no `chosen_at` but `kept`, which is True if the router chose the miner at an earlier
+    position, which nothing names, and stayed on it although another one ranked first by then. `due_by_clock` is True
+    if the due time counts from `decided_at_ns`; earlier releases counted it from the recorded time, and never set it.
     """
 
     amount_ns: int
@@ -150,6 +153,7 @@ class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
     axon: Axon | None = None
     kept: bool = False
     due_by_clock: bool = False
+    chosen_at: int | None = None
 
 
 class ReservationSpent(_Event, frozen=True, tag="reservation-spent"):

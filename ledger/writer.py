@@ -32,7 +32,15 @@ from typing import Any, Generic, TypeVar
 from ledger.domain.lookup import Lookup, LookupResult
 from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import Command, UnitOfWork
-from ledger.store.contract import CommitOutcomeUnknown, Store, Transaction, TransactionConflict
+from ledger.store.contract import (
+    CommitOutcomeUnknown,
+    RowExists,
+    Store,
+    Transaction,
+    TransactionConflict,
+    VersionConflict,
+    versions_before,
+)
 
 from .acknowledged import Acknowledged
 from .codec import Row, row_hash
@@ -337,10 +345,14 @@ class LedgerWriter(Generic[S]):
             if known.keys or known.jobs:
                 return False
         if unit_of_work.rows:
-            appended = await self.store.compare_and_append(unit_of_work.head, unit_of_work.rows)
-            if appended:
+            rows = unit_of_work.rows
+            try:
+                appended = await self.store.append(lambda _: rows, versions_before(rows), at=unit_of_work.head)
+            except (RowExists, VersionConflict):
+                return False
+            if appended is not None:
                 self._count_appended(unit_of_work)
-            return appended
+            return appended is not None
         # Nothing to append, so no append compares the head: a refusal is right only on the newest state.
         head = await self.store.head()
         return (head.position, head.hash) == (unit_of_work.head.position, unit_of_work.head.hash)
@@ -400,7 +412,7 @@ class LedgerWriter(Generic[S]):
                 unit_of_work = UnitOfWork(state, known, state.recorded_at_ns)
                 self._decide(unit_of_work, batch)
                 if unit_of_work.rows:
-                    await transaction.append(unit_of_work.rows)
+                    await transaction.append(unit_of_work.rows, versions_before(unit_of_work.rows))
             self._count_appended(unit_of_work)
         except CommitOutcomeUnknown as cause:
             await self._resolve_unknown_outcome(batch, unit_of_work, cause)

@@ -22,6 +22,7 @@ from ledger import (
     StoredLedger,
     Transaction,
     TransactionConflict,
+    versions_before,
 )
 from ledger.errors import CorruptLedger, DamagedExport, InvalidInput, LedgerExists, StorageUnavailable
 
@@ -159,7 +160,7 @@ async def _append(
         _check_page(row_checker, page)
         missing = [row for row in page if row.position > head.position]
         if missing:
-            await transaction.append(missing)
+            await transaction.append(missing, versions_before(missing))
         if progress is not None:
             progress(row_checker.position, verified.position)
         await asyncio.sleep(0)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ledger.codec import Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
-from ledger.errors import NewerLedger
+from ledger.errors import NewerLedger, StreamVersionConflict
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -39,6 +39,10 @@ REMAKE_DERIVED_TABLES = "`allowance rebuild` makes lost or broken derived tables
 
 # Work that a writer does while it waits for the write lock.
 WhileWaiting = Callable[[], Awaitable[object]]
+
+
+# Numbers and hashes decided events: returns the rows that follow a head.
+RowsBehind = Callable[[Head], list[Row]]
 
 
 async def do_nothing() -> None:
@@ -72,8 +76,12 @@ class Transaction(Protocol):
         """Return the stored rows for keys, jobs and positions."""
         ...
 
-    async def append(self, rows: list[Row]) -> None:
-        """Append rows that follow the head, and move the head to the last of them; may be called repeatedly."""
+    async def append(self, rows: list[Row], expected: Mapping[str, int]) -> None:
+        """Append rows that follow the head, and move the head to the last of them; may be called repeatedly.
+
+        `expected` has the version before this append of each stream that the rows continue or were decided on; 0 for
+        a stream without events. Raises `VersionConflict`, and has then changed nothing, if one is at another version.
+        """
         ...
 
 
@@ -132,7 +140,7 @@ class Store(Protocol):
 
     @property
     def optimistic(self) -> bool:
-        """Whether `compare_and_append` costs less than a transaction that locks the head."""
+        """Whether `append` at a head costs less than a transaction that locks the head."""
         ...
 
     @property
@@ -143,11 +151,16 @@ class Store(Protocol):
         """
         ...
 
-    async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
-        """Append rows if the head is still this one; return False if it is not, or if a row conflicts.
+    async def append(
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+    ) -> list[Row] | None:
+        """Append events behind the head if every stream in `expected` is at this version; return their rows.
 
-        A row conflicts if a unique index refuses it: its key, its job's attempt or its settlement is stored. Nothing is
-        done if the result is False: decide again, under the lock. Raises as `transaction` does.
+        `expected` is that of `Transaction.append`. Other streams may have moved since the events were decided: they are
+        then numbered and hashed behind the head that the log has now. With `at`, nothing is done if the head is another
+        one, and the result is None; that takes one round trip. Raises `VersionConflict` if a stream has moved,
+        `RowExists` if a key, a job's attempt or a settlement is stored already, and as `transaction` does. Nothing is
+        done then.
         """
         ...
 
@@ -229,7 +242,34 @@ def is_sqlalchemy_error(error: BaseException | None) -> bool:
 
 
 class RowExists(Exception):
-    """An insert into a read model failed because a row with the same key exists."""
+    """An insert failed because a row with the same key exists."""
+
+
+class VersionConflict(Exception):
+    """Streams are at other versions than an append expected; nothing was appended. `conflicts` has each of them."""
+
+    def __init__(self, conflicts: Sequence[StreamVersionConflict]) -> None:
+        self.conflicts = conflicts
+        super().__init__("; ".join(map(str, conflicts)))
+
+
+def versions_before(rows: Iterable[Row]) -> dict[str, int]:
+    """Return the version that each stream of the rows has before the first of its rows is appended."""
+    before: dict[str, int] = {}
+    for row in rows:
+        before.setdefault(row.stream, row.version - 1)
+    return before
+
+
+def refuse_other_versions(expected: Mapping[str, int], actual: Mapping[str, int]) -> None:
+    """Raise `VersionConflict` if a stream is not at the expected version; a stream that is not in `actual` is at 0."""
+    conflicts = [
+        StreamVersionConflict(stream, version, actual.get(stream, 0))
+        for stream, version in expected.items()
+        if actual.get(stream, 0) != version
+    ]
+    if conflicts:
+        raise VersionConflict(conflicts)
 
 
 class CommitOutcomeUnknown(Exception):

@@ -75,6 +75,15 @@ GOLDEN: list[tuple[Event, bytes]] = [
         b'{"type":"allowance-reserved","amount_ns":1,"blocks":[[1,1]],"job_start_block":1,"expires_at_ns":2,'
         b'"axon":["::1",6,1],"kept":true,"due_by_clock":true,"decided_at_ns":3}',
     ),
+    (
+        AllowanceReserved(1, [(1, 1)], 1, 2, ("::1", 6, 1), chosen_at=7),
+        b'{"type":"allowance-reserved","amount_ns":1,"blocks":[[1,1]],"job_start_block":1,"expires_at_ns":2,'
+        b'"axon":["::1",6,1],"chosen_at":7}',
+    ),
+    (
+        BlockRecorded(9, 13, block_hash="c0ffee"),
+        b'{"type":"block-recorded","number":9,"created_at_ns":13,"block_hash":"c0ffee"}',
+    ),
     (ReservationSpent(1_048_577), b'{"type":"reservation-spent","reservation_id":1048577}'),
     (ReservationReleased(1_048_577), b'{"type":"reservation-released","reservation_id":1048577}'),
     (ExpiryRecorded(1_048_577), b'{"type":"reservation-expired","reservation_id":1048577}'),

@@ -51,12 +51,12 @@ def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, reada
     """Make the next append fail with an unknown outcome, which the store can find out or not, by `readable`."""
     assert ledger._lifecycle.open_handle is not None
     store: Any = ledger._lifecycle.open_handle.store
-    appending = "compare_and_append" if store.optimistic else "_append"
+    appending = "append" if store.optimistic else "_append"
     append, resolve = getattr(store, appending), store.resolve_commit
     commit: Any = getattr(store, "_commit", None)
     lost = asyncio.Event()
 
-    async def append_nothing(*_: Any) -> bool:
+    async def append_nothing(*_: Any, **__: Any) -> None:
         lost.set()
         raise CommitOutcomeUnknown("the response was lost")
 

@@ -33,6 +33,7 @@ from tests.support.engines import statement
 from tests.support.fault_cases.seals import seal
 from tests.support.log_builder import ANNA, BERT, LogBuilder, stored
 from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
+from tests.support.logs import append_in
 from tests.support.small import GPU, START, VALIDATOR, Clock, small_ledger
 from tests.support.stalling import queued, stalled
 from tests.support.stories import (
@@ -139,7 +140,7 @@ async def append(ledger: Allowance, event: StateSealed, **columns: Any) -> None:
                 encode(event),
                 b"",
             )
-            await transaction.append([row._replace(hash=row_hash(head.hash, row))])
+            await append_in(transaction, [row._replace(hash=row_hash(head.hash, row))])
 
     await there(ledger, work)
 

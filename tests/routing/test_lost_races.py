@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ledger import Head, Row
+from ledger.store.contract import RowsBehind
 from routing import Allowance, Explanation, Routing
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
 
@@ -29,15 +30,15 @@ async def losing_a_race(url: str, by: OtherProcess, monkeypatch: pytest.MonkeyPa
     ):
         assert ledger._lifecycle.open_handle is not None
         store: Any = ledger._lifecycle.open_handle.store
-        append = store.compare_and_append
+        append = store.append
 
-        async def append_after_the_other(head: Head, rows: list[Row]) -> bool:
-            monkeypatch.setattr(store, "compare_and_append", append)
-            await by(other, rows[-1].stream.partition("\t")[0])
-            appended: bool = await append(head, rows)
+        async def append_after_the_other(events: RowsBehind, expected: Any, *, at: Head) -> list[Row] | None:
+            monkeypatch.setattr(store, "append", append)
+            await by(other, events(at)[-1].stream.partition("\t")[0])
+            appended: list[Row] | None = await append(events, expected, at=at)
             return appended
 
-        monkeypatch.setattr(store, "compare_and_append", append_after_the_other)
+        monkeypatch.setattr(store, "append", append_after_the_other)
         yield ledger
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,11 +22,11 @@ class LockingStore(SimulatedStore):
     def probe_head(self) -> Head | None:
         return None if self.faults.chance.random() < 0.2 or self._unproven else self.server.head
 
-    async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
+    async def append_at(self, head: Head, rows: list[Row], expected: Mapping[str, int]) -> bool:
         async with self.transaction() as transaction:
-            if await transaction.head() != head or self.server.refuses(rows):
+            if await transaction.head() != head:
                 return False
-            await transaction.append(rows)
+            await transaction.append(rows, expected)
         return True
 
     async def resolve_commit(self, first: Row) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from ledger import Head, Lookup, Row
 from ledger.codec import GENESIS_HASH
 from ledger.domain.lookup import LookupResult
 from ledger.events import SEALS_STREAM
+from ledger.store.contract import RowExists, refuse_other_versions
 from tests.simulation.scheduler import SimulatedLoop
 
 _INSERT_EVENT = f"INSERT INTO allowance_events (ledger, {', '.join(Row._fields)}) VALUES ({', '.join('?' * 11)})"
@@ -35,6 +36,8 @@ class LogServer:
         self.unproven: list[Row] = []
         """The rows of a commit whose flush failed: nobody knows whether they will be in the log."""
         self.models = _empty_models()
+        self.versions: dict[str, int] = {}
+        """The version of each stream that has events."""
         self._keys: dict[str, Row] = {}
         self._attempts: dict[tuple[str, int], Row] = {}
         self._jobs: dict[str, Row] = {}
@@ -65,10 +68,13 @@ class LogServer:
                 known.settlements[row.position] = self._settlements[row.position]
         return known
 
-    def compare_and_append(self, head: Head, fence: int, rows: list[Row]) -> bool:
-        """Append if the head and the fence are still these, and no unique index refuses a row."""
-        if self.head != head or self.fence != fence or self.refuses(rows):
+    def append_at(self, head: Head, fence: int, rows: list[Row], expected: Mapping[str, int]) -> bool:
+        """Append if the head and the fence are still these; raise if a stream has moved or a unique index refuses."""
+        if self.head != head or self.fence != fence:
             return False
+        refuse_other_versions(expected, self.versions)
+        if self.refuses(rows):
+            raise RowExists("simulated: a unique index refused a row")
         self.append(rows)
         return True
 
@@ -86,6 +92,7 @@ class LogServer:
         """Append rows for good."""
         for row in rows:
             self.rows.append(row)
+            self.versions[row.stream] = row.version
             if row.stream == SEALS_STREAM:
                 # An audit looks up with SQL which positions are sealed.
                 self.models.execute(_INSERT_EVENT, (1, *row))
@@ -99,7 +106,7 @@ class LogServer:
 
     def replace(self, rows: Sequence[Row]) -> None:
         """Replace the whole log, as somebody who restores another one does."""
-        for index in (self.rows, self._keys, self._attempts, self._jobs, self._settlements):
+        for index in (self.rows, self.versions, self._keys, self._attempts, self._jobs, self._settlements):
             index.clear()
         self.models.execute("DELETE FROM allowance_events")
         self.append(rows)

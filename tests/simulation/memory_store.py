@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 from typing import Any, NoReturn, TypeVar
 
 from ledger import Head, Lookup, Row
 from ledger.domain.lookup import LookupResult
 from ledger.errors import LedgerNotFound, StorageUnavailable
-from ledger.store.contract import CommitOutcomeUnknown, Value
+from ledger.store.contract import CommitOutcomeUnknown, RowsBehind, Value, refuse_other_versions
 from tests.simulation.log_server import LogServer, Session
 from tests.simulation.scheduler import SimulatedLoop
 
@@ -121,6 +121,23 @@ class SimulatedStore:
         models.commit()
         await self.travel()
 
+    async def append(
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+    ) -> list[Row] | None:
+        if at is not None:
+            rows = events(at)
+            return rows if await self.append_at(at, rows, expected) else None
+        async with self.transaction() as transaction:
+            rows = events(await transaction.head())
+            await transaction.append(rows, expected)
+        return rows
+
+    async def append_at(self, head: Head, rows: list[Row], expected: Mapping[str, int]) -> bool:
+        raise NotImplementedError
+
+    def transaction(self) -> AbstractAsyncContextManager[MemoryTransaction]:
+        raise NotImplementedError
+
     def reader(self) -> NoReturn:
         """Refuse: exports and verifications are not simulated."""
         raise NotImplementedError
@@ -164,8 +181,9 @@ class MemoryTransaction:
     async def find(self, lookup: Lookup) -> LookupResult:
         return await self._answered(lambda: self._store.server.find(lookup))
 
-    async def append(self, rows: list[Row]) -> None:
+    async def append(self, rows: list[Row], expected: Mapping[str, int]) -> None:
         await self._store.travel()
+        refuse_other_versions(expected, self._store.server.versions)
         if self._store.server.refuses([*rows]):
             raise StorageUnavailable("simulated: a unique index refused a row")
         self.rows.extend(rows)

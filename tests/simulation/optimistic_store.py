@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
 
 from ledger import Head, Row
 from ledger.errors import StorageUnavailable
-from ledger.store.contract import TransactionConflict, WhileWaiting, do_nothing
+from ledger.store.contract import RowExists, TransactionConflict, VersionConflict, WhileWaiting, do_nothing
 from tests.simulation.log_server import Session
 from tests.simulation.memory_store import (
     BROKEN_SECONDS,
@@ -45,26 +45,31 @@ class OptimisticStore(SimulatedStore):
         await self.travel()
         return result
 
-    async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
+    async def append_at(self, head: Head, rows: list[Row], expected: Mapping[str, int]) -> bool:
         await self._resolve_doubt()
         async with self.process_lock:
             if self.faults.happens("append refused", 0.3):
                 await self.travel()
                 raise StorageUnavailable("simulated: the server refused the statement")
             session, fence, answer = self.session, self._fence, self.loop.create_future()
-            result: list[bool] = []
+            result: list[bool | RowExists | VersionConflict] = []
 
             def arrive() -> None:
                 self.server.request_lock(session, execute)
 
             def execute() -> None:
-                result.append(self.server.compare_and_append(head, fence, rows))
+                try:
+                    result.append(self.server.append_at(head, fence, rows, expected))
+                except (RowExists, VersionConflict) as refused:
+                    result.append(refused)
                 self.server.release_lock(session)
                 self.server.loop.call_later(self.faults.delay(), self.loop.call_soon_threadsafe, set_future, answer)
 
             if not self._send(arrive):
                 await self._lose("the answer to an append was lost")
             await answer
+            if isinstance(result[0], Exception):
+                raise result[0]
             return result[0]
 
     async def resolve_commit(self, first: Row) -> bool:

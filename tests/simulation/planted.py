@@ -97,7 +97,7 @@ def _expiry_forgotten() -> Patches:
 
 
 def _stale_decision() -> Patches:
-    def compare_and_append(self: LogServer, head: Head, fence: int, rows: list[Row]) -> bool:
+    def append_at(self: LogServer, head: Head, fence: int, rows: list[Row], expected: Any) -> bool:
         if self.fence != fence or self.refuses([row._replace(position=len(self.rows) + 1) for row in rows]):
             return False
         for row in rows:
@@ -106,7 +106,7 @@ def _stale_decision() -> Patches:
             self.append([moved._replace(hash=row_hash(self.head.hash, moved))])
         return True
 
-    return [(LogServer, "compare_and_append", compare_and_append)]
+    return [(LogServer, "append_at", append_at)]
 
 
 def _catch_up_unchecked() -> Patches:

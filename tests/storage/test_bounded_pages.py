@@ -13,7 +13,7 @@ import pytest
 from ledger import ExportReader, ExportWriter, Head, Row
 from ledger.errors import InvalidInput
 from ledger.store import contract, export_file
-from tests.support.logs import opened, rows_after
+from tests.support.logs import append_in, opened, rows_after
 
 MEGABYTE = 1024 * 1024
 MOST_MEGABYTES = 300
@@ -92,7 +92,7 @@ async def test_pages_of_the_log_are_bounded_by_bytes(
     async with opened(database_url) as store:
         rows = with_payloads(rows_after(Head(), len(sizes)), sizes)
         async with store.transaction() as transaction:
-            await transaction.append(rows)
+            await append_in(transaction, rows)
         stored_pages: list[list[Row]] = []
         while page := await store.read(stored_pages[-1][-1].position if stored_pages else 0):
             stored_pages.append(page)

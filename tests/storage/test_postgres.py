@@ -19,7 +19,7 @@ from ledger.store.contract import TransactionConflict
 from ledger.store.postgres import store as postgres
 from ledger.store.postgres.store import PostgresStore
 from routing import AllMinersBusy, Allowance, InvalidInput, OutcomeUnknown, Routing, StorageUnavailable
-from tests.support.logs import VALIDATOR, all_rows, append, head_at, opened, row_after, rows_after
+from tests.support.logs import VALIDATOR, all_rows, append, append_at, append_in, head_at, opened, row_after, rows_after
 from tests.support.servers import PostgresServer, connected
 from tests.support.small import GPU, START, Clock, job, small_ledger
 from tests.support.small import VALIDATOR as OWNER
@@ -28,7 +28,7 @@ from tests.support.wire import Fate, Wire, wired
 T = TypeVar("T")
 
 COMMIT = b"COMMIT\x00"
-HOWS = ["compare_and_append", "transaction"]
+HOWS = ["at a head", "transaction"]
 OWN_BACKENDS = "datname = current_database() AND application_name = 'allowance-ledger'"
 
 
@@ -46,15 +46,15 @@ async def wire(server: PostgresServer, postgres_url: str) -> AsyncIterator[Wire]
 
 
 async def append_by(how: str, store: Store, head: Head, rows: list[Row]) -> bool:
-    if how == "compare_and_append":
-        return await store.compare_and_append(head, rows)
+    if how == "at a head":
+        return await append_at(store, head, rows)
     await append(store, rows)
     return True
 
 
 def mark_of(how: str, row: Row) -> bytes:
     """Return a text in the request that makes the append durable."""
-    return row.payload if how == "compare_and_append" else COMMIT
+    return row.payload if how == "at a head" else COMMIT
 
 
 async def fetch(url: str, query: str) -> list[Any]:
@@ -102,11 +102,11 @@ async def test_an_append_that_arrives_too_late_is_refused_by_the_fence(wire: Wir
         late = row_after(head, version=2, payload=b"marked")
         wire.cut(b"marked", "request late")
         with pytest.raises(CommitOutcomeUnknown):
-            await store.compare_and_append(head, [late])
+            await append_at(store, head, [late])
         assert not await store.resolve_commit(late)
         assert b"INSERT 0 0" in await wire.deliver()
         assert await store.read(1) == []
-        assert await store.compare_and_append(head, [late])
+        assert await append_at(store, head, [late])
 
 
 async def test_the_outcome_waits_for_a_commit_that_may_still_arrive(wire: Wire, postgres_url: str) -> None:
@@ -140,10 +140,10 @@ async def test_a_request_lost_before_the_commit_did_nothing(wire: Wire, postgres
             wire.unreachable = True
             await terminate_backends(postgres_url)
             with pytest.raises(StorageUnavailable):
-                await store.compare_and_append(head, [row])
+                await append_at(store, head, [row])
             wire.unreachable = False
         assert await store.head() == head
-        assert await store.compare_and_append(head, [row])
+        assert await append_at(store, head, [row])
 
 
 @pytest.mark.parametrize("mark", [b"BEGIN", b"\x00\x00\x00\x01"], ids=["begin", "lock"])
@@ -224,7 +224,7 @@ async def test_killed_connections_are_replaced(store: PostgresStore, postgres_ur
     await terminate_backends(postgres_url)
     assert await append(store, rows[2:4]) == head_at(rows[3])
     await terminate_backends(postgres_url)
-    assert await store.compare_and_append(head_at(rows[3]), rows[4:])
+    assert await append_at(store, head_at(rows[3]), rows[4:])
     for _ in range(2):
         async with store.write_read_models() as transaction:
             await transaction.query("SELECT 1")
@@ -241,7 +241,7 @@ async def test_a_connection_killed_inside_a_transaction_rolls_it_back(store: Pos
     async def interrupted() -> None:
         async with store.transaction() as transaction:
             await terminate_backends(postgres_url)
-            await transaction.append([row_after(head, version=2)])
+            await append_in(transaction, [row_after(head, version=2)])
 
     with pytest.raises(StorageUnavailable):
         await interrupted()
@@ -257,7 +257,7 @@ async def test_a_connection_killed_before_the_commit_leaves_the_outcome_unknown(
 
     async def interrupted() -> None:
         async with store.transaction() as transaction:
-            await transaction.append([row_after(head, version=2)])
+            await append_in(transaction, [row_after(head, version=2)])
             await terminate_backends(postgres_url)
 
     with pytest.raises(CommitOutcomeUnknown):
@@ -372,7 +372,7 @@ async def test_an_append_that_the_database_aborts_for_another_can_be_retried(
     async with connected(postgres_url) as other:
         await other.execute(GIVE_UP.format(times=2, sqlstate=sqlstate, trigger=trigger))
     row = row_after(head, version=2)
-    assert not await store.compare_and_append(head, [row])
+    assert not await append_at(store, head, [row])
     with pytest.raises(TransactionConflict):
         await append(store, [row])
     await append(store, [row])
@@ -395,7 +395,7 @@ async def test_an_append_without_contention_is_one_round_trip(wire: Wire) -> Non
     async with opened(wire.url) as store:
         head = await append(store, rows_after(Head(), 2))
         wire.requests.clear()
-        assert await store.compare_and_append(head, rows_after(head, 300, version=3))
+        assert await append_at(store, head, rows_after(head, 300, version=3))
         assert len(wire.requests) == 1
         head = await store.head()
         wire.requests.clear()
@@ -450,7 +450,7 @@ async def test_no_statement_scans_the_log(postgres_url: str) -> None:
         lookup = Lookup()
         for _ in range(20):
             rows = rows_after(head, 50, version=head.position + 1)
-            assert await store.compare_and_append(head, rows)
+            assert await append_at(store, head, rows)
             head = await append(store, rows_after(head_at(rows[-1]), 50, version=head.position + 51))
             lookup.keys.add(f"key {head.position}")
             lookup.jobs.add(f"job {head.position}")
@@ -514,7 +514,7 @@ async def test_a_client_that_hangs_with_the_heads_lock_loses_it(postgres_url: st
 
         async def hang() -> None:
             async with hung.transaction() as transaction:
-                await transaction.append([row_after(Head(), "hung")])
+                await append_in(transaction, [row_after(Head(), "hung")])
                 await append(other, [row_after(Head(), "other")])
 
         with pytest.raises(CommitOutcomeUnknown):
@@ -674,9 +674,9 @@ async def test_a_connection_to_a_read_only_server_is_replaced(postgres_url: str)
         try:
             async with opened(postgres_url) as store:
                 with pytest.raises(StorageUnavailable, match="read-only"):
-                    await store.compare_and_append(head, [row_after(head, "last")])
+                    await append_at(store, head, [row_after(head, "last")])
                 await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
-                assert await store.compare_and_append(head, [row_after(head, "last")])
+                assert await append_at(store, head, [row_after(head, "last")])
         finally:
             await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
 

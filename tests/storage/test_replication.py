@@ -14,14 +14,14 @@ from ledger import CommitOutcomeUnknown, Head, Lookup
 from ledger.store.postgres import fence
 from ledger.store.postgres import store as postgres
 from routing import Allowance, LogWentBack, OutcomeUnknown, Routing, StorageUnavailable
-from tests.support.logs import append, opened, row_after
+from tests.support.logs import append, append_at, opened, row_after
 from tests.support.servers import PostgresServer, connected
 from tests.support.small import GPU, START, Clock, job, small_ledger
 from tests.support.small import VALIDATOR as OWNER
 from tests.support.standbys import standby_of
 from tests.support.wire import wired
 
-HOWS = ["compare_and_append", "transaction"]
+HOWS = ["at a head", "transaction"]
 SHORT_SECONDS = 0.3
 """A limit that the tests let pass, instead of seconds."""
 
@@ -131,7 +131,7 @@ async def test_a_cancelled_wait_for_a_standby_makes_the_outcome_unknown(
         row = row_after(head, version=2)
         async with a_missing_standby(server) as standby_is_back:
             appending = asyncio.create_task(
-                store.compare_and_append(head, [row]) if how == "compare_and_append" else append(store, [row])
+                append_at(store, head, [row]) if how == "at a head" else append(store, [row])
             )
             await cancel_the_wait(postgres_url)
             with pytest.raises(CommitOutcomeUnknown, match="canceling"):
@@ -150,7 +150,7 @@ async def test_a_cancelled_fence_proves_nothing(server: PostgresServer, postgres
         head = await append(store, [row_after(Head())])
         row = row_after(head, version=2)
         async with a_missing_standby(server, short_fence=False):
-            appending = asyncio.create_task(store.compare_and_append(head, [row]))
+            appending = asyncio.create_task(append_at(store, head, [row]))
             await cancel_the_wait(postgres_url)
             with pytest.raises(CommitOutcomeUnknown):
                 await appending
@@ -430,7 +430,7 @@ async def test_fence_and_look_up_use_one_connection(server: PostgresServer, post
         row = row_after(head, version=2, payload=b"marked")
         wire.cut(b"marked", "response lost")
         with pytest.raises(CommitOutcomeUnknown):
-            await store.compare_and_append(head, [row])
+            await append_at(store, head, [row])
         wire.lead_to(standby.socket_directory, only_next=True)
         assert not await store.resolve_commit(row)
         assert await fetch(standby.url(database), "SELECT fence FROM allowance_ledgers") == [(1,)]
@@ -473,9 +473,9 @@ async def test_an_error_after_a_commit_does_not_say_that_nothing_was_done(
     async with wired(server, urlsplit(postgres_url).path[1:]) as wire, opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         row = row_after(head, version=2, payload=b"marked")
-        wire.cut(b"marked" if how == "compare_and_append" else b"COMMIT\x00", "response replaced")
+        wire.cut(b"marked" if how == "at a head" else b"COMMIT\x00", "response replaced")
         with pytest.raises(CommitOutcomeUnknown, match="out of memory"):
-            await (store.compare_and_append(head, [row]) if how == "compare_and_append" else append(store, [row]))
+            await (append_at(store, head, [row]) if how == "at a head" else append(store, [row]))
         assert await store.resolve_commit(row)
 
 
@@ -504,5 +504,5 @@ async def test_only_listed_sqlstates_prove_that_nothing_was_done(
             await other.execute(REFUSE.format(sqlstate=sqlstate, trigger=trigger))
         row = row_after(head, version=2)
         with pytest.raises(StorageUnavailable if is_proof else CommitOutcomeUnknown):
-            await store.compare_and_append(head, [row])
+            await append_at(store, head, [row])
         assert not await store.resolve_commit(row)

@@ -19,7 +19,7 @@ from ledger.errors import NewerLedger
 from ledger.store import schema_steps
 from routing import Allowance
 from tests.storage.test_old_ledgers import HEAD, STATUSES, VALIDATOR, history, old_url
-from tests.support.logs import row_after
+from tests.support.logs import append_at, row_after
 from tests.support.servers import connected
 
 __all__ = ["old_url"]
@@ -221,9 +221,7 @@ async def test_an_append_that_waits_for_an_upgrade_is_refused(old_url: str, monk
         upgrading = asyncio.create_task(open_once(old_url))
         await until_locks_are_awaited(old_url, 1)
         monkeypatch.setattr("ledger.store.postgres.store.SCHEMA_VERSION", 1)
-        appending = asyncio.create_task(
-            current_runtime().run(store.compare_and_append(head, [row_after(head, "other")]))
-        )
+        appending = asyncio.create_task(current_runtime().run(append_at(store, head, [row_after(head, "other")])))
         await until_locks_are_awaited(old_url, 2)
         await blocking.rollback()
     assert not await appending

@@ -23,7 +23,7 @@ from ledger import Head, Lookup, Row, Store
 from ledger.domain.lookup import LookupResult
 from ledger.store.contract import PAGE_ROWS
 from routing import Allowance, LedgerNotFound, NewerLedger, ReadOnlyLedger, Routing, StorageUnavailable
-from tests.support.logs import all_rows, append, head_at, opened, row_after, rows_after
+from tests.support.logs import all_rows, append, append_at, append_in, head_at, opened, row_after, rows_after
 from tests.support.servers import connected
 from tests.support.small import GPU, START, Clock, job, miner, small_ledger
 from tests.support.small import VALIDATOR as OWNER
@@ -82,7 +82,7 @@ async def test_a_row_is_read_back_as_it_was_appended(store: Store) -> None:
 @pytest.mark.parametrize("key", ["new", "repeated", "repeated with other content"])
 @pytest.mark.parametrize("stream", ["absent", "present"])
 @pytest.mark.parametrize("expected", ["exact", "new", "behind", "ahead"])
-@pytest.mark.parametrize("how", ["compare_and_append", "transaction"])
+@pytest.mark.parametrize("how", ["at a head", "transaction"])
 async def test_only_the_next_version_of_a_stream_is_appended(
     store: Store, how: str, expected: str, stream: str, key: str
 ) -> None:
@@ -99,8 +99,8 @@ async def test_only_the_next_version_of_a_stream_is_appended(
     before = await store.read(0)
     good = version == current + 1 and key == "new"
 
-    if how == "compare_and_append":
-        assert await store.compare_and_append(head, [row]) is good
+    if how == "at a head":
+        assert await append_at(store, head, [row]) is good
     elif good:
         await append(store, [row])
     else:
@@ -112,7 +112,7 @@ async def test_only_the_next_version_of_a_stream_is_appended(
 @pytest.mark.parametrize("key", ["new", "repeated"])
 @pytest.mark.parametrize("stream", ["new", "existing"])
 @pytest.mark.parametrize("expected", ["exact", "behind", "ahead"])
-@pytest.mark.parametrize("how", ["compare_and_append", "transaction"])
+@pytest.mark.parametrize("how", ["at a head", "transaction"])
 async def test_only_rows_that_follow_the_head_and_repeat_no_key_are_appended(
     store: Store, how: str, expected: str, stream: str, key: str
 ) -> None:
@@ -124,8 +124,8 @@ async def test_only_rows_that_follow_the_head_and_repeat_no_key_are_appended(
     row = row_after(decided_at, stream, 3 if stream == "existing" else 1, key=key)
     good = expected == "exact" and key == "new"
 
-    if how == "compare_and_append":
-        assert await store.compare_and_append(decided_at, [row]) is good
+    if how == "at a head":
+        assert await append_at(store, decided_at, [row]) is good
     elif good:
         await append(store, [row])
     else:
@@ -169,7 +169,7 @@ async def test_the_database_itself_refuses_a_row_that_breaks_an_invariant(
     with pytest.raises(StorageUnavailable) as refused:
         await append(store, [bad])
     assert isinstance(refused.value.__cause__, INTEGRITY_ERRORS)
-    assert not await store.compare_and_append(head, [bad])
+    assert not await append_at(store, head, [bad])
     assert await store.read(0) == [first, second, third]
     assert await store.head() == head
 
@@ -188,7 +188,7 @@ async def test_an_append_is_atomic(store: Store) -> None:
     head = await append(store, [row_after(Head(), key="key")])
     good = row_after(head, "good")
     bad = row_after(head_at(good), "bad", key="key")
-    assert not await store.compare_and_append(head, [good, bad])
+    assert not await append_at(store, head, [good, bad])
     with pytest.raises(StorageUnavailable):
         await append(store, [good, bad])
     assert len(await all_rows(store)) == 1
@@ -200,7 +200,7 @@ async def test_an_exception_rolls_a_transaction_back(store: Store) -> None:
 
     async def fail() -> None:
         async with store.transaction() as transaction:
-            await transaction.append([row_after(head, version=3)])
+            await append_in(transaction, [row_after(head, version=3)])
             raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
@@ -314,7 +314,7 @@ async def test_a_store_sees_another_stores_commit(shared_url: str) -> None:
         lookup = Lookup()
         lookup.keys.add("key")
         async with one.transaction() as transaction:
-            await transaction.append([row])
+            await append_in(transaction, [row])
             assert await two.head() == Head()
             assert await two.read(0) == []
             assert (await two.find(lookup)).keys == {}
@@ -338,7 +338,7 @@ async def test_one_transaction_at_a_time(shared_url: str) -> None:
         async with one.transaction() as transaction:
             waiting = asyncio.create_task(second())
             await asked.wait()
-            await transaction.append(rows_after(Head(), 2))
+            await append_in(transaction, rows_after(Head(), 2))
             story.append("first ends")
         assert (await waiting).position == 2
         assert story == ["first ends", "second begins"]
@@ -361,13 +361,13 @@ async def test_a_transaction_cancelled_while_it_waits_blocks_nobody(shared_url: 
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            await transaction.append([row_after(Head())])
+            await append_in(transaction, [row_after(Head())])
         head = await one.head()
         await append(two, [row_after(head, version=2)])
         await append(one, [row_after(await one.head(), version=3)])
 
 
-@pytest.mark.parametrize("how", ["compare_and_append", "transaction"])
+@pytest.mark.parametrize("how", ["at a head", "transaction"])
 async def test_racing_appends_make_one_dense_chain(shared_url: str, how: str) -> None:
     """Four stores append at once until all of their rows are stored: no row is lost, repeated or out of order."""
     writers, each = 4, 15
@@ -378,14 +378,14 @@ async def test_racing_appends_make_one_dense_chain(shared_url: str, how: str) ->
             await barrier.wait()
             written = 0
             while written < each:
-                if how == "compare_and_append":
+                if how == "at a head":
                     head = await store.head()
                     row = row_after(head, f"stream {number}", written + 1)
-                    written += await store.compare_and_append(head, [row])
+                    written += await append_at(store, head, [row])
                 else:
                     async with store.transaction() as transaction:
                         row = row_after(await transaction.head(), f"stream {number}", written + 1)
-                        await transaction.append([row])
+                        await append_in(transaction, [row])
                     written += 1
 
     await asyncio.gather(*(write(number) for number in range(writers)))
@@ -461,7 +461,7 @@ async def test_appends_do_not_wait_for_writers_of_read_models(postgres_url: str)
     """If the database can do both at once, a long rebuild delays no append."""
     async with opened(postgres_url) as store, store.write_read_models():
         head = await append(store, [row_after(Head())])
-        assert await store.compare_and_append(head, [row_after(head, version=2)])
+        assert await append_at(store, head, [row_after(head, version=2)])
 
 
 async def test_an_exception_rolls_a_read_model_write_back(store: Store) -> None:
@@ -538,7 +538,7 @@ async def test_an_open_store_refuses_a_newer_schema(shared_url: str) -> None:
         with pytest.raises(NewerLedger):
             await append(store, [next_row])
         if store.optimistic:
-            assert not await store.compare_and_append(head, [next_row])
+            assert not await append_at(store, head, [next_row])
         assert await store.read(0) == [row_after(Head())]
     for read_only in (False, True):
         with pytest.raises(NewerLedger):
@@ -613,7 +613,7 @@ async def test_a_read_only_store_creates_nothing_and_refuses_to_write(shared_url
         with pytest.raises(StorageUnavailable):
             await append(store, [row_after(head, version=4)])
         with pytest.raises(StorageUnavailable):
-            await store.compare_and_append(head, [row_after(head, version=4)])
+            await append_at(store, head, [row_after(head, version=4)])
         assert await store.head() == head
 
 

@@ -24,6 +24,7 @@ from ledger.domain import unit_of_work as unit_of_work_module
 from ledger.store.postgres import store as postgres_store
 from ledger.store.sqlite.store import SqliteStore
 from routing import pick as pick_module
+from tests.support.logs import append_in
 
 WIDENED_S = 0.01
 """How long a defect waits inside a race window, so that the race happens often enough."""
@@ -138,7 +139,7 @@ def forget_drops() -> None:
 def show_gaps() -> None:
     """The second half of a batch becomes visible before the first half."""
 
-    def append(self: SqliteStore, head: Head, rows: list[Row]) -> None:
+    def append(self: SqliteStore, head: Head, rows: list[Row], expected: Any) -> None:
         half = len(rows) // 2
         _insert(self, rows[half:], rows[-1])
         self._open_connection().execute("COMMIT")
@@ -153,8 +154,8 @@ def rewrite_the_past() -> None:
     """Each append changes an older row too."""
     append = SqliteStore._append
 
-    def append_and_rewrite(self: SqliteStore, head: Head, rows: list[Row]) -> None:
-        append(self, head, rows)
+    def append_and_rewrite(self: SqliteStore, head: Head, rows: list[Row], expected: Any) -> None:
+        append(self, head, rows, expected)
         statement = (
             "UPDATE allowance_events SET payload = CAST(payload || ' ' AS BLOB) WHERE ledger = ? AND position = ?"
         )
@@ -192,7 +193,7 @@ def _decide_before_reading(is_final: Callable[[Row, set[str]], bool], *, renumbe
             versions = {row.stream: row.version for row in tail} if renumber else {}
             rows = _rows_behind(await transaction.head(), unit_of_work.rows, versions) if tail else unit_of_work.rows
             if rows:
-                await transaction.append(rows)
+                await append_in(transaction, rows)
         if tail:
             unit_of_work.revert()
             unit_of_work.state.fold([*tail, *rows])

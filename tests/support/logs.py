@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ledger import Head, Row, Store, store_from_url
+from ledger import Head, Row, RowExists, Store, Transaction, VersionConflict, store_from_url, versions_before
 from ledger.codec import row_hash
 from projections import schema
 
@@ -49,8 +49,21 @@ def head_at(row: Row) -> Head:
 async def append(store: Store, rows: list[Row]) -> Head:
     """Append rows in a transaction; return the new head."""
     async with store.transaction() as transaction:
-        await transaction.append(rows)
+        await append_in(transaction, rows)
     return head_at(rows[-1])
+
+
+async def append_in(transaction: Transaction, rows: list[Row]) -> None:
+    """Append rows in a transaction, expecting of their streams the versions that the rows continue."""
+    await transaction.append(rows, versions_before(rows))
+
+
+async def append_at(store: Store, head: Head, rows: list[Row]) -> bool:
+    """Append rows if the head is still this one; return False if it is not, or if a row conflicts."""
+    try:
+        return await store.append(lambda _: rows, versions_before(rows), at=head) is not None
+    except (RowExists, VersionConflict):
+        return False
 
 
 async def all_rows(store: Store) -> list[Row]:

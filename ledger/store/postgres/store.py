@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from ledger.store.contract import (
     SCHEMA_VERSION,
     CommitOutcomeUnknown,
     RowExists,
+    RowsBehind,
     TransactionConflict,
     Value,
     WhileWaiting,
@@ -39,6 +40,7 @@ from ledger.store.contract import (
     do_nothing,
     driver_message,
     is_sqlalchemy_error,
+    refuse_other_versions,
 )
 from ledger.values import LARGEST_INTEGER
 
@@ -213,7 +215,18 @@ class PostgresStore:
                     raise
                 await self._commit(connection)
 
-    async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
+    async def append(
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+    ) -> list[Row] | None:
+        if at is not None:
+            rows = events(at)
+            return rows if await self._append_at(at, rows) else None
+        async with self.transaction() as transaction:
+            rows = events(await transaction.head())
+            await transaction.append(rows, expected)
+        return rows
+
+    async def _append_at(self, head: Head, rows: list[Row]) -> bool:
         with _PostgresErrors():
             async with self._writes.lock:
                 connection = await self._writes.run_locked(self._end_doubt)
@@ -224,7 +237,9 @@ class PostgresStore:
                     if not proves_nothing_done(error):
                         self._note_doubt(error)
                         raise
-                    if is_constraint_violation(error) or is_contended(error) or is_lock_timeout(error):
+                    if is_constraint_violation(error):
+                        raise RowExists(str(error)) from error
+                    if is_contended(error) or is_lock_timeout(error):
                         return False  # To decide again may help.
                     if is_read_only(error):
                         self._drop_connections()
@@ -432,7 +447,8 @@ class PostgresTransaction:
     async def find(self, lookup: Lookup) -> LookupResult:
         return await _find(self._connection, self._store.ledger, lookup)
 
-    async def append(self, rows: list[Row]) -> None:
+    async def append(self, rows: list[Row], expected: Mapping[str, int]) -> None:
+        refuse_other_versions(expected, await _versions(self._connection, self._store.ledger, expected))
         if not await self._store._append(self._connection, self._head, rows):
             raise StorageUnavailable("the head moved inside a write transaction: its row is not locked")
         self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
@@ -491,6 +507,12 @@ async def _find(connection: asyncpg.Connection, ledger: int, lookup: Lookup) -> 
         elif row.settles is not None:
             known.settlements[row.settles] = row
     return known
+
+
+async def _versions(connection: asyncpg.Connection, ledger: int, streams: Iterable[str]) -> dict[str, int]:
+    query = """SELECT stream, max(version) FROM allowance_events WHERE ledger = $1 AND stream = ANY($2::text[])
+               GROUP BY stream"""
+    return dict(map(tuple, await connection.fetch(query, ledger, list(streams))))
 
 
 async def _stored_schema_version(connection: asyncpg.Connection) -> int | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from ledger.store.contract import (
     SCHEMA_VERSION,
     CommitOutcomeUnknown,
     RowExists,
+    RowsBehind,
     Value,
     WhileWaiting,
     check_schema_version,
@@ -39,6 +40,7 @@ from ledger.store.contract import (
     driver_message,
     is_sqlalchemy_error,
     next_page,
+    refuse_other_versions,
 )
 from ledger.values import LARGEST_INTEGER
 
@@ -205,20 +207,23 @@ class SqliteStore:
             async with self._exclusive(while_waiting):
                 yield SqliteTransaction(self, self._head())
 
-    async def compare_and_append(self, head: Head, rows: list[Row]) -> bool:
+    async def append(
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+    ) -> list[Row] | None:
         # The writer never calls this: on SQLite it decides under the lock. It exists because all engines have one
         # contract, whose tests run on each.
         try:
             async with self.transaction() as transaction:
-                if await transaction.head() != head:
-                    return False
-                await transaction.append(rows)
+                head = await transaction.head()
+                if at is not None and at != head:
+                    return None
+                rows = events(head)
+                await transaction.append(rows, expected)
         except StorageUnavailable as error:
-            # A constraint or trigger refused a row: a conflict, and not a failure of the storage.
             if isinstance(error.__cause__, sqlite3.IntegrityError):
-                return False
+                raise RowExists(str(error.__cause__)) from error
             raise
-        return True
+        return rows
 
     async def resolve_commit(self, first: Row) -> bool:
         with _SqliteErrors():
@@ -525,6 +530,10 @@ class SqliteStore:
         with closing(self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))) as found:
             return next_page(map(row_from_columns, found), PAGE_ROWS)
 
+    def _version(self, stream: str) -> int:
+        query = "SELECT coalesce(max(version), 0) FROM allowance_events WHERE ledger = ? AND stream = ?"
+        return int(self._open_connection().execute(query, (self.ledger, stream)).fetchone()[0])
+
     def _find(self, lookup: Lookup) -> LookupResult:
         known = LookupResult()
         of_keys, of_jobs = self._positions_of("key", lookup.keys), self._positions_of("job_uuid", lookup.jobs)
@@ -562,9 +571,10 @@ class SqliteStore:
             query = _ROWS.format(values=", ".join("?" * len(batch)))
             yield from map(row_from_columns, self._open_connection().execute(query, (self.ledger, *batch)))
 
-    def _append(self, head: Head, rows: list[Row]) -> None:
+    def _append(self, head: Head, rows: list[Row], expected: Mapping[str, int]) -> None:
         connection = self._open_connection()
         ledger = self.ledger
+        refuse_other_versions(expected, {stream: self._version(stream) for stream in expected})
         connection.executemany(_INSERT, [(ledger, *row) for row in rows])
         last = rows[-1]
         moved = connection.execute(
@@ -609,8 +619,8 @@ class SqliteTransaction:
     async def find(self, lookup: Lookup) -> LookupResult:
         return self._store._find(lookup)
 
-    async def append(self, rows: list[Row]) -> None:
-        self._store._append(self._head, rows)
+    async def append(self, rows: list[Row], expected: Mapping[str, int]) -> None:
+        self._store._append(self._head, rows, expected)
         self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
 
 
