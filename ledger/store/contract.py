@@ -80,7 +80,9 @@ class Transaction(Protocol):
         """Append rows that follow the head, and move the head to the last of them; may be called repeatedly.
 
         `expected` has the version before this append of each stream that the rows continue or were decided on; 0 for
-        a stream without events. Raises `VersionConflict`, and has then changed nothing, if one is at another version.
+        a stream without events. The database compares it with the stored versions, as part of the append. Raises
+        `VersionConflict`, which names each stream that is at another version; the transaction must then be rolled
+        back. Takes precedence over a key that is stored.
         """
         ...
 

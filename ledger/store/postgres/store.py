@@ -221,9 +221,14 @@ class PostgresStore:
         if at is not None:
             rows = events(at)
             return rows if await self._append_at(at, rows) else None
-        async with self.transaction() as transaction:
-            rows = events(await transaction.head())
-            await transaction.append(rows, expected)
+        try:
+            async with self.transaction() as transaction:
+                rows = events(await transaction.head())
+                await transaction.append(rows, expected)
+        except StorageUnavailable as error:
+            if error.__cause__ is not None and is_constraint_violation(error.__cause__):
+                raise RowExists(str(error.__cause__)) from error
+            raise
         return rows
 
     async def _append_at(self, head: Head, rows: list[Row]) -> bool:
