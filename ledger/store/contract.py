@@ -154,15 +154,17 @@ class Store(Protocol):
         ...
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
     ) -> list[Row] | None:
         """Append events behind the head if every stream in `expected` is at this version; return their rows.
 
         `expected` is that of `Transaction.append`. Other streams may have moved since the events were decided: they are
         then numbered and hashed behind the head that the log has now. With `at`, nothing is done if the head is another
-        one, and the result is None; that takes one round trip. Raises `VersionConflict` if a stream has moved,
-        `RowExists` if a key, a job's attempt or a settlement is stored already, and as `transaction` does. Nothing is
-        done then.
+        one, and the result is None; that takes one round trip. With `since`, the head at which the events were decided,
+        nothing is done if the log has no row with this position and hash, and the result is None: the log was replaced,
+        and equal versions do not mean equal events. Raises `VersionConflict` if a stream has moved, `RowExists` if a
+        key, a job's attempt or a settlement is stored already, what `events` raises, and as `transaction` does. Nothing
+        is done then. `events` may be called more than once.
         """
         ...
 

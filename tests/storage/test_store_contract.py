@@ -241,6 +241,43 @@ async def test_an_append_at_a_head_expects_exactly_that_head(store: Store, decid
     assert await store.head() == head_at(stored[-1])
 
 
+@pytest.mark.parametrize(
+    ("since", "is_in_log"),
+    [
+        (Head(), True),
+        (head_at(row_after(Head())), True),
+        (head_at(rows_after(Head(), 2)[1]), True),
+        (head_at(row_after(Head(), "another")), False),
+        (head_at(rows_after(Head(), 3)[2]), False),
+    ],
+    ids=["empty log", "earlier", "newest", "another hash", "lost"],
+)
+async def test_events_are_appended_only_to_the_log_on_which_they_were_decided(
+    store: Store, since: Head, is_in_log: bool
+) -> None:
+    """A log that was replaced may have the same versions and other events: nothing decided on the lost ones is stored.
+
+    Catches an append behind the head that compares versions only.
+    """
+    head = await append(store, rows_after(Head(), 2))
+    row = row_after(head, "own", 1)
+    appended = await store.append(lambda head: [row_after(head, "own", 1)], {"own": 0}, since=since)
+    assert appended == ([row] if is_in_log else None)
+    assert (await store.read(2)) == ([row] if is_in_log else [])
+    await append(store, [row_after(await store.head(), version=3)])
+
+
+async def test_if_numbering_the_events_fails_nothing_is_done(store: Store) -> None:
+    """The error is raised unchanged, and the store appends as before."""
+
+    def refuse(head: Head) -> list[Row]:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await store.append(refuse, {"own": 0})
+    assert await store.append(lambda head: [row_after(head, "own", 1)], {"own": 0}) == await store.read(0)
+
+
 @pytest.mark.parametrize("columns", [{"job_uuid": "a job", "attempt": 1}, {"settles": 1}], ids=str)
 @pytest.mark.parametrize("how", ["at a head", "behind the head"])
 async def test_an_append_refuses_a_stored_attempt_and_a_stored_settlement(
