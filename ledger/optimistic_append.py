@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 from ledger.domain.lookup import Lookup, LookupResult
 from ledger.domain.renumbering import ChoiceTooOld, Decision, Renumbering, decision_of
 from ledger.domain.unit_of_work import UnitOfWork
-from ledger.store.contract import CommitOutcomeUnknown, RowExists, Store, VersionConflict, versions_before
+from ledger.store.contract import (
+    CommitOutcomeUnknown,
+    RowExists,
+    Store,
+    TransactionConflict,
+    VersionConflict,
+    versions_before,
+)
 
 from .call_queue import PendingCall, fail
 from .codec import Row
@@ -104,8 +111,9 @@ class OptimisticAppend:
                 self._decider.note_committed(unit_of_work.rows, batch)
                 return _NOTHING_LEFT
             return await self._append_behind(unit_of_work, batch)
-        except RowExists:
-            # A key, a job's attempt or a settlement is stored already. The stored rows are looked up under the lock.
+        except (RowExists, TransactionConflict):
+            # A key, a job's attempt or a settlement is stored already: the stored rows are looked up under the lock.
+            # Or the database aborted the transaction in favour of another one.
             return self._revert(unit_of_work, batch, needs_lock=True)
         except VersionConflict:
             # The head has not moved, and yet a stream has: the state is not the log's.
