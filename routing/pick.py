@@ -8,7 +8,7 @@ versions. Otherwise the writer calls `decide` again. `Pick._claim_first` has the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ledger import (
     Account,
@@ -24,7 +24,9 @@ from ledger import (
     claim_at_version,
     look_up_job,
 )
+from ledger.codec import reservation_id
 from ledger.errors import AllMinersBusy, AllowanceException, JobRequestConflict, JobRoutingException
+from ledger.events import FACT_STREAMS
 from ledger.values import seconds
 from projections import Availability, RankedAccount, in_trial_order
 
@@ -59,6 +61,8 @@ class Pick:
     # A pick needs no idempotency key: its job uuid identifies it.
     key = None
     revertible = True
+    streams = FACT_STREAMS
+    stands = True
 
     def __init__(self, job_uuid: str, executor_class: str, amount_ns: int) -> None:
         self.job_uuid = job_uuid
@@ -91,6 +95,10 @@ class Pick:
         refuse_stale_feed(state, now_ns)
         refuse_stale_manifests(state)
         return self._route(self._claim_first(unit_of_work, state), state)
+
+    def renumbered(self, result: JobRoute, row: Row) -> JobRoute:
+        """Return the route with the reservation's id in the row that was appended behind another head."""
+        return replace(result, allowance_reservation_id=reservation_id(row.position, row.hash))
 
     # The claim
 
