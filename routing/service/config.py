@@ -91,6 +91,9 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = (*VARIABLES.values(), *SETTING_VARIABLES.values())
     for variable, text in environment.items():
         if variable.startswith(PREFIX) and variable not in known and text:
+            if variable.removeprefix(PREFIX).lower() in NOT_IN_ENVIRONMENT:
+                expected = "unset, because only `change_settings` and `allowance settings set` change this setting"
+                raise InvalidInput(variable, None, expected)
             from difflib import get_close_matches  # here, to keep start-up light: it is for this error only
 
             close = get_close_matches(variable.removeprefix(PREFIX), [name.removeprefix(PREFIX) for name in known], 1)

@@ -157,7 +157,7 @@ async def test_a_seal_of_an_unknown_version_proves_nothing(url: str) -> None:
     """Even if its digest is right: another version has other folding rules."""
     async with small_ledger(url=url) as ledger:
         position, digest = await ledger._read_state(lambda state, _: (state.position, state_digest(state).hex()))
-        await append(ledger, StateSealed(position, 2, digest))
+        await append(ledger, StateSealed(position, SEAL_VERSION + 1, digest))
         snapshot: Snapshot = await ledger._read_state(
             lambda state, _: Snapshot(state.position, state.hash, encode_state(state))
         )
@@ -184,7 +184,7 @@ async def test_a_seal_that_was_edited_in_place_is_not_believed(url: str, monkeyp
     position = await all_spent(url)
     async with Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
         forged = await forge(ledger)
-        payload = encode(StateSealed(position, 1, state_digest(forged).hex()))
+        payload = encode(StateSealed(position, SEAL_VERSION, state_digest(forged).hex()))
     statement(url, "DROP TRIGGER allowance_events_no_update")
     statement(url, f"UPDATE allowance_events SET payload = x'{payload.hex()}' WHERE key = 'seal:{position}'")
     async with Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
@@ -198,7 +198,7 @@ async def test_a_seal_whose_whole_chain_was_edited_is_found_by_the_audit(url: st
     async with Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
         forged = await forge(ledger)
         (seal,) = (row for row in await events_of(ledger) if row.position == position + 1)
-    seal = seal._replace(payload=encode(StateSealed(position, 1, state_digest(forged).hex())))
+    seal = seal._replace(payload=encode(StateSealed(position, SEAL_VERSION, state_digest(forged).hex())))
     seal = seal._replace(hash=row_hash(forged.hash, seal))
     statement(url, "DROP TRIGGER allowance_events_no_update")
     statement(url, "DROP TRIGGER allowance_ledgers_no_step_back")
@@ -245,7 +245,7 @@ async def test_a_writer_seals_by_itself(any_url: str, monkeypatch: pytest.Monkey
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
             head, last = (await ledger.head()).position, (await seals_of(ledger))[-1]
             # Closing sealed the last event; opening and closing again adds nothing.
-            assert last == (head, StateSealed(head - 1, 1, last[1].digest))
+            assert last == (head, StateSealed(head - 1, SEAL_VERSION, last[1].digest))
             assert (await ledger.counters())["foreign_rows"] == 1
             assert (await ledger.audit()).findings == []
 
@@ -316,7 +316,7 @@ async def test_a_writer_with_a_wrong_state_notices_it_when_it_seals(
         position, digest = await ledger._read_state(lambda state, _: (state.position, state_digest(state)))
         opened = ledger._lifecycle.open_handle
         assert opened is not None
-        await append(ledger, StateSealed(position, 1, digest.hex()))
+        await append(ledger, StateSealed(position, SEAL_VERSION, digest.hex()))
 
         monkeypatch.setattr("routing.service.handle.sealed_if_due", lambda *_: _sealed(position))
         with caplog.at_level(logging.ERROR):
@@ -406,7 +406,7 @@ def test_a_settlement_is_no_seal() -> None:
     row = Row(9, SEALS_STREAM, 1, 0, "seal:5", None, None, None, encode(ReservationReleased(1)), b"")
     assert not proves(row, 5, bytes(32))
     assert not proves(row._replace(payload=b"{}"), 5, bytes(32))
-    sealed = row._replace(payload=encode(StateSealed(5, 1, bytes(32).hex())))
+    sealed = row._replace(payload=encode(StateSealed(5, SEAL_VERSION, bytes(32).hex())))
     assert proves(sealed, 5, bytes(32))
     assert not proves(sealed._replace(position=5), 5, bytes(32))
     assert not proves(sealed._replace(stream="5Anna\tgpu"), 5, bytes(32))
