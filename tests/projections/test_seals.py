@@ -14,7 +14,17 @@ import msgspec
 import pytest
 from sqlalchemy import delete, select, update
 
-from ledger import SEAL_VERSION, LedgerState, LookupResult, Row, SealState, UnitOfWork, encode_state, state_digest
+from ledger import (
+    SEAL_VERSION,
+    LedgerState,
+    LookupResult,
+    RecordedSettings,
+    Row,
+    SealState,
+    UnitOfWork,
+    encode_state,
+    state_digest,
+)
 from ledger.codec import decode, encode, row_hash
 from ledger.domain.state_codec import _State
 from ledger.events import SEALS_STREAM, ReservationReleased, StateSealed
@@ -526,3 +536,51 @@ async def test_an_audit_cannot_begin_without_a_right_seal(tmp_path: Path) -> Non
         with pytest.raises(InvalidInput):
             await ledger.audit(from_seal=0)
         assert (await ledger.audit(from_seal=5)).findings[0].rule == "seals"
+
+
+# Seals of earlier releases
+
+
+DIGEST_OF_VERSION_1 = "5afce88e9c85e62cc1b43b2ce8fc8bc257b1069783bc7aa268fdc6c59c3d6083"
+"""What a release with seals of version 1 sealed at position 13 of the log below."""
+
+
+async def test_a_seal_of_version_1_proves_nothing_and_is_no_finding(tmp_path: Path) -> None:
+    """The audit skips it, from the beginning and from a newer seal, and no audit can begin at it.
+
+    Catches an audit that computes today's digest for it, and an error that offers its position as a start.
+    """
+    log = LogBuilder(RecordedSettings(block_expiry_blocks=60, executors_max_per_class={"b": 3, "a": 2}))
+    assert log.position == 13
+    log.append(SEALS_STREAM, StateSealed(13, 1, DIGEST_OF_VERSION_1), key="seal:13")
+    seal(log)
+    log.block(12, block_hash="c0" * 32)
+    url = await indexed(tmp_path, log)
+    async with Allowance.open(url, validator_ss58=BUILT_VALIDATOR, read_only=True) as ledger:
+        assert (await ledger.audit()).findings == []
+        assert (await ledger.audit(from_seal=14)).findings == []
+        with pytest.raises(InvalidInput, match="the newest are 14, got 13"):
+            await ledger.audit(from_seal=13)
+
+
+async def test_a_log_with_seals_of_version_1_is_sealed_anew(any_url: str) -> None:
+    """It opens, goes on, and seals by itself although its last seal is one event old; that seal is then believed.
+
+    Catches a fold that counts the old seal: the log would stay without a snapshot for another 10,000 events. And a
+    snapshot under an old seal, which would be believed if only its digest were compared.
+    """
+    async with small_ledger(url=any_url) as ledger:
+        position, digest = await ledger._read_state(lambda state, _: (state.position, state_digest(state).hex()))
+        await append(ledger, StateSealed(position, 1, digest))
+    clock = Clock(START)
+    async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
+        await ledger.reserve("5Anna", GPU, 1.0, 11)
+        handle = ledger._lifecycle.open_handle
+        assert handle is not None
+        await there(ledger, lambda: handle._seal_if_due(position))
+        sealed = [(event.position, event.version) for _, event in await seals_of(ledger)]
+        assert sealed == [(position, 1), (position + 2, SEAL_VERSION)]
+        found = await there(ledger, lambda: SnapshotStore(store_of(ledger)).load())
+        assert found.position == position + 2
+        assert (await ledger.audit()).findings == []
+        assert (await ledger.audit(from_seal=position + 2)).findings == []

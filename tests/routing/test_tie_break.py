@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 
-from ledger.codec import decode
+from ledger import RecordedSettings, Row
+from ledger.codec import decode, row_hash
 from ledger.events import AllowanceReserved, LedgerOpened, SettingsChanged
-from projections import in_trial_order
+from projections import Rule, in_trial_order
 from projections.audit.tie_break import tie_break_number
 from projections.tie_break import tie_break_seed
 from routing import Allowance, IdempotencyConflict, InvalidInput, JobRoute, Routing, Settings, restore
 from tests.storage.test_old_ledgers import OLD_LEDGERS, OldLedger, clock_after, unpacked
+from tests.support.fault_cases.routes import FIRST_HASH, HASH, job_that_tries
+from tests.support.log_builder import CARL, LogBuilder, audited
 from tests.support.small import START, VALIDATOR, Clock, hash_of, job, miner, small_ledger
 from tests.support.stories import events_of, take_snapshot
 
@@ -231,6 +234,35 @@ async def test_a_restored_export_keeps_its_tie_break(tmp_path: Path, any_url: st
     clock = Clock(START + timedelta(seconds=150))
     async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=Settings(), clock_ns=clock) as ledger:
         assert await picked(ledger) == firsts(NO_HASH)
+
+
+# Edited logs
+
+
+def an_edited_log(*, hashed_again: bool) -> list[Row]:
+    """Return a log in which the hash of block 12 was replaced after a job had been routed by it."""
+    log = LogBuilder(RecordedSettings(tie_break="uuid_and_hash"))
+    at = log.block(12, block_hash=FIRST_HASH).position - 1
+    job_uuid = job_that_tries(2, FIRST_HASH, rightly=0, under=HASH)
+    log.route(job_uuid, CARL, 6, (1, 1), start=12)
+    payload = log.rows[at].payload.replace(FIRST_HASH.encode(), HASH.encode())
+    assert payload != log.rows[at].payload
+    log.rows[at] = log.rows[at]._replace(payload=payload)
+    for index in range(at, len(log.rows) if hashed_again else at):
+        log.rows[index] = log.rows[index]._replace(hash=row_hash(log.rows[index - 1].hash, log.rows[index]))
+    return log.rows
+
+
+async def test_an_edited_hash_is_found_by_the_hash_chain(tmp_path: Path) -> None:
+    """Catches a hash of a block that the hashes of the rows do not cover."""
+    found = (await audited(tmp_path, an_edited_log(hashed_again=False))).findings
+    assert (found[0].position, found[0].rule) == (14, Rule.HASH_CHAIN)
+
+
+async def test_an_edited_hash_under_a_new_hash_chain_is_found_by_the_choice(tmp_path: Path) -> None:
+    """Whoever rewrites the chain's hash together with all rows after it must also have routed by it."""
+    (found,) = (await audited(tmp_path, an_edited_log(hashed_again=True))).findings
+    assert (found.position, found.rule) == (15, Rule.ROUTING_DECISION)
 
 
 # Old ledgers
