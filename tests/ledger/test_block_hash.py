@@ -133,6 +133,21 @@ async def test_a_keyed_batch_returns_the_positions_of_its_own_blocks() -> None:
         assert await ledger.record_facts(facts, idempotency_key="k") == positions
 
 
+async def test_a_retried_batch_is_refused_the_same_hash_again() -> None:
+    """The first call recorded block 13 and was refused block 12; so is the retry, which records nothing.
+
+    Catches a retry that takes the recorded block for its own, although that has another hash.
+    """
+    async with small_ledger() as ledger:
+        await record(ledger, 12, A)
+        facts = [BlockFact(13, at(13), MINERS, STAKES, A), BlockFact(12, at(12), MINERS, STAKES, B)]
+        for _ in range(2):
+            with pytest.raises(ConflictingFact) as refused:
+                await ledger.record_facts(facts, idempotency_key="k")
+            assert (refused.value.fact_index, refused.value.differences) == (1, {"block_hash": (A, B)})
+            assert await newest_hash(ledger) == A
+
+
 async def test_the_newest_hash_after_a_withdrawal_is_that_of_the_newest_block() -> None:
     """Catches a hash that outlives its block, or one that is kept for the newest block only."""
     async with small_ledger() as ledger:
@@ -143,6 +158,8 @@ async def test_the_newest_hash_after_a_withdrawal_is_that_of_the_newest_block() 
             await ledger.withdraw_block(number, "a fork")
             found.append(await newest_hash(ledger))
         assert found == [B, "", A, ""]
+        await record(ledger, 12, confirm=True)
+        assert await newest_hash(ledger) == ""
         assert (await ledger.audit()).findings == []
 
 
