@@ -12,7 +12,18 @@ from collections.abc import Callable, Collection
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from ledger import SNAPSHOT_VERSION, Lookup, Row, Store, decode_state, encode_state, proves, seal_key, state_digest
+from ledger import (
+    SEAL_VERSION,
+    SNAPSHOT_VERSION,
+    Lookup,
+    Row,
+    Store,
+    decode_state,
+    encode_state,
+    proves,
+    seal_key,
+    state_digest,
+)
 from ledger.codec import decode, row_hash
 from ledger.events import SEALS_STREAM, StateSealed
 from ledger.values import LARGEST_INTEGER
@@ -136,8 +147,9 @@ def sealed_if_due(state: Availability, every_rows: int) -> SealedSnapshot | None
 
 
 async def sealed_positions(store: Store) -> list[int]:
-    """Return the positions that the log's seals name, in the order of the seals; those of unreadable rows are left out.
+    """Return the positions that the log's seals of this version name, in the order of the seals.
 
+    Those of unreadable rows are left out, and those of other versions, which prove nothing here.
     Only a hint where to look: the log's rows, read in order, say what is sealed.
     """
     # The stream is a constant of this release, so nothing needs to be quoted.
@@ -165,7 +177,7 @@ def _seal_in(columns: tuple[Any, ...]) -> StateSealed | None:
         event = decode(*columns)
     except Exception:  # A damaged row may hold anything; an audit reports it when it reaches the row.
         return None
-    return event if isinstance(event, StateSealed) else None
+    return event if isinstance(event, StateSealed) and event.version == SEAL_VERSION else None
 
 
 def snapshot_of(state: Availability) -> Snapshot:

@@ -1,8 +1,9 @@
-"""The tie-break: the order in which a job tries candidates that are equally good, computed from the job's uuid.
+"""The tie-break: the order in which a job tries candidates that are equally good, computed from a seed.
 
 Rule: of the candidates with equal earliest block and equal share left, those with the amount are in order of available
-amount and hotkey; the job tries them in the order of `permutation`, whose seed is a hash of the job's uuid. Source:
-this project's own rule. The audit repeats it in code of its own.
+amount and hotkey; the job tries them in the order of `permutation`. Its seed is a digest of the job's uuid and of the
+hash of the newest block, so whoever chooses the uuid does not choose the miner. Source: this project's own rule. The
+audit repeats it in code of its own.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound=tuple[Any, ...])
 
 
-def in_trial_order(entries: list[T], amount_ns: int, job_uuid: str) -> Iterator[T]:
+def in_trial_order(entries: list[T], amount_ns: int, job_uuid: str, block_hash: bytes) -> Iterator[T]:
     """Yield the entries with at least the amount, best first, in the order in which this job tries them.
 
     `entries` are sorted tuples that begin with the earliest block, minus the share left, and minus the available ns.
     Entries with equal earliest block and equal share left are tried in an order that depends on the job's uuid, so
-    that routers that work at the same time do not all try the same miner first. It depends on nothing else, so that
-    the choice can be replayed.
+    that routers that work at the same time do not all try the same miner first, and on `block_hash`, which is that of
+    the newest block (`Chain.tie_break_hash`; empty if the order depends on the uuid alone). It depends on nothing
+    else, so that the choice can be replayed.
     """
     seed: int | None = None
     start, after = 0, len(entries)
@@ -42,15 +44,19 @@ def in_trial_order(entries: list[T], amount_ns: int, job_uuid: str) -> Iterator[
         if enough - start == 1:
             yield entries[start]
         elif enough > start:
-            seed = tie_break_seed(job_uuid) if seed is None else seed
+            seed = tie_break_seed(job_uuid, block_hash) if seed is None else seed
             for index in permutation(enough - start, seed):
                 yield entries[start + index]
         start = end
 
 
-def tie_break_seed(job_uuid: str) -> int:
-    """Return the seed of a job's tie-break: BLAKE2b-128 of its uuid as an integer."""
-    return int.from_bytes(blake2b(job_uuid.encode(), digest_size=16).digest(), "big")
+def tie_break_seed(job_uuid: str, block_hash: bytes) -> int:
+    """Return the seed of a job's tie-break: BLAKE2b-128, as an integer, of its uuid, a zero byte and a block's hash.
+
+    Without a hash it is that of the uuid alone, as in all logs of earlier releases.
+    """
+    content = job_uuid.encode() + b"\0" + block_hash if block_hash else job_uuid.encode()
+    return int.from_bytes(blake2b(content, digest_size=16).digest(), "big")
 
 
 def permutation(count: int, seed: int) -> Iterator[int]:

@@ -73,7 +73,8 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
     if event.axon is not None:
         state = await state_at(store, decided_on)
         entries = state.ranking(reservation.executor_class, clock_ns)
-        order = in_trial_order(entries, event.amount_ns, reservation.job_uuid or "")
+        block_hash = state.chain.tie_break_hash
+        order = in_trial_order(entries, event.amount_ns, reservation.job_uuid or "", block_hash)
         considered = _considered(state, list(order), reservation.miner_ss58, clock_ns)
     return Explanation(
         reservation,

@@ -156,9 +156,11 @@ class Pick:
         """Return the miners with enough allowance at the newest block, in the order in which this job tries them.
 
         Source: ComputeHorde's allowance module ranks them by earliest free block, then by the share left. Among equals
-        the job's uuid breaks the tie, so that several routers do not all claim the same miner.
+        the job's uuid and the newest block's hash break the tie, so that several routers do not all claim the same
+        miner, and whoever chooses the uuid does not choose the miner.
         """
-        return in_trial_order(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
+        entries = state.ranking(self.executor_class, now_ns)
+        return in_trial_order(entries, self.amount_ns, self.job_uuid, state.chain.tie_break_hash)
 
     def _refusal(self, state: Availability, busy: int, now_ns: int) -> AllowanceException | JobRoutingException:
         # A pick that had chosen a miner before lost it after the log moved, usually to another claim. There was enough

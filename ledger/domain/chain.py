@@ -17,11 +17,11 @@ import msgspec
 
 from ledger.errors import ConflictingFact, ImplausibleFact
 from ledger.events import Axon, BlockRecorded, BlockWithdrawn, ManifestsRecorded, ManifestsWithdrawn
-from ledger.settings import RecordedSettings
+from ledger.settings import UUID_AND_HASH, RecordedSettings
 from ledger.values import instant
 
 from .account import Account
-from .block_table import BlockTable
+from .block_table import HASH_BYTES, BlockTable
 from .blocks import END, StepFunction
 from .miner_sets import MinerSets
 
@@ -74,11 +74,15 @@ class RecordedSync(NamedTuple):
 
 
 class Withdrawal(NamedTuple):
-    """A withdrawn fact: its position in the log, its content digest, and the position of the correction."""
+    """A withdrawn fact: its position in the log, its content digest, and the position of the correction.
+
+    `block_hash` is the hash of a withdrawn block; empty if it was recorded without one, and for a sync.
+    """
 
     position: int
     digest: bytes
     withdrawn_at: int
+    block_hash: bytes = b""
 
 
 class CountInputs(NamedTuple):
@@ -157,6 +161,14 @@ class Chain:
             return 0
         return self._capped(account, account.offered.values[-1])
 
+    @property
+    def tie_break_hash(self) -> bytes:
+        """The hash of the newest block if the tie-break's seed includes it; else empty.
+
+        The setting `tie_break` decides; the seed includes no hash if the newest block was recorded without one.
+        """
+        return self.blocks.block_hash(self.blocks.newest) if self.settings.tie_break == UUID_AND_HASH else b""
+
     def apply_settings(self, settings: RecordedSettings) -> None:
         """Apply these settings to blocks finalized and claims made from now on; finalized blocks keep their amounts."""
         self.settings = settings
@@ -175,7 +187,8 @@ class Chain:
         if number > self.blocks.newest:
             self.metagraph = metagraph
         self._register(number, metagraph.members)
-        self.blocks.record(number, event.created_at_ns, position, block_digest(event.created_at_ns, metagraph))
+        digest, block_hash = block_digest(event.created_at_ns, metagraph), hash_of_block(event)
+        self.blocks.record(number, event.created_at_ns, position, digest, block_hash)
         self._await_successor(number, metagraph)
         for candidate in (number - 1, number):
             if candidate in self.unfinalized and candidate + 1 in self.blocks:
@@ -225,7 +238,7 @@ class Chain:
         if event.returns_to != returns_to:
             raise KeyError(f"the metagraph of block {event.returns_to} instead of {returns_to}")
         self.withdrawn_blocks.setdefault(number, []).append(
-            Withdrawal(blocks.position(number), blocks.digest(number), position)
+            Withdrawal(blocks.position(number), blocks.digest(number), position, blocks.block_hash(number))
         )
         self.last_metagraph = self._metagraph_after(event) if returns_to else _EMPTY_METAGRAPH
         was_newest = number == blocks.newest
@@ -420,24 +433,26 @@ class Chain:
 
 
 def decide_block(
-    chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph, confirm: bool
+    chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph, confirm: bool, block_hash: bytes = b""
 ) -> BlockRecorded | int:
     """Return the event that records a block, or the position at which the same content was recorded before.
 
     Other content for a recorded block is a conflict. So is a block that would give a recorded neighbour a duration of
     zero or less, since one of the two times must be wrong. A leap of more than `PLAUSIBLE_LEAP_BLOCKS`, a metagraph
     that lost nine tenths of its miners or validators since the block recorded before, and content that was withdrawn
-    are implausible unless confirmed. These are this project's own rules. Raises `ConflictingFact`, `ImplausibleFact`.
+    are implausible unless confirmed. A hash that is missing in one of two contents makes no difference, so a recorded
+    block never gains one. These are this project's own rules. Raises `ConflictingFact`, `ImplausibleFact`.
     """
     blocks = chain.blocks
     fact = f"block {number}"
     if number in blocks:
-        if blocks.digest(number) == block_digest(created_at_ns, metagraph):
+        is_equal = blocks.digest(number) == block_digest(created_at_ns, metagraph)
+        if is_equal and same_hash(blocks.block_hash(number), block_hash):
             return blocks.position(number)
         # The state has digests only. The caller reads the recorded content from the log and adds the differences.
         raise ConflictingFact(fact, blocks.position(number), {})
     if not confirm:
-        _refuse_implausible_block(chain, number, created_at_ns, metagraph)
+        _refuse_implausible_block(chain, number, created_at_ns, metagraph, block_hash)
     for neighbour, sign in ((number - 1, 1), (number + 1, -1)):
         neighbour_ns = blocks.created_at_ns(neighbour)
         if neighbour_ns >= 0 and sign * (created_at_ns - neighbour_ns) <= 0:
@@ -449,8 +464,8 @@ def decide_block(
             )
     last = chain.last_metagraph
     if metagraph.digest == last.digest:
-        return BlockRecorded(number, created_at_ns)
-    return BlockRecorded(number, created_at_ns, *metagraph_difference(last, metagraph))
+        return BlockRecorded(number, created_at_ns, block_hash=block_hash.hex())
+    return BlockRecorded(number, created_at_ns, *metagraph_difference(last, metagraph), block_hash=block_hash.hex())
 
 
 def decide_manifests(
@@ -490,7 +505,9 @@ def uncovered_by(chain: Chain, block: int, manifests: Mapping[str, object]) -> s
     return set() if members is None else chain.known_miners() - members - manifests.keys()
 
 
-def _refuse_implausible_block(chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph) -> None:
+def _refuse_implausible_block(
+    chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph, block_hash: bytes
+) -> None:
     fact, newest, last = f"block {number}", chain.blocks.newest, chain.last_metagraph
     if newest and number > newest + PLAUSIBLE_LEAP_BLOCKS:
         raise ImplausibleFact(fact, f"it is {number - newest} blocks beyond the newest, {newest}")
@@ -503,7 +520,8 @@ def _refuse_implausible_block(chain: Chain, number: int, created_at_ns: int, met
                 fact, f"it has {given} {what}, less than a tenth of the {before} of the block recorded before it"
             )
     if number in chain.withdrawn_blocks:
-        _refuse_withdrawn(fact, chain.withdrawn_blocks[number], block_digest(created_at_ns, metagraph))
+        digest = block_digest(created_at_ns, metagraph)
+        _refuse_withdrawn(fact, chain.withdrawn_blocks[number], digest, block_hash)
 
 
 def _refuse_implausible_sync(chain: Chain, block: int, manifests: Mapping[str, Mapping[str, int]]) -> None:
@@ -521,10 +539,10 @@ def _refuse_implausible_sync(chain: Chain, block: int, manifests: Mapping[str, M
         _refuse_withdrawn(fact, chain.withdrawn_syncs[block], manifests_digest(manifests))
 
 
-def _refuse_withdrawn(fact: str, withdrawals: Iterable[Withdrawal], digest: bytes) -> None:
+def _refuse_withdrawn(fact: str, withdrawals: Iterable[Withdrawal], digest: bytes, block_hash: bytes = b"") -> None:
     """Raise `ImplausibleFact` for content that was withdrawn: repeating an import must not undo a correction."""
     for withdrawal in withdrawals:
-        if withdrawal.digest == digest:
+        if withdrawal.digest == digest and same_hash(withdrawal.block_hash, block_hash):
             raise ImplausibleFact(fact, f"the same content was withdrawn at position {withdrawal.withdrawn_at}")
 
 
@@ -554,6 +572,19 @@ def manifests_after(
 def block_digest(created_at_ns: int, metagraph: Metagraph) -> bytes:
     """Return 16 bytes that identify a block's content; the order of its miners makes no difference."""
     return blake2b(metagraph.digest + created_at_ns.to_bytes(8, "big"), digest_size=16).digest()
+
+
+def hash_of_block(event: BlockRecorded) -> bytes:
+    """Return the hash in an event, 32 bytes; empty if it has none. Raises `ValueError` if it is malformed."""
+    block_hash = bytes.fromhex(event.block_hash)
+    if len(block_hash) not in (0, HASH_BYTES) or block_hash.hex() != event.block_hash:
+        raise ValueError(f"the hash {event.block_hash!r} is not {2 * HASH_BYTES} lower-case hexadecimal digits")
+    return block_hash
+
+
+def same_hash(recorded: bytes, given: bytes) -> bool:
+    """Return whether two hashes of one block agree; a missing one agrees with every other."""
+    return not (recorded and given) or recorded == given
 
 
 def manifests_digest(manifests: Mapping[str, Mapping[str, int]]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -15,17 +16,22 @@ from ledger.values import Miner, billionths, executor_counts, instant_ns, intege
 from .chain import Metagraph
 from .fact_commands import ValidatedBlock, ValidatedManifests
 
+_HASH = re.compile("(0x)?[0-9a-fA-F]{64}")
 LONGEST_ADDRESS = 253
 """In characters: the longest host name that DNS allows."""
 
 
 class BlockFact(msgspec.Struct, frozen=True):
-    """A block and its metagraph: number, aware creation time, registered miners, and stakes by validator."""
+    """A block and its metagraph: number, aware creation time, registered miners, and stakes by validator.
+
+    `block_hash` is the chain's hash of the block: 64 hexadecimal digits, with or without `0x`; None if it is unknown.
+    """
 
     number: int
     created_at: datetime
     miners: Iterable[Miner]
     stakes: Mapping[str, float]
+    block_hash: str | None = None
 
 
 class ManifestsFact(msgspec.Struct, frozen=True):
@@ -70,7 +76,7 @@ class FactValidator:
                     or fact.stakes is not shared.stakes
                 ):
                     metagraph, shared = self.metagraph(fact.miners, fact.stakes), fact
-                contents.append(ValidatedBlock(number, created_at_ns, metagraph))
+                contents.append(ValidatedBlock(number, created_at_ns, metagraph, validated_hash(fact.block_hash)))
             except InvalidInput as refused:
                 refused.fact_index = index
                 return contents, refused
@@ -96,6 +102,15 @@ def validated_manifests(fact: ManifestsFact) -> ValidatedManifests:
         for miner_ss58, counts in fact.manifests.items()
     }
     return ValidatedManifests(block, manifests)
+
+
+def validated_hash(block_hash: object) -> bytes:
+    """Return a block's hash as 32 bytes, empty for None; raise `InvalidInput` if it is malformed."""
+    if block_hash is None:
+        return b""
+    if not isinstance(block_hash, str) or not _HASH.fullmatch(block_hash):
+        raise InvalidInput("block_hash", block_hash, '64 hexadecimal digits, with or without "0x", or None')
+    return bytes.fromhex(block_hash.removeprefix("0x"))
 
 
 def _axons(miners: Iterable[Miner]) -> dict[str, Axon]:

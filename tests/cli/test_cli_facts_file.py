@@ -57,6 +57,14 @@ def test_a_block_line_has_the_block_and_its_metagraph() -> None:
     assert fact.created_at == datetime(2024, 1, 1, 12, 0, 0, 10_000, tzinfo=UTC)
     assert list(fact.miners) == [Miner("192.0.2.7", 4, 8000, "miner-a")]
     assert fact.stakes == STAKES
+    assert fact.block_hash is None
+
+
+@pytest.mark.parametrize("block_hash", ["c0" * 32, f"0x{'C0' * 32}"])
+def test_a_block_line_may_have_a_hash(block_hash: str) -> None:
+    """It belongs to its line alone: unlike miners and stakes, the next line does not inherit it."""
+    one, two = blocks(first(block_hash=block_hash), block(1001))
+    assert (one.block_hash, two.block_hash) == (block_hash, None)
 
 
 def test_a_manifests_line_is_a_sync() -> None:
@@ -168,6 +176,10 @@ BAD_LINES = {
     "a negative number": (f'{{"type":"block","number":-100,{TIME}}}', "$.number", "from 1"),
     "a number of many digits": (f'{{"type":"block","number":1{"0" * 5000},{TIME}}}', "$.number", "from 1"),
     "true": (f'{{"type":"block","number":true,{TIME}}}', "`bool`", "whole number"),
+    "a short hash": (json.dumps(first(block_hash="c0ffee")), "$.block_hash", "64 hexadecimal digits"),
+    "a long hash": (json.dumps(first(block_hash="c0" * 33)), "$.block_hash", "64 hexadecimal digits"),
+    "a hash with a line end": (json.dumps(first(block_hash="c0" * 32 + "\n")), "$.block_hash", "64 hexadecimal digits"),
+    "no hash": (json.dumps(first(block_hash=None)), "$.block_hash", "64 hexadecimal digits"),
     "a fraction": (f'{{"type":"block","number":1.5,{TIME}}}', "`float`", "whole number"),
     "NaN": (f'{{"type":"block","number":NaN,{TIME}}}', "malformed", "complete JSON object"),
     "a stake beyond floats": (json.dumps(first()).replace("1001.0", "1e999"), "$.stakes", "finite stakes"),

@@ -178,7 +178,22 @@ def breaks_ties_in_ranking_order(patch: Patch) -> None:
 
 @mutant(Rule.ROUTING_DECISION)
 def breaks_ties_from_another_seed(patch: Patch) -> None:
-    wrapped(patch, tie_break, "tie_break_seed", lambda original, uuid: original(uuid + "!"))
+    wrapped(patch, tie_break, "tie_break_seed", lambda original, uuid, block_hash: original(uuid + "!", block_hash))
+
+
+@mutant(Rule.ROUTING_DECISION)
+def breaks_ties_without_the_blocks_hash(patch: Patch) -> None:
+    wrapped(patch, tie_break, "tie_break_seed", lambda original, uuid, _: original(uuid, b""))
+
+
+@mutant(Rule.ROUTING_DECISION)
+def breaks_ties_by_the_hash_of_the_block_before(patch: Patch) -> None:
+    patch.setattr(Chain, "tie_break_hash", property(lambda chain: chain.blocks.block_hash(chain.blocks.newest - 1)))
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def forgets_the_hashes_of_blocks(patch: Patch) -> None:
+    patch.setattr("ledger.domain.chain.hash_of_block", lambda _: b"")
 
 
 @mutant(Rule.ROUTING_DECISION)
@@ -396,7 +411,9 @@ class BusyStory(Story):
         registered = [miner(hotkey, 8000 + self.draw.randrange(2)) for hotkey in MINERS if hotkey != away]
         created_at = START + timedelta(seconds=12 * number + self.draw.choice([0, 0, 0.7]))
         stakes = {VALIDATOR: self.draw.choice([1.0, 2.5]), "5Other": 1.0}
-        await self.unless_refused(self.ledger.record_block(number, created_at, registered, stakes))
+        await self.unless_refused(
+            self.ledger.record_block(number, created_at, registered, stakes, block_hash=self.hash_of(number))
+        )
 
     async def a_job(self) -> None:
         for _ in range(3):

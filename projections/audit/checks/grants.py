@@ -83,6 +83,8 @@ class GrantCheck:
         """That of the last event that has a metagraph."""
         self._blocks: dict[int, tuple[int, Graph]] = {}
         """The creation time and metagraph of each recorded block."""
+        self._hashes: dict[int, str] = {}
+        """The hash of each recorded block that has one."""
         self._numbers: list[int] = []
         """The recorded blocks, ascending."""
         self._terms: dict[int, CountTerms] = {}
@@ -116,6 +118,8 @@ class GrantCheck:
             return
         number = event.number
         self._blocks[number] = event.created_at_ns, self._graph
+        if event.block_hash:
+            self._hashes[number] = event.block_hash
         insort(self._numbers, number)
         for block in (number - 1, number):
             if block in self._blocks and block + 1 in self._blocks:
@@ -160,6 +164,7 @@ class GrantCheck:
         number = event.number
         self._graph = self._blocks[event.returns_to][1] if event.returns_to else NO_GRAPH
         del self._blocks[number], self._numbers[bisect_left(self._numbers, number)]
+        self._hashes.pop(number, None)
         for block in (number - 1, number):
             self._terms.pop(block, None)
             self._units_ns.pop(block, None)
@@ -250,6 +255,10 @@ class GrantCheck:
         if self._chain.metagraph.miners != miners or self._chain.blocks.newest != newest:
             message = f"the fold has other registered miners than block {newest}"
             self._report(position, message, block=newest)
+        found, expected = self._chain.blocks.block_hash(newest).hex(), self._hashes.get(newest, "")
+        if found != expected:
+            message = f"the fold has another hash than block {newest}"
+            self._report(position, message, block=newest, found=found, expected=expected)
 
     def _check_coverage(self, position: int, event: ManifestsRecorded, before: frozenset[str]) -> None:
         self.says_coverage |= bool(event.uncovered or event.covered)

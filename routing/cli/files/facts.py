@@ -1,8 +1,8 @@
 """`FACTS.jsonl`: one chain fact per line, read as it arrives and checked line by line.
 
-A line is either a block, `{"type": "block", "number", "created_at", "miners", "stakes"}`, or a manifest sync,
-`{"type": "manifests", "block", "manifests"}`. If a block line leaves out `miners` or `stakes`, they are as in the
-previous block line of the file.
+A line is either a block, `{"type": "block", "number", "created_at", "miners", "stakes", "block_hash"}`, or a manifest
+sync, `{"type": "manifests", "block", "manifests"}`. If a block line leaves out `miners` or `stakes`, they are as in the
+previous block line of the file; if it leaves out `block_hash`, the block has none.
 """
 
 import json
@@ -26,6 +26,7 @@ BATCH_FACTS = 200
 _Number = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 _Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 _Stake = Annotated[float, Meta(ge=0)]
+_Hash = Annotated[str, Meta(pattern=r"^(0x)?[0-9a-fA-F]{64}\Z")]
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
@@ -48,6 +49,7 @@ class _BlockLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="b
     created_at: Annotated[datetime, Meta(tz=True)]
     miners: list[_MinerEntry] | UnsetType = UNSET
     stakes: dict[_Name, _Stake] | UnsetType = UNSET
+    block_hash: _Hash | UnsetType = UNSET
 
 
 class _ManifestsLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="manifests", tag_field="type"):
@@ -89,7 +91,8 @@ class FactDecoder:
             # Both are needed before the first block: `BlockFact` has no way to leave them out.
             absent = "miners" if self._miners is None else "stakes"
             raise ValueError(f"`{absent}` is left out, and no block line before this one names it")
-        return BlockFact(number=line.number, created_at=line.created_at, miners=self._miners, stakes=self._stakes)
+        block_hash = None if line.block_hash is UNSET else line.block_hash
+        return BlockFact(line.number, line.created_at, self._miners, self._stakes, block_hash)
 
 
 def numbered_facts(stream: BufferedIOBase, *, batch_facts: int = BATCH_FACTS) -> Iterator[list[NumberedFact]]:
@@ -148,6 +151,7 @@ _EXPECTATIONS = (
     ("`$.created_at`", 'a time with its time zone, such as "2024-01-01T12:00:12Z"'),
     ("field `created_at`", 'a time with its time zone, such as "created_at":"2024-01-01T12:00:12Z"'),
     ("`$.number`", "a whole number from 1 to 2^63 - 1, such as 1001"),
+    ("`$.block_hash`", '64 hexadecimal digits, with or without "0x"'),
     ("`$.block`", "a whole number from 1 to 2^63 - 1, such as 1000"),
     ("is left out", "a first block line with both `miners` and `stakes`"),
     ("is there twice", "each name once"),
@@ -160,7 +164,7 @@ _EXPECTATIONS = (
     ("field `block`", _MANIFESTS),
     (
         "unknown field",
-        "a block line with number, created_at, miners, stakes, or a manifests line with block, manifests",
+        "a block line with number, created_at, miners, stakes, block_hash, or a manifests line with block, manifests",
     ),
 )
 
