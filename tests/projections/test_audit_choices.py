@@ -303,7 +303,7 @@ async def test_a_choice_several_pages_before_its_claim_is_repeated(tmp_path: Pat
     Catches a reach of one page: the choice could not be repeated.
     """
     log = with_a_claim_after_the_choice()
-    while log.position < CHOSEN_AT + 2_500:
+    while log.position < CHOSEN_AT + 4_500:
         log.settle(log.reserve(BERT, 6, (1, 1)), ReservationReleased)
     log.route(ANNAS_JOB, ANNA, 6, (2, 2), chosen_at=CHOSEN_AT)
     report = await audited(tmp_path, log.rows)
