@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .reader import LogReader
 
 # The version of the tables that this release creates. It reads older ones, and upgrades them (`schema_steps.py`).
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Rows in a page. Smaller pages cost more round trips than they save memory.
 PAGE_ROWS = 1000

@@ -47,12 +47,27 @@ ledgers = Table(
     Column("recorded_at_ns", BigInteger, nullable=False),
 )
 
+# One row per stream. An append compares and moves the version of each stream that it continues, so no index over streams
+# and versions is needed.
+streams = Table(
+    "allowance_streams",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    # A small local number, the next one of the ledger. Like the ledger's id it is in no hash.
+    Column("stream", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("ledger", "name"),
+    sqlite_with_rowid=False,
+)
+
 events = Table(
     "allowance_events",
     metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
-    Column("stream", Text, nullable=False),
+    # The stream's number in `allowance_streams`.
+    Column("stream", Integer, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("recorded_at_ns", BigInteger, nullable=False),
     Column("key", Text),
@@ -61,7 +76,6 @@ events = Table(
     Column("settles", BigInteger),
     Column("payload", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
-    UniqueConstraint("ledger", "stream", "version"),
     CheckConstraint("position > 0 AND version > 0"),
     # SQLite then stores the rows in the order of the primary key, and a page of the log is one range of the file.
     sqlite_with_rowid=False,
@@ -107,8 +121,6 @@ _SQLITE_TRIGGERS = (
     # INSERT OR REPLACE fires no delete trigger, so an insert that would replace a row is refused here.
     """CREATE TRIGGER IF NOT EXISTS allowance_events_no_replace BEFORE INSERT ON allowance_events
        WHEN NEW.position <= (SELECT position FROM allowance_ledgers WHERE ledger = NEW.ledger)
-         OR EXISTS (SELECT 1 FROM allowance_events
-                    WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version)
          OR (NEW.key IS NOT NULL AND EXISTS
              (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND key = NEW.key))
          OR (NEW.job_uuid IS NOT NULL AND EXISTS
@@ -119,12 +131,9 @@ _SQLITE_TRIGGERS = (
        BEGIN SELECT RAISE(ABORT, 'events are never replaced'); END""",
     # Each row but the first needs a predecessor. Since no number occurs twice, the numbers are then dense.
     """CREATE TRIGGER IF NOT EXISTS allowance_events_dense BEFORE INSERT ON allowance_events
-       WHEN (NEW.position > 1 AND NOT EXISTS
-             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND position = NEW.position - 1))
-         OR (NEW.version > 1 AND NOT EXISTS
-             (SELECT 1 FROM allowance_events
-              WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version - 1))
-       BEGIN SELECT RAISE(ABORT, 'positions and versions are dense'); END""",
+       WHEN NEW.position > 1 AND NOT EXISTS
+            (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND position = NEW.position - 1)
+       BEGIN SELECT RAISE(ABORT, 'positions are dense'); END""",
     """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
        WHEN NEW.position <= OLD.position BEGIN SELECT RAISE(ABORT, 'a head never steps back'); END""",
     """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
