@@ -255,7 +255,7 @@ async def test_find_returns_the_same_rows_as_a_scan_of_the_log(
     store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It finds keys, jobs' last attempts and positions, stored or not, and their settlements, in several statements."""
-    monkeypatch.setattr("ledger.store.sqlite.store.LOOKUP_VALUES", 2)
+    monkeypatch.setattr("ledger.store.sqlite.streams.LOOKUP_VALUES", 2)
     rng = random.Random(seed)
     rows = _random_log(rng, 200)
     await append(store, rows)
