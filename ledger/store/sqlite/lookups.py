@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ledger.codec import Row
-from ledger.domain.lookup import Lookup, LookupResult
+from ledger.domain.lookup import Head, Lookup, LookupResult
 from ledger.store.contract import next_page
 from ledger.values import LARGEST_INTEGER
 
@@ -19,6 +19,7 @@ from .streams import Streams, batches, versions_of
 _PAGE = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = ? AND position > ? ORDER BY position LIMIT ?"
 _OF_STREAMS = f"""SELECT {COLUMNS} FROM allowance_events
                   WHERE ledger = ? AND position > ? AND position <= ? AND stream IN ({{values}}) ORDER BY position"""
+_HAS = "SELECT 1 FROM allowance_events WHERE ledger = ? AND position = ? AND hash = ?"
 _HAS_STREAMS = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'allowance_streams'"
 # One index look-up for each value. With `IN` or a join SQLite would read the whole index: its planner assumes that a
 # ledger, the first column of the index, has few rows.
@@ -44,6 +45,10 @@ class LogQueries:
         """Return the next rows after a position."""
         with closing(self._connection.execute(_PAGE, (self._ledger, after, most_rows))) as found:
             return next_page(rows_from(found, self._name_of), most_rows)
+
+    def has(self, head: Head) -> bool:
+        """Whether the log has a row with a head's position and hash."""
+        return self._connection.execute(_HAS, (self._ledger, head.position, head.hash)).fetchone() is not None
 
     def of_streams(self, names: Collection[str], after: int, until: int) -> list[Row]:
         """Return the rows of these streams after a position and up to another one."""

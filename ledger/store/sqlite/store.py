@@ -170,7 +170,7 @@ class SqliteStore(SqliteWriting):
                 yield SqliteTransaction(self, self._head())
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
     ) -> list[Row] | None:
         # The writer never calls this: on SQLite it decides under the lock. It exists because all engines have one
         # contract, whose tests run on each.
@@ -178,6 +178,8 @@ class SqliteStore(SqliteWriting):
             async with self.transaction() as transaction:
                 head = await transaction.head()
                 if at is not None and at != head:
+                    return None
+                if since is not None and since.position and not self._has(since):
                     return None
                 rows = events(head)
                 await transaction.append(rows, expected)
@@ -267,6 +269,9 @@ class SqliteStore(SqliteWriting):
 
     def _read(self, after: int) -> list[Row]:
         return self._queries().page(after, PAGE_ROWS)
+
+    def _has(self, head: Head) -> bool:
+        return self._queries().has(head)
 
     def _find(self, lookup: Lookup) -> LookupResult:
         return self._queries().find(lookup)

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from ledger.codec import Row
 from ledger.errors import CorruptLedger, StorageUnavailable
-from ledger.store.contract import refuse_other_versions
+from ledger.store.contract import refuse_other_versions, versions_before
 
 V = TypeVar("V")
 
@@ -63,6 +63,8 @@ class Streams:
         Raises `VersionConflict`, and has then changed nothing, if a stream in `expected` is at another version.
         """
         newest = {row.stream: row.version for row in rows}
+        if not newest.keys() <= expected.keys():
+            expected = {**versions_before(rows), **expected}
         _check_dense(rows, newest, expected)
         if not self._try_to_move(connection, ledger, newest, expected):
             self.forget()
