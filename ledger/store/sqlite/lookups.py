@@ -80,7 +80,8 @@ class LogQueries:
     def _stored_streams(self, names: Collection[str]) -> list[str | int]:
         if self._old_tables and not self._connection.execute(_HAS_STREAMS).fetchone():
             return list(names)
-        return [number for number, _ in versions_of(self._connection, self._ledger, names).values()]
+        numbers = [number for number, _ in versions_of(self._connection, self._ledger, names).values()]
+        return [*numbers, *names]
 
     def _stored_forms(self, texts: Collection[str]) -> Collection[str | bytes | None]:
         narrowed = set(map(narrow, texts))

@@ -125,16 +125,15 @@ def _all_at(connection: sqlite3.Connection, ledger: int, expected: Mapping[str, 
     return all(version == (found[name][1] if name in found else 0) for name, version in expected.items())
 
 
-def _move_all(connection: sqlite3.Connection, moved: Sequence[tuple[int | str, ...]]) -> bool:
-    """Move these streams, or none and return False."""
-    if len(moved) == 1:  # It is moved or not, so nothing can be left half done.
-        return connection.execute(_MOVE, moved[0]).rowcount == 1
-    connection.execute("SAVEPOINT streams")
-    is_complete = connection.executemany(_MOVE, moved).rowcount == len(moved)
-    if not is_complete:
-        connection.execute("ROLLBACK TO streams")
-    connection.execute("RELEASE streams")
-    return is_complete
+def _move_all(connection: sqlite3.Connection, moved: Sequence[tuple[int, int, int, str, int]]) -> bool:
+    """Move these streams; if one is at another version, move none and return False."""
+    cursor = connection.cursor()
+    for done, each in enumerate(moved):
+        if cursor.execute(_MOVE, each).rowcount != 1:
+            back = [(before, ledger, number, name, after) for after, ledger, number, name, before in moved[:done]]
+            connection.executemany(_MOVE, back)
+            return False
+    return True
 
 
 def versions_of(connection: sqlite3.Connection, ledger: int, names: Collection[str]) -> dict[str, tuple[int, int]]:
