@@ -47,12 +47,27 @@ ledgers = Table(
     Column("recorded_at_ns", BigInteger, nullable=False),
 )
 
+# One row per stream. An append compares and moves the version of each stream that it continues, so no index over
+# streams and versions is needed.
+streams = Table(
+    "allowance_streams",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    # A small local number, the next one of the ledger. Like the ledger's id it is in no hash.
+    Column("stream", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("ledger", "name"),
+    sqlite_with_rowid=False,
+)
+
 events = Table(
     "allowance_events",
     metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
-    Column("stream", Text, nullable=False),
+    # The stream's number in `allowance_streams`.
+    Column("stream", Integer, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("recorded_at_ns", BigInteger, nullable=False),
     Column("key", Text),
@@ -61,7 +76,6 @@ events = Table(
     Column("settles", BigInteger),
     Column("payload", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
-    UniqueConstraint("ledger", "stream", "version"),
     CheckConstraint("position > 0 AND version > 0"),
     # SQLite then stores the rows in the order of the primary key, and a page of the log is one range of the file.
     sqlite_with_rowid=False,
@@ -104,32 +118,38 @@ _SQLITE_TRIGGERS = (
        BEGIN SELECT RAISE(ABORT, 'events are never updated'); END""",
     """CREATE TRIGGER IF NOT EXISTS allowance_events_no_delete BEFORE DELETE ON allowance_events
        BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END""",
-    # INSERT OR REPLACE fires no delete trigger, so an insert that would replace a row is refused here.
-    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_replace BEFORE INSERT ON allowance_events
+    # INSERT OR REPLACE fires no delete trigger, so an insert that would replace a row at its position is refused here.
+    # One trigger with two look-ups, because it is executed for every row of every append.
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_only_appended BEFORE INSERT ON allowance_events
        WHEN NEW.position <= (SELECT position FROM allowance_ledgers WHERE ledger = NEW.ledger)
-         OR EXISTS (SELECT 1 FROM allowance_events
-                    WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version)
-         OR (NEW.key IS NOT NULL AND EXISTS
-             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND key = NEW.key))
-         OR (NEW.job_uuid IS NOT NULL AND EXISTS
-             (SELECT 1 FROM allowance_events
-              WHERE ledger = NEW.ledger AND job_uuid = NEW.job_uuid AND attempt = NEW.attempt))
-         OR (NEW.settles IS NOT NULL AND EXISTS
-             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND settles = NEW.settles))
-       BEGIN SELECT RAISE(ABORT, 'events are never replaced'); END""",
-    # Each row but the first needs a predecessor. Since no number occurs twice, the numbers are then dense.
-    """CREATE TRIGGER IF NOT EXISTS allowance_events_dense BEFORE INSERT ON allowance_events
-       WHEN (NEW.position > 1 AND NOT EXISTS
+         OR (NEW.position > 1 AND NOT EXISTS
              (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND position = NEW.position - 1))
-         OR (NEW.version > 1 AND NOT EXISTS
-             (SELECT 1 FROM allowance_events
-              WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version - 1))
-       BEGIN SELECT RAISE(ABORT, 'positions and versions are dense'); END""",
+       BEGIN SELECT RAISE(ABORT, 'events are never replaced, and positions are dense'); END""",
+    # No trigger looks at a stream's version, which every append moves.
+    """CREATE TRIGGER IF NOT EXISTS allowance_streams_no_rename BEFORE UPDATE OF ledger, stream, name
+       ON allowance_streams
+       BEGIN SELECT RAISE(ABORT, 'a stream is never renamed'); END""",
+    """CREATE TRIGGER IF NOT EXISTS allowance_streams_no_delete BEFORE DELETE ON allowance_streams
+       BEGIN SELECT RAISE(ABORT, 'a stream is never deleted'); END""",
     """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
        WHEN NEW.position <= OLD.position BEGIN SELECT RAISE(ABORT, 'a head never steps back'); END""",
     """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
        BEGIN SELECT RAISE(ABORT, 'a ledger is never deleted'); END""",
 )
+
+_UUID_OF = """CASE WHEN typeof({column}) = 'blob' AND length({column}) = 16
+            THEN lower(substr(hex({column}), 1, 8) || '-' || substr(hex({column}), 9, 4) || '-'
+                       || substr(hex({column}), 13, 4) || '-' || substr(hex({column}), 17, 4) || '-'
+                       || substr(hex({column}), 21)) ELSE {column} END AS {column}"""
+# The log as text, for people who query it; no code reads it.
+_SQLITE_VIEW = f"""CREATE VIEW IF NOT EXISTS allowance_log AS
+    SELECT validator_ss58, events.position, streams.name AS stream, events.version, events.recorded_at_ns,
+           {_UUID_OF.format(column='"key"')},
+           {_UUID_OF.format(column="job_uuid")},
+           attempt, settles, CAST(payload AS TEXT) AS payload, lower(hex(events.hash)) AS hash
+    FROM allowance_events AS events
+    LEFT JOIN allowance_streams AS streams ON streams.ledger = events.ledger AND streams.stream = events.stream
+    LEFT JOIN allowance_ledgers AS ledgers ON ledgers.ledger = events.ledger"""
 
 # A counter against late appends. Every append names the fence that it expects. A client that lost the response to an
 # append raises the fence; if the lost request reaches the server afterwards, it names the old fence and is refused.
@@ -174,7 +194,7 @@ _POSTGRES_TRIGGERS = (
 
 def sqlite_schema(tables: MetaData) -> list[str]:
     """Return the statements that create the schema on SQLite; they skip what exists."""
-    return [*_create(tables, registry.load("sqlite")()), *_SQLITE_TRIGGERS]
+    return [*_create(tables, registry.load("sqlite")()), *_SQLITE_TRIGGERS, _SQLITE_VIEW]
 
 
 def postgres_schema(tables: MetaData) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -195,6 +195,13 @@ class PostgresStore:
     async def read(self, after: int) -> list[Row]:
         with _PostgresErrors():
             return await self._reads.run(lambda connection: _read(connection, self.ledger, after))
+
+    async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
+        found: list[Row] = []
+        while after < until and (page := await self.read(after)):
+            found += [row for row in page if row.stream in streams and row.position <= until]
+            after = page[-1].position
+        return found
 
     async def find(self, lookup: Lookup) -> LookupResult:
         with _PostgresErrors():
