@@ -80,7 +80,9 @@ class Transaction(Protocol):
         """Append rows that follow the head, and move the head to the last of them; may be called repeatedly.
 
         `expected` has the version before this append of each stream that the rows continue or were decided on; 0 for
-        a stream without events. Raises `VersionConflict`, and has then changed nothing, if one is at another version.
+        a stream without events. The database compares it with the stored versions, as part of the append. Raises
+        `VersionConflict`, which names each stream that is at another version; the transaction must then be rolled
+        back. Takes precedence over a key that is stored.
         """
         ...
 
@@ -152,15 +154,17 @@ class Store(Protocol):
         ...
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
     ) -> list[Row] | None:
         """Append events behind the head if every stream in `expected` is at this version; return their rows.
 
         `expected` is that of `Transaction.append`. Other streams may have moved since the events were decided: they are
         then numbered and hashed behind the head that the log has now. With `at`, nothing is done if the head is another
-        one, and the result is None; that takes one round trip. Raises `VersionConflict` if a stream has moved,
-        `RowExists` if a key, a job's attempt or a settlement is stored already, and as `transaction` does. Nothing is
-        done then.
+        one, and the result is None; that takes one round trip. With `since`, the head at which the events were decided,
+        nothing is done if the log has no row with this position and hash, and the result is None: the log was replaced,
+        and equal versions do not mean equal events. Raises `VersionConflict` if a stream has moved, `RowExists` if a
+        key, a job's attempt or a settlement is stored already, what `events` raises, and as `transaction` does. Nothing
+        is done then. `events` may be called more than once.
         """
         ...
 

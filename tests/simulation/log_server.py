@@ -53,6 +53,10 @@ class LogServer:
         last = self.rows[-1]
         return Head(last.position, last.hash, last.recorded_at_ns)
 
+    def has(self, head: Head) -> bool:
+        """Whether the log has a row with the position and hash of a head; the head of an empty log is in every log."""
+        return head.position == 0 or [row.hash for row in self.rows[head.position - 1 :][:1]] == [head.hash]
+
     def read(self, after: int, limit: int) -> list[Row]:
         """Return a page of the rows after a position."""
         return self.rows[after : after + limit]

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from ledger import Head, Lookup, Row
 from ledger.domain.lookup import LookupResult
 from ledger.errors import LedgerNotFound, StorageUnavailable
-from ledger.store.contract import CommitOutcomeUnknown, RowsBehind, Value, refuse_other_versions
+from ledger.store.contract import CommitOutcomeUnknown, RowExists, RowsBehind, Value, refuse_other_versions
 from tests.simulation.log_server import LogServer, Session
 from tests.simulation.scheduler import SimulatedLoop
 
@@ -122,13 +122,17 @@ class SimulatedStore:
         await self.travel()
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
     ) -> list[Row] | None:
         if at is not None:
             rows = events(at)
             return rows if await self.append_at(at, rows, expected) else None
         async with self.transaction() as transaction:
+            if since is not None and not self.server.has(since):
+                return None
             rows = events(await transaction.head())
+            if self.server.refuses(rows):
+                raise RowExists("simulated: a unique index refused a row")
             await transaction.append(rows, expected)
         return rows
 

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from ledger import Head, Lookup, Row, Store
+from ledger import Head, Lookup, Row, RowExists, Store, VersionConflict
 from ledger.domain.lookup import LookupResult
-from ledger.store.contract import PAGE_ROWS
+from ledger.store.contract import PAGE_ROWS, RowsBehind
 from routing import Allowance, LedgerNotFound, NewerLedger, ReadOnlyLedger, Routing, StorageUnavailable
 from tests.support.logs import all_rows, append, append_at, append_in, head_at, opened, row_after, rows_after
 from tests.support.servers import connected
@@ -79,63 +81,214 @@ async def test_a_row_is_read_back_as_it_was_appended(store: Store) -> None:
     assert all(type(value) is type(given) for value, given in zip((await store.read(0))[0], row, strict=True))
 
 
-@pytest.mark.parametrize("key", ["new", "repeated", "repeated with other content"])
-@pytest.mark.parametrize("stream", ["absent", "present"])
-@pytest.mark.parametrize("expected", ["exact", "new", "behind", "ahead"])
-@pytest.mark.parametrize("how", ["at a head", "transaction"])
-async def test_only_the_next_version_of_a_stream_is_appended(
-    store: Store, how: str, expected: str, stream: str, key: str
-) -> None:
-    """The truth table of appends: of all combinations only the exact version with a new key is appended.
+APPENDS = ["at a head", "behind the head", "transaction"]
+"""The ways to append: `Store.append` with a head and without one, and `Transaction.append`."""
 
-    The ledger decides what a repeated key returns; the log never stores a second row with it, whatever its content.
+
+async def append_how(store: Store, how: str, events: RowsBehind, expected: Mapping[str, int], at: Head) -> bool:
+    """Append in one of `APPENDS`; return False if the head is not `at`, which only one of them expects."""
+    if how == "transaction":
+        async with store.transaction() as transaction:
+            await transaction.append(events(await transaction.head()), expected)
+        return True
+    appended = await store.append(events, expected, at=at if how == "at a head" else None)
+    if appended is not None:
+        rows = await store.read(appended[0].position - 1)
+        assert appended == rows[: len(appended)]
+    return appended is not None
+
+
+def conflicts_of(conflict: VersionConflict) -> list[tuple[str, int, int]]:
+    """Return what a conflict names: stream, expected and actual version."""
+    return [(each.stream, each.expected_version, each.actual_version) for each in conflict.conflicts]
+
+
+@pytest.mark.parametrize("key", ["new", "repeated", "repeated with other content"])
+@pytest.mark.parametrize("others", ["unmoved", "moved"])
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [("present", "exact"), ("present", "behind"), ("present", "ahead"), ("absent", "exact"), ("absent", "ahead")],
+)
+@pytest.mark.parametrize("how", APPENDS)
+async def test_only_events_on_the_expected_version_of_their_stream_are_appended(
+    store: Store, how: str, stream: str, expected: str, others: str, key: str
+) -> None:
+    """The truth table of appends: the stream decides, not the head; then the key. A refused append leaves nothing.
+
+    Other streams may have moved since the decision, except with a head, which is then another one. A version conflict
+    takes precedence over a repeated key, because a moved stream may be the reason why the key is stored.
     """
     current = 2 if stream == "present" else 0
-    version = {"exact": current + 1, "new": 1, "behind": current, "ahead": current + 2}[expected]
+    version = current + {"exact": 0, "behind": -1, "ahead": 1}[expected]
     first = row_after(Head(), "present", 1, key="repeated")
-    head = await append(store, [first, row_after(head_at(first), "present", 2)])
-    payload = b"other content" if key == "repeated with other content" else first.payload
-    row = row_after(head, stream, version, key="new" if key == "new" else "repeated", payload=payload)
-    before = await store.read(0)
-    good = version == current + 1 and key == "new"
+    decided_at = await append(store, [first, row_after(head_at(first), "present", 2)])
+    if others == "moved":
+        await append(store, [row_after(decided_at, "another", 1)])
+    payload = b"other content" if key.endswith("other content") else first.payload
+    columns = {"key": "new" if key == "new" else "repeated", "payload": payload}
+    events: RowsBehind = lambda head: [row_after(head, stream, version + 1, **columns)]  # noqa: E731 - as callers do
+    before, head = await store.read(0), await store.head()
 
-    if how == "at a head":
-        assert await append_at(store, head, [row]) is good
-    elif good:
-        await append(store, [row])
+    is_stored = False
+    if how == "at a head" and others == "moved":
+        assert not await append_how(store, how, events, {stream: version}, decided_at)
+    elif expected != "exact":
+        with pytest.raises(VersionConflict) as conflict:
+            await append_how(store, how, events, {stream: version}, decided_at)
+        assert conflicts_of(conflict.value) == [(stream, version, current)]
+    elif key != "new":
+        with pytest.raises(StorageUnavailable if how == "transaction" else RowExists):
+            await append_how(store, how, events, {stream: version}, decided_at)
     else:
-        with pytest.raises(StorageUnavailable):
-            await append(store, [row])
-    assert await store.read(0) == [*before, *([row] if good else [])]
+        is_stored = await append_how(store, how, events, {stream: version}, decided_at)
+        assert is_stored
+    assert await store.read(0) == [*before, *(events(head) if is_stored else [])]
+    await append(store, [row_after(await store.head(), "afterwards", 1)])
 
 
+@pytest.mark.parametrize(
+    ("read", "version"),
+    [("present", 2), ("present", 1), ("present", 3), ("present", 0), ("absent", 0), ("absent", 1)],
+)
+@pytest.mark.parametrize("how", APPENDS)
+async def test_a_stream_that_was_only_read_is_compared_too(store: Store, how: str, read: str, version: int) -> None:
+    """A claim depends on the facts: if their stream has moved, it is refused although its own stream has not.
+
+    Catches a store that compares only the streams to which it appends.
+    """
+    current = 2 if read == "present" else 0
+    head = await append(store, rows_after(Head(), 2, "present"))
+    expected = {"own": 0, read: version}
+    if version == current:
+        assert await append_how(store, how, lambda head: [row_after(head, "own", 1)], expected, head)
+    else:
+        with pytest.raises(VersionConflict) as conflict:
+            await append_how(store, how, lambda head: [row_after(head, "own", 1)], expected, head)
+        assert conflicts_of(conflict.value) == [(read, version, current)]
+    assert len(await store.read(0)) == (3 if version == current else 2)
+    # The comparison itself moves no stream.
+    await append(store, [row_after(await store.head(), read, current + 1)])
+
+
+@pytest.mark.parametrize("how", APPENDS)
+async def test_a_conflict_names_every_stream_that_moved(store: Store, how: str) -> None:
+    """Stream, expected and actual version of each one, and none of the others; nothing is appended to any stream.
+
+    Catches a store that stops at the first conflict, and one that has moved some streams when it notices it.
+    """
+    rows = rows_after(Head(), 3, "one")
+    rows += rows_after(head_at(rows[-1]), 2, "two")
+    head = await append(store, rows)
+    expected = {"one": 2, "two": 2, "three": 0, "four": 1}
+
+    def events(head: Head) -> list[Row]:
+        numbered: list[Row] = []
+        for stream, version in expected.items():
+            numbered.append(row_after(head, stream, version + 1))
+            head = head_at(numbered[-1])
+        return numbered
+
+    with pytest.raises(VersionConflict) as conflict:
+        await append_how(store, how, events, expected, head)
+    assert sorted(conflicts_of(conflict.value)) == [("four", 1, 0), ("one", 2, 3)]
+    assert str(conflict.value).count("stream") == 2
+    assert await all_rows(store) == rows
+    expected = {"one": 3, "two": 2, "three": 0}
+    assert await append_how(store, how, events, expected, head)
+    assert [(row.stream, row.version) for row in await all_rows(store)][5:] == [("one", 4), ("two", 3), ("three", 1)]
+
+
+@pytest.mark.parametrize("how", APPENDS)
+async def test_a_stream_moves_by_as_many_versions_as_it_gets_events(store: Store, how: str) -> None:
+    """Events of several streams, some with more than one, are appended together, and each stream goes on from there."""
+    head = await append(store, rows_after(Head(), 2, "old"))
+
+    def events(head: Head) -> list[Row]:
+        rows = rows_after(head, 2, "old", 3)
+        rows += rows_after(head_at(rows[-1]), 3, "new")
+        return [*rows, row_after(head_at(rows[-1]), "old", 5)]
+
+    assert await append_how(store, how, events, {"old": 2, "new": 0}, head)
+    for expected in ({"old": 4, "new": 3}, {"old": 5, "new": 1}):
+        with pytest.raises(VersionConflict):
+            await append_how(store, "behind the head", lambda head: [row_after(head, "own", 1)], expected, head)
+    await append_how(store, how, lambda head: rows_after(head, 1, "old", 6), {"old": 5, "new": 3}, await store.head())
+
+
+@pytest.mark.parametrize("decided_at", ["exact", "behind", "ahead", "another hash"])
 @pytest.mark.parametrize("key", ["new", "repeated"])
-@pytest.mark.parametrize("stream", ["new", "existing"])
-@pytest.mark.parametrize("expected", ["exact", "behind", "ahead"])
-@pytest.mark.parametrize("how", ["at a head", "transaction"])
-async def test_only_rows_that_follow_the_head_and_repeat_no_key_are_appended(
-    store: Store, how: str, expected: str, stream: str, key: str
-) -> None:
-    """Of all combinations only the exact head with a new key is appended; the others leave nothing."""
+async def test_an_append_at_a_head_expects_exactly_that_head(store: Store, decided_at: str, key: str) -> None:
+    """At another head nothing is done, even if no stream of the append has moved and whether or not the key is new."""
     first = row_after(Head(), "existing", 1, key="repeated")
     second = row_after(head_at(first), "existing", 2)
     head = await append(store, [first, second])
-    decided_at = {"exact": head, "behind": head_at(first), "ahead": Head(3, bytes(32), head.recorded_at_ns)}[expected]
-    row = row_after(decided_at, stream, 3 if stream == "existing" else 1, key=key)
-    good = expected == "exact" and key == "new"
-
-    if how == "at a head":
-        assert await append_at(store, decided_at, [row]) is good
-    elif good:
-        await append(store, [row])
+    at = {
+        "exact": head,
+        "behind": head_at(first),
+        "ahead": head._replace(position=3),
+        "another hash": head._replace(hash=bytes(32)),
+    }[decided_at]
+    appending = store.append(lambda head: [row_after(head, "own", 1, key=key)], {"own": 0}, at=at)
+    if decided_at != "exact":
+        assert await appending is None
+    elif key == "repeated":
+        with pytest.raises(RowExists):
+            await appending
     else:
-        with pytest.raises(StorageUnavailable):
-            await append(store, [row])
-
-    stored = [first, second, *([row] if good else [])]
+        assert await appending == [row_after(head, "own", 1, key=key)]
+    stored = [first, second, *([row_after(head, "own", 1, key=key)] if (decided_at, key) == ("exact", "new") else [])]
     assert await store.read(0) == stored
     assert await store.head() == head_at(stored[-1])
-    await append(store, [row_after(head_at(stored[-1]), "another", 1)])
+
+
+@pytest.mark.parametrize(
+    ("since", "is_in_log"),
+    [
+        (Head(), True),
+        (head_at(row_after(Head())), True),
+        (head_at(rows_after(Head(), 2)[1]), True),
+        (head_at(row_after(Head(), "another")), False),
+        (head_at(rows_after(Head(), 3)[2]), False),
+    ],
+    ids=["empty log", "earlier", "newest", "another hash", "lost"],
+)
+async def test_events_are_appended_only_to_the_log_on_which_they_were_decided(
+    store: Store, since: Head, is_in_log: bool
+) -> None:
+    """A log that was replaced may have the same versions and other events: nothing decided on the lost ones is stored.
+
+    Catches an append behind the head that compares versions only.
+    """
+    head = await append(store, rows_after(Head(), 2))
+    row = row_after(head, "own", 1)
+    appended = await store.append(lambda head: [row_after(head, "own", 1)], {"own": 0}, since=since)
+    assert appended == ([row] if is_in_log else None)
+    assert (await store.read(2)) == ([row] if is_in_log else [])
+    await append(store, [row_after(await store.head(), version=3)])
+
+
+async def test_if_numbering_the_events_fails_nothing_is_done(store: Store) -> None:
+    """The error is raised unchanged, and the store appends as before."""
+
+    def refuse(head: Head) -> list[Row]:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await store.append(refuse, {"own": 0})
+    assert await store.append(lambda head: [row_after(head, "own", 1)], {"own": 0}) == await store.read(0)
+
+
+@pytest.mark.parametrize("columns", [{"job_uuid": "a job", "attempt": 1}, {"settles": 1}], ids=str)
+@pytest.mark.parametrize("how", ["at a head", "behind the head"])
+async def test_an_append_refuses_a_stored_attempt_and_a_stored_settlement(
+    store: Store, how: str, columns: dict[str, Any]
+) -> None:
+    """As it refuses a stored key: `RowExists`, although each stream is at its expected version."""
+    head = await append(store, [row_after(Head(), **columns)])
+    with pytest.raises(RowExists):
+        await append_how(store, how, lambda head: [row_after(head, "own", 1, **columns)], {"own": 0}, head)
+    assert len(await store.read(0)) == 1
+    assert await append_how(store, how, lambda head: [row_after(head, "own", 1)], {"own": 0}, head)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +297,6 @@ async def test_only_rows_that_follow_the_head_and_repeat_no_key_are_appended(
         {"position": 5},
         {"position": 2},
         {"position": 0},
-        {"version": 5},
-        {"version": 2},
-        {"version": 0},
-        {"stream": "new", "version": 2},
-        {"stream": None},
         {"payload": None},
         {"key": "a key"},
         {"job_uuid": "a job", "attempt": 1},
@@ -159,7 +307,7 @@ async def test_only_rows_that_follow_the_head_and_repeat_no_key_are_appended(
 async def test_the_database_itself_refuses_a_row_that_breaks_an_invariant(
     store: Store, columns: dict[str, Any]
 ) -> None:
-    """Positions and versions are dense; keys, attempts of a job and settlements are unique. No code checks it first."""
+    """Positions are dense; keys, attempts of a job and settlements are unique. No code checks it first."""
     first = row_after(Head(), version=1, key="a key", job_uuid="a job", attempt=1)
     second = row_after(head_at(first), version=2, settles=1)
     third = row_after(head_at(second), version=3)
@@ -367,7 +515,7 @@ async def test_a_transaction_cancelled_while_it_waits_blocks_nobody(shared_url: 
         await append(one, [row_after(await one.head(), version=3)])
 
 
-@pytest.mark.parametrize("how", ["at a head", "transaction"])
+@pytest.mark.parametrize("how", APPENDS)
 async def test_racing_appends_make_one_dense_chain(shared_url: str, how: str) -> None:
     """Four stores append at once until all of their rows are stored: no row is lost, repeated or out of order."""
     writers, each = 4, 15
@@ -378,15 +526,9 @@ async def test_racing_appends_make_one_dense_chain(shared_url: str, how: str) ->
             await barrier.wait()
             written = 0
             while written < each:
-                if how == "at a head":
-                    head = await store.head()
-                    row = row_after(head, f"stream {number}", written + 1)
-                    written += await append_at(store, head, [row])
-                else:
-                    async with store.transaction() as transaction:
-                        row = row_after(await transaction.head(), f"stream {number}", written + 1)
-                        await append_in(transaction, [row])
-                    written += 1
+                stream, head = f"stream {number}", await store.head()
+                events = partial(rows_after, count=1, stream=stream, version=written + 1)
+                written += await append_how(store, how, events, {stream: written}, head)
 
     await asyncio.gather(*(write(number) for number in range(writers)))
     async with opened(shared_url) as store:
@@ -398,6 +540,34 @@ async def test_racing_appends_make_one_dense_chain(shared_url: str, how: str) ->
         head = head_at(row)
     for number in range(writers):
         assert [row.version for row in rows if row.stream == f"stream {number}"] == list(range(1, each + 1))
+
+
+@pytest.mark.parametrize("how", APPENDS)
+async def test_of_racing_appends_on_one_version_exactly_one_succeeds(shared_url: str, how: str) -> None:
+    """Four stores append to one stream at the same version, again and again: each version is written by one of them.
+
+    Catches a comparison that is not atomic with the append.
+    """
+    writers, versions = 4, 12
+    barrier = asyncio.Barrier(writers)
+    won: list[tuple[int, int]] = []
+
+    def signed_rows(head: Head, version: int, payload: bytes) -> list[Row]:
+        return [row_after(head, "contended", version, payload=payload)]
+
+    async def write(number: int) -> None:
+        async with opened(shared_url) as store:
+            for version in range(versions):
+                await barrier.wait()
+                events = partial(signed_rows, version=version + 1, payload=b"%d" % number)
+                with suppress(VersionConflict):
+                    if await append_how(store, how, events, {"contended": version}, await store.head()):
+                        won.append((version + 1, number))
+
+    await asyncio.gather(*(write(number) for number in range(writers)))
+    async with opened(shared_url) as store:
+        assert [(row.version, int(row.payload)) for row in await all_rows(store)] == won
+    assert [version for version, _ in won] == list(range(1, versions + 1))
 
 
 async def test_two_validators_of_one_database_share_no_row(shared_url: str) -> None:

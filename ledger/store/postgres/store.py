@@ -216,14 +216,21 @@ class PostgresStore:
                 await self._commit(connection)
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
     ) -> list[Row] | None:
         if at is not None:
             rows = events(at)
             return rows if await self._append_at(at, rows) else None
-        async with self.transaction() as transaction:
-            rows = events(await transaction.head())
-            await transaction.append(rows, expected)
+        try:
+            async with self.transaction() as transaction:
+                if since is not None and since.position and since.hash != await transaction.hash_at(since.position):
+                    return None
+                rows = events(await transaction.head())
+                await transaction.append(rows, expected)
+        except StorageUnavailable as error:
+            if error.__cause__ is not None and is_constraint_violation(error.__cause__):
+                raise RowExists(str(error.__cause__)) from error
+            raise
         return rows
 
     async def _append_at(self, head: Head, rows: list[Row]) -> bool:
@@ -446,6 +453,10 @@ class PostgresTransaction:
 
     async def find(self, lookup: Lookup) -> LookupResult:
         return await _find(self._connection, self._store.ledger, lookup)
+
+    async def hash_at(self, position: int) -> bytes | None:
+        """Return the hash of the row at a position; None if there is none."""
+        return await stored_hash(self._connection, self._store.ledger, position)
 
     async def append(self, rows: list[Row], expected: Mapping[str, int]) -> None:
         refuse_other_versions(expected, await _versions(self._connection, self._store.ledger, expected))

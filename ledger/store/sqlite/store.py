@@ -208,7 +208,7 @@ class SqliteStore:
                 yield SqliteTransaction(self, self._head())
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None
+        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
     ) -> list[Row] | None:
         # The writer never calls this: on SQLite it decides under the lock. It exists because all engines have one
         # contract, whose tests run on each.
@@ -216,6 +216,8 @@ class SqliteStore:
             async with self.transaction() as transaction:
                 head = await transaction.head()
                 if at is not None and at != head:
+                    return None
+                if since is not None and since.position and not self._has(since):
                     return None
                 rows = events(head)
                 await transaction.append(rows, expected)
@@ -529,6 +531,10 @@ class SqliteStore:
     def _read(self, after: int) -> list[Row]:
         with closing(self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))) as found:
             return next_page(map(row_from_columns, found), PAGE_ROWS)
+
+    def _has(self, head: Head) -> bool:
+        query = "SELECT 1 FROM allowance_events WHERE ledger = ? AND position = ? AND hash = ?"
+        return self._open_connection().execute(query, (self.ledger, head.position, head.hash)).fetchone() is not None
 
     def _version(self, stream: str) -> int:
         query = "SELECT coalesce(max(version), 0) FROM allowance_events WHERE ledger = ? AND stream = ?"
