@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -130,6 +130,13 @@ class Store(Protocol):
 
     async def read(self, after: int) -> list[Row]:
         """Return a page of the committed rows after a position, ascending; empty at the end of the log."""
+        ...
+
+    async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
+        """Return the committed rows of these streams after a position and up to another one, ascending.
+
+        The cost is that of all rows in between, so callers name a stretch of the log, and not all of it.
+        """
         ...
 
     async def find(self, lookup: Lookup) -> LookupResult:

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
+from typing import Any
 
 import pytest
 
@@ -135,10 +136,10 @@ async def test_many_processes_that_upgrade_at_once_upgrade_once(old_url: str, pr
     assert await stored_version(old_url) == SCHEMA_VERSION
 
 
-class _ThenKill(tuple[str, ...]):
+class _ThenKill(tuple[Any, ...]):
     """Statements after which the process is killed."""
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import asyncpg
@@ -12,7 +12,7 @@ from ledger.domain.lookup import Lookup, LookupResult
 from ledger.store.contract import PAGE_BYTES, SCHEMA_VERSION
 from ledger.values import LARGEST_INTEGER
 
-from .statements import NUMBERED_STREAMS_VERSION, log_queries
+from .statements import NUMBERED_STREAMS_VERSION, STORED_SCHEMA_VERSION, log_queries
 
 
 class PostgresQueries:
@@ -41,13 +41,20 @@ class PostgresQueries:
             _add(known, found_by, row_from_columns(columns))
         return known
 
+    async def of_streams(
+        self, connection: asyncpg.Connection, streams: Collection[str], after: int, until: int
+    ) -> list[Row]:
+        """Return the rows of streams after a position, up to another one."""
+        return list(map(row_from_columns, await self._fetch(connection, "of_streams", list(streams), after, until)))
+
     async def _fetch(self, connection: asyncpg.Connection, query: str, *values: Any) -> Sequence[Any]:
-        statement = getattr(log_queries(self._schema_version), query)
-        records: Sequence[Any] = await connection.fetch(statement, self.ledger, *values)
-        if self._schema_version < NUMBERED_STREAMS_VERSION and records and isinstance(records[0][1], int):
-            # Another process has upgraded the tables: what had been a stream's name is its number.
-            self._schema_version = NUMBERED_STREAMS_VERSION
-            return await self._fetch(connection, query, *values)
+        version = self._schema_version
+        records: Sequence[Any] = await connection.fetch(getattr(log_queries(version), query), self.ledger, *values)
+        if version < NUMBERED_STREAMS_VERSION:
+            # If another process has upgraded the tables meanwhile, these rows have a number for their stream.
+            self._schema_version = await connection.fetchval(STORED_SCHEMA_VERSION)
+            if self._schema_version >= NUMBERED_STREAMS_VERSION:
+                return await self._fetch(connection, query, *values)
         return records
 
 

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager, contextmanager
 import asyncpg
 
 from ledger.codec import Row
-from ledger.errors import CorruptLedger, StorageUnavailable
+from ledger.errors import StorageUnavailable
 from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, SCHEMA_VERSION, check_schema_version, driver_message
-from ledger.store.reader import LOG_TABLES, StoredLedger, has_log_tables
+from ledger.store.reader import LOG_TABLES, STREAMS, StoredLedger, check_streams, has_log_tables
 
 from .connecting import Connector
-from .statements import ALL_SIZES, NUMBERED_STREAMS_VERSION, STORED_SCHEMA_VERSION, log_queries
+from .statements import ALL_SIZES, STORED_SCHEMA_VERSION, log_queries
 
 # Errors of a connection that can no longer be used, besides the server's own errors. asyncpg raises InternalClientError
 # if a connection breaks in the middle of its protocol.
@@ -24,7 +24,6 @@ _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM all
 # The ledgers that have events, one look-up in the primary key each. DISTINCT would read the whole log.
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > $1 ORDER BY ledger LIMIT 1"
-_HAS_STREAMS = "SELECT to_regclass('allowance_streams') IS NOT NULL"
 _HAS_EVENTS = "SELECT to_regclass('allowance_events') IS NOT NULL"
 # Before the first snapshot. A schema step rewrites the table, which would then be empty in an older snapshot. So the
 # step waits for the end of this transaction, or this transaction for the step.
@@ -41,9 +40,14 @@ class PostgresReader:
 
     async def ledgers(self) -> list[StoredLedger]:
         with postgres_errors():
-            if not has_log_tables([name for (name,) in await self._connection.fetch(_FOUND, LOG_TABLES)]):
+            tables = [name for (name,) in await self._connection.fetch(_FOUND, (*LOG_TABLES, STREAMS))]
+            if not has_log_tables(tables):
                 return []
-            await self._note_schema_version()
+            version = await self._connection.fetchval(STORED_SCHEMA_VERSION)
+            if isinstance(version, int):
+                check_schema_version(version)
+                check_streams(version, tables)
+                self._schema_version = version
             stored = [StoredLedger(*row) for row in await self._connection.fetch(_HEADS)]
             known = {each.ledger for each in stored}
             found = await self._connection.fetchval(_FIRST_WITH_EVENTS)
@@ -71,15 +75,6 @@ class PostgresReader:
 
     def check_unchanged(self) -> None:
         """Do nothing: the transaction reads one snapshot."""
-
-    async def _note_schema_version(self) -> None:
-        version = await self._connection.fetchval(STORED_SCHEMA_VERSION)
-        if not isinstance(version, int):
-            return  # The row is lost. The tables are taken for those of this release.
-        check_schema_version(version)
-        self._schema_version = version
-        if version >= NUMBERED_STREAMS_VERSION and not await self._connection.fetchval(_HAS_STREAMS):
-            raise CorruptLedger(1, "the database has lost the table allowance_streams")
 
 
 @asynccontextmanager

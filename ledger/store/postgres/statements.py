@@ -70,10 +70,12 @@ APPEND = f"""
     FROM allowance_ledgers WHERE ledger = $1 AND validator_ss58 = $2"""
 
 _STREAM_NAMES = {
-    False: "stream",
-    # A scalar subquery is an index look-up for each row, whatever the planner's statistics say.
-    True: """(SELECT name FROM allowance_streams AS streams
-              WHERE streams.ledger = events.ledger AND streams.stream = events.stream) AS stream""",
+    False: "stream::text AS stream",
+    # A scalar subquery is an index look-up for each row, whatever the planner's statistics say. A number that names no
+    # stream stays as it is, and fits no hash.
+    True: """coalesce((SELECT name FROM allowance_streams AS streams
+                       WHERE streams.ledger = events.ledger AND streams.stream = events.stream),
+                      events.stream::text) AS stream""",
 }
 _COLUMNS = "position, {stream}, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 # A page of at most $3 rows, and without those that follow after $4 bytes of payload. The server adds the sizes up while
@@ -101,6 +103,13 @@ _FIND = """
         WHERE found_by <> 'key'
     )
     SELECT {columns}, found_by FROM (SELECT * FROM found UNION ALL SELECT * FROM ends) AS events"""
+_OF_STREAMS = """SELECT {columns} FROM allowance_events AS events
+                 WHERE ledger = $1 AND position > $3 AND position <= $4 AND {is_of_streams} ORDER BY position"""
+_IS_OF_STREAMS = {
+    False: "stream::text = ANY($2::text[])",
+    True: """stream = ANY(ARRAY(SELECT stream FROM allowance_streams AS streams
+                                WHERE streams.ledger = $1 AND name = ANY($2::text[])))""",
+}
 _ALL = "SELECT {columns} FROM allowance_events AS events WHERE ledger = $1 AND position >= $2 ORDER BY position"
 # The same without the columns, to know how many rows fit into a page before they are sent.
 ALL_SIZES = "SELECT octet_length(payload) FROM allowance_events WHERE ledger = $1 AND position >= $2 ORDER BY position"
@@ -111,6 +120,7 @@ class LogQueries(NamedTuple):
 
     page: str
     find: str
+    of_streams: str
     all: str
 
 
@@ -122,4 +132,5 @@ def log_queries(schema_version: int) -> LogQueries:
 @cache
 def _log_queries(has_numbers: bool) -> LogQueries:
     columns = _COLUMNS.format(stream=_STREAM_NAMES[has_numbers])
-    return LogQueries(*(query.format(columns=columns) for query in (_PAGE, _FIND, _ALL)))
+    parts = {"columns": columns, "is_of_streams": _IS_OF_STREAMS[has_numbers]}
+    return LogQueries(*(query.format(**parts) for query in (_PAGE, _FIND, _OF_STREAMS, _ALL)))

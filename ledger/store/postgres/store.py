@@ -12,7 +12,7 @@ so that reads, too, continue on the server that the next connection finds.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,10 @@ class PostgresStore:
     async def read(self, after: int) -> list[Row]:
         with PostgresErrors():
             return await self._reads.run(lambda connection: self._queries.page(connection, after, PAGE_ROWS))
+
+    async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
+        with PostgresErrors():
+            return await self._reads.run(lambda connection: self._queries.of_streams(connection, streams, after, until))
 
     async def find(self, lookup: Lookup) -> LookupResult:
         with PostgresErrors():
