@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .call_queue import yield_to_writers as yield_to_writers
     from .clock import Clock as Clock
     from .codec import Row as Row
     from .damage import check_newest_rows as check_newest_rows
@@ -80,11 +81,11 @@ if TYPE_CHECKING:
     from .store.urls import store_from_url as store_from_url
     from .values import Miner as Miner
     from .writer import LedgerWriter as LedgerWriter
-    from .writer import yield_to_writers as yield_to_writers
 else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
         {
+            "ledger.call_queue": "yield_to_writers",
             "ledger.clock": "Clock",
             "ledger.codec": "Row",
             "ledger.damage": "check_newest_rows",
@@ -117,6 +118,6 @@ else:
             "ledger.store.reader": "LogReader StoredLedger",
             "ledger.store.urls": "store_from_url",
             "ledger.values": "Miner",
-            "ledger.writer": "LedgerWriter yield_to_writers",
+            "ledger.writer": "LedgerWriter",
         },
     )

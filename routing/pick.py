@@ -8,7 +8,7 @@ again. The pick itself remembers which miner it chose before.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ledger import (
     Account,
@@ -23,6 +23,7 @@ from ledger import (
     check_same_request,
     look_up_job,
 )
+from ledger.codec import reservation_id
 from ledger.errors import (
     AllMinersBusy,
     AllowanceException,
@@ -31,6 +32,7 @@ from ledger.errors import (
     JobRoutingException,
     ManifestsStale,
 )
+from ledger.events import FACT_STREAMS
 from ledger.values import seconds
 from projections import Availability, RankedAccount, in_trial_order
 
@@ -62,6 +64,8 @@ class Pick:
     # A pick needs no idempotency key: its job uuid identifies it.
     key = None
     revertible = True
+    streams = FACT_STREAMS
+    stands = True
 
     def __init__(self, job_uuid: str, executor_class: str, amount_ns: int) -> None:
         self.job_uuid = job_uuid
@@ -95,6 +99,10 @@ class Pick:
         refuse_stale_manifests(state)
         entry, kept = self._choose(state, now_ns)
         return self._route(self._claim(unit_of_work, entry.account, kept=kept), state)
+
+    def renumbered(self, result: JobRoute, row: Row) -> JobRoute:
+        """Return the route with the reservation's id in the row that was appended behind another head."""
+        return replace(result, allowance_reservation_id=reservation_id(row.position, row.hash))
 
     def candidates(self, state: Availability, now_ns: int) -> Iterator[RankedAccount]:
         """Return the miners with enough allowance at the newest block, in the order in which this job tries them.
@@ -156,7 +164,6 @@ class Pick:
             job=unit_of_work.next_attempt(self.job_uuid),
             # Recorded, so that the job's route stays the same if the miner moves while the job runs.
             axon=state.chain.metagraph.miners[account.miner_ss58],
-            kept=kept,
         )
         self._chosen_ss58 = account.miner_ss58
         self._first_chosen_ss58 = self._first_chosen_ss58 or self._chosen_ss58

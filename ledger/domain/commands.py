@@ -21,8 +21,10 @@ from ledger.errors import (
     InvalidInput,
     JobRequestConflict,
     ReservationNotFound,
+    StreamVersionConflict,
 )
 from ledger.events import (
+    FACT_STREAMS,
     SETTINGS_STREAM,
     AllowanceReserved,
     Event,
@@ -34,7 +36,7 @@ from ledger.events import (
     account_stream,
 )
 from ledger.settings import RecordedSettings
-from ledger.values import seconds
+from ledger.values import instant, seconds
 
 from .account import ActiveReservation
 from .lookup import Lookup
@@ -66,6 +68,8 @@ class RecordSettings:
     operation = "open"
     # A fold of settings cannot be undone, only repeated from the log. See `RecordFacts.revertible`.
     revertible = False
+    streams = FACT_STREAMS
+    stands = False
 
     def __init__(
         self, validator_ss58: str, settings: RecordedSettings | None, named: Mapping[str, Any] | None = None
@@ -100,6 +104,8 @@ class ChangeSettings:
 
     operation = "change_settings"
     revertible = False
+    streams = FACT_STREAMS
+    stands = False
 
     def __init__(self, named: Mapping[str, Any], key: str | None = None) -> None:
         self.named = named
@@ -139,6 +145,8 @@ class Reserve:
 
     operation = "reserve"
     revertible = True
+    streams = FACT_STREAMS
+    stands = True
 
     def __init__(
         self,
@@ -148,6 +156,7 @@ class Reserve:
         job_start_block: int,
         job_uuid: str | None,
         key: str | None,
+        expected_version: int | None = None,
     ) -> None:
         self.miner_ss58 = miner_ss58
         self.executor_class = executor_class
@@ -156,6 +165,7 @@ class Reserve:
         self.job_start_block = job_start_block
         self.job_uuid = job_uuid
         self.key = key
+        self.expected_version = expected_version
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         look_up_key(self.key, lookup)
@@ -184,6 +194,11 @@ class Reserve:
             return active_to_reservation(active, validator_ss58)
         return active_to_reservation(self._claim(unit_of_work), validator_ss58)
 
+    def renumbered(self, result: Reservation, row: Row) -> Reservation:
+        return msgspec.structs.replace(
+            result, reservation_id=id_of(row.position, row.hash), reserved_at=instant(row.recorded_at_ns)
+        )
+
     def _content(self) -> tuple[str, int, int, str | None]:
         """Return the content that a request with the same key must repeat."""
         return self.stream, self.amount_ns, self.job_start_block, self.job_uuid
@@ -193,6 +208,9 @@ class Reserve:
         check_amount(self.amount_ns, state.chain.settings)
         window_start = state.window_start(self.job_start_block)
         account = state.chain.accounts.get(self.stream)
+        actual_version = 0 if account is None else account.version
+        if self.expected_version is not None and self.expected_version != actual_version:
+            raise StreamVersionConflict(self.stream, self.expected_version, actual_version)
         if account is None:
             raise CannotReserveAllowanceException(self.miner_ss58, seconds(self.amount_ns), 0.0)
         blocks, now_ns = state.chain.blocks, unit_of_work.now_ns
@@ -214,6 +232,8 @@ class Settle:
     """Spend or release an active reservation, overdue or not; a job that ran a little late is still paid."""
 
     revertible = True
+    streams = ()
+    stands = True
 
     def __init__(self, reservation_id: int, how: Literal["spend", "release"], key: str | None) -> None:
         self.reservation_id = reservation_id
@@ -243,6 +263,9 @@ class Settle:
             return self._settled_before(unit_of_work, is_retry=first is not None)
         row = unit_of_work.settle(active, self.event, self.key)
         return active_to_reservation(active, state.chain.validator_ss58, status_after(self.event), row.recorded_at_ns)
+
+    def renumbered(self, result: Reservation, row: Row) -> Reservation:
+        return msgspec.structs.replace(result, settled_at=instant(row.recorded_at_ns))
 
     def _is_of(self, event: Event) -> bool:
         """Return whether a stored event is this settlement; the clock that decided it may have been another."""
@@ -281,6 +304,9 @@ class ExpireDue:
 
     operation = "expire_due"
     revertible = True
+    streams = ()
+    # Behind another head there may be further overdue reservations.
+    stands = False
 
     def __init__(self, key: str | None = None) -> None:
         self.key = key

@@ -44,6 +44,19 @@ class Command(Protocol):
         """Whether the command appends only reservations, settlements and seals, which `UnitOfWork.revert` can undo."""
         ...
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that the decision reads, beside those to which it appends."""
+        ...
+
+    @property
+    def stands(self) -> bool:
+        """Whether the decision is still right if only streams have moved that it neither reads nor continues.
+
+        Such a command is a `StandingCommand`.
+        """
+        ...
+
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         """Add the keys, jobs and positions of stored rows that `decide` needs."""
         ...
@@ -54,6 +67,14 @@ class Command(Protocol):
 
     def decide(self, unit_of_work: UnitOfWork) -> Any:
         """Decide, append, and return the caller's result; the writer delivers it once the batch is committed."""
+        ...
+
+
+class StandingCommand(Command, Protocol):
+    """A command whose events may be numbered and hashed behind another head than the one at which it was decided."""
+
+    def renumbered(self, result: Any, row: Row) -> Any:
+        """Return the result of `decide` with what the number of `row`, the last one appended, has changed."""
         ...
 
 
@@ -155,7 +176,7 @@ class UnitOfWork:
         key: str | None = None,
         job: tuple[str, int] | None = None,
         axon: Axon | None = None,
-        kept: bool = False,
+        chosen_at: int | None = None,
     ) -> ActiveReservation:
         """Append the expiries that the claim requires and then the reservation; return it.
 
@@ -171,8 +192,8 @@ class UnitOfWork:
             job_start_block=job_start_block,
             expires_at_ns=self.now_ns + amount_ns + self.state.chain.settings.reservation_margin_ns,
             axon=axon,
-            kept=kept,
             due_by_clock=self.now_ns != self.recorded_at_ns,
+            chosen_at=chosen_at,
         )
         self.append(account.stream, event, key=key, job=job)
         self.claims += 1
@@ -225,6 +246,12 @@ class UnitOfWork:
         row = self.known.jobs.get(job_uuid)
         settlement = None if row is None else self.settlement(row.position)
         return None if row is None or settlement is None else LastAttempt(row.attempt or 0, settlement)
+
+    def jobs(self) -> dict[int, str]:
+        """Return the job for which each row reserves or settles, by the row's position; no row may be of a fact."""
+        rows = (row for row in self.rows if row.stream != SEALS_STREAM)
+        changes = zip(rows, self._changes, strict=True)
+        return {row.position: active.job_uuid for row, (active, _) in changes if active.job_uuid is not None}
 
     def revert(self) -> None:
         """Restore the state from before the batch; all its commands must be revertible."""

@@ -62,12 +62,12 @@ class Append:
         result = await connection.fetchrow(APPEND, *self._values)
         if result is None:
             return AppendResult(is_done=False, is_at_head=False, has_since=False, conflicts=[])
-        *found, streams, versions = result
+        is_done, is_at_head, has_since, streams, versions = result
         conflicts = [
             StreamVersionConflict(stream, self._expected[stream], version)
             for stream, version in zip(streams, versions, strict=True)
         ]
-        return AppendResult(*found, conflicts)
+        return AppendResult(is_done, is_at_head, has_since, conflicts)
 
 
 def _newest_versions(rows: Iterable[Row], expected: Mapping[str, int]) -> list[int]:
