@@ -404,7 +404,7 @@ async def test_an_outcome_is_looked_up_where_the_fence_was_raised(server: Postgr
         with pytest.raises(StorageUnavailable, match="nothing was done"):
             await ledger.reserve("5Bert", GPU, 6.0, 11)
         # The old primary has it, and still responds; nobody asks it any more.
-        rows = "SELECT count(*) FROM allowance_events WHERE stream LIKE '5Bert%'"
+        rows = "SELECT count(*) FROM allowance_log WHERE stream LIKE '5Bert%'"
         assert await fetch(postgres_url, rows) == [(1,)]
         assert await fetch(standby.url(database), rows) == [(0,)]
         assert [each.miner_ss58 for each in (await ledger.history()).items] == ["5Anna"]
