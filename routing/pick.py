@@ -32,7 +32,7 @@ from ledger.errors import (
     ManifestsStale,
 )
 from ledger.values import seconds
-from projections import Availability, RankedAccount, in_trial_order
+from projections import Availability, RankEntry, in_trial_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,15 @@ class Pick:
         entry, kept = self._choose(state, now_ns)
         return self._route(self._claim(unit_of_work, entry.account, kept=kept), state)
 
-    def candidates(self, state: Availability, now_ns: int) -> Iterator[RankedAccount]:
+    def candidates(self, state: Availability, now_ns: int) -> Iterator[RankEntry]:
         """Return the miners with enough allowance at the newest block, in the order in which this job tries them.
 
         Source: ComputeHorde's allowance module ranks them by earliest free block, then by the share left. Among equals
         the job's uuid breaks the tie, so that several routers do not all claim the same miner.
         """
-        return in_trial_order(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
+        return in_trial_order(state.groups_of_equals(self.executor_class, self.amount_ns, now_ns), self.job_uuid)
 
-    def _choose(self, state: Availability, now_ns: int) -> tuple[RankedAccount, bool]:
+    def _choose(self, state: Availability, now_ns: int) -> tuple[RankEntry, bool]:
         """Return the candidate to claim, and whether the pick kept it although another candidate comes first now.
 
         At the first decision, and if the miner chosen before no longer qualifies, this is the first candidate that is
@@ -116,7 +116,7 @@ class Pick:
         busy. This project's own rule.
         """
         busy = 0
-        first: RankedAccount | None = None
+        first: RankEntry | None = None
         for entry in self.candidates(state, now_ns):
             # Source: ComputeHorde's validator skips a miner that runs as many jobs of the class as it has executors.
             if entry.busy:
