@@ -68,7 +68,7 @@ class RankLevels:
         self._starts = [AT_WINDOW_START]
         """The levels' earliest free blocks, ascending. Only the level at the window's start may be empty."""
         self.first = END
-        """The first granted block of the window; `END` if it has none. Then no entry counts."""
+        """The first granted block of the window; `END` if it has none, and then there must be no entries."""
         self.end_ns = self.window_ns = 0
         """What all blocks, and what those of the window, grant an executor."""
         self.sums_before_ns: Mapping[int, int] = {}
@@ -106,8 +106,6 @@ class RankLevels:
 
     def groups(self, amount_ns: int) -> Iterator[Group]:
         """Yield the groups of equals, best first, each with the number of its entries that have the amount."""
-        if self.first == END:
-            return
         for start in self._starts:
             level = self._by_start[start]
             if level:

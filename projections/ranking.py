@@ -63,7 +63,8 @@ class Ranking:
     def ranked(self) -> list[RankedAccount]:
         """Return all entries with their amounts, best first; the caller must not change the list."""
         if self._ranked is None:
-            self._ranked = [] if self._levels.first == END else sorted(map(self._ranked_account, self._entry_of.values()))
+            groups = self._levels.groups(0)
+            self._ranked = [self._ranked_account(each) for level, at, size in groups for each in level[at : at + size]]
         return self._ranked
 
     def candidates(self) -> list[Candidate]:
@@ -87,7 +88,7 @@ class Ranking:
     def _advance(self, state: LedgerState, executor_class: str, now_ns: int) -> None:
         """Apply new blocks, none of which is below a finalized one."""
         most_stale = len(state.chain.classes[executor_class]) // MOST_STALE_SHARE
-        # While nothing is granted in the window, nothing is measured.
+        # While nothing is granted in the window, nothing is ranked.
         if self._levels.first == END or len(self._stale | self._measured_at_each_block) > most_stale:
             self._measure_all(state, executor_class, now_ns)
             return
@@ -96,6 +97,8 @@ class Ranking:
             self._remove(account)
         self._stale |= self._measured_at_each_block
         self._set_window(state)
+        if self._levels.first == END:
+            self._measure_all(state, executor_class, now_ns)
         while self._ends and self._ends[0] <= self._levels.first:
             self._stale |= self._free_until.pop(heappop(self._ends))
 

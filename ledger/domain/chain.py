@@ -199,6 +199,9 @@ class Chain:
         next_sync = self.sync_blocks[index] if index < len(self.sync_blocks) else END
         if next_sync == END:
             self.manifests = manifests
+        if not self.sync_blocks:
+            # Without a sync, no account counts executors.
+            self.revision += 1
         self.uncovered.assign(block, next_sync, uncovered)
         self._open_accounts(manifests)
         for account in self.accounts.values():
