@@ -1,8 +1,9 @@
 """The ledger's state with a ranking of miners per executor class, kept up to date while the log grows.
 
-A claim moves one entry of one ranking. A block moves those of accounts for which something ends, a sync those of accounts
-that it changes. Corrections, blocks below a finalized one and new settings make all rankings stale. Another time of the
-clock, later or earlier, affects only the accounts whose reservations are due between the two times.
+A claim moves one entry of one ranking. A block moves the entries of accounts for which something ends, a sync those
+of accounts that it changes. Corrections, blocks below a finalized one and new settings make all rankings stale.
+Another time of the clock, later or earlier, affects only the accounts whose reservations are due between the two
+times.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The order of a ranking in a form that the next block does not change.
 
-Within the accounts with the same earliest free block, the order is by the share left, `available / total`. If an account
-has one executor count in the whole window, its share is `left / window`: what is left of one executor's allowance from
-that block on, divided by what the whole window grants an executor. So the order is that of what is *taken* beyond the
-earliest block, and neither a new block nor one that leaves the window before the earliest block changes that. What is
-available, and the share, are computed when they are asked for.
+Among accounts with the same earliest free block, the order is by the share left, `available / total`. If an account
+has one executor count in the whole window, its share is `left / window`: what is left of one executor's allowance
+from that block on, divided by what the whole window grants an executor. So the order is that of what is *taken*
+beyond the earliest block, and neither a new block nor one that leaves the window before the earliest block changes
+that. What is available, and the share, are computed when they are asked for.
 
 Amounts here are in billionths of a ns (`_e9`), so that every share in billionths is exactly `left_e9 // window_ns`.
 """

@@ -1,6 +1,6 @@
 """The ranking of one executor class, which measures again only the accounts for which something changed.
 
-After a block those are the accounts for which something ends: free blocks that leave the window, or the last taken block
+After a block those are the accounts for which something ends: free blocks that leave the window, or taken blocks
 behind which a new one is granted. Accounts whose executor count changes, or whose blocks are invalidated, within the
 window are measured at each block, since their shares change by different amounts.
 """
@@ -179,7 +179,9 @@ class Ranking:
         if index < len(starts):
             until = starts[index]
             self._note_end(until, account)
-            taken_ns = sum(sums_before_ns[ends[each]] - sums_before_ns[starts[each]] for each in range(index, len(starts)))
+            taken_ns = sum(
+                sums_before_ns[ends[each]] - sums_before_ns[starts[each]] for each in range(index, len(starts))
+            )
         busy = is_busy(state, account, now_ns)
         return RankEntry(taken_ns * SHARE_UNIT, -executors, 0, account.miner_ss58, account, busy, start, until, 0)
 

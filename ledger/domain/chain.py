@@ -151,7 +151,6 @@ class Chain:
         self.accounts[account.stream] = account
         self.classes.setdefault(executor_class, {})[miner_ss58] = account
         self._by_miner.setdefault(miner_ss58, []).append(account)
-        self.changed_accounts.add(account)
         return account
 
     def newest_count(self, account: Account) -> int:

@@ -24,6 +24,9 @@ DECIDING_MODULES = {
     "ledger.domain.unit_of_work",
     "ledger.writer",
     "projections.availability",
+    "projections.measured",
+    "projections.rank_levels",
+    "projections.ranking",
     "projections.tie_break",
 }
 

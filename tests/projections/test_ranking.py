@@ -50,18 +50,18 @@ START_NS = 1_704_067_200 * S
 class RandomLedger:
     """A state that random events change: mostly ordinary ones, and some that only a forged log has."""
 
-    def __init__(self, draw: Random) -> None:
+    def __init__(self, draw: Random, settings: RecordedSettings | None = None, count: int | None = None) -> None:
         self.draw = draw
         self.now_ns = START_NS
-        self.block_ns = draw.choice([12 * S, 12 * S, 40])
+        self.block_ns = 12 * S if settings else draw.choice([12 * S, 12 * S, 40])
         """Blocks of 40 ns make the whole window shorter than the unit in which shares are counted."""
         self.state = Availability()
         self.miners = dict.fromkeys(MINERS, AXON)
         self.stakes = {VALIDATOR: S, "5Other": S}
         self.offered: dict[str, dict[str, int]] = {}
         self.metagraphs: dict[int, Metagraph] = {}
-        self.append(SETTINGS_STREAM, LedgerOpened(VALIDATOR, self.settings()))
-        self.sync(MINERS)
+        self.append(SETTINGS_STREAM, LedgerOpened(VALIDATOR, settings or self.settings()))
+        self.sync(MINERS, count)
         for number in range(1, 15):
             self.block(number)
 
@@ -132,20 +132,20 @@ class RandomLedger:
     def another_metagraph(self) -> None:
         """Let a miner leave or return, or the own stake change, with the next block."""
         hotkey = self.draw.choice(MINERS)
-        if self.draw.random() < 0.7:
+        if self.draw.random() < 0.5:
             self.miners = {each: AXON for each in MINERS if (each in self.miners) != (each == hotkey)}
         else:
-            self.stakes[VALIDATOR] = self.draw.choice([0, 1, S, 3 * S])
+            self.stakes[VALIDATOR] = self.draw.choice([0, 1, 1, S, 3 * S])
 
     def a_sync(self) -> None:
         draw = self.draw
         self.sync(draw.sample(MINERS, draw.choice([1, 2, len(MINERS)])))
 
-    def sync(self, changed: list[str]) -> None:
+    def sync(self, changed: list[str], count: int | None = None, block: int | None = None) -> None:
         for hotkey in changed:
-            self.offered[hotkey] = {GPU: self.draw.choice([0, 1, 2, 2, 3])}
-        block = max(1, self.newest + self.draw.choice([1, 1, 0, -1, -5, 3]))
-        manifests = {hotkey: counts for hotkey, counts in self.offered.items() if self.draw.random() < 0.99}
+            self.offered[hotkey] = {GPU: self.draw.choice([0, 1, 2, 2, 3]) if count is None else count}
+        block = block or max(1, self.newest + self.draw.choice([1, 1, 0, -1, -5, 3]))
+        manifests = {hotkey: counts for hotkey, counts in self.offered.items() if count or self.draw.random() < 0.99}
         try:
             event = decide_manifests(self.chain, block, manifests, confirm=True)
         except (ConflictingFact, ImplausibleFact):
@@ -222,7 +222,12 @@ def compare(ledger: RandomLedger) -> None:
     """Compare the ranking, its public form and its groups with accounts that are all measured."""
     state, now_ns = ledger.state, ledger.now_ns
     expected = rank_accounts(state, GPU, state.window_start(state.chain.blocks.newest), now_ns)
-    some_ns = [0, 1, ledger.block_ns, *(entry.available_ns + ledger.draw.choice([0, 1]) for entry in expected[:2])]
+    some_ns = [
+        0,
+        1,
+        ledger.block_ns,
+        *(entry.available_ns + ledger.draw.choice([0, 1]) for entry in expected[:2] + expected[-2:]),
+    ]
     for amount_ns in some_ns:
         groups = state.groups_of_equals(GPU, amount_ns, now_ns)
         found = [[(e.hotkey_ss58, e.busy) for e in each[at : at + size]] for each, at, size in groups if size]
@@ -240,8 +245,8 @@ def test_the_ranking_equals_one_that_measures_every_account(seed: int, monkeypat
     """After random events, read or not in between, order, amounts, groups of equals and busyness are those measured.
 
     Catches, among others: an account that is not measured when its free blocks leave the window, when its taken blocks
-    end at the newest, when a sync, a metagraph, a correction or a late block changes it; shares that are compared before
-    they are rounded down; equal shares of accounts that have not taken the same.
+    end at the newest, when a sync, a metagraph, a correction or a late block changes it; shares that are compared
+    before they are rounded down; equal shares of accounts that have not taken the same.
     """
     draw = Random(seed)
     # Mostly without the shortcut of measuring all if many changed, which would hide what is not measured by itself.
@@ -269,3 +274,93 @@ def measured_accounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with monkeypatch.context() as patch:
         patch.setattr(Ranking, "_measure", measure)
         yield measured
+
+
+def steady() -> RandomLedger:
+    """Return a ledger whose blocks have begun to leave the window, and whose ranking is up to date."""
+    ledger = RandomLedger(Random(SEED), RecordedSettings(block_expiry_blocks=8), count=2)
+    for _ in range(12):
+        ledger.next_block()
+    compare(ledger)
+    return ledger
+
+
+def claim(ledger: RandomLedger, hotkey: str, *run: int) -> int:
+    """Reserve a run of blocks of a miner; return the reservation's id."""
+    ledger._reserve(ledger.chain.classes[GPU][hotkey], Claim([(run[0], run[-1])], []))
+    return max(ledger.state.active)
+
+
+def test_a_block_measures_no_account_if_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that every account gains, and one that leaves the window of every account, measure no account.
+
+    Catches a ranking that measures its accounts at each block: here 24 for each.
+    """
+    ledger = steady()
+    claim(ledger, MINERS[0], ledger.newest - 8, ledger.newest - 6)
+    compare(ledger)
+    with measured_accounts(monkeypatch) as measured:
+        for _ in range(30):
+            ledger.next_block()
+            compare(ledger)
+    assert measured == []
+
+
+def test_a_block_measures_the_accounts_for_which_something_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured are the miner whose free blocks leave the window, and the one that had nothing left, each once."""
+    ledger = steady()
+    oldest = ledger.newest - 8
+    claim(ledger, MINERS[3], oldest + 2, oldest + 3)
+    claim(ledger, MINERS[5], oldest, ledger.newest - 1)
+    compare(ledger)
+    by_block = []
+    for _ in range(6):
+        with measured_accounts(monkeypatch) as measured:
+            ledger.next_block()
+            compare(ledger)
+        by_block.append(measured)
+    assert by_block == [[MINERS[5]], [MINERS[3]], [], [], [], []]
+
+
+def test_a_sync_measures_the_accounts_that_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of 24 miners offer another number: they are measured at each block until the window has passed the change."""
+    ledger = steady()
+    ledger.sync(MINERS[:2], 3, ledger.newest + 1)
+    with measured_accounts(monkeypatch) as measured:
+        for _ in range(30):
+            ledger.next_block()
+            compare(ledger)
+    assert set(measured) == set(MINERS[:2])
+    assert len(measured) < 2 * 15
+
+
+def test_a_claim_and_the_clock_measure_one_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim, its overdue reservation, and the clock set back measure the account of the claim, each once."""
+    ledger = steady()
+    with measured_accounts(monkeypatch) as measured:
+        claim(ledger, MINERS[1], ledger.newest - 8)
+        compare(ledger)
+        for step_ns in (1000 * S, -1000 * S):
+            ledger.now_ns += step_ns
+            compare(ledger)
+    assert measured == [MINERS[1]] * 3
+
+
+def test_accounts_with_less_than_a_billionth_left_are_equal() -> None:
+    """Shares below a billionth count as 0 and are equal; then the available amount decides, and all that have it count.
+
+    The two miners have only blocks left that grant next to nothing, since nearly all stake is another validator's.
+    """
+    ledger = RandomLedger(Random(SEED), RecordedSettings(block_expiry_blocks=30), count=2)
+    first = ledger.newest
+    claim(ledger, MINERS[0], 1, first - 1)
+    claim(ledger, MINERS[1], 1, first - 1)
+    ledger.stakes[VALIDATOR] = 1
+    ledger.sync(MINERS[:2], 3, ledger.newest + 1)
+    for _ in range(3):
+        ledger.next_block()
+    claim(ledger, MINERS[0], first)
+    claim(ledger, MINERS[1], first)
+    compare(ledger)
+    last = ledger.state.ranking(GPU, ledger.now_ns)[-2:]
+    assert [entry.minus_share for entry in last] == [0, 0]
