@@ -8,46 +8,31 @@ audit repeats it in code of its own.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from math import gcd
-from typing import Any, TypeVar
+from typing import TypeVar
 
-T = TypeVar("T", bound=tuple[Any, ...])
+T = TypeVar("T")
 
 
-def in_trial_order(entries: list[T], amount_ns: int, job_uuid: str, block_hash: bytes) -> Iterator[T]:
-    """Yield the entries with at least the amount, best first, in the order in which this job tries them.
+def in_trial_order(groups: Iterable[tuple[list[T], int, int]], job_uuid: str, block_hash: bytes) -> Iterator[T]:
+    """Yield the entries of groups of equals in the order in which this job tries them.
 
-    `entries` are sorted tuples that begin with the earliest block, minus the share left, and minus the available ns.
-    Entries with equal earliest block and equal share left are tried in an order that depends on the job's uuid, so
-    that routers that work at the same time do not all try the same miner first, and on `block_hash`, which is that of
-    the newest block (`Chain.tie_break_hash`; empty if the order depends on the uuid alone). It depends on nothing
-    else, so that the choice can be replayed.
+    A group is a list, the index of its first entry, and how many entries from there on have the amount. These are tried
+    in an order that depends on the job's uuid, so that routers that work at the same time do not all try the same miner
+    first, and on `block_hash`, which is that of the newest block (`Chain.tie_break_hash`; empty if the order depends on
+    the uuid alone). It depends on nothing else, so that the choice can be replayed.
     """
     seed: int | None = None
-    start, after = 0, len(entries)
-    while start < after:
-        entry = entries[start]
-        equals = entry[:2]
-        if start + 1 == after or entries[start + 1][:2] != equals:
-            # No equals, which is usual once a class is in use: the two searches below are not needed.
-            start += 1
-            if -entry[2] >= amount_ns:
-                yield entry
-            continue
-        # Available amounts are stored as negative numbers, so 1 is above all of them.
-        end = bisect_left(entries, (*equals, 1), start)
-        # Equals are sorted by available amount, descending, so those with enough come first.
-        enough = bisect_left(entries, (*equals, 1 - amount_ns), start, end)
-        if enough - start == 1:
+    for entries, start, enough in groups:
+        # Mostly there are no equals once a class is in use.
+        if enough == 1:
             yield entries[start]
-        elif enough > start:
+        elif enough > 1:
             seed = tie_break_seed(job_uuid, block_hash) if seed is None else seed
-            for index in permutation(enough - start, seed):
+            for index in permutation(enough, seed):
                 yield entries[start + index]
-        start = end
 
 
 def tie_break_seed(job_uuid: str, block_hash: bytes) -> int:

@@ -225,6 +225,11 @@ class BlockTable:
         number = self.chunk_numbers[index]
         return number * CHUNK + bisect_left(self.chunks[number].sums, target_ns - self.before_ns[index])
 
+    def first_granted(self, start: int) -> int:
+        """Return the first block from `start` on that grants anything; `END` if there is none."""
+        before_ns = self.sums_before_ns[start]
+        return END if before_ns == self.sums_before_ns[END] else self.end_reaching(before_ns + 1) - 1
+
     def granted_runs(self, start: int, end: int) -> list[Run]:
         """Return the blocks of `[start, end)` with a unit above 0 as ascending runs.
 

@@ -104,8 +104,9 @@ _EMPTY_METAGRAPH = Metagraph({}, {})
 class Chain:
     """The fold of the chain facts, and the accounts to which they grant allowance.
 
-    `revision` grows whenever the availability of more than one account may have changed, so that rankings know when
-    to measure all accounts again.
+    Rankings follow it: `changed_accounts` are those that facts have changed since a ranking last cleared the set, apart
+    from what each new block grants and takes from the window of all. `revision` grows whenever the availability of all
+    accounts may have changed otherwise.
     """
 
     def __init__(self) -> None:
@@ -113,6 +114,7 @@ class Chain:
         self.settings = RecordedSettings()
         self.multiplier = Fraction(1)
         self.revision = 0
+        self.changed_accounts: set[Account] = set()
         self.blocks = BlockTable()
         self.metagraph = _EMPTY_METAGRAPH
         """The metagraph of the newest block."""
@@ -185,7 +187,7 @@ class Chain:
         self.last_metagraph = metagraph
         number = event.number
         if number > self.blocks.newest:
-            self.metagraph = metagraph
+            self._set_newest_metagraph(metagraph)
         self._register(number, metagraph.members)
         digest, block_hash = block_digest(event.created_at_ns, metagraph), hash_of_block(event)
         self.blocks.record(number, event.created_at_ns, position, digest, block_hash)
@@ -193,7 +195,6 @@ class Chain:
         for candidate in (number - 1, number):
             if candidate in self.unfinalized and candidate + 1 in self.blocks:
                 self._finalize(candidate)
-        self.revision += 1
 
     def apply_manifests(self, position: int, event: ManifestsRecorded) -> None:
         """Record the offered counts of the sync, and invalidate blocks of the accounts whose count it lowers.
@@ -210,6 +211,9 @@ class Chain:
         next_sync = self.sync_blocks[index] if index < len(self.sync_blocks) else END
         if next_sync == END:
             self.manifests = manifests
+        if not self.sync_blocks:
+            # Without a sync, no account counts executors.
+            self.revision += 1
         self.uncovered.assign(block, next_sync, uncovered)
         self._open_accounts(manifests)
         for account in self.accounts.values():
@@ -218,7 +222,6 @@ class Chain:
                 self._offer(account, block, next_sync, count)
         self.sync_blocks.insert(index, block)
         self.syncs[block] = RecordedSync(position, manifests_digest(manifests), executors(manifests))
-        self.revision += 1
 
     def read_manifests(self, event: ManifestsRecorded) -> None:
         """Apply the differences of a sync to those of the sync recorded before it, and nothing else."""
@@ -310,12 +313,19 @@ class Chain:
         count_before = account.offered.at(block)
         if count == count_before:
             return
+        self.changed_accounts.add(account)
         if count < count_before and self._capped(account, count) < self._capped(account, count_before):
             self.drop(account, block)
         account.offered.assign(block, end, count)
         if end != next_sync:
             # The counts of a later sync's blocks have changed, because that sync does not cover the miner.
             self._forget_inputs()
+
+    def _set_newest_metagraph(self, metagraph: Metagraph) -> None:
+        if metagraph.members is not self.metagraph.members:
+            for miner_ss58 in metagraph.members ^ self.metagraph.members:
+                self.changed_accounts.update(self._by_miner.get(miner_ss58, ()))
+        self.metagraph = metagraph
 
     def _forget_inputs(self) -> None:
         """Have the next finalized block set the counts of all accounts."""
@@ -391,6 +401,9 @@ class Chain:
         index = bisect_right(self.sync_blocks, block)
         sync_block = self.sync_blocks[index - 1] if index else -1
         inputs = CountInputs(sync_block, tuple(self.settings.executors_max_per_class.items()), members)
+        if block < self.blocks.last_finalized:
+            # A late block changes the sums of all accounts' blocks.
+            self.revision += 1
         # Before `finalize`, which moves the first and last finalized block that `_set_counts` compares with.
         self._set_counts(block, inputs)
         self.blocks.finalize(block, numerator // denominator if total_stake else 0)
@@ -419,6 +432,7 @@ class Chain:
             count = self._capped(account, account.offered.at(inputs.sync_block)) if registered else 0
             if account.counts.at(block) != count:
                 account.counts.assign(start, end, count)
+                self.changed_accounts.add(account)
 
     def _affected_accounts(self, neighbour: CountInputs | None, inputs: CountInputs) -> Iterable[Account]:
         """Return the accounts whose counts may differ between two blocks with these inputs."""

@@ -18,7 +18,8 @@ import projections
 from ledger import Account, Chain, LedgerState, UnitOfWork, WithdrawManifests
 from ledger.domain.account import Claim
 from ledger.events import AllowanceReserved
-from projections import Rule, availability, tie_break
+from projections import Rule, tie_break
+from projections.ranking import Ranking
 from routing import Allowance, Settings
 from tests.support.small import START, VALIDATOR, Clock, miner
 from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, seed_shown
@@ -168,7 +169,7 @@ def expires_reservations_whose_blocks_it_does_not_take(patch: Patch) -> None:
 
 @mutant(Rule.ROUTING_DECISION)
 def ignores_busy_miners(patch: Patch) -> None:
-    patch.setattr("projections.availability.is_busy", lambda *_: False)
+    patch.setattr("projections.ranking.is_busy", lambda *_: False)
 
 
 @mutant(Rule.ROUTING_DECISION)
@@ -198,11 +199,13 @@ def forgets_the_hashes_of_blocks(patch: Patch) -> None:
 
 @mutant(Rule.ROUTING_DECISION)
 def ranks_only_by_available_allowance(patch: Patch) -> None:
-    def entry_of(original: Any, *arguments: Any) -> Any:
-        entry = original(*arguments)
-        return entry and entry._replace(earliest_block=0, minus_share=0)
+    def groups(ranking: Ranking, amount_ns: int) -> Any:
+        entries = [entry for level in ranking._levels._by_start.values() for entry in level]
+        amounts_ns = {each.hotkey_ss58: each.available_ns for each in ranking.ranked()}
+        enough = [each for each in entries if amounts_ns[each.hotkey_ss58] >= amount_ns]
+        return [(enough, 0, len(enough))]
 
-    wrapped(patch, availability, "rank_account", entry_of)
+    patch.setattr(Ranking, "groups", groups)
 
 
 @mutant(Rule.ROUTING_FEED)
