@@ -11,8 +11,8 @@ from random import Random
 from uuid import UUID
 
 from ledger import Head, Row, Store, store_from_url
-from ledger.codec import row_hash
-from ledger.events import account_stream
+from ledger.codec import decode, row_hash
+from ledger.events import AllowanceReserved, account_stream
 from ledger.store.contract import PAGE_ROWS, versions_before
 from routing import Routing
 from routing.cli.demo.network import hotkeys
@@ -62,9 +62,8 @@ async def _rows(workspace: Workspace, report: Report, title: str, prepared: Ledg
 async def _claims(store: Store) -> list[Row]:
     """Return the reservations in the newest rows."""
     head = await store.head()
-    return [row for row in await store.read(max(0, head.position - PAGE_ROWS)) if row.attempt is not None] or [
-        row for row in await store.read(0) if b"allowance-reserved" in row.payload[:64]
-    ]
+    newest = await store.read(max(0, head.position - PAGE_ROWS))
+    return [row for row in newest if isinstance(decode(row.position, row.payload), AllowanceReserved)]
 
 
 class _Appender:

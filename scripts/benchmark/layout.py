@@ -5,6 +5,9 @@ The same miners are in all of its blocks, and a third of each account's allowanc
 
 from __future__ import annotations
 
+from random import Random
+from uuid import UUID
+
 from ledger import Account, FactValidator, RecordFacts, RecordSettings, Settle, UnitOfWork
 from routing import BlockFact
 
@@ -27,14 +30,15 @@ async def lay_out(url: str, sizes: Sizes, miners: int) -> tuple[int, BlockFact]:
     contents, _ = FactValidator().contents([sync, *blocks])
     RecordFacts(contents, confirm=False).decide(unit_of_work)
     unit_of_work.now_ns = after(blocks)
+    random = Random(f"layout {miners}")
     for account in list(bulk.state.chain.accounts.values()):
-        _reserve_a_third(unit_of_work, account)
+        _reserve_a_third(unit_of_work, account, str(UUID(int=random.getrandbits(128), version=4)))
     await bulk.append(unit_of_work)
     await bulk.seal()
     return after(blocks), blocks[-1]
 
 
-def _reserve_a_third(unit_of_work: UnitOfWork, account: Account) -> None:
+def _reserve_a_third(unit_of_work: UnitOfWork, account: Account, job_uuid: str) -> None:
     """Reserve the earliest third of an account's allowance, and spend it."""
     state, now_ns = unit_of_work.state, unit_of_work.now_ns
     blocks, newest = state.chain.blocks, state.chain.blocks.newest
@@ -42,5 +46,6 @@ def _reserve_a_third(unit_of_work: UnitOfWork, account: Account) -> None:
     amount_ns = account.measure(blocks, window_start, now_ns).total_ns // RESERVED_SHARE
     claim = account.claim(blocks, window_start, amount_ns, now_ns) if amount_ns else None
     if claim is not None:
-        made = unit_of_work.reserve(account, claim, amount_ns=amount_ns, job_start_block=newest, job=None)
+        job = (job_uuid, 1)
+        made = unit_of_work.reserve(account, claim, amount_ns=amount_ns, job_start_block=newest, job=job)
         Settle(made.reservation_id, "spend", None).decide(unit_of_work)
