@@ -23,7 +23,7 @@ BLOCKS = 31
 """Each grants 6 s per miner, so together they are enough for 600 jobs."""
 ANY_NUMBER_OF_JOBS = Settings(respect_executor_count=False)
 STATEMENTS_PER_SQLITE_COMMIT = 5
-"""BEGIN, read the head, compare the streams that were only read, move the head, COMMIT; rows and look-ups not counted."""
+"""BEGIN, read the head, compare the streams that were only read, move the head, COMMIT; without look-ups and rows."""
 STATEMENTS_PER_SETTLING_COMMIT = 4
 """As above, but a settlement depends on its account alone."""
 STATEMENTS_PER_STREAM = 1
