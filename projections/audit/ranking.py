@@ -127,6 +127,11 @@ class AuditRanking:
                 account.rank_entry = after, until, later_ns, key
                 insort(self._level(after).regular, key)
                 return
+            if is_first and first < after == self._granted_end and until == END and key:
+                # The claim takes all that is free, so the account has nothing until another block grants something.
+                self._remove(account, entry)
+                self._awaiting_next_block.add(account)
+                return
         account.mark_stale()
 
     def _hash_in_seed(self) -> bytes:

@@ -6,6 +6,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
 
 CONFIGURATION = """
 shared_buffers = '512MB'
@@ -32,3 +35,19 @@ def postgres(directory: Path) -> Iterator[str]:
         yield server.get_uri()
     finally:
         server.stop()
+
+
+async def database(server_url: str, name: str) -> str:
+    """Create a database on the server; return its URL."""
+    connection = await asyncpg.connect(server_url)
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    await connection.close()
+    return urlsplit(server_url)._replace(path=f"/{name}").geturl()
+
+
+async def version(server_url: str) -> str:
+    """Return the version of the server."""
+    connection = await asyncpg.connect(server_url)
+    text: str = await connection.fetchval("SHOW server_version")
+    await connection.close()
+    return text

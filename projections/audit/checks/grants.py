@@ -37,6 +37,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from ledger import END, Account, Chain, RecordedSettings
@@ -112,8 +113,9 @@ class GrantCheck:
         `is_applied` is False if the replay left the block out, because it is a repeat or has an impossible duration.
         Then only the metagraph is updated: the next block may have been recorded as a difference to it.
         """
-        self._graph = self._changed_graph(event)
-        self._known |= self._graph.members
+        graph_before, self._graph = self._graph, self._changed_graph(event)
+        if self._graph is not graph_before:
+            self._known |= self._graph.members
         if not is_applied:
             return
         number = event.number
@@ -238,7 +240,7 @@ class GrantCheck:
         settings, (created_at_ns, graph) = self._settings, self._blocks[block]
         duration_ns = self._blocks[block + 1][0] - created_at_ns
         counted_ns = settings.long_block_counts_as_ns if duration_ns > settings.long_block_ns else duration_ns
-        unit_ns = int(counted_ns * Fraction(settings.allowance_multiplier) * graph.share)
+        unit_ns = int(counted_ns * _multiplier(settings.allowance_multiplier) * graph.share)
         found_ns = self._chain.blocks.unit_ns(block)
         if found_ns != unit_ns:
             message = f"the fold grants {found_ns} ns per executor for block {block}, but the facts grant {unit_ns} ns"
@@ -340,6 +342,12 @@ class GrantCheck:
     def _report(self, position: int, message: str, account: Account | None = None, **details: object) -> None:
         whose = {} if account is None else {"miner_ss58": account.miner_ss58, "executor_class": account.executor_class}
         self._findings.add(position, Rule.GRANTS_FOLLOW, message, **whose, **details)
+
+
+@lru_cache(maxsize=1)
+def _multiplier(recorded: str) -> Fraction:
+    """Return a recorded multiplier as a number; few settings follow each other, and each holds for many blocks."""
+    return Fraction(recorded)
 
 
 def _changed(last: Mapping[str, V], changed: Mapping[str, V], removed: list[str]) -> dict[str, V]:
