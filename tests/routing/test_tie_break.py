@@ -87,7 +87,7 @@ def test_the_seed_never_changes() -> None:
 
 def test_one_uuid_has_another_order_for_another_hash() -> None:
     """Over many hashes, one uuid starts at every miner about equally often; catches a seed that ignores the hash."""
-    equals = (MINERS, 0, len(MINERS))
+    equals = (list(MINERS), 0, len(MINERS))
     starts = [next(in_trial_order([equals], "job", bytes.fromhex(hash_of(n)))) for n in range(500)]
     assert all(70 <= starts.count(hotkey) <= 130 for hotkey in MINERS)
 
