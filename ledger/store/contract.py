@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .reader import LogReader
 
 # The version of the tables that this release creates. It reads older ones, and upgrades them (`schema_steps.py`).
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Rows in a page. Smaller pages cost more round trips than they save memory.
 PAGE_ROWS = 1000
@@ -34,7 +34,7 @@ Value = int | str | bytes | None
 
 # What SQLite and PostgreSQL say if a table, column or index is lost; about a column they do not name the table.
 _LOST = re.compile(r"no such (table|index|column)|has no column named|(relation|column) .* does not exist")
-_LOG_TABLES = re.compile(r"allowance_(schema|ledgers|events)")
+_LOG_TABLES = re.compile(r"allowance_(schema|ledgers|streams|events)")
 REMAKE_DERIVED_TABLES = "`allowance rebuild` makes lost or broken derived tables again"
 
 # Work that a writer does while it waits for the write lock.
@@ -130,6 +130,13 @@ class Store(Protocol):
 
     async def read(self, after: int) -> list[Row]:
         """Return a page of the committed rows after a position, ascending; empty at the end of the log."""
+        ...
+
+    async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
+        """Return the committed rows of these streams after a position and up to another one, ascending.
+
+        The cost is that of all rows in between, so callers name a stretch of the log, and not all of it.
+        """
         ...
 
     async def find(self, lookup: Lookup) -> LookupResult:

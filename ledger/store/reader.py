@@ -62,4 +62,14 @@ def has_log_tables(found: Collection[str]) -> bool:
     return not missing
 
 
+STREAMS = "allowance_streams"
+_STREAMS_SINCE_VERSION = 3
+
+
+def check_streams(version: int, found: Collection[str]) -> None:
+    """Raise `CorruptLedger` if tables of this schema version lack that of the streams."""
+    if version >= _STREAMS_SINCE_VERSION and STREAMS not in found:
+        raise CorruptLedger(1, f"the database has lost the table {STREAMS}")
+
+
 OpenReader = AbstractAsyncContextManager[LogReader]

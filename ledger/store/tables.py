@@ -47,12 +47,29 @@ ledgers = Table(
     Column("recorded_at_ns", BigInteger, nullable=False),
 )
 
+# One row per stream. An append compares and moves the version of each stream that it continues, so no index over
+# streams and versions is needed.
+streams = Table(
+    "allowance_streams",
+    metadata,
+    Column("ledger", Integer, primary_key=True, autoincrement=False),
+    # A small local number, the next one of the ledger. Like the ledger's id it is in no hash.
+    Column("stream", Integer, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    UniqueConstraint("ledger", "name"),
+    sqlite_with_rowid=False,
+    # PostgreSQL writes a new version of a row at each update. With room for it in the same page, no index changes.
+    postgresql_with={"fillfactor": 50},
+)
+
 events = Table(
     "allowance_events",
     metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
-    Column("stream", Text, nullable=False),
+    # The stream's number in `allowance_streams`.
+    Column("stream", Integer, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("recorded_at_ns", BigInteger, nullable=False),
     Column("key", Text),
@@ -61,7 +78,6 @@ events = Table(
     Column("settles", BigInteger),
     Column("payload", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
-    UniqueConstraint("ledger", "stream", "version"),
     CheckConstraint("position > 0 AND version > 0"),
     # SQLite then stores the rows in the order of the primary key, and a page of the log is one range of the file.
     sqlite_with_rowid=False,
@@ -104,55 +120,68 @@ _SQLITE_TRIGGERS = (
        BEGIN SELECT RAISE(ABORT, 'events are never updated'); END""",
     """CREATE TRIGGER IF NOT EXISTS allowance_events_no_delete BEFORE DELETE ON allowance_events
        BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END""",
-    # INSERT OR REPLACE fires no delete trigger, so an insert that would replace a row is refused here.
-    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_replace BEFORE INSERT ON allowance_events
+    # INSERT OR REPLACE fires no delete trigger, so an insert that would replace a row at its position is refused here.
+    # One trigger with two look-ups, because it is executed for every row of every append.
+    """CREATE TRIGGER IF NOT EXISTS allowance_events_only_appended BEFORE INSERT ON allowance_events
        WHEN NEW.position <= (SELECT position FROM allowance_ledgers WHERE ledger = NEW.ledger)
-         OR EXISTS (SELECT 1 FROM allowance_events
-                    WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version)
-         OR (NEW.key IS NOT NULL AND EXISTS
-             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND key = NEW.key))
-         OR (NEW.job_uuid IS NOT NULL AND EXISTS
-             (SELECT 1 FROM allowance_events
-              WHERE ledger = NEW.ledger AND job_uuid = NEW.job_uuid AND attempt = NEW.attempt))
-         OR (NEW.settles IS NOT NULL AND EXISTS
-             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND settles = NEW.settles))
-       BEGIN SELECT RAISE(ABORT, 'events are never replaced'); END""",
-    # Each row but the first needs a predecessor. Since no number occurs twice, the numbers are then dense.
-    """CREATE TRIGGER IF NOT EXISTS allowance_events_dense BEFORE INSERT ON allowance_events
-       WHEN (NEW.position > 1 AND NOT EXISTS
+         OR (NEW.position > 1 AND NOT EXISTS
              (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND position = NEW.position - 1))
-         OR (NEW.version > 1 AND NOT EXISTS
-             (SELECT 1 FROM allowance_events
-              WHERE ledger = NEW.ledger AND stream = NEW.stream AND version = NEW.version - 1))
-       BEGIN SELECT RAISE(ABORT, 'positions and versions are dense'); END""",
+       BEGIN SELECT RAISE(ABORT, 'events are never replaced, and positions are dense'); END""",
+    # No trigger looks at a stream's version, which every append moves.
+    """CREATE TRIGGER IF NOT EXISTS allowance_streams_no_rename BEFORE UPDATE OF ledger, stream, name
+       ON allowance_streams
+       BEGIN SELECT RAISE(ABORT, 'a stream is never renamed'); END""",
+    """CREATE TRIGGER IF NOT EXISTS allowance_streams_no_delete BEFORE DELETE ON allowance_streams
+       BEGIN SELECT RAISE(ABORT, 'a stream is never deleted'); END""",
     """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
        WHEN NEW.position <= OLD.position BEGIN SELECT RAISE(ABORT, 'a head never steps back'); END""",
     """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
        BEGIN SELECT RAISE(ABORT, 'a ledger is never deleted'); END""",
 )
 
+_UUID_OF = """CASE WHEN typeof({column}) = 'blob' AND length({column}) = 16
+            THEN lower(substr(hex({column}), 1, 8) || '-' || substr(hex({column}), 9, 4) || '-'
+                       || substr(hex({column}), 13, 4) || '-' || substr(hex({column}), 17, 4) || '-'
+                       || substr(hex({column}), 21)) ELSE {column} END AS {column}"""
+# The log as text, for people who query it; no code reads it.
+_SQLITE_VIEW = f"""CREATE VIEW IF NOT EXISTS allowance_log AS
+    SELECT validator_ss58, events.position, streams.name AS stream, events.version, events.recorded_at_ns,
+           {_UUID_OF.format(column='"key"')},
+           {_UUID_OF.format(column="job_uuid")},
+           attempt, settles, CAST(payload AS TEXT) AS payload, lower(hex(events.hash)) AS hash
+    FROM allowance_events AS events
+    LEFT JOIN allowance_streams AS streams ON streams.ledger = events.ledger AND streams.stream = events.stream
+    LEFT JOIN allowance_ledgers AS ledgers ON ledgers.ledger = events.ledger"""
+
 # A counter against late appends. Every append names the fence that it expects. A client that lost the response to an
 # append raises the fence; if the lost request reaches the server afterwards, it names the old fence and is refused.
 # SQLite needs none, because a process's appends to a file cannot arrive late.
 _POSTGRES_FENCE = "ALTER TABLE allowance_ledgers ADD COLUMN IF NOT EXISTS fence BIGINT NOT NULL DEFAULT 0"
 
+# The log as text, for people who query it; no code reads it.
+_POSTGRES_VIEW = """CREATE OR REPLACE VIEW allowance_log AS
+    SELECT validator_ss58, events.position, streams.name AS stream, events.version, events.recorded_at_ns, key,
+           job_uuid, attempt, settles, convert_from(payload, 'UTF8') AS payload, encode(events.hash, 'hex') AS hash
+    FROM allowance_events AS events
+    LEFT JOIN allowance_streams AS streams ON streams.ledger = events.ledger AND streams.stream = events.stream
+    LEFT JOIN allowance_ledgers AS ledgers ON ledgers.ledger = events.ledger"""
+
 _POSTGRES_TRIGGERS = (
     """CREATE OR REPLACE FUNCTION allowance_refuse() RETURNS trigger LANGUAGE plpgsql AS
        $$ BEGIN RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'integrity_constraint_violation'; END $$""",
-    # The same check as on SQLite, once per statement instead of once per row. Scalar subqueries always use the index.
-    # NOT EXISTS would be planned as a join, and as a scan of the log while the planner's statistics say it is small.
+    # Once per statement: since no position occurs twice, its rows are dense if they are as many as their range is long
+    # and the first one has a predecessor. A scalar subquery always uses the index. NOT EXISTS would be planned as a
+    # join, and as a scan of the log while the planner's statistics say it is small.
     """CREATE OR REPLACE FUNCTION allowance_check_dense() RETURNS trigger LANGUAGE plpgsql AS $$
        BEGIN
-           IF EXISTS (SELECT 1 FROM added
-                      WHERE (position > 1 AND
+           IF EXISTS (SELECT 1 FROM (SELECT ledger, min(position) AS first, max(position) AS last, count(*) AS number
+                                     FROM added GROUP BY ledger) AS ranges
+                      WHERE last - first + 1 <> number
+                         OR (first > 1 AND
                              (SELECT before.position FROM allowance_events AS before
-                              WHERE before.ledger = added.ledger AND before.position = added.position - 1) IS NULL)
-                         OR (version > 1 AND
-                             (SELECT before.version FROM allowance_events AS before
-                              WHERE before.ledger = added.ledger AND before.stream = added.stream
-                                AND before.version = added.version - 1) IS NULL))
+                              WHERE before.ledger = ranges.ledger AND before.position = ranges.first - 1) IS NULL))
            THEN
-               RAISE EXCEPTION 'positions and versions are dense' USING ERRCODE = 'integrity_constraint_violation';
+               RAISE EXCEPTION 'positions are dense' USING ERRCODE = 'integrity_constraint_violation';
            END IF;
            RETURN NULL;
        END $$""",
@@ -162,6 +191,13 @@ _POSTGRES_TRIGGERS = (
        FOR EACH ROW EXECUTE FUNCTION allowance_refuse('events are never updated or deleted')""",
     """CREATE TRIGGER allowance_events_no_truncate BEFORE TRUNCATE ON allowance_events
        FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('events are never deleted')""",
+    # No trigger looks at a stream's version, which every append moves.
+    """CREATE TRIGGER allowance_streams_no_rename BEFORE UPDATE OF ledger, stream, name ON allowance_streams
+       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a stream is never renamed')""",
+    """CREATE TRIGGER allowance_streams_no_delete BEFORE DELETE ON allowance_streams
+       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a stream is never deleted')""",
+    """CREATE TRIGGER allowance_streams_no_truncate BEFORE TRUNCATE ON allowance_streams
+       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('a stream is never deleted')""",
     """CREATE TRIGGER allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
        FOR EACH ROW WHEN (NEW.position < OLD.position)
        EXECUTE FUNCTION allowance_refuse('a head never steps back')""",
@@ -174,12 +210,12 @@ _POSTGRES_TRIGGERS = (
 
 def sqlite_schema(tables: MetaData) -> list[str]:
     """Return the statements that create the schema on SQLite; they skip what exists."""
-    return [*_create(tables, registry.load("sqlite")()), *_SQLITE_TRIGGERS]
+    return [*_create(tables, registry.load("sqlite")()), *_SQLITE_TRIGGERS, _SQLITE_VIEW]
 
 
 def postgres_schema(tables: MetaData) -> list[str]:
     """Return the statements that create the schema on PostgreSQL, without triggers; they skip what exists."""
-    return [*_create(tables, registry.load("postgresql")()), _POSTGRES_FENCE]
+    return [*_create(tables, registry.load("postgresql")()), _POSTGRES_FENCE, _POSTGRES_VIEW]
 
 
 def postgres_triggers() -> list[str]:

@@ -20,7 +20,7 @@ from .replay import Replay
 from .state import AccountState, AuditedReservation, AuditState
 
 MOST_NAMED = 5
-FACTS_PER_PAGE = 1000
+ROWS_PER_PAGE = 1000
 
 NOT_PROVED = (
     "that the sealed state follows from the events up to its position: its taken blocks and active reservations are"
@@ -86,19 +86,10 @@ async def replay_from(start: SealedStart, store: Store, validator_ss58: str, sea
 
 async def _facts(store: Store, until: int) -> AsyncIterator[Row]:
     """Yield the rows of facts up to a position, a page in memory at a time."""
-    streams = ", ".join(f"'{stream}'" for stream in (SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM))
-    after = 0
-    while True:
-        columns = await store.query(
-            f"SELECT {', '.join(Row._fields)} FROM allowance_events WHERE ledger = {store.ledger}"
-            f" AND stream IN ({streams}) AND position > {after} AND position <= {until}"
-            f" ORDER BY position LIMIT {FACTS_PER_PAGE}"
-        )
-        for each in columns:
-            yield Row(*each)
-        if len(columns) < FACTS_PER_PAGE:
-            return
-        after = columns[-1][0]
+    streams = {SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM}
+    for after in range(0, until, ROWS_PER_PAGE):
+        for row in await store.read_streams(streams, after, min(after + ROWS_PER_PAGE, until)):
+            yield row
         await asyncio.sleep(0)  # Processing a page blocks the event loop.
 
 

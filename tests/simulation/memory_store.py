@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from random import Random
 from typing import Any, NoReturn, TypeVar
@@ -110,6 +110,11 @@ class SimulatedStore:
 
     async def read(self, after: int) -> list[Row]:
         return await self.answered(lambda: self.server.read(after, PAGE_ROWS))
+
+    async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
+        return await self.answered(
+            lambda: [row for row in self.server.read(after, until - after) if row.stream in streams]
+        )
 
     async def find(self, lookup: Lookup) -> LookupResult:
         return await self.answered(lambda: self.server.find(lookup))

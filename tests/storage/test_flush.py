@@ -494,7 +494,7 @@ async def test_a_wal_that_a_reader_keeps_growing_is_named_and_shrinks_again(
     limit = 1 << 20
     monkeypatch.setattr(wal_size, "WAL_WARNING_BYTES", limit)
     monkeypatch.setattr(wal_size, "COMMITS_BETWEEN_LOOKS", 4)
-    monkeypatch.setattr("ledger.store.sqlite.store.WAL_LIMIT_BYTES", limit)
+    monkeypatch.setattr("ledger.store.sqlite.connection.WAL_LIMIT_BYTES", limit)
     caplog.set_level(logging.WARNING, "allowance.ledger")
     path, wal = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
     async with opened(f"sqlite:///{path}") as store:
@@ -524,7 +524,7 @@ async def test_one_large_transaction_is_no_readers_fault(
     """The WAL of a restore is large for one commit and starts again with the next: no warning."""
     monkeypatch.setattr(wal_size, "WAL_WARNING_BYTES", 5 << 20)
     monkeypatch.setattr(wal_size, "COMMITS_BETWEEN_LOOKS", 1)
-    monkeypatch.setattr("ledger.store.sqlite.store.WAL_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr("ledger.store.sqlite.connection.WAL_LIMIT_BYTES", 1 << 20)
     async with opened(f"sqlite:///{tmp_path}/ledger.db") as store:
         head = await append(store, rows_after(Head(), 50_000))
         assert (tmp_path / "ledger.db-wal").stat().st_size > 5 << 20

@@ -65,7 +65,9 @@ def old(request: pytest.FixtureRequest) -> OldLedger:
 
 def unpacked(name: str, directory: Path, files: Path = FILES) -> Path:
     """Return a decompressed copy of one of the files."""
-    path = directory / name.removesuffix(".gz")
+    # Not in the directory itself: a test's new database is there, and has the same name.
+    (directory / "old").mkdir(exist_ok=True)
+    path = directory / "old" / name.removesuffix(".gz")
     path.write_bytes(gzip.decompress((files / name).read_bytes()))
     return path
 

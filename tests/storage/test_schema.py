@@ -39,7 +39,7 @@ async def names(url: str) -> dict[str, set[str]]:
                    UNION ALL SELECT 'index', indexname FROM pg_indexes WHERE schemaname = 'public'
                    UNION ALL SELECT 'trigger', tgname FROM pg_trigger WHERE NOT tgisinternal"""
             )
-    found: dict[str, set[str]] = {"table": set(), "index": set(), "trigger": set()}
+    found: dict[str, set[str]] = {"table": set(), "index": set(), "trigger": set(), "view": set()}
     for kind, name in rows:
         found[kind].add(name)
     return found

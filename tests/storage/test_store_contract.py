@@ -403,7 +403,7 @@ async def test_find_returns_the_same_rows_as_a_scan_of_the_log(
     store: Store, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It finds keys, jobs' last attempts and positions, stored or not, and their settlements, in several statements."""
-    monkeypatch.setattr("ledger.store.sqlite.store.LOOKUP_VALUES", 2)
+    monkeypatch.setattr("ledger.store.sqlite.streams.LOOKUP_VALUES", 2)
     rng = random.Random(seed)
     rows = _random_log(rng, 200)
     await append(store, rows)
@@ -848,7 +848,8 @@ async def test_a_full_disk_loses_nothing_and_may_recover(shared_url: str) -> Non
                 refused += 1
         head, candidates = await ledger.head(), await ledger.find_miners(6.0, GPU, 11)
         with pytest.raises(StorageUnavailable):
-            await ledger.reserve("5Anna", GPU, 6.0, 11)
+            # The same again: a smaller event might fit into the last page.
+            await ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid=f"{done} {'x' * 100}")
         assert await ledger.head() == head
         assert await ledger.find_miners(6.0, GPU, 11) == candidates
         await _execute_at_storage(ledger, shared_url, ROOM)

@@ -22,7 +22,8 @@ from ledger.codec import row_hash
 from ledger.deciding import Decider, look_up
 from ledger.domain import unit_of_work as unit_of_work_module
 from ledger.locked_append import LockedAppend
-from ledger.store.postgres import store as postgres_store
+from ledger.store.postgres import appending as postgres_appending
+from ledger.store.postgres import statements
 from ledger.store.sqlite.store import SqliteStore
 from routing import pick as pick_module
 from tests.support.logs import append_in
@@ -55,10 +56,17 @@ def no_lock() -> None:
 
 
 def no_compare() -> None:
-    """On PostgreSQL, an append moves the head without comparing it."""
-    compared = "position = $2 AND hash = $3"
-    uncompared = "position <> -$2::bigint AND $3::bytea IS NOT NULL"
-    _replace(postgres_store, "_APPEND", postgres_store._APPEND.replace(compared, uncompared))
+    """On PostgreSQL, an append compares neither the head nor its streams."""
+    compared, uncompared = "position = $3 AND hash = $4 AND", "position <> -$3::bigint AND $4::bytea IS NOT NULL AND"
+    _replace(postgres_appending, "APPEND", statements.APPEND.replace(compared, uncompared).replace(*_NO_STREAMS))
+
+
+def no_stream_comparison() -> None:
+    """On PostgreSQL, an append does not compare the versions of its streams."""
+    _replace(postgres_appending, "APPEND", statements.APPEND.replace(*_NO_STREAMS))
+
+
+_NO_STREAMS = ("AND NOT EXISTS (SELECT FROM asked WHERE actual <> expected)", "")
 
 
 def outrun_drops() -> None:
@@ -244,6 +252,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     for fault in (
         no_lock,
         no_compare,
+        no_stream_comparison,
         outrun_drops,
         no_version_check,
         stale_blocks,

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from ledger.codec import Row, row_from_columns
+from ledger.codec import Row
 from ledger.errors import CorruptLedger, StorageUnavailable
 from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, check_schema_version, next_page, payload_bytes
-from ledger.store.reader import StoredLedger, has_log_tables
+from ledger.store.reader import STREAMS, StoredLedger, check_streams, has_log_tables
+
+from .columns import COLUMNS, rows_from
 
 # How long SQLite waits for a lock. Writers usually wait in the write-lock queue instead, so this matters mainly beside
 # programs that do not use the queue, such as a backup tool. As long as the timeout of a PostgreSQL statement.
@@ -29,8 +32,8 @@ _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM all
 # The ledgers that have events, one look-up in the primary key each. DISTINCT would read the whole log.
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > ? ORDER BY ledger LIMIT 1"
-_ROWS = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash
-           FROM allowance_events WHERE ledger = ? {after} ORDER BY position"""
+_ROWS = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = ? {{after}} ORDER BY position"
+_STREAM = "SELECT name FROM allowance_streams WHERE ledger = ? AND stream = ?"
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -82,11 +85,13 @@ class SqliteReader:
 
     async def ledgers(self) -> list[StoredLedger]:
         with sqlite_errors():
-            if not has_log_tables(self._tables()):
+            tables = self._tables()
+            if not has_log_tables(tables):
                 return []
             for (version,) in self._connection.execute("SELECT version FROM allowance_schema"):
                 if isinstance(version, int):
                     check_schema_version(version)
+                    check_streams(version, tables)
             # A head row may hold bytes that are not UTF-8. They must be reported, and must not stop the read.
             self._connection.text_factory = _text
             stored = [StoredLedger(*row) for row in self._connection.execute(_HEADS)]
@@ -99,7 +104,7 @@ class SqliteReader:
         count = 0
         with sqlite_errors():
             try:
-                rows = map(row_from_columns, self._rows(stored, after))
+                rows = rows_from(self._rows(stored, after), self._stream_names(stored))
                 while page := next_page(rows, PAGE_ROWS):
                     count += len(page)
                     yield page
@@ -116,6 +121,17 @@ class SqliteReader:
             return self._connection.execute(_ROWS.format(after=""), (stored.ledger,))
         return self._connection.execute(_ROWS.format(after="AND position > ?"), (stored.ledger, after))
 
+    def _stream_names(self, stored: StoredLedger) -> Callable[[Any], Any]:
+        """Return a function from a stored stream to its name; what names no stream stays as it is, and fits no hash."""
+        has_streams = STREAMS in self._tables()
+
+        @cache
+        def name(number: int) -> Any:
+            found = self._connection.execute(_STREAM, (stored.ledger, number)).fetchone()
+            return number if found is None else found[0]
+
+        return lambda stream: name(stream) if has_streams and type(stream) is int else stream
+
     async def _careful_pages(self, stored: StoredLedger, after: int | None, skipped: int) -> AsyncIterator[list[Row]]:
         """Yield the rows after the first `skipped`, accept any bytes as text, and stop at the first unreadable row."""
         page: list[Row] = []
@@ -123,10 +139,10 @@ class SqliteReader:
         last: object = after or 0
         with sqlite_errors():
             try:
-                for count, row in enumerate(self._rows(stored, after)):
-                    last = row[0]
+                for count, row in enumerate(rows_from(self._rows(stored, after), self._stream_names(stored))):
+                    last = row.position
                     if count >= skipped:
-                        page.append(row_from_columns(row))
+                        page.append(row)
                         size += payload_bytes(page[-1])
                     if len(page) == PAGE_ROWS or size >= PAGE_BYTES:
                         yield page

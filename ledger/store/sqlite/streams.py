@@ -1,0 +1,154 @@
+"""The streams of a ledger: their numbers and names, and the comparison of their versions.
+
+Every stream has a row with the version of its newest event. An append names the version that it expects, and moves the
+row in a statement that finds it only at this version; the number of rows moved tells whether all were found.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import attrgetter
+from typing import TypeVar
+
+from ledger.codec import Row
+from ledger.errors import CorruptLedger, StorageUnavailable
+from ledger.store.contract import refuse_other_versions, versions_before
+
+V = TypeVar("V")
+
+# Values in one statement. SQLite limits the parameters of a statement, to 999 before version 3.32.
+LOOKUP_VALUES = 500
+
+_stream_of = attrgetter("stream")
+
+_BY_NAME = "SELECT name, stream, version FROM allowance_streams WHERE ledger = ? AND name IN ({values})"
+_NAME = "SELECT name FROM allowance_streams WHERE ledger = ? AND stream = ?"
+_LAST = "SELECT coalesce(max(stream), 0) FROM allowance_streams WHERE ledger = ?"
+_CREATE = "INSERT INTO allowance_streams (ledger, stream, name, version) VALUES (?, ?, ?, ?)"
+# The name is compared too, so a remembered number that belongs to another stream by now moves nothing.
+_MOVE = """UPDATE allowance_streams SET version = ?
+           WHERE ledger = ? AND stream = ? AND name = ? AND version = ?"""
+
+
+class Streams:
+    """The streams of one ledger. Numbers and names are remembered until `forget`."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+
+    def forget(self) -> None:
+        """Forget everything: another file, or a rollback that may have taken streams back."""
+        self._numbers.clear()
+        self._names.clear()
+
+    def name(self, connection: sqlite3.Connection, ledger: int, number: int) -> str:
+        """Return the name of a stream. Raises `CorruptLedger` if its row is lost."""
+        name = self._names.get(number)
+        if name is None:
+            found = connection.execute(_NAME, (ledger, number)).fetchone()
+            if found is None:
+                raise CorruptLedger(1, f"the row of stream {number} in allowance_streams is lost")
+            name = self._names[number] = str(found[0])
+        return name
+
+    def compare_and_move(
+        self, connection: sqlite3.Connection, ledger: int, rows: list[Row], expected: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        """Move each stream of the rows to its newest version; return the streams' numbers.
+
+        Raises `VersionConflict`, and has then changed nothing, if a stream in `expected` is at another version.
+        """
+        newest = {row.stream: row.version for row in rows}
+        if not newest.keys() <= expected.keys():
+            expected = {**versions_before(rows), **expected}
+        _check_dense(rows, newest, expected)
+        if not self._try_to_move(connection, ledger, newest, expected):
+            self.forget()
+            found = versions_of(connection, ledger, expected)
+            refuse_other_versions(expected, {name: version for name, (_, version) in found.items()})
+            # No version differs, so a remembered number was wrong: the file's content was replaced in place.
+            if not self._try_to_move(connection, ledger, newest, expected):
+                raise StorageUnavailable("a stream's row has moved inside a write transaction")
+        return self._numbers
+
+    def _try_to_move(
+        self, connection: sqlite3.Connection, ledger: int, newest: Mapping[str, int], expected: Mapping[str, int]
+    ) -> bool:
+        self._learn(connection, ledger, newest.keys() - self._numbers.keys())
+        only_expected = {name: version for name, version in expected.items() if name not in newest}
+        if not _all_at(connection, ledger, only_expected):
+            return False
+        created = {name: version for name, version in newest.items() if name not in self._numbers}
+        moved = [
+            (version, ledger, self._numbers[name], name, expected[name])
+            for name, version in newest.items()
+            if name in self._numbers
+        ]
+        if any(expected[name] for name in created) or not _move_all(connection, moved):
+            return False
+        self._create(connection, ledger, created)
+        return True
+
+    def _learn(self, connection: sqlite3.Connection, ledger: int, names: Collection[str]) -> None:
+        for name, (number, _) in versions_of(connection, ledger, names).items():
+            self._remember(name, number)
+
+    def _create(self, connection: sqlite3.Connection, ledger: int, created: Mapping[str, int]) -> None:
+        if not created:
+            return
+        (last,) = connection.execute(_LAST, (ledger,)).fetchone()
+        numbered = [(ledger, number, *stream) for number, stream in enumerate(created.items(), last + 1)]
+        connection.executemany(_CREATE, numbered)
+        for _, number, name, _ in numbered:
+            self._remember(name, number)
+
+    def _remember(self, name: str, number: int) -> None:
+        self._numbers[name] = number
+        self._names[number] = name
+
+
+def _check_dense(rows: list[Row], newest: Mapping[str, int], expected: Mapping[str, int]) -> None:
+    """Raise the error of a broken constraint unless the rows number each stream on without a hole."""
+    counts = Counter(map(_stream_of, rows))
+    for name, version in newest.items():
+        if version != expected[name] + counts[name]:
+            raise sqlite3.IntegrityError(f"versions are dense: {name!r} cannot be at {version} after this append")
+
+
+def _all_at(connection: sqlite3.Connection, ledger: int, expected: Mapping[str, int]) -> bool:
+    """Whether these streams are at these versions."""
+    found = versions_of(connection, ledger, expected)
+    return all(version == (found[name][1] if name in found else 0) for name, version in expected.items())
+
+
+def _move_all(connection: sqlite3.Connection, moved: Sequence[tuple[int | str, ...]]) -> bool:
+    """Move these streams, or none and return False."""
+    if len(moved) == 1:  # It is moved or not, so nothing can be left half done.
+        return connection.execute(_MOVE, moved[0]).rowcount == 1
+    connection.execute("SAVEPOINT streams")
+    is_complete = connection.executemany(_MOVE, moved).rowcount == len(moved)
+    if not is_complete:
+        connection.execute("ROLLBACK TO streams")
+    connection.execute("RELEASE streams")
+    return is_complete
+
+
+def versions_of(connection: sqlite3.Connection, ledger: int, names: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Return the number and the version of each of these streams that exists."""
+    found: dict[str, tuple[int, int]] = {}
+    for batch in batches(names):
+        query = _BY_NAME.format(values=", ".join("?" * len(batch)))
+        for name, number, version in connection.execute(query, (ledger, *batch)):
+            found[name] = number, version
+    return found
+
+
+def batches(values: Collection[V]) -> Iterator[list[V]]:
+    """Split values into lists that are short enough for one statement."""
+    remaining = iter(values)
+    while batch := list(islice(remaining, LOOKUP_VALUES)):
+        yield batch
