@@ -106,28 +106,30 @@ class RankLevels:
 
     def groups(self, amount_ns: int) -> Iterator[Group]:
         """Yield the groups of equals, best first, each with the number of its entries that have the amount."""
+        amount_e9 = amount_ns * SHARE_UNIT
         for start in self._starts:
             level = self._by_start[start]
-            if level:
-                yield from self._groups_of(level, self.free_e9(start), amount_ns * SHARE_UNIT)
+            if not level:
+                continue
+            free_e9 = self.free_e9(start)
+            if level[0].taken_e9 != level[-1].taken_e9:
+                yield from self._groups_of(level, free_e9, amount_e9)
+                continue
+            # Mostly nobody in a level has taken anything beyond its block. Then all are equal.
+            yield level, 0, _enough(level, 0, len(level), free_e9 - level[0].taken_e9, amount_e9)
 
     def _groups_of(self, level: list[RankEntry], free_e9: int, amount_e9: int) -> Iterator[Group]:
         at, end = 0, len(level)
         while at < end:
             taken_e9 = level[at].taken_e9
             left_e9 = free_e9 - taken_e9
-            group_end = at + 1
-            if group_end < end and level[group_end].taken_e9 == taken_e9:
-                group_end = end if level[-1].taken_e9 == taken_e9 else bisect_left(level, (taken_e9 + 1,), group_end)
+            group_end = bisect_left(level, (taken_e9 + 1,), at + 1)
             # Shares are floored, so a little more taken may give the same share. That is rare.
             if group_end < end and (free_e9 - level[group_end].taken_e9) // self.window_ns == left_e9 // self.window_ns:
                 equals, at = self._equals(level, at, free_e9)
                 yield equals, 0, sum(each.available_e9(free_e9 - each.taken_e9) >= amount_e9 for each in equals)
                 continue
-            if group_end == at + 1:
-                yield level, at, int(level[at].available_e9(left_e9) >= amount_e9)
-            else:
-                yield level, at, _enough(level, at, group_end, left_e9, amount_e9) - at
+            yield level, at, _enough(level, at, group_end, left_e9, amount_e9) - at
             at = group_end
 
     def _equals(self, level: list[RankEntry], at: int, free_e9: int) -> tuple[list[RankEntry], int]:
@@ -163,5 +165,10 @@ class RankLevels:
 
 def _enough(level: list[RankEntry], start: int, end: int, left_e9: int, amount_e9: int) -> int:
     """Return the end of the entries with at least the amount, among those that have taken the same."""
+    last = level[end - 1]
+    if last.available_e9(left_e9) >= amount_e9:
+        return end
+    if end - start == 1:
+        return start
     executors, rest_e9 = divmod(amount_e9, left_e9) if left_e9 else (0, amount_e9)
-    return bisect_left(level, (level[start].taken_e9, -executors, 1 - rest_e9), start, end)
+    return bisect_left(level, (last.taken_e9, -executors, 1 - rest_e9), start, end)

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-from ledger import END, Account, LedgerState
+from ledger import END, Account, BlockSet, LedgerState
 
 from .measured import SHARE_UNIT, Candidate, RankedAccount, is_busy, rank_account
 from .rank_levels import Group, RankEntry, RankLevels
@@ -158,32 +158,38 @@ class Ranking:
         executors, first = account.counts.values[-1], self._levels.first
         if not executors or first == END:
             return None
-        occupied, blocks = account.occupied(now_ns), state.chain.blocks
-        occupied.unpack_from(first)
-        starts, ends, sums_before_ns = occupied.starts, occupied.ends, blocks.sums_before_ns
-        start, index = first, bisect_right(ends, first)
-        # Skip the taken runs before the first free block that grants anything; the window's first block grants.
+        occupied = account.occupied(now_ns)
+        start, index = self._first_free(state, occupied)
+        if start == END or occupied.ends[-1:] > [state.chain.blocks.last_finalized + 1]:
+            # All that is granted is taken; or, in a forged log, also blocks that are not granted yet.
+            self._measured_at_each_block.add(account)
+        if start == END:
+            return None
+        until, taken_ns = END, 0
+        if index < len(occupied.starts):
+            until, sums_before_ns = occupied.starts[index], self._levels.sums_before_ns
+            taken_ns = sum(sums_before_ns[each] for each in occupied.ends[index:])
+            taken_ns -= sum(sums_before_ns[each] for each in occupied.starts[index:])
+            self._note_end(until, account)
+        busy = is_busy(state, account, now_ns)
+        return RankEntry(taken_ns * SHARE_UNIT, -executors, 0, account.miner_ss58, account, busy, start, until, 0)
+
+    def _first_free(self, state: LedgerState, occupied: BlockSet) -> tuple[int, int]:
+        """Return the first free block that grants anything, `END` if none does, and the index of the next taken run."""
+        start = self._levels.first
+        occupied.unpack_from(start)
+        starts, ends, sums_before_ns = occupied.starts, occupied.ends, self._levels.sums_before_ns
+        index = bisect_right(ends, start)
         while index < len(starts) and sums_before_ns[starts[index]] <= sums_before_ns[start]:
             start = ends[index]
             index += 1
-        if ends and ends[-1] > blocks.last_finalized + 1:
-            # Blocks that are not granted yet are taken already; no claim of this library does that.
-            self._measured_at_each_block.add(account)
-        if start > first:
-            before_ns = sums_before_ns[start]
-            if before_ns == self._levels.end_ns:
-                self._measured_at_each_block.add(account)
-                return None
-            start = blocks.end_reaching(before_ns + 1) - 1
-        taken_ns, until = 0, END
-        if index < len(starts):
-            until = starts[index]
-            self._note_end(until, account)
-            taken_ns = sum(
-                sums_before_ns[ends[each]] - sums_before_ns[starts[each]] for each in range(index, len(starts))
-            )
-        busy = is_busy(state, account, now_ns)
-        return RankEntry(taken_ns * SHARE_UNIT, -executors, 0, account.miner_ss58, account, busy, start, until, 0)
+        before_ns = sums_before_ns[start]
+        if before_ns == self._levels.end_ns:
+            return END, index
+        # Mostly the block behind the taken ones grants something; asking for it is faster than a search.
+        if sums_before_ns[start + 1] == before_ns:
+            start = state.chain.blocks.end_reaching(before_ns + 1) - 1
+        return start, index
 
     def _measure_irregular(self, state: LedgerState, account: Account, now_ns: int) -> RankEntry | None:
         self._measured_at_each_block.add(account)

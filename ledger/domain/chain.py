@@ -13,8 +13,6 @@ from fractions import Fraction
 from hashlib import blake2b
 from typing import NamedTuple, TypeVar
 
-import msgspec
-
 from ledger.errors import ConflictingFact, ImplausibleFact
 from ledger.events import Axon, BlockRecorded, BlockWithdrawn, ManifestsRecorded, ManifestsWithdrawn
 from ledger.settings import UUID_AND_HASH, RecordedSettings
@@ -23,6 +21,7 @@ from ledger.values import instant
 from .account import Account
 from .block_table import HASH_BYTES, BlockTable
 from .blocks import END, StepFunction
+from .canonical import EntryCache, canonical_json, content_digest
 from .miner_sets import MinerSets
 
 V = TypeVar("V")
@@ -46,23 +45,23 @@ PLAUSIBLE_LEAD_BLOCKS = 7200
 One with a mistyped number would hold for all blocks that come, and a drop in it would invalidate all of them.
 """
 
-_canonical = msgspec.json.Encoder(order="deterministic")
-
 
 class Metagraph:
     """Registered miners with their axons, and validators' stakes in billionths; immutable by convention.
 
-    Consecutive blocks mostly share one object, since metagraphs repeat; storing them must not.
+    Consecutive blocks mostly share one object, since metagraphs repeat; storing them must not. If they differ, they
+    mostly share nearly all miners: `encoded` is the cache of whoever makes one after the other.
     """
 
     __slots__ = ("digest", "members", "miners", "stakes", "total_stake")
 
-    def __init__(self, miners: dict[str, Axon], stakes: dict[str, int]) -> None:
+    def __init__(self, miners: dict[str, Axon], stakes: dict[str, int], encoded: EntryCache | None = None) -> None:
         self.miners = miners
         self.stakes = stakes
         self.members = frozenset(miners)
         self.total_stake = sum(stakes.values())
-        self.digest = blake2b(_canonical.encode((miners, stakes)), digest_size=16).digest()
+        miners_json = [canonical_json(miners)] if encoded is None else encoded.pieces(miners)
+        self.digest = content_digest((b"[", *miners_json, b",", canonical_json(stakes), b"]"))
 
 
 class RecordedSync(NamedTuple):
@@ -148,6 +147,7 @@ class Chain:
         """The inputs of the lowest finalized block's counts."""
         self.newest_inputs: CountInputs | None = None
         """The inputs of the highest finalized block's counts."""
+        self._encoded_miners, self._encoded_manifests = EntryCache(), EntryCache()
 
     def open_account(self, miner_ss58: str, executor_class: str) -> Account:
         """Create an empty account."""
@@ -221,7 +221,8 @@ class Chain:
                 count = manifests.get(account.miner_ss58, {}).get(account.executor_class, 0)
                 self._offer(account, block, next_sync, count)
         self.sync_blocks.insert(index, block)
-        self.syncs[block] = RecordedSync(position, manifests_digest(manifests), executors(manifests))
+        digest = content_digest(self._encoded_manifests.pieces(manifests))
+        self.syncs[block] = RecordedSync(position, digest, executors(manifests))
 
     def read_manifests(self, event: ManifestsRecorded) -> None:
         """Apply the differences of a sync to those of the sync recorded before it, and nothing else."""
@@ -375,7 +376,7 @@ class Chain:
             miners = _patched(miners, event.registered, event.deregistered)
         if event.staked or event.unstaked:
             stakes = _patched(stakes, event.staked, event.unstaked)
-        return Metagraph(miners, stakes)
+        return Metagraph(miners, stakes, self._encoded_miners)
 
     def _open_accounts(self, manifests: Mapping[str, Mapping[str, int]]) -> None:
         for miner_ss58, counts in manifests.items():
@@ -603,7 +604,7 @@ def same_hash(recorded: bytes, given: bytes) -> bool:
 
 def manifests_digest(manifests: Mapping[str, Mapping[str, int]]) -> bytes:
     """Return 16 bytes that identify a sync's content; the order of its miners makes no difference."""
-    return blake2b(_canonical.encode(manifests), digest_size=16).digest()
+    return content_digest([canonical_json(manifests)])
 
 
 def executors(manifests: Mapping[str, Mapping[str, int]]) -> int:
@@ -620,8 +621,8 @@ def differences(recorded: Mapping[str, V], given: Mapping[str, V]) -> Iterator[t
 
 def difference(last: Mapping[str, V], given: Mapping[str, V]) -> tuple[dict[str, V], list[str]]:
     """Return the new or changed entries of `given`, and the removed keys, both by key."""
-    changed = {key: given[key] for key in sorted(given) if last.get(key) != given[key]}
-    return changed, sorted(last.keys() - given.keys())
+    changed = sorted(key for key, value in given.items() if last.get(key) != value)
+    return {key: given[key] for key in changed}, sorted(last.keys() - given.keys())
 
 
 def metagraph_difference(
@@ -639,4 +640,5 @@ def _patched(last: Mapping[str, V], changed: Mapping[str, V], removed: Iterable[
     patched = {**last, **changed}
     for key in removed:
         del patched[key]
-    return dict(sorted(patched.items()))
+    # New values of old keys, and removed keys, keep the order.
+    return patched if last.keys() >= changed.keys() else {key: patched[key] for key in sorted(patched)}

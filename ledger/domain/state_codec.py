@@ -5,8 +5,9 @@ live state with a rebuilt one by them.
 
 Everything that follows from the stored parts is not stored but computed again: prefix sums, digests of metagraphs, the
 multiplier, the indexes of accounts by class and miner, the due queue, active reservations by job, and each account's
-first due time. `Chain.revision` and `LedgerState.sealed_position` are not stored either: the first only counts the
-changes since a state was loaded, and the second follows from the events after the snapshot, its seal among them.
+first due time. `Chain.revision`, `Chain.changed_accounts` and `LedgerState.sealed_position` are not stored either: the
+first two only tell the changes since a state was loaded, and the third follows from the events after the snapshot, its
+seal among them.
 
 Arrays are stored little-endian, so machines of either byte order read each other's snapshots.
 """

@@ -65,7 +65,15 @@ SEALED = {
 """The attributes that the digest covers."""
 DERIVED = {
     LedgerState: {"jobs", "due_queue", "sealed_position"},
-    Chain: {"multiplier", "revision", "classes", "_by_miner"},
+    Chain: {
+        "multiplier",
+        "revision",
+        "changed_accounts",
+        "classes",
+        "_by_miner",
+        "_encoded_miners",
+        "_encoded_manifests",
+    },
     BlockTable: {"before_ns", "first", "sums_before_ns"},
     Chunk: {"sums"},
     Account: {"stream", "active", "first_due_ns"},

@@ -6,6 +6,7 @@ previous block line of the file; if it leaves out `block_hash`, the block has no
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from io import BufferedIOBase
@@ -58,6 +59,7 @@ class _ManifestsLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
 
 _decoder = msgspec.json.Decoder(_BlockLine | _ManifestsLine)
+_metagraph_start = re.compile(rb',\s*"(miners|stakes)"\s*:')
 
 
 class FactDecoder:
@@ -70,16 +72,28 @@ class FactDecoder:
         self._entries: list[_MinerEntry] | None = None
         self._miners: Sequence[Miner] | None = None
         self._stakes: dict[str, float] | None = None
+        self._metagraph_end = b""
+        """The end of the last line that named miners or stakes, if it has nothing else; it is not decoded again."""
 
     def fact(self, text: bytes) -> Fact:
         """Return the fact of one line. Raise `ValueError` or `RecursionError` if it is not valid."""
         check_length(text)
-        line = _decoder.decode(text)
-        # A second pass, because msgspec does not notice repeated names.
-        json.loads(text, object_pairs_hook=refuse_repeated_names)
+        line = self._line_that_repeats(text) or _decoded(text)
         if isinstance(line, _ManifestsLine):
             return ManifestsFact(block=line.block, manifests=line.manifests)
-        return self._block(line)
+        fact = self._block(line)
+        if line.miners is not UNSET or line.stakes is not UNSET:
+            self._metagraph_end = _metagraph_end(text)
+        return fact
+
+    def _line_that_repeats(self, text: bytes) -> _BlockLine | None:
+        """Return a line that ends like the last one with a metagraph, as if it left that out; None for other lines.
+
+        If what is before the end is a whole object without miners and stakes, both lines have the same ones.
+        """
+        if not self._metagraph_end or not text.endswith(self._metagraph_end):
+            return None
+        return _line_without_metagraph(text[: -len(self._metagraph_end)] + b"}")
 
     def _block(self, line: _BlockLine) -> BlockFact:
         if line.miners is not UNSET and line.miners != self._entries:
@@ -127,6 +141,30 @@ def bad_line(number: int, text: bytes, error: Exception) -> BadLine:
         return BadLine(number, signature.problem, signature.expected)
     problem = problem_of(text, error)
     return BadLine(number, problem, _expected(problem))
+
+
+def _decoded(text: bytes) -> _BlockLine | _ManifestsLine:
+    line: _BlockLine | _ManifestsLine = _decoder.decode(text)
+    # A second pass, because msgspec does not notice repeated names.
+    json.loads(text, object_pairs_hook=refuse_repeated_names)
+    return line
+
+
+def _line_without_metagraph(text: bytes) -> _BlockLine | None:
+    """Return a valid block line that names neither miners nor stakes; None for all others."""
+    try:
+        line = _decoded(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, _BlockLine) and line.miners is UNSET and line.stakes is UNSET else None
+
+
+def _metagraph_end(text: bytes) -> bytes:
+    """Return the end of a valid block line from its miners or stakes on; empty if another field comes after them."""
+    found = _metagraph_start.search(text)
+    if found is None or _line_without_metagraph(text[: found.start()] + b"}") is None:
+        return b""
+    return text[found.start() :]
 
 
 def _miners(entries: Iterable[_MinerEntry]) -> list[Miner]:
