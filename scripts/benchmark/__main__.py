@@ -126,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="scripts/bench",
         description="Measures how fast the ledger is, compared with bare rows of the same size, with the design of a"
         " row per grant, and with the library eventsourcing. Works in a temporary directory of the checkout, and needs"
-        " no server. Run it on a machine that does nothing else.",
+        " no server. Run it on a machine that does nothing else: a full run takes 10 to 20 minutes on two processors,"
+        " --quick about one.",
     )
     for name, what in (
         ("miners", "in the network"),

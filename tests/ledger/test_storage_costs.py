@@ -17,12 +17,20 @@ from typing import Any
 import pytest
 
 from routing import Allowance
-from tests.ledger.test_costs import BLOCKS, blocks, ledger_at, log_connections, picks, reservation_ids
+from tests.ledger.test_costs import (
+    BLOCKS,
+    blocks,
+    ledger_at,
+    log_connections,
+    picks,
+    reservation_ids,
+    use_every_account,
+)
 from tests.support.small import GPU
 from tests.support.traced_disk import why_no_strace
 
-ROWS_READ_PER_PICK = 4
-"""The head, and the versions of settings, chain and manifests, on which the choice depends; no row of the log."""
+ROWS_READ_PER_PICK = 5
+"""The head, one for the look-up of the job, and the versions of settings, chain and manifests; no row of the log."""
 ROWS_READ_PER_SETTLEMENT = 1
 """The head: an active reservation is in memory, and the statement that moves the account's version compares it."""
 ROWS_READ_PER_BLOCK = 3
@@ -76,6 +84,7 @@ def wal_frames(path: Path) -> int:
 async def ledger_with_calls(path: Path) -> AsyncIterator[tuple[Allowance, dict[str, Call]]]:
     """Open a ledger that has some reservations, and name the calls that are counted: each takes a number of its own."""
     async with ledger_at(path) as ledger:
+        await use_every_account(ledger)
         active = reservation_ids(await picks(ledger, 2 * ALONE, first=1000))
         calls: dict[str, Call] = {
             "pick": lambda number: picks(ledger, 1, first=number),
