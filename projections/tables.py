@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, TableClause, Text, column
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, TableClause, Text, column
 from sqlalchemy.ext.compiler import compiles
 
-from ledger.store.tables import metadata
+from .history.model import LIVE, MODEL_VERSION
 
-__all__ = ["Indexed", "checkpoints", "metadata", "reservations", "reserved_blocks", "snapshots"]
+derived_metadata = MetaData()
+"""Apart from the log's tables, because a SQLite file has them in another file beside it."""
 
 checkpoints = Table(
     "allowance_checkpoints",
-    metadata,
+    derived_metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("projection", Text, primary_key=True),
     Column("model_version", Integer, primary_key=True, autoincrement=False),
@@ -29,7 +30,7 @@ checkpoints = Table(
 # too large for that.
 reservations = Table(
     "allowance_reservations",
-    metadata,
+    derived_metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("generation", BigInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
@@ -50,7 +51,7 @@ reservations = Table(
 
 snapshots = Table(
     "allowance_snapshots",
-    metadata,
+    derived_metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("model_version", Integer, nullable=False),
@@ -61,7 +62,7 @@ snapshots = Table(
 
 reserved_blocks = Table(
     "allowance_reserved_blocks",
-    metadata,
+    derived_metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("generation", BigInteger, primary_key=True, autoincrement=False),
     Column("bucket", BigInteger, primary_key=True, autoincrement=False),
@@ -76,17 +77,34 @@ INDEXES = {
     "miner": ("miner_ss58",),
     "account": ("miner_ss58", "executor_class"),
     "executor_class": ("executor_class",),
-    "job_uuid": ("job_uuid",),
     "status": ("status",),
-    "reserved_at_ns": ("reserved_at_ns",),
 }
-"""Columns by the name of the index. Each index ends with the position, so its rows come in the order of a page."""
+"""Columns by the name of the index. Each index ends with the position, so its rows come in the order of a page.
+
+There is none for a job or a time: the log's own index finds a job's reservations, and a time is a position of the log.
+"""
 
 for _name, _columns in INDEXES.items():
     Index(
         f"{reservations.name}_{_name}",
         *(reservations.c[each] for each in ("ledger", "generation", *_columns, "position")),
     )
+
+
+_LIVE = f"projection = '{LIVE}' AND model_version = {MODEL_VERSION}"
+
+VIEWS = (
+    f"""CREATE VIEW allowance_history_position AS
+        SELECT ledger, position AS as_of_position FROM allowance_checkpoints WHERE {_LIVE}""",
+    f"""CREATE VIEW allowance_history AS
+        SELECT reservation.ledger, reservation.position, reservation_id, status, miner_ss58, executor_class, job_uuid,
+               amount_ns, job_start_block, reserved_at_ns, expires_at_ns, settled_position, settled_at_ns,
+               live.position AS as_of_position
+        FROM allowance_checkpoints AS live JOIN allowance_reservations AS reservation
+          ON reservation.ledger = live.ledger AND reservation.generation = live.generation
+        WHERE {_LIVE}""",
+)
+"""Views for people who query the history directly; each row states the position of the log at which it was true."""
 
 
 class Indexed(TableClause):

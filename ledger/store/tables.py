@@ -26,6 +26,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import registry
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from ledger.store.contract import Schema
+
 metadata = MetaData()
 
 schema = Table(
@@ -172,14 +174,20 @@ _POSTGRES_TRIGGERS = (
 )
 
 
-def sqlite_schema(tables: MetaData) -> list[str]:
-    """Return the statements that create the schema on SQLite; they skip what exists."""
-    return [*_create(tables, registry.load("sqlite")()), *_SQLITE_TRIGGERS]
+def sqlite_schema(tables: Schema) -> list[str]:
+    """Return the statements that create the log's schema on SQLite; they skip what exists."""
+    return [*_create(tables.log, registry.load("sqlite")()), *_SQLITE_TRIGGERS]
 
 
-def postgres_schema(tables: MetaData) -> list[str]:
+def sqlite_derived_schema(tables: Schema) -> list[str]:
+    """Return the statements that create the derived tables and their views on SQLite."""
+    return [*_create(tables.derived, registry.load("sqlite")()), *tables.views]
+
+
+def postgres_schema(tables: Schema) -> list[str]:
     """Return the statements that create the schema on PostgreSQL, without triggers; they skip what exists."""
-    return [*_create(tables, registry.load("postgresql")()), _POSTGRES_FENCE]
+    dialect = registry.load("postgresql")()
+    return [*_create(tables.log, dialect), *_create(tables.derived, dialect), _POSTGRES_FENCE]
 
 
 def postgres_triggers() -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, event, func, insert, select, update
 
-from ledger import CommitOutcomeUnknown, ReadModelTransaction, encode_state
+from ledger import CommitOutcomeUnknown, DerivedTransaction, encode_state
 from ledger.store.sqlite.store import SqliteStore
 from projections import SnapshotStore
 from projections import rebuild as rebuild_module
@@ -541,7 +541,7 @@ async def test_rows_beyond_the_checkpoint_stop_the_projection(any_url: str) -> N
 class Counted:
     """A transaction on the read models that counts its statements."""
 
-    def __init__(self, transaction: ReadModelTransaction, count: Callable[[str], None]) -> None:
+    def __init__(self, transaction: DerivedTransaction, count: Callable[[str], None]) -> None:
         self._transaction = transaction
         self._count = count
 
@@ -559,7 +559,7 @@ class Counted:
 def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
     """Fail at the given database operation of the read models, counted from 1; 0 only counts. Commits count too."""
     store: Any = store_of(ledger)
-    engine, write_read_models = store._open_engine().sync_engine, store.write_read_models
+    engine, write_derived = store._open_engine().sync_engine, store.write_derived
     done: list[str] = []
 
     def count(what: str) -> None:
@@ -572,17 +572,17 @@ def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
 
     @asynccontextmanager
     async def counted() -> AsyncIterator[Counted]:
-        async with write_read_models() as transaction:
+        async with write_derived() as transaction:
             yield Counted(transaction, count)
             count("COMMIT")
 
     event.listen(engine, "after_cursor_execute", executed_one)
-    store.write_read_models = counted
+    store.write_derived = counted
     try:
         yield done
     finally:
         event.remove(engine, "after_cursor_execute", executed_one)
-        store.write_read_models = write_read_models
+        store.write_derived = write_derived
 
 
 async def test_a_commit_that_fails_leaves_the_model_as_it_was(

@@ -235,10 +235,10 @@ async def test_a_writer_seals_by_itself(any_url: str, monkeypatch: pytest.Monkey
         # From here on only the closing seals, and finds more than 20 rows since the last seal.
         handle = ledger._lifecycle.open_handle
         assert handle is not None
-        upkeep = handle._upkeep
+        upkeep = handle.upkeep._task
         assert upkeep is not None
         await there(ledger, lambda: asyncio.wait([upkeep]))
-        handle._seal_every_rows = 10**6
+        handle.upkeep._seal_every_rows = 10**6
         for _ in range(30):
             await ledger.release((await ledger.reserve("5Anna", GPU, 0.001, 1)).reservation_id)
     for _ in range(3):
@@ -318,9 +318,9 @@ async def test_a_writer_with_a_wrong_state_notices_it_when_it_seals(
         assert opened is not None
         await append(ledger, StateSealed(position, 1, digest.hex()))
 
-        monkeypatch.setattr("routing.service.handle.sealed_if_due", lambda *_: _sealed(position))
+        monkeypatch.setattr("routing.service.upkeep.sealed_if_due", lambda *_: _sealed(position))
         with caplog.at_level(logging.ERROR):
-            await there(ledger, lambda: opened._seal_if_due(1))
+            await there(ledger, lambda: opened.upkeep.seal_if_due(1))
         assert "the seal of position 13" in caplog.text
         with pytest.raises(SealConflict):
             await ledger.reserve("5Anna", GPU, 1.0, 11)

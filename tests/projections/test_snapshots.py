@@ -162,7 +162,7 @@ async def test_only_one_of_several_writers_updates_derived_data(any_url: str, mo
     async def care(self: object) -> None:
         carers.append(self)
 
-    monkeypatch.setattr("routing.service.handle.LedgerHandle._run_upkeep", care)
+    monkeypatch.setattr("routing.service.upkeep.Upkeep._run", care)
     opened = Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=(clock := Clock()))
     async with small_ledger(url=any_url, clock=clock) as ledger, opened as other:
         for _ in range(20):
@@ -204,7 +204,7 @@ async def test_a_batch_that_completes_the_interval_updates_derived_data(
 
     async with small_ledger(url=url) as ledger:
         assert (await ledger.head()).position == 13
-        monkeypatch.setattr("routing.service.handle.LedgerHandle._run_upkeep", care)
+        monkeypatch.setattr("routing.service.upkeep.Upkeep._run", care)
         async with stalled(ledger) as opened:
             changes = [asyncio.create_task(ledger.reserve("5Anna", GPU, 0.1, 11)) for _ in range(8)]
             await queued(opened, 8)

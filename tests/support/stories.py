@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.dialects import sqlite
 
 from ledger import Row, SealState, Store, state_digest
+from ledger.store.contract import PAGE_ROWS
 from ledger.store.sqlite.store import SqliteStore
 from projections import History, SnapshotStore
 from projections.snapshots import snapshot_of
@@ -158,7 +159,7 @@ async def executed(ledger: Allowance, *statements: Any) -> list[tuple[Any, ...]]
     """Execute statements on the read models, in one transaction; return the rows of the last one as tuples."""
 
     async def work() -> list[tuple[Any, ...]]:
-        async with store_of(ledger).write_read_models() as transaction:
+        async with store_of(ledger).write_derived() as transaction:
             rows: list[tuple[Any, ...]] = []
             for each in statements:
                 compiled = each.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
@@ -218,9 +219,9 @@ def noted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read_after: list[int] = []
     real = SqliteStore.read
 
-    async def read(self: SqliteStore, after: int) -> list[Row]:
+    async def read(self: SqliteStore, after: int, limit: int = PAGE_ROWS) -> list[Row]:
         read_after.append(after)
-        return await real(self, after)
+        return await real(self, after, limit)
 
     monkeypatch.setattr(SqliteStore, "read", read)
     return read_after

@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,7 +33,7 @@ from ledger.store.contract import (
     CommitOutcomeUnknown,
     RowExists,
     RowsBehind,
-    Value,
+    Schema,
     WhileWaiting,
     check_schema_version,
     do_nothing,
@@ -44,14 +44,16 @@ from ledger.store.contract import (
 )
 from ledger.values import LARGEST_INTEGER
 
+from .derived import DerivedTables
+from .derived_sql import ENGINE_MODULES, SqlTransaction, new_engine
 from .durability import Durability, flush_directory, roll_back
 from .head_probe import HeadProbe
 from .reader import BUSY_TIMEOUT_SECONDS, SqliteReader, read_access, sqlite_reader, transaction
+from .shared_lock import SharedLock
 from .wal_size import WAL_LIMIT_BYTES, WalSize
 from .write_lock_queue import WriteLockQueue
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 V = TypeVar("V")
@@ -69,6 +71,9 @@ _POSITIONS = """WITH asked (value) AS (VALUES {values})
 # How to choose one of several rows with the same value: of a job, the last attempt.
 _OF_MANY = {"job_uuid": "ORDER BY attempt DESC LIMIT 1"}
 _ROWS = f"SELECT {_COLUMNS} FROM allowance_events WHERE ledger = ? AND position IN ({{values}})"
+_ATTEMPTS = """SELECT position FROM allowance_events INDEXED BY allowance_events_job_uuid
+               WHERE ledger = ? AND job_uuid = ? ORDER BY attempt"""
+_HASH = "SELECT hash FROM allowance_events WHERE ledger = ? AND position = ?"
 # Values in one statement. SQLite limits the parameters of a statement, to 999 before version 3.32.
 LOOKUP_VALUES = 500
 _INSERT = f"INSERT INTO allowance_events (ledger, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -94,11 +99,11 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._engine: AsyncEngine | None = None
         self._file_identity: object = None
-        self._engine_file_identity: object = None
         self._write_lock_queue = None if path is None or read_only else WriteLockQueue(path)
         self._head_probe = None if path is None or read_only else HeadProbe(self._connect)
         self._durability = None if path is None or read_only else Durability(path)
         self._wal_size = None if path is None or read_only else WalSize(path)
+        self._derived = None if path is None else DerivedTables(path, self, read_only=read_only)
         # Serializes the writers of this process. They share one connection, and a writer that waited inside of SQLite
         # would block the loop that the other writer needs to finish.
         self._process_lock = asyncio.Lock()
@@ -111,9 +116,11 @@ class SqliteStore:
     def in_doubt(self) -> bool:
         return self._durability is not None and self._durability.owes_proof
 
-    async def open(self, create: Callable[[], MetaData] | None) -> Head:
+    async def open(self, create: Callable[[], Schema] | None) -> Head:
         if inherits_connections() and self._path is not None:
             raise StorageUnavailable("this process was forked while a ledger was in use; start a new process instead")
+        if self._derived is not None:
+            self._derived.create = create
         with _SqliteErrors():
             if create is not None:
                 if self._path is not None:
@@ -153,17 +160,23 @@ class SqliteStore:
             # lifecycle refuses it there.
             yield _close_nothing
             return
-        async with self._process_lock, self._readers_lock.exclusive():
-            await self._dispose()
+        async with self._process_lock, self._readers_lock.exclusive(), self._derived_paused():
             with nullcontext() if self._head_probe is None else self._head_probe.paused_for_fork():
                 yield self._close_connections
 
+    def _derived_paused(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._derived is None else self._derived.paused_for_fork()
+
     async def _dispose(self) -> None:
+        if self._derived is not None:
+            await self._derived.dispose()
         if self._engine is not None:
             await self._engine.dispose()
             self._engine = None
 
     def _close_connections(self) -> None:
+        if self._derived is not None:
+            self._derived.close()
         connection, self._connection = self._connection, None
         if connection is not None and self._durability is not None:
             self._durability.close(connection, self._read_only_uri())
@@ -191,15 +204,27 @@ class SqliteStore:
                     return Head(*row[:3])
         return None
 
-    async def read(self, after: int) -> list[Row]:
+    async def read(self, after: int, limit: int = PAGE_ROWS) -> list[Row]:
         with _SqliteErrors():
             async with self._between_writes():
-                return self._read(after)
+                return self._read(after, limit)
 
     async def find(self, lookup: Lookup) -> LookupResult:
         with _SqliteErrors():
             async with self._between_writes():
                 return self._find(lookup)
+
+    async def attempts_of(self, job_uuid: str) -> list[int]:
+        with _SqliteErrors():
+            async with self._between_writes():
+                rows = self._open_connection().execute(_ATTEMPTS, (self.ledger, job_uuid))
+                return [position for (position,) in rows]
+
+    def hash_at(self, position: int) -> bytes | None:
+        """Return the hash of the event at a position, None if the log has none there."""
+        with _SqliteErrors():
+            row = self._open_connection().execute(_HASH, (self.ledger, position)).fetchone()
+            return None if row is None else bytes(row[0])
 
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[SqliteTransaction]:
@@ -253,33 +278,45 @@ class SqliteStore:
             with transaction(self._uri()) as connection:
                 yield SqliteReader(connection)
 
-    @asynccontextmanager
-    async def read_connection(self) -> AsyncIterator[AsyncConnection]:
-        # Before anything is locked: see `import_in_thread`.
-        await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.sqlite.aiosqlite", "aiosqlite")
-        with _SqliteErrors():
-            async with self._between_writes(), self._readers_lock.shared(), self._read_models() as connection:
-                yield connection
+    @property
+    def keeps_derived_apart(self) -> bool:
+        return self._derived is not None
+
+    async def derived_query(self, statement: str) -> list[tuple[Any, ...]]:
+        return await self.query(statement) if self._derived is None else self._derived.query(statement)
 
     @asynccontextmanager
-    async def write_read_models(self) -> AsyncIterator[SqliteReadModelTransaction]:
+    async def derived_connection(self) -> AsyncIterator[AsyncConnection]:
+        async with self._connection_in_memory() if self._derived is None else self._derived.connection() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write_derived(self) -> AsyncIterator[SqlTransaction]:
+        async with self.write_verifications() if self._derived is None else self._derived.write() as transaction:
+            yield transaction
+
+    @asynccontextmanager
+    async def write_verifications(self) -> AsyncIterator[SqlTransaction]:
         with _SqliteErrors():
             try:
                 async with self._exclusive(for_read_models=True):
                     # `head` checks the schema for appends; here nothing else would.
                     self._check_schema()
-                    yield SqliteReadModelTransaction(self._open_connection())
+                    yield SqlTransaction(self._open_connection())
             except CommitOutcomeUnknown as cause:
-                # A read model and its checkpoint are committed together. Whatever the outcome, the next projection
-                # continues from the stored checkpoint, so nobody needs to know it.
+                # What is written here can be found out again, so nobody needs to know the outcome.
                 raise StorageUnavailable(str(cause)) from cause
 
     @asynccontextmanager
-    async def _read_models(self) -> AsyncIterator[AsyncConnection]:
-        # A statement that is cancelled while it runs in the driver's thread would keep its locks.
-        with cancellation_shield():
-            async with (await self._renewed_engine()).connect() as connection:
-                yield connection
+    async def _connection_in_memory(self) -> AsyncIterator[AsyncConnection]:
+        # Before anything is locked: see `import_in_thread`.
+        await import_in_thread(*ENGINE_MODULES)
+        with _SqliteErrors():
+            async with self._between_writes(), self._readers_lock.shared():
+                # A statement that is cancelled while it runs in the driver's thread would keep its locks.
+                with cancellation_shield():
+                    async with self._open_engine().connect() as connection:
+                        yield connection
 
     @asynccontextmanager
     async def _exclusive(
@@ -349,17 +386,9 @@ class SqliteStore:
         finally:
             self._process_lock.release()
 
-    async def _renewed_engine(self) -> AsyncEngine:
-        """Return an engine on the file that is at the path now, not on one that was there before."""
-        if self._file_was_replaced() or self._engine_file_identity != self._file_identity:
-            self._open_connection()
-            await self._dispose()
-        return self._open_engine()
-
     def _open_engine(self) -> AsyncEngine:
         if self._engine is None:
-            self._engine_file_identity = self._file_identity
-            self._engine = _engine(self._uri(), in_memory=self._path is None)
+            self._engine = new_engine(self._uri(), in_memory=True)
         return self._engine
 
     def _commit(self, connection: sqlite3.Connection) -> None:
@@ -467,15 +496,18 @@ class SqliteStore:
             raise
         return connection
 
-    def _create(self, tables: Callable[[], MetaData]) -> None:
+    def _create(self, tables: Callable[[], Schema]) -> None:
         connection = self._open_connection()
         stored = self._stored_schema_version()
         if stored is None:
-            from ledger.store.tables import sqlite_schema
+            from ledger.store.tables import sqlite_derived_schema, sqlite_schema
 
             # Inside of one transaction: SQLite rolls back table definitions too, so the schema is complete or absent.
             for statement in sqlite_schema(tables()):
                 connection.execute(statement)
+            if self._derived is None:
+                for statement in sqlite_derived_schema(tables()):
+                    connection.execute(statement)
             connection.execute("INSERT INTO allowance_schema VALUES (1, ?)", (SCHEMA_VERSION,))
         elif stored < SCHEMA_VERSION:
             _upgrade(connection, stored)
@@ -526,9 +558,9 @@ class SqliteStore:
         check_schema_version(schema_version)
         return Head(position, a_hash, recorded_at_ns)
 
-    def _read(self, after: int) -> list[Row]:
-        with closing(self._open_connection().execute(_READ, (self.ledger, after, PAGE_ROWS))) as found:
-            return next_page(map(row_from_columns, found), PAGE_ROWS)
+    def _read(self, after: int, limit: int = PAGE_ROWS) -> list[Row]:
+        with closing(self._open_connection().execute(_READ, (self.ledger, after, limit))) as found:
+            return next_page(map(row_from_columns, found), limit)
 
     def _version(self, stream: str) -> int:
         query = "SELECT coalesce(max(version), 0) FROM allowance_events WHERE ledger = ? AND stream = ?"
@@ -587,22 +619,6 @@ class SqliteStore:
             )
 
 
-class SqliteReadModelTransaction:
-    """A transaction on the read models; a `ReadModelTransaction`."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    async def query(self, statement: str, *values: Value) -> list[tuple[Any, ...]]:
-        return self._connection.execute(statement, values).fetchall()
-
-    async def execute_many(self, statement: str, rows: Sequence[tuple[Value, ...]]) -> None:
-        try:
-            self._connection.executemany(statement, rows)
-        except sqlite3.IntegrityError as cause:
-            raise RowExists(str(cause)) from cause
-
-
 class SqliteTransaction:
     """A write transaction on a `SqliteStore`."""
 
@@ -622,37 +638,6 @@ class SqliteTransaction:
     async def append(self, rows: list[Row], expected: Mapping[str, int]) -> None:
         self._store._append(self._head, rows, expected)
         self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
-
-
-class SharedLock:
-    """A lock that many may share or one may hold exclusively, among coroutines of one loop."""
-
-    def __init__(self) -> None:
-        self._entrance = asyncio.Lock()
-        self._holders = 0
-        self._released = asyncio.Event()
-
-    @asynccontextmanager
-    async def shared(self) -> AsyncIterator[None]:
-        """Hold the lock together with others."""
-        # Held only for a moment here, but during the whole of `exclusive`, its wait included. New holders therefore
-        # queue behind a coroutine that waits for exclusive access, and cannot starve it.
-        async with self._entrance:
-            self._holders += 1
-        try:
-            yield
-        finally:
-            self._holders -= 1
-            self._released.set()
-
-    @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
-        """Wait until nobody holds the lock, and hold it alone."""
-        async with self._entrance:
-            while self._holders:
-                self._released.clear()
-                await self._released.wait()
-            yield
 
 
 def _upgrade(connection: sqlite3.Connection, stored: int) -> None:
@@ -713,17 +698,3 @@ class _SqliteErrors:
             isinstance(error, (sqlite3.Error, OSError, MemoryError, UnicodeDecodeError)) or is_sqlalchemy_error(error)
         ):
             raise StorageUnavailable(driver_message(error)) from error
-
-
-def _engine(uri: str, *, in_memory: bool) -> AsyncEngine:
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import StaticPool
-
-    # A memory database has no WAL, so a second connection would only block the first.
-    options: dict[str, Any] = {"poolclass": StaticPool} if in_memory else {"pool_size": 2}
-    # isolation_level None: the driver would otherwise begin transactions by itself, with a plain BEGIN.
-    return create_async_engine(
-        f"sqlite+aiosqlite:///{uri}&uri=true",
-        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
-        **options,
-    )
