@@ -25,10 +25,10 @@ async def remake_broken_tables(store: Store) -> list[str]:
 
     The results of verifications, too, if they are lost: the log can be verified again.
     """
+    # Before a connection is open: see `HistoryModel.connection`.
+    await import_in_thread("projections.tables", "ledger.store.tables")
     from ledger.store.tables import verifications
 
-    # Before a connection is open: see `HistoryModel.connection`.
-    await import_in_thread("projections.tables")
     async with store.write_derived():
         pass  # A file of derived tables that is missing is made here.
     async with store.derived_connection() as connection:

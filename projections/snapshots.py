@@ -13,7 +13,18 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from ledger import SNAPSHOT_VERSION, DerivedTablesUnavailable, Lookup, Row, Store, decode_state, encode_state, proves, seal_key, state_digest
+from ledger import (
+    SNAPSHOT_VERSION,
+    DerivedTablesUnavailable,
+    Lookup,
+    Row,
+    Store,
+    decode_state,
+    encode_state,
+    proves,
+    seal_key,
+    state_digest,
+)
 from ledger.codec import decode, row_hash
 from ledger.events import SEALS_STREAM, StateSealed
 from ledger.values import LARGEST_INTEGER
@@ -21,7 +32,7 @@ from ledger.values import LARGEST_INTEGER
 from .availability import Availability
 
 KEPT_SNAPSHOTS = 16
-"""Spread over the log, so that a view of any position begins near it. The second newest serves if the newest is damaged."""
+"""Spread over the log, so that views of any position begin near it; an older one serves if the newest is damaged."""
 
 _INSERT = """INSERT INTO allowance_snapshots (ledger, position, model_version, hash, digest, payload)
              VALUES (?, ?, ?, ?, ?, ?)"""

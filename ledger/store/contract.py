@@ -110,7 +110,8 @@ class Store(Protocol):
         """Connect and find the ledger; with `create`, first create or upgrade the tables, and create the ledger.
 
         `create` returns the tables. It is a function because they need SQLAlchemy, whose import is slow and is not
-        needed if the tables exist. A store that keeps the derived tables apart creates them at the first write. Raises `LedgerNotFound`, `NewerLedger` and `StorageUnavailable`.
+        needed if the tables exist. A store that keeps the derived tables apart creates them at the first write. Raises
+        `LedgerNotFound`, `NewerLedger` and `StorageUnavailable`.
         """
         ...
 
@@ -137,8 +138,11 @@ class Store(Protocol):
         """Return the committed head without waiting, in any thread; None if that is impossible. Then call `head`."""
         ...
 
-    async def read(self, after: int, limit: int = PAGE_ROWS) -> list[Row]:
-        """Return a page of the committed rows after a position, ascending; empty at the end of the log."""
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
+        """Return a page of the committed rows after a position, ascending; empty at the end of the log.
+
+        `limit`: the most rows that it may have, if that is less than a page.
+        """
         ...
 
     async def find(self, lookup: Lookup) -> LookupResult:

@@ -19,7 +19,7 @@ DELETED_ROWS_APART = 100
 
 
 async def delete_unreferenced_rows(store: Store, pause: Callable[[], Awaitable[object]] = yield_to_writers) -> None:
-    """Delete the rows of generations that no checkpoint names, a batch per transaction; `pause` lets others go first."""
+    """Delete the rows of generations that no checkpoint names, a batch per transaction, with a pause after each."""
     for table, key in ((RESERVED_BLOCKS, "bucket, position"), (RESERVATIONS, "position")):
         # The search takes no lock, because there is hardly ever anything to delete.
         while await _unreferenced_generation(store.derived_query, table, store.ledger) is not None:

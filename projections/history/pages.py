@@ -16,7 +16,6 @@ import msgspec
 
 from ledger import DerivedTablesUnavailable, Lookup, Reservation, Row, Store, yield_to_writers
 from ledger.errors import HistoryDamaged, InvalidInput, ProjectionStopped
-from ledger.store.contract import PAGE_ROWS
 
 from .garbage import delete_unreferenced_rows
 from .model import LIVE, NO_CHECKPOINT, HistoryModel, in_batches
@@ -71,7 +70,6 @@ class History:
         self._validator_ss58 = validator_ss58
         self._read_only = read_only
         self._garbage_deleted = False
-        self._least_rows_read = LEAST_ROWS_READ if store.keeps_derived_apart else PAGE_ROWS
 
     async def page(
         self, filters: HistoryFilters, *, after: str | None, limit: int, newest_first: bool, head: int
@@ -113,7 +111,8 @@ class History:
             if checkpoint == NO_CHECKPOINT:
                 checkpoint = await self._projector.begin_live_if_missing()
             if not event_rows or event_rows[0].position != checkpoint.position + 1:
-                event_rows = await self._store.read(checkpoint.position, max(most, self._least_rows_read))
+                limit = max(most, LEAST_ROWS_READ) if self._store.keeps_derived_apart else None
+                event_rows = await self._store.read(checkpoint.position, limit)
             batch = event_rows[:most]
             tail, stopped = fold_tail(checkpoint.position, batch)
             checkpoint = await self._projector.advance(LIVE, checkpoint, tail)

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 
 from ledger import DerivedTransaction, RowExists, Store
 from ledger.errors import ProjectionStopped
-from ledger.store.contract import PAGE_ROWS
 
 from .model import (
     CHECKPOINTS,
@@ -31,12 +30,13 @@ from .rows import BucketRun, HistoryRow, UnprojectedTail
 ROWS_PER_TRANSACTION = 200
 """Events in one transaction, if the derived tables share a database with the log."""
 ROWS_PER_PIECE = 32
-"""Events in one transaction on a file of derived tables: reading, folding and writing them stops the loop for 0.5 ms."""
+"""Events in one transaction on a file of derived tables: for each of them the loop stops for about 0.5 ms."""
 BACKLOG_SHARE = 10
 """A transaction writes a tenth of the backlog that is left, if that is more.
 
 Appends go first between two transactions. With transactions of a fixed size, busy writers could append events faster
-than the projector writes them, and the backlog would grow without end.
+than the projector writes them, and the backlog would grow without end. A transaction never goes beyond the page of the
+log that was read.
 """
 
 _INSERT_CHECKPOINT = (
@@ -168,8 +168,8 @@ class Projector:
     def _active_queries(self, checkpoint: Checkpoint, tail: UnprojectedTail) -> Iterable[str]:
         """Return SQL for the positions of those reservations that the tail settles and that are active in the model.
 
-        The values are part of the text because `refusal` passes it to `Store.derived_query`, which takes no values. All of
-        them are integers of this ledger, or are written here, so nothing needs to be quoted.
+        The values are part of the text because `refusal` passes it to `Store.derived_query`, which takes no values. All
+        of them are integers of this ledger, or are written here, so nothing needs to be quoted.
         """
         for positions in in_batches(sorted(tail.settlements)):
             yield (
@@ -182,7 +182,7 @@ class Projector:
 def rows_per_transaction(store: Store, behind: int) -> int:
     """Return how many events to write in one transaction; more if the model is far behind, see `BACKLOG_SHARE`."""
     least = ROWS_PER_PIECE if store.keeps_derived_apart else ROWS_PER_TRANSACTION
-    return min(max(least, behind // BACKLOG_SHARE), PAGE_ROWS)
+    return max(least, behind // BACKLOG_SHARE)
 
 
 def _check_active(tail: UnprojectedTail, active: set[int]) -> None:

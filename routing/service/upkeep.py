@@ -20,7 +20,7 @@ from projections import Availability, History, SnapshotStore, rows_per_transacti
 IDLE_SECONDS = 0.005
 """How long nobody must have called. Longer than a lone caller needs between two picks."""
 MOST_BACKLOG_THOUSANDS = 20
-"""The history goes on under load when it is as many times `every_rows` behind. A page then takes a fifth of a second."""
+"""How many times `every_rows` the history may be behind until it goes on under load; a page then takes 0.2 s."""
 
 log = logging.getLogger("allowance.ledger")
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import delete, event, func, insert, select, update
+from sqlalchemy.engine import Engine
 
-from ledger import CommitOutcomeUnknown, DerivedTransaction, encode_state
-from ledger.store.sqlite.store import SqliteStore
+from ledger import DerivedTablesUnavailable, DerivedTransaction, encode_state
 from projections import SnapshotStore
 from projections import rebuild as rebuild_module
 from projections.history import model as model_module
 from projections.history import pages as history_module
 from projections.tables import checkpoints, reservations, reserved_blocks, snapshots
-from routing import Allowance, ProjectionStopped, ReadOnlyLedger, RebuildOvertaken, RebuildReport, StorageUnavailable
+from routing import Allowance, ProjectionStopped, ReadOnlyLedger, RebuildOvertaken, RebuildReport
 from tests.support.engines import statement
 from tests.support.small import VALIDATOR, Clock, small_ledger
 from tests.support.stories import (
@@ -50,6 +49,8 @@ def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledger.store.postgres.store.PAGE_ROWS", 40)
     monkeypatch.setattr(rebuild_module, "COMPARED_ROWS", 13)
     monkeypatch.setattr("projections.history.garbage.DELETED_ROWS", 11)
+    monkeypatch.setattr("projections.history.garbage.DELETED_ROWS_APART", 11)
+    monkeypatch.setattr("projections.history.projector.ROWS_PER_PIECE", 200)
     monkeypatch.setattr(model_module, "LOOKUP_VALUES", 5)
     monkeypatch.setattr(history_module, "TAIL_ROWS", 30)
 
@@ -559,7 +560,7 @@ class Counted:
 def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
     """Fail at the given database operation of the read models, counted from 1; 0 only counts. Commits count too."""
     store: Any = store_of(ledger)
-    engine, write_derived = store._open_engine().sync_engine, store.write_derived
+    write_derived = store.write_derived
     done: list[str] = []
 
     def count(what: str) -> None:
@@ -576,31 +577,35 @@ def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
             yield Counted(transaction, count)
             count("COMMIT")
 
-    event.listen(engine, "after_cursor_execute", executed_one)
+    event.listen(Engine, "after_cursor_execute", executed_one)
     store.write_derived = counted
     try:
         yield done
     finally:
-        event.remove(engine, "after_cursor_execute", executed_one)
+        event.remove(Engine, "after_cursor_execute", executed_one)
         store.write_derived = write_derived
 
 
-async def test_a_commit_that_fails_leaves_the_model_as_it_was(
+async def test_a_full_disk_leaves_the_model_as_it_was(
     url: str, short_pages: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the outcome of a commit is unknown, the projector raises a typed error; the next one reads the checkpoint."""
+    """The projector raises a typed error; pages are folded from the log; the next attempt goes on where this one ended.
 
-    def fail(self: SqliteStore, connection: sqlite3.Connection) -> None:
-        connection.execute("ROLLBACK")
-        raise CommitOutcomeUnknown("the disk is full")
-
+    SQLite itself refuses to grow the file, as it does on a full disk.
+    """
+    monkeypatch.setattr("projections.history.projector.ROWS_PER_PIECE", 5)
     async with a_story(url, 100) as story:
+        store: Any = store_of(story.ledger)
+        await there(story.ledger, lambda: history_of(story.ledger).project(10))
+        connection = store._derived._connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()
         before = await model_of(story.ledger)
-        with monkeypatch.context() as patched:
-            patched.setattr(SqliteStore, "_commit", fail)
-            with pytest.raises(StorageUnavailable, match="the disk is full"):
-                await project(story.ledger)
-        assert await model_of(story.ledger) == before
+        with pytest.raises(DerivedTablesUnavailable, match="disk is full"):
+            await project(story.ledger)
+        await assert_sound(story.ledger)
+        assert (await model_of(story.ledger))[0] >= before[0]
+        connection.execute("PRAGMA max_page_count = 1000000").fetchone()
         await project(story.ledger)
         await assert_sound(story.ledger)
 

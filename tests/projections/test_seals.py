@@ -46,6 +46,7 @@ from tests.support.stories import (
     store_of,
     take_snapshot,
     there,
+    upkeep_done,
 )
 
 SEED = 31
@@ -222,7 +223,10 @@ async def test_a_writer_seals_by_itself(any_url: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr("routing.service.handle.SEAL_EVERY_ROWS", 60)
     clock = Clock()
     async with Allowance.open(any_url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
-        await Story(ledger, clock, SEED).goes_on(300)
+        story = Story(ledger, clock, SEED)
+        for _ in range(15):
+            await story.goes_on(20)
+            await upkeep_done(ledger)
         seals = await seals_of(ledger)
         assert len(seals) >= 3
         sealed = [0, *(event.position for _, event in seals)]
@@ -235,9 +239,6 @@ async def test_a_writer_seals_by_itself(any_url: str, monkeypatch: pytest.Monkey
         # From here on only the closing seals, and finds more than 20 rows since the last seal.
         handle = ledger._lifecycle.open_handle
         assert handle is not None
-        upkeep = handle.upkeep._task
-        assert upkeep is not None
-        await there(ledger, lambda: asyncio.wait([upkeep]))
         handle.upkeep._seal_every_rows = 10**6
         for _ in range(30):
             await ledger.release((await ledger.reserve("5Anna", GPU, 0.001, 1)).reservation_id)

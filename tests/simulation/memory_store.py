@@ -102,8 +102,8 @@ class SimulatedStore:
     async def head(self) -> Head:
         return await self.answered(lambda: self.server.head)
 
-    async def read(self, after: int, limit: int = PAGE_ROWS) -> list[Row]:
-        return await self.answered(lambda: self.server.read(after, min(limit, PAGE_ROWS)))
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
+        return await self.answered(lambda: self.server.read(after, min(limit or PAGE_ROWS, PAGE_ROWS)))
 
     async def find(self, lookup: Lookup) -> LookupResult:
         return await self.answered(lambda: self.server.find(lookup))

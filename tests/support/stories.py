@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ import pytest
 from sqlalchemy.dialects import sqlite
 
 from ledger import Row, SealState, Store, state_digest
-from ledger.store.contract import PAGE_ROWS
 from ledger.store.sqlite.store import SqliteStore
 from projections import History, SnapshotStore
 from projections.snapshots import snapshot_of
@@ -189,6 +189,14 @@ async def project(ledger: Allowance) -> None:
     await ledger._lifecycle.open_handle.runtime.run(history_of(ledger).project(head))
 
 
+async def upkeep_done(ledger: Allowance) -> None:
+    """Wait until the upkeep under way has found its idle moments and is done."""
+    assert ledger._lifecycle.open_handle is not None
+    task = ledger._lifecycle.open_handle.upkeep._task
+    if task is not None:
+        await there(ledger, lambda: asyncio.wait([task]))
+
+
 async def take_snapshot(ledger: Allowance) -> int:
     """Seal the live state and save a snapshot of it; return its position."""
     snapshot, digest = await ledger._read_state(lambda state, _: (snapshot_of(state), state_digest(state)))
@@ -219,7 +227,7 @@ def noted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read_after: list[int] = []
     real = SqliteStore.read
 
-    async def read(self: SqliteStore, after: int, limit: int = PAGE_ROWS) -> list[Row]:
+    async def read(self: SqliteStore, after: int, limit: int | None = None) -> list[Row]:
         read_after.append(after)
         return await real(self, after, limit)
 

@@ -194,9 +194,10 @@ class PostgresStore:
         """Return None: nobody can ask a server without waiting."""
         return None
 
-    async def read(self, after: int, limit: int = PAGE_ROWS) -> list[Row]:
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
+        most = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
         with _PostgresErrors():
-            return await self._reads.run(lambda connection: read_page(connection, self.ledger, after, limit))
+            return await self._reads.run(lambda connection: read_page(connection, self.ledger, after, most))
 
     async def find(self, lookup: Lookup) -> LookupResult:
         with _PostgresErrors():

@@ -5,8 +5,8 @@ append waits for, and its commits are not flushed (`synchronous = NORMAL`): afte
 it was at an earlier commit, which is only further behind the log.
 
 The file can be deleted at any time. It is believed only if it is bound to this log (`derived_binding.py`). A writer
-makes a missing or damaged one again, empty; the projector fills it. Who only reads never creates anything, and reads the
-file only if that leaves no trace.
+makes a missing or damaged one again, empty; the projector fills it. Who only reads never creates anything, and reads
+the file only if that leaves no trace.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class DerivedTables:
         with suppress(StorageUnavailable, sqlite3.Error, OSError):
             self._open()
         if self.create is not None and self.file.is_missing:
-            await import_in_thread("sqlalchemy", "sqlalchemy.dialects.sqlite")
+            await import_in_thread("ledger.store.tables")
 
     def _open_to_write(self) -> sqlite3.Connection:
         if self.file.read_only:

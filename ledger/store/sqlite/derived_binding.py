@@ -1,8 +1,8 @@
 """To which log the rows in a file of derived tables belong.
 
 The file beside a log may outlive it: the log is replaced, restored from a backup, or loses its end with a disk. So the
-file names, for each ledger, the last event that something in it was derived from, with the hash of the log there. A hash
-covers all events before it, so a log with this hash at this position is the log from which the rows were derived.
+file names, for each ledger, the last event that something in it was derived from, with the hash of the log there. A
+hash covers all events before it, so a log with this hash at this position is the one from which the rows were derived.
 """
 
 from __future__ import annotations

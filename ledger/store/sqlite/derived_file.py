@@ -23,7 +23,7 @@ from .writer_presence import WriterPresence
 LAYOUT_VERSION = 1
 """To be raised when the tables change: the file of an older release is then made again."""
 OPENING_SECONDS = 1.0
-"""How long an opening waits for SQLite's locks. A connection in use never waits in SQLite, which would stop the loop."""
+"""How long an opening waits for SQLite's locks. In use, a connection never waits: it would stop the loop."""
 
 
 class DerivedFile:

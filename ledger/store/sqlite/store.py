@@ -204,7 +204,7 @@ class SqliteStore:
                     return Head(*row[:3])
         return None
 
-    async def read(self, after: int, limit: int = PAGE_ROWS) -> list[Row]:
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
         with _SqliteErrors():
             async with self._between_writes():
                 return self._read(after, limit)
@@ -558,9 +558,10 @@ class SqliteStore:
         check_schema_version(schema_version)
         return Head(position, a_hash, recorded_at_ns)
 
-    def _read(self, after: int, limit: int = PAGE_ROWS) -> list[Row]:
-        with closing(self._open_connection().execute(_READ, (self.ledger, after, limit))) as found:
-            return next_page(map(row_from_columns, found), limit)
+    def _read(self, after: int, limit: int | None = None) -> list[Row]:
+        most = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
+        with closing(self._open_connection().execute(_READ, (self.ledger, after, most))) as found:
+            return next_page(map(row_from_columns, found), most)
 
     def _version(self, stream: str) -> int:
         query = "SELECT coalesce(max(version), 0) FROM allowance_events WHERE ledger = ? AND stream = ?"
