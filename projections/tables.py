@@ -11,8 +11,6 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, TableClause, Text, column
 from sqlalchemy.ext.compiler import compiles
 
-from .history.model import LIVE, MODEL_VERSION
-
 derived_metadata = MetaData()
 """Apart from the log's tables, because a SQLite file has them in another file beside it."""
 
@@ -89,22 +87,6 @@ for _name, _columns in INDEXES.items():
         f"{reservations.name}_{_name}",
         *(reservations.c[each] for each in ("ledger", "generation", *_columns, "position")),
     )
-
-
-_LIVE = f"projection = '{LIVE}' AND model_version = {MODEL_VERSION}"
-
-VIEWS = (
-    f"""CREATE VIEW allowance_history_position AS
-        SELECT ledger, position AS as_of_position FROM allowance_checkpoints WHERE {_LIVE}""",
-    f"""CREATE VIEW allowance_history AS
-        SELECT reservation.ledger, reservation.position, reservation_id, status, miner_ss58, executor_class, job_uuid,
-               amount_ns, job_start_block, reserved_at_ns, expires_at_ns, settled_position, settled_at_ns,
-               live.position AS as_of_position
-        FROM allowance_checkpoints AS live JOIN allowance_reservations AS reservation
-          ON reservation.ledger = live.ledger AND reservation.generation = live.generation
-        WHERE {_LIVE}""",
-)
-"""Views for people who query the history directly; each row states the position of the log at which it was true."""
 
 
 class Indexed(TableClause):

@@ -26,8 +26,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import registry
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from ledger.store.contract import Schema
-
 metadata = MetaData()
 
 schema = Table(
@@ -174,20 +172,20 @@ _POSTGRES_TRIGGERS = (
 )
 
 
-def sqlite_schema(tables: Schema) -> list[str]:
+def sqlite_schema(log: MetaData) -> list[str]:
     """Return the statements that create the log's schema on SQLite; they skip what exists."""
-    return [*_create(tables.log, registry.load("sqlite")()), *_SQLITE_TRIGGERS]
+    return [*_create(log, registry.load("sqlite")()), *_SQLITE_TRIGGERS]
 
 
-def sqlite_derived_schema(tables: Schema) -> list[str]:
-    """Return the statements that create the derived tables and their views on SQLite."""
-    return [*_create(tables.derived, registry.load("sqlite")()), *tables.views]
+def sqlite_derived_schema(derived: MetaData) -> list[str]:
+    """Return the statements that create the derived tables on SQLite; they skip what exists."""
+    return _create(derived, registry.load("sqlite")())
 
 
-def postgres_schema(tables: Schema) -> list[str]:
+def postgres_schema(log: MetaData, derived: MetaData) -> list[str]:
     """Return the statements that create the schema on PostgreSQL, without triggers; they skip what exists."""
     dialect = registry.load("postgresql")()
-    return [*_create(tables.log, dialect), *_create(tables.derived, dialect), _POSTGRES_FENCE]
+    return [*_create(log, dialect), *_create(derived, dialect), _POSTGRES_FENCE]
 
 
 def postgres_triggers() -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import delete, event, func, insert, select, update
 from sqlalchemy.engine import Engine
 
-from ledger import DerivedTablesUnavailable, DerivedTransaction, encode_state
+from ledger import DerivedTransaction, encode_state
 from projections import SnapshotStore
 from projections import rebuild as rebuild_module
 from projections.history import model as model_module
@@ -584,30 +584,6 @@ def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
     finally:
         event.remove(Engine, "after_cursor_execute", executed_one)
         store.write_derived = write_derived
-
-
-async def test_a_full_disk_leaves_the_model_as_it_was(
-    url: str, short_pages: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The projector raises a typed error; pages are folded from the log; the next attempt goes on where this one ended.
-
-    SQLite itself refuses to grow the file, as it does on a full disk.
-    """
-    monkeypatch.setattr("projections.history.projector.ROWS_PER_PIECE", 5)
-    async with a_story(url, 100) as story:
-        store: Any = store_of(story.ledger)
-        await there(story.ledger, lambda: history_of(story.ledger).project(10))
-        connection = store._derived._connection
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()
-        before = await model_of(story.ledger)
-        with pytest.raises(DerivedTablesUnavailable, match="disk is full"):
-            await project(story.ledger)
-        await assert_sound(story.ledger)
-        assert (await model_of(story.ledger))[0] >= before[0]
-        connection.execute("PRAGMA max_page_count = 1000000").fetchone()
-        await project(story.ledger)
-        await assert_sound(story.ledger)
 
 
 async def test_a_projector_may_stop_after_any_statement(any_url: str, short_pages: None) -> None:

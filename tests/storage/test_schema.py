@@ -124,7 +124,7 @@ async def test_many_processes_that_create_different_ledgers_at_once_each_create_
 
 def triggers(url: str) -> list[str]:
     """Return the names of the schema's triggers."""
-    statements = sqlite_schema(schema()) if url.startswith("sqlite") else postgres_triggers()
+    statements = sqlite_schema(schema().log) if url.startswith("sqlite") else postgres_triggers()
     found = (re.search(r"CREATE TRIGGER (?:IF NOT EXISTS )?(\w+)", statement) for statement in statements)
     return [match[1] for match in found if match is not None]
 

@@ -540,7 +540,8 @@ async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Sc
         return
     from ledger.store.tables import postgres_schema, postgres_triggers
 
-    schema_table, *others = postgres_schema(tables())
+    schema = tables()
+    schema_table, *others = postgres_schema(schema.log, schema.derived)
     async with connection.transaction():
         # If several processes get here at once, one continues. The others wait at this statement, then fail or find
         # the schema complete, and return. If they executed the other statements too, their locks on several tables

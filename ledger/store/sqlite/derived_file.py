@@ -96,7 +96,7 @@ class DerivedFile:
                 self._delete()  # Companions that an earlier file has left would be taken for the new one's.
                 with suppress(FileExistsError):
                     os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-                self._create([*sqlite_derived_schema(schema), BINDINGS_TABLE])
+                self._create([*sqlite_derived_schema(schema.derived), *schema.views, BINDINGS_TABLE])
         finally:
             self._presence.share()
 

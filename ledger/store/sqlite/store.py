@@ -503,11 +503,12 @@ class SqliteStore:
             from ledger.store.tables import sqlite_derived_schema, sqlite_schema
 
             # Inside of one transaction: SQLite rolls back table definitions too, so the schema is complete or absent.
-            for statement in sqlite_schema(tables()):
-                connection.execute(statement)
+            schema = tables()
+            statements = sqlite_schema(schema.log)
             if self._derived is None:
-                for statement in sqlite_derived_schema(tables()):
-                    connection.execute(statement)
+                statements += [*sqlite_derived_schema(schema.derived), *schema.views]
+            for statement in statements:
+                connection.execute(statement)
             connection.execute("INSERT INTO allowance_schema VALUES (1, ?)", (SCHEMA_VERSION,))
         elif stored < SCHEMA_VERSION:
             _upgrade(connection, stored)
