@@ -52,6 +52,8 @@ class Upkeep:
         """That of the last commit of this process."""
         self._due = 0
         """The position of the last commit that completed a thousand, and made this process responsible."""
+        self._projected = 0
+        """The last known checkpoint of the history."""
         self._may_seal = False
         """Whether this process has completed a thousand; an opening alone appends nothing."""
         self._task: asyncio.Task[None] | None = None
@@ -90,6 +92,7 @@ class Upkeep:
                 await self._wait_for_turn(due + self._every_rows)
                 if self._may_seal:
                     await self.seal_if_due(self._seal_every_rows)
+                await self._pause(self._projected)
                 await self._history.project(due, self._pause)
             except (LedgerClosed, _Relieved):
                 return
@@ -100,6 +103,7 @@ class Upkeep:
 
     async def _pause(self, projected: int) -> int:
         """Wait for the turn of the next piece of the history; return how many events it may have."""
+        self._projected = max(projected, self._projected)
         most_backlog = MOST_BACKLOG_THOUSANDS * self._every_rows
         await self._wait_for_turn(projected + most_backlog)
         return rows_per_transaction(self._store, self._position - projected - most_backlog)
