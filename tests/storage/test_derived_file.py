@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ledger import DerivedTablesUnavailable
-from ledger.store.sqlite import derived as derived_module
+from ledger.store.sqlite import derived, derived_checkpoint
 from projections.snapshots import spread_positions
 from routing import Allowance, Routing
 from tests.support.engines import derived_statement
@@ -239,7 +239,7 @@ async def test_no_statement_on_the_derived_tables_runs_between_a_pick_and_its_an
         trace, router = Trace(ledger), Routing(ledger)
         for number in range(60):
             route = await router.pick_miner_for_job_request(job(f"busy-{number}", 0.1))
-            await ledger.release(route.allowance_reservation_id)
+            await ledger.release(route.allowance_reservation_id or 0)
         assert trace.of("derived") == []
         await upkeep_done(ledger)
         assert any(each.startswith("INSERT") for each in trace.of("derived"))
@@ -303,7 +303,7 @@ async def test_a_commit_of_derived_tables_is_not_flushed(url: str) -> None:
 async def test_a_long_wal_is_checkpointed_on_another_thread(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The WAL is copied into the file while the ledger is open, and not on the ledger's thread."""
     threads: list[str] = []
-    real = derived_module.checkpoint_in_thread
+    real = derived_checkpoint.checkpoint_in_thread
 
     async def noted(uri: str) -> None:
         before = derived_path(url).stat().st_size
@@ -311,7 +311,7 @@ async def test_a_long_wal_is_checkpointed_on_another_thread(url: str, monkeypatc
         threads.append(f"{before < derived_path(url).stat().st_size}")
 
     monkeypatch.setattr("ledger.store.sqlite.derived_checkpoint.CHECKPOINT_BYTES", 1)
-    monkeypatch.setattr(derived_module, "checkpoint_in_thread", noted)
+    monkeypatch.setattr(derived, "checkpoint_in_thread", noted)
     async with projected(url) as ledger:
         store: Any = store_of(ledger)
         await there(ledger, store._derived.dispose)
@@ -330,7 +330,7 @@ async def test_another_process_that_writes_derived_tables_does_not_stop_the_loop
             projecting = asyncio.create_task(project(ledger))
             for number in range(3):
                 route = await Routing(ledger).pick_miner_for_job_request(job(f"job-{number}", 0.1))
-                await ledger.release(route.allowance_reservation_id)
+                await ledger.release(route.allowance_reservation_id or 0)
             assert not projecting.done()
             other.execute("COMMIT")
         await projecting
