@@ -8,6 +8,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -29,6 +31,7 @@ from tests.support.stories import (
     upkeep_done,
     whole_history,
 )
+from tests.support.traced_disk import why_no_strace
 
 HOTKEYS = ["5Anna", "5Bert", "5Carl"]
 
@@ -446,3 +449,37 @@ def test_snapshots_are_spread_over_the_log() -> None:
     assert all(gap <= (1_000_000 - position + gap) for gap, position in zip(gaps, positions, strict=True))
     assert positions[0] <= 400_000
     assert spread_positions(range(10_000, 110_000, 10_000), 16) == [*range(10_000, 110_000, 10_000)]
+
+
+PROJECTING = """
+import asyncio
+from tests.support.small import GPU, small_ledger
+from tests.support.stories import history_of, there
+
+async def main():
+    async with small_ledger(url={url!r}) as ledger:
+        for _ in range(100):
+            await ledger.release((await ledger.reserve("5Anna", GPU, 0.1, 11)).reservation_id)
+        async def pause(position):
+            return 2
+        head = (await ledger.head()).position
+        await there(ledger, lambda: history_of(ledger).project(head, pause))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(why_no_strace() is not None, reason=str(why_no_strace()))
+def test_a_hundred_commits_of_derived_tables_flush_nothing(url: str, tmp_path: Path) -> None:
+    """The system calls of a process that projects in a hundred transactions: the file is flushed when it is made and
+    closed, the log at each of its commits.
+
+    Fails if the file's connection has SQLite's usual `synchronous`.
+    """
+    calls = tmp_path / "calls"
+    strace = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o", str(calls)]
+    script = PROJECTING.format(url=url)
+    subprocess.run([*strace, sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+    flushed = [line for line in calls.read_text().splitlines() if ".db" in line]
+    assert len([line for line in flushed if ".db-derived" in line]) <= 12
+    assert len([line for line in flushed if ".db-wal" in line]) >= 200
