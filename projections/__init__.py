@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .database_schema import schema as schema
     from .history.pages import History as History
     from .history.pages import Page as Page
+    from .history.projector import rows_per_transaction as rows_per_transaction
     from .history.rows import HistoryFilters as HistoryFilters
     from .measured import Candidate as Candidate
     from .measured import RankedAccount as RankedAccount
@@ -64,6 +65,7 @@ else:
             "projections.corrections": "metagraph_to_return_to offers_without",
             "projections.database_schema": "schema",
             "projections.history.pages": "History Page",
+            "projections.history.projector": "rows_per_transaction",
             "projections.history.rows": "HistoryFilters",
             "projections.measured": "Candidate RankedAccount is_busy",
             "projections.rank_levels": "RankEntry",

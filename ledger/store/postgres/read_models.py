@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 
-class PostgresReadModelTransaction:
-    """A transaction on the read models; a `ReadModelTransaction`."""
+class PostgresDerivedTransaction:
+    """A transaction on the derived tables; a `DerivedTransaction`."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
