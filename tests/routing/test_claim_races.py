@@ -56,6 +56,16 @@ def claim_elsewhere(url: str, barrier: Barrier, results: Any, number: int, round
         results.put((number, [], [], {name: after[name] - before[name] for name in after}))
 
 
+def run(target: Any, url: str, barrier: Barrier, results: Any, number: int, rounds: int) -> None:
+    """Run one of the above; if it fails, let the other processes fail at once, too."""
+    try:
+        target(url, barrier, results, number, rounds)
+    except BaseException as error:
+        barrier.abort()
+        results.put((number, [], [(-1, -1)], {"failed": repr(error)}))
+        raise
+
+
 @contextmanager
 def processes(url: str, rounds: int) -> Iterator[Any]:
     """Start the racers and the process that claims elsewhere; yield the queue of their results."""
@@ -63,7 +73,7 @@ def processes(url: str, rounds: int) -> Iterator[Any]:
     barrier, results = context.Barrier(RACERS + 1), context.Queue()
     targets = [*[race] * RACERS, claim_elsewhere]
     started = [
-        context.Process(target=target, args=(url, barrier, results, number, rounds))
+        context.Process(target=run, args=(target, url, barrier, results, number, rounds))
         for number, target in enumerate(targets)
     ]
     for process in started:
@@ -82,6 +92,7 @@ async def race_at_one_version(url: str, rounds: int) -> None:
         pass
     with processes(url, rounds) as results:
         told = sorted(results.get(timeout=BARRIER_SECONDS) for _ in range(RACERS + 1))
+    assert not [counters["failed"] for *_, counters in told if "failed" in counters]
     assert sorted(round_number for _, won, *_ in told for round_number in won) == list(range(rounds))
     assert sorted(each for *_, lost, _ in told for each in lost) == [(2 * each, 2 * each + 1) for each in range(rounds)]
     elsewhere = told[RACERS][-1]
