@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .history.rows import HistoryFilters as HistoryFilters
     from .measured import Candidate as Candidate
     from .measured import RankedAccount as RankedAccount
+    from .measured import is_busy as is_busy
     from .rank_levels import RankEntry as RankEntry
     from .rebuild import Difference as Difference
     from .rebuild import Rebuild as Rebuild
@@ -64,7 +65,7 @@ else:
             "projections.database_schema": "schema",
             "projections.history.pages": "History Page",
             "projections.history.rows": "HistoryFilters",
-            "projections.measured": "Candidate RankedAccount",
+            "projections.measured": "Candidate RankedAccount is_busy",
             "projections.rank_levels": "RankEntry",
             "projections.rebuild": "Difference Rebuild RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
