@@ -21,7 +21,8 @@ from .chain import HOTKEY, SEED, Feed
 from .figures import Report, at_most, interleaved, ratio_at_least
 from .jobs import pick_at_once
 from .limits import SqliteRows, reservation_bytes
-from .workspace import Ledger, Workspace
+from .prepared import Ledger
+from .workspace import Workspace
 
 ROWS_PER_COMMIT = 256
 LEAST_RATIO = 0.4
