@@ -24,6 +24,7 @@ from routing import Allowance, Routing
 from tests.support.engines import derived_statement
 from tests.support.small import GPU, VALIDATOR, Clock, job, small_ledger
 from tests.support.stories import (
+    history_of,
     project,
     store_of,
     take_snapshot,
