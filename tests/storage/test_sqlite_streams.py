@@ -49,7 +49,14 @@ def direct(path: Path) -> Iterator[sqlite3.Connection]:
 # Narrow columns
 
 
-@given(st.one_of(st.uuids().map(str), st.text(max_size=40), st.from_regex(r"\A[0-9A-Fa-f-]{36}\Z")))
+@given(
+    st.one_of(
+        st.uuids().map(str),
+        st.uuids().map(lambda uuid: str(uuid).upper()),
+        st.text(max_size=40),
+        st.from_regex(r"\A[0-9A-Fa-f-]{36}\Z"),
+    )
+)
 def test_a_narrow_form_restores_its_text_exactly(text: str) -> None:
     """No two texts share a stored form, and only canonical UUIDs are narrow.
 

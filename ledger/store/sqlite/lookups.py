@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 from ledger.codec import Row
@@ -39,12 +38,12 @@ class LogQueries:
         self._connection = connection
         self._ledger = ledger
         self._old_tables = old_tables
-        self._name_of: Callable[[Any], str] = partial(streams.name, connection, ledger)
+        self._names = streams.names(connection, ledger)
 
     def page(self, after: int, most_rows: int) -> list[Row]:
         """Return the next rows after a position."""
         with closing(self._connection.execute(_PAGE, (self._ledger, after, most_rows))) as found:
-            return next_page(rows_from(found, self._name_of), most_rows)
+            return next_page(rows_from(found, self._names), most_rows)
 
     def has(self, head: Head) -> bool:
         """Whether the log has a row with a head's position and hash."""
@@ -55,7 +54,7 @@ class LogQueries:
         stored = self._stored_streams(names)
         query = _OF_STREAMS.format(values=", ".join("?" * len(stored)))
         found = self._connection.execute(query, (self._ledger, after, until, *stored))
-        return list(rows_from(found, self._name_of))
+        return list(rows_from(found, self._names))
 
     def find(self, lookup: Lookup) -> LookupResult:
         """Return the stored rows for keys, jobs and positions."""
@@ -104,4 +103,4 @@ class LogQueries:
         """Yield the rows at these positions; absent positions yield nothing."""
         for batch in batches(positions):
             query = _ROWS.format(values=", ".join("?" * len(batch)))
-            yield from rows_from(self._connection.execute(query, (self._ledger, *batch)), self._name_of)
+            yield from rows_from(self._connection.execute(query, (self._ledger, *batch)), self._names)
