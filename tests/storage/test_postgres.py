@@ -226,9 +226,9 @@ async def test_killed_connections_are_replaced(store: PostgresStore, postgres_ur
     await terminate_backends(postgres_url)
     assert await append_at(store, head_at(rows[3]), rows[4:])
     for _ in range(2):
-        async with store.write_read_models() as transaction:
+        async with store.write_derived() as transaction:
             await transaction.query("SELECT 1")
-        async with store.read_connection() as connection:
+        async with store.derived_connection() as connection:
             await connection.exec_driver_sql("SELECT 1")
         await terminate_backends(postgres_url)
     assert await store.read(0) == rows
@@ -476,7 +476,7 @@ async def test_every_session_has_a_name_timeouts_and_flushed_commits(store: Post
     for session in (store._reads, store._writes, store._read_model_writes):
         connection = await session.connection()
         assert {name: await connection.fetchval(f"SHOW {name}") for name in expected} == expected
-    async with store.read_connection() as read:
+    async with store.derived_connection() as read:
         shown = {name: (await read.exec_driver_sql(f"SHOW {name}")).scalar_one() for name in expected}
         assert shown == expected
 
@@ -501,7 +501,7 @@ async def test_the_server_refuses_writes_of_a_read_only_session(postgres_url: st
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await connection.execute("DELETE FROM allowance_ledgers")
         with pytest.raises(StorageUnavailable):
-            async with store.write_read_models():
+            async with store.write_derived():
                 pass
 
 
@@ -692,7 +692,7 @@ async def test_a_read_models_error_is_the_servers_message(postgres_url: str) -> 
     """The message contains neither the statement nor a link to SQLAlchemy's manual, but a way out."""
     async with opened(postgres_url) as store:
         with pytest.raises(StorageUnavailable) as unavailable:
-            async with store.read_connection() as connection:
+            async with store.derived_connection() as connection:
                 await connection.exec_driver_sql("SELECT * FROM no_such_table")
         reason = 'relation "no_such_table" does not exist'
         assert f"now: {reason}; `allowance rebuild` makes" in str(unavailable.value)

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -33,6 +33,7 @@ from ledger.store.contract import (
     CommitOutcomeUnknown,
     RowExists,
     RowsBehind,
+    Schema,
     TransactionConflict,
     Value,
     WhileWaiting,
@@ -60,7 +61,6 @@ from .sqlstates import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 # Enforced by the client, for the statements of a schema step; they may rewrite a long log.
@@ -115,6 +115,7 @@ _FIND_LEDGER = "SELECT ledger FROM allowance_ledgers WHERE validator_ss58 = $1"
 _NEW_LEDGER = """INSERT INTO allowance_ledgers (ledger, validator_ss58, position, hash, recorded_at_ns)
                  SELECT coalesce((SELECT max(ledger) FROM allowance_ledgers), 0) + 1, $1, 0, $2, 0
                  ON CONFLICT DO NOTHING"""
+_ATTEMPTS = "SELECT position FROM allowance_events WHERE ledger = $1 AND job_uuid = $2 ORDER BY attempt"
 _HAS_SCHEMA = "SELECT to_regclass('allowance_schema') IS NOT NULL"
 _SCHEMA_VERSION = "SELECT version FROM allowance_schema"
 _LOCK_ALL_HEADS = "SELECT ledger FROM allowance_ledgers ORDER BY ledger FOR UPDATE"
@@ -127,6 +128,7 @@ class PostgresStore:
     """One ledger in one PostgreSQL database."""
 
     reads_wait_for_writes = False
+    keeps_derived_apart = False
 
     def __init__(self, database_url: str, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58
@@ -155,7 +157,7 @@ class PostgresStore:
     def in_doubt(self) -> bool:
         return self._in_doubt
 
-    async def open(self, create: Callable[[], MetaData] | None) -> Head:
+    async def open(self, create: Callable[[], Schema] | None) -> Head:
         with _PostgresErrors():
             if create is not None:
                 await self._create(create)
@@ -192,9 +194,10 @@ class PostgresStore:
         """Return None: nobody can ask a server without waiting."""
         return None
 
-    async def read(self, after: int) -> list[Row]:
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
+        most = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
         with _PostgresErrors():
-            return await self._reads.run(lambda connection: _read(connection, self.ledger, after))
+            return await self._reads.run(lambda connection: read_page(connection, self.ledger, after, most))
 
     async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
         found: list[Row] = []
@@ -206,6 +209,11 @@ class PostgresStore:
     async def find(self, lookup: Lookup) -> LookupResult:
         with _PostgresErrors():
             return await self._reads.run(lambda connection: _find(connection, self.ledger, lookup))
+
+    async def attempts_of(self, job_uuid: str) -> list[int]:
+        with _PostgresErrors():
+            rows = await self._reads.run(lambda connection: connection.fetch(_ATTEMPTS, self.ledger, job_uuid))
+            return [position for (position,) in rows]
 
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[PostgresTransaction]:
@@ -274,6 +282,9 @@ class PostgresStore:
         with _PostgresErrors():
             return [tuple(row) for row in await self._reads.run(lambda connection: connection.fetch(statement))]
 
+    async def derived_query(self, statement: str) -> list[tuple[Any, ...]]:
+        return await self.query(statement)
+
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[PostgresReader]:
         with postgres_errors():
@@ -288,23 +299,26 @@ class PostgresStore:
                 connection.terminate()
 
     @asynccontextmanager
-    async def read_connection(self) -> AsyncIterator[AsyncConnection]:
+    async def derived_connection(self) -> AsyncIterator[AsyncConnection]:
         await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg")
         with _PostgresErrors():
             async with self._open_engine().connect() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def write_read_models(self) -> AsyncIterator[PostgresReadModelTransaction]:
+    async def write_derived(self) -> AsyncIterator[PostgresDerivedTransaction]:
         with _PostgresErrors():
             async with self._read_model_writes.lock:
                 connection = await self._read_model_writes.run_locked(self._begin_read_model_write)
                 try:
-                    yield PostgresReadModelTransaction(connection)
+                    yield PostgresDerivedTransaction(connection)
                     _check_committed(await connection.execute("COMMIT"))
                 except BaseException:
                     await self._read_model_writes.roll_back(connection)
                     raise
+
+    def write_verifications(self) -> AbstractAsyncContextManager[PostgresDerivedTransaction]:
+        return self.write_derived()
 
     async def _connect_engine(self) -> asyncpg.Connection:
         connection = await self._connector.connect()
@@ -425,7 +439,7 @@ class PostgresStore:
             raise LedgerNotFound(self.validator_ss58)
         return ledger
 
-    async def _create(self, tables: Callable[[], MetaData]) -> None:
+    async def _create(self, tables: Callable[[], Schema]) -> None:
         """Create the schema and the ledger if they are missing; retry if another process does so at the same time."""
         for _ in range(MOST_CREATION_ATTEMPTS):
             try:
@@ -456,7 +470,7 @@ class PostgresTransaction:
         return self._head
 
     async def read(self, after: int) -> list[Row]:
-        return await _read(self._connection, self._store.ledger, after)
+        return await read_page(self._connection, self._store.ledger, after, PAGE_ROWS)
 
     async def find(self, lookup: Lookup) -> LookupResult:
         return await _find(self._connection, self._store.ledger, lookup)
@@ -472,8 +486,8 @@ class PostgresTransaction:
         self._head = Head(rows[-1].position, rows[-1].hash, rows[-1].recorded_at_ns)
 
 
-class PostgresReadModelTransaction:
-    """A transaction on the read models; a `ReadModelTransaction`."""
+class PostgresDerivedTransaction:
+    """A transaction on the read models; a `DerivedTransaction`."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -506,10 +520,6 @@ def _check_committed(status: str) -> None:
         raise StorageUnavailable(f"the database responded to COMMIT with {status}; nothing was done")
 
 
-async def _read(connection: asyncpg.Connection, ledger: int, after: int) -> list[Row]:
-    return await read_page(connection, ledger, after, PAGE_ROWS)
-
-
 async def _find(connection: asyncpg.Connection, ledger: int, lookup: Lookup) -> LookupResult:
     # A caller may pass any integer as a reservation id. One that no column can hold names no row.
     positions = [position for position in lookup.positions if position <= LARGEST_INTEGER]
@@ -540,7 +550,7 @@ async def _stored_schema_version(connection: asyncpg.Connection) -> int | None:
     return version
 
 
-async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], MetaData]) -> None:
+async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Schema]) -> None:
     stored = await _stored_schema_version(connection)
     if stored is not None:
         if stored < SCHEMA_VERSION:
@@ -548,7 +558,8 @@ async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Me
         return
     from ledger.store.tables import postgres_schema, postgres_triggers
 
-    schema_table, *others = postgres_schema(tables())
+    schema = tables()
+    schema_table, *others = postgres_schema(schema.log, schema.derived)
     async with connection.transaction():
         # If several processes get here at once, one continues. The others wait at this statement, then fail or find
         # the schema complete, and return. If they executed the other statements too, their locks on several tables
