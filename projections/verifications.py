@@ -61,7 +61,7 @@ async def record_verification(store: Store, start: Head, report: VerifyReport, v
         start = Head() if last is None else Head(last.position, last.hash)
     good = start if report.findings else report.head
     values = (store.ledger, good.position, good.hash, verified_at_ns, report.found, report.first_bad_position)
-    async with store.write_read_models() as transaction:
+    async with store.write_verifications() as transaction:
         await transaction.execute_many("DELETE FROM allowance_verifications WHERE ledger = ?", [(store.ledger,)])
         await transaction.execute_many(
             f"INSERT INTO allowance_verifications (ledger, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", [values]

@@ -49,6 +49,7 @@ BITS_OF_FILES = max(300, CHANGES // 30)
 
 EVENTS = "ledger, position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 UNGUARDED = """
+    DROP VIEW allowance_log;
     DROP TABLE allowance_events;
     DROP TRIGGER allowance_ledgers_no_step_back;
     DROP TRIGGER allowance_ledgers_no_delete;

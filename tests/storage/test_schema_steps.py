@@ -222,9 +222,9 @@ async def append_like_an_older_release(connection: asyncpg.Connection, row: Row)
     """Append a row behind the head of the old database; return the statement's status, or the code of its error."""
     head = (1, HEAD.position, HEAD.hash, 0, row.position, row.hash, row.recorded_at_ns, 1)
     try:
-        return await connection.execute(OLDER_APPEND, *head, *([value] for value in row))
+        return str(await connection.execute(OLDER_APPEND, *head, *([value] for value in row)))
     except asyncpg.PostgresError as error:
-        return error.sqlstate
+        return str(error.sqlstate)
 
 
 async def test_an_append_that_waits_for_an_upgrade_is_refused(old_url: str) -> None:
