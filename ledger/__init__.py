@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .domain.commands import Settle as Settle
     from .domain.commands import check_amount as check_amount
     from .domain.commands import check_same_request as check_same_request
+    from .domain.commands import claim_at_version as claim_at_version
     from .domain.commands import look_up_job as look_up_job
     from .domain.correction_commands import MetagraphNeeded as MetagraphNeeded
     from .domain.correction_commands import OffersNeeded as OffersNeeded
@@ -95,7 +96,7 @@ else:
             "ledger.domain.chain": "Chain Metagraph",
             "ledger.domain.commands": (
                 "ChangeSettings EarlierExpiry ExpireDue RecordSettings Reserve Settle SettingsChange check_amount "
-                "check_same_request look_up_job"
+                "check_same_request claim_at_version look_up_job"
             ),
             "ledger.domain.correction_commands": (
                 "MetagraphNeeded OffersNeeded PreparedOffers WithdrawBlock WithdrawManifests"

@@ -11,9 +11,13 @@ import ledger.call_queue
 import ledger.domain.commands
 import ledger.domain.correction_commands
 import ledger.domain.fact_commands
+import ledger.domain.renumbering
 import ledger.live_state
+import ledger.optimistic_append
 import projections.snapshots
 import routing.pick
+import tests.simulation.log_server
+import tests.simulation.memory_store
 from ledger import Head, LedgerWriter, Row
 from ledger.codec import row_hash
 from ledger.deciding import Decider
@@ -23,6 +27,7 @@ from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import UnitOfWork
 from ledger.events import BlockWithdrawn
 from ledger.settings import RecordedSettings
+from ledger.store.contract import refuse_other_versions
 from ledger.unknown_outcomes import UnknownOutcomes
 from projections.snapshots import SnapshotStore
 from tests.simulation.locking_store import LockingStore
@@ -218,7 +223,65 @@ def _revert_forgotten() -> Patches:
     return [(LedgerState, "revert", lambda self, active, event: None)]
 
 
+def _versions_not_compared() -> Patches:
+    skip = lambda expected, actual: None  # noqa: E731 - the same for both modules
+    modules = (tests.simulation.memory_store, tests.simulation.log_server)
+    return [(module, "refuse_other_versions", skip) for module in modules]
+
+
+def _read_streams_not_compared() -> Patches:
+    def refuse_own_streams(expected: Any, actual: Any) -> None:
+        refuse_other_versions({stream: version for stream, version in expected.items() if "\t" in stream}, actual)
+
+    return [(tests.simulation.memory_store, "refuse_other_versions", refuse_own_streams)]
+
+
+def _lost_log_not_noticed() -> Patches:
+    return [(LogServer, "has", lambda self, head: True)]
+
+
+def _old_number_returned() -> Patches:
+    def renumbered(standing: Any, sent: Any) -> list[Any]:
+        return [each.call for each in standing]
+
+    return [(ledger.optimistic_append, "_renumbered", renumbered)]
+
+
+def _choice_not_named() -> Patches:
+    return [(ledger.domain.renumbering, "_routed", lambda event, position, chosen_at: event)]
+
+
+def _clock_not_named() -> Patches:
+    return [(ledger.domain.renumbering, "_at_time", lambda event, clock_ns, is_ahead: event)]
+
+
+def _dependents_stand() -> Patches:
+    original = ledger.domain.renumbering.decision_of
+
+    def decision_of(*arguments: Any) -> Any:
+        return original(*arguments)._replace(touched=frozenset())
+
+    return [(ledger.optimistic_append, "decision_of", decision_of)]
+
+
 PLANTED = {
+    "versions-not-compared": PlantedBug("the log compares no versions of streams", _versions_not_compared),
+    "read-streams-not-compared": PlantedBug(
+        "the log compares only the streams to which it appends, and not those of the facts", _read_streams_not_compared
+    ),
+    "lost-log-not-noticed": PlantedBug(
+        "what was decided on a log that was replaced is appended to the other one", _lost_log_not_noticed
+    ),
+    "old-number-returned": PlantedBug(
+        "a caller whose claim was renumbered is told the number that it had at first", _old_number_returned
+    ),
+    "choice-not-named": PlantedBug("a renumbered claim does not name the position of its choice", _choice_not_named),
+    "clock-not-named": PlantedBug(
+        "a claim that was renumbered behind a later recorded time does not name its clock", _clock_not_named
+    ),
+    "dependents-stand": PlantedBug(
+        "a decision stands although an earlier one of its batch touched its class", _dependents_stand
+    ),
     "no-fence": PlantedBug(
         "a request that arrives late is appended after its caller was told that it failed", _no_fence
     ),
