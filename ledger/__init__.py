@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from .call_queue import yield_to_writers as yield_to_writers
     from .clock import Clock as Clock
     from .codec import Row as Row
     from .damage import check_newest_rows as check_newest_rows
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .domain.commands import Settle as Settle
     from .domain.commands import check_amount as check_amount
     from .domain.commands import check_same_request as check_same_request
+    from .domain.commands import claim_at_version as claim_at_version
     from .domain.commands import look_up_job as look_up_job
     from .domain.correction_commands import MetagraphNeeded as MetagraphNeeded
     from .domain.correction_commands import OffersNeeded as OffersNeeded
@@ -81,11 +83,11 @@ if TYPE_CHECKING:
     from .store.urls import store_from_url as store_from_url
     from .values import Miner as Miner
     from .writer import LedgerWriter as LedgerWriter
-    from .writer import yield_to_writers as yield_to_writers
 else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
         {
+            "ledger.call_queue": "yield_to_writers",
             "ledger.clock": "Clock",
             "ledger.codec": "Row",
             "ledger.damage": "check_newest_rows",
@@ -94,7 +96,7 @@ else:
             "ledger.domain.chain": "Chain Metagraph",
             "ledger.domain.commands": (
                 "ChangeSettings EarlierExpiry ExpireDue RecordSettings Reserve Settle SettingsChange check_amount "
-                "check_same_request look_up_job"
+                "check_same_request claim_at_version look_up_job"
             ),
             "ledger.domain.correction_commands": (
                 "MetagraphNeeded OffersNeeded PreparedOffers WithdrawBlock WithdrawManifests"
@@ -118,6 +120,6 @@ else:
             "ledger.store.reader": "LogReader StoredLedger",
             "ledger.store.urls": "store_from_url",
             "ledger.values": "Miner",
-            "ledger.writer": "LedgerWriter yield_to_writers",
+            "ledger.writer": "LedgerWriter",
         },
     )

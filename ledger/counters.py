@@ -44,6 +44,7 @@ class Counters:
         "foreign_rows",
         "lock_waits",
         "moved_picks",
+        "renumbered",
         "retries",
         "rows",
     )
@@ -58,9 +59,12 @@ class Counters:
         self.claims = 0
         """Decisions that reserve, repeated ones included."""
         self.conflicts = 0
-        """Batches that were decided optimistically and reverted: the head had changed, or a key or job was stored."""
+        """Appends that the log refused because a stream was not at the expected version."""
+        self.renumbered = 0
+        """Commands that were decided once and appended behind another head, because only other streams had moved."""
         self.retries = 0
-        """Commands that had to be decided again: after a conflict, an aborted transaction, or a discarded state."""
+        """Commands that had to be decided again: after a conflict, because they were decided after a command of the
+        same batch that touched their class or job, after an aborted transaction, or after a discarded state."""
         self.moved_picks = 0
         """Jobs that got another miner than the first decision had chosen, because they were decided again."""
         self.foreign_rows = 0

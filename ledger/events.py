@@ -15,6 +15,11 @@ SETTINGS_STREAM = "settings"
 CHAIN_STREAM = "chain"
 MANIFESTS_STREAM = "manifests"
 SEALS_STREAM = "seals"
+FACT_STREAMS = (SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM)
+"""The streams of the facts and settings, on which every claim is decided beside its account's stream."""
+
+MOST_EVENTS_SINCE_CHOICE = 10_000
+"""How far before a claim the position may be at which its miner was chosen (`AllowanceReserved.chosen_at`)."""
 
 Axon = tuple[str, int, int]
 """The network address of a miner: address, ip version (4 or 6), port."""

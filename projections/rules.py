@@ -16,6 +16,8 @@ MOST_FINDINGS = 10_000
 
 MOST_SHOWN = 50
 """Items of a list in a finding's details."""
+MOST_EVENTS_SINCE_CHOICE = 10_000
+"""How far before a claim the position may be at which its miner was chosen. Repeated here, so that it is checked."""
 LARGEST_BITS = 64
 """Larger integers are shown as shortened text: a JSON reader may not accept them."""
 
@@ -63,6 +65,8 @@ class Rule(StrEnum):
     JOB_ATTEMPTS = "job-attempts"
     JOB_SPENT_ONCE = "job-spent-once"
     ROUTING_DECISION = "routing-decision"
+    CHOSEN_AT = "chosen-at"
+    CHOSEN_QUALIFIES = "chosen-qualifies"
     ROUTING_AXON = "routing-axon"
     ROUTING_FEED = "routing-feed"
     ROUTING_MANIFESTS = "routing-manifests"
@@ -117,7 +121,15 @@ RULES: dict[Rule, str] = {
     Rule.JOB_STANDS_ONCE: "A job has at most one active reservation at a time.",
     Rule.JOB_ATTEMPTS: "A job's reservations are numbered 1, 2, 3 and so on.",
     Rule.JOB_SPENT_ONCE: "A job whose reservation was spent is not reserved for again.",
-    Rule.ROUTING_DECISION: "A job is routed at the newest block to the first candidate that is not busy.",
+    Rule.ROUTING_DECISION: (
+        "A job is routed at the newest block to the miner that was the first candidate that was not busy, directly"
+        " before the claim or at the earlier position that the claim names."
+    ),
+    Rule.CHOSEN_AT: (
+        "A claim names the position at which its miner was chosen only if a router made it and the position is not"
+        " directly before it; then it is at most 10,000 events and one newest block earlier."
+    ),
+    Rule.CHOSEN_QUALIFIES: "A miner that was chosen at an earlier position still has the amount and is not busy.",
     Rule.ROUTING_AXON: "A route has the miner's axon in the metagraph.",
     Rule.ROUTING_FEED: "No job is routed if the newest block is older than the settings allow.",
     Rule.ROUTING_MANIFESTS: (

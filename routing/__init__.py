@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ledger.errors import ReservationNotFound as ReservationNotFound
     from ledger.errors import SealConflict as SealConflict
     from ledger.errors import StorageUnavailable as StorageUnavailable
+    from ledger.errors import StreamVersionConflict as StreamVersionConflict
     from ledger.errors import TimeOutOfRange as TimeOutOfRange
     from ledger.settings import Settings as Settings
     from ledger.values import Miner as Miner
@@ -101,7 +102,7 @@ else:
                 "ManifestsStale NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
                 "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
                 "ReservationAlreadySpent ReservationExpired ReservationNotFound SealConflict StorageUnavailable "
-                "TimeOutOfRange"
+                "StreamVersionConflict TimeOutOfRange"
             ),
             "ledger.settings": "Settings",
             "ledger.values": "Miner",

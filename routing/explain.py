@@ -23,8 +23,8 @@ class Considered(msgspec.Struct, frozen=True):
     """A candidate as the router saw it; amounts are executor-seconds, `share` is available / total.
 
     Verdicts: `claimed`: the job was routed here. `busy`: the miner ran as many jobs (`running`) as it had `executors`.
-    `outrun`: the miner was not busy and earlier in the order, but the job kept the miner that it had chosen in an
-    earlier decision, which was not committed. `not reached`: the claim was made on a miner before this one.
+    `not reached`: the claim was made on a miner before this one. `outrun`: only in claims of earlier releases that are
+    `kept`: the miner was not busy and earlier in the order, but the job stayed on another one.
     """
 
     hotkey_ss58: str
@@ -40,9 +40,11 @@ class Considered(msgspec.Struct, frozen=True):
 class Explanation(msgspec.Struct, frozen=True):
     """A routing decision, with its candidates in the order in which the job tried them.
 
-    `position` is the last event that the router had seen, `decided_at` the router's clock (aware UTC). `kept`: another
-    candidate came first, and the job kept the miner that it had chosen in an earlier decision, not committed. `routed`
-    is False for a reservation made with `Allowance.reserve`, which no router chose; its `candidates` are empty.
+    `position` is the last event that the choice had seen, `decided_at` the router's clock (aware UTC). `chosen_at` is
+    that position if the claim names it, because other events came between the choice and the claim; else None. `kept`:
+    an earlier release stayed on a miner that it had chosen at a position which nothing names; the candidates are those
+    directly before the claim, and the choice is not proved. `routed` is False for a reservation made with
+    `Allowance.reserve`, which no router chose; its `candidates` are empty.
     """
 
     reservation: Reservation
@@ -53,6 +55,7 @@ class Explanation(msgspec.Struct, frozen=True):
     job_start_block: int
     required_seconds: float
     candidates: list[Considered]
+    chosen_at: int | None = None
 
 
 async def explain(store: Store, reservation: Reservation) -> Explanation:
@@ -63,7 +66,8 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
     if row is None or not isinstance(event, AllowanceReserved):
         raise ReservationNotFound(reservation.reservation_id)
     clock_ns = decided_at_ns(row.recorded_at_ns, event)
-    decided_on = await _position_decided_on(store, row, clock_ns)
+    chosen_at = event.chosen_at if event.chosen_at is not None and 0 < event.chosen_at < position else None
+    decided_on = chosen_at or await _position_decided_on(store, row, clock_ns)
     considered: list[Considered] = []
     # Only a router records an axon.
     if event.axon is not None:
@@ -80,6 +84,7 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
         event.job_start_block,
         seconds(event.amount_ns),
         considered,
+        chosen_at,
     )
 
 

@@ -1,14 +1,14 @@
 """The pick: decide which miner runs a job, and claim the allowance for it.
 
-`Pick.decide` reads neither a clock nor a database: the unit of work holds the state and the time. The writer commits
-its events if the log has not changed since and no unique index refuses a row of the batch; otherwise it calls `decide`
-again. The pick itself remembers which miner it chose before.
+`Pick.decide` reads neither a clock nor a database: the unit of work holds the state and the time. The claim is an
+optimistic append: it is decided on streams at versions, and the log accepts it only if they are still at those
+versions. Otherwise the writer calls `decide` again. `Pick._claim_first` has the whole loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ledger import (
     Account,
@@ -21,18 +21,17 @@ from ledger import (
     block_numbers,
     check_amount,
     check_same_request,
+    claim_at_version,
     look_up_job,
 )
-from ledger.errors import (
-    AllMinersBusy,
-    AllowanceException,
-    ChainFeedStale,
-    JobRequestConflict,
-    JobRoutingException,
-    ManifestsStale,
-)
+from ledger.codec import reservation_id
+from ledger.errors import AllMinersBusy, AllowanceException, JobRequestConflict, JobRoutingException
+from ledger.events import FACT_STREAMS
 from ledger.values import seconds
 from projections import Availability, RankedAccount, in_trial_order
+
+from .choice import Choice
+from .staleness import refuse_stale_feed, refuse_stale_manifests
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +61,16 @@ class Pick:
     # A pick needs no idempotency key: its job uuid identifies it.
     key = None
     revertible = True
+    streams = FACT_STREAMS
+    stands = True
 
     def __init__(self, job_uuid: str, executor_class: str, amount_ns: int) -> None:
         self.job_uuid = job_uuid
         self.executor_class = executor_class
         self.amount_ns = amount_ns
-        # The miners that earlier decisions of this pick chose: the first, and the latest.
+        # The miner that the first decision of this pick chose, and the choice by which the latest one claimed.
         self._first_chosen_ss58: str | None = None
-        self._chosen_ss58: str | None = None
+        self._choice: Choice | None = None
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         """Ask for the job's earlier reservations."""
@@ -93,8 +94,63 @@ class Pick:
         check_amount(self.amount_ns, state.chain.settings)
         refuse_stale_feed(state, now_ns)
         refuse_stale_manifests(state)
-        entry, kept = self._choose(state, now_ns)
-        return self._route(self._claim(unit_of_work, entry.account, kept=kept), state)
+        return self._route(self._claim_first(unit_of_work, state), state)
+
+    def renumbered(self, result: JobRoute, row: Row) -> JobRoute:
+        """Return the route with the reservation's id in the row that was appended behind another head."""
+        return replace(result, allowance_reservation_id=reservation_id(row.position, row.hash))
+
+    # The claim
+
+    def _claim_first(self, unit_of_work: UnitOfWork, state: Availability) -> ActiveReservation:
+        """Candidates in order; claim at this version; on a conflict look again; at last `AllMinersBusy`.
+
+        A claim is decided on the account's stream and on the streams `chain`, `manifests` and `settings`
+        (`FACT_STREAMS`), each at its version in `state`. The store compares these versions when it appends, whatever
+        else has been appended meanwhile: `Store.append(events, expected)`. If one of them has moved, it appends nothing
+        and names the stream, the expected and the actual version (`VersionConflict`). The writer then folds what is new
+        and calls `decide` again. That closes the loop: the pick looks again here, and stays on its miner if that still
+        qualifies. So exactly one of those who claim at one version succeeds, and no pick holds a lock while it decides.
+        """
+        busy, now_ns = 0, unit_of_work.now_ns
+        for entry in self.candidates(state, now_ns):
+            # Source: ComputeHorde's validator skips a miner that runs as many jobs of the class as it has executors.
+            if entry.busy:
+                busy += 1
+                continue
+            choice = self._choice
+            kept = None if choice is None else choice.kept_account(state, self.amount_ns, now_ns)
+            if choice is None or kept is None or kept is entry.account:
+                self._choice = Choice.made(unit_of_work, entry.account)
+                return self._claim(unit_of_work, state, entry.account, entry.account.version)
+            return self._claim(unit_of_work, state, kept, kept.version, chosen_at=choice.position)
+        raise self._refusal(state, busy, now_ns)
+
+    def _claim(
+        self,
+        unit_of_work: UnitOfWork,
+        state: Availability,
+        account: Account,
+        stream_version: int,
+        chosen_at: int | None = None,
+    ) -> ActiveReservation:
+        """Claim at this version: the call that `Allowance.reserve(…, expected_version=stream_version)` makes, too."""
+        active = claim_at_version(
+            unit_of_work,
+            account.stream,
+            stream_version,
+            amount_ns=self.amount_ns,
+            job_start_block=state.chain.blocks.newest,
+            job_uuid=self.job_uuid,
+            # Recorded, so that the job's route stays the same if the miner moves while the job runs.
+            axon=state.chain.metagraph.miners[account.miner_ss58],
+            chosen_at=chosen_at,
+        )
+        if active is None:
+            raise AssertionError(f"{account.stream!r} is a candidate with an amount that it does not have")
+        self._first_chosen_ss58 = self._first_chosen_ss58 or account.miner_ss58
+        unit_of_work.moved_picks += account.miner_ss58 != self._first_chosen_ss58
+        return active
 
     def candidates(self, state: Availability, now_ns: int) -> Iterator[RankedAccount]:
         """Return the miners with enough allowance at the newest block, in the order in which this job tries them.
@@ -104,35 +160,10 @@ class Pick:
         """
         return in_trial_order(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
 
-    def _choose(self, state: Availability, now_ns: int) -> tuple[RankedAccount, bool]:
-        """Return the candidate to claim, and whether the pick kept it although another candidate comes first now.
-
-        At the first decision, and if the miner chosen before no longer qualifies, this is the first candidate that is
-        not busy. Otherwise it is the miner chosen before. The claim records whether it was kept, since `explain` and
-        the audit would otherwise have to report a claim that is not on the first candidate.
-
-        A pick keeps its miner because every claim changes the ranking: after a conflict all picks of a batch would
-        otherwise leave their miners for others. The audit accepts it only if the miner still has the amount and is not
-        busy. This project's own rule.
-        """
-        busy = 0
-        first: RankedAccount | None = None
-        for entry in self.candidates(state, now_ns):
-            # Source: ComputeHorde's validator skips a miner that runs as many jobs of the class as it has executors.
-            if entry.busy:
-                busy += 1
-                continue
-            first = first or entry
-            if self._chosen_ss58 in (None, entry.hotkey_ss58):
-                return entry, entry is not first
-        if first is not None:
-            return first, False
-        raise self._refusal(state, busy, now_ns)
-
     def _refusal(self, state: Availability, busy: int, now_ns: int) -> AllowanceException | JobRoutingException:
-        # A pick that had chosen a miner before lost it after the head moved, usually to another claim. There was enough
+        # A pick that had chosen a miner before lost it after the log moved, usually to another claim. There was enough
         # allowance then, so it must not report a lack of it. `lost` is 0 or 1: it counts the first miner, however often
-        # the pick was decided. If that miner became busy meanwhile, `busy` counts it too. The head may also have moved
+        # the pick was decided. If that miner became busy meanwhile, `busy` counts it too. The log may also have moved
         # by a sync that dropped the miner. The caller then reads that others claimed it, which is tolerable: the job
         # cannot be routed now either way, and the next pick of the job starts without a memory and reports what it
         # finds.
@@ -140,28 +171,6 @@ class Pick:
         if busy or lost:
             return AllMinersBusy(self.job_uuid, busy, lost)
         return state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
-
-    def _claim(self, unit_of_work: UnitOfWork, account: Account, *, kept: bool) -> ActiveReservation:
-        """Append the reservation of whole free blocks, earliest first, and the expiries that free some of them."""
-        state = _availability(unit_of_work)
-        newest = state.chain.blocks.newest
-        claim = account.claim(state.chain.blocks, state.window_start(newest), self.amount_ns, unit_of_work.now_ns)
-        if claim is None:
-            raise AssertionError(f"{account.stream!r} is ranked with an amount that it does not have")
-        active = unit_of_work.reserve(
-            account,
-            claim,
-            amount_ns=self.amount_ns,
-            job_start_block=newest,
-            job=unit_of_work.next_attempt(self.job_uuid),
-            # Recorded, so that the job's route stays the same if the miner moves while the job runs.
-            axon=state.chain.metagraph.miners[account.miner_ss58],
-            kept=kept,
-        )
-        self._chosen_ss58 = account.miner_ss58
-        self._first_chosen_ss58 = self._first_chosen_ss58 or self._chosen_ss58
-        unit_of_work.moved_picks += self._chosen_ss58 != self._first_chosen_ss58
-        return active
 
     def _route(self, active: ActiveReservation, state: Availability) -> JobRoute:
         miner_ss58 = active.account.miner_ss58
@@ -179,35 +188,6 @@ class Pick:
             active.reservation_id,
             seconds(active.amount_ns),
         )
-
-
-def refuse_stale_feed(state: Availability, now_ns: int) -> None:
-    """Raise `ChainFeedStale` if the newest block is older than the setting `newest_block_max_age_seconds` allows.
-
-    Ages of blocks are counted from the newest *recorded* block. If the chain has moved on since without being recorded,
-    every block is older than its counted age. Without the setting any age is accepted.
-    """
-    most_ns = state.chain.settings.newest_block_max_age_ns
-    blocks = state.chain.blocks
-    if most_ns is None or not blocks.newest:
-        return
-    age_ns = now_ns - blocks.created_at_ns(blocks.newest)
-    if age_ns > most_ns:
-        raise ChainFeedStale(blocks.newest, seconds(age_ns), seconds(most_ns))
-
-
-def refuse_stale_manifests(state: Availability) -> None:
-    """Raise `ManifestsStale` if the newest sync is further behind the newest block than the setting allows.
-
-    Miners may have left or changed since without anybody noticing. Without the setting any age is accepted; without a
-    sync there is no allowance, which the pick reports by itself.
-    """
-    chain = state.chain
-    most = chain.settings.newest_manifests_max_age_blocks
-    if most is None or not chain.sync_blocks:
-        return
-    if chain.blocks.newest - chain.sync_blocks[-1] > most:
-        raise ManifestsStale(chain.sync_blocks[-1], chain.blocks.newest, most)
 
 
 def _availability(unit_of_work: UnitOfWork) -> Availability:

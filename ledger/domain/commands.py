@@ -21,10 +21,13 @@ from ledger.errors import (
     InvalidInput,
     JobRequestConflict,
     ReservationNotFound,
+    StreamVersionConflict,
 )
 from ledger.events import (
+    FACT_STREAMS,
     SETTINGS_STREAM,
     AllowanceReserved,
+    Axon,
     Event,
     ExpiryRecorded,
     LedgerOpened,
@@ -34,7 +37,7 @@ from ledger.events import (
     account_stream,
 )
 from ledger.settings import RecordedSettings
-from ledger.values import seconds
+from ledger.values import instant, seconds
 
 from .account import ActiveReservation
 from .lookup import Lookup
@@ -66,6 +69,8 @@ class RecordSettings:
     operation = "open"
     # A fold of settings cannot be undone, only repeated from the log. See `RecordFacts.revertible`.
     revertible = False
+    streams = FACT_STREAMS
+    stands = False
 
     def __init__(
         self, validator_ss58: str, settings: RecordedSettings | None, named: Mapping[str, Any] | None = None
@@ -100,6 +105,8 @@ class ChangeSettings:
 
     operation = "change_settings"
     revertible = False
+    streams = FACT_STREAMS
+    stands = False
 
     def __init__(self, named: Mapping[str, Any], key: str | None = None) -> None:
         self.named = named
@@ -133,12 +140,15 @@ class ChangeSettings:
 class Reserve:
     """Reserve the earliest whole free blocks of an account that sum to at least the amount.
 
-    The checks have a fixed order (this project's own rule): idempotency key, the job's own reservation, allowance. So
-    a retry returns its reservation, even if the account has nothing left.
+    The checks have a fixed order (this project's own rule): idempotency key, the job's own reservation, expected
+    version, allowance. So a retry returns its reservation, even if the account has moved or has nothing left. The
+    expected version is a condition of the request and not part of its content.
     """
 
     operation = "reserve"
     revertible = True
+    streams = FACT_STREAMS
+    stands = True
 
     def __init__(
         self,
@@ -148,6 +158,7 @@ class Reserve:
         job_start_block: int,
         job_uuid: str | None,
         key: str | None,
+        expected_version: int | None = None,
     ) -> None:
         self.miner_ss58 = miner_ss58
         self.executor_class = executor_class
@@ -156,6 +167,7 @@ class Reserve:
         self.job_start_block = job_start_block
         self.job_uuid = job_uuid
         self.key = key
+        self.expected_version = expected_version
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         look_up_key(self.key, lookup)
@@ -184,6 +196,11 @@ class Reserve:
             return active_to_reservation(active, validator_ss58)
         return active_to_reservation(self._claim(unit_of_work), validator_ss58)
 
+    def renumbered(self, result: Reservation, row: Row) -> Reservation:
+        return msgspec.structs.replace(
+            result, reservation_id=id_of(row.position, row.hash), reserved_at=instant(row.recorded_at_ns)
+        )
+
     def _content(self) -> tuple[str, int, int, str | None]:
         """Return the content that a request with the same key must repeat."""
         return self.stream, self.amount_ns, self.job_start_block, self.job_uuid
@@ -191,29 +208,29 @@ class Reserve:
     def _claim(self, unit_of_work: UnitOfWork) -> ActiveReservation:
         state = unit_of_work.state
         check_amount(self.amount_ns, state.chain.settings)
-        window_start = state.window_start(self.job_start_block)
-        account = state.chain.accounts.get(self.stream)
-        if account is None:
-            raise CannotReserveAllowanceException(self.miner_ss58, seconds(self.amount_ns), 0.0)
-        blocks, now_ns = state.chain.blocks, unit_of_work.now_ns
-        claim = account.claim(blocks, window_start, self.amount_ns, now_ns)
-        if claim is None:
-            available_ns = account.measure(blocks, window_start, now_ns).available_ns
-            raise CannotReserveAllowanceException(self.miner_ss58, seconds(self.amount_ns), seconds(available_ns))
-        return unit_of_work.reserve(
-            account,
-            claim,
+        active = claim_at_version(
+            unit_of_work,
+            self.stream,
+            self.expected_version,
             amount_ns=self.amount_ns,
             job_start_block=self.job_start_block,
+            job_uuid=self.job_uuid,
             key=self.key,
-            job=unit_of_work.next_attempt(self.job_uuid),
         )
+        if active is not None:
+            return active
+        account, window_start = state.chain.accounts.get(self.stream), state.window_start(self.job_start_block)
+        blocks, now_ns = state.chain.blocks, unit_of_work.now_ns
+        available_ns = account.measure(blocks, window_start, now_ns).available_ns if account is not None else 0
+        raise CannotReserveAllowanceException(self.miner_ss58, seconds(self.amount_ns), seconds(available_ns))
 
 
 class Settle:
     """Spend or release an active reservation, overdue or not; a job that ran a little late is still paid."""
 
     revertible = True
+    streams = ()
+    stands = True
 
     def __init__(self, reservation_id: int, how: Literal["spend", "release"], key: str | None) -> None:
         self.reservation_id = reservation_id
@@ -243,6 +260,9 @@ class Settle:
             return self._settled_before(unit_of_work, is_retry=first is not None)
         row = unit_of_work.settle(active, self.event, self.key)
         return active_to_reservation(active, state.chain.validator_ss58, status_after(self.event), row.recorded_at_ns)
+
+    def renumbered(self, result: Reservation, row: Row) -> Reservation:
+        return msgspec.structs.replace(result, settled_at=instant(row.recorded_at_ns))
 
     def _is_of(self, event: Event) -> bool:
         """Return whether a stored event is this settlement; the clock that decided it may have been another."""
@@ -281,6 +301,9 @@ class ExpireDue:
 
     operation = "expire_due"
     revertible = True
+    streams = ()
+    # Behind another head there may be further overdue reservations.
+    stands = False
 
     def __init__(self, key: str | None = None) -> None:
         self.key = key
@@ -307,6 +330,47 @@ class ExpireDue:
             row = unit_of_work.settle(active, event, self.key if is_last else None)
             expired.append(active_to_reservation(active, validator_ss58, "expired", row.recorded_at_ns))
         return expired
+
+
+def claim_at_version(
+    unit_of_work: UnitOfWork,
+    stream: str,
+    expected_version: int | None,
+    *,
+    amount_ns: int,
+    job_start_block: int,
+    job_uuid: str | None,
+    key: str | None = None,
+    axon: Axon | None = None,
+    chosen_at: int | None = None,
+) -> ActiveReservation | None:
+    """Claim an account's earliest free blocks if its stream is at the expected version; append the reservation.
+
+    `expected_version` of None expects nothing. `Reserve` and the router's pick both claim with this call. Raises
+    `StreamVersionConflict`; returns None if the free blocks do not reach the amount. Nothing is appended then. The
+    store compares the version once more when the rows are appended, and the command is then decided again.
+    """
+    state = unit_of_work.state
+    account = state.chain.accounts.get(stream)
+    # An account that no fact has named has no event.
+    actual_version = 0 if account is None else account.version
+    if expected_version is not None and actual_version != expected_version:
+        raise StreamVersionConflict(stream, expected_version, actual_version)
+    window_start, now_ns = state.window_start(job_start_block), unit_of_work.now_ns
+    claim = None if account is None else account.claim(state.chain.blocks, window_start, amount_ns, now_ns)
+    if account is None or claim is None:
+        return None
+    job = unit_of_work.next_attempt(job_uuid)
+    return unit_of_work.reserve(
+        account,
+        claim,
+        amount_ns=amount_ns,
+        job_start_block=job_start_block,
+        key=key,
+        job=job,
+        axon=axon,
+        chosen_at=chosen_at,
+    )
 
 
 def record_difference(

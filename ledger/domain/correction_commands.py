@@ -14,6 +14,7 @@ from ledger.codec import Row, unknown_outcome_key
 from ledger.errors import BlockInUse, FactNotRecorded, IdempotencyConflict
 from ledger.events import (
     CHAIN_STREAM,
+    FACT_STREAMS,
     MANIFESTS_STREAM,
     SETTINGS_STREAM,
     BlockWithdrawn,
@@ -66,6 +67,8 @@ class WithdrawBlock:
     operation = "withdraw_block"
     # A fold of facts cannot be undone. See `RecordFacts.revertible`.
     revertible = False
+    streams = FACT_STREAMS
+    stands = False
 
     def __init__(self, number: int, reason: str, key: str | None = None) -> None:
         self.number = number
@@ -117,6 +120,8 @@ class WithdrawManifests:
 
     operation = "withdraw_manifests"
     revertible = False
+    streams = FACT_STREAMS
+    stands = False
 
     def __init__(self, block: int, reason: str, key: str | None = None) -> None:
         self.block = block

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ledger.codec import Row, unknown_outcome_key
 from ledger.errors import ConflictingFact, IdempotencyConflict, ImplausibleFact
-from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, BlockRecorded, ManifestsRecorded
+from ledger.events import CHAIN_STREAM, FACT_STREAMS, MANIFESTS_STREAM, BlockRecorded, ManifestsRecorded
 
 from .chain import Chain, Metagraph, Withdrawal, block_digest, decide_block, decide_manifests, manifests_digest
 from .commands import REQUEST_BYTES, look_up_key, refuse_other_content
@@ -112,6 +112,8 @@ class RecordFacts:
     # command therefore goes under the lock, four round trips instead of one. A block
     # comes every 12 s, so few batches do.
     revertible = False
+    streams = FACT_STREAMS
+    stands = False
 
     def __init__(
         self, facts: Sequence[ValidatedBlock | ValidatedManifests], confirm: bool, key: str | None = None

@@ -21,6 +21,9 @@ class SealState:
 
     operation = "seal"
     revertible = True
+    streams = ()
+    # Not renumbered: it would need the version that the stream of seals has by then. It is decided again.
+    stands = False
 
     def __init__(self, position: int, digest: bytes) -> None:
         self.event = StateSealed(position, SEAL_VERSION, digest.hex())

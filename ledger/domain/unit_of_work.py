@@ -9,6 +9,7 @@ import msgspec
 from ledger.codec import Row, decode, encode, key_names_row, position_in_key, reservation_position, row_hash
 from ledger.errors import JobAlreadySpent
 from ledger.events import (
+    FACT_STREAMS,
     SEALS_STREAM,
     AllowanceReserved,
     Axon,
@@ -44,6 +45,19 @@ class Command(Protocol):
         """Whether the command appends only reservations, settlements and seals, which `UnitOfWork.revert` can undo."""
         ...
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that the decision reads, beside those to which it appends."""
+        ...
+
+    @property
+    def stands(self) -> bool:
+        """Whether the decision is still right if only streams have moved that it neither reads nor continues.
+
+        Such a command is a `StandingCommand`.
+        """
+        ...
+
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         """Add the keys, jobs and positions of stored rows that `decide` needs."""
         ...
@@ -54,6 +68,14 @@ class Command(Protocol):
 
     def decide(self, unit_of_work: UnitOfWork) -> Any:
         """Decide, append, and return the caller's result; the writer delivers it once the batch is committed."""
+        ...
+
+
+class StandingCommand(Command, Protocol):
+    """A command whose events may be numbered and hashed behind another head than the one at which it was decided."""
+
+    def renumbered(self, result: Any, row: Row) -> Any:
+        """Return the result of `decide` with what the number of `row`, the last one appended, has changed."""
         ...
 
 
@@ -88,6 +110,9 @@ class UnitOfWork:
         """The reservations that this batch made or settled, with the event of each change, in order."""
         self._sealed_before: list[int] = []
         """For each seal of this batch, the position that was sealed last before it."""
+        self._touched: set[str] = set()
+        """The executor classes, and the streams of no account, of the first `_scanned_rows` rows."""
+        self._scanned_rows = 0
 
     @property
     def recorded_at_ns(self) -> int:
@@ -155,7 +180,7 @@ class UnitOfWork:
         key: str | None = None,
         job: tuple[str, int] | None = None,
         axon: Axon | None = None,
-        kept: bool = False,
+        chosen_at: int | None = None,
     ) -> ActiveReservation:
         """Append the expiries that the claim requires and then the reservation; return it.
 
@@ -171,8 +196,8 @@ class UnitOfWork:
             job_start_block=job_start_block,
             expires_at_ns=self.now_ns + amount_ns + self.state.chain.settings.reservation_margin_ns,
             axon=axon,
-            kept=kept,
             due_by_clock=self.now_ns != self.recorded_at_ns,
+            chosen_at=chosen_at,
         )
         self.append(account.stream, event, key=key, job=job)
         self.claims += 1
@@ -225,6 +250,24 @@ class UnitOfWork:
         row = self.known.jobs.get(job_uuid)
         settlement = None if row is None else self.settlement(row.position)
         return None if row is None or settlement is None else LastAttempt(row.attempt or 0, settlement)
+
+    def jobs(self) -> dict[int, str]:
+        """Return the job for which each row reserves or settles, by the row's position; no row may be of a fact."""
+        rows = (row for row in self.rows if row.stream != SEALS_STREAM)
+        changes = zip(rows, self._changes, strict=True)
+        return {row.position: active.job_uuid for row, (active, _) in changes if active.job_uuid is not None}
+
+    def committed_position_seen(self, executor_class: str) -> int | None:
+        """Return the committed position whose state a choice within the class sees now; None if there is none.
+
+        That is the head. But if this batch has touched the class before, the choice sees rows that no other process
+        can see yet, and that are never stored as they are if the head has moved.
+        """
+        for row in self.rows[self._scanned_rows :]:
+            self._touched.add(row.stream.partition("\t")[2] or row.stream)
+        self._scanned_rows = len(self.rows)
+        is_touched = executor_class in self._touched or not self._touched.isdisjoint(FACT_STREAMS)
+        return None if is_touched else self.head.position
 
     def revert(self) -> None:
         """Restore the state from before the batch; all its commands must be revertible."""

@@ -34,7 +34,7 @@ Value = int | str | bytes | None
 
 # What SQLite and PostgreSQL say if a table, column or index is lost; about a column they do not name the table.
 _LOST = re.compile(r"no such (table|index|column)|has no column named|(relation|column) .* does not exist")
-_LOG_TABLES = re.compile(r"allowance_(schema|ledgers|events)")
+_LOG_TABLES = re.compile(r"allowance_(schema|ledgers|streams|events)")
 REMAKE_DERIVED_TABLES = "`allowance rebuild` makes lost or broken derived tables again"
 
 # Work that a writer does while it waits for the write lock.

@@ -32,6 +32,60 @@ class SchemaStep(NamedTuple):
     version: int
     sqlite: tuple[str | CopyRows, ...]
     postgres: tuple[str, ...]
+    postgres_triggers: tuple[str, ...] = ()
+    """Statements that the database may refuse because it does not support triggers."""
+
+
+# The table is rewritten in place, so that what others have granted or published of it stays. A subquery is not allowed
+# where the new values are computed, but a function is.
+_POSTGRES_3 = (
+    """CREATE TABLE allowance_streams (
+           ledger INTEGER NOT NULL,
+           stream INTEGER NOT NULL,
+           name TEXT NOT NULL,
+           version BIGINT NOT NULL,
+           PRIMARY KEY (ledger, stream),
+           UNIQUE (ledger, name)
+       ) WITH (fillfactor = 50)""",
+    # Numbered in the order in which they began.
+    """INSERT INTO allowance_streams (ledger, stream, name, version)
+       SELECT ledger, row_number() OVER (PARTITION BY ledger ORDER BY min(position)), stream, max(version)
+       FROM allowance_events GROUP BY ledger, stream""",
+    """CREATE FUNCTION allowance_stream_number(of_ledger INTEGER, of_name TEXT) RETURNS INTEGER LANGUAGE sql STABLE AS
+       $$ SELECT stream FROM allowance_streams WHERE ledger = of_ledger AND name = of_name $$""",
+    """ALTER TABLE allowance_events
+           DROP CONSTRAINT allowance_events_ledger_stream_version_key,
+           ALTER COLUMN stream TYPE INTEGER USING allowance_stream_number(ledger, stream)""",
+    "DROP FUNCTION allowance_stream_number",
+    "DROP INDEX IF EXISTS allowance_reservations_job_uuid, allowance_reservations_reserved_at_ns",
+    """CREATE VIEW allowance_log AS
+       SELECT validator_ss58, events.position, streams.name AS stream, events.version, events.recorded_at_ns, key,
+              job_uuid, attempt, settles, convert_from(payload, 'UTF8') AS payload, encode(events.hash, 'hex') AS hash
+       FROM allowance_events AS events
+       LEFT JOIN allowance_streams AS streams ON streams.ledger = events.ledger AND streams.stream = events.stream
+       LEFT JOIN allowance_ledgers AS ledgers ON ledgers.ledger = events.ledger""",
+)
+_POSTGRES_TRIGGERS_3 = (
+    """CREATE OR REPLACE FUNCTION allowance_check_dense() RETURNS trigger LANGUAGE plpgsql AS $$
+       BEGIN
+           IF EXISTS (SELECT 1 FROM (SELECT ledger, min(position) AS first, max(position) AS last, count(*) AS number
+                                     FROM added GROUP BY ledger) AS ranges
+                      WHERE last - first + 1 <> number
+                         OR (first > 1 AND
+                             (SELECT before.position FROM allowance_events AS before
+                              WHERE before.ledger = ranges.ledger AND before.position = ranges.first - 1) IS NULL))
+           THEN
+               RAISE EXCEPTION 'positions are dense' USING ERRCODE = 'integrity_constraint_violation';
+           END IF;
+           RETURN NULL;
+       END $$""",
+    """CREATE TRIGGER allowance_streams_no_rename BEFORE UPDATE OF ledger, stream, name ON allowance_streams
+       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a stream is never renamed')""",
+    """CREATE TRIGGER allowance_streams_no_delete BEFORE DELETE ON allowance_streams
+       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a stream is never deleted')""",
+    """CREATE TRIGGER allowance_streams_no_truncate BEFORE TRUNCATE ON allowance_streams
+       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('a stream is never deleted')""",
+)
 
 
 _UUID_PATTERN = "-".join("[0-9a-f]" * digits for digits in (8, 4, 4, 4, 12))
@@ -151,7 +205,7 @@ STEPS = (
     ),
     # Version 3: a row per stream, and streams as numbers; on SQLite also UUIDs as 16 bytes, and no derived tables in
     # the log's file. Every hash stays.
-    SchemaStep(3, sqlite=_SQLITE_3, postgres=()),
+    SchemaStep(3, sqlite=_SQLITE_3, postgres=_POSTGRES_3, postgres_triggers=_POSTGRES_TRIGGERS_3),
 )
 
 

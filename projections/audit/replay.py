@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from ledger import Row
@@ -44,6 +45,7 @@ from projections.row_checks import ROW_SHAPES, RowChecker
 from projections.rules import Findings, Rule
 
 from .due_queue import DueQueue
+from .read_ahead import LaterClaim
 from .state import AccountState, AuditedReservation, AuditState
 
 BALANCED_EVERY_ROWS = 10_000
@@ -76,6 +78,8 @@ class Replay:
         self.row_checker = RowChecker()
         self.page_changes: list[AuditedReservation | tuple[Row, Settlement]] = []
         """Reservations and settlements of the current page, to compare with the history; the caller clears it."""
+        self._decoded: dict[int, LaterClaim] = {}
+        """Later claims that are decoded already, by position."""
         self._due_queue = DueQueue(self.state)
         self._jobs = JobCheck(self.findings)
         self._facts = FactCheck(self.state, validator_ss58, self.findings)
@@ -122,13 +126,30 @@ class Replay:
         self._jobs.continue_with(reservation.row for reservation in active)
         for reservation in self.state.active.values():
             self._due_queue.push(reservation)
-        self.seals.start = position
+        self.seals.start = self._routes.start = position
         self.seals.reach(self.state, self.row_checker, recorded_at_ns)
 
     @property
     def position(self) -> int:
         """The position of the last processed row."""
         return self.row_checker.position
+
+    @property
+    def unproved_choices(self) -> int:
+        """How many claims name a choice that cannot be repeated, or mark one without naming it."""
+        return self._routes.unproved
+
+    def repeat_choices(self, claims: Iterable[LaterClaim]) -> None:
+        """Repeat the choices that later claims made on the state of now."""
+        for claim in claims:
+            row, event = claim
+            self._decoded[row.position] = claim
+            decided_at_ns = row.recorded_at_ns if event.decided_at_ns is None else event.decided_at_ns
+            # Later than the recorded time no clock can have been; `_decided_at_ns` reports it.
+            self._due_queue.set_clock(min(decided_at_ns, row.recorded_at_ns))
+            # If this fails, as nothing in a log may stop an audit, the claim is one whose choice cannot be repeated.
+            with suppress(Exception):
+                self._routes.repeat_choice(row, event)
 
     def process(self, row: Row) -> None:
         """Check the next row and its event, and apply the event to the audit's state."""
@@ -145,7 +166,7 @@ class Replay:
         if row.key is not None:
             self._check_key(row, row.key)
         try:
-            event = decode(row.position, row.payload)
+            event = self._event_of(row) if self._decoded else decode(row.position, row.payload)
             kind = type(event)
             self.counts[kind] += 1
             decided_at_ns = event.decided_at_ns
@@ -180,6 +201,10 @@ class Replay:
             if not balance.is_even:
                 report_imbalance(self.findings, account, balance)
 
+    def _event_of(self, row: Row) -> Event:
+        claim = self._decoded.pop(row.position, None)
+        return claim.event if claim is not None and claim.row == row else decode(row.position, row.payload)
+
     def _process_fact(self, row: Row, event: Fact) -> None:
         # Only a claim directly after expiries can be their reason.
         if self._settlements.pending_expiries:
@@ -193,6 +218,8 @@ class Replay:
         # A correction is the whole request by itself.
         if not isinstance(event, Correction) and (row.key is not None) != bool(getattr(event, "request", "")):
             self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
+        if type(event) is BlockRecorded and event.block_hash:
+            self._routes.names_choices = True  # Only such a release records it.
         process(row, event)
 
     def _process_seal(self, row: Row, event: StateSealed) -> None:
@@ -212,6 +239,7 @@ class Replay:
             message = "the due time counts from the deciding clock, but the event does not carry its reading"
             self.findings.add(row.position, Rule.DECISION_CLOCK, message)
         now_ns = self._now_ns
+        decided_on = row.position - len(self._settlements.pending_expiries) - 1
         self._due_queue.set_clock(now_ns)
         if self._settlements.pending_expiries:
             self._settlements.check_pending_expiries(row, event, now_ns)
@@ -219,12 +247,10 @@ class Replay:
         due_from_ns = now_ns if event.due_by_clock or self._has_new_rules else row.recorded_at_ns
         value_ns, is_plain = self._reservations.check(row, event, account, due_from_ns)
         if event.axon is not None:
-            self._routes.check(row, event, account, now_ns)
+            self._routes.check(row, event, account, now_ns, decided_on)
         else:
             account.mark_stale()
-            if event.kept:
-                message = "the reservation is marked as kept although no router made it"
-                self.findings.add(row.position, Rule.ROUTING_DECISION, message)
+            self._routes.check_no_choice(row.position, event)
         self._jobs.check_reservation(row)
         reservation = self._reservations.apply(row, event, account, value_ns, is_plain=is_plain)
         self.page_changes.append(reservation)

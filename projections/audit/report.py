@@ -63,7 +63,9 @@ class AuditReport(msgspec.Struct, frozen=True):
     compared snapshots, `seals` that of compared seals; `live_state` says whether the state in this process's memory was
     compared. Times are seconds. `not_proved` says what an audit from a seal leaves open, and is empty for a whole one.
     `first_cause` is the finding to look at first, from which later ones may follow (`Finding.follows`); None without
-    findings. `findings_by_rule` counts them all by rule.
+    findings. `findings_by_rule` counts them all by rule. `unproved_choices` is the number of routes whose claim is
+    checked, but not the choice of the miner: an earlier release marked the claim as kept without naming the position
+    of its choice, or the position is before `from_seal`.
     """
 
     validator_ss58: str
@@ -84,6 +86,7 @@ class AuditReport(msgspec.Struct, frozen=True):
     not_proved: list[str] = []
     first_cause: Finding | None = None
     findings_by_rule: dict[str, int] = {}
+    unproved_choices: int = 0
 
 
 def totals_of(state: AuditState) -> list[AccountTotals]:

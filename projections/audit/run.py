@@ -15,6 +15,7 @@ from projections.rules import Rule
 from projections.snapshots import ProgressReport, Snapshot, SnapshotStore, sealed_positions
 
 from .causes import first_cause, marked
+from .read_ahead import LaterClaim, ReadAhead
 from .replay import Replay
 from .report import AuditReport, totals_of, usage_of
 from .start import NOT_PROVED, replay_from, sealed_start
@@ -86,6 +87,7 @@ async def audit_log(
         list(NOT_PROVED) if from_seal else [],
         first_cause(findings),
         dict(sorted(replay.findings.by_rule.items())),
+        replay.unproved_choices,
     )
 
 
@@ -110,10 +112,12 @@ class LogAudit:
 
     async def run(self, progress: ProgressReport | None) -> None:
         """Replay the log page by page, then run the checks that need the whole log."""
-        replay, after = self.replay, self.replay.position
-        while rows := await self._read(after):
-            after = rows[-1].position
-            self._process(rows)
+        replay = self.replay
+        ahead = ReadAhead(self._read, replay.position)
+        while rows := await ahead.next_page():
+            # The choices at the replay's start; those at the ends of pages were repeated with the pages.
+            replay.repeat_choices(ahead.claims_by_choice.pop(replay.position, ()))
+            self._process(rows, ahead.claims_by_choice)
             # The history is compared page by page, so that neither side of the comparison is in memory as a whole.
             await self.history.compare(replay.position, replay.page_changes)
             replay.page_changes.clear()
@@ -122,7 +126,7 @@ class LogAudit:
             await asyncio.sleep(0)  # Processing a page blocks the event loop, so other tasks get a turn in between.
         await self._finish()
 
-    def _process(self, rows: list[Row]) -> None:
+    def _process(self, rows: list[Row], claims_by_choice: dict[int, list[LaterClaim]]) -> None:
         replay, seals = self.replay, self.replay.seals
         positions = self.states.positions | seals.positions
         last = rows[-1].position
@@ -131,6 +135,8 @@ class LogAudit:
         has_state = type(last) is not int or any(replay.position < position <= last for position in positions)
         for row in rows:
             replay.process(row)
+            if row.position in claims_by_choice:
+                replay.repeat_choices(claims_by_choice.pop(row.position))
             if not has_state:
                 continue
             if row.position in seals.positions:

@@ -29,6 +29,7 @@ NOT_PROVED = (
     "that a later key was not used, and a later job not spent or attempted, before the seal's position",
     "the history's rows of reservations that were made before, and its index of reservations by block",
     "snapshots of positions up to the seal's",
+    "the choice of a miner that a later claim names at a position before the seal's",
     "that no reservation held a block that was withdrawn before the seal's position",
 )
 """What an audit from a seal does not prove."""

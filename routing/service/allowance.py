@@ -258,15 +258,20 @@ class Allowance(Queries):
         allowance_seconds: float,
         job_start_block: int,
         *,
+        expected_version: int | None = None,
         job_uuid: str | None = None,
         idempotency_key: str | None = None,
     ) -> Reservation:
         """Reserve whole free blocks of the account, earliest first, until they are worth at least the amount.
 
+        `expected_version` is the `stream_version` of the `Candidate` that was chosen, 0 for an account without any
+        event. If the account's stream has moved since, `StreamVersionConflict` is raised and nothing is recorded; look
+        again with `find_miners`. It is not part of the content that a key identifies.
+
         A job has at most one active reservation: the same request with its `job_uuid` returns that one, a different
         request raises `JobRequestConflict`, and any request after a spend raises `JobAlreadySpent`. Raises
         `CannotReserveAllowanceException`, `InvalidInput`, and `IdempotencyConflict` if the key was used for another
-        request.
+        request. Checked in this order: key, the job's own reservation, version, allowance.
         """
         command = Reserve(
             name(miner_ss58, "miner_ss58"),
@@ -275,6 +280,7 @@ class Allowance(Queries):
             integer(job_start_block, "job_start_block", 1),
             None if job_uuid is None else job_name(job_uuid),
             _checked_key(idempotency_key),
+            None if expected_version is None else integer(expected_version, "expected_version", 0),
         )
         return await self._changed_reservation(command)
 

@@ -61,17 +61,17 @@ async def test_a_state_discarded_while_a_command_waits_is_loaded_before_the_lock
     async with small_ledger() as ledger:
 
         async def story(_store: SqliteStore, writer: LedgerWriter[Any]) -> None:
-            catch_up, folds = writer._catch_up_before_lock, 0
+            catch_up, folds = writer._live.catch_up_before_lock, 0
 
             async def catch_up_in_vain_at_first() -> None:
                 nonlocal folds
                 folds += 1
                 await catch_up()
                 if folds == 1:
-                    writer._state = None
+                    writer._live.current = None
 
-            monkeypatch.setattr(writer, "_catch_up_before_lock", catch_up_in_vain_at_first)
-            writer._state = None
+            monkeypatch.setattr(writer._live, "catch_up_before_lock", catch_up_in_vain_at_first)
+            writer._live.current = None
             await Routing(ledger).pick_miner_for_job_request(job("one"))
             assert folds == 2
 

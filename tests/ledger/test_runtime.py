@@ -221,7 +221,7 @@ def test_a_forked_child_refuses_a_log_that_went_back(tmp_path: Path) -> None:
         ledger.expire_due()
         handle = ledger.asynchronous._lifecycle.open_handle
         assert handle is not None
-        handle.writer._acknowledged.note(10**6, bytes(32))
+        handle.writer._live.acknowledged.note(10**6, bytes(32))
         assert in_child(ledger.expire_due).startswith("LogWentBack: ")
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from ledger import CommitOutcomeUnknown, ExpireDue, Row
-from ledger import writer as writer_module
-from ledger.writer import PendingCall, _CallQueue
+from ledger import CommitOutcomeUnknown, ExpireDue, Row, call_queue
+from ledger.call_queue import CallQueue, PendingCall
 from routing import (
     Allowance,
     CannotReserveAllowanceException,
@@ -112,7 +111,7 @@ async def test_a_full_queue_refuses_commands_for_good(ledger: Allowance, monkeyp
 
     Catches a queue without a bound, and one that refuses a command but queues it.
     """
-    monkeypatch.setattr(writer_module, "QUEUE_CAPACITY", 5)
+    monkeypatch.setattr(call_queue, "QUEUE_CAPACITY", 5)
     async with stalled(ledger) as opened:
         waiting = [asyncio.create_task(ledger.reserve("5Anna", GPU, 6.0, 11, job_uuid=f"job-{n}")) for n in range(5)]
         await queued(opened, 5)
@@ -132,7 +131,7 @@ async def test_every_call_after_the_loop_is_closed_is_refused() -> None:
     closed_loop = asyncio.new_event_loop()
     closed_loop.close()
     runtime: Any = SimpleNamespace(loop=closed_loop)
-    queue = _CallQueue(runtime, lambda waiting: None)
+    queue = CallQueue(runtime, lambda waiting: None)
     loop = asyncio.get_running_loop()
     for _ in range(2):
         with pytest.raises(LedgerClosed):
@@ -160,7 +159,7 @@ async def _query_between_batches(ledger: Allowance, monkeypatch: pytest.MonkeyPa
     assert ledger._lifecycle.open_handle is not None
     writer, loop, left = ledger._lifecycle.open_handle.writer, asyncio.get_running_loop(), 40
     left_at_query = loop.create_future()
-    resolve_futures = writer_module.resolve_futures
+    resolve_futures = call_queue.resolve_futures
 
     def resolve_and_queue_more(calls: list[PendingCall]) -> None:
         nonlocal left
@@ -172,7 +171,7 @@ async def _query_between_batches(ledger: Allowance, monkeypatch: pytest.MonkeyPa
         left -= 1
         writer._commands._waiting.extend(PendingCall(each.work, loop, loop.create_future()) for each in calls)
 
-    monkeypatch.setattr(writer_module, "resolve_futures", resolve_and_queue_more)
+    monkeypatch.setattr(call_queue, "resolve_futures", resolve_and_queue_more)
     await ledger.expire_due()
     assert await left_at_query > 0
     while left:  # noqa: ASYNC110 - there is no event to wait for
@@ -183,13 +182,13 @@ async def _decided(ledger: Allowance, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait until the next batch is decided."""
     assert ledger._lifecycle.open_handle is not None
     writer, loop, decided = ledger._lifecycle.open_handle.writer, asyncio.get_running_loop(), asyncio.Event()
-    decide = writer._decide
+    decide = writer._decider.decide
 
     def decide_and_report(*arguments: Any) -> None:
         decide(*arguments)
         loop.call_soon_threadsafe(decided.set)
 
-    monkeypatch.setattr(writer, "_decide", decide_and_report)
+    monkeypatch.setattr(writer._decider, "decide", decide_and_report)
     await decided.wait()
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete, event, select, text
 
-from ledger import LedgerWriter, Lookup, LookupResult
+from ledger import Lookup, LookupResult
+from ledger.locked_append import LockedAppend
 from ledger.store.sqlite.store import SqliteStore
 from projections import History
 from projections.history import garbage as garbage_module
@@ -430,7 +431,7 @@ async def test_a_change_waits_for_at_most_one_batch_of_projection(
         assert ledger._lifecycle.open_handle is not None
         changes = ledger._lifecycle.open_handle.writer._commands
         changes_made: list[Any] = []
-        write, commit = getattr(owner, batch), LedgerWriter._commit_under_lock
+        write, commit = getattr(owner, batch), LockedAppend.commit
 
         async def write_and_reserve(*arguments: Any) -> Any:
             written = await write(*arguments)
@@ -440,12 +441,12 @@ async def test_a_change_waits_for_at_most_one_batch_of_projection(
                 pass  # Blocks the loop on purpose: nothing else may run before the next batch could begin.
             return written
 
-        async def commit_and_record(self: LedgerWriter[Any], commands: Any) -> None:
+        async def commit_and_record(self: LockedAppend, commands: Any) -> None:
             await commit(self, commands)
             done.append("change")
 
         monkeypatch.setattr(owner, batch, write_and_reserve)
-        monkeypatch.setattr(LedgerWriter, "_commit_under_lock", commit_and_record)
+        monkeypatch.setattr(LockedAppend, "commit", commit_and_record)
         await work(ledger)
         await asyncio.gather(*map(asyncio.wrap_future, changes_made), return_exceptions=True)
     first = done.index("batch")

@@ -555,7 +555,7 @@ def _discard_state(ledger: Allowance) -> None:
     """Do what the writer does after any error."""
     opened = ledger._lifecycle.open_handle
     assert opened is not None
-    opened.writer._state = None
+    opened.writer._live.current = None
 
 
 async def test_a_dump_of_a_postgresql_ledger_is_restored(
@@ -621,13 +621,13 @@ async def test_a_diverged_log_is_detected(postgres_url: str, further: int) -> No
                 await other.reserve("5Carl", GPU, 6.0, 11)
             running = ledger._lifecycle.open_handle
             assert running is not None
-            remembered = running.writer._state
+            remembered = running.writer._live.current
             for call in (
                 lambda: ledger.reserve("5Bert", GPU, 6.0, 11),
                 lambda: ledger.reserve("5Anna", GPU, 1000.0, 11),
                 ledger.overview,
             ):
-                running.writer._state, running.writer._locked_batches = remembered, 0
+                running.writer._live.current, running.writer._optimistic._batches_behind = remembered, 0
                 with pytest.raises(StorageUnavailable):
                     await call()
             head = await other.head()

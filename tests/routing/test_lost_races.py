@@ -47,14 +47,16 @@ async def picked(ledger: Allowance) -> tuple[Explanation, dict[str, int]]:
     route = await Routing(ledger).pick_miner_for_job_request(job("job"))
     explanation = await ledger.explain("job")
     assert explanation.reservation.miner_ss58 == route.miner.hotkey_ss58
-    assert (await ledger.audit()).findings == []
+    report = await ledger.audit()
+    assert (report.findings, report.unproved_choices) == ([], 0)
     return explanation, await ledger.counters()
 
 
 async def test_a_pick_keeps_its_miner_while_that_qualifies(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another claim on the chosen miner makes the other miner first; the pick keeps its miner and records `kept`.
+    """Another claim on the chosen miner makes the other miner first; the pick keeps its miner and names its choice.
 
-    Catches a pick that moves to the new first candidate, and a `kept` that is not recorded.
+    Catches a pick that moves to the new first candidate, and a claim that does not name the position of its choice:
+    `picked` then has a finding, and the explanation lists the other miner first.
     """
     chosen = []
 
@@ -65,8 +67,9 @@ async def test_a_pick_keeps_its_miner_while_that_qualifies(postgres_url: str, mo
     async with losing_a_race(postgres_url, by, monkeypatch) as ledger:
         explanation, counters = await picked(ledger)
     assert explanation.reservation.miner_ss58 == chosen[0]
-    assert explanation.kept
-    assert [each.verdict for each in explanation.candidates] == ["outrun", "claimed"]
+    assert explanation.chosen_at == explanation.position == 13
+    assert explanation.reservation.reservation_id >> 20 == 15
+    assert [each.verdict for each in explanation.candidates] == ["claimed", "not reached"]
     assert (counters["conflicts"], counters["retries"], counters["moved_picks"]) == (1, 1, 0)
 
 
@@ -83,7 +86,7 @@ async def test_a_pick_leaves_a_miner_that_no_longer_qualifies(
     async with losing_a_race(postgres_url, by, monkeypatch) as ledger:
         explanation, counters = await picked(ledger)
     assert explanation.reservation.miner_ss58 != chosen[0]
-    assert not explanation.kept
+    assert explanation.chosen_at is None
     assert [each.verdict for each in explanation.candidates] == ["claimed"]
     assert (counters["conflicts"], counters["moved_picks"]) == (1, 1)
 

@@ -361,7 +361,7 @@ def explains(explanation: Explanation, decision: Decision) -> None:
     """Assert that an explanation equals the recorded decision."""
     assert explanation.reservation.reservation_id == decision.reservation_id
     assert explanation.routed
-    assert not explanation.kept
+    assert (explanation.kept, explanation.chosen_at) == (False, None)
     assert explanation.decided_at == utc(decision.seen_at_ns)
     seen = [
         (each.hotkey_ss58, each.earliest_block, each.available_seconds, each.total_seconds)
@@ -448,7 +448,7 @@ async def test_debug_and_trusted_routes_cannot_be_explained(url: str) -> None:
 
 
 async def test_routes_of_racing_processes_are_explained(any_url: str) -> None:
-    """Each miner ranked before the claimed one was busy, or came first only after others had moved the log."""
+    """Each miner ranked before the claimed one was busy, at the position of the choice; and the audit agrees."""
     clock = Clock(START + timedelta(seconds=12 * 40))
     settings = Settings(respect_executor_count=True)
     offers = {f"5Miner{number}": 3 for number in range(6)}
@@ -468,9 +468,12 @@ async def test_routes_of_racing_processes_are_explained(any_url: str) -> None:
             rank = verdicts.index("claimed")
             assert explanation.candidates[rank].hotkey_ss58 == route.miner.hotkey_ss58
             assert verdicts[rank + 1 :] == ["not reached"] * (len(verdicts) - rank - 1)
-            assert ("outrun" in verdicts) == explanation.kept
+            assert not explanation.kept
+            assert verdicts[:rank] == ["busy"] * rank
             for each in explanation.candidates[:rank]:
-                assert (each.verdict == "busy") == (each.running >= each.executors)
+                assert each.running >= each.executors
+        report = await ledger.audit()
+        assert (report.findings, report.unproved_choices) == ([], 0)
 
 
 async def test_why_summarizes_an_account(url: str) -> None:

@@ -17,11 +17,13 @@ from ledger import (
     UnitOfWork,
 )
 from ledger.domain.lookup import LookupResult
+from ledger.events import AllowanceReserved
 from projections import Availability
 from routing import AllMinersBusy, JobRequestConflict, JobRoute, NotEnoughAllowanceException
 from routing.pick import Pick
 from tests.support.small import GPU, START, VALIDATOR, Clock, miner
 
+OTHER = "always_on.gpu-80gb"
 NOW_NS = Clock(START + timedelta(seconds=12 * 11)).now_ns
 S = 10**9
 
@@ -47,8 +49,29 @@ def decided(state: Availability, command: Any, *, now_ns: int = NOW_NS) -> Any:
     return command.decide(UnitOfWork(state, LookupResult(), now_ns))
 
 
+def offers(counts: dict[str, int]) -> Any:
+    """Return a sync at block 12 in which Anna and Bert offer these executors."""
+    return FactValidator().contents([ManifestsFact(12, {"5Anna": counts, "5Bert": counts})])[0]
+
+
 def reserved(state: Availability, miner_ss58: str, amount_s: int) -> Any:
     return decided(state, Reserve(miner_ss58, GPU, amount_s * S, 11, None, None))
+
+
+def recorded(state: Availability, number: int, hotkeys: list[str]) -> None:
+    """Record a block with these miners."""
+    registered = [miner(hotkey) for hotkey in hotkeys]
+    fact = BlockFact(number, START + timedelta(seconds=12 * number), registered, {VALIDATOR: 1.0})
+    decided(state, RecordFacts(FactValidator().contents([fact])[0], confirm=False))
+
+
+def claimed(state: Availability, pick: Pick, now_ns: int = NOW_NS) -> tuple[AllowanceReserved, UnitOfWork]:
+    """Decide a pick; return the event of its claim, and the unit of work."""
+    unit_of_work = UnitOfWork(state, LookupResult(), now_ns)
+    pick.decide(unit_of_work)
+    event = unit_of_work.events[-1]
+    assert isinstance(event, AllowanceReserved)
+    return event, unit_of_work
 
 
 def reverted(state: Availability, pick: Pick) -> JobRoute:
@@ -101,18 +124,125 @@ def test_a_miner_without_enough_allowance_is_no_candidate() -> None:
         decided(given(Anna=1), Pick("job", GPU, 121 * S))
 
 
-def test_a_pick_decided_again_keeps_its_miner_while_that_qualifies() -> None:
-    """Another claim on the chosen miner makes the other one first; the pick keeps its miner and records that."""
+def test_a_pick_decided_again_keeps_its_miner_and_names_the_position_of_its_choice() -> None:
+    """Another claim on the chosen miner makes the other one first; the pick stays on its miner.
+
+    Catches a pick that moves to the new first candidate, and a claim that does not name what its choice saw.
+    """
     state, pick = given(Anna=2, Bert=2), Pick("job", GPU, 12 * S)
-    chosen = reverted(state, pick).miner
+    chosen, chosen_at = reverted(state, pick).miner, state.position
     reserved(state, chosen.hotkey_ss58, 24)
     assert state.ranking(GPU, NOW_NS)[0].hotkey_ss58 != chosen.hotkey_ss58
 
-    unit_of_work = UnitOfWork(state, LookupResult(), NOW_NS)
+    event, unit_of_work = claimed(state, pick)
 
-    assert pick.decide(unit_of_work).miner == chosen
-    assert getattr(unit_of_work.events[-1], "kept") is True  # noqa: B009 - only this event has the field
+    assert state.jobs["job"].account.miner_ss58 == chosen.hotkey_ss58
+    assert (event.chosen_at, event.kept) == (chosen_at, False)
     assert unit_of_work.moved_picks == 0
+
+
+def test_a_pick_whose_miner_comes_first_again_names_no_position() -> None:
+    """A claim on another class or miner changes nothing for it, so its choice is that of now."""
+    state, pick = given(Anna=2, Bert=2), Pick("job", GPU, 12 * S)
+    chosen = reverted(state, pick).miner.hotkey_ss58
+    reserved(state, "5Bert" if chosen == "5Anna" else "5Anna", 24)
+
+    event, _ = claimed(state, pick)
+
+    assert (state.jobs["job"].account.miner_ss58, event.chosen_at) == (chosen, None)
+
+
+def test_a_choice_that_is_kept_again_names_its_first_position() -> None:
+    """However often the pick is decided again, the claim names what its choice saw, not what a repetition saw."""
+    state, pick = given(Anna=4, Bert=4), Pick("job", GPU, 12 * S)
+    chosen, chosen_at = reverted(state, pick).miner.hotkey_ss58, state.position
+    for _ in range(3):
+        reserved(state, chosen, 24)
+        assert reverted(state, pick).miner.hotkey_ss58 == chosen
+
+    assert claimed(state, pick)[0].chosen_at == chosen_at
+
+
+@pytest.mark.parametrize(("events", "kept"), [(9_998, True), (9_999, False)])
+def test_a_choice_is_kept_for_at_most_ten_thousand_events(events: int, kept: bool) -> None:
+    """The claim is at most 10,000 positions after the one that it names; else the pick chooses anew."""
+    state, pick = given(Anna=2, Bert=2), Pick("job", GPU, 12 * S)
+    chosen, chosen_at = reverted(state, pick).miner.hotkey_ss58, state.position
+    reserved(state, chosen, 24)
+    # As if others had appended meanwhile what does not concern this class.
+    state.position += events
+
+    event, _ = claimed(state, pick)
+
+    assert (state.jobs["job"].account.miner_ss58 == chosen) is kept
+    assert event.chosen_at == (chosen_at if kept else None)
+    if kept:
+        assert state.position - chosen_at == 10_000
+
+
+@pytest.mark.parametrize(("blocks", "kept"), [(1, True), (2, False)])
+def test_a_choice_is_kept_for_one_newest_block(blocks: int, kept: bool) -> None:
+    """The claim itself always starts at the newest block."""
+    state, pick = given(Anna=2, Bert=2), Pick("job", GPU, 12 * S)
+    chosen = reverted(state, pick).miner.hotkey_ss58
+    reserved(state, chosen, 24)
+    for number in range(12, 12 + blocks):
+        recorded(state, number, ["5Anna", "5Bert"])
+
+    event, _ = claimed(state, pick)
+
+    assert event.job_start_block == 11 + blocks
+    assert (event.chosen_at is not None) is kept
+    assert (state.jobs["job"].account.miner_ss58 == chosen) is kept
+
+
+@pytest.mark.parametrize(("later_ns", "kept"), [(112 * S - 1, True), (112 * S, False), (-1, False)])
+def test_a_choice_is_kept_while_the_clock_gives_the_same_order(later_ns: int, kept: bool) -> None:
+    """When a reservation became due since, or the clock went back, the state of then may give another order by now.
+
+    The audit repeats the choice with the clock of the claim. Catches a pick that stays on its miner nevertheless: an
+    honest log would have a finding.
+    """
+    state, pick = given(Anna=4, Bert=4), Pick("job", GPU, 12 * S)
+    reserved(state, "5Anna", 12)
+    reserved(state, "5Bert", 12)
+    chosen = reverted(state, pick).miner.hotkey_ss58
+    reserved(state, chosen, 24)
+
+    event, _ = claimed(state, pick, NOW_NS + later_ns)
+
+    assert (event.chosen_at is not None) is kept
+
+
+def test_a_choice_that_saw_uncommitted_rows_of_its_class_is_not_kept() -> None:
+    """A batch that is reverted never existed for others; a choice on it cannot be repeated from the log."""
+    state, pick = given(Anna=2, Bert=2), Pick("job", GPU, 12 * S)
+    unit_of_work = UnitOfWork(state, LookupResult(), NOW_NS)
+    first = Pick("first", GPU, 12 * S).decide(unit_of_work).miner.hotkey_ss58
+    chosen = pick.decide(unit_of_work).miner.hotkey_ss58
+    assert chosen != first
+    unit_of_work.revert()
+    reserved(state, chosen, 24)
+
+    event, _ = claimed(state, pick)
+
+    assert (state.jobs["job"].account.miner_ss58, event.chosen_at) == (first, None)
+
+
+def test_uncommitted_rows_of_another_class_do_not_disturb_a_choice() -> None:
+    """The head is the position whose state the choice saw, as far as its class is concerned."""
+    state, pick = given(Anna=2, Bert=2), Pick("job", GPU, 12 * S)
+    decided(state, RecordFacts(offers({OTHER: 2, GPU: 2}), confirm=False))
+    recorded(state, 12, ["5Anna", "5Bert"])
+    recorded(state, 13, ["5Anna", "5Bert"])
+    head = state.position
+    unit_of_work = UnitOfWork(state, LookupResult(), NOW_NS)
+    Pick("first", OTHER, 1 * S).decide(unit_of_work)
+    chosen = pick.decide(unit_of_work).miner.hotkey_ss58
+    unit_of_work.revert()
+    reserved(state, chosen, 24)
+
+    assert claimed(state, pick)[0].chosen_at == head
 
 
 def test_a_pick_decided_again_leaves_a_miner_that_no_longer_qualifies() -> None:

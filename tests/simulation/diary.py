@@ -43,6 +43,9 @@ class Request:
     job_uuid: str | None = None
     amount_ns: int = 0
     reservation_id: int = 0
+    expected_off_by: int | None = None
+    expected_version: int | None = None
+    """The version at which a reservation expects its account's stream; None if it expects nothing."""
     facts: tuple[tuple[str, int, Any], ...] = ()
     calls: list[Call] = field(default_factory=list)
 

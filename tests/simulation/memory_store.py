@@ -17,7 +17,14 @@ from typing import Any, NoReturn, TypeVar
 from ledger import Head, Lookup, Row
 from ledger.domain.lookup import LookupResult
 from ledger.errors import LedgerNotFound, StorageUnavailable
-from ledger.store.contract import CommitOutcomeUnknown, RowExists, RowsBehind, Value, refuse_other_versions
+from ledger.store.contract import (
+    CommitOutcomeUnknown,
+    RowExists,
+    RowsBehind,
+    Value,
+    VersionConflict,
+    refuse_other_versions,
+)
 from tests.simulation.log_server import LogServer, Session
 from tests.simulation.scheduler import SimulatedLoop
 
@@ -147,10 +154,12 @@ class SimulatedStore:
         async with self.transaction() as transaction:
             if since is not None and not self.server.has(since):
                 return None
-            rows = events(await transaction.head())
+            head = await transaction.head()
+            rows = events(head)
             if self.server.refuses(rows):
                 raise RowExists("simulated: a unique index refused a row")
             await transaction.append(rows, expected)
+        self.faults.counts["decisions renumbered"] += since is not None and since.position != head.position
         return rows
 
     async def append_at(self, head: Head, rows: list[Row], expected: Mapping[str, int]) -> bool:
@@ -204,7 +213,11 @@ class MemoryTransaction:
 
     async def append(self, rows: list[Row], expected: Mapping[str, int]) -> None:
         await self._store.travel()
-        refuse_other_versions(expected, self._store.server.versions)
+        try:
+            refuse_other_versions(expected, self._store.server.versions)
+        except VersionConflict:
+            self._store.faults.counts["version conflicts"] += 1
+            raise
         if self._store.server.refuses([*rows]):
             raise StorageUnavailable("simulated: a unique index refused a row")
         self.rows.extend(rows)

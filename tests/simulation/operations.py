@@ -97,6 +97,8 @@ class Operations:
         request.key = f"key-{request.number}" if keyed else None
         request.job_uuid = f"job-{request.number}" if has_job else None
         request.amount_ns = self._amount_ns(request)
+        if self.chance.random() < 0.4:
+            request.expected_off_by = self.chance.choice((0, 0, 0, 0, -1, 1))
         return request
 
     def _amount_ns(self, request: Request) -> int:
@@ -255,11 +257,16 @@ def _pick(executor_class: str) -> Callable[[Process, Request], Any]:
 
 def _reserve(miner: str, executor_class: str, block: int) -> Callable[[Process, Request], Any]:
     def invoke(process: Process, request: Request) -> Any:
+        if request.expected_off_by is not None and request.expected_version is None:
+            # Seen when the request is made, like `Candidate.stream_version`: by the append others may have moved it.
+            seen = process.world.server.versions.get(f"{miner}\t{executor_class}", 0)
+            request.expected_version = max(0, seen + request.expected_off_by)
         return process.ledger.reserve(
             miner,
             executor_class,
             request.amount_ns / 10**9,
             block,
+            expected_version=request.expected_version,
             job_uuid=request.job_uuid,
             idempotency_key=request.key,
         )

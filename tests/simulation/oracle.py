@@ -206,10 +206,24 @@ class Oracle:
             self._say(f"{call.request.kind} returned {content}, the log has {stored}")
         if told.status not in ("reserved", held.status):
             self._say(f"{call.request.kind} returned the status {told.status}, the log says {held.status}")
+        expected, first = call.request.expected_version, self._first_version(held)
+        if call.request.kind == "reserve" and expected is not None and not first <= expected < held.row.version:
+            self._say(f"reserve at version {expected} returned the reservation at version {first + 1} of its stream")
         if call.request.kind == "reserve" and held.event["amount_ns"] != call.request.amount_ns:
             self._say(
                 f"{call.request.kind} of {call.request.amount_ns} returned the reservation at {held.row.position}"
             )
+
+    def _first_version(self, held: Held) -> int:
+        """Return the lowest version at which the claim can have been decided: it appends its expiries before it."""
+        row = held.row
+        first = row.version - 1
+        while first and self._is_expiry(self.rows[row.position - 2 - (row.version - 1 - first)], row.stream):
+            first -= 1
+        return first
+
+    def _is_expiry(self, row: Row, stream: str) -> bool:
+        return row.stream == stream and self.log.events[row.position - 1]["type"] == "reservation-expired"
 
     def _check_held(self, call: Call, number: int, status: str | None = None) -> Held | None:
         """Return the reservation that a caller was told of; it was in the log when the call ended."""
@@ -246,6 +260,10 @@ class Oracle:
         status = REFUSED_AS.get(kind)
         if status is not None:
             self._check_held(call, error.reservation_id, status)  # type: ignore[union-attr]
+        elif kind == "StreamVersionConflict":
+            expected, actual = error.expected_version, error.actual_version  # type: ignore[union-attr]
+            if expected != call.request.expected_version or actual == expected:
+                self._say(f"reserve at version {call.request.expected_version} raised {error!r}")
         elif kind == "JobAlreadySpent":
             self._check_held(call, error.reservation_id, "spent")  # type: ignore[union-attr]
         elif kind == "ReservationNotFound":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -126,26 +127,38 @@ class World:
         """Restore another log below the open ledgers: no process may decide on a mixture of both."""
         self.judged_rows = list(self.server.rows)
         self.server.replace(other_log(self.judged_rows, self.chance.randrange(1, len(self.judged_rows))))
-        expected = rows_as_state(self.server.rows)
         self.counts["logs replaced"] += 1
         for process in (*processes, self._start(len(self.processes) + 1)):
-            await self._meet_other_log(process, expected)
+            await self._meet_other_log(process)
 
-    async def _meet_other_log(self, process: Process, expected: Snapshot) -> None:
-        """Ask twice what a process decides on: it refuses, for ever if the log went back, or has the stored log."""
+    async def _meet_other_log(self, process: Process) -> None:
+        """Ask for a change, and then twice what a process decides on.
+
+        It refuses, for ever if the log went back, or decides on the stored log. What it decided on the lost one is not
+        appended to the stored one.
+        """
         told: list[str] = []
+        settled = len(self._settlements())
+        for reservation_id in self.operations.reservations[-3:]:
+            with suppress(AllowanceException):
+                await self._in_process(process, process.ledger.release(reservation_id))
         for _ in range(2):
             try:
                 state = await self._in_process(process, process.state())
             except StorageUnavailable as refusal:
                 told.append(type(refusal).__name__)
                 continue
-            if state != expected:
+            if state != rows_as_state(self.server.rows[: state.position]):
                 self.violations.append("after the log was replaced, a process decides on a mixture of both")
             if "LogWentBack" in told:
                 self.violations.append("a process that noticed that the log went back continues")
             told.append("ok")
+        if "ok" not in told and len(self._settlements()) > settled:
+            self.violations.append("a process that refuses the replaced log has appended to it")
         self.outcomes["log replaced", ", then ".join(told)] += 1
+
+    def _settlements(self) -> list[Row]:
+        return [row for row in self.server.rows if row.settles is not None]
 
     def _start(self, number: int, *, with_settings: bool = False) -> Process:
         settings = None

@@ -85,7 +85,7 @@ async def test_a_state_ahead_of_the_log_is_not_queried(url: str, monkeypatch: py
         results: list[object] = []
 
         def query_in_thread() -> None:
-            state = writer._state
+            state = writer._live.current
             with monkeypatch.context() as patched:
                 if state is not None:
                     patched.setattr(store, "probe_head", lambda: Head(state.position, state.hash, state.recorded_at_ns))

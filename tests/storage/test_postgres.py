@@ -14,9 +14,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from ledger import CommitOutcomeUnknown, Head, Lookup, Row, Store, encode_state
+from ledger import CommitOutcomeUnknown, Head, Lookup, Row, Store, encode_state, versions_before
 from ledger.store.contract import TransactionConflict
-from ledger.store.postgres import store as postgres
+from ledger.store.postgres import creation
 from ledger.store.postgres.store import PostgresStore
 from routing import AllMinersBusy, Allowance, InvalidInput, OutcomeUnknown, Routing, StorageUnavailable
 from tests.support.logs import VALIDATOR, all_rows, append, append_at, append_in, head_at, opened, row_after, rows_after
@@ -28,7 +28,7 @@ from tests.support.wire import Fate, Wire, wired
 T = TypeVar("T")
 
 COMMIT = b"COMMIT\x00"
-HOWS = ["at a head", "transaction"]
+HOWS = ["at a head", "behind the head", "transaction"]
 OWN_BACKENDS = "datname = current_database() AND application_name = 'allowance-ledger'"
 
 
@@ -48,7 +48,10 @@ async def wire(server: PostgresServer, postgres_url: str) -> AsyncIterator[Wire]
 async def append_by(how: str, store: Store, head: Head, rows: list[Row]) -> bool:
     if how == "at a head":
         return await append_at(store, head, rows)
-    await append(store, rows)
+    if how == "behind the head":
+        await store.append(lambda _: rows, versions_before(rows))
+    else:
+        await append(store, rows)
     return True
 
 
@@ -104,7 +107,7 @@ async def test_an_append_that_arrives_too_late_is_refused_by_the_fence(wire: Wir
         with pytest.raises(CommitOutcomeUnknown):
             await append_at(store, head, [late])
         assert not await store.resolve_commit(late)
-        assert b"INSERT 0 0" in await wire.deliver()
+        await wire.deliver()
         assert await store.read(1) == []
         assert await append_at(store, head, [late])
 
@@ -132,10 +135,10 @@ async def test_a_request_lost_before_the_commit_did_nothing(wire: Wire, postgres
     async with opened(wire.url) as store:
         head = await append(store, [row_after(Head())])
         row = row_after(head, version=2, payload=b"marked")
-        if how == "transaction":
+        if how != "at a head":
             wire.cut(b"marked", "response lost")
             with pytest.raises(StorageUnavailable):
-                await append(store, [row])
+                await append_by(how, store, head, [row])
         else:
             wire.unreachable = True
             await terminate_backends(postgres_url)
@@ -401,6 +404,31 @@ async def test_an_append_without_contention_is_one_round_trip(wire: Wire) -> Non
         wire.requests.clear()
         await append(store, rows_after(head, 300, version=303))
         assert len(wire.requests) == 4
+        wire.requests.clear()
+        await store.append(lambda head: rows_after(head, 300, version=603), {"stream": 602})
+        assert len(wire.requests) == 4
+
+
+async def test_an_append_moves_streams_without_touching_an_index(postgres_url: str) -> None:
+    """An update of a stream's version stays in its page, however often the stream moves.
+
+    A few do not, if a page is full while the server cannot yet tidy it up. Catches a table without room in its pages,
+    and an index on the version.
+    """
+    async with opened(postgres_url) as store:
+        head = Head()
+        for version in range(1, 31):
+            rows: list[Row] = []
+            before = head
+            for number in range(100):
+                rows.append(row_after(head, f"5Miner{number}\talways_on.gpu-24gb", version))
+                head = head_at(rows[-1])
+            assert await append_at(store, before, rows)
+    await until(postgres_url, f"NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE {OWN_BACKENDS})")
+    updates = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'allowance_streams'"
+    ((moved, in_place),) = await fetch(postgres_url, updates)
+    assert moved == 2900
+    assert in_place > 0.98 * moved
 
 
 async def test_a_reservation_without_contention_is_one_round_trip(wire: Wire) -> None:
@@ -473,7 +501,7 @@ async def test_every_session_has_a_name_timeouts_and_flushed_commits(store: Post
         "default_transaction_read_only": "off",
         "synchronous_commit": "on",
     }
-    for session in (store._reads, store._writes, store._read_model_writes):
+    for session in (store._reads, store._writes, store._derived_writes):
         connection = await session.connection()
         assert {name: await connection.fetchval(f"SHOW {name}") for name in expected} == expected
     async with store.derived_connection() as read:
@@ -755,7 +783,7 @@ async def test_a_process_that_comes_late_to_create_the_schema_takes_no_locks(
 
     Catches the deadlock of such a process with ledgers that are already in use.
     """
-    stored_schema_version = postgres._stored_schema_version
+    stored_schema_version = creation.stored_schema_version
     queries: list[str] = []
     checks = 0
 
@@ -769,7 +797,7 @@ async def test_a_process_that_comes_late_to_create_the_schema_takes_no_locks(
 
     async with opened(postgres_url):
         pass
-    monkeypatch.setattr(postgres, "_stored_schema_version", check_too_early)
+    monkeypatch.setattr(creation, "stored_schema_version", check_too_early)
     async with opened(postgres_url):
         pass
     made = [query for query in queries if "CREATE" in query or "ALTER" in query]

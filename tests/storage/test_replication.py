@@ -11,8 +11,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from ledger import CommitOutcomeUnknown, Head, Lookup
-from ledger.store.postgres import fence
-from ledger.store.postgres import store as postgres
+from ledger.store.postgres import fence, fenced_writes
 from routing import Allowance, LogWentBack, OutcomeUnknown, Routing, StorageUnavailable
 from tests.support.logs import append, append_at, opened, row_after
 from tests.support.servers import PostgresServer, connected
@@ -89,7 +88,7 @@ async def a_missing_standby(
         if short_fence:
             limits.setattr(fence, "FENCE_TIMEOUT_SECONDS", SHORT_SECONDS)
         if gives_up:
-            limits.setattr(postgres, "APPEND_TIMEOUT_SECONDS", SHORT_SECONDS)
+            limits.setattr(fenced_writes, "APPEND_TIMEOUT_SECONDS", SHORT_SECONDS)
         waits = commits_wait_for(server, "nobody")
         end_waits = await asyncio.to_thread(waits.__enter__)
         await until_commits_wait(server)
@@ -217,7 +216,7 @@ async def test_another_process_does_not_repeat_what_no_standby_has(
             await picking
         assert [each.job_uuid for each in (await other.history()).items] == ["a job"]
         with monkeypatch.context() as limits:
-            limits.setattr(postgres, "APPEND_TIMEOUT_SECONDS", SHORT_SECONDS)
+            limits.setattr(fenced_writes, "APPEND_TIMEOUT_SECONDS", SHORT_SECONDS)
             for _ in range(2):
                 with pytest.raises(OutcomeUnknown) as unknown:
                     await Routing(other).pick_miner_for_job_request(job("a job"))
@@ -255,7 +254,7 @@ async def test_a_commit_that_waits_for_a_lost_standby_is_given_up_in_time(
         raised.append(arguments)
         return await fence.raise_fence(*arguments)
 
-    monkeypatch.setattr(postgres, "raise_fence", raise_fence)
+    monkeypatch.setattr(fenced_writes, "raise_fence", raise_fence)
     async with small_ledger(url=postgres_url) as ledger:
         before = await ledger.head()
         async with a_missing_standby(server, gives_up=True) as standby_is_back:
@@ -405,7 +404,7 @@ async def test_an_outcome_is_looked_up_where_the_fence_was_raised(server: Postgr
         with pytest.raises(StorageUnavailable, match="nothing was done"):
             await ledger.reserve("5Bert", GPU, 6.0, 11)
         # The old primary has it, and still responds; nobody asks it any more.
-        rows = "SELECT count(*) FROM allowance_events WHERE stream LIKE '5Bert%'"
+        rows = "SELECT count(*) FROM allowance_log WHERE stream LIKE '5Bert%'"
         assert await fetch(postgres_url, rows) == [(1,)]
         assert await fetch(standby.url(database), rows) == [(0,)]
         assert [each.miner_ss58 for each in (await ledger.history()).items] == ["5Anna"]

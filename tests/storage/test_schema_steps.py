@@ -13,14 +13,15 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+import asyncpg
 import pytest
 
-from ledger import SCHEMA_VERSION, current_runtime
+from ledger import SCHEMA_VERSION, Head, Row
 from ledger.errors import NewerLedger
 from ledger.store import schema_steps
 from routing import Allowance
 from tests.storage.test_old_ledgers import HEAD, STATUSES, VALIDATOR, history, old_url
-from tests.support.logs import append_at, row_after
+from tests.support.logs import head_at, opened, row_after
 from tests.support.servers import connected
 
 __all__ = ["old_url"]
@@ -28,7 +29,7 @@ __all__ = ["old_url"]
 PROCESSES = 16
 NEW_VALIDATOR = "validator-of-a-new-database"
 # The contract last: a module that is imported only after its constant was replaced would keep the replacement.
-VERSION_READERS = ("sqlite.store", "postgres.store", "schema_steps", "contract")
+VERSION_READERS = ("sqlite.store", "postgres.appending", "postgres.creation", "schema_steps", "contract")
 
 
 async def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -201,35 +202,81 @@ async def until_locks_are_awaited(url: str, count: int, at_least: str = "0 ms") 
             pass
 
 
-async def test_an_append_that_waits_for_an_upgrade_is_refused(old_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older release begins an append while the upgrade holds the head: it has compared the schema version already.
+# The append of the release that wrote schema version 1, for one row.
+OLDER_APPEND = """
+    WITH moved AS (
+        UPDATE allowance_ledgers SET position = $5, hash = $6, recorded_at_ns = $7
+        WHERE ledger = $1 AND position = $2 AND hash = $3 AND fence = $4
+          AND (SELECT version FROM allowance_schema) = $8
+        RETURNING ledger
+    )
+    INSERT INTO allowance_events
+        (ledger, position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash)
+    SELECT moved.ledger, appended.* FROM moved, unnest(
+        $9::bigint[], $10::text[], $11::bigint[], $12::bigint[], $13::text[],
+        $14::text[], $15::bigint[], $16::bigint[], $17::bytea[], $18::bytea[]
+    ) AS appended"""
 
-    Catches an upgrade that locks the head row without changing it: the server then compares nothing again, and rows of
-    an older release come after the upgrade.
+
+async def append_like_an_older_release(connection: asyncpg.Connection, row: Row) -> str:
+    """Append a row behind the head of the old database; return the statement's status, or the code of its error."""
+    head = (1, HEAD.position, HEAD.hash, 0, row.position, row.hash, row.recorded_at_ns, 1)
+    try:
+        return str(await connection.execute(OLDER_APPEND, *head, *([value] for value in row)))
+    except asyncpg.PostgresError as error:
+        return str(error.sqlstate)
+
+
+async def test_an_append_that_waits_for_an_upgrade_is_refused(old_url: str) -> None:
+    """An older release begins an append while the upgrade is under way: nothing of it is in the upgraded log.
+
+    The statement is planned for the old tables. Catches an upgrade that lets others append to the log that it rewrites.
     """
     if old_url.startswith("sqlite"):
         pytest.skip("SQLite decides under the lock of the file")
-    with monkeypatch.context() as older:
-        for module in VERSION_READERS:
-            older.setattr(f"ledger.store.{module}.SCHEMA_VERSION", 1)
-        running = Allowance.open(f"{old_url}&lock_timeout=0", validator_ss58=VALIDATOR)
-        store = (await running._lifecycle.handle()).store
-        head = await running.head()
-    async with connected(old_url) as other:
+    async with connected(old_url) as other, connected(f"{old_url}&application_name=allowance-ledger") as running:
+        await running.fetch("SELECT 1")
         blocking = other.transaction()
         await blocking.start()
         await other.execute("CREATE TABLE allowance_verifications ()")  # The step waits for its end.
         upgrading = asyncio.create_task(open_once(old_url))
         await until_locks_are_awaited(old_url, 1)
-        monkeypatch.setattr("ledger.store.postgres.store.SCHEMA_VERSION", 1)
-        appending = asyncio.create_task(current_runtime().run(append_at(store, head, [row_after(head, "other")])))
+        appending = asyncio.create_task(append_like_an_older_release(running, row_after(HEAD, "other")))
         await until_locks_are_awaited(old_url, 2)
         await blocking.rollback()
-    assert not await appending
-    assert await upgrading == HEAD.position
+        assert await appending in ("INSERT 0 0", "42804")
+        assert await upgrading == HEAD.position
     assert await rows(old_url, "SELECT position FROM allowance_ledgers") == [(HEAD.position,)]
-    monkeypatch.undo()
-    await running.close()
+    assert await rows(old_url, "SELECT max(position) FROM allowance_events") == [(HEAD.position,)]
+
+
+async def open_store(url: str) -> Head:
+    """Open the log alone for writing and return its head."""
+    async with opened(url, VALIDATOR) as store:
+        return await store.head()
+
+
+async def test_an_append_that_began_before_an_upgrade_is_upgraded(old_url: str) -> None:
+    """An older release's append waits for the head while the upgrade begins: the upgrade waits for it, and includes it.
+
+    Catches an upgrade that counts the streams before the last append to the old tables has ended.
+    """
+    if old_url.startswith("sqlite"):
+        pytest.skip("SQLite decides under the lock of the file")
+    row = row_after(HEAD, "other")
+    async with connected(old_url) as other, connected(f"{old_url}&application_name=allowance-ledger") as running:
+        await running.execute("SET deadlock_timeout = '1h'")
+        holding = other.transaction()
+        await holding.start()
+        await other.execute("SELECT position FROM allowance_ledgers FOR UPDATE")
+        appending = asyncio.create_task(append_like_an_older_release(running, row))
+        await until_locks_are_awaited(old_url, 1)
+        upgrading = asyncio.create_task(open_store(f"{old_url}&deadlock_timeout=1h"))
+        await until_locks_are_awaited(old_url, 2)
+        await holding.rollback()
+        assert await appending == "INSERT 0 1"
+        assert await upgrading == head_at(row)
+    assert await rows(old_url, "SELECT version FROM allowance_streams WHERE name = 'other'") == [(1,)]
 
 
 async def test_an_opening_waits_for_an_upgrade_by_another_process(old_url: str) -> None:

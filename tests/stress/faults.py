@@ -17,11 +17,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ledger import Chain, Head, LedgerWriter, Row, UnitOfWork
-from ledger import writer as writer_module
+from ledger import Chain, Head, Row, UnitOfWork, call_queue
 from ledger.codec import row_hash
+from ledger.deciding import Decider, look_up
 from ledger.domain import unit_of_work as unit_of_work_module
-from ledger.store.postgres import store as postgres_store
+from ledger.locked_append import LockedAppend
+from ledger.store.postgres import appending as postgres_appending
+from ledger.store.postgres import statements
 from ledger.store.sqlite.store import SqliteStore
 from routing import pick as pick_module
 from tests.support.logs import append_in
@@ -55,10 +57,17 @@ def no_lock() -> None:
 
 
 def no_compare() -> None:
-    """On PostgreSQL, an append moves the head without comparing it."""
-    compared = "position = $2 AND hash = $3"
-    uncompared = "position <> -$2::bigint AND $3::bytea IS NOT NULL"
-    _replace(postgres_store, "_APPEND", postgres_store._APPEND.replace(compared, uncompared))
+    """On PostgreSQL, an append compares neither the head nor its streams."""
+    compared, uncompared = "position = $3 AND hash = $4 AND", "position <> -$3::bigint AND $4::bytea IS NOT NULL AND"
+    _replace(postgres_appending, "APPEND", statements.APPEND.replace(compared, uncompared).replace(*_NO_STREAMS))
+
+
+def no_stream_comparison() -> None:
+    """On PostgreSQL, an append does not compare the versions of its streams."""
+    _replace(postgres_appending, "APPEND", statements.APPEND.replace(*_NO_STREAMS))
+
+
+_NO_STREAMS = ("AND NOT EXISTS (SELECT FROM asked WHERE actual <> expected)", "")
 
 
 def outrun_drops() -> None:
@@ -82,11 +91,11 @@ def stale_blocks() -> None:
 
 def acknowledge_before_commit() -> None:
     """Callers get their results after the decision; now and then the process dies before the commit."""
-    decide, commit, commits = LedgerWriter._decide, SqliteStore._commit, itertools.count(1)
+    decide, commit, commits = Decider.decide, SqliteStore._commit, itertools.count(1)
 
-    def decide_and_acknowledge(self: LedgerWriter[Any], unit_of_work: Any, commands: list[Any]) -> None:
+    def decide_and_acknowledge(self: Decider, unit_of_work: Any, commands: list[Any]) -> None:
         decide(self, unit_of_work, commands)
-        writer_module.resolve_futures(commands)
+        call_queue.resolve_futures(commands)
 
     def die_or_commit(self: SqliteStore, connection: sqlite3.Connection) -> None:
         if next(commits) % FAILING_COMMITS == 0:
@@ -94,7 +103,7 @@ def acknowledge_before_commit() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         commit(self, connection)
 
-    _replace(LedgerWriter, "_decide", decide_and_acknowledge)
+    _replace(Decider, "decide", decide_and_acknowledge)
     _replace(SqliteStore, "_commit", die_or_commit)
 
 
@@ -176,16 +185,17 @@ def _decide_before_reading(is_final: Callable[[Row, set[str]], bool], *, renumbe
     If all rows are final, they are appended behind the newer events as they are; otherwise the batch is decided again.
     """
 
-    async def decided(self: LedgerWriter[Any], transaction: Any, commands: list[Any], *, current: bool) -> UnitOfWork:
-        state = await self._catch_up(transaction) if current or self._state is None else self._state
-        self._state = None
-        unit_of_work = UnitOfWork(state, await transaction.find(self._lookup(state, commands)), self._clock_ns())
-        self._decide(unit_of_work, commands)
+    async def decided(self: LockedAppend, transaction: Any, commands: list[Any], *, current: bool) -> UnitOfWork:
+        live = self._live
+        state = await live.catch_up(transaction) if current or live.current is None else live.current
+        live.discard()
+        unit_of_work = UnitOfWork(state, await transaction.find(look_up(state, commands)), state.recorded_at_ns)
+        self._decider.decide(unit_of_work, commands)
         return unit_of_work
 
-    async def commit(self: LedgerWriter[Any], commands: list[Any]) -> None:
+    async def commit(self: LockedAppend, commands: list[Any]) -> None:
         await asyncio.sleep(WIDENED_S)
-        async with self._state_lock, self.store.transaction() as transaction:
+        async with self._live.lock, self._store.transaction() as transaction:
             revertible = all(ticket.work.revertible for ticket in commands)
             unit_of_work = await decided(self, transaction, commands, current=not revertible)
             tail = await transaction.read(unit_of_work.head.position)
@@ -198,9 +208,9 @@ def _decide_before_reading(is_final: Callable[[Row, set[str]], bool], *, renumbe
         if tail:
             unit_of_work.revert()
             unit_of_work.state.fold([*tail, *rows])
-        self._state = unit_of_work.state
+        self._live.current = unit_of_work.state
 
-    _replace(LedgerWriter, "_commit_at_head", commit)
+    _replace(LockedAppend, "_commit_at_head", commit)
 
 
 def _rows_behind(head: Head, rows: list[Row], versions: dict[str, int]) -> list[Row]:
@@ -238,6 +248,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     for fault in (
         no_lock,
         no_compare,
+        no_stream_comparison,
         outrun_drops,
         no_version_check,
         stale_blocks,

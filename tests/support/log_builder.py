@@ -7,6 +7,7 @@ executor, which is 12 s per account. Tests then append whatever rows they need, 
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -57,6 +58,7 @@ class LogBuilder:
 
     def __init__(self, settings: RecordedSettings | None = None, *, offers: Mapping[str, int] | None = None) -> None:
         self.rows: list[Row] = []
+        self._versions: Counter[str] = Counter()
         self.settings = settings or RecordedSettings()
         self.now_ns = created_at_ns(0)
         self.append(SETTINGS_STREAM, LedgerOpened(VALIDATOR, self.settings))
@@ -84,7 +86,7 @@ class LogBuilder:
 
     def append_columns(self, stream: str, **columns: Any) -> Row:
         """Append a row with any columns; it is hashed after the row before it unless `columns` has a hash."""
-        version = 1 + sum(row.stream == stream for row in self.rows)
+        self._versions[stream] = version = self._versions[stream] + 1
         row = Row(self.position + 1, stream, version, self.now_ns, None, None, None, None, b"", b"")
         row = row._replace(**columns)
         if "hash" not in columns:

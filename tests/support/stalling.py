@@ -17,7 +17,7 @@ async def stalled(ledger: Allowance) -> AsyncIterator[LedgerHandle]:
     assert opened is not None
     writer, runtime = opened.writer, opened.runtime
     # No public call can stall the writer; the lock on the state is where a batch waits.
-    await runtime.run(writer._state_lock.acquire())
+    await runtime.run(writer._live.lock.acquire())
     batches = writer.counters.batches
     first = asyncio.create_task(ledger.expire_due())
     while writer.counters.batches == batches:
@@ -26,7 +26,7 @@ async def stalled(ledger: Allowance) -> AsyncIterator[LedgerHandle]:
     try:
         yield opened
     finally:
-        runtime.loop.call_soon_threadsafe(writer._state_lock.release)
+        runtime.loop.call_soon_threadsafe(writer._live.lock.release)
         await asyncio.gather(first, return_exceptions=True)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
 
 from ledger.codec import Row
 from ledger.errors import StorageUnavailable
-from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, check_schema_version, driver_message
-from ledger.store.reader import LOG_TABLES, StoredLedger, has_log_tables
+from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, SCHEMA_VERSION, check_schema_version, driver_message
+from ledger.store.reader import LOG_TABLES, STREAMS, StoredLedger, check_streams, has_log_tables
+
+from .connecting import Connector
+from .statements import ALL_SIZES, STORED_SCHEMA_VERSION, log_queries
 
 # Errors of a connection that can no longer be used, besides the server's own errors. asyncpg raises InternalClientError
 # if a connection breaks in the middle of its protocol.
@@ -21,14 +24,10 @@ _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM all
 # The ledgers that have events, one look-up in the primary key each. DISTINCT would read the whole log.
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > $1 ORDER BY ledger LIMIT 1"
-COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
-# A page of at most $3 rows, and without those that follow after $4 bytes of payload. The server adds the sizes up while
-# it reads the page by the primary key, and sends no row that would not fit.
-READ_PAGE = f"""SELECT {COLUMNS} FROM
-                    (SELECT *, sum(octet_length(payload)) OVER (ORDER BY position) - octet_length(payload) AS before
-                     FROM allowance_events WHERE ledger = $1 AND position > $2 ORDER BY position LIMIT $3) AS page
-                WHERE before < $4 ORDER BY position"""
-_ROWS = "SELECT {columns} FROM allowance_events WHERE ledger = $1 AND position >= $2 ORDER BY position"
+_HAS_EVENTS = "SELECT to_regclass('allowance_events') IS NOT NULL"
+# Before the first snapshot. A schema step rewrites the table, which would then be empty in an older snapshot. So the
+# step waits for the end of this transaction, or this transaction for the step.
+_KEEP_TABLE = "LOCK TABLE allowance_events IN ACCESS SHARE MODE"
 _FIRST_OF_ALL = -(2**63)
 
 
@@ -37,14 +36,18 @@ class PostgresReader:
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
+        self._schema_version = SCHEMA_VERSION
 
     async def ledgers(self) -> list[StoredLedger]:
         with postgres_errors():
-            if not has_log_tables([name for (name,) in await self._connection.fetch(_FOUND, LOG_TABLES)]):
+            tables = [name for (name,) in await self._connection.fetch(_FOUND, (*LOG_TABLES, STREAMS))]
+            if not has_log_tables(tables):
                 return []
-            version = await self._connection.fetchval("SELECT version FROM allowance_schema")
+            version = await self._connection.fetchval(STORED_SCHEMA_VERSION)
             if isinstance(version, int):
                 check_schema_version(version)
+                check_streams(version, tables)
+                self._schema_version = version
             stored = [StoredLedger(*row) for row in await self._connection.fetch(_HEADS)]
             known = {each.ledger for each in stored}
             found = await self._connection.fetchval(_FIRST_WITH_EVENTS)
@@ -60,8 +63,8 @@ class PostgresReader:
             # bounded before it is sent. Positions cannot divide a damaged log into pages: two rows may have the same.
             first = _FIRST_OF_ALL if after is None else after + 1
             rows, sizes = [
-                await self._connection.cursor(_ROWS.format(columns=columns), stored.ledger, first)
-                for columns in (COLUMNS, "octet_length(payload)")
+                await self._connection.cursor(query, stored.ledger, first)
+                for query in (log_queries(self._schema_version).all, ALL_SIZES)
             ]
             while ahead := [size for (size,) in await sizes.fetch(PAGE_ROWS)]:
                 for count in _page_lengths(ahead):
@@ -72,6 +75,24 @@ class PostgresReader:
 
     def check_unchanged(self) -> None:
         """Do nothing: the transaction reads one snapshot."""
+
+
+@asynccontextmanager
+async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
+    """Begin a transaction that reads one snapshot, on a connection of its own."""
+    with postgres_errors():
+        connection = await connector.connect()
+        try:
+            # An audit may compute for longer than the timeout between two pages. It holds no row's lock meanwhile.
+            await connection.execute("SET idle_in_transaction_session_timeout = 0")
+            has_events = await connection.fetchval(_HAS_EVENTS)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                if has_events:
+                    await connection.execute(_KEEP_TABLE)
+                yield PostgresReader(connection)
+        finally:
+            # To cut the connection never waits, unlike an orderly end; a read-only transaction loses nothing.
+            connection.terminate()
 
 
 def _page_lengths(sizes: list[int | None]) -> Iterator[int]:
@@ -85,11 +106,6 @@ def _page_lengths(sizes: list[int | None]) -> Iterator[int]:
             count = total = 0
     if count:
         yield count
-
-
-async def read_page(connection: asyncpg.Connection, ledger: int, after: int, most_rows: int) -> list[Row]:
-    """Return the rows after a position, at most `most_rows`, bounded by `PAGE_BYTES` of payload."""
-    return [Row(*row) for row in await connection.fetch(READ_PAGE, ledger, after, most_rows, PAGE_BYTES)]
 
 
 @contextmanager

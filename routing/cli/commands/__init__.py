@@ -51,6 +51,7 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("withdraw", "Withdraw a block or a manifest sync that was recorded by mistake.", "withdraw"),
     CommandEntry("miners", "List the candidates for a job, best first, or all registered miners.", "miners"),
     CommandEntry("pick", "Pick a miner for a job and reserve the allowance that the job needs.", "pick"),
+    CommandEntry("reserve", "Reserve allowance on one account, if it is still at an expected version.", "reserve"),
     CommandEntry("spend", "Spend a reservation: its job ran.", "settle", "SPEND"),
     CommandEntry("release", "Release a reservation: its job did not run.", "settle", "RELEASE"),
     CommandEntry("history", "List reservations, newest first.", "history"),

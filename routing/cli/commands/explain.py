@@ -52,7 +52,7 @@ def _facts(explanation: Explanation) -> list[tuple[str, object]]:
         ("blocks", block_ranges(reservation.blocks)),
         ("job start block", explanation.job_start_block),
         ("decided at", explanation.decided_at),
-        ("decided on the log up to", explanation.position),
+        ("chosen on the log up to", explanation.position),
     ]
 
 
@@ -65,9 +65,15 @@ def _show_candidates(explanation: Explanation, out: Output, *, show_all: bool) -
         ("tried", "hotkey", "verdict", "earliest block", "share left", "available", "running", "executors"),
         [_row(rank, each) for rank, each in enumerate(shown, start=1)],
     )
+    if explanation.chosen_at is not None:
+        out.note(
+            f"the miner was chosen at position {explanation.chosen_at}, as shown, before others appended to the log;"
+            " it still qualified at the claim, so the job stayed with it"
+        )
     if explanation.kept:
         out.note(
-            "the miner was chosen before others appended to the log; it still qualified, so the job stayed with it"
+            "the miner was chosen before others appended to the log, at a position that an earlier release did not"
+            " record; the candidates are those directly before the claim, and the choice is not proved"
         )
     if len(shown) < len(candidates):
         out.note(f"{counted(len(candidates) - len(shown), 'more candidate')}: repeat with --all")
@@ -89,9 +95,10 @@ def _row(rank: int, candidate: Considered) -> tuple[object, ...]:
 COMMAND = CliCommand(
     details=(
         "Lists the candidates in the order in which the job tried them, with what the router knew of them.\n"
-        "All of it is computed again from the log. Verdicts: claimed; busy (it ran as many jobs as it had executors);\n"
-        "outrun (it came first only after others had appended to the log, and the miner chosen before still\n"
-        "qualified); not reached (an earlier candidate was claimed)."
+        "All of it is computed again from the log, at the position of the choice, which a claim names if others\n"
+        "appended to the log in between. Verdicts: claimed; busy (it ran as many jobs as it had executors);\n"
+        "not reached (an earlier candidate was claimed). In claims of earlier releases also: outrun (it came first at\n"
+        "the claim, but the job stayed on a miner chosen at a position that was not recorded)."
     ),
     examples=(
         "allowance explain 6f1c0a52-27c3-4d0e-9d3b-5f3f5b1f0c11",

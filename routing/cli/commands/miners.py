@@ -58,7 +58,7 @@ def _list_candidates(connection: Connection, arguments: argparse.Namespace, out:
             out.document(candidate_document(rank, candidate))
         return
     out.table(
-        ("rank", "hotkey", "earliest block", "available", "total", "share left"),
+        ("rank", "hotkey", "earliest block", "available", "total", "share left", "version"),
         [_candidate_row(rank, candidate) for rank, candidate in ranked],
     )
 
@@ -71,6 +71,7 @@ def _candidate_row(rank: int, candidate: Candidate) -> tuple[object, ...]:
         seconds_text(candidate.available_seconds),
         seconds_text(candidate.total_seconds),
         percent_text(candidate.available_seconds, candidate.total_seconds),
+        candidate.stream_version,
     )
 
 
@@ -99,8 +100,9 @@ def _executors_text(executors: dict[str, int]) -> str:
 
 COMMAND = CliCommand(
     details=(
-        "With --executor-class and --seconds: the candidates for a job, best first. Without: the miners that are\n"
-        "registered at the newest block, with their network addresses and their executors in the newest sync."
+        "With --executor-class and --seconds: the candidates for a job, best first. Their version is that of the\n"
+        "account's stream, for `allowance reserve --expected-version`. Without: the miners that are registered at the\n"
+        "newest block, with their network addresses and their executors in the newest sync."
     ),
     examples=(
         "allowance miners",

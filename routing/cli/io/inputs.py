@@ -37,15 +37,20 @@ def whole_number(text: str) -> int:
     return _number_up_to(LARGEST_NUMBER, "2^63 - 1", text)
 
 
+def stream_version(text: str) -> int:
+    """Return the version of a stream, from 0 to 2^63 - 1; 0 is that of a stream without events."""
+    return _number_up_to(LARGEST_NUMBER, "2^63 - 1", text, least=0)
+
+
 def page_items(text: str) -> int:
     """Return how many items a page may have."""
     return _number_up_to(MOST_PAGE_ITEMS, str(MOST_PAGE_ITEMS), text)
 
 
-def _number_up_to(largest: int, largest_text: str, text: str) -> int:
+def _number_up_to(largest: int, largest_text: str, text: str, least: int = 1) -> int:
     # `int` alone would also accept signs, spaces, underscores and digits of other scripts.
-    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not 1 <= int(text) <= largest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {largest_text}")
+    if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not least <= int(text) <= largest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {largest_text}")
     return int(text)
 
 

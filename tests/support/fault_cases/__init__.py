@@ -4,7 +4,7 @@ A fault case adds one fault to an honest `LogBuilder` log. If the fault breaks o
 so that a test can require exactly these findings.
 """
 
-from . import clocks, corrections, facts, reservations, routes, rows, seals, settlements
+from . import choices, clocks, corrections, facts, reservations, routes, rows, seals, settlements
 from .fault_case import FaultCase
 
 FAULT_CASES: list[FaultCase] = [
@@ -14,6 +14,7 @@ FAULT_CASES: list[FaultCase] = [
     *reservations.FAULT_CASES,
     *settlements.FAULT_CASES,
     *routes.FAULT_CASES,
+    *choices.FAULT_CASES,
     *seals.FAULT_CASES,
     *clocks.FAULT_CASES,
 ]

@@ -1,0 +1,99 @@
+"""Transactions on the derived tables, in plain SQL; and SQLAlchemy's connections to query them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import asyncpg
+
+from ledger.store.contract import RowExists, Value, check_schema_version
+
+from .session import ServerSession
+from .statements import STORED_SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+class PostgresDerivedTransaction:
+    """A transaction on the derived tables; a `DerivedTransaction`."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    async def query(self, statement: str, *values: Value) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self._connection.fetch(_numbered_parameters(statement), *values)]
+
+    async def execute_many(self, statement: str, rows: Sequence[tuple[Value, ...]]) -> None:
+        if not rows:
+            return
+        try:
+            await self._connection.executemany(_numbered_parameters(statement), rows)
+        except asyncpg.IntegrityConstraintViolationError as cause:
+            raise RowExists(str(cause)) from cause
+
+
+async def begin_derived_write(session: ServerSession, connection: asyncpg.Connection) -> asyncpg.Connection:
+    """Begin a transaction and lock the schema's row, so that one process at a time writes derived tables.
+
+    On SQLite the write lock of their file does the same. Appends do not lock this row, so they need not wait.
+    """
+    await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+    try:
+        check_schema_version(await connection.fetchval(f"{STORED_SCHEMA_VERSION} FOR UPDATE"))
+    except BaseException:
+        await session.roll_back(connection)
+        raise
+    return connection
+
+
+class DerivedEngine:
+    """SQLAlchemy's engine, made when it is first used: its import is slow."""
+
+    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
+        self._connect = connect
+        self._engine: AsyncEngine | None = None
+        self._connections: WeakSet[asyncpg.Connection] = WeakSet()
+
+    def open(self) -> AsyncEngine:
+        """Return the engine."""
+        if self._engine is None:
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            self._engine = create_async_engine(
+                "postgresql+asyncpg://",
+                async_creator=self._connect_noted,
+                pool_size=2,
+                max_overflow=0,
+                pool_pre_ping=True,
+            )
+        return self._engine
+
+    def cut_connections(self) -> None:
+        """Cut every connection; the pool tests one before it uses it."""
+        for connection in list(self._connections):
+            connection.terminate()
+
+    async def close(self) -> None:
+        """Close the engine; the next use makes another."""
+        if self._engine is not None:
+            await self._engine.dispose()
+            self._engine = None
+
+    async def _connect_noted(self) -> asyncpg.Connection:
+        connection = await self._connect()
+        self._connections.add(connection)
+        return connection
+
+
+@lru_cache(maxsize=128)
+def _numbered_parameters(statement: str) -> str:
+    """Replace each `?` by PostgreSQL's `$1`, `$2`, …
+
+    A statement must therefore not contain a `?` in a text: all values are parameters.
+    """
+    first, *parts = statement.split("?")
+    return first + "".join(f"${number}{part}" for number, part in enumerate(parts, 1))

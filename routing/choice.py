@@ -1,0 +1,69 @@
+"""The choice of a miner that a pick keeps when its claim is decided again.
+
+Rules, this project's own. A pick keeps its miner because every claim changes the ranking: after a conflict all picks of
+a batch would otherwise leave their miners for others. The claim then records the position of the choice (`chosen_at`),
+so that `explain` and the audit can repeat the choice there. So that must be a committed position, not too far back, at
+which the clock of the later decision gives the same order; and the miner must still qualify at the claim.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+from ledger import Account, LedgerState, UnitOfWork
+from ledger.events import MOST_EVENTS_SINCE_CHOICE
+from projections import is_busy
+
+NEVER_NS = 2**63
+"""Later than any due time."""
+
+
+class Choice(NamedTuple):
+    """The account that a decision of a pick chose, and what that decision saw."""
+
+    stream: str
+    position: int | None
+    """The committed position whose state it saw; None if it also saw rows that its batch had not committed yet."""
+    newest_block: int
+    decided_at_ns: int
+    next_due_ns: int
+    """The first due time after `decided_at_ns`. From then on, the same state may give another order."""
+
+    @classmethod
+    def made(cls, unit_of_work: UnitOfWork, account: Account) -> Choice:
+        """Return the choice of an account that a decision makes now."""
+        state, now_ns = unit_of_work.state, unit_of_work.now_ns
+        # Ids are below 2**63, so this index is that of the first reservation that is not overdue at `now_ns`.
+        next_due = bisect_right(state.due_queue, (now_ns, NEVER_NS))
+        return cls(
+            account.stream,
+            unit_of_work.committed_position_seen(account.executor_class),
+            state.chain.blocks.newest,
+            now_ns,
+            state.due_queue[next_due][0] if next_due < len(state.due_queue) else NEVER_NS,
+        )
+
+    def kept_account(self, state: LedgerState, amount_ns: int, now_ns: int) -> Account | None:
+        """Return the account if a later decision keeps the choice; None if it must choose anew."""
+        account = state.chain.accounts.get(self.stream)
+        if account is None or not self._can_be_repeated(state, account, now_ns):
+            return None
+        blocks = state.chain.blocks
+        qualifies = (
+            account.miner_ss58 in state.chain.metagraph.members
+            and not is_busy(state, account, now_ns)
+            and account.measure(blocks, state.window_start(blocks.newest), now_ns).available_ns >= amount_ns
+        )
+        return account if qualifies else None
+
+    def _can_be_repeated(self, state: LedgerState, account: Account, now_ns: int) -> bool:
+        """Return whether a claim of now may name this choice: it must be recent, and independent of the clock since."""
+        # The claim's position is at most this one: before it, the claim may expire the account's overdue reservations.
+        claim_position = state.position + len(account.overdue(now_ns)) + 1
+        return (
+            self.position is not None
+            and claim_position - self.position <= MOST_EVENTS_SINCE_CHOICE
+            and self.newest_block <= state.chain.blocks.newest <= self.newest_block + 1
+            and self.decided_at_ns <= now_ns < self.next_due_ns
+        )
