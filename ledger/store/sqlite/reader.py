@@ -32,6 +32,7 @@ _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM all
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > ? ORDER BY ledger LIMIT 1"
 _ROWS = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = ? {{after}} ORDER BY position"
+_VERSIONS = "SELECT name, version FROM allowance_streams WHERE ledger = ?"
 _STREAM = "SELECT name FROM allowance_streams WHERE ledger = ? AND stream = ?"
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -158,6 +159,10 @@ class SqliteReader:
 
     async def head(self, stored: StoredLedger) -> StoredLedger:
         return stored
+
+    async def versions(self, stored: StoredLedger) -> dict[Any, Any]:
+        with sqlite_errors():
+            return dict(self._connection.execute(_VERSIONS, (stored.ledger,))) if STREAMS in self._tables() else {}
 
     def check_unchanged(self) -> None:
         if self._path is None or self._access is None or self._access.fingerprint is None:
