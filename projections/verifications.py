@@ -116,8 +116,10 @@ class PiecewiseVerification:
                         return False
             except CorruptLedger as unreadable:
                 check.stop_at(unreadable)
+            versions = await reader.versions(stored)
             reader.check_unchanged()
             check.check_heads(await reader.head(stored))
+            check.check_streams(versions)
         return True
 
     async def _recorded_start(self) -> Head:

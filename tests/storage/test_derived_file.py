@@ -78,7 +78,8 @@ async def test_the_file_is_private_and_the_log_has_no_derived_table(url: str) ->
         assert stat.S_IMODE(derived_path(url).stat().st_mode) == 0o600
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as log:
             names = {name for (name,) in log.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert names == {"allowance_schema", "allowance_ledgers", "allowance_events", "allowance_verifications"}
+    log_tables = {"allowance_schema", "allowance_ledgers", "allowance_streams", "allowance_events"}
+    assert names == {*log_tables, "allowance_verifications"}
 
 
 async def test_a_short_log_has_no_derived_file(url: str) -> None:

@@ -259,8 +259,7 @@ async def open_store(url: str) -> Head:
 async def test_an_append_that_began_before_an_upgrade_is_upgraded(old_url: str) -> None:
     """An older release's append waits for the head while the upgrade begins: the upgrade waits for it, and includes it.
 
-    Catches an upgrade that locks the head before the tables: the append has locked them already, so that each would
-    wait for the other until the server aborts one of them.
+    Catches an upgrade that counts the streams before the last append to the old tables has ended.
     """
     if old_url.startswith("sqlite"):
         pytest.skip("SQLite decides under the lock of the file")

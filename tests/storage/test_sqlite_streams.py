@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ledger import Head, Lookup, Row, VersionConflict
 from ledger.errors import CorruptLedger
 from ledger.store.sqlite.columns import narrow, restored
-from routing import StorageUnavailable
+from routing import StorageUnavailable, verify
 from tests.support.logs import all_rows, append, append_in, head_at, opened, row_after, rows_after
 
 A_UUID = "0190f5a0-91c3-7cc0-8a6e-1f2d3c4b5a69"
@@ -49,7 +49,14 @@ def direct(path: Path) -> Iterator[sqlite3.Connection]:
 # Narrow columns
 
 
-@given(st.one_of(st.uuids().map(str), st.text(max_size=40), st.from_regex(r"\A[0-9A-Fa-f-]{36}\Z")))
+@given(
+    st.one_of(
+        st.uuids().map(str),
+        st.uuids().map(lambda uuid: str(uuid).upper()),
+        st.text(max_size=40),
+        st.from_regex(r"\A[0-9A-Fa-f-]{36}\Z"),
+    )
+)
 def test_a_narrow_form_restores_its_text_exactly(text: str) -> None:
     """No two texts share a stored form, and only canonical UUIDs are narrow.
 
@@ -238,3 +245,21 @@ async def test_the_rows_of_some_streams_are_read_in_order(path: Path) -> None:
         found = await store.read_streams(["stream 0", "stream 2", "absent"], 4, 20)
         assert found == [row for row in rows[4:20] if row.stream != "stream 1"]
         assert await store.read_streams(["absent"], 0, 30) == []
+
+
+@pytest.mark.parametrize(("change", "position"), [("version + 1", 3), ("version - 1", 2)])
+async def test_verify_finds_a_wrong_version_in_a_streams_row(
+    path: Path, direct: sqlite3.Connection, change: str, position: int
+) -> None:
+    """Every append to the stream is refused then, though each event is as it was written."""
+    url = f"sqlite:///{path}"
+    async with opened(url) as store:
+        head = await append(store, rows_after(Head(), 2, "one"))
+        direct.execute(f"UPDATE allowance_streams SET version = {change}")
+        with pytest.raises(VersionConflict):
+            await append(store, [row_after(head, "one", 3)])
+    (report,) = await verify(url)
+    assert [(each.position, each.rule) for each in report.findings] == [(position, "dense-versions")]
+    direct.execute("UPDATE allowance_streams SET version = 2")
+    (report,) = await verify(url)
+    assert report.findings == []

@@ -27,14 +27,14 @@ from ledger.store.contract import PAGE_ROWS, RowExists, RowsBehind, Schema, Whil
 from .connecting import Connector
 from .creation import create as create_ledger
 from .creation import find_ledger, stored_schema_version
+from .derived import DerivedEngine, PostgresDerivedTransaction, begin_derived_write
 from .driver_errors import PostgresErrors, check_committed
 from .fenced_writes import ANY_LOG, FencedWrites
 from .queries import PostgresQueries
-from .read_models import PostgresDerivedTransaction, ReadModelEngine, begin_read_model_write
 from .reader import PostgresReader, open_reader
 from .session import ServerSession
 from .sqlstates import is_constraint_violation
-from .statements import HEAD
+from .statements import ATTEMPTS, HEAD
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -53,10 +53,10 @@ class PostgresStore:
         # Three sessions, so that reads do not wait for an append, and appends do not wait for read models.
         self._writes = ServerSession(self._connector.connect_for_appends)
         self._reads = ServerSession(self._connector.connect)
-        self._read_model_writes = ServerSession(self._connector.connect)
+        self._derived_writes = ServerSession(self._connector.connect)
         self._fenced = FencedWrites(self._writes, validator_ss58, self._drop_connections)
         self._queries = PostgresQueries()
-        self._engine = ReadModelEngine(self._connector.connect)
+        self._engine = DerivedEngine(self._connector.connect)
 
     @property
     def optimistic(self) -> bool:
@@ -122,7 +122,8 @@ class PostgresStore:
 
     async def attempts_of(self, job_uuid: str) -> list[int]:
         with PostgresErrors():
-            return await self._reads.run(lambda connection: self._queries.attempts_of(connection, job_uuid))
+            found = await self._reads.run(lambda connection: connection.fetch(ATTEMPTS, self.ledger, job_uuid))
+            return [position for (position,) in found]
 
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[PostgresTransaction]:
@@ -174,10 +175,10 @@ class PostgresStore:
 
     @asynccontextmanager
     async def write_derived(self) -> AsyncIterator[PostgresDerivedTransaction]:
-        session = self._read_model_writes
+        session = self._derived_writes
         with PostgresErrors():
             async with session.lock:
-                connection = await session.run_locked(lambda connection: begin_read_model_write(session, connection))
+                connection = await session.run_locked(lambda connection: begin_derived_write(session, connection))
                 try:
                     yield PostgresDerivedTransaction(connection)
                     check_committed(await connection.execute("COMMIT"))
@@ -190,7 +191,7 @@ class PostgresStore:
 
     @property
     def _sessions(self) -> tuple[ServerSession, ...]:
-        return self._writes, self._reads, self._read_model_writes
+        return self._writes, self._reads, self._derived_writes
 
     def _drop_connections(self) -> None:
         """Cut every connection on which something is read or written later, so that all lead to one server again.

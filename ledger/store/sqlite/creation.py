@@ -27,18 +27,15 @@ _BEFORE_ALL = -(2**63)
 
 
 async def create_or_upgrade(
-    connection: sqlite3.Connection, stored: int | None, tables: Callable[[], Schema], *, with_derived: bool
+    connection: sqlite3.Connection, stored: int | None, tables: Callable[[], Schema], *, derived_too: bool
 ) -> None:
-    """Create the tables, or upgrade those of an older release, inside of the transaction under way.
-
-    `with_derived`: whether the derived tables are in the same database.
-    """
+    """Create the tables, or upgrade those of an older release, inside of the transaction under way."""
     if stored is None:
         from ledger.store.tables import sqlite_derived_schema, sqlite_schema
 
         schema = tables()
         statements = sqlite_schema(schema.log)
-        if with_derived:
+        if derived_too:
             statements += [*sqlite_derived_schema(schema.derived), *schema.views]
         # SQLite rolls back table definitions too, so the schema is complete or absent.
         for statement in statements:

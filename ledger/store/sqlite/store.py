@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager, nullcontext, suppress
 
-from ledger.background_imports import import_in_thread
-from ledger.cancellation import cancellation_shield
 from ledger.codec import Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
 from ledger.errors import StorageUnavailable
@@ -35,20 +32,13 @@ from ledger.store.contract import (
 from .appending import append_rows
 from .connection import HEAD
 from .creation import create_ledger, create_or_upgrade, create_private
-from .derived import DerivedTables
-from .derived_sql import ENGINE_MODULES, SqlTransaction, new_engine
+from .derived_access import SqliteDerivedAccess
 from .errors import SqliteErrors
 from .head_probe import HeadProbe
-from .lookups import LogQueries
 from .reader import SqliteReader, sqlite_reader, transaction
-from .shared_lock import SharedLock
-from .writing import SqliteWriting
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 
-class SqliteStore(SqliteWriting):
+class SqliteStore(SqliteDerivedAccess):
     """One ledger in one SQLite database: a file, or the memory of this process."""
 
     # Every append needs the lock for its commit anyway, and to decide takes a tenth of the commit's time. So a decision
@@ -59,11 +49,7 @@ class SqliteStore(SqliteWriting):
         super().__init__(path, validator_ss58, read_only=read_only)
         # In memory there is no WAL, so reads and writes exclude each other.
         self.reads_wait_for_writes = path is None
-        self._engine: AsyncEngine | None = None
         self._head_probe = None if path is None or read_only else HeadProbe(self._connect)
-        self._derived = None if path is None else DerivedTables(path, self, read_only=read_only)
-        # Held by every reader with a connection of its own, so that a fork can wait until no such connection is in use.
-        self._readers_lock = SharedLock()
 
     @property
     def in_doubt(self) -> bool:
@@ -117,16 +103,6 @@ class SqliteStore(SqliteWriting):
             with nullcontext() if self._head_probe is None else self._head_probe.paused_for_fork():
                 yield self._close_connections
 
-    def _derived_paused(self) -> AbstractAsyncContextManager[None]:
-        return nullcontext() if self._derived is None else self._derived.paused_for_fork()
-
-    async def _dispose(self) -> None:
-        if self._derived is not None:
-            await self._derived.dispose()
-        if self._engine is not None:
-            await self._engine.dispose()
-            self._engine = None
-
     def _close_connections(self) -> None:
         if self._derived is not None:
             self._derived.close()
@@ -177,11 +153,6 @@ class SqliteStore(SqliteWriting):
             async with self._between_writes():
                 return self._queries().attempts_of(job_uuid)
 
-    def hash_at(self, position: int) -> bytes | None:
-        """Return the hash of the event at a position, None if the log has none there."""
-        with SqliteErrors():
-            return self._queries().hash_at(position)
-
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[SqliteTransaction]:
         with SqliteErrors():
@@ -219,11 +190,6 @@ class SqliteStore(SqliteWriting):
         # stored, all are.
         return bool(stored) and stored[0].hash == first.hash
 
-    async def query(self, statement: str) -> list[tuple[Any, ...]]:
-        with SqliteErrors():
-            async with self._between_writes():
-                return self._open_connection().execute(statement).fetchall()
-
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[SqliteReader]:
         if self._path is not None:
@@ -236,62 +202,11 @@ class SqliteStore(SqliteWriting):
             with transaction(self._uri()) as connection:
                 yield SqliteReader(connection)
 
-    @property
-    def keeps_derived_apart(self) -> bool:
-        return self._derived is not None
-
-    async def derived_query(self, statement: str) -> list[tuple[Any, ...]]:
-        return await self.query(statement) if self._derived is None else self._derived.query(statement)
-
-    @asynccontextmanager
-    async def derived_connection(self) -> AsyncIterator[AsyncConnection]:
-        async with self._connection_in_memory() if self._derived is None else self._derived.connection() as connection:
-            yield connection
-
-    @asynccontextmanager
-    async def write_derived(self) -> AsyncIterator[SqlTransaction]:
-        async with self.write_verifications() if self._derived is None else self._derived.write() as transaction:
-            yield transaction
-
-    @asynccontextmanager
-    async def write_verifications(self) -> AsyncIterator[SqlTransaction]:
-        with SqliteErrors():
-            try:
-                async with self._exclusive(for_read_models=True):
-                    # `head` checks the schema for appends; here nothing else would.
-                    self._check_schema()
-                    yield SqlTransaction(self._open_connection())
-            except CommitOutcomeUnknown as cause:
-                # Nobody needs to know the outcome: whoever writes here next goes on from what is stored.
-                raise StorageUnavailable(str(cause)) from cause
-
-    @asynccontextmanager
-    async def _connection_in_memory(self) -> AsyncIterator[AsyncConnection]:
-        # Before anything is locked: see `import_in_thread`.
-        await import_in_thread(*ENGINE_MODULES)
-        with SqliteErrors():
-            async with self._between_writes(), self._readers_lock.shared():
-                # A statement that is cancelled while it runs in the driver's thread would keep its locks.
-                with cancellation_shield():
-                    async with self._open_engine().connect() as connection:
-                        yield connection
-
-    def _open_engine(self) -> AsyncEngine:
-        if self._engine is None:
-            self._engine = new_engine(self._uri(), in_memory=True)
-        return self._engine
-
     async def _create(self, tables: Callable[[], Schema]) -> None:
-        with_derived = self._derived is None
-        await create_or_upgrade(
-            self._open_connection(), self._stored_schema_version(), tables, with_derived=with_derived
-        )
+        connection, stored = self._open_connection(), self._stored_schema_version()
+        await create_or_upgrade(connection, stored, tables, derived_too=self._derived is None)
         self._check_schema()
         create_ledger(self._open_connection(), self.validator_ss58)
-
-    def _queries(self) -> LogQueries:
-        # A reader may have older tables open, and beside it a writer may upgrade them.
-        return LogQueries(self._open_connection(), self.ledger, self._streams, old_tables=self._read_only)
 
     def _read(self, after: int, limit: int | None = None) -> list[Row]:
         return self._queries().page(after, PAGE_ROWS if limit is None else min(limit, PAGE_ROWS))
