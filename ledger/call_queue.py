@@ -67,8 +67,9 @@ class CallQueue:
         # To wake another thread's loop costs a system call, so only the first call after a pause does it.
         if not self._woken:
             self._woken = True
+            loop = self._runtime.loop
             try:
-                self._runtime.loop.call_soon_threadsafe(self._wake)
+                (loop.call_soon if call.loop is loop else loop.call_soon_threadsafe)(self._wake)
             except RuntimeError as cause:
                 # The loop is closed. Without the reset, the next call would trust this wake-up and wait for ever.
                 self._woken = False
@@ -156,7 +157,12 @@ def resolve_futures(calls: list[PendingCall]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[PendingCall]] = {}
     for call in calls:
         by_loop.setdefault(call.loop, []).append(call)
+    own_loop = asyncio.get_running_loop()
     for loop, calls_of_loop in by_loop.items():
+        if loop is own_loop:
+            # A caller on the runtime's own loop, as every blocking caller is: it need not be woken from its sleep.
+            _resolve(calls_of_loop)
+            continue
         with suppress(RuntimeError):  # The loop is closed, so nobody waits for these results.
             loop.call_soon_threadsafe(_resolve, calls_of_loop)
 

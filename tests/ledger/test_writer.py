@@ -67,7 +67,7 @@ def fail_the_append(ledger: Allowance, monkeypatch: pytest.MonkeyPatch, *, reada
         if not lost.is_set():
             commit(connection)
             return
-        connection.execute("ROLLBACK")
+        store._roll_back(connection)
         raise CommitOutcomeUnknown("the response was lost")
 
     async def resolve_unless_lost(first: Row) -> bool:
