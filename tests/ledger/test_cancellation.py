@@ -211,7 +211,7 @@ async def test_a_close_whose_seal_fails_closes_the_store(tmp_path: Path, monkeyp
     async with small_ledger(url=f"sqlite:///{tmp_path}/ledger.db", offers={"5Anna": 1}) as ledger:
         opened = await ledger._lifecycle.handle()
         store: Any = opened.store
-        monkeypatch.setattr("routing.service.handle.sealed_if_due", fail)
+        monkeypatch.setattr("routing.service.upkeep.sealed_if_due", fail)
         with pytest.raises(MemoryError):
             await ledger.close()
         assert store._connection is None
