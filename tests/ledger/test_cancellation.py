@@ -15,6 +15,7 @@ from ledger.store.sqlite import store as sqlite
 from ledger.store.sqlite.write_lock_queue import WriteLockQueue
 from routing import Allowance, Routing
 from tests.support.small import GPU, VALIDATOR, job, small_ledger
+from tests.support.stories import project
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -38,12 +39,13 @@ async def test_a_caller_cancelled_during_a_statement_leaves_no_lock(
 
     async with small_ledger(url=url.format(tmp_path)) as ledger:
         opened = await ledger._lifecycle.handle()
+        await project(ledger)
 
         async def statement() -> None:
             async with opened.store.derived_connection() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 await driver.create_function("hold", 0, hold)
-                await connection.exec_driver_sql("SELECT hold() FROM allowance_events")
+                await connection.exec_driver_sql("SELECT hold() FROM allowance_checkpoints")
 
         caller = asyncio.create_task(opened.runtime.run(statement()))
         await asyncio.to_thread(running.wait)
@@ -209,7 +211,7 @@ async def test_a_close_whose_seal_fails_closes_the_store(tmp_path: Path, monkeyp
     async with small_ledger(url=f"sqlite:///{tmp_path}/ledger.db", offers={"5Anna": 1}) as ledger:
         opened = await ledger._lifecycle.handle()
         store: Any = opened.store
-        monkeypatch.setattr("routing.service.handle.sealed_if_due", fail)
+        monkeypatch.setattr("routing.service.upkeep.sealed_if_due", fail)
         with pytest.raises(MemoryError):
             await ledger.close()
         assert store._connection is None
