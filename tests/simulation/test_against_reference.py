@@ -221,6 +221,8 @@ class Pair:
         )
         if not isinstance(expected, Refused):
             assert list(map(candidate_facts, found)) == list(map(expected_candidate_facts, expected))
+            versions = [self.model.version(each.hotkey_ss58, executor_class) for each in found]
+            assert [each.stream_version for each in found] == versions
 
     def look_back(self, past: int, executor_class: str) -> None:
         """The result at the position of an earlier fact is the same as it was right after that fact."""
@@ -308,15 +310,17 @@ class Pair:
         amount_s: float,
         start: int,
         *,
+        version: int | None = None,
         job_uuid: str | None = None,
         key: str | None = None,
     ) -> None:
         if self.is_undefined(amount_s, job_uuid):
             return
         known = len(self.model.reservations)
+        wanted: tuple[str, str, float, int] = miner, executor_class, amount_s, start
         expected, reserved = self.both(
-            lambda: self.model.reserve(miner, executor_class, amount_s, start, self.now_ns, job_uuid=job_uuid, key=key),
-            lambda: self.ledger.reserve(miner, executor_class, amount_s, start, job_uuid=job_uuid, idempotency_key=key),
+            lambda: self.model.reserve(*wanted, self.now_ns, expected_version=version, job_uuid=job_uuid, key=key),
+            lambda: self.ledger.reserve(*wanted, expected_version=version, job_uuid=job_uuid, idempotency_key=key),
         )
         if isinstance(expected, Refused):
             return
@@ -646,6 +650,22 @@ class LedgerMachine(RuleBasedStateMachine):
         self.pair.reserve(miner, executor_class, seconds(max(1, amount_ns)), start)
 
     @rule(
+        miner=st.sampled_from(MINERS[:2]),
+        executor_class=st.sampled_from(CLASSES),
+        amount_s=st.sampled_from([6.0, 500.0]),
+        more=st.sampled_from([-1, 0, 0, 1]),
+        job_uuid=st.none() | jobs,
+        key=st.none() | st.sampled_from(["key-1", "key-4"]),
+    )
+    def reserve_at_a_version(
+        self, miner: str, executor_class: str, amount_s: float, more: int, job_uuid: str | None, key: str | None
+    ) -> None:
+        """Expect the version of the account, or one before or after it."""
+        version = max(0, self.pair.model.version(miner, executor_class) + more)
+        start = self.pair.near(0)
+        self.pair.reserve(miner, executor_class, amount_s, start, version=version, job_uuid=job_uuid, key=key)
+
+    @rule(
         miner=st.sampled_from(MINERS),
         executor_class=st.sampled_from(CLASSES),
         amount_s=st.sampled_from([1.0, 6.0]),
@@ -971,7 +991,9 @@ class History:
     def a_reservation_is_made(self) -> None:
         amount_s = self.rng.randrange(1, 90_000) / 1000
         start = self.pair.near(self.rng.randrange(-70, 10))
-        self.pair.reserve(self.rng.choice(MINERS), self.rng.choice(CLASSES), amount_s, start)
+        account = self.rng.choice(MINERS), self.rng.choice(CLASSES)
+        version = self.rng.choice([None, None, self.pair.model.version(*account) + self.rng.choice([0, 0, 0, 1])])
+        self.pair.reserve(*account, amount_s, start, version=version)
 
     def a_job_ends(self) -> None:
         known = len(self.pair.model.reservations)

@@ -531,6 +531,7 @@ class Ledger:
         job_start_block: int,
         now_ns: int,
         *,
+        expected_version: int | None = None,
         job_uuid: str | None = None,
         key: str | None = None,
     ) -> Reservation:
@@ -544,9 +545,21 @@ class Ledger:
         active = self._active_reservation(job_uuid, amount_ns, executor_class, miner)
         if active is not None:
             return active
+        version = self.version(miner, executor_class)
+        if expected_version is not None and expected_version != version:
+            raise Refused(
+                "StreamVersionConflict",
+                stream=f"{miner}\t{executor_class}",
+                expected_version=expected_version,
+                actual_version=version,
+            )
         reservation = self._claim(miner, executor_class, amount_ns, job_start_block, now_ns, job_uuid=job_uuid)
         self._remember_outcome(key, content, reservation)
         return reservation
+
+    def version(self, miner: str, executor_class: str) -> int:
+        """Return the number of events of an account: a reservation is one, and its settlement is another."""
+        return sum(1 + (each.status != "reserved") for each in self._of_account(miner, executor_class))
 
     def _claim(
         self,
