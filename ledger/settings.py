@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from .errors import InvalidInput
 from .values import LARGEST_INTEGER, NANOSECONDS, billionths, executor_counts, integer, seconds
@@ -19,6 +20,9 @@ LONGEST_MULTIPLIER = 100
 """In characters of a multiplier that is given as text."""
 LARGEST_MULTIPLIER = 1000
 """Together with blocks of at most an hour, it keeps the sum of 512 blocks' units below 2^63 ns, an array's limit."""
+UUID: Final = "uuid"
+UUID_AND_HASH: Final = "uuid_and_hash"
+"""The values of `tie_break`: what the seed of the tie-break is made of."""
 _huge_exponent = re.compile(r"[eE][+-]?[\d_]{3}")
 """In the text of a multiplier; `Fraction` would expand it and fill the memory before the range is checked."""
 
@@ -56,6 +60,9 @@ class Settings:
     newest_manifests_max_age_blocks: int | None = None
     """The router refuses to choose if the newest sync is further behind the newest block; None never refuses (this
     project's choice)."""
+    tie_break: str = UUID_AND_HASH
+    """What the tie-break's seed is made of: `uuid_and_hash`, the job's uuid and the newest block's hash, or `uuid`, the
+    uuid alone. Opening applies it to a new ledger only; `change_settings` changes it (this project's own rule)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowance_multiplier", _multiplier(self.allowance_multiplier))
@@ -63,6 +70,7 @@ class Settings:
         object.__setattr__(self, "executors_max_per_class", dict(sorted(caps.items())))
         if not isinstance(self.respect_executor_count, bool):
             raise InvalidInput("respect_executor_count", self.respect_executor_count, "True or False")
+        object.__setattr__(self, "tie_break", _tie_break(self.tie_break))
         for ages in (
             "block_expiry_blocks",
             "validation_leeway_lower_blocks",
@@ -91,13 +99,15 @@ class Settings:
             respect_executor_count=self.respect_executor_count,
             newest_block_max_age_ns=None if age is None else _duration(age, "newest_block_max_age_seconds"),
             newest_manifests_max_age_blocks=self.newest_manifests_max_age_blocks,
+            tie_break=UUID_AND_HASH if self.tie_break == UUID_AND_HASH else UNSET,
         )
 
 
 class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`Settings` as events store them: exact, in nanoseconds, every field written.
+    """`Settings` as events store them: exact, in nanoseconds, every field written but an unset `tie_break`.
 
-    A new field must have a default, which then is its meaning in all older logs.
+    A new field must have a default, which then is its meaning in all older logs. An unset `tie_break` stands for
+    `uuid`, which is the rule of all logs that do not have the field.
     """
 
     block_expiry_blocks: int = 722
@@ -112,6 +122,7 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     respect_executor_count: bool = True
     newest_block_max_age_ns: int | None = None
     newest_manifests_max_age_blocks: int | None = None
+    tie_break: Literal["uuid_and_hash"] | UnsetType = UNSET
 
     def to_settings(self) -> Settings:
         """Return these settings in their public form."""
@@ -131,8 +142,9 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return msgspec.structs.replace(self, **{field: getattr(checked, field) for field in recorded})
 
     def named_values(self, named: Iterable[str]) -> dict[str, Any]:
-        """Return the recorded values of the named fields of `Settings`."""
-        return {field: getattr(self, field) for field in map(_recorded_name, named)}
+        """Return the recorded values of the named fields of `Settings`; None for an unset one."""
+        values = {field: getattr(self, field) for field in map(_recorded_name, named)}
+        return {field: None if value is UNSET else value for field, value in values.items()}
 
     def differences(self, later: RecordedSettings) -> dict[str, tuple[Any, Any]]:
         """Return the public values (old, new) of the fields in which later settings differ, by field."""
@@ -158,6 +170,7 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             "respect_executor_count": self.respect_executor_count,
             "newest_block_max_age_seconds": None if age_ns is None else seconds(age_ns),
             "newest_manifests_max_age_blocks": self.newest_manifests_max_age_blocks,
+            "tie_break": UUID if self.tie_break is UNSET else self.tie_break,
         }
 
 
@@ -173,6 +186,14 @@ def _recorded_name(field: str) -> str:
 def _duration(value: object, field_name: str, most_seconds: int = 100 * 86_400) -> int:
     """Return seconds as nanoseconds, by default a hundred days at most (this project's choice)."""
     return billionths(value, field_name, most=most_seconds * NANOSECONDS)
+
+
+def _tie_break(value: object) -> str:
+    """Return the value of `tie_break` as a plain `str`; an enum of strings counts as its value."""
+    text = str.__str__(value) if isinstance(value, str) else value
+    if text in (UUID, UUID_AND_HASH):
+        return str(text)
+    raise InvalidInput("tie_break", value, f"{UUID_AND_HASH!r} or {UUID!r}")
 
 
 def _multiplier(value: object) -> Fraction:

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from .audit.report import BlockUsage as BlockUsage
     from .audit.run import audit_log as audit_log
     from .availability import Availability as Availability
-    from .availability import Candidate as Candidate
-    from .availability import RankedAccount as RankedAccount
-    from .availability import is_busy as is_busy
     from .backup import ExportReport as ExportReport
     from .backup import RestoreReport as RestoreReport
     from .backup import atomic_new_file as atomic_new_file
@@ -30,6 +27,10 @@ if TYPE_CHECKING:
     from .history.pages import Page as Page
     from .history.projector import rows_per_transaction as rows_per_transaction
     from .history.rows import HistoryFilters as HistoryFilters
+    from .measured import Candidate as Candidate
+    from .measured import RankedAccount as RankedAccount
+    from .measured import is_busy as is_busy
+    from .rank_levels import RankEntry as RankEntry
     from .rebuild import Difference as Difference
     from .rebuild import Rebuild as Rebuild
     from .rebuild import RebuildReport as RebuildReport
@@ -56,7 +57,7 @@ else:
         {
             "projections.audit.report": "AccountTotals AccountUsage AuditReport BlockUsage",
             "projections.audit.run": "audit_log",
-            "projections.availability": "Availability Candidate RankedAccount is_busy",
+            "projections.availability": "Availability",
             "projections.backup": (
                 "ExportReport RestoreReport atomic_new_file export_log raise_first_finding restore_log"
             ),
@@ -66,6 +67,8 @@ else:
             "projections.history.pages": "History Page",
             "projections.history.projector": "rows_per_transaction",
             "projections.history.rows": "HistoryFilters",
+            "projections.measured": "Candidate RankedAccount is_busy",
+            "projections.rank_levels": "RankEntry",
             "projections.rebuild": "Difference Rebuild RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
             "projections.rules": "Finding RULES Rule",

@@ -1,131 +1,23 @@
-"""The ranking of miners per executor class by available allowance, kept up to date while the log grows.
+"""The ledger's state with a ranking of miners per executor class, kept up to date while the log grows.
 
-A claim moves one entry of one ranking. A block, a sync or new settings make all rankings stale, and each is computed
-again when it is next read. Another time of the clock, later or earlier, affects only the accounts whose reservations
-are due between the two times.
+A claim moves one entry of one ranking. A block moves the entries of accounts for which something ends, a sync those
+of accounts that it changes. Corrections, blocks below a finalized one and new settings make all rankings stale.
+Another time of the clock, later or earlier, affects only the accounts whose reservations are due between the two
+times.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from typing import NamedTuple
-
-import msgspec
+from bisect import bisect_right
+from collections.abc import Iterator
 
 from ledger import Account, LedgerState
 from ledger.errors import NotEnoughAllowanceException
 from ledger.values import seconds
 
-SHARE_UNIT = 10**9
-"""Shares are whole billionths, rounded down, so that they compare exactly. This project's own rule."""
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """A miner with enough allowance. Seconds are executor-seconds.
-
-    `stream_version` is the version of the account's stream. If it is still the same in a later result, the account has
-    had no reservation and no settlement in between.
-    """
-
-    hotkey_ss58: str
-    available_seconds: float
-    total_seconds: float
-    earliest_block: int
-    stream_version: int
-
-
-class RankedAccount(NamedTuple):
-    """One account in a ranking. Entries sort as tuples.
-
-    The first two fields are the rank. The next two put entries of equal rank in an order that is always the same, by
-    available amount first, so that the tie-break can bisect for those with enough. Hotkeys are unique in a class, so
-    the fields after them never decide the order.
-    """
-
-    earliest_block: int
-    minus_share: int
-    """Minus the share of the total that is available, in `SHARE_UNIT`."""
-    minus_available_ns: int
-    hotkey_ss58: str
-    total_ns: int
-    account: Account
-    busy: bool
-    """The result of `is_busy` when the account was measured."""
-
-    @property
-    def available_ns(self) -> int:
-        return -self.minus_available_ns
-
-    def candidate(self) -> Candidate:
-        """Return the public form."""
-        return Candidate(
-            self.hotkey_ss58,
-            seconds(self.available_ns),
-            seconds(self.total_ns),
-            self.earliest_block,
-            self.account.version,
-        )
-
-
-class Ranking:
-    """The registered accounts of one class that have allowance available at the newest block, best first."""
-
-    __slots__ = ("_entries", "_entry_of", "_public_entries", "_revision", "_stale", "_window_start")
-
-    def __init__(self) -> None:
-        self._entries: list[RankedAccount] = []
-        self._public_entries: list[Candidate] | None = None
-        """The entries' public forms in the same order; None until they are needed, because picks never need them."""
-        self._entry_of: dict[str, RankedAccount] = {}
-        self._revision = -1
-        self._window_start = 0
-        self._stale: set[str] = set()
-
-    def mark_stale(self, account: Account) -> None:
-        """Have the account measured again when the ranking is next read."""
-        self._stale.add(account.miner_ss58)
-
-    def at(self, state: LedgerState, executor_class: str, now_ns: int) -> list[RankedAccount]:
-        """Bring the entries up to date and return them in order; the caller must not change the list."""
-        chain = state.chain
-        accounts = chain.classes.get(executor_class, {})
-        if self._revision != chain.revision:
-            # A new block, sync or setting may change every account; a claim changes only its own.
-            self._revision = chain.revision
-            self._window_start = state.window_start(chain.blocks.newest)
-            self._entries = rank_accounts(state, executor_class, self._window_start, now_ns)
-            self._entry_of = {entry.hotkey_ss58: entry for entry in self._entries}
-            self._public_entries = None
-            self._stale.clear()
-        while self._stale:
-            self._remeasure(state, accounts[self._stale.pop()], now_ns)
-        return self._entries
-
-    def public_entries(self) -> list[Candidate]:
-        """Return the public forms of all entries that `at` returned last, in the same order.
-
-        The caller must not change the list.
-        """
-        if self._public_entries is None:
-            self._public_entries = [entry.candidate() for entry in self._entries]
-        return self._public_entries
-
-    def _remeasure(self, state: LedgerState, account: Account, now_ns: int) -> None:
-        entries, public_entries = self._entries, self._public_entries
-        old = self._entry_of.pop(account.miner_ss58, None)
-        if old is not None:
-            index = bisect_left(entries, old)
-            del entries[index]
-            if public_entries is not None:
-                del public_entries[index]
-        if account.miner_ss58 in state.chain.metagraph.members:
-            entry = rank_account(state, account, self._window_start, now_ns)
-            if entry is not None:
-                self._entry_of[account.miner_ss58] = entry
-                index = bisect_left(entries, entry)
-                entries.insert(index, entry)
-                if public_entries is not None:
-                    public_entries.insert(index, entry.candidate())
+from .measured import Candidate, RankedAccount, rank_accounts
+from .rank_levels import Group
+from .ranking import Ranking
 
 
 class Availability(LedgerState):
@@ -143,13 +35,28 @@ class Availability(LedgerState):
 
     def ranking(self, executor_class: str, now_ns: int) -> list[RankedAccount]:
         """Return the class's accounts that have allowance available at the newest block, best first."""
+        ranking = self._up_to_date(executor_class, now_ns)
+        return [] if ranking is None else ranking.ranked()
+
+    def groups_of_equals(self, executor_class: str, amount_ns: int, now_ns: int) -> Iterator[Group]:
+        """Return the accounts of `ranking` in groups of equal rank, each with the number of those with the amount."""
+        ranking = self._up_to_date(executor_class, now_ns)
+        return iter(()) if ranking is None else ranking.groups(amount_ns)
+
+    def _up_to_date(self, executor_class: str, now_ns: int) -> Ranking | None:
+        """Return the ranking of a class; None for an unknown class."""
         self._move_clock(now_ns)
-        if executor_class not in self.chain.classes:
-            return []
+        if self.chain.changed_accounts:
+            for account in self.chain.changed_accounts:
+                self.availability_changed(account)
+            self.chain.changed_accounts.clear()
         ranking = self._rankings.get(executor_class)
         if ranking is None:
+            if executor_class not in self.chain.classes:
+                return None
             ranking = self._rankings[executor_class] = Ranking()
-        return ranking.at(self, executor_class, now_ns)
+        ranking.bring_up_to_date(self, executor_class, now_ns)
+        return ranking
 
     def candidates(self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int) -> list[Candidate]:
         """Return the accounts with at least the amount, best first. Raises `NotEnoughAllowanceException`.
@@ -159,9 +66,8 @@ class Availability(LedgerState):
         """
         # Only the window of the newest block is ranked continuously: every pick uses it, and other starts are rare.
         if job_start_block == self.chain.blocks.newest:
-            entries = self.ranking(executor_class, now_ns)
-            # An unknown class has no ranking; `ranking` returned no entries then.
-            candidates = self._rankings[executor_class].public_entries() if entries else []
+            ranking = self._up_to_date(executor_class, now_ns)
+            entries, candidates = ([], []) if ranking is None else (ranking.ranked(), ranking.candidates())
         else:
             entries = rank_accounts(self, executor_class, self.window_start(job_start_block), now_ns)
             candidates = [entry.candidate() for entry in entries]
@@ -205,38 +111,3 @@ class Availability(LedgerState):
         for _, active_id in self.due_queue[first:last]:
             self.availability_changed(self.active[active_id].account)
         self._ranked_at_ns = now_ns
-
-
-def rank_accounts(state: LedgerState, executor_class: str, window_start: int, now_ns: int) -> list[RankedAccount]:
-    """Measure the class's registered accounts; return those that have allowance available in a window, best first."""
-    members = state.chain.metagraph.members
-    entries = []
-    for hotkey_ss58, account in state.chain.classes.get(executor_class, {}).items():
-        if hotkey_ss58 in members:
-            entry = rank_account(state, account, window_start, now_ns)
-            if entry is not None:
-                entries.append(entry)
-    entries.sort()
-    return entries
-
-
-def rank_account(state: LedgerState, account: Account, window_start: int, now_ns: int) -> RankedAccount | None:
-    """Measure an account; return its entry, or None if nothing is available."""
-    total_ns, available_ns, earliest = account.measure(state.chain.blocks, window_start, now_ns)
-    if not available_ns:
-        return None
-    share = available_ns * SHARE_UNIT // total_ns
-    busy = is_busy(state, account, now_ns)
-    return RankedAccount(earliest, -share, -available_ns, account.miner_ss58, total_ns, account, busy)
-
-
-def is_busy(state: LedgerState, account: Account, now_ns: int) -> bool:
-    """Return True if the account has at least as many active reservations as the newest sync counts executors.
-
-    Every active reservation counts as a running job, also one that was made without a job, unless it is overdue. The
-    setting `respect_executor_count` switches the rule off. Source: ComputeHorde's validator, which skips miners whose
-    executors are all in use.
-    """
-    if not state.chain.settings.respect_executor_count:
-        return False
-    return len(account.active) - len(account.overdue(now_ns)) >= state.chain.newest_count(account)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ledger import Store, ValidatedBlock, ValidatedManifests
-from ledger.domain.chain import differences
+from ledger.domain.chain import differences, same_hash
 from ledger.errors import ConflictingFact
 from ledger.values import NANOSECONDS, instant
 
@@ -31,6 +31,9 @@ async def describe_conflict(store: Store, refused: ConflictingFact, given: Valid
         recorded_at, given_at = recorded.blocks.created_at_ns(given.number), given.created_at_ns
         if recorded_at != given_at:
             found["created_at"] = (instant(recorded_at), instant(given_at))
+        recorded_hash = recorded.blocks.block_hash(given.number)
+        if not same_hash(recorded_hash, given.block_hash):
+            found["block_hash"] = (recorded_hash.hex(), given.block_hash.hex())
     else:
         pairs = differences(recorded.last_manifests, given.manifests)
         found = {f"manifest {key}": (old, new) for key, old, new in pairs}

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from ledger import (
+    SEAL_VERSION,
     SNAPSHOT_VERSION,
     DerivedTablesUnavailable,
     Lookup,
@@ -33,8 +34,8 @@ from .availability import Availability
 
 KEPT_SNAPSHOTS = 16
 """Spread over the log, so that views of any position begin near it; an older one serves if the newest is damaged."""
-# Rows that one query searches for seals; about 10 ms.
 SEARCHED_ROWS = 10_000
+"""Rows that one query searches for seals; about 10 ms."""
 
 _INSERT = """INSERT INTO allowance_snapshots (ledger, position, model_version, hash, digest, payload)
              VALUES (?, ?, ?, ?, ?, ?)"""
@@ -170,8 +171,9 @@ def sealed_if_due(state: Availability, every_rows: int) -> SealedSnapshot | None
 
 
 async def sealed_positions(store: Store) -> list[int]:
-    """Return the positions that the log's seals name, in the order of the seals; those of unreadable rows are left out.
+    """Return the positions that the log's seals of this version name, in the order of the seals.
 
+    Those of unreadable rows are left out, and those of other versions, which prove nothing here.
     Only a hint where to look: the log's rows, read in order, say what is sealed.
     """
     head = (await store.head()).position
@@ -200,7 +202,7 @@ def _seal_in(row: Row) -> StateSealed | None:
         event = decode(row.position, row.payload)
     except Exception:  # A damaged row may hold anything; an audit reports it when it reaches the row.
         return None
-    return event if isinstance(event, StateSealed) else None
+    return event if isinstance(event, StateSealed) and event.version == SEAL_VERSION else None
 
 
 def snapshot_of(state: Availability) -> Snapshot:

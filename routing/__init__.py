@@ -55,10 +55,10 @@ if TYPE_CHECKING:
     from projections.audit.report import AccountUsage as AccountUsage
     from projections.audit.report import AuditReport as AuditReport
     from projections.audit.report import BlockUsage as BlockUsage
-    from projections.availability import Candidate as Candidate
     from projections.backup import ExportReport as ExportReport
     from projections.backup import RestoreReport as RestoreReport
     from projections.history.pages import Page as Page
+    from projections.measured import Candidate as Candidate
     from projections.rebuild import Difference as Difference
     from projections.rebuild import RebuildReport as RebuildReport
     from projections.receipts import Bookkeeper as Bookkeeper
@@ -107,9 +107,9 @@ else:
             "ledger.settings": "Settings",
             "ledger.values": "Miner",
             "projections.audit.report": "AccountTotals AccountUsage AuditReport BlockUsage",
-            "projections.availability": "Candidate",
             "projections.backup": "ExportReport RestoreReport",
             "projections.history.pages": "Page",
+            "projections.measured": "Candidate",
             "projections.rebuild": "Difference RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
             "projections.rules": "Finding RULES Rule",

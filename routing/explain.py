@@ -72,9 +72,12 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
     # Only a router records an axon.
     if event.axon is not None:
         state = await state_at(store, decided_on)
-        entries = state.ranking(reservation.executor_class, clock_ns)
-        order = in_trial_order(entries, event.amount_ns, reservation.job_uuid or "")
-        considered = _considered(state, list(order), reservation.miner_ss58, clock_ns)
+        measured = {each.hotkey_ss58: each for each in state.ranking(reservation.executor_class, clock_ns)}
+        groups = state.groups_of_equals(reservation.executor_class, event.amount_ns, clock_ns)
+        order = in_trial_order(groups, reservation.job_uuid or "", state.chain.tie_break_hash)
+        considered = _considered(
+            state, [measured[each.hotkey_ss58] for each in order], reservation.miner_ss58, clock_ns
+        )
     return Explanation(
         reservation,
         event.axon is not None,

@@ -28,7 +28,7 @@ from ledger.codec import reservation_id
 from ledger.errors import AllMinersBusy, AllowanceException, JobRequestConflict, JobRoutingException
 from ledger.events import FACT_STREAMS
 from ledger.values import seconds
-from projections import Availability, RankedAccount, in_trial_order
+from projections import Availability, RankEntry, in_trial_order
 
 from .choice import Choice
 from .staleness import refuse_stale_feed, refuse_stale_manifests
@@ -152,13 +152,15 @@ class Pick:
         unit_of_work.moved_picks += account.miner_ss58 != self._first_chosen_ss58
         return active
 
-    def candidates(self, state: Availability, now_ns: int) -> Iterator[RankedAccount]:
+    def candidates(self, state: Availability, now_ns: int) -> Iterator[RankEntry]:
         """Return the miners with enough allowance at the newest block, in the order in which this job tries them.
 
         Source: ComputeHorde's allowance module ranks them by earliest free block, then by the share left. Among equals
-        the job's uuid breaks the tie, so that several routers do not all claim the same miner.
+        the job's uuid and the newest block's hash break the tie, so that several routers do not all claim the same
+        miner, and whoever chooses the uuid does not choose the miner.
         """
-        return in_trial_order(state.ranking(self.executor_class, now_ns), self.amount_ns, self.job_uuid)
+        groups = state.groups_of_equals(self.executor_class, self.amount_ns, now_ns)
+        return in_trial_order(groups, self.job_uuid, state.chain.tie_break_hash)
 
     def _refusal(self, state: Availability, busy: int, now_ns: int) -> AllowanceException | JobRoutingException:
         # A pick that had chosen a miner before lost it after the log moved, usually to another claim. There was enough

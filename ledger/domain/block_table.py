@@ -13,23 +13,45 @@ from .blocks import END
 
 CHUNK = 512
 """Blocks per chunk (this project's choice): a late block recomputes the sums of one chunk, and one per later chunk."""
+HASH_BYTES = 32
+HASH_CELL = 1 + HASH_BYTES
+"""The bytes of a block in the column of hashes; the first says whether there is a hash, since any hash may occur."""
 
 
 class Chunk:
     """`CHUNK` consecutive blocks as arrays, 40 bytes a block, so that no block ever has to be forgotten.
 
     `created_at_ns` is -1 for a block that is not recorded. `units_ns` is what a block grants per executor.
-    `sums[i]` is the sum of the first `i` units. `digests` has 16 bytes per block.
+    `sums[i]` is the sum of the first `i` units. `digests` has 16 bytes per block. `hashes` has `HASH_CELL` bytes per
+    block: 1 and the chain's hash of the block, or zeros for a block without one. It is empty if no block has one, so
+    that a ledger without hashes pays nothing for them.
     """
 
-    __slots__ = ("created_at_ns", "digests", "positions", "sums", "units_ns")
+    __slots__ = ("created_at_ns", "digests", "hashes", "positions", "sums", "units_ns")
 
     def __init__(self) -> None:
         self.created_at_ns = array("q", [-1]) * CHUNK
         self.positions = array("q", [0]) * CHUNK
         self.digests = bytearray(16 * CHUNK)
+        self.hashes = bytearray()
         self.units_ns = array("q", [0]) * CHUNK
         self.sums = array("q", [0]) * (CHUNK + 1)
+
+    def block_hash(self, offset: int) -> bytes:
+        """Return the hash of a block; empty if it has none."""
+        cell = self.hashes[HASH_CELL * offset : HASH_CELL * (offset + 1)]
+        return bytes(cell[1:]) if any(cell) else b""
+
+    def set_block_hash(self, offset: int, block_hash: bytes) -> None:
+        """Set the hash of a block, or remove it if it is empty."""
+        if block_hash and not self.hashes:
+            self.hashes = bytearray(HASH_CELL * CHUNK)
+        if self.hashes:
+            cell = b"\x01" + block_hash if block_hash else bytes(HASH_CELL)
+            self.hashes[HASH_CELL * offset : HASH_CELL * (offset + 1)] = cell
+        # Equal states have equal bytes, so a column that a withdrawal left without a hash goes.
+        if not block_hash and not any(self.hashes):
+            self.hashes = bytearray()
 
     def rebuild_sums(self) -> None:
         """Recompute the prefix sums from the units."""
@@ -125,12 +147,17 @@ class BlockTable:
         start = 16 * (block % CHUNK)
         return bytes(self.chunks[block // CHUNK].digests[start : start + 16])
 
+    def block_hash(self, block: int) -> bytes:
+        """Return the chain's hash of a block, 32 bytes; empty if it is not recorded or was recorded without one."""
+        chunk = self.chunks.get(block // CHUNK)
+        return chunk.block_hash(block % CHUNK) if chunk and chunk.hashes else b""
+
     def unit_ns(self, block: int) -> int:
         """Return the amount that the block grants per executor; 0 if it is not finalized or grants nothing."""
         chunk = self.chunks.get(block // CHUNK)
         return chunk.units_ns[block % CHUNK] if chunk else 0
 
-    def record(self, block: int, created_at_ns: int, position: int, digest: bytes) -> None:
+    def record(self, block: int, created_at_ns: int, position: int, digest: bytes, block_hash: bytes = b"") -> None:
         """Insert a block that grants nothing yet."""
         number, offset = divmod(block, CHUNK)
         chunk = self.chunks.get(number)
@@ -141,6 +168,8 @@ class BlockTable:
         chunk.created_at_ns[offset] = created_at_ns
         chunk.positions[offset] = position
         chunk.digests[16 * offset : 16 * offset + 16] = digest
+        if block_hash:
+            chunk.set_block_hash(offset, block_hash)
         self.newest = max(self.newest, block)
         self.first = min(self.first, block)
 
@@ -151,6 +180,7 @@ class BlockTable:
             self._reset_unit(each)
         chunk.created_at_ns[offset], chunk.positions[offset] = -1, 0
         chunk.digests[16 * offset : 16 * offset + 16] = bytes(16)
+        chunk.set_block_hash(offset, b"")
         self.newest, self.first = self.highest_below(END), next(self.recorded_blocks(), END)
         self.first_finalized, self.last_finalized = self._lowest_finalized(), self._highest_finalized()
 
@@ -194,6 +224,11 @@ class BlockTable:
         index = bisect_left(self.before_ns, target_ns) - 1
         number = self.chunk_numbers[index]
         return number * CHUNK + bisect_left(self.chunks[number].sums, target_ns - self.before_ns[index])
+
+    def first_granted(self, start: int) -> int:
+        """Return the first block from `start` on that grants anything; `END` if there is none."""
+        before_ns = self.sums_before_ns[start]
+        return END if before_ns == self.sums_before_ns[END] else self.end_reaching(before_ns + 1) - 1
 
     def granted_runs(self, start: int, end: int) -> list[Run]:
         """Return the blocks of `[start, end)` with a unit above 0 as ascending runs.

@@ -13,16 +13,15 @@ from fractions import Fraction
 from hashlib import blake2b
 from typing import NamedTuple, TypeVar
 
-import msgspec
-
 from ledger.errors import ConflictingFact, ImplausibleFact
 from ledger.events import Axon, BlockRecorded, BlockWithdrawn, ManifestsRecorded, ManifestsWithdrawn
-from ledger.settings import RecordedSettings
+from ledger.settings import UUID_AND_HASH, RecordedSettings
 from ledger.values import instant
 
 from .account import Account
-from .block_table import BlockTable
+from .block_table import HASH_BYTES, BlockTable
 from .blocks import END, StepFunction
+from .canonical import EntryCache, canonical_json, content_digest
 from .miner_sets import MinerSets
 
 V = TypeVar("V")
@@ -46,23 +45,23 @@ PLAUSIBLE_LEAD_BLOCKS = 7200
 One with a mistyped number would hold for all blocks that come, and a drop in it would invalidate all of them.
 """
 
-_canonical = msgspec.json.Encoder(order="deterministic")
-
 
 class Metagraph:
     """Registered miners with their axons, and validators' stakes in billionths; immutable by convention.
 
-    Consecutive blocks mostly share one object, since metagraphs repeat; storing them must not.
+    Consecutive blocks mostly share one object, since metagraphs repeat; storing them must not. If they differ, they
+    mostly share nearly all miners: `encoded` is the cache of whoever makes one after the other.
     """
 
     __slots__ = ("digest", "members", "miners", "stakes", "total_stake")
 
-    def __init__(self, miners: dict[str, Axon], stakes: dict[str, int]) -> None:
+    def __init__(self, miners: dict[str, Axon], stakes: dict[str, int], encoded: EntryCache | None = None) -> None:
         self.miners = miners
         self.stakes = stakes
         self.members = frozenset(miners)
         self.total_stake = sum(stakes.values())
-        self.digest = blake2b(_canonical.encode((miners, stakes)), digest_size=16).digest()
+        miners_json = [canonical_json(miners)] if encoded is None else encoded.pieces(miners)
+        self.digest = content_digest((b"[", *miners_json, b",", canonical_json(stakes), b"]"))
 
 
 class RecordedSync(NamedTuple):
@@ -74,11 +73,15 @@ class RecordedSync(NamedTuple):
 
 
 class Withdrawal(NamedTuple):
-    """A withdrawn fact: its position in the log, its content digest, and the position of the correction."""
+    """A withdrawn fact: its position in the log, its content digest, and the position of the correction.
+
+    `block_hash` is the hash of a withdrawn block; empty if it was recorded without one, and for a sync.
+    """
 
     position: int
     digest: bytes
     withdrawn_at: int
+    block_hash: bytes = b""
 
 
 class CountInputs(NamedTuple):
@@ -100,8 +103,9 @@ _EMPTY_METAGRAPH = Metagraph({}, {})
 class Chain:
     """The fold of the chain facts, and the accounts to which they grant allowance.
 
-    `revision` grows whenever the availability of more than one account may have changed, so that rankings know when
-    to measure all accounts again.
+    Rankings follow it: `changed_accounts` are those that facts have changed since a ranking last cleared the set, apart
+    from what each new block grants and takes from the window of all. `revision` grows whenever the availability of all
+    accounts may have changed otherwise.
     """
 
     def __init__(self) -> None:
@@ -109,6 +113,7 @@ class Chain:
         self.settings = RecordedSettings()
         self.multiplier = Fraction(1)
         self.revision = 0
+        self.changed_accounts: set[Account] = set()
         self.blocks = BlockTable()
         self.metagraph = _EMPTY_METAGRAPH
         """The metagraph of the newest block."""
@@ -142,6 +147,7 @@ class Chain:
         """The inputs of the lowest finalized block's counts."""
         self.newest_inputs: CountInputs | None = None
         """The inputs of the highest finalized block's counts."""
+        self._encoded_miners, self._encoded_manifests = EntryCache(), EntryCache()
 
     def open_account(self, miner_ss58: str, executor_class: str) -> Account:
         """Create an empty account."""
@@ -156,6 +162,14 @@ class Chain:
         if not self.sync_blocks:
             return 0
         return self._capped(account, account.offered.values[-1])
+
+    @property
+    def tie_break_hash(self) -> bytes:
+        """The hash of the newest block if the tie-break's seed includes it; else empty.
+
+        The setting `tie_break` decides; the seed includes no hash if the newest block was recorded without one.
+        """
+        return self.blocks.block_hash(self.blocks.newest) if self.settings.tie_break == UUID_AND_HASH else b""
 
     def apply_settings(self, settings: RecordedSettings) -> None:
         """Apply these settings to blocks finalized and claims made from now on; finalized blocks keep their amounts."""
@@ -173,14 +187,14 @@ class Chain:
         self.last_metagraph = metagraph
         number = event.number
         if number > self.blocks.newest:
-            self.metagraph = metagraph
+            self._set_newest_metagraph(metagraph)
         self._register(number, metagraph.members)
-        self.blocks.record(number, event.created_at_ns, position, block_digest(event.created_at_ns, metagraph))
+        digest, block_hash = block_digest(event.created_at_ns, metagraph), hash_of_block(event)
+        self.blocks.record(number, event.created_at_ns, position, digest, block_hash)
         self._await_successor(number, metagraph)
         for candidate in (number - 1, number):
             if candidate in self.unfinalized and candidate + 1 in self.blocks:
                 self._finalize(candidate)
-        self.revision += 1
 
     def apply_manifests(self, position: int, event: ManifestsRecorded) -> None:
         """Record the offered counts of the sync, and invalidate blocks of the accounts whose count it lowers.
@@ -197,6 +211,9 @@ class Chain:
         next_sync = self.sync_blocks[index] if index < len(self.sync_blocks) else END
         if next_sync == END:
             self.manifests = manifests
+        if not self.sync_blocks:
+            # Without a sync, no account counts executors.
+            self.revision += 1
         self.uncovered.assign(block, next_sync, uncovered)
         self._open_accounts(manifests)
         for account in self.accounts.values():
@@ -204,8 +221,8 @@ class Chain:
                 count = manifests.get(account.miner_ss58, {}).get(account.executor_class, 0)
                 self._offer(account, block, next_sync, count)
         self.sync_blocks.insert(index, block)
-        self.syncs[block] = RecordedSync(position, manifests_digest(manifests), executors(manifests))
-        self.revision += 1
+        digest = content_digest(self._encoded_manifests.pieces(manifests))
+        self.syncs[block] = RecordedSync(position, digest, executors(manifests))
 
     def read_manifests(self, event: ManifestsRecorded) -> None:
         """Apply the differences of a sync to those of the sync recorded before it, and nothing else."""
@@ -225,7 +242,7 @@ class Chain:
         if event.returns_to != returns_to:
             raise KeyError(f"the metagraph of block {event.returns_to} instead of {returns_to}")
         self.withdrawn_blocks.setdefault(number, []).append(
-            Withdrawal(blocks.position(number), blocks.digest(number), position)
+            Withdrawal(blocks.position(number), blocks.digest(number), position, blocks.block_hash(number))
         )
         self.last_metagraph = self._metagraph_after(event) if returns_to else _EMPTY_METAGRAPH
         was_newest = number == blocks.newest
@@ -297,12 +314,19 @@ class Chain:
         count_before = account.offered.at(block)
         if count == count_before:
             return
+        self.changed_accounts.add(account)
         if count < count_before and self._capped(account, count) < self._capped(account, count_before):
             self.drop(account, block)
         account.offered.assign(block, end, count)
         if end != next_sync:
             # The counts of a later sync's blocks have changed, because that sync does not cover the miner.
             self._forget_inputs()
+
+    def _set_newest_metagraph(self, metagraph: Metagraph) -> None:
+        if metagraph.members is not self.metagraph.members:
+            for miner_ss58 in metagraph.members ^ self.metagraph.members:
+                self.changed_accounts.update(self._by_miner.get(miner_ss58, ()))
+        self.metagraph = metagraph
 
     def _forget_inputs(self) -> None:
         """Have the next finalized block set the counts of all accounts."""
@@ -352,7 +376,7 @@ class Chain:
             miners = _patched(miners, event.registered, event.deregistered)
         if event.staked or event.unstaked:
             stakes = _patched(stakes, event.staked, event.unstaked)
-        return Metagraph(miners, stakes)
+        return Metagraph(miners, stakes, self._encoded_miners)
 
     def _open_accounts(self, manifests: Mapping[str, Mapping[str, int]]) -> None:
         for miner_ss58, counts in manifests.items():
@@ -378,6 +402,9 @@ class Chain:
         index = bisect_right(self.sync_blocks, block)
         sync_block = self.sync_blocks[index - 1] if index else -1
         inputs = CountInputs(sync_block, tuple(self.settings.executors_max_per_class.items()), members)
+        if block < self.blocks.last_finalized:
+            # A late block changes the sums of all accounts' blocks.
+            self.revision += 1
         # Before `finalize`, which moves the first and last finalized block that `_set_counts` compares with.
         self._set_counts(block, inputs)
         self.blocks.finalize(block, numerator // denominator if total_stake else 0)
@@ -406,6 +433,7 @@ class Chain:
             count = self._capped(account, account.offered.at(inputs.sync_block)) if registered else 0
             if account.counts.at(block) != count:
                 account.counts.assign(start, end, count)
+                self.changed_accounts.add(account)
 
     def _affected_accounts(self, neighbour: CountInputs | None, inputs: CountInputs) -> Iterable[Account]:
         """Return the accounts whose counts may differ between two blocks with these inputs."""
@@ -420,24 +448,26 @@ class Chain:
 
 
 def decide_block(
-    chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph, confirm: bool
+    chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph, confirm: bool, block_hash: bytes = b""
 ) -> BlockRecorded | int:
     """Return the event that records a block, or the position at which the same content was recorded before.
 
     Other content for a recorded block is a conflict. So is a block that would give a recorded neighbour a duration of
     zero or less, since one of the two times must be wrong. A leap of more than `PLAUSIBLE_LEAP_BLOCKS`, a metagraph
     that lost nine tenths of its miners or validators since the block recorded before, and content that was withdrawn
-    are implausible unless confirmed. These are this project's own rules. Raises `ConflictingFact`, `ImplausibleFact`.
+    are implausible unless confirmed. A hash that is missing in one of two contents makes no difference, so a recorded
+    block never gains one. These are this project's own rules. Raises `ConflictingFact`, `ImplausibleFact`.
     """
     blocks = chain.blocks
     fact = f"block {number}"
     if number in blocks:
-        if blocks.digest(number) == block_digest(created_at_ns, metagraph):
+        is_equal = blocks.digest(number) == block_digest(created_at_ns, metagraph)
+        if is_equal and same_hash(blocks.block_hash(number), block_hash):
             return blocks.position(number)
         # The state has digests only. The caller reads the recorded content from the log and adds the differences.
         raise ConflictingFact(fact, blocks.position(number), {})
     if not confirm:
-        _refuse_implausible_block(chain, number, created_at_ns, metagraph)
+        _refuse_implausible_block(chain, number, created_at_ns, metagraph, block_hash)
     for neighbour, sign in ((number - 1, 1), (number + 1, -1)):
         neighbour_ns = blocks.created_at_ns(neighbour)
         if neighbour_ns >= 0 and sign * (created_at_ns - neighbour_ns) <= 0:
@@ -449,8 +479,8 @@ def decide_block(
             )
     last = chain.last_metagraph
     if metagraph.digest == last.digest:
-        return BlockRecorded(number, created_at_ns)
-    return BlockRecorded(number, created_at_ns, *metagraph_difference(last, metagraph))
+        return BlockRecorded(number, created_at_ns, block_hash=block_hash.hex())
+    return BlockRecorded(number, created_at_ns, *metagraph_difference(last, metagraph), block_hash=block_hash.hex())
 
 
 def decide_manifests(
@@ -490,7 +520,9 @@ def uncovered_by(chain: Chain, block: int, manifests: Mapping[str, object]) -> s
     return set() if members is None else chain.known_miners() - members - manifests.keys()
 
 
-def _refuse_implausible_block(chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph) -> None:
+def _refuse_implausible_block(
+    chain: Chain, number: int, created_at_ns: int, metagraph: Metagraph, block_hash: bytes
+) -> None:
     fact, newest, last = f"block {number}", chain.blocks.newest, chain.last_metagraph
     if newest and number > newest + PLAUSIBLE_LEAP_BLOCKS:
         raise ImplausibleFact(fact, f"it is {number - newest} blocks beyond the newest, {newest}")
@@ -503,7 +535,8 @@ def _refuse_implausible_block(chain: Chain, number: int, created_at_ns: int, met
                 fact, f"it has {given} {what}, less than a tenth of the {before} of the block recorded before it"
             )
     if number in chain.withdrawn_blocks:
-        _refuse_withdrawn(fact, chain.withdrawn_blocks[number], block_digest(created_at_ns, metagraph))
+        digest = block_digest(created_at_ns, metagraph)
+        _refuse_withdrawn(fact, chain.withdrawn_blocks[number], digest, block_hash)
 
 
 def _refuse_implausible_sync(chain: Chain, block: int, manifests: Mapping[str, Mapping[str, int]]) -> None:
@@ -521,10 +554,10 @@ def _refuse_implausible_sync(chain: Chain, block: int, manifests: Mapping[str, M
         _refuse_withdrawn(fact, chain.withdrawn_syncs[block], manifests_digest(manifests))
 
 
-def _refuse_withdrawn(fact: str, withdrawals: Iterable[Withdrawal], digest: bytes) -> None:
+def _refuse_withdrawn(fact: str, withdrawals: Iterable[Withdrawal], digest: bytes, block_hash: bytes = b"") -> None:
     """Raise `ImplausibleFact` for content that was withdrawn: repeating an import must not undo a correction."""
     for withdrawal in withdrawals:
-        if withdrawal.digest == digest:
+        if withdrawal.digest == digest and same_hash(withdrawal.block_hash, block_hash):
             raise ImplausibleFact(fact, f"the same content was withdrawn at position {withdrawal.withdrawn_at}")
 
 
@@ -556,9 +589,22 @@ def block_digest(created_at_ns: int, metagraph: Metagraph) -> bytes:
     return blake2b(metagraph.digest + created_at_ns.to_bytes(8, "big"), digest_size=16).digest()
 
 
+def hash_of_block(event: BlockRecorded) -> bytes:
+    """Return the hash in an event, 32 bytes; empty if it has none. Raises `ValueError` if it is malformed."""
+    block_hash = bytes.fromhex(event.block_hash)
+    if len(block_hash) not in (0, HASH_BYTES) or block_hash.hex() != event.block_hash:
+        raise ValueError(f"the hash {event.block_hash!r} is not {2 * HASH_BYTES} lower-case hexadecimal digits")
+    return block_hash
+
+
+def same_hash(recorded: bytes, given: bytes) -> bool:
+    """Return whether two hashes of one block agree; a missing one agrees with every other."""
+    return not (recorded and given) or recorded == given
+
+
 def manifests_digest(manifests: Mapping[str, Mapping[str, int]]) -> bytes:
     """Return 16 bytes that identify a sync's content; the order of its miners makes no difference."""
-    return blake2b(_canonical.encode(manifests), digest_size=16).digest()
+    return content_digest([canonical_json(manifests)])
 
 
 def executors(manifests: Mapping[str, Mapping[str, int]]) -> int:
@@ -575,8 +621,8 @@ def differences(recorded: Mapping[str, V], given: Mapping[str, V]) -> Iterator[t
 
 def difference(last: Mapping[str, V], given: Mapping[str, V]) -> tuple[dict[str, V], list[str]]:
     """Return the new or changed entries of `given`, and the removed keys, both by key."""
-    changed = {key: given[key] for key in sorted(given) if last.get(key) != given[key]}
-    return changed, sorted(last.keys() - given.keys())
+    changed = sorted(key for key, value in given.items() if last.get(key) != value)
+    return {key: given[key] for key in changed}, sorted(last.keys() - given.keys())
 
 
 def metagraph_difference(
@@ -594,4 +640,5 @@ def _patched(last: Mapping[str, V], changed: Mapping[str, V], removed: Iterable[
     patched = {**last, **changed}
     for key in removed:
         del patched[key]
-    return dict(sorted(patched.items()))
+    # New values of old keys, and removed keys, keep the order.
+    return patched if last.keys() >= changed.keys() else {key: patched[key] for key in sorted(patched)}

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from ledger.codec import Row, position_in_key, request_in_key, reservation_position, unknown_outcome_key
 from ledger.codec import reservation_id as id_of
@@ -36,7 +37,7 @@ from ledger.events import (
     SettingsChanged,
     account_stream,
 )
-from ledger.settings import RecordedSettings
+from ledger.settings import RecordedSettings, Settings
 from ledger.values import instant, seconds
 
 from .account import ActiveReservation
@@ -63,7 +64,8 @@ class RecordSettings:
     """Create the ledger if it is new, else record the settings if they differ.
 
     `settings` of None stands for the recorded ones, in a new ledger for the defaults; the fields in `named` override
-    it.
+    it. The recorded `tie_break` stays: only `ChangeSettings` changes it, so that code which opens ledgers of every age
+    with the same settings changes the order of no old one.
     """
 
     operation = "open"
@@ -87,12 +89,12 @@ class RecordSettings:
         return unknown_outcome_key(row)
 
     def decide(self, unit_of_work: UnitOfWork) -> SettingsChange:
-        state = unit_of_work.state
-        settings = self.settings or state.chain.settings
+        is_new, recorded = unit_of_work.state.position == 0, unit_of_work.state.chain.settings
+        settings = self.settings or (Settings().to_recorded() if is_new else recorded)
         if self.named:
             settings = settings.changed(self.named)
-        if state.position > 0:
-            return record_difference(unit_of_work, settings)
+        if not is_new:
+            return record_difference(unit_of_work, replace(settings, tie_break=recorded.tie_break))
         row = unit_of_work.append(SETTINGS_STREAM, LedgerOpened(self.validator_ss58, settings))
         return SettingsChange(row.position, settings, settings)
 

@@ -14,7 +14,16 @@ from ledger.codec import Row, unknown_outcome_key
 from ledger.errors import ConflictingFact, IdempotencyConflict, ImplausibleFact
 from ledger.events import CHAIN_STREAM, FACT_STREAMS, MANIFESTS_STREAM, BlockRecorded, ManifestsRecorded
 
-from .chain import Chain, Metagraph, Withdrawal, block_digest, decide_block, decide_manifests, manifests_digest
+from .chain import (
+    Chain,
+    Metagraph,
+    Withdrawal,
+    block_digest,
+    decide_block,
+    decide_manifests,
+    manifests_digest,
+    same_hash,
+)
 from .commands import REQUEST_BYTES, look_up_key, refuse_other_content
 from .lookup import Lookup
 from .state import LedgerState
@@ -27,6 +36,7 @@ class ValidatedBlock(NamedTuple):
     number: int
     created_at_ns: int
     metagraph: Metagraph
+    block_hash: bytes = b""
 
     @property
     def stream(self) -> str:
@@ -40,7 +50,7 @@ class ValidatedBlock(NamedTuple):
 
     def decide(self, chain: Chain, confirm: bool) -> BlockRecorded | int:
         """Return the event that records it, or the position of an equal block; raise if it is refused."""
-        return decide_block(chain, self.number, self.created_at_ns, self.metagraph, confirm)
+        return decide_block(chain, self.number, self.created_at_ns, self.metagraph, confirm, self.block_hash)
 
     def withdrawals(self, chain: Chain) -> list[Withdrawal]:
         """Return the withdrawals of blocks of this number."""
@@ -49,15 +59,21 @@ class ValidatedBlock(NamedTuple):
     def position_at(self, chain: Chain, last_position: int) -> int | None:
         """Return the position of the equal block that was recorded as of a position; None if none was."""
         digest, blocks = block_digest(self.created_at_ns, self.metagraph), chain.blocks
-        if self.number in blocks and blocks.digest(self.number) == digest:
+        is_equal = self.number in blocks and blocks.digest(self.number) == digest
+        if is_equal and same_hash(blocks.block_hash(self.number), self.block_hash):
             position = blocks.position(self.number)
             if position <= last_position:
                 return position
-        return _position_at(self.withdrawals(chain), digest, last_position)
+        return _position_at(self.withdrawals(chain), digest, last_position, self.block_hash)
 
     def digest(self) -> bytes:
-        """Return bytes that identify it among all facts."""
-        return b"block" + self.number.to_bytes(8, "big") + block_digest(self.created_at_ns, self.metagraph)
+        """Return bytes that identify it among all facts.
+
+        The hash is a part of them: a call with a key that names another hash, or none, is another call. The bytes of a
+        block without a hash are those of earlier releases, whose logs hold digests of them.
+        """
+        content = self.number.to_bytes(8, "big") + block_digest(self.created_at_ns, self.metagraph)
+        return b"hashed block" + content + self.block_hash if self.block_hash else b"block" + content
 
 
 class ValidatedManifests(NamedTuple):
@@ -200,9 +216,12 @@ class RecordFacts:
         return ImplausibleFact(fact.title, "the first call with this key was refused it")
 
 
-def _position_at(withdrawals: Iterable[Withdrawal], digest: bytes, last_position: int) -> int | None:
+def _position_at(
+    withdrawals: Iterable[Withdrawal], digest: bytes, last_position: int, block_hash: bytes = b""
+) -> int | None:
     """Return the position of a fact that was in force at a position and has been withdrawn since; None if none was."""
     for each in withdrawals:
-        if each.digest == digest and each.position <= last_position < each.withdrawn_at:
+        is_equal = each.digest == digest and same_hash(each.block_hash, block_hash)
+        if is_equal and each.position <= last_position < each.withdrawn_at:
             return each.position
     return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
+from operator import attrgetter, eq, is_
 
 import msgspec
 
@@ -12,20 +14,28 @@ from ledger.errors import InvalidInput
 from ledger.events import Axon
 from ledger.values import Miner, billionths, executor_counts, instant_ns, integer, is_finite, name
 
+from .canonical import EntryCache
 from .chain import Metagraph
 from .fact_commands import ValidatedBlock, ValidatedManifests
+
+_HASH = re.compile("(0x)?[0-9a-fA-F]{64}")
+_MINER_FIELDS = tuple(map(attrgetter, ("hotkey_ss58", "address", "ip_version", "port")))
 
 LONGEST_ADDRESS = 253
 """In characters: the longest host name that DNS allows."""
 
 
 class BlockFact(msgspec.Struct, frozen=True):
-    """A block and its metagraph: number, aware creation time, registered miners, and stakes by validator."""
+    """A block and its metagraph: number, aware creation time, registered miners, and stakes by validator.
+
+    `block_hash` is the chain's hash of the block: 64 hexadecimal digits, with or without `0x`; None if it is unknown.
+    """
 
     number: int
     created_at: datetime
     miners: Iterable[Miner]
     stakes: Mapping[str, float]
+    block_hash: str | None = None
 
 
 class ManifestsFact(msgspec.Struct, frozen=True):
@@ -40,6 +50,9 @@ class FactValidator:
 
     def __init__(self) -> None:
         self._last: Metagraph | None = None
+        self._last_columns: list[list[object]] = []
+        """The fields of the last metagraph's miners in the given order, a list for each field."""
+        self._encoded_miners = EntryCache()
 
     def contents(
         self, facts: Iterable[BlockFact | ManifestsFact]
@@ -70,7 +83,7 @@ class FactValidator:
                     or fact.stakes is not shared.stakes
                 ):
                     metagraph, shared = self.metagraph(fact.miners, fact.stakes), fact
-                contents.append(ValidatedBlock(number, created_at_ns, metagraph))
+                contents.append(ValidatedBlock(number, created_at_ns, metagraph, validated_hash(fact.block_hash)))
             except InvalidInput as refused:
                 refused.fact_index = index
                 return contents, refused
@@ -78,12 +91,38 @@ class FactValidator:
 
     def metagraph(self, miners: Iterable[Miner], stakes: Mapping[str, float]) -> Metagraph:
         """Return validated miners and stakes as one exact value, the same object as before if they are equal."""
-        axons = _axons(miners)
-        exact = _stakes(stakes)
+        if isinstance(miners, (str, bytes, Mapping)) or not isinstance(miners, Iterable):
+            raise InvalidInput("miners", miners, "an iterable of Miner")
+        given = miners if isinstance(miners, (list, tuple)) else list(miners)
         last = self._last
+        # A feed mostly makes new objects of the same miners for each block.
+        same_miners = last is not None and self._are_last_miners(given)
+        axons = last.miners if last is not None and same_miners else _axons(given)
+        exact = _stakes(stakes)
         if last is None or last.miners != axons or last.stakes != exact:
-            last = self._last = Metagraph(axons, exact)
+            last = self._last = Metagraph(axons, exact, self._encoded_miners)
+        if not same_miners:
+            self._last_columns = [list(map(field, given)) for field in _MINER_FIELDS]
         return last
+
+    def _are_last_miners(self, miners: Sequence[Miner]) -> bool:
+        """Return whether these are the last metagraph's miners, in the same order: equal values of equal types.
+
+        Without the types, a port of 8000.0 would be accepted after 8000 was. Each pass is one call for all miners and
+        makes no list of them, which is five times as fast as a loop (measured).
+        """
+        if len(miners) != len(self._last_columns[0]) or set(map(type, miners)) - {Miner}:
+            return False
+        return all(
+            _are_same(field, miners, last) for field, last in zip(_MINER_FIELDS, self._last_columns, strict=True)
+        )
+
+
+def _are_same(field: Callable[[Miner], object], miners: Sequence[Miner], last: list[object]) -> bool:
+    if all(map(is_, map(field, miners), last)):
+        return True
+    same_types = all(map(is_, map(type, map(field, miners)), map(type, last)))
+    return same_types and all(map(eq, map(field, miners), last))
 
 
 def validated_manifests(fact: ManifestsFact) -> ValidatedManifests:
@@ -98,9 +137,16 @@ def validated_manifests(fact: ManifestsFact) -> ValidatedManifests:
     return ValidatedManifests(block, manifests)
 
 
-def _axons(miners: Iterable[Miner]) -> dict[str, Axon]:
-    if isinstance(miners, (str, bytes, Mapping)) or not isinstance(miners, Iterable):
-        raise InvalidInput("miners", miners, "an iterable of Miner")
+def validated_hash(block_hash: object) -> bytes:
+    """Return a block's hash as 32 bytes, empty for None; raise `InvalidInput` if it is malformed."""
+    if block_hash is None:
+        return b""
+    if not isinstance(block_hash, str) or not _HASH.fullmatch(block_hash):
+        raise InvalidInput("block_hash", block_hash, '64 hexadecimal digits, with or without "0x", or None')
+    return bytes.fromhex(block_hash.removeprefix("0x"))
+
+
+def _axons(miners: Sequence[Miner]) -> dict[str, Axon]:
     axons: dict[str, Axon] = {}
     for miner in miners:
         if not isinstance(miner, Miner):

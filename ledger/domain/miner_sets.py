@@ -35,7 +35,11 @@ class MinerSets:
     def assign(self, start: int, end: int, miners: frozenset[str]) -> None:
         """Set the set on `[start, end)`, on which it must be constant so far."""
         before = self.at(start)
-        if miners is before or miners == before:
+        if miners is before:
+            return
+        if miners == before:
+            # The same object from now on: comparing two takes as long as there are miners, and every block compares.
+            self._set = miners
             return
         for miner_ss58 in miners ^ before:
             steps = self.steps.get(miner_ss58)

@@ -79,7 +79,7 @@ def _blocks(blocks: BlockTable) -> Iterator[bytes]:
         chunk = blocks.chunks[number]
         for column in (chunk.created_at_ns, chunk.positions, chunk.units_ns):
             yield _numbers(column)
-        yield _strings((chunk.digests,))
+        yield _strings((chunk.digests, chunk.hashes))
 
 
 def _metagraph(metagraph: Metagraph) -> bytes:
@@ -144,7 +144,7 @@ def _coverage(chain: Chain) -> Iterator[bytes]:
 def _withdrawals(withdrawn: dict[int, list[Withdrawal]]) -> bytes:
     entries = [(block, each) for block in sorted(withdrawn) for each in withdrawn[block]]
     numbers = _numbers(flat.from_iterable((block, each.position, each.withdrawn_at) for block, each in entries))
-    return numbers + _strings([each.digest for _, each in entries])
+    return numbers + _strings([part for _, each in entries for part in (each.digest, each.block_hash)])
 
 
 def _accounts(accounts: list[Account]) -> Iterator[bytes]:

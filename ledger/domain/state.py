@@ -35,8 +35,8 @@ from ledger.values import storable_ns
 from .account import Account, ActiveReservation
 from .chain import Chain
 
-SEAL_VERSION = 1
-"""The version of the folding rules, and of the encoding of a state in `seal`.
+SEAL_VERSION = 2
+"""The version of the folding rules, and of the encoding of a state in `seal`. Version 1 had no hashes of blocks.
 
 Increase it whenever the same events give another state, or the encoding changes. Seals of other versions prove nothing.
 """

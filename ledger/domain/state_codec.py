@@ -5,8 +5,9 @@ live state with a rebuilt one by them.
 
 Everything that follows from the stored parts is not stored but computed again: prefix sums, digests of metagraphs, the
 multiplier, the indexes of accounts by class and miner, the due queue, active reservations by job, and each account's
-first due time. `Chain.revision` and `LedgerState.sealed_position` are not stored either: the first only counts the
-changes since a state was loaded, and the second follows from the events after the snapshot, its seal among them.
+first due time. `Chain.revision`, `Chain.changed_accounts` and `LedgerState.sealed_position` are not stored either: the
+first two only tell the changes since a state was loaded, and the third follows from the events after the snapshot, its
+seal among them.
 
 Arrays are stored little-endian, so machines of either byte order read each other's snapshots.
 """
@@ -28,7 +29,7 @@ from .chain import Chain, CountInputs, Metagraph, RecordedSync, Withdrawal
 from .miner_sets import MinerSets
 from .state import LedgerState
 
-SNAPSHOT_VERSION = 3
+SNAPSHOT_VERSION = 4
 """Increase it whenever these structs or the folding rules change; snapshots of other versions are ignored."""
 
 
@@ -41,6 +42,8 @@ class _Chunk(_Struct):
     created_at_ns: bytes
     positions: bytes
     digests: bytes
+    # Empty if no block of the chunk has a hash.
+    hashes: bytes
     units_ns: bytes
 
 
@@ -110,8 +113,8 @@ class _State(_Struct):
     named: list[str]
     last_uncovered: list[str]
     # Block, and the fields of `Withdrawal`.
-    withdrawn_blocks: list[tuple[int, int, bytes, int]]
-    withdrawn_syncs: list[tuple[int, int, bytes, int]]
+    withdrawn_blocks: list[tuple[int, int, bytes, int, bytes]]
+    withdrawn_syncs: list[tuple[int, int, bytes, int, bytes]]
     oldest_inputs: _CountInputs | None
     newest_inputs: _CountInputs | None
     accounts: list[_Account]
@@ -229,6 +232,7 @@ def _encode_chunk(number: int, chunk: Chunk) -> _Chunk:
         little_endian("q", chunk.created_at_ns.tobytes()),
         little_endian("q", chunk.positions.tobytes()),
         bytes(chunk.digests),
+        bytes(chunk.hashes),
         little_endian("q", chunk.units_ns.tobytes()),
     )
 
@@ -240,6 +244,7 @@ def _decode_blocks(stored: _State, chain: Chain) -> None:
         chunk.created_at_ns = array("q", little_endian("q", each.created_at_ns))
         chunk.positions = array("q", little_endian("q", each.positions))
         chunk.digests = bytearray(each.digests)
+        chunk.hashes = bytearray(each.hashes)
         chunk.units_ns = array("q", little_endian("q", each.units_ns))
         blocks.load_chunk(each.number, chunk)
     blocks.newest = stored.newest
@@ -257,13 +262,15 @@ def _decode_miner_sets(stored: list[tuple[str, list[int], list[int]]], sets: Min
         sets.load(miner_ss58, steps)
 
 
-def _encode_withdrawals(withdrawals: dict[int, list[Withdrawal]]) -> list[tuple[int, int, bytes, int]]:
+def _encode_withdrawals(withdrawals: dict[int, list[Withdrawal]]) -> list[tuple[int, int, bytes, int, bytes]]:
     return [(block, *each) for block in sorted(withdrawals) for each in withdrawals[block]]
 
 
-def _decode_withdrawals(stored: list[tuple[int, int, bytes, int]], withdrawals: dict[int, list[Withdrawal]]) -> None:
-    for block, position, digest, withdrawn_at in stored:
-        withdrawals.setdefault(block, []).append(Withdrawal(position, digest, withdrawn_at))
+def _decode_withdrawals(
+    stored: list[tuple[int, int, bytes, int, bytes]], withdrawals: dict[int, list[Withdrawal]]
+) -> None:
+    for block, position, digest, withdrawn_at, block_hash in stored:
+        withdrawals.setdefault(block, []).append(Withdrawal(position, digest, withdrawn_at, block_hash))
 
 
 def _encode_inputs(inputs: CountInputs | None, members: _MemberSets) -> _CountInputs | None:

@@ -96,7 +96,7 @@ class AuditRanking:
                     yield keys[at][-1]
                 elif size:
                     if number < 0:  # Most claims need no tie-break: their group has one member.
-                        number = tie_break_number(job_uuid)
+                        number = tie_break_number(job_uuid, self._hash_in_seed())
                     yield keys[at + number % size][-1]
                     for index in later_indexes(size, number):
                         yield keys[at + index][-1]
@@ -127,7 +127,19 @@ class AuditRanking:
                 account.rank_entry = after, until, later_ns, key
                 insort(self._level(after).regular, key)
                 return
+            if is_first and first < after == self._granted_end and until == END and key:
+                # The claim takes all that is free, so the account has nothing until another block grants something.
+                self._remove(account, entry)
+                self._awaiting_next_block.add(account)
+                return
         account.mark_stale()
+
+    def _hash_in_seed(self) -> bytes:
+        """Return the newest block's hash if the recorded settings make it a part of the seed; else nothing."""
+        chain = self._state.chain
+        if chain.settings.tie_break != "uuid_and_hash":
+            return b""
+        return chain.blocks.block_hash(chain.blocks.newest)
 
     # Irregular accounts
 

@@ -166,16 +166,19 @@ class Allowance(Queries):
         miners: Iterable[Miner],
         stakes: Mapping[str, float],
         *,
+        block_hash: str | None = None,
         confirm: bool = False,
         idempotency_key: str | None = None,
     ) -> int:
         """Record a block and its metagraph; return the log position of the fact, the first position if repeated.
 
-        `created_at` is aware; `stakes` are the effective stakes by validator. Repeating a fact needs no key, since its
+        `created_at` is aware; `stakes` are the effective stakes by validator. `block_hash` is the chain's hash of the
+        block, 64 hexadecimal digits with or without `0x`; it is part of the tie-break's seed. A repeat may leave it out
+        or add it, which changes nothing: a recorded block never gains a hash. Repeating a fact needs no key, since its
         content identifies it. Raises `ConflictingFact`, `ImplausibleFact` (unless `confirm`), `InvalidInput`, and
         `IdempotencyConflict` if the key was used for another request.
         """
-        fact = BlockFact(number, created_at, miners, stakes)
+        fact = BlockFact(number, created_at, miners, stakes, block_hash)
         return (await self.record_facts([fact], confirm=confirm, idempotency_key=idempotency_key))[0]
 
     async def record_manifests(

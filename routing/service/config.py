@@ -15,7 +15,11 @@ from ledger.values import integer, name
 TRUSTED_MINER_FAKE_KEY = "0" * 48
 VARIABLES = {"database_url": "ALLOWANCE_DATABASE_URL", "validator_ss58": "ALLOWANCE_VALIDATOR_SS58"}
 PREFIX = "ALLOWANCE_"
-SETTING_VARIABLES = {field.name: f"{PREFIX}{field.name.upper()}" for field in fields(Settings)}
+NOT_IN_ENVIRONMENT = frozenset({"tie_break"})
+"""Settings without a variable: only `change_settings` changes them, in code or by a command."""
+SETTING_VARIABLES = {
+    field.name: f"{PREFIX}{field.name.upper()}" for field in fields(Settings) if field.name not in NOT_IN_ENVIRONMENT
+}
 DEFAULT_MINER_ADDRESS = "127.0.0.1"
 DEFAULT_MINER_PORT = 8000
 
@@ -87,6 +91,9 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = (*VARIABLES.values(), *SETTING_VARIABLES.values())
     for variable, text in environment.items():
         if variable.startswith(PREFIX) and variable not in known and text:
+            if variable.removeprefix(PREFIX).lower() in NOT_IN_ENVIRONMENT:
+                expected = "unset, because only `change_settings` and `allowance settings set` change this setting"
+                raise InvalidInput(variable, None, expected)
             from difflib import get_close_matches  # here, to keep start-up light: it is for this error only
 
             close = get_close_matches(variable.removeprefix(PREFIX), [name.removeprefix(PREFIX) for name in known], 1)
@@ -166,4 +173,5 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "respect_executor_count": (_read_flag, "true or false"),
     "newest_block_max_age_seconds": (_seconds_or_none, "a number of seconds, 0 or more, or none"),
     "newest_manifests_max_age_blocks": (_blocks_or_none, "a whole number of blocks, 0 or more, or none"),
+    "tie_break": (str, "uuid_and_hash or uuid"),
 }

@@ -31,7 +31,8 @@ class Health(msgspec.Struct, frozen=True):
     `database` is "sqlite" or "postgresql". `head` is "position:hash" (hash in hexadecimal digits): note it elsewhere
     for a later `verify`. `projection_lag` counts the events that the history model has not projected yet;
     `projection_error` says why it cannot project the next one, None if it can. `newest_block` and its age are None
-    if no block is recorded. `reserved` counts the active reservations, `overdue` those of them that are overdue.
+    if no block is recorded; `newest_block_hash` is None, too, if the newest block was recorded without one. `reserved`
+    counts the active reservations, `overdue` those of them that are overdue.
 
     `schema_version` is the stored one. `newest_sync` is the block of the newest sync, which is `newest_sync_age_blocks`
     behind the newest block; its age in seconds is that of the block, None if that is not recorded.
@@ -47,6 +48,7 @@ class Health(msgspec.Struct, frozen=True):
     projection_lag: int
     projection_error: str | None
     newest_block: int | None
+    newest_block_hash: str | None
     newest_block_age_seconds: float | None
     reserved: int
     overdue: int
@@ -72,6 +74,7 @@ class _StateSummary(NamedTuple):
     position: int
     hash: bytes
     newest_block: int
+    newest_block_hash: bytes
     newest_block_age_ns: int
     newest_sync: int | None
     newest_sync_age_ns: int | None
@@ -137,6 +140,7 @@ async def health_of(handle: LedgerHandle, database_url: str) -> Health:
         derived.lag,
         derived.error,
         state.newest_block or None,
+        state.newest_block_hash.hex() or None,
         seconds(state.newest_block_age_ns) if state.newest_block else None,
         state.reserved,
         state.overdue,
@@ -202,6 +206,7 @@ def _summarize(state: Availability, now_ns: int) -> _StateSummary:
         state.position,
         state.hash,
         newest,
+        chain.blocks.block_hash(newest),
         now_ns - chain.blocks.created_at_ns(newest) if newest else 0,
         sync,
         None if sync_at_ns < 0 else now_ns - sync_at_ns,

@@ -20,28 +20,35 @@ from .workspace import Workspace
 Case = Callable[[Workspace, Report], Awaitable[None]]
 
 CASES = {
-    "pick": "picking:one_caller",
-    "callers": "picking:many_callers",
-    "miners": "picking:more_miners",
-    "block": "feeding:unchanged_block",
-    "changes": "feeding:changed_block",
-    "sync": "feeding:manifest_sync",
-    "import": "feeding:importing",
     "start": "starting:starting",
     "rebuild": "replaying:rebuilding",
     "audit": "replaying:auditing",
+    "explain": "replaying:explaining",
     "open": "replaying:opening",
+    "open-miners": "networks:opening",
     "pages": "replaying:paging",
     "log": "picking:longer_log",
     "memory": "replaying:memory",
+    "rows": "constrained:rows",
+    "bytes": "constrained:stored",
+    "import": "feeding:importing",
+    "import-miners": "networks:importing",
+    "changes": "feeding:changed_block",
+    "sync": "feeding:manifest_sync",
+    "pick": "picking:one_caller",
+    "reader": "picking:beside_a_reader",
+    "callers": "picking:many_callers",
     "library": "library:on_sqlite",
     "callers-postgres": "sharing:one_process",
     "processes": "sharing:processes",
     "contention": "contending:both_engines",
     "library-postgres": "library:on_postgres",
+    "miners": "picking:more_miners",
+    "first-picks": "networks:after_a_block",
+    "block": "feeding:unchanged_block",
     "row-per-grant": "row_per_grant:against_row_per_grant",
 }
-"""The cases in the order of a run. Cases that only read the long ledger come before those that pick from it."""
+"""The cases in the order of a run. Cases that only read a ledger come before those that change it."""
 
 INTERRUPTED = 130
 """The exit code after ^C: 128 and the number of SIGINT, as shells expect."""
@@ -104,7 +111,7 @@ def _show_progress(text: str) -> None:
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
-    names = ("miners", "blocks", "repeat", "events", "contended_seconds")
+    names = ("miners", "blocks", "repeat", "log", "events", "contended_seconds")
     chosen = {name: value for name in names if (value := getattr(options, name))}
     sizes = replace(QUICK if options.quick else Sizes(), **chosen)
     # A smaller network has executors for fewer callers: with more of them, all miners would be busy.
@@ -119,13 +126,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="scripts/bench",
         description="Measures how fast the ledger is, compared with bare rows of the same size, with the design of a"
         " row per grant, and with the library eventsourcing. Works in a temporary directory of the checkout, and needs"
-        " no server. Run it on a machine that does nothing else.",
+        " no server. Run it on a machine that does nothing else: a full run takes 10 to 20 minutes on two processors,"
+        " --quick about one.",
     )
     for name, what in (
         ("miners", "in the network"),
         ("blocks", "of the chain"),
         ("repeat", "rounds in which every figure is measured"),
-        ("events", "in the long ledger"),
+        ("log", "events of the log of most figures"),
+        ("events", "in the longest log"),
     ):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"{what} (default: {getattr(sizes, name):,})")
     parser.add_argument(

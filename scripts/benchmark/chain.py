@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
 from io import BytesIO
 
 import msgspec
 
-from routing import BlockFact, ManifestsFact
+from routing import Allowance, BlockFact, ManifestsFact, Miner
 from routing.cli.demo.network import generate, hotkeys
 from routing.cli.files.facts import FactDecoder, numbered_facts
 
@@ -20,6 +22,7 @@ SEED = 1
 HOTKEY = hotkeys(SEED, "validator", 1)[0]
 """The validator of the ledger."""
 SECOND_NS = 10**9
+BLOCK_SECONDS = 12
 MOST_BLOCKS = 10**6
 """More than any measurement uses."""
 
@@ -63,6 +66,50 @@ def endless(sizes: Sizes) -> Iterator[list[Fact]]:
         if line["type"] == "block":
             yield facts
             facts = []
+
+
+def first_facts(sizes: Sizes, miners: int) -> tuple[ManifestsFact, BlockFact]:
+    """Return the first sync and the first block of a network with this many miners."""
+    sync, block = parsed(facts_lines(replace(sizes, blocks=1), miners))
+    assert isinstance(sync, ManifestsFact)
+    assert isinstance(block, BlockFact)
+    return sync, block
+
+
+class Feed:
+    """Continues a chain with blocks that are like its newest block."""
+
+    def __init__(self, newest: BlockFact) -> None:
+        self._miners = tuple(newest.miners)
+        self._stakes = newest.stakes
+        self._number = newest.number
+        self._created_at: datetime = newest.created_at
+
+    def next(self) -> BlockFact:
+        """Return the next block. Its miners are new objects, as those of a real feed."""
+        return self._next([replace(miner) for miner in self._miners])
+
+    async def timed(self, ledger: Allowance) -> float:
+        """Record the next block; return the seconds that it took."""
+        block = self.next()
+        started = time.perf_counter()
+        await ledger.record_block(block.number, block.created_at, block.miners, block.stakes)
+        return time.perf_counter() - started
+
+    def next_of_file(self) -> BlockFact:
+        """Return the next block. Its miners and stakes are the same objects as before, as those of an import."""
+        return self._next(self._miners)
+
+    def _next(self, miners: Iterable[Miner]) -> BlockFact:
+        self._number += 1
+        self._created_at += timedelta(seconds=BLOCK_SECONDS)
+        stakes = self._stakes if miners is self._miners else dict(self._stakes)
+        return BlockFact(self._number, self._created_at, miners, stakes)
+
+
+def newest_block(facts: Iterable[Fact]) -> BlockFact:
+    """Return the last block of the facts."""
+    return [fact for fact in facts if isinstance(fact, BlockFact)][-1]
 
 
 def after(facts: Iterable[Fact]) -> int:

@@ -1,38 +1,34 @@
-"""Recording of facts on SQLite: unchanged and completely changed blocks, syncs, an import, and stored bytes."""
+"""Recording of facts on SQLite: unchanged and completely changed blocks, syncs, and an import."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Iterable
-from contextlib import closing
-from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from statistics import median
 
-from routing import Allowance, BlockFact, Miner
+from routing import Miner
 from routing.cli.demo.network import STARTED_AT, hotkeys
 
-from .chain import SEED, Fact, facts_lines, parsed
-from .figures import Report, at_most, interleaved
-from .filling import record
-from .limits import SqliteRows
-from .picking import MS
+from .chain import BLOCK_SECONDS, SEED, facts_lines, parsed
+from .figures import MS, Report, at_most, interleaved, ratio_at_most
+from .limits import SqliteRows, block_bytes
 from .workspace import Ledger, Workspace
 
-BLOCK_SECONDS = 12
 MANY_VALIDATORS = 64
-MOST_BLOCKS_MEASURED = 900
-"""So few that the ledger takes no snapshot, whose bytes do not belong to a block."""
+FACTS_PER_COMMIT = 200
+MOST_COMMIT_RATIO = 2.0
 
 
 async def unchanged_block(workspace: Workspace, report: Report) -> None:
-    """Measure a block like the one before it: the time to record it, and the bytes in the file."""
-    prepared = workspace.copied(await workspace.filled())
+    """Measure a block like the one before it, from new objects."""
+    for title, prepared in await workspace.both_logs():
+        await _unchanged_block(workspace, report, title, prepared)
+
+
+async def _unchanged_block(workspace: Workspace, report: Report, title: str, prepared: Ledger) -> None:
+    feed = workspace.feed(prepared)
     async with prepared.open() as ledger:
-        newest = newest_block(workspace.facts())
-        with SqliteRows(workspace.new_file(), _block_bytes(prepared)) as bare:
-            feed = Feed(newest)
+        with SqliteRows(workspace.new_file(), await block_bytes(prepared.url)) as bare:
 
             async def blocks() -> float:
                 return median([await feed.timed(ledger) for _ in range(workspace.sizes.appends)]) * MS
@@ -41,43 +37,8 @@ async def unchanged_block(workspace: Workspace, report: Report) -> None:
                 return median(bare.commits(workspace.sizes.appends)) * MS
 
             ours, limit = await interleaved(workspace.sizes.repeat, blocks, commits)
-    report.add("recording an unchanged block", "ms", ours, ("one bare commit", limit), at_most(1))
-    fresh = workspace.new_ledger()
-    async with fresh.open() as ledger:
-        feed = Feed(newest)
-        grown = []
-        await feed.timed(ledger)
-        for _ in range(workspace.sizes.repeat):
-            before = stored_bytes(fresh)
-            count = max(20, min(workspace.sizes.appends, MOST_BLOCKS_MEASURED // workspace.sizes.repeat))
-            for _ in range(count):
-                await feed.timed(ledger)
-            grown.append((stored_bytes(fresh) - before) / count)
-    report.add("bytes stored for an unchanged block", "B", grown, target=at_most(300))
-
-
-class Feed:
-    """Continues a chain with blocks that are like its newest block."""
-
-    def __init__(self, newest: BlockFact) -> None:
-        self._miners = tuple(newest.miners)
-        self._stakes = newest.stakes
-        self._number = newest.number
-        self._created_at: datetime = newest.created_at
-
-    def next(self) -> BlockFact:
-        """Return the next block. Its miners are new objects, as those of a real feed."""
-        self._number += 1
-        self._created_at += timedelta(seconds=BLOCK_SECONDS)
-        miners = [replace(miner) for miner in self._miners]
-        return BlockFact(self._number, self._created_at, miners, dict(self._stakes))
-
-    async def timed(self, ledger: Allowance) -> float:
-        """Record the next block; return the seconds that it took."""
-        block = self.next()
-        started = time.perf_counter()
-        await ledger.record_block(block.number, block.created_at, block.miners, block.stakes)
-        return time.perf_counter() - started
+    name = f"recording an unchanged block, {title}"
+    report.add(name, "ms", ours, ("one bare commit", limit), ratio_at_most(MOST_COMMIT_RATIO))
 
 
 async def changed_block(workspace: Workspace, report: Report) -> None:
@@ -107,7 +68,7 @@ async def changed_block(workspace: Workspace, report: Report) -> None:
 
 async def manifest_sync(workspace: Workspace, report: Report) -> None:
     """Measure a sync in which every miner offers one executor less, in a ledger with partly reserved blocks."""
-    prepared = workspace.copied(await workspace.filled())
+    prepared = workspace.copied(await workspace.long())
     async with prepared.open() as ledger:
         newest = await ledger.current_block() or 1
         full = {
@@ -144,7 +105,9 @@ async def importing(workspace: Workspace, report: Report) -> None:
             prepared = workspace.new_ledger()
             async with prepared.open() as ledger:
                 started = time.perf_counter()
-                await record(ledger, parsed(lines))
+                facts = parsed(lines)
+                for start in range(0, len(facts), FACTS_PER_COMMIT):
+                    await ledger.record_facts(facts[start : start + FACTS_PER_COMMIT])
                 return time.perf_counter() - started
 
         async def rows() -> float:
@@ -153,25 +116,3 @@ async def importing(workspace: Workspace, report: Report) -> None:
         ours, limit = await interleaved(sizes.repeat, imports, rows)
     name = f"importing {sizes.blocks:,} blocks with {sizes.miners} miners"
     report.add(name, "s", ours, ("bare rows, 100 a commit", limit), at_most(1.5))
-
-
-def newest_block(facts: Iterable[Fact]) -> BlockFact:
-    """Return the last block of the facts."""
-    return [fact for fact in facts if isinstance(fact, BlockFact)][-1]
-
-
-def stored_bytes(prepared: Ledger) -> int:
-    """Return the size of a ledger's file after a complete checkpoint."""
-    with closing(sqlite3.connect(prepared.path)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return prepared.path.stat().st_size
-
-
-def _block_bytes(prepared: Ledger) -> int:
-    """Return the size of an unchanged block's row, with 8 bytes for each number."""
-    with closing(sqlite3.connect(prepared.path)) as connection:
-        (least,) = connection.execute(
-            """SELECT min(length(stream) + length(payload) + length(hash) + 5 * 8)
-               FROM allowance_events WHERE stream = 'chain'"""
-        ).fetchone()
-    return int(least)

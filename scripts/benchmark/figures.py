@@ -9,6 +9,8 @@ from statistics import median
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
+MS = 1000.0
+"""Milliseconds in a second."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Report:
     skipped: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """How long each case took."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the servers that were used."""
 
     def add(
         self,

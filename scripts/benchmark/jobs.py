@@ -13,9 +13,14 @@ from routing.cli.files.job_request import JobRequest
 
 def random_job(random: Random, classes: Sequence[str]) -> JobRequest:
     """Return a job of half a minute to four and a half minutes, of any class."""
+    return job_of_class(random, random.choice(classes))
+
+
+def job_of_class(random: Random, executor_class: str) -> JobRequest:
+    """Return such a job of this class."""
     return JobRequest(
         uuid=str(UUID(int=random.getrandbits(128), version=4)),
-        executor_class=random.choice(classes),
+        executor_class=executor_class,
         download_time_limit=round(random.uniform(2, 20), 3),
         execution_time_limit=round(random.uniform(20, 240), 3),
         upload_time_limit=round(random.uniform(2, 10), 3),

@@ -12,27 +12,46 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from statistics import mean
 from types import TracebackType
 from typing import Self
 
 import asyncpg
 import msgspec
 
-from ledger.events import Event
+from ledger import Row, store_from_url
+from ledger.events import CHAIN_STREAM, Event
+from ledger.store.contract import PAGE_ROWS
+
+from .chain import HOTKEY
 
 CONNECTIONS = 8
 _ALL = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash
           FROM allowance_events ORDER BY ledger, position"""
-_BYTES = """SELECT avg(length(stream) + ifnull(length(key), 0) + ifnull(length(job_uuid), 0) + length(payload)
-                       + length(hash) + 5 * 8)
-            FROM allowance_events WHERE job_uuid IS NOT NULL"""
+_NUMBERS_BYTES = 5 * 8
 
 
-def reservation_bytes(path: Path) -> int:
-    """Return the mean size of a ledger's reservation rows, with 8 bytes for each number."""
-    with closing(sqlite3.connect(path)) as connection:
-        (mean,) = connection.execute(_BYTES).fetchone()
-    return round(mean or 400)
+async def reservation_bytes(url: str) -> int:
+    """Return the mean size of the reservations in the newest rows of a ledger, with 8 bytes for each number."""
+    store = store_from_url(url, HOTKEY, read_only=True)
+    head = await store.open(None)
+    sizes = [_row_bytes(row) for row in await store.read(max(0, head.position - PAGE_ROWS)) if row.attempt is not None]
+    await store.close()
+    return round(mean(sizes or [400]))
+
+
+async def block_bytes(url: str) -> int:
+    """Return the size of an unchanged block's row, with 8 bytes for each number."""
+    store = store_from_url(url, HOTKEY, read_only=True)
+    await store.open(None)
+    least = min(_row_bytes(row) for row in await store.read(0) if row.stream == CHAIN_STREAM)
+    await store.close()
+    return least
+
+
+def _row_bytes(row: Row) -> int:
+    texts = (row.stream, row.key or "", row.job_uuid or "", row.payload, row.hash)
+    return sum(map(len, texts)) + _NUMBERS_BYTES
 
 
 class SqliteRows:

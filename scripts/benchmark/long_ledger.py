@@ -1,19 +1,17 @@
-"""Makes a ledger of any number of events. The ledger's own code decides and hashes them; they are written in bulk.
+"""Makes a ledger of any number of events.
 
 Jobs are routed, or, because routing a long log takes too long, reserved on a random miner.
 
 Each block has a hundred events: the block itself, new reservations, and settlements of earlier ones. In the last
-hundredth of the log it has only ten, so that a short ledger and a long one have the same kind of end. Derived data is
-as old as after a crash at a bad moment: the snapshot is nearly as old as a snapshot can be, and the history lags a
-little.
+hundredth of the log it has only ten, so that a short ledger and a long one have the same kind of end. The state is
+sealed as often as a service does it, but the last snapshot is nearly as old as a snapshot can be, as after a crash at a
+bad moment.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple
 from uuid import UUID
@@ -24,32 +22,24 @@ from ledger import (
     FactValidator,
     RecordFacts,
     RecordSettings,
-    Row,
-    SealState,
     Settle,
     UnitOfWork,
-    store_from_url,
 )
-from ledger.domain.lookup import LookupResult
-from projections import Availability, History, SnapshotStore, schema, sealed_if_due
-from routing import AllMinersBusy, NotEnoughAllowanceException
+from routing import AllMinersBusy, BlockFact, NotEnoughAllowanceException
 from routing.pick import Pick
 
-from .chain import HOTKEY, SECOND_NS, after, endless
+from .bulk import Bulk
+from .chain import HOTKEY, SECOND_NS, after, endless, newest_block
 from .sizes import Sizes
 
-EVENTS_PER_COMMIT = 20_000
+SEAL_EVERY_EVENTS = 10_000
 SNAPSHOT_AGE_EVENTS = 9000
-HISTORY_LAG_EVENTS = 500
 QUIET_SHARE = 100
 """The last hundredth of the log is quiet, and at least everything after the snapshot, so that all logs end alike."""
 BLOCKS_BEFORE_JOBS = 20
 """Jobs need some allowance first."""
 EXPIRED_EVERY_BLOCKS = 25
 RELEASED_SHARE, ACTIVE_SHARE = 0.10, 0.04
-
-_INSERT = f"INSERT INTO allowance_events (ledger, {', '.join(Row._fields)}) VALUES (?{', ?' * len(Row._fields)})"
-_MOVE_HEAD = "UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at_ns = ? WHERE ledger = ?"
 
 
 class _Pace(NamedTuple):
@@ -64,65 +54,34 @@ BUSY, QUIET = _Pace(50, 5, 30), _Pace(5, 24, 270)
 
 
 async def grow(
-    path: Path, sizes: Sizes, events: int, progress: Callable[[int], None] = lambda position: None, *, routed: bool
-) -> int:
-    """Fill a new ledger with this many events, or a few more; return the time of the last one.
+    url: str, sizes: Sizes, events: int, progress: Callable[[int], None] = lambda position: None, *, routed: bool
+) -> tuple[int, BlockFact]:
+    """Fill a new ledger with this many events, or a few more; return the time of the last one, and the newest block.
 
     The last block is always complete, and so may exceed the number.
     """
-    store = store_from_url(f"sqlite:///{path}", HOTKEY, read_only=False)
-    await store.open(schema)
-    sealed = None
-    with _Bulk(path, store.ledger) as bulk:
-        state = Availability()
-        quiet = max(events // QUIET_SHARE, SNAPSHOT_AGE_EVENTS)
-        traffic = _Traffic(sizes, quiet_from=events - quiet, routed=routed)
-        while state.position < events:
-            unit_of_work: UnitOfWork = UnitOfWork(state, LookupResult(), 0)
-            until = min(events, state.position + EVENTS_PER_COMMIT)
-            if sealed is None and until > events - SNAPSHOT_AGE_EVENTS:
-                until = max(1, min(until, events - SNAPSHOT_AGE_EVENTS))
-            while state.position < until:
-                traffic.add_block(unit_of_work)
-            bulk.write(unit_of_work.rows)
-            progress(state.position)
-            if sealed is None and state.position >= events - SNAPSHOT_AGE_EVENTS:
-                sealed = sealed_if_due(state, every_rows=1)
-                assert sealed is not None
-                seal: UnitOfWork = UnitOfWork(state, LookupResult(), state.recorded_at_ns)
-                SealState(sealed.snapshot.position, sealed.digest).decide(seal)
-                bulk.write(seal.rows)
-    if sealed is not None:
-        await SnapshotStore(store).save(sealed.snapshot)
-    progress(state.position)
-    await History(store, HOTKEY, read_only=False).project(state.position - HISTORY_LAG_EVENTS)
-    await store.close()
-    return state.recorded_at_ns
+    bulk = Bulk(url)
+    quiet = max(events // QUIET_SHARE, SNAPSHOT_AGE_EVENTS)
+    traffic = _Traffic(sizes, quiet_from=events - quiet, routed=routed)
+    while bulk.state.position < events:
+        until = _next_seal(bulk.state.position, events)
+        unit_of_work = bulk.decide()
+        while bulk.state.position < min(until, events):
+            traffic.add_block(unit_of_work)
+        await bulk.append(unit_of_work)
+        if until < events:
+            await bulk.seal()
+        progress(bulk.state.position)
+    assert traffic.newest is not None
+    return bulk.state.recorded_at_ns, traffic.newest
 
 
-class _Bulk:
-    """A connection that writes fast, but not durably. No other process has the file open."""
-
-    def __init__(self, path: Path, ledger: int) -> None:
-        self._ledger = ledger
-        self._connection = sqlite3.connect(path, isolation_level=None)
-        for pragma in ("synchronous = OFF", "cache_size = -400000", "wal_autocheckpoint = 50000"):
-            self._connection.execute(f"PRAGMA {pragma}")
-
-    def __enter__(self) -> _Bulk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.close()
-
-    def write(self, rows: list[Row]) -> None:
-        """Append rows to the log."""
-        ledger, last = self._ledger, rows[-1]
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.executemany(_INSERT, [(ledger, *row) for row in rows])
-        self._connection.execute(_MOVE_HEAD, (last.position, last.hash, last.recorded_at_ns, ledger))
-        self._connection.execute("COMMIT")
+def _next_seal(position: int, events: int) -> int:
+    """Return the next position to seal: the last one is `SNAPSHOT_AGE_EVENTS` before the end."""
+    last = events - SNAPSHOT_AGE_EVENTS
+    if position >= last:
+        return events
+    return position + (last - position - 1) % SEAL_EVERY_EVENTS + 1
 
 
 class _Traffic:
@@ -138,6 +97,7 @@ class _Traffic:
         self._blocks_added = 0
         self._running: deque[int] = deque()
         self._accounts: list[Account] = []
+        self.newest: BlockFact | None = None
 
     def add_block(self, unit_of_work: UnitOfWork) -> None:
         """Record the next block with its syncs, reserve for new jobs, and settle old ones."""
@@ -147,6 +107,7 @@ class _Traffic:
         contents, _ = self._validator.contents(facts)
         RecordFacts(contents, confirm=False).decide(unit_of_work)
         unit_of_work.now_ns = after(facts)
+        self.newest = newest_block(facts)
         self._blocks_added += 1
         if self._blocks_added > BLOCKS_BEFORE_JOBS:
             pace = BUSY if unit_of_work.state.position < self._quiet_from else QUIET

@@ -30,6 +30,14 @@ class Worker:
         """Release everything picked since the last release."""
         return await self._request({"do": "release"})
 
+    async def start_paging(self) -> Reply:
+        """Page through the history, again and again, until `stop_paging`."""
+        return await self._request({"do": "start paging"})
+
+    async def stop_paging(self) -> Reply:
+        """Stop paging; the reply has the number of pages."""
+        return await self._request({"do": "stop paging"})
+
     async def _request(self, command: dict[str, object]) -> Reply:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command).encode() + b"\n")

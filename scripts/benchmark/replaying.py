@@ -11,21 +11,19 @@ from projections import Availability
 from routing import Allowance
 
 from .chain import HOTKEY
-from .figures import Report, at_least, at_most, interleaved, ratio_at_least, ratio_at_most
+from .figures import MS, Report, at_most, interleaved, ratio_at_least, ratio_at_most
 from .limits import read_and_decode
-from .picking import MS
 from .process import worker
-from .workspace import Workspace
+from .workspace import Ledger, Workspace
 
 SHORTER_LOG = 100
 PAGE_ITEMS = 100
-REBUILT_SHARE = 10
-"""Each round replays a tenth of the long ledger's events."""
+MOST_EXPLAIN_SECONDS = 0.2
 
 
 async def rebuilding(workspace: Workspace, report: Report) -> None:
     """Measure a fold from the first event, compared with reading the same rows without using them."""
-    prepared = await workspace.long(workspace.sizes.events // REBUILT_SHARE, routed=True)
+    prepared = await workspace.long()
 
     async def rebuild() -> float:
         return await fold_rate(prepared.url)
@@ -34,7 +32,7 @@ async def rebuilding(workspace: Workspace, report: Report) -> None:
         return read_and_decode(prepared.path)
 
     ours, limit = await interleaved(workspace.sizes.repeat, rebuild, read)
-    report.add("rebuilding from nothing", "events/s", ours, ("reading and decoding", limit), ratio_at_least(0.25))
+    report.add("rebuilding from nothing", "events/s", ours, ("reading and decoding", limit), ratio_at_least(0.3))
 
 
 async def fold_rate(url: str) -> float:
@@ -52,7 +50,7 @@ async def fold_rate(url: str) -> float:
 
 async def auditing(workspace: Workspace, report: Report) -> None:
     """Measure a full audit, which checks every rule again from the log."""
-    prepared = await workspace.long(workspace.sizes.events // REBUILT_SHARE, routed=True)
+    prepared = await workspace.long()
     async with prepared.open() as ledger:
         events: int = (await ledger.head()).position
 
@@ -67,14 +65,47 @@ async def auditing(workspace: Workspace, report: Report) -> None:
         async def reading() -> float:
             return read_and_decode(prepared.path)
 
-        ours, beside = await interleaved(max(1, workspace.sizes.repeat // 2), audit, reading)
-    report.add("full audit", "events/s", ours, ("reading and decoding", beside), at_least(100_000))
+        ours, beside = await interleaved(workspace.sizes.repeat, audit, reading)
+    report.add("full audit", "events/s", ours, ("reading and decoding", beside), ratio_at_least(0.1))
+
+
+async def explaining(workspace: Workspace, report: Report) -> None:
+    """Measure explanations of routes all over the log."""
+    prepared, sizes = await workspace.long(), workspace.sizes
+    jobs = await _routed_jobs(prepared, sizes.explained)
+    async with prepared.open(read_only=True) as ledger:
+
+        async def explain() -> float:
+            times_s = []
+            for job_uuid in jobs:
+                started = time.perf_counter()
+                await ledger.explain(job_uuid)
+                times_s.append(time.perf_counter() - started)
+            worst_s.append(max(times_s))
+            return median(times_s)
+
+        worst_s: list[float] = []
+        (ours,) = await interleaved(sizes.repeat, explain)
+    report.add(f"explain, log of {sizes.log:,}", "s", ours, target=at_most(MOST_EXPLAIN_SECONDS))
+    report.add(f"explain, log of {sizes.log:,}: the slowest of {len(jobs)} jobs", "s", worst_s[1:])
+
+
+async def _routed_jobs(prepared: Ledger, count: int) -> list[str]:
+    """Return the jobs of reservations spread evenly over a log."""
+    store = store_from_url(prepared.url, HOTKEY, read_only=True)
+    head = await store.open(None)
+    jobs = []
+    for number in range(count):
+        rows = await store.read(head.position * (number + 1) // (count + 1))
+        jobs.append(next(row.job_uuid for row in rows if row.job_uuid is not None))
+    await store.close()
+    return jobs
 
 
 async def opening(workspace: Workspace, report: Report) -> None:
     """Measure a new process from `Allowance.open` to the first result, including all imports on the way."""
     events = workspace.sizes.events
-    long, short = await workspace.long(events), await workspace.long(events // SHORTER_LOG)
+    long, short = await workspace.long(events, routed=False), await workspace.long(events // SHORTER_LOG, routed=False)
     memory: list[float] = []
 
     async def open_long() -> float:
@@ -98,8 +129,8 @@ async def paging(workspace: Workspace, report: Report) -> None:
     """Measure pages of the history, newest first, oldest first and of one miner, in a long and a short ledger."""
     events = workspace.sizes.events
     async with (
-        (await workspace.long(events)).open(read_only=True) as long,
-        (await workspace.long(events // SHORTER_LOG)).open(read_only=True) as short,
+        (await workspace.long(events, routed=False)).open(read_only=True) as long,
+        (await workspace.long(events // SHORTER_LOG, routed=False)).open(read_only=True) as short,
     ):
 
         async def page_of_long() -> float:
@@ -128,7 +159,7 @@ async def _page(ledger: Allowance, workspace: Workspace) -> float:
 async def memory(workspace: Workspace, report: Report) -> None:
     """Measure how the peak memory of a process grows while it picks."""
     sizes = workspace.sizes
-    prepared = await workspace.long(sizes.events)
+    prepared = await workspace.long(sizes.events, routed=False)
     at_once = sizes.callers * sizes.picks_per_caller
     async with worker(prepared, workspace.classes) as process:
         peaks_mb = []

@@ -18,17 +18,15 @@ import asyncpg
 from routing import Allowance, BlockFact, ManifestsFact, Routing
 from routing.cli.files.job_request import JobRequest
 
-from .chain import HOTKEY, SECOND_NS
-from .feeding import Feed, newest_block, stored_bytes
-from .figures import Report, at_least, interleaved
-from .filling import record
+from .chain import BLOCK_SECONDS, HOTKEY, SECOND_NS, Feed, newest_block
+from .constrained import log_bytes
+from .feeding import FACTS_PER_COMMIT
+from .figures import MS, Report, at_least, interleaved
 from .jobs import release_all
-from .picking import MS
 from .workspace import Workspace
 
 WINDOW_BLOCKS = 722
 """How long a block is usable. Source: ComputeHorde's validator."""
-BLOCK_SECONDS = 12
 RESERVED_SHARE = 3
 """The earliest third of the window's blocks is reserved."""
 
@@ -172,7 +170,7 @@ async def row_per_grant(workspace: Workspace) -> AsyncIterator[RowPerGrant]:
 
 async def against_row_per_grant(workspace: Workspace, report: Report) -> None:
     """Compare picks of one caller, unchanged blocks and stored bytes, with both designs on the same server."""
-    prepared = await workspace.filled_on_postgres()
+    prepared = await workspace.short(on_postgres=True)
     async with row_per_grant(workspace) as design, prepared.open() as ledger:
         router = Routing(ledger)
 
@@ -198,11 +196,11 @@ async def against_row_per_grant(workspace: Workspace, report: Report) -> None:
         report.add("a pick on PostgreSQL", "ms", ours, ("row per grant", theirs))
         stored = design.bytes_per_block
         await _blocks(workspace, report, ledger, design)
-    imported = workspace.new_ledger()
+    imported, facts = workspace.new_ledger(), workspace.facts()
     async with imported.open() as ledger:
-        await record(ledger, workspace.facts())
-        # Measured before closing: a close takes a snapshot, whose size does not depend on the number of blocks.
-        ours_stored = stored_bytes(imported) / workspace.sizes.blocks
+        for start in range(0, len(facts), FACTS_PER_COMMIT):
+            await ledger.record_facts(facts[start : start + FACTS_PER_COMMIT])
+        ours_stored = log_bytes(imported) / workspace.sizes.blocks
     report.add(
         "bytes a block, how many times fewer than row per grant",
         "times",
@@ -214,7 +212,8 @@ async def against_row_per_grant(workspace: Workspace, report: Report) -> None:
 
 async def _blocks(workspace: Workspace, report: Report, ledger: Allowance, design: RowPerGrant) -> None:
     """Compare unchanged blocks. This comes last, because the new blocks change the share that is reserved."""
-    our_feed, their_feed = (Feed(newest_block(workspace.facts())) for _ in range(2))
+    their_feed = Feed(newest_block(workspace.facts()))
+    our_feed = workspace.feed(await workspace.short(on_postgres=True))
 
     async def our_blocks() -> float:
         return median([await our_feed.timed(ledger) for _ in range(workspace.sizes.appends // 10)]) * MS

@@ -7,8 +7,7 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 
-from .figures import Report, at_most, interleaved
-from .picking import MS
+from .figures import MS, Report, at_most, interleaved
 from .workspace import ROOT, Workspace
 
 _IMPORT = "import time; started = time.perf_counter(); import routing; print(time.perf_counter() - started)"

@@ -6,8 +6,10 @@ import os
 import platform
 import sqlite3
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,9 @@ def text(report: Report, sizes: Sizes, seconds: float) -> str:
     notes = [f"{figure.name}: {figure.note}." for figure in report.figures if figure.note]
     skipped = [f"Not measured: {each}." for each in report.skipped]
     about = (
-        f"Medians and ranges of {sizes.repeat} interleaved rounds; {sizes.miners} miners,"
-        f" {sizes.validators} validators, {sizes.classes} executor classes, {sizes.blocks:,} blocks;"
-        f" in {seconds:.0f} s on {_machine_text()}."
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} in {seconds:.0f} s with {_machine_text(report)}. Medians and ranges"
+        f" of {sizes.repeat} interleaved rounds; {sizes.miners} miners, {sizes.validators} validators,"
+        f" {sizes.classes} executor classes, {sizes.blocks:,} blocks."
     )
     return "\n".join([*table, "", *notes, *skipped, about])
 
@@ -41,6 +43,7 @@ def document(report: Report, sizes: Sizes, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "seconds_by_part": report.seconds,
         "machine": machine(),
+        "versions": _versions(report),
         "sizes": asdict(sizes),
         "figures": [_fields(figure) for figure in report.figures],
         "skipped": report.skipped,
@@ -58,9 +61,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _machine_text() -> str:
+def _versions(report: Report) -> dict[str, str]:
+    """Return the versions of the libraries and, if a case used it, of the PostgreSQL server."""
+    versions = {name: version(name) for name in ("msgspec", "asyncpg")}
+    with suppress(PackageNotFoundError):
+        versions["eventsourcing"] = version("eventsourcing")
+    return versions | report.versions
+
+
+def _machine_text(report: Report) -> str:
     about = machine()
-    return f"{about['cores']} × {about['cpu']}, {about['system']}, Python {about['python']}, SQLite {about['sqlite']}"
+    versions = "".join(f", {name} {number}" for name, number in _versions(report).items())
+    return (
+        f"{about['cores']} × {about['cpu']}, {about['system']}, Python {about['python']},"
+        f" SQLite {about['sqlite']}{versions}"
+    )
 
 
 def _cpu() -> str:

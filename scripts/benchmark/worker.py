@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024
+PAGE_ITEMS = 100
 STATUS = Path("/proc/self/status")
 
 
@@ -55,6 +56,8 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
     router = Routing(ledger)
     random = Random(os.urandom(8))
     routes: list[JobRoute] = []
+    pages = [0]
+    paging: asyncio.Task[None] | None = None
     while line := await asyncio.to_thread(sys.stdin.readline):
         command = json.loads(line)
         began = time.perf_counter()
@@ -62,10 +65,29 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
             jobs = [random_job(random, classes) for _ in range(command["picks"])]
             began = time.perf_counter()
             routes += await pick_at_once(router, jobs, command["callers"])
+        elif command["do"] == "start paging":
+            pages[0] = 0
+            paging = asyncio.create_task(_page(ledger, pages))
+        elif command["do"] == "stop paging":
+            assert paging is not None
+            paging.cancel()
+            await asyncio.wait([paging])
         else:
             await release_all(ledger, routes)
             routes.clear()
-        reply(seconds=time.perf_counter() - began)
+        reply(seconds=time.perf_counter() - began, pages=pages[0])
+
+
+async def _page(ledger: Any, pages: list[int]) -> None:
+    """Page through the history, newest first, again and again; count the pages."""
+    while True:
+        after: str | None = None
+        while True:
+            page = await ledger.history(limit=PAGE_ITEMS, after=after)
+            pages[0] += 1
+            after = page.next
+            if after is None:
+                break
 
 
 if __name__ == "__main__":

@@ -7,21 +7,21 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from routing import Allowance
+from routing import Allowance, BlockFact
 from routing.cli.demo.network import executor_classes
 from routing.cli.files.job_request import JobRequest
 
-from .chain import HOTKEY, SEED, Clock, Fact, after, facts_lines, parsed
-from .filling import fill
+from .chain import HOTKEY, SEED, Clock, Fact, Feed, after, facts_lines, newest_block, parsed
 from .jobs import random_job
+from .layout import lay_out
 from .long_ledger import grow
-from .server import postgres
+from .server import database, postgres
 from .sizes import Sizes
 
 REMOVALS, REMOVALS_IN_A_ROW, REMOVAL_PAUSE_SECONDS = 100, 4, 0.1
@@ -29,10 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Ledger(NamedTuple):
-    """A ledger that was made: its URL, and the time at which its measurements start, after its newest block."""
+    """A ledger that was made: its URL, the time at which its measurements start, and its newest block."""
 
     url: str
     start_ns: int
+    newest: BlockFact
 
     @property
     def path(self) -> Path:
@@ -73,8 +74,9 @@ class Workspace:
         atexit.register(_remove, self.directory)
         self._server_url: str | None = None
         self._ledgers: dict[str, Ledger] = {}
+        self._feeds: dict[str, Feed] = {}
         self._files = 0
-        self._jobs = Random(f"jobs {SEED}")
+        self.random = Random(f"jobs {SEED}")
 
     def close(self) -> None:
         """Stop the server. The directory is removed at the end of the process, when no connection is open in it."""
@@ -82,7 +84,7 @@ class Workspace:
 
     def jobs(self, count: int) -> list[JobRequest]:
         """Return new jobs, spread over all classes."""
-        return [random_job(self._jobs, self.classes) for _ in range(count)]
+        return [random_job(self.random, self.classes) for _ in range(count)]
 
     def facts(self) -> list[Fact]:
         """Return the network's facts."""
@@ -95,7 +97,8 @@ class Workspace:
 
     def new_ledger(self) -> Ledger:
         """Return a ledger on SQLite that does not exist yet, at the time after the network's facts."""
-        return Ledger(f"sqlite:///{self.new_file()}", after(self.facts()))
+        facts = self.facts()
+        return Ledger(f"sqlite:///{self.new_file()}", after(facts), newest_block(facts))
 
     def server_url(self) -> str:
         """Return the URL of a PostgreSQL database; start the server if necessary."""
@@ -104,43 +107,69 @@ class Workspace:
             self._server_url = self._closing.enter_context(postgres(self.directory / "postgres"))
         return self._server_url
 
-    async def filled(self, miners: int | None = None) -> Ledger:
-        """Return a SQLite ledger with all facts and a third of the blocks taken; one for each number of miners."""
+    @property
+    def network_sizes(self) -> tuple[int, ...]:
+        """The numbers of miners of `networks`, from the usual one on."""
+        return (self.sizes.miners, *self.sizes.larger_networks)
+
+    async def networks(self) -> list[Ledger]:
+        """Return SQLite ledgers with all blocks and hardly any other event, one for each number of miners."""
+        return [await self.short(miners=miners) for miners in self.network_sizes]
+
+    async def short(self, *, miners: int = 0, on_postgres: bool = False) -> Ledger:
+        """Return a ledger with all blocks, and of each account a third taken in one reservation."""
         miners = miners or self.sizes.miners
-        return await self._filled(f"filled {miners}", f"sqlite:///{self.new_file()}", miners)
+
+        async def make(url: str) -> tuple[int, BlockFact]:
+            self.show_progress(f"making a ledger of {miners:,} miners")
+            return await lay_out(url, self.sizes, miners)
+
+        return await self._made(f"short_{miners}", make, on_postgres=on_postgres)
+
+    async def long(self, events: int = 0, *, routed: bool = True, on_postgres: bool = False) -> Ledger:
+        """Return a ledger with this many events; its jobs were routed, or only reserved, which is faster."""
+        events = events or self.sizes.log
+
+        def progress(position: int) -> None:
+            self.show_progress(f"making a log: {position:,} of {events:,} events")
+
+        async def make(url: str) -> tuple[int, BlockFact]:
+            return await grow(url, self.sizes, events, progress, routed=routed)
+
+        return await self._made(f"long_{events}_{routed}", make, on_postgres=on_postgres)
+
+    async def both_logs(self, *, on_postgres: bool = False) -> list[tuple[str, Ledger]]:
+        """Return the ledgers on which changes are measured, with the words that name their logs."""
+        return [
+            ("short log", await self.short(on_postgres=on_postgres)),
+            (f"log of {self.sizes.log:,}", await self.long(on_postgres=on_postgres)),
+        ]
 
     def copied(self, prepared: Ledger) -> Ledger:
-        """Return a copy of a SQLite ledger, which a case may change."""
+        """Return a copy of a SQLite ledger with its derived tables, which a case may change."""
         path = self.new_file()
-        with closing(sqlite3.connect(prepared.path)) as source, closing(sqlite3.connect(path)) as copy:
-            source.backup(copy)
-        return Ledger(f"sqlite:///{path}", prepared.start_ns)
+        for suffix in ("", "-derived"):
+            source_path = Path(f"{prepared.path}{suffix}")
+            if source_path.exists():
+                with (
+                    closing(sqlite3.connect(source_path)) as source,
+                    closing(sqlite3.connect(f"{path}{suffix}")) as copy,
+                ):
+                    source.backup(copy)
+        return prepared._replace(url=f"sqlite:///{path}")
 
-    async def filled_on_postgres(self) -> Ledger:
-        """Return the same as `filled`, on PostgreSQL."""
-        return await self._filled("filled on PostgreSQL", self.server_url(), self.sizes.miners)
+    def feed(self, prepared: Ledger) -> Feed:
+        """Return the feed that continues a ledger's chain; all cases share it."""
+        if prepared.url not in self._feeds:
+            self._feeds[prepared.url] = Feed(prepared.newest)
+        return self._feeds[prepared.url]
 
-    async def _filled(self, name: str, url: str, miners: int) -> Ledger:
+    async def _made(
+        self, name: str, make: Callable[[str], Awaitable[tuple[int, BlockFact]]], *, on_postgres: bool
+    ) -> Ledger:
+        """Return the ledger of this name; make it if it is the first time that it is needed."""
+        name = f"{name}_postgres" if on_postgres else name
         if name not in self._ledgers:
-            self.show_progress(f"filling a ledger of {miners} miners")
-            facts = parsed(facts_lines(self.sizes, miners))
-            prepared = Ledger(url, after(facts))
-            async with prepared.open() as ledger:
-                await fill(ledger, facts, self.classes)
-            self._ledgers[name] = prepared
-        return self._ledgers[name]
-
-    async def long(self, events: int, *, routed: bool = False) -> Ledger:
-        """Return a SQLite ledger with this many events; its jobs were routed, or only reserved, which is faster."""
-        name = f"long {events} {routed}"
-        if name not in self._ledgers:
-            path = self.new_file()
-            start_ns = await grow(
-                path,
-                self.sizes,
-                events,
-                lambda position: self.show_progress(f"making a log: {position:,} of {events:,} events"),
-                routed=routed,
-            )
-            self._ledgers[name] = Ledger(f"sqlite:///{path}", start_ns)
+            url = await database(self.server_url(), name) if on_postgres else f"sqlite:///{self.new_file()}"
+            self._ledgers[name] = Ledger(url, *await make(url))
         return self._ledgers[name]

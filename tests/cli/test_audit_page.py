@@ -187,6 +187,16 @@ def test_each_rule_shows_whether_it_holds() -> None:
     uncompared = holds(history_position=None, snapshots=0, live_state=False)
     assert {uncompared.pop(rule) for rule in ("history-model", "snapshots", "live-state")} == {"unknown"}
     assert set(uncompared.values()) == {"✓"}
+    unproved = holds(unproved_choices=2)
+    assert unproved.pop("routing-decision") == "unknown"
+    assert set(unproved.values()) == {"✓"}
+
+
+def test_choices_that_are_not_proved_are_counted() -> None:
+    """The summary names their number, and nothing if every choice was repeated."""
+    text = page(report_of([], [], unproved_choices=3))
+    assert "3 routes, whose miner only the claim proves" in words(parsed(text), "dd")
+    assert "not proved" not in page(report_of([], []))
 
 
 def test_broken_rules_are_summarized() -> None:

@@ -218,6 +218,11 @@ def test_the_table_lists_each_command_once() -> None:
         ("miners", "--executor-class", GPU, "--seconds", "0"),
         ("miners", "--executor-class", GPU, "--seconds", "ten"),
         ("miners", "--executor-class", GPU, "--seconds", "10", "--block", "0"),
+        ("reserve", "5Anna", GPU),
+        ("reserve", "5Anna", GPU, "0"),
+        ("reserve", "5Anna", GPU, "1", "--expected-version", "-1"),
+        ("reserve", "5Anna", GPU, "1", "--expected-version", "new"),
+        ("reserve", "5Anna", GPU, "1", "--block", "0"),
         ("history", "--from", "2024-01-01T12:00:00"),
         ("history", "--until", "yesterday"),
         ("history", "--status", "booked"),
@@ -571,6 +576,40 @@ def test_miners_lists_candidates_best_first(filled: Command) -> None:
     text = filled(*arguments)
     assert items[0]["hotkey_ss58"] in text.out.splitlines()[1]
     assert "100.0 %" in text.out
+
+
+def test_reserve_claims_at_the_version_that_miners_shows(filled: Command) -> None:
+    """The first of two with one version reserves; the second is told the actual version: exit code 1, nothing recorded.
+
+    Catches an option that is not passed on.
+    """
+    miners = ("miners", "--executor-class", GPU, "--seconds", "30")
+    hotkey, version = (filled(*miners, "--json").documents[0][name] for name in ("hotkey_ss58", "stream_version"))
+    assert filled(*miners).out.splitlines()[1].split()[-1] == str(version) == "0"
+    reserve = ("reserve", hotkey, GPU, "30", "--expected-version", version)
+
+    first = filled(*reserve, "--job-uuid", "by-hand", "--json")
+    second = filled(*reserve, "--json")
+
+    assert (first.code, first.document["status"], first.document["job_uuid"]) == (0, "reserved", "by-hand")
+    assert (second.code, second.error["type"]) == (1, "StreamVersionConflict")
+    assert second.error["fields"] == {"stream": f"{hotkey}\t{GPU}", "expected_version": 0, "actual_version": 1}
+    assert len(filled("history", "--json").documents) == 1
+    assert filled("reserve", hotkey, GPU, "1", "--expected-version", "1").code == 0
+
+
+def test_reserve_starts_at_the_newest_block_and_retries_by_its_key(filled: Command) -> None:
+    """`--block` names another start; the same key returns the same reservation, whatever version is expected then."""
+    newest = filled("health", "--json").document["newest_block"]
+    hotkey = filled("miners", "--executor-class", GPU, "--seconds", "30", "--json").documents[0]["hotkey_ss58"]
+    first = filled("reserve", hotkey, GPU, "2.5", "--key", "once", "--expected-version", "0", "--json").document
+    assert (first["job_start_block"], first["allowance_seconds"]) == (newest, 2.5)
+    again = filled("reserve", hotkey, GPU, "2.5", "--idempotency-key", "once", "--expected-version", "0", "--json")
+    assert (again.code, again.document) == (0, first)
+    text = filled("reserve", hotkey, GPU, "2.5", "--block", newest - 3)
+    assert f"job start block  {newest - 3}" in text.out
+    assert filled("reserve", hotkey, GPU, "3600").code == 1
+    assert filled("reserve", hotkey, GPU, "3601").code == 2
 
 
 def test_candidates_depend_on_the_start_block(filled: Command) -> None:

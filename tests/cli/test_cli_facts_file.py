@@ -6,11 +6,13 @@ import gzip
 import io
 import json
 from datetime import UTC, datetime
+from random import Random
 from typing import Any, cast
 
 import pytest
 
 from routing import BlockFact, ManifestsFact, Miner
+from routing.cli.files import facts as fact_lines
 from routing.cli.files import json_lines
 from routing.cli.files.facts import Fact, numbered_facts
 from routing.cli.files.json_lines import BadLine
@@ -57,6 +59,14 @@ def test_a_block_line_has_the_block_and_its_metagraph() -> None:
     assert fact.created_at == datetime(2024, 1, 1, 12, 0, 0, 10_000, tzinfo=UTC)
     assert list(fact.miners) == [Miner("192.0.2.7", 4, 8000, "miner-a")]
     assert fact.stakes == STAKES
+    assert fact.block_hash is None
+
+
+@pytest.mark.parametrize("block_hash", ["c0" * 32, f"0x{'C0' * 32}"])
+def test_a_block_line_may_have_a_hash(block_hash: str) -> None:
+    """It belongs to its line alone: unlike miners and stakes, the next line does not inherit it."""
+    one, two = blocks(first(block_hash=block_hash), block(1001))
+    assert (one.block_hash, two.block_hash) == (block_hash, None)
 
 
 def test_a_manifests_line_is_a_sync() -> None:
@@ -86,6 +96,82 @@ def test_repeated_fields_are_the_same_objects_as_before() -> None:
 
     assert two.miners is one.miners
     assert two.stakes is one.stakes
+
+
+def test_a_repeated_metagraph_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lines that end with the same miners and stakes, only the first is decoded whole.
+
+    Catches a file of 10,000 miners in each line, of which every line is decoded.
+    """
+    decoded: list[int] = []
+
+    class Counting:
+        def decode(self, text: bytes) -> Any:
+            decoded.append(len(text))
+            return original.decode(text)
+
+    original = fact_lines._decoder
+    monkeypatch.setattr(fact_lines, "_decoder", Counting())
+    facts(*(first(number=number, miners=[MINER, OTHER]) for number in range(1000, 1010)))
+    assert sum(length > 100 for length in decoded) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "start"),
+    [
+        ("", '"type":"block","number":2,"created_at":"2024-01-01T12:00:12Z","miners":[]'),
+        ("", '"type":"block","number":2,"created_at":"2024-01-01T12:00:12Z","stakes":{}'),
+        ("", '"type":"manifests","block":2,"manifests":{}'),
+        ("", '"type":"block","number":0,"created_at":"2024-01-01T12:00:12Z"'),
+        ("", '"type":"block"'),
+        (',"number":1', '"type":"block","number":2,"created_at":"2024-01-01T12:00:12Z"'),
+    ],
+)
+def test_a_bad_line_that_ends_like_the_one_before_is_refused(before: str, start: str) -> None:
+    """A name that is there twice, a sync with miners, or a missing field is no repeated metagraph."""
+    end = json.dumps({"miners": [MINER], "stakes": STAKES})[1:-1] + before
+    number = "" if before else '"number":1,'
+    good = f'{{"type":"block",{number}"created_at":"2024-01-01T12:00:00Z",{end}}}'
+    assert len(facts(good)) == 1
+    assert refusal(good, f"{{{start},{end}}}").fields["line"] == 2
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_repeated_ends_of_lines_change_no_fact(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines in any spelling, good or bad, give the facts and the error that decoding each whole line gives.
+
+    Catches an end that is taken for the last metagraph although that has changed, or although the line is no block.
+    """
+    draw = Random(seed)
+    lines = [json.dumps(first())] + [_a_line(draw) for _ in range(40)]
+    found = _read(lines)
+    monkeypatch.setattr(fact_lines, "_metagraph_end", lambda _: b"")
+    assert found == _read(lines)
+
+
+def _a_line(draw: Random) -> str:
+    """Return a line with some of the fields, in some order; seldom a bad one."""
+    fields: list[tuple[str, Any]] = [("type", "block"), ("number", draw.randrange(1, 99))]
+    fields += [("created_at", "2024-01-01T12:00:00Z")]
+    fields += draw.choice([[], [("miners", draw.choice([[MINER], [MINER, OTHER]]))]])
+    fields += draw.choice([[], [("stakes", draw.choice([STAKES, {"validator-a": 2.0}]))]])
+    if draw.random() < 0.2:
+        draw.shuffle(fields)
+    fields += draw.choice([[]] * 40 + [[("number", 7)], [("miners", [])], [("number", 0)], [("other", 1)]])
+    separators = draw.choice([(",", ":"), (",", ":"), (", ", ": "), (" , ", " : ")])
+    text = separators[0].join(f"{json.dumps(name)}{separators[1]}{json.dumps(value)}" for name, value in fields)
+    return draw.choice(["{%s}"] * 30 + ["{%s} ", "[%s}", "{%s", '{"a":{%s}']) % text
+
+
+def _read(lines: list[str]) -> tuple[list[Fact], str]:
+    """Return the facts before the first bad line, and its error."""
+    read: list[Fact] = []
+    try:
+        for batch in numbered_facts(stream(*lines)):
+            read += [numbered.fact for numbered in batch]
+    except BadLine as error:
+        return read, str(error)
+    return read, ""
 
 
 def test_a_list_of_miners_replaces_the_earlier_one() -> None:
@@ -168,6 +254,10 @@ BAD_LINES = {
     "a negative number": (f'{{"type":"block","number":-100,{TIME}}}', "$.number", "from 1"),
     "a number of many digits": (f'{{"type":"block","number":1{"0" * 5000},{TIME}}}', "$.number", "from 1"),
     "true": (f'{{"type":"block","number":true,{TIME}}}', "`bool`", "whole number"),
+    "a short hash": (json.dumps(first(block_hash="c0ffee")), "$.block_hash", "64 hexadecimal digits"),
+    "a long hash": (json.dumps(first(block_hash="c0" * 33)), "$.block_hash", "64 hexadecimal digits"),
+    "a hash with a line end": (json.dumps(first(block_hash="c0" * 32 + "\n")), "$.block_hash", "64 hexadecimal digits"),
+    "no hash": (json.dumps(first(block_hash=None)), "$.block_hash", "64 hexadecimal digits"),
     "a fraction": (f'{{"type":"block","number":1.5,{TIME}}}', "`float`", "whole number"),
     "NaN": (f'{{"type":"block","number":NaN,{TIME}}}', "malformed", "complete JSON object"),
     "a stake beyond floats": (json.dumps(first()).replace("1001.0", "1e999"), "$.stakes", "finite stakes"),

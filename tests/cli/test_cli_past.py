@@ -12,9 +12,14 @@ from typing import Any
 
 import pytest
 
+from ledger import RecordedSettings
 from routing import Allowance, Routing
+from tests.support import logs
 from tests.support.cli import Command, command_line, configure_ledger
 from tests.support.engines import ENGINES, new_database, statement
+from tests.support.fault_cases.choices import ANNAS_JOB, with_a_claim_that_names_its_choice
+from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
+from tests.support.log_builder import LogBuilder
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_ledger
 from tests.support.stories import project, take_snapshot
 
@@ -352,10 +357,21 @@ def test_the_error_of_a_malformed_receipt_names_its_line(allowance: Command, tmp
     assert result.err.count("\n") == 1
 
 
+def appended(url: str, log: LogBuilder) -> tuple[str, ...]:
+    """Append a log that was written by hand to a new database; return the options that name it."""
+
+    async def append() -> None:
+        async with logs.opened(url, BUILT_VALIDATOR) as store:
+            await logs.append(store, log.rows)
+
+    asyncio.run(append())
+    return "--database", url, "--validator", BUILT_VALIDATOR
+
+
 AUDIT_KEYS = {
     *("validator_ss58", "position", "head_hash", "findings", "findings_count", "events", "totals"),
     *("history_position", "snapshots", "live_state", "elapsed_seconds", "events_per_second"),
-    *("seals", "from_seal", "not_proved", "first_cause", "findings_by_rule"),
+    *("seals", "from_seal", "not_proved", "first_cause", "findings_by_rule", "unproved_choices"),
 }
 
 
@@ -391,6 +407,38 @@ def test_audit_from_a_seal_says_what_it_does_not_prove(allowance: Command, fille
     assert document["from_seal"] == filled.head
     assert len(document["not_proved"]) > 3
     assert f"the newest are {filled.head}" in allowance("audit", "--from-seal", 5).err
+
+
+@on_sqlite
+def test_audit_counts_the_choices_that_are_not_proved(allowance: Command, tmp_path: Path) -> None:
+    """Claims that an earlier release marked as kept: a line of the text, a number in the document, no finding."""
+    log = LogBuilder(RecordedSettings(respect_executor_count=False))
+    log.reserve("5Anna", 6, (1, 1))
+    log.route("job", "5Anna", 6, (2, 2), kept=True)
+    source = appended(new_database("sqlite", tmp_path), log)
+    result = allowance("audit", *source)
+    assert result.code == 0
+    assert "not proved: the choice of the miner of 1 route, whose claim names no position" in result.out
+    assert allowance("audit", *source, "--json").document["unproved_choices"] == 1
+    explained = allowance("explain", "job", *source)
+    assert explained.code == 0
+    assert "outrun" in explained.out
+    assert "the choice is not proved" in explained.err
+
+
+@on_sqlite
+def test_explain_shows_the_choice_where_the_claim_names_it(allowance: Command, tmp_path: Path) -> None:
+    """The candidates are those at that position, and a note says so; `chosen_at` is in the document."""
+    log = with_a_claim_that_names_its_choice()
+    source = appended(new_database("sqlite", tmp_path), log)
+    result = allowance("explain", ANNAS_JOB, *source)
+    assert result.code == 0
+    assert [line.split()[2] for line in result.out.splitlines()[-3:]] == ["claimed", "not", "not"]
+    assert "5Anna" in result.out.splitlines()[-3]
+    assert "chosen on the log up to  13" in result.out
+    assert "chosen at position 13, as shown" in result.err
+    document = allowance("explain", ANNAS_JOB, *source, "--json").document
+    assert (document["chosen_at"], document["position"], document["kept"]) == (13, 13, False)
 
 
 @on_sqlite

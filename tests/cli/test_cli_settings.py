@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +124,42 @@ def test_settings_set_changes_the_named_fields(configured: Command) -> None:
     assert second["changes"] == {"newest_block_max_age_seconds": [600.0, None]}
 
 
+def test_settings_set_changes_the_tie_break(configured: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command changes it, shows it and lists the change; a variable for it, which would do nothing, is refused."""
+    assert configured("settings", "show", "--json").document["tie_break"] == "uuid_and_hash"
+    assert configured("settings", "set", "tie_break=uuid", "--json").document["tie_break"] == "uuid"
+    assert "tie_break                        uuid\n" in configured("settings", "show").out
+    last = configured("settings", "show", "--changes", "--json").documents[-1]
+    assert last["changes"] == {"tie_break": ["uuid_and_hash", "uuid"]}
+    monkeypatch.setenv("ALLOWANCE_TIE_BREAK", "uuid_and_hash")
+    result = configured("settings", "show")
+    assert result.code == 2
+    assert "ALLOWANCE_TIE_BREAK must be unset" in result.err
+    assert "allowance settings set" in result.err
+
+
+def test_an_import_records_hashes(configured: Command, tmp_path: Path) -> None:
+    """`health` shows the newest; importing again, with and without hashes, changes nothing; another hash is refused."""
+    assert configured("health", "--json").document["newest_block_hash"] is None
+    miners = [{"hotkey_ss58": "5Anna", "address": "192.0.2.7", "ip_version": 4, "port": 8000}]
+    at = START.replace(second=48).isoformat()
+    line = {"type": "block", "number": 4, "created_at": at, "miners": miners, "stakes": {ME: 1.0}}
+
+    def imported(**more: str) -> Any:
+        path = tmp_path / "hashed.jsonl"
+        path.write_text(json.dumps({**line, **more}) + "\n")
+        return configured("import", path, "--json")
+
+    first, *repeats = [imported(block_hash=f"0x{'C0' * 32}"), imported(), imported(block_hash="c0" * 32)]
+    assert first.document["blocks_recorded"] == 1
+    assert [each.document["blocks_repeated"] for each in repeats] == [1, 1]
+    assert configured("health", "--json").document["newest_block_hash"] == "c0" * 32
+    refused = imported(block_hash="f0" * 32)
+    assert refused.code == 2
+    assert "c0" * 32 in refused.err
+    assert "f0" * 32 in refused.err
+
+
 def test_settings_are_shown_as_text(configured: Command) -> None:
     """A field per line, and a block of lines per change."""
     assert configured("settings", "set", "longest_job_seconds=30").out == configured("settings", "show").out
@@ -147,6 +184,7 @@ def test_settings_are_shown_as_text(configured: Command) -> None:
         (("set", "block_expiry_blocks=many"), "block_expiry_blocks must be a whole number of blocks"),
         (("set", "block_expiry_blocks="), "block_expiry_blocks must be a whole number of blocks"),
         (("set", "longest_job_seconds=-1"), "longest_job_seconds must be a finite number from 0"),
+        (("set", "tie_break=hash"), "tie_break must be uuid_and_hash or uuid"),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, tuple) else None,
 )

@@ -45,7 +45,8 @@ GOLDEN: list[tuple[Event, bytes]] = [
         b'{"block_expiry_blocks":10,"reservation_margin_ns":100000000000,"longest_job_ns":3600000000000,'
         b'"long_block_ns":12500000000,"long_block_counts_as_ns":12000000000,"allowance_multiplier":"3/2",'
         b'"executors_max_per_class":{"gpu":2},"validation_leeway_lower_blocks":15,"validation_leeway_upper_blocks":0,'
-        b'"respect_executor_count":true,"newest_block_max_age_ns":null,"newest_manifests_max_age_blocks":null}}',
+        b'"respect_executor_count":true,"newest_block_max_age_ns":null,"newest_manifests_max_age_blocks":null,'
+        b'"tie_break":"uuid_and_hash"}}',
     ),
     (
         BlockRecorded(7, 1_700_000_000_000_000_000),

@@ -10,7 +10,7 @@ import pytest
 
 from ledger import Account, LedgerState, Metagraph, RecordedSettings, encode_state, state_digest
 from ledger.domain import byte_order
-from ledger.domain.block_table import BlockTable
+from ledger.domain.block_table import BlockTable, Chunk
 from ledger.domain.chain import Chain, CountInputs, RecordedSync
 from ledger.domain.state_codec import decode_state
 from ledger.events import (
@@ -24,6 +24,7 @@ from ledger.events import (
     ReservationSpent,
     StateSealed,
 )
+from ledger.settings import UUID_AND_HASH
 from tests.support.log_builder import ANNA, BERT, CARL, LogBuilder, axon, created_at_ns
 
 SEALED = {
@@ -50,6 +51,7 @@ SEALED = {
         "newest_inputs",
     },
     BlockTable: {"chunks", "chunk_numbers", "newest", "first_finalized", "last_finalized"},
+    Chunk: {"created_at_ns", "positions", "units_ns", "digests", "hashes"},
     Account: {
         "miner_ss58",
         "executor_class",
@@ -63,28 +65,41 @@ SEALED = {
 """The attributes that the digest covers."""
 DERIVED = {
     LedgerState: {"jobs", "due_queue", "sealed_position"},
-    Chain: {"multiplier", "revision", "classes", "_by_miner"},
+    Chain: {
+        "multiplier",
+        "revision",
+        "changed_accounts",
+        "classes",
+        "_by_miner",
+        "_encoded_miners",
+        "_encoded_manifests",
+    },
     BlockTable: {"before_ns", "first", "sums_before_ns"},
+    Chunk: {"sums"},
     Account: {"stream", "active", "first_due_ns"},
 }
 """The attributes that follow from the sealed ones, or decide nothing."""
 
 
 def a_log() -> LogBuilder:
-    """Return a log with each kind of reservation, a drop, a late block, settings with a cap, and two corrections."""
-    log = LogBuilder(RecordedSettings(block_expiry_blocks=60, executors_max_per_class={"b": 3, "a": 2}))
+    """Return a log with each kind of reservation, a drop, a late block, settings with a cap, and two corrections.
+
+    Of its blocks two have a hash, and so has one that was withdrawn.
+    """
+    caps = {"b": 3, "a": 2}
+    log = LogBuilder(RecordedSettings(block_expiry_blocks=60, executors_max_per_class=caps, tie_break=UUID_AND_HASH))
     log.route("job-1", ANNA, 6, (1, 1))
     log.settle(log.reserve(BERT, 6, (1, 2)), ReservationSpent)
     log.settle(log.reserve(CARL, 6, (1, 1)), ReservationReleased)
     log.sync(9, {BERT: {"always_on.gpu-24gb": 1}}, [CARL])
-    log.block(14)
+    log.block(14, block_hash="14" * 32)
     log.block(13, deregistered=[CARL])
     log.reserve(ANNA, 6, (4, 4))
-    log.block(15)
+    log.block(15, block_hash="15" * 32)
     log.append(CHAIN_STREAM, BlockWithdrawn(15, "mistyped", 14, {CARL: axon(CARL)}))
     log.append(MANIFESTS_STREAM, ManifestsRecorded(10, uncovered=[CARL]))
     log.append(MANIFESTS_STREAM, ManifestsWithdrawn(10, "mistyped"))
-    log.block(15, created_at_ns=created_at_ns(15) + 1)
+    log.block(15, created_at_ns=created_at_ns(15) + 1, block_hash="51" * 32)
     return log
 
 
@@ -95,15 +110,18 @@ def folded(log: LogBuilder, rows: int | None = None) -> LedgerState:
 
 
 GOLDEN = {
-    0: "e4c13d5e5efa8aa5c77131baec537ab3da9c16ef6ae5b51f4ec5436bf62c9359",
-    13: "5afce88e9c85e62cc1b43b2ce8fc8bc257b1069783bc7aa268fdc6c59c3d6083",
-    27: "bb75475bed2a4c8764c732d4b4c96bb31da0554488f02fc3e7793ceae88a5d6f",
+    0: "d3c8a304e09d822d23e486b4ed4160ecefd21353d29a67bfc6475572b3a0f61e",
+    13: "5ce89f66d26085e125de5bc3b55704bbeb65533632aafe9a6a78086555d96535",
+    27: "052d0116369e92a9dccaedbbc60d5645c6471b2d8fa41bb8f62d377bee2bd27a",
 }
-"""Digests of version 1, by the number of rows of `a_log` that are folded. They never change."""
+"""Digests of version 2, by the number of rows of `a_log` that are folded. They never change.
+
+Version 1 had no hashes of blocks. Its seals prove nothing any more, so its digests are gone.
+"""
 
 
 @pytest.mark.parametrize("rows", GOLDEN)
-def test_the_digests_of_version_1_never_change(rows: int) -> None:
+def test_the_digests_of_version_2_never_change(rows: int) -> None:
     """Ledgers hold such digests for ever. If this fails, `SEAL_VERSION` must be increased."""
     state = folded(a_log(), rows)
     assert state.position == rows
@@ -123,7 +141,7 @@ def test_every_attribute_of_the_state_is_sealed_or_derived() -> None:
     """Catches a new part of the state that is added to neither the digest nor the list of derived ones."""
     state = folded(a_log())
     account = next(iter(state.chain.accounts.values()))
-    for part in (state, state.chain, state.chain.blocks, account):
+    for part in (state, state.chain, state.chain.blocks, state.chain.blocks.chunks[0], account):
         names = set(getattr(part, "__slots__", None) or vars(part))
         assert names == SEALED[type(part)] | DERIVED[type(part)]
 
@@ -167,6 +185,8 @@ CHANGES: dict[str, Callable[[LedgerState], Any]] = {
     "a time of a block": lambda state: state.chain.blocks.chunks[0].created_at_ns.__setitem__(3, 5),
     "a position of a block": lambda state: state.chain.blocks.chunks[0].positions.__setitem__(3, 6),
     "a digest of a block": lambda state: state.chain.blocks.chunks[0].digests.__setitem__(50, 5),
+    "a hash of a block": lambda state: state.chain.blocks.chunks[0].set_block_hash(14, b"5" * 32),
+    "no hash of a block": lambda state: state.chain.blocks.chunks[0].set_block_hash(14, b""),
     "a unit": lambda state: state.chain.blocks.chunks[0].units_ns.__setitem__(3, 5),
     "a chunk's number": lambda state: state.chain.blocks.chunk_numbers.append(state.chain.blocks.chunk_numbers[0]),
     "metagraph": _set("chain.metagraph", Metagraph({}, {})),
@@ -191,6 +211,9 @@ CHANGES: dict[str, Callable[[LedgerState], Any]] = {
     "no withdrawn block": lambda state: state.chain.withdrawn_blocks.clear(),
     "a withdrawn block's digest": lambda state: state.chain.withdrawn_blocks.update(
         {15: [state.chain.withdrawn_blocks[15][0]._replace(digest=b"other")]}
+    ),
+    "a withdrawn block's hash": lambda state: state.chain.withdrawn_blocks.update(
+        {15: [state.chain.withdrawn_blocks[15][0]._replace(block_hash=b"")]}
     ),
     "when a sync was withdrawn": lambda state: state.chain.withdrawn_syncs.update(
         {10: [state.chain.withdrawn_syncs[10][0]._replace(withdrawn_at=7)]}
@@ -246,7 +269,10 @@ def test_a_field_that_a_later_release_adds_to_the_settings_changes_no_digest() -
     state = folded(a_log())
     before = state_digest(state)
     state.chain.settings = RecordedSettings(
-        block_expiry_blocks=60, executors_max_per_class={"a": 2, "b": 3}, respect_executor_count=True
+        block_expiry_blocks=60,
+        executors_max_per_class={"a": 2, "b": 3},
+        respect_executor_count=True,
+        tie_break=UUID_AND_HASH,
     )
     assert state_digest(state) == before
 
@@ -273,8 +299,8 @@ def test_a_fold_counts_only_seals_of_a_lower_position_and_a_known_version() -> N
     """A forged seal of a position far above the head would otherwise keep the log from ever being sealed again."""
     log = LogBuilder()
     state = folded(log)
-    for position, version, expected in ((10**9, 1, 0), (9, 99, 0), (9, 1, 9), (5, 1, 9)):
+    for position, version, expected in ((10**9, 2, 0), (9, 99, 0), (9, 1, 0), (9, 2, 9), (5, 2, 9)):
         row = log.append(SEALS_STREAM, StateSealed(position, version, ""))
         state.fold([row])
         assert state.sealed_position == expected
-    assert state.versions[SEALS_STREAM] == 4
+    assert state.versions[SEALS_STREAM] == 5

@@ -28,6 +28,9 @@ DECIDING_MODULES = {
     "ledger.optimistic_append",
     "ledger.writer",
     "projections.availability",
+    "projections.measured",
+    "projections.rank_levels",
+    "projections.ranking",
     "projections.tie_break",
 }
 

@@ -46,9 +46,9 @@ def assert_complete(figures: list[dict[str, Any]]) -> None:
 @pytest.mark.slow
 def test_cases_are_measured_and_printed() -> None:
     """Chosen cases run at a small size; each figure has its samples and its target, and no file remains."""
-    document = measured("--only", "block", "--only", "rebuild", "--events", "3000")
+    document = measured("--only", "bytes", "--only", "rebuild", "--log", "3000")
     names = [figure["name"] for figure in document["figures"]]
-    assert names == ["recording an unchanged block", "bytes stored for an unchanged block", "rebuilding from nothing"]
+    assert names == ["rebuilding from nothing", "bytes of log per claim", "bytes of log per unchanged block"]
     assert_complete(document["figures"])
 
 

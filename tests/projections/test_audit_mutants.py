@@ -18,7 +18,8 @@ import projections
 from ledger import Account, Chain, LedgerState, UnitOfWork, WithdrawManifests
 from ledger.domain.account import Claim
 from ledger.events import AllowanceReserved
-from projections import Rule, availability, tie_break
+from projections import Rule, tie_break
+from projections.ranking import Ranking
 from routing import Allowance, Settings
 from tests.support.small import START, VALIDATOR, Clock, miner
 from tests.support.stories import CLASSES, MINERS, SETTINGS, Story, seed_shown
@@ -168,7 +169,7 @@ def expires_reservations_whose_blocks_it_does_not_take(patch: Patch) -> None:
 
 @mutant(Rule.ROUTING_DECISION)
 def ignores_busy_miners(patch: Patch) -> None:
-    patch.setattr("projections.availability.is_busy", lambda *_: False)
+    patch.setattr("projections.ranking.is_busy", lambda *_: False)
 
 
 @mutant(Rule.ROUTING_DECISION)
@@ -178,16 +179,33 @@ def breaks_ties_in_ranking_order(patch: Patch) -> None:
 
 @mutant(Rule.ROUTING_DECISION)
 def breaks_ties_from_another_seed(patch: Patch) -> None:
-    wrapped(patch, tie_break, "tie_break_seed", lambda original, uuid: original(uuid + "!"))
+    wrapped(patch, tie_break, "tie_break_seed", lambda original, uuid, block_hash: original(uuid + "!", block_hash))
+
+
+@mutant(Rule.ROUTING_DECISION)
+def breaks_ties_without_the_blocks_hash(patch: Patch) -> None:
+    wrapped(patch, tie_break, "tie_break_seed", lambda original, uuid, _: original(uuid, b""))
+
+
+@mutant(Rule.ROUTING_DECISION)
+def breaks_ties_by_the_hash_of_the_block_before(patch: Patch) -> None:
+    patch.setattr(Chain, "tie_break_hash", property(lambda chain: chain.blocks.block_hash(chain.blocks.newest - 1)))
+
+
+@mutant(Rule.GRANTS_FOLLOW)
+def forgets_the_hashes_of_blocks(patch: Patch) -> None:
+    patch.setattr("ledger.domain.chain.hash_of_block", lambda _: b"")
 
 
 @mutant(Rule.ROUTING_DECISION)
 def ranks_only_by_available_allowance(patch: Patch) -> None:
-    def entry_of(original: Any, *arguments: Any) -> Any:
-        entry = original(*arguments)
-        return entry and entry._replace(earliest_block=0, minus_share=0)
+    def groups(ranking: Ranking, amount_ns: int) -> Any:
+        entries = [entry for level in ranking._levels._by_start.values() for entry in level]
+        amounts_ns = {each.hotkey_ss58: each.available_ns for each in ranking.ranked()}
+        enough = [each for each in entries if amounts_ns[each.hotkey_ss58] >= amount_ns]
+        return [(enough, 0, len(enough))]
 
-    wrapped(patch, availability, "rank_account", entry_of)
+    patch.setattr(Ranking, "groups", groups)
 
 
 @mutant(Rule.ROUTING_FEED)
@@ -396,7 +414,9 @@ class BusyStory(Story):
         registered = [miner(hotkey, 8000 + self.draw.randrange(2)) for hotkey in MINERS if hotkey != away]
         created_at = START + timedelta(seconds=12 * number + self.draw.choice([0, 0, 0.7]))
         stakes = {VALIDATOR: self.draw.choice([1.0, 2.5]), "5Other": 1.0}
-        await self.unless_refused(self.ledger.record_block(number, created_at, registered, stakes))
+        await self.unless_refused(
+            self.ledger.record_block(number, created_at, registered, stakes, block_hash=self.hash_of(number))
+        )
 
     async def a_job(self) -> None:
         for _ in range(3):

@@ -14,7 +14,17 @@ import msgspec
 import pytest
 from sqlalchemy import delete, select, update
 
-from ledger import SEAL_VERSION, LedgerState, LookupResult, Row, SealState, UnitOfWork, encode_state, state_digest
+from ledger import (
+    SEAL_VERSION,
+    LedgerState,
+    LookupResult,
+    RecordedSettings,
+    Row,
+    SealState,
+    UnitOfWork,
+    encode_state,
+    state_digest,
+)
 from ledger.codec import decode, encode, row_hash
 from ledger.domain.state_codec import _State
 from ledger.events import SEALS_STREAM, ReservationReleased, StateSealed
@@ -158,7 +168,7 @@ async def test_a_seal_of_an_unknown_version_proves_nothing(url: str) -> None:
     """Even if its digest is right: another version has other folding rules."""
     async with small_ledger(url=url) as ledger:
         position, digest = await ledger._read_state(lambda state, _: (state.position, state_digest(state).hex()))
-        await append(ledger, StateSealed(position, 2, digest))
+        await append(ledger, StateSealed(position, SEAL_VERSION + 1, digest))
         snapshot: Snapshot = await ledger._read_state(
             lambda state, _: Snapshot(state.position, state.hash, encode_state(state))
         )
@@ -185,7 +195,7 @@ async def test_a_seal_that_was_edited_in_place_is_not_believed(url: str, monkeyp
     position = await all_spent(url)
     async with Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
         forged = await forge(ledger)
-        payload = encode(StateSealed(position, 1, state_digest(forged).hex()))
+        payload = encode(StateSealed(position, SEAL_VERSION, state_digest(forged).hex()))
     statement(url, "DROP TRIGGER allowance_events_no_update")
     statement(url, f"UPDATE allowance_events SET payload = x'{payload.hex()}' WHERE key = 'seal:{position}'")
     async with Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
@@ -199,7 +209,7 @@ async def test_a_seal_whose_whole_chain_was_edited_is_found_by_the_audit(url: st
     async with Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
         forged = await forge(ledger)
         (seal,) = (row for row in await events_of(ledger) if row.position == position + 1)
-    seal = seal._replace(payload=encode(StateSealed(position, 1, state_digest(forged).hex())))
+    seal = seal._replace(payload=encode(StateSealed(position, SEAL_VERSION, state_digest(forged).hex())))
     seal = seal._replace(hash=row_hash(forged.hash, seal))
     statement(url, "DROP TRIGGER allowance_events_no_update")
     statement(url, "DROP TRIGGER allowance_ledgers_no_step_back")
@@ -246,7 +256,7 @@ async def test_a_writer_seals_by_itself(any_url: str, monkeypatch: pytest.Monkey
         async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
             head, last = (await ledger.head()).position, (await seals_of(ledger))[-1]
             # Closing sealed the last event; opening and closing again adds nothing.
-            assert last == (head, StateSealed(head - 1, 1, last[1].digest))
+            assert last == (head, StateSealed(head - 1, SEAL_VERSION, last[1].digest))
             assert (await ledger.counters())["foreign_rows"] == 1
             assert (await ledger.audit()).findings == []
 
@@ -317,7 +327,7 @@ async def test_a_writer_with_a_wrong_state_notices_it_when_it_seals(
         position, digest = await ledger._read_state(lambda state, _: (state.position, state_digest(state)))
         opened = ledger._lifecycle.open_handle
         assert opened is not None
-        await append(ledger, StateSealed(position, 1, digest.hex()))
+        await append(ledger, StateSealed(position, SEAL_VERSION, digest.hex()))
 
         monkeypatch.setattr("routing.service.upkeep.sealed_if_due", lambda *_: _sealed(position))
         with caplog.at_level(logging.ERROR):
@@ -407,7 +417,7 @@ def test_a_settlement_is_no_seal() -> None:
     row = Row(9, SEALS_STREAM, 1, 0, "seal:5", None, None, None, encode(ReservationReleased(1)), b"")
     assert not proves(row, 5, bytes(32))
     assert not proves(row._replace(payload=b"{}"), 5, bytes(32))
-    sealed = row._replace(payload=encode(StateSealed(5, 1, bytes(32).hex())))
+    sealed = row._replace(payload=encode(StateSealed(5, SEAL_VERSION, bytes(32).hex())))
     assert proves(sealed, 5, bytes(32))
     assert not proves(sealed._replace(position=5), 5, bytes(32))
     assert not proves(sealed._replace(stream="5Anna\tgpu"), 5, bytes(32))
@@ -527,3 +537,51 @@ async def test_an_audit_cannot_begin_without_a_right_seal(tmp_path: Path) -> Non
         with pytest.raises(InvalidInput):
             await ledger.audit(from_seal=0)
         assert (await ledger.audit(from_seal=5)).findings[0].rule == "seals"
+
+
+# Seals of earlier releases
+
+
+DIGEST_OF_VERSION_1 = "5afce88e9c85e62cc1b43b2ce8fc8bc257b1069783bc7aa268fdc6c59c3d6083"
+"""What a release with seals of version 1 sealed at position 13 of the log below."""
+
+
+async def test_a_seal_of_version_1_proves_nothing_and_is_no_finding(tmp_path: Path) -> None:
+    """The audit skips it, from the beginning and from a newer seal, and no audit can begin at it.
+
+    Catches an audit that computes today's digest for it, and an error that offers its position as a start.
+    """
+    log = LogBuilder(RecordedSettings(block_expiry_blocks=60, executors_max_per_class={"b": 3, "a": 2}))
+    assert log.position == 13
+    log.append(SEALS_STREAM, StateSealed(13, 1, DIGEST_OF_VERSION_1), key="seal:13")
+    seal(log)
+    log.block(12, block_hash="c0" * 32)
+    url = await indexed(tmp_path, log)
+    async with Allowance.open(url, validator_ss58=BUILT_VALIDATOR, read_only=True) as ledger:
+        assert (await ledger.audit()).findings == []
+        assert (await ledger.audit(from_seal=14)).findings == []
+        with pytest.raises(InvalidInput, match="the newest are 14, got 13"):
+            await ledger.audit(from_seal=13)
+
+
+async def test_a_log_with_seals_of_version_1_is_sealed_anew(any_url: str) -> None:
+    """It opens, goes on, and seals by itself although its last seal is one event old; that seal is then believed.
+
+    Catches a fold that counts the old seal: the log would stay without a snapshot for another 10,000 events. And a
+    snapshot under an old seal, which would be believed if only its digest were compared.
+    """
+    async with small_ledger(url=any_url) as ledger:
+        position, digest = await ledger._read_state(lambda state, _: (state.position, state_digest(state).hex()))
+        await append(ledger, StateSealed(position, 1, digest))
+    clock = Clock(START)
+    async with Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
+        await ledger.reserve("5Anna", GPU, 1.0, 11)
+        handle = ledger._lifecycle.open_handle
+        assert handle is not None
+        await there(ledger, lambda: handle.upkeep.seal_if_due(position))
+        sealed = [(event.position, event.version) for _, event in await seals_of(ledger)]
+        assert sealed == [(position, 1), (position + 2, SEAL_VERSION)]
+        found = await there(ledger, lambda: SnapshotStore(store_of(ledger)).load())
+        assert found.position == position + 2
+        assert (await ledger.audit()).findings == []
+        assert (await ledger.audit(from_seal=position + 2)).findings == []

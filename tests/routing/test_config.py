@@ -43,8 +43,16 @@ def test_an_empty_environment_means_recorded_settings_and_a_file_of_the_user() -
 
 
 def test_every_field_of_settings_has_a_variable() -> None:
-    """Every setting can be set in the environment."""
-    assert {f"ALLOWANCE_{field.name.upper()}" for field in fields(Settings)} == set(RIGHT)
+    """Every setting can be set in the environment, except the tie-break, which only `change_settings` changes."""
+    names = {field.name for field in fields(Settings)} - {"tie_break"}
+    assert {f"ALLOWANCE_{name.upper()}" for name in names} == set(RIGHT)
+
+
+def test_the_tie_break_has_no_variable() -> None:
+    """A variable that would be ignored in silence is refused by its name."""
+    with pytest.raises(InvalidInput) as refused:
+        configuration_from_environment({"ALLOWANCE_TIE_BREAK": "uuid"})
+    assert refused.value.field == "ALLOWANCE_TIE_BREAK"
 
 
 @pytest.mark.parametrize("variable", sorted(RIGHT))

@@ -334,9 +334,11 @@ class WatchedStory(Story):
         pick = Pick(request.uuid, executor_class, amount_s * 10**9)
 
         def look(state: Availability, now_ns: int) -> list[tuple[str, int, float, float, bool]]:
+            measured = {each.hotkey_ss58: each for each in state.ranking(executor_class, now_ns)}
+            order = [measured[each.hotkey_ss58] for each in pick.candidates(state, now_ns)]
             return [
                 (each.hotkey_ss58, each.earliest_block, each.available_ns / 1e9, each.total_ns / 1e9, each.busy)
-                for each in pick.candidates(state, now_ns)
+                for each in order
             ]
 
         candidates = await self.ledger._read_state(look)

@@ -257,6 +257,23 @@ def test_a_pick_decided_again_leaves_a_miner_that_no_longer_qualifies() -> None:
     assert unit_of_work.moved_picks == 1
 
 
+@pytest.mark.parametrize("reason", ["busy", "left"])
+def test_a_pick_decided_again_leaves_a_miner_that_is_busy_or_has_left(reason: str) -> None:
+    """The amount is not enough to qualify: a miner at capacity, or off the metagraph, cannot run the job."""
+    state, pick = given(Anna=2, Bert=2), Pick("job", GPU, 12 * S)
+    chosen = reverted(state, pick).miner.hotkey_ss58
+    other = "5Bert" if chosen == "5Anna" else "5Anna"
+    if reason == "busy":
+        reserved(state, chosen, 12)
+        reserved(state, chosen, 12)
+    else:
+        recorded(state, 12, [other])
+
+    event, unit_of_work = claimed(state, pick)
+
+    assert (state.jobs["job"].account.miner_ss58, event.chosen_at, unit_of_work.moved_picks) == (other, None, 1)
+
+
 def test_a_pick_that_lost_its_only_miner_reports_all_busy() -> None:
     """It had a candidate with enough allowance, so `NotEnoughAllowanceException` would be wrong."""
     state, pick = given(Anna=2), Pick("job", GPU, 12 * S)

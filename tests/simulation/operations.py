@@ -9,8 +9,11 @@ from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from ledger import BlockFact, ManifestsFact, Miner, WithdrawBlock, WithdrawManifests
 from tests.simulation.diary import Request
+from tests.support.small import hash_of
 
 if TYPE_CHECKING:
     from tests.simulation.process import Process
@@ -25,7 +28,7 @@ FAR_BLOCKS = 150_000
 
 @dataclass
 class Network:
-    """What the simulated chain looks like: a block's content depends on its number only."""
+    """What the simulated chain looks like: a block's content depends on its number only; every third has no hash."""
 
     miners: int
     classes: int
@@ -39,7 +42,8 @@ class Network:
         away = number // self.leaves_every % (self.miners + 2)
         miners = [Miner("192.0.2.7", 4, 8000, ss58) for i, ss58 in enumerate(MINERS[: self.miners]) if i != away - 1]
         stakes = {VALIDATOR: 1.0, "5Other": 1.0 + number // 10 % 3}
-        return BlockFact(number, created_at, miners, stakes)
+        block_hash = hash_of(number, f"{off_by_seconds}") if number % 3 else None
+        return BlockFact(number, created_at, miners, stakes, block_hash)
 
 
 class Operations:
@@ -133,7 +137,10 @@ class Operations:
             return self._facts("block, late", [self.network.block(number)], keyed)
         if draw < 0.45:
             number = self.chance.randint(1, self._newest)
-            return self._facts("block, repeated", [self.network.block(number)], keyed)
+            block = self.network.block(number)
+            # A repeat may lack the hash, or have one that the recorded block lacks.
+            told = self.chance.choice((block.block_hash, None, hash_of(number, "0.0")))
+            return self._facts("block, repeated", [replace(block, block_hash=told)], keyed)
         return self._new_blocks(keyed)
 
     def _new_blocks(self, keyed: bool) -> Request:
@@ -203,6 +210,7 @@ class Operations:
                 {"reservation_margin_seconds": self.chance.choice((1.0, 30.0, 100.0))},
                 {"executors_max_per_class": self.chance.choice(({}, {"gpu": 1}, {"gpu": 2, "cpu": 1}))},
                 {"respect_executor_count": self.chance.random() < 0.5},
+                {"tie_break": self.chance.choice(("uuid", "uuid_and_hash"))},
                 {"newest_manifests_max_age_blocks": self.chance.choice((None, 3, 30))},
             )
         )

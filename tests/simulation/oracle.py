@@ -378,8 +378,9 @@ class Oracle:
         for process in self.world.incarnations:
             told = [call for call in self.world.calls if call.process is process and call.outcome == "ok"]
             if told and process.settings is not None:
-                given = msgspec.to_builtins(process.settings.to_recorded())
-                if given not in recorded:
+                # Opening leaves the tie-break as it is recorded.
+                given = msgspec.to_builtins(process.settings.to_recorded()) | {"tie_break": None}
+                if given not in [each | {"tie_break": None} for each in recorded]:
                     self._say(f"process {process.number} opened with settings that were never recorded")
 
     def _requests(self, *kinds: str) -> list[Request]:

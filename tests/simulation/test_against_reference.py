@@ -49,6 +49,7 @@ from tests.support.reference import (
     nanoseconds,
     seconds,
 )
+from tests.support.small import hash_of
 from tests.support.strategies import CLASSES, ME, MINERS, JobRequest, Metagraph
 
 T = TypeVar("T")
@@ -118,7 +119,8 @@ class Pair:
         )
         self.ledgers.append(self.run(opening.__aenter__()))
         if rules is not None:
-            self.model.change_rules(rules, self.now_ns)
+            # Opening changes every setting but the tie-break.
+            self.model.change_rules(replace(rules, tie_break=self.model.rules.tie_break), self.now_ns)
 
     def close(self) -> None:
         while self.ledgers:
@@ -145,14 +147,25 @@ class Pair:
         newest = self.model.newest_block()
         return max(1, (1 if newest is None else newest.number) + offset)
 
-    def record_block(self, number: int, late_s: float, graph: Metagraph, *, confirm: bool = False) -> None:
+    def record_block(
+        self, number: int, late_s: float, graph: Metagraph, *, fork: str | None = "", confirm: bool = False
+    ) -> None:
+        """Record a block with the hash that it has on a fork; every fourth has none, nor has any if `fork` is None."""
+        block_hash = "" if fork is None or number % 4 == 0 else hash_of(number, fork)
         created_at_ns = strategies.nominal_ns(number) + nanoseconds(late_s)
         stakes = dict(graph.stakes)
         self._record(
             ("block", number),
-            lambda: self.model.record_block(number, created_at_ns, graph.axons, stakes, self.now_ns, confirm=confirm),
+            lambda: self.model.record_block(
+                number, created_at_ns, graph.axons, stakes, self.now_ns, block_hash=block_hash, confirm=confirm
+            ),
             lambda: self.ledger.record_block(
-                number, instant(created_at_ns), map(miner_of, graph.axons), stakes, confirm=confirm
+                number,
+                instant(created_at_ns),
+                map(miner_of, graph.axons),
+                stakes,
+                block_hash=block_hash or None,
+                confirm=confirm,
             ),
         )
 
@@ -165,7 +178,10 @@ class Pair:
         assert len(self.run(self.ledger.settings_changes())) == positions + changed
 
     def respell_block(self, block: Block) -> None:
-        """Record the same block again, in other words: order, time zone, and integer stakes instead of floats."""
+        """Record the same block again, in other words: order, time zone, integer stakes, and the hash in capitals.
+
+        A block without a hash is given one, which is no difference and changes nothing.
+        """
         zone = timezone(timedelta(hours=5, minutes=30))
         axons = sorted(block.axons, key=lambda axon: axon.hotkey, reverse=True)
         stakes = {
@@ -173,7 +189,11 @@ class Pair:
             for validator, stake in reversed(block.stakes.items())
         }
         created_at = instant(block.created_at_ns).astimezone(zone)
-        position = self.run(self.ledger.record_block(block.number, created_at, map(miner_of, axons), stakes))
+        block_hash = f"0x{(block.block_hash or hash_of(block.number)).upper()}"
+        axons_again = map(miner_of, axons)
+        position = self.run(
+            self.ledger.record_block(block.number, created_at, axons_again, stakes, block_hash=block_hash)
+        )
         assert position == self.positions["block", block.number]
 
     def record_manifests(self, block: int, counts: Counts, *, confirm: bool = False) -> None:
@@ -221,6 +241,8 @@ class Pair:
         )
         if not isinstance(expected, Refused):
             assert list(map(candidate_facts, found)) == list(map(expected_candidate_facts, expected))
+            versions = [self.model.version(each.hotkey_ss58, executor_class) for each in found]
+            assert [each.stream_version for each in found] == versions
 
     def look_back(self, past: int, executor_class: str) -> None:
         """The result at the position of an earlier fact is the same as it was right after that fact."""
@@ -308,15 +330,17 @@ class Pair:
         amount_s: float,
         start: int,
         *,
+        version: int | None = None,
         job_uuid: str | None = None,
         key: str | None = None,
     ) -> None:
         if self.is_undefined(amount_s, job_uuid):
             return
         known = len(self.model.reservations)
+        wanted: tuple[str, str, float, int] = miner, executor_class, amount_s, start
         expected, reserved = self.both(
-            lambda: self.model.reserve(miner, executor_class, amount_s, start, self.now_ns, job_uuid=job_uuid, key=key),
-            lambda: self.ledger.reserve(miner, executor_class, amount_s, start, job_uuid=job_uuid, idempotency_key=key),
+            lambda: self.model.reserve(*wanted, self.now_ns, expected_version=version, job_uuid=job_uuid, key=key),
+            lambda: self.ledger.reserve(*wanted, expected_version=version, job_uuid=job_uuid, idempotency_key=key),
         )
         if isinstance(expected, Refused):
             return
@@ -350,7 +374,7 @@ class Pair:
             self.assert_same(each, by_id[self.ids[each.reservation_id]])
 
     def pick(self, request: JobRequest) -> None:
-        """Pick a miner. The product may choose any of the equally good ones; the model then claims on the same."""
+        """Pick a miner. Nobody disturbs the product, so it chooses the first of the equally good ones."""
         if self.is_undefined(sum(request.limits_seconds), request.uuid, routed=True):
             return
         expected, route = self.both(
@@ -360,7 +384,7 @@ class Pair:
         if isinstance(expected, Refused):
             return
         chosen = route.miner.hotkey_ss58
-        assert chosen in expected.miners
+        assert chosen == expected.first
         claimed = expected.active
         if claimed is None:
             claimed = self.model.claim_route(expected, chosen, request.uuid, request.executor_class, self.now_ns)
@@ -554,9 +578,15 @@ class LedgerMachine(RuleBasedStateMachine):
         for late_s in late:
             self.pair.record_block(self.pair.near(1), late_s, graph)
 
-    @rule(offset=st.integers(-14, 3), late_s=lateness_s, graph=strategies.metagraphs(), confirm=st.booleans())
-    def a_block_comes_late(self, offset: int, late_s: float, graph: Metagraph, confirm: bool) -> None:
-        self.pair.record_block(self.pair.near(offset), late_s, graph, confirm=confirm)
+    @rule(
+        offset=st.integers(-14, 3),
+        late_s=lateness_s,
+        graph=strategies.metagraphs(),
+        fork=st.sampled_from(["", "", None, "other"]),
+        confirm=st.booleans(),
+    )
+    def a_block_comes_late(self, offset: int, late_s: float, graph: Metagraph, fork: str | None, confirm: bool) -> None:
+        self.pair.record_block(self.pair.near(offset), late_s, graph, fork=fork, confirm=confirm)
 
     @rule(length=st.integers(2, 6), offset=st.integers(-14, 8), graph=strategies.metagraphs())
     def a_backfill_runs_backwards(self, length: int, offset: int, graph: Metagraph) -> None:
@@ -646,6 +676,22 @@ class LedgerMachine(RuleBasedStateMachine):
         self.pair.reserve(miner, executor_class, seconds(max(1, amount_ns)), start)
 
     @rule(
+        miner=st.sampled_from(MINERS[:2]),
+        executor_class=st.sampled_from(CLASSES),
+        amount_s=st.sampled_from([6.0, 500.0]),
+        more=st.sampled_from([-1, 0, 0, 1]),
+        job_uuid=st.none() | jobs,
+        key=st.none() | st.sampled_from(["key-1", "key-4"]),
+    )
+    def reserve_at_a_version(
+        self, miner: str, executor_class: str, amount_s: float, more: int, job_uuid: str | None, key: str | None
+    ) -> None:
+        """Expect the version of the account, or one before or after it."""
+        version = max(0, self.pair.model.version(miner, executor_class) + more)
+        start = self.pair.near(0)
+        self.pair.reserve(miner, executor_class, amount_s, start, version=version, job_uuid=job_uuid, key=key)
+
+    @rule(
         miner=st.sampled_from(MINERS),
         executor_class=st.sampled_from(CLASSES),
         amount_s=st.sampled_from([1.0, 6.0]),
@@ -704,9 +750,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.pair.withdraw_manifests(one_of(self.pair.model.syncs, index).block + off, reason)
 
     @precondition(lambda self: self.pair.model.withdrawn)
-    @rule(index=indices, confirm=st.booleans())
-    def a_withdrawn_fact_comes_again(self, index: int, confirm: bool) -> None:
-        """Unless it was recorded again, it needs a confirmation."""
+    @rule(index=indices, fork=st.sampled_from(["", None, "other"]), confirm=st.booleans())
+    def a_withdrawn_fact_comes_again(self, index: int, fork: str | None, confirm: bool) -> None:
+        """Unless it was recorded again, or has another hash, it needs a confirmation."""
         withdrawn = one_of(self.pair.model.withdrawn, index)
         if isinstance(withdrawn, Sync):
             self.pair.record_manifests(withdrawn.block, withdrawn.counts, confirm=confirm)
@@ -714,7 +760,7 @@ class LedgerMachine(RuleBasedStateMachine):
         late_s = seconds(withdrawn.created_at_ns - strategies.nominal_ns(withdrawn.number))
         stakes = tuple((validator, seconds(stake)) for validator, stake in withdrawn.stakes.items())
         graph = Metagraph(tuple(sorted(withdrawn.axons, key=lambda axon: axon.hotkey)), stakes)
-        self.pair.record_block(withdrawn.number, late_s, graph, confirm=confirm)
+        self.pair.record_block(withdrawn.number, late_s, graph, fork=fork, confirm=confirm)
 
     @precondition(lambda self: bool(self.pair.ids))
     @rule(settled=st.lists(st.tuples(indices, st.sampled_from(["spend", "spend", "release"])), min_size=1, max_size=3))
@@ -971,7 +1017,9 @@ class History:
     def a_reservation_is_made(self) -> None:
         amount_s = self.rng.randrange(1, 90_000) / 1000
         start = self.pair.near(self.rng.randrange(-70, 10))
-        self.pair.reserve(self.rng.choice(MINERS), self.rng.choice(CLASSES), amount_s, start)
+        account = self.rng.choice(MINERS), self.rng.choice(CLASSES)
+        version = self.rng.choice([None, None, self.pair.model.version(*account) + self.rng.choice([0, 0, 0, 1])])
+        self.pair.reserve(*account, amount_s, start, version=version)
 
     def a_job_ends(self) -> None:
         known = len(self.pair.model.reservations)

@@ -7,6 +7,8 @@ an argument. A refusal names the class of the error that the product raises.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,6 +64,7 @@ class Rules:
     respect_executor_count: bool = True
     newest_block_max_age_seconds: float | None = None
     newest_manifests_max_age_blocks: int | None = None
+    tie_break: str = "uuid_and_hash"
 
     def capped(self, executor_class: str, count: int) -> int:
         """Return a count, limited to the configured maximum of the class."""
@@ -91,12 +94,18 @@ class Axon:
 
 @dataclass(frozen=True)
 class Block:
-    """A recorded block; stakes are in billionths."""
+    """A recorded block; stakes are in billionths, the hash is in lower-case digits, empty if it was not given."""
 
     number: int
     created_at_ns: int
     axons: frozenset[Axon]
     stakes: dict[str, int]
+    block_hash: str = ""
+
+    def is_same(self, other: Block) -> bool:
+        """Whether the content is the same; a hash that one of the two lacks makes no difference."""
+        one, two = replace(self, block_hash=""), replace(other, block_hash="")
+        return one == two and (self.block_hash == other.block_hash or "" in (self.block_hash, other.block_hash))
 
 
 @dataclass(frozen=True)
@@ -175,11 +184,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RouteChoices:
-    """The possible routes of a job: its active reservation, else any of the equally good `miners`."""
+    """The possible routes of a job: its active reservation, else any of the equally good `miners`.
+
+    A router that nobody disturbs chooses `first`.
+    """
 
     active: Reservation | None
     miners: tuple[str, ...]
     amount_ns: int
+    first: str
 
 
 class Ledger:
@@ -239,16 +252,17 @@ class Ledger:
         stakes: dict[str, float],
         now_ns: int,
         *,
+        block_hash: str = "",
         confirm: bool = False,
     ) -> bool:
         """Record a block and finalize the blocks whose end it determines; return False for a repeat."""
         if number < 1:
             raise Refused("InvalidInput")
         exact_stakes = {validator: nanoseconds(stake) for validator, stake in stakes.items()}
-        block = Block(number, created_at_ns, frozenset(axons), exact_stakes)
+        block = Block(number, created_at_ns, frozenset(axons), exact_stakes, block_hash)
         recorded = self.block(number)
         if recorded is not None:
-            if recorded == block:
+            if recorded.is_same(block):
                 return False
             raise Refused("ConflictingFact")
         if self._is_implausible_block(block) and not confirm:
@@ -276,7 +290,7 @@ class Ledger:
             return True
         if last is not None and len(last.stakes) >= FEW and len(block.stakes) * 10 < len(last.stakes):
             return True
-        return block in self.withdrawn
+        return any(isinstance(each, Block) and each.is_same(block) for each in self.withdrawn)
 
     def record_manifests(self, block: int, counts: Counts, now_ns: int, *, confirm: bool = False) -> bool:
         """Record a sync and its drops; return False for a repeat."""
@@ -531,6 +545,7 @@ class Ledger:
         job_start_block: int,
         now_ns: int,
         *,
+        expected_version: int | None = None,
         job_uuid: str | None = None,
         key: str | None = None,
     ) -> Reservation:
@@ -544,9 +559,21 @@ class Ledger:
         active = self._active_reservation(job_uuid, amount_ns, executor_class, miner)
         if active is not None:
             return active
+        version = self.version(miner, executor_class)
+        if expected_version is not None and expected_version != version:
+            raise Refused(
+                "StreamVersionConflict",
+                stream=f"{miner}\t{executor_class}",
+                expected_version=expected_version,
+                actual_version=version,
+            )
         reservation = self._claim(miner, executor_class, amount_ns, job_start_block, now_ns, job_uuid=job_uuid)
         self._remember_outcome(key, content, reservation)
         return reservation
+
+    def version(self, miner: str, executor_class: str) -> int:
+        """Return the number of events of an account: a reservation is one, and its settlement is another."""
+        return sum(1 + (each.status != "reserved") for each in self._of_account(miner, executor_class))
 
     def _claim(
         self,
@@ -719,7 +746,7 @@ class Ledger:
         amount_ns = self._amount_ns(limits_seconds)
         active = self._active_reservation(job_uuid, amount_ns, executor_class)
         if active is not None:
-            return RouteChoices(active, (active.miner,), amount_ns)
+            return RouteChoices(active, (active.miner,), amount_ns, active.miner)
         newest = self.newest_block()
         if newest is not None and self._is_stale(newest, now_ns):
             raise Refused("ChainFeedStale")
@@ -727,13 +754,32 @@ class Ledger:
             raise Refused("ManifestsStale")
         start = 1 if newest is None else newest.number
         candidates = self._find_miners(amount_ns, executor_class, start, now_ns)
+        tried = self._trial_order(candidates, job_uuid)
         if self.rules.respect_executor_count:
             candidates = [each for each in candidates if not self.is_busy(each.hotkey, executor_class, now_ns)]
         if not candidates:
             raise Refused("AllMinersBusy")
         best = (candidates[0].earliest_block, candidates[0].share)
         equals = [each.hotkey for each in candidates if (each.earliest_block, each.share) == best]
-        return RouteChoices(None, tuple(equals), amount_ns)
+        first = next(each for each in tried if each in equals)
+        return RouteChoices(None, tuple(equals), amount_ns, first)
+
+    def _trial_order(self, candidates: Sequence[Candidate], job_uuid: str) -> list[str]:
+        """Return the candidates in the order in which the job tries them: equals by the tie-break."""
+        newest = self.newest_block()
+        text = job_uuid.encode()
+        if newest is not None and newest.block_hash and self.rules.tie_break == "uuid_and_hash":
+            text += b"\x00" + bytes.fromhex(newest.block_hash)
+        seed = int(hashlib.blake2b(text, digest_size=16).hexdigest(), 16)
+        order = []
+        for _, group in itertools.groupby(candidates, lambda each: (each.earliest_block, each.share)):
+            equals = [each.hotkey for each in group]
+            size = len(equals)
+            step = (seed // size) % size
+            while math.gcd(step, size) != 1:
+                step += 1
+            order += [equals[(seed % size + turn * step) % size] for turn in range(size)]
+        return order
 
     def claim_route(
         self, choices: RouteChoices, miner: str, job_uuid: str, executor_class: str, now_ns: int

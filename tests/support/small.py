@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,11 @@ VALIDATOR = "5Validator"
 def miner(hotkey_ss58: str, port: int = 8000) -> Miner:
     """Return a miner at an address for documentation (RFC 5737)."""
     return Miner("192.0.2.7", 4, port, hotkey_ss58)
+
+
+def hash_of(number: int, fork: str = "") -> str:
+    """Return the hash of a block of a chain in which each block has another one."""
+    return sha256(f"{number} {fork}".encode()).hexdigest()
 
 
 def job(uuid: str, seconds: float = 6.0, executor_class: str = GPU, *, trusted: bool = False) -> Any:

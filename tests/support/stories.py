@@ -18,7 +18,7 @@ from projections import History, SnapshotStore
 from projections.snapshots import snapshot_of
 from routing import Allowance, AllowanceException, JobRoutingException, Reservation, Routing, Settings
 
-from .small import START, VALIDATOR, Clock, job, miner
+from .small import START, VALIDATOR, Clock, hash_of, job, miner
 
 T = TypeVar("T")
 
@@ -73,8 +73,14 @@ class Story:
         registered = [miner(hotkey, 8000 + self.draw.randrange(2)) for hotkey in MINERS if hotkey != away]
         stakes = {VALIDATOR: self.draw.choice([1.0, 1.0, 2.5]), "5Other": 1.0}
         created_at = START + timedelta(seconds=12 * number)
-        await self.unless_refused(self.ledger.record_block(number, created_at, registered, stakes))
+        await self.unless_refused(
+            self.ledger.record_block(number, created_at, registered, stakes, block_hash=self.hash_of(number))
+        )
         self.number = max(self.number, number)
+
+    def hash_of(self, number: int) -> str | None:
+        """Return a block's hash; every third block has none."""
+        return hash_of(number) if number % 3 else None
 
     async def a_sync(self) -> None:
         """Record a sync in which some miners offer more or less."""

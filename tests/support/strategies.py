@@ -96,6 +96,7 @@ def rules() -> SearchStrategy[Rules]:
         respect_executor_count=st.sampled_from([True, True, False]),
         newest_block_max_age_seconds=st.sampled_from([None, None, None, 3600.0]),
         newest_manifests_max_age_blocks=st.sampled_from([None, None, None, 12, 0]),
+        tie_break=st.sampled_from(["uuid_and_hash", "uuid_and_hash", "uuid"]),
     )
 
 

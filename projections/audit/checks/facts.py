@@ -8,6 +8,7 @@ recorded fact; if it carries something else than what follows from the facts tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -38,6 +39,7 @@ LONGEST_NAME = 128
 LONGEST_REASON = 256
 LONGEST_ADDRESS = 253
 LARGEST_PORT = 65_535
+_BLOCK_HASH = re.compile("[0-9a-f]{64}")
 
 
 class FactCheck:
@@ -236,6 +238,8 @@ class FactCheck:
             *(f"a stake of {shortened(stake)}" for stake in event.staked.values() if not 0 <= stake <= LARGEST),
             *(f"a miner at {shortened(axon)}" for axon in event.registered.values() if not _is_axon(*axon)),
         ]
+        if event.block_hash and not _BLOCK_HASH.fullmatch(event.block_hash):
+            impossible.append(f"the block hash {shortened(event.block_hash)}")
         if not 1 <= event.number <= LARGEST or not 0 <= event.created_at_ns <= LARGEST:
             impossible.append(f"block {shortened(event.number)} at {shortened(event.created_at_ns)} ns")
         if self._report_impossible(position, impossible):

@@ -37,6 +37,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from ledger import END, Account, Chain, RecordedSettings
@@ -83,6 +84,8 @@ class GrantCheck:
         """That of the last event that has a metagraph."""
         self._blocks: dict[int, tuple[int, Graph]] = {}
         """The creation time and metagraph of each recorded block."""
+        self._hashes: dict[int, str] = {}
+        """The hash of each recorded block that has one."""
         self._numbers: list[int] = []
         """The recorded blocks, ascending."""
         self._terms: dict[int, CountTerms] = {}
@@ -110,12 +113,15 @@ class GrantCheck:
         `is_applied` is False if the replay left the block out, because it is a repeat or has an impossible duration.
         Then only the metagraph is updated: the next block may have been recorded as a difference to it.
         """
-        self._graph = self._changed_graph(event)
-        self._known |= self._graph.members
+        graph_before, self._graph = self._graph, self._changed_graph(event)
+        if self._graph is not graph_before:
+            self._known |= self._graph.members
         if not is_applied:
             return
         number = event.number
         self._blocks[number] = event.created_at_ns, self._graph
+        if event.block_hash:
+            self._hashes[number] = event.block_hash
         insort(self._numbers, number)
         for block in (number - 1, number):
             if block in self._blocks and block + 1 in self._blocks:
@@ -160,6 +166,7 @@ class GrantCheck:
         number = event.number
         self._graph = self._blocks[event.returns_to][1] if event.returns_to else NO_GRAPH
         del self._blocks[number], self._numbers[bisect_left(self._numbers, number)]
+        self._hashes.pop(number, None)
         for block in (number - 1, number):
             self._terms.pop(block, None)
             self._units_ns.pop(block, None)
@@ -233,7 +240,7 @@ class GrantCheck:
         settings, (created_at_ns, graph) = self._settings, self._blocks[block]
         duration_ns = self._blocks[block + 1][0] - created_at_ns
         counted_ns = settings.long_block_counts_as_ns if duration_ns > settings.long_block_ns else duration_ns
-        unit_ns = int(counted_ns * Fraction(settings.allowance_multiplier) * graph.share)
+        unit_ns = int(counted_ns * _multiplier(settings.allowance_multiplier) * graph.share)
         found_ns = self._chain.blocks.unit_ns(block)
         if found_ns != unit_ns:
             message = f"the fold grants {found_ns} ns per executor for block {block}, but the facts grant {unit_ns} ns"
@@ -250,6 +257,10 @@ class GrantCheck:
         if self._chain.metagraph.miners != miners or self._chain.blocks.newest != newest:
             message = f"the fold has other registered miners than block {newest}"
             self._report(position, message, block=newest)
+        found, expected = self._chain.blocks.block_hash(newest).hex(), self._hashes.get(newest, "")
+        if found != expected:
+            message = f"the fold has another hash than block {newest}"
+            self._report(position, message, block=newest, found=found, expected=expected)
 
     def _check_coverage(self, position: int, event: ManifestsRecorded, before: frozenset[str]) -> None:
         self.says_coverage |= bool(event.uncovered or event.covered)
@@ -331,6 +342,12 @@ class GrantCheck:
     def _report(self, position: int, message: str, account: Account | None = None, **details: object) -> None:
         whose = {} if account is None else {"miner_ss58": account.miner_ss58, "executor_class": account.executor_class}
         self._findings.add(position, Rule.GRANTS_FOLLOW, message, **whose, **details)
+
+
+@lru_cache(maxsize=1)
+def _multiplier(recorded: str) -> Fraction:
+    """Return a recorded multiplier as a number; few settings follow each other, and each holds for many blocks."""
+    return Fraction(recorded)
 
 
 def _changed(last: Mapping[str, V], changed: Mapping[str, V], removed: list[str]) -> dict[str, V]:

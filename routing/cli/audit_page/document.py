@@ -69,6 +69,8 @@ def _fields(report: AuditReport) -> Iterator[tuple[str, str]]:
     yield "Head hash", element("code", text(report.head_hash))
     yield "History model", _history_text(report)
     yield "Snapshots", f"{counted(report.snapshots, 'snapshot')} compared with the log"
+    if report.unproved_choices:
+        yield "Choices not proved", f"{counted(report.unproved_choices, 'route')}, whose miner only the claim proves"
     yield "Replayed in", f"{seconds_text(report.elapsed_seconds)}, {report.events_per_second:,.0f} events per second"
 
 

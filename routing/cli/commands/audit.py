@@ -113,6 +113,11 @@ def _print_text(report: AuditReport, out: Output, *, accounts: bool) -> None:
     _print_findings(report, out)
     for each in report.not_proved:
         out.line(f"not proved: {each}")
+    if report.unproved_choices:
+        out.line(
+            f"not proved: the choice of the miner of {counted(report.unproved_choices, 'route')}, whose claim names no"
+            " position of it (an earlier release wrote it) or one before the seal"
+        )
     out.note(f"{report.events_per_second:,.0f} events/s")
 
 

@@ -51,6 +51,7 @@ def _facts(health: Health) -> dict[str, object]:
     facts["projection lag"] = counted(health.projection_lag, "event")
     facts["projection error"] = health.projection_error or "none"
     facts["newest block"] = _with_age(health.newest_block, health.newest_block_age_seconds)
+    facts["newest block hash"] = health.newest_block_hash or "none"
     facts["newest sync"] = _with_age(health.newest_sync, health.newest_sync_age_seconds)
     if health.newest_sync_age_blocks:
         facts["newest sync"] = f"{facts['newest sync']}, {counted(health.newest_sync_age_blocks, 'block')} behind"

@@ -61,7 +61,8 @@ COMMAND = CliCommand(
         '   "miners":[{"hotkey_ss58":"5F…","address":"192.0.2.7","ip_version":4,"port":8000}],\n'
         '   "stakes":{"5G…":1001.0}}\n'
         '  {"type":"block","number":1001,"created_at":"2024-01-01T12:00:12Z"}\n'
-        "If a line leaves out miners or stakes, they are as in the previous block line of the file.\n"
+        "If a line leaves out miners or stakes, they are as in the previous block line of the file. A block line\n"
+        'may have "block_hash", the chain\'s hash of the block in 64 hexadecimal digits.\n'
         "At a bad line the import stops and names the line's number: all lines before it are recorded,\n"
         "that line and all later ones are not. Importing a file again changes nothing.\n"
         "If the database has no ledger yet, the import founds it."

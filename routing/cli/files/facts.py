@@ -1,11 +1,12 @@
 """`FACTS.jsonl`: one chain fact per line, read as it arrives and checked line by line.
 
-A line is either a block, `{"type": "block", "number", "created_at", "miners", "stakes"}`, or a manifest sync,
-`{"type": "manifests", "block", "manifests"}`. If a block line leaves out `miners` or `stakes`, they are as in the
-previous block line of the file.
+A line is either a block, `{"type": "block", "number", "created_at", "miners", "stakes", "block_hash"}`, or a manifest
+sync, `{"type": "manifests", "block", "manifests"}`. If a block line leaves out `miners` or `stakes`, they are as in the
+previous block line of the file; if it leaves out `block_hash`, the block has none.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from io import BufferedIOBase
@@ -26,6 +27,7 @@ BATCH_FACTS = 200
 _Number = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 _Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 _Stake = Annotated[float, Meta(ge=0)]
+_Hash = Annotated[str, Meta(pattern=r"^(0x)?[0-9a-fA-F]{64}\Z")]
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
@@ -48,6 +50,7 @@ class _BlockLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="b
     created_at: Annotated[datetime, Meta(tz=True)]
     miners: list[_MinerEntry] | UnsetType = UNSET
     stakes: dict[_Name, _Stake] | UnsetType = UNSET
+    block_hash: _Hash | UnsetType = UNSET
 
 
 class _ManifestsLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="manifests", tag_field="type"):
@@ -56,6 +59,7 @@ class _ManifestsLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
 
 _decoder = msgspec.json.Decoder(_BlockLine | _ManifestsLine)
+_metagraph_start = re.compile(rb',\s*"(miners|stakes)"\s*:')
 
 
 class FactDecoder:
@@ -68,16 +72,28 @@ class FactDecoder:
         self._entries: list[_MinerEntry] | None = None
         self._miners: Sequence[Miner] | None = None
         self._stakes: dict[str, float] | None = None
+        self._metagraph_end = b""
+        """The end of the last line that named miners or stakes, if it has nothing else; it is not decoded again."""
 
     def fact(self, text: bytes) -> Fact:
         """Return the fact of one line. Raise `ValueError` or `RecursionError` if it is not valid."""
         check_length(text)
-        line = _decoder.decode(text)
-        # A second pass, because msgspec does not notice repeated names.
-        json.loads(text, object_pairs_hook=refuse_repeated_names)
+        line = self._line_that_repeats(text) or _decoded(text)
         if isinstance(line, _ManifestsLine):
             return ManifestsFact(block=line.block, manifests=line.manifests)
-        return self._block(line)
+        fact = self._block(line)
+        if line.miners is not UNSET or line.stakes is not UNSET:
+            self._metagraph_end = _metagraph_end(text)
+        return fact
+
+    def _line_that_repeats(self, text: bytes) -> _BlockLine | None:
+        """Return a line that ends like the last one with a metagraph, as if it left that out; None for other lines.
+
+        If what is before the end is a whole object without miners and stakes, both lines have the same ones.
+        """
+        if not self._metagraph_end or not text.endswith(self._metagraph_end):
+            return None
+        return _line_without_metagraph(text[: -len(self._metagraph_end)] + b"}")
 
     def _block(self, line: _BlockLine) -> BlockFact:
         if line.miners is not UNSET and line.miners != self._entries:
@@ -89,7 +105,8 @@ class FactDecoder:
             # Both are needed before the first block: `BlockFact` has no way to leave them out.
             absent = "miners" if self._miners is None else "stakes"
             raise ValueError(f"`{absent}` is left out, and no block line before this one names it")
-        return BlockFact(number=line.number, created_at=line.created_at, miners=self._miners, stakes=self._stakes)
+        block_hash = None if line.block_hash is UNSET else line.block_hash
+        return BlockFact(line.number, line.created_at, self._miners, self._stakes, block_hash)
 
 
 def numbered_facts(stream: BufferedIOBase, *, batch_facts: int = BATCH_FACTS) -> Iterator[list[NumberedFact]]:
@@ -126,6 +143,30 @@ def bad_line(number: int, text: bytes, error: Exception) -> BadLine:
     return BadLine(number, problem, _expected(problem))
 
 
+def _decoded(text: bytes) -> _BlockLine | _ManifestsLine:
+    line: _BlockLine | _ManifestsLine = _decoder.decode(text)
+    # A second pass, because msgspec does not notice repeated names.
+    json.loads(text, object_pairs_hook=refuse_repeated_names)
+    return line
+
+
+def _line_without_metagraph(text: bytes) -> _BlockLine | None:
+    """Return a valid block line that names neither miners nor stakes; None for all others."""
+    try:
+        line = _decoded(text)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, _BlockLine) and line.miners is UNSET and line.stakes is UNSET else None
+
+
+def _metagraph_end(text: bytes) -> bytes:
+    """Return the end of a valid block line from its miners or stakes on; empty if another field comes after them."""
+    found = _metagraph_start.search(text)
+    if found is None or _line_without_metagraph(text[: found.start()] + b"}") is None:
+        return b""
+    return text[found.start() :]
+
+
 def _miners(entries: Iterable[_MinerEntry]) -> list[Miner]:
     miners = [
         Miner(address=entry.address, ip_version=entry.ip_version, port=entry.port, hotkey_ss58=entry.hotkey_ss58)
@@ -148,6 +189,7 @@ _EXPECTATIONS = (
     ("`$.created_at`", 'a time with its time zone, such as "2024-01-01T12:00:12Z"'),
     ("field `created_at`", 'a time with its time zone, such as "created_at":"2024-01-01T12:00:12Z"'),
     ("`$.number`", "a whole number from 1 to 2^63 - 1, such as 1001"),
+    ("`$.block_hash`", '64 hexadecimal digits, with or without "0x"'),
     ("`$.block`", "a whole number from 1 to 2^63 - 1, such as 1000"),
     ("is left out", "a first block line with both `miners` and `stakes`"),
     ("is there twice", "each name once"),
@@ -160,7 +202,7 @@ _EXPECTATIONS = (
     ("field `block`", _MANIFESTS),
     (
         "unknown field",
-        "a block line with number, created_at, miners, stakes, or a manifests line with block, manifests",
+        "a block line with number, created_at, miners, stakes, block_hash, or a manifests line with block, manifests",
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ledger import RecordedSettings
+from ledger.codec import encode
 from ledger.events import MANIFESTS_STREAM, SETTINGS_STREAM, LedgerOpened, ManifestsRecorded, SettingsChanged
 from projections import Rule
 from tests.support.log_builder import ANNA, BERT, CARL, GPU, SECOND_NS, VALIDATOR, LogBuilder, axon, created_at_ns
@@ -55,6 +56,18 @@ def a_negative_cap(log: LogBuilder) -> None:
     log.append(SETTINGS_STREAM, SettingsChanged(RecordedSettings(executors_max_per_class={GPU: -1})))
 
 
+@FAULT_CASES(Rule.READABLE_EVENTS, "Invalid enum value 'hash'")
+def an_unknown_tie_break(log: LogBuilder) -> None:
+    payload = encode(SettingsChanged(RecordedSettings(tie_break="uuid_and_hash")))
+    log.append_columns(SETTINGS_STREAM, payload=payload.replace(b'"uuid_and_hash"', b'"hash"'))
+
+
+@FAULT_CASES(Rule.FACTS_ONCE, "block 11 was already recorded at position 13")
+def a_hash_that_a_recorded_block_gains(log: LogBuilder) -> None:
+    """The block keeps no hash, so later routes are compared with the order by the uuid alone."""
+    log.block(11, block_hash="c0" * 32)
+
+
 @FAULT_CASES(Rule.FACTS_ONCE, "the settings are the same as before")
 def settings_that_change_nothing(log: LogBuilder) -> None:
     log.append(SETTINGS_STREAM, SettingsChanged(log.settings))
@@ -93,6 +106,17 @@ def a_miner_of_ip_version_5(log: LogBuilder) -> None:
 @FAULT_CASES(Rule.FACTS_FOLLOW, "the name ''")
 def a_miner_with_an_empty_name(log: LogBuilder) -> None:
     log.block(12, registered={"": axon(ANNA)})
+
+
+@FAULT_CASES(Rule.FACTS_FOLLOW, "the block hash 'c0ffee'")
+def a_short_block_hash(log: LogBuilder) -> None:
+    log.block(12, block_hash="c0ffee")
+
+
+@FAULT_CASES(Rule.FACTS_FOLLOW, "the block hash")
+def a_block_hash_in_capitals(log: LogBuilder) -> None:
+    """No release writes it, and a fold refuses it: two spellings of one hash would be two states."""
+    log.block(12, block_hash="C0" * 32)
 
 
 @FAULT_CASES(Rule.FACTS_FOLLOW, "removes '5Dora', which was not there")

@@ -6,13 +6,16 @@ from hashlib import blake2b
 from itertools import count
 
 from ledger import RecordedSettings
-from ledger.events import ReservationReleased, ReservationSpent
+from ledger.events import CHAIN_STREAM, BlockWithdrawn, ReservationReleased, ReservationSpent
+from ledger.settings import UUID_AND_HASH
 from projections import Rule
-from tests.support.log_builder import ANNA, BERT, SECOND_NS, LogBuilder
+from tests.support.log_builder import ANNA, BERT, CARL, SECOND_NS, LogBuilder
 
 from .fault_case import FaultCases
 
 FAULT_CASES = FaultCases()
+
+FIRST_HASH, HASH = "0f" * 32, "f0" * 32
 
 
 def only_bert() -> LogBuilder:
@@ -23,13 +26,41 @@ def with_one_executor_each() -> LogBuilder:
     return LogBuilder(offers={ANNA: 1, BERT: 1})
 
 
-def job_that_tries_first(index: int, *, of: int, prefix: str = "job") -> str:
+def bound_to_the_chain() -> LogBuilder:
+    """Return a log whose tie-break follows the uuid and the hash, with an honest route after each of two blocks."""
+    log = LogBuilder(RecordedSettings(tie_break=UUID_AND_HASH))
+    for number, block_hash in ((12, FIRST_HASH), (13, HASH)):
+        log.block(number, block_hash=block_hash)
+        job_uuid = job_that_tries_first(2, of=3, prefix=f"honest-{number}", block_hash=block_hash)
+        log.settle(log.route(job_uuid, CARL, 6, (1, 1), start=number), ReservationReleased)
+    return log
+
+
+def with_a_hash_that_does_not_count() -> LogBuilder:
+    """Return a log as an earlier release founded it, whose newest block has a hash."""
+    log = LogBuilder()
+    log.block(13, block_hash=HASH)
+    job_uuid = job_that_tries_first(2, of=3, prefix="honest")
+    log.settle(log.route(job_uuid, CARL, 6, (1, 1), start=13), ReservationReleased)
+    return log
+
+
+def first_index(job_uuid: str, of: int, block_hash: str = "") -> int:
+    """Return the index at which the tie-break among `of` equals starts."""
+    text = job_uuid.encode() + (b"\0" + bytes.fromhex(block_hash) if block_hash else b"")
+    return int.from_bytes(blake2b(text, digest_size=16).digest(), "big") % of
+
+
+def job_that_tries_first(index: int, *, of: int, prefix: str = "job", block_hash: str = "") -> str:
     """Return a job uuid for which the tie-break among `of` equals starts at this index."""
-    return next(
-        name
-        for name in (f"{prefix}-{number}" for number in count())
-        if int.from_bytes(blake2b(name.encode(), digest_size=16).digest(), "big") % of == index
-    )
+    names = (f"{prefix}-{number}" for number in count())
+    return next(name for name in names if first_index(name, of, block_hash) == index)
+
+
+def job_that_tries(wrongly: int, by: str, *, rightly: int, under: str) -> str:
+    """Return a job uuid that starts at one index under one hash, and at another under another, among three."""
+    names = (f"job-{number}" for number in count())
+    return next(name for name in names if (first_index(name, 3, by), first_index(name, 3, under)) == (wrongly, rightly))
 
 
 @FAULT_CASES(Rule.JOB_STANDS_ONCE, "the job already has an active reservation", at=2, logs=only_bert)
@@ -74,6 +105,28 @@ def a_miner_with_a_smaller_share_preferred(log: LogBuilder) -> None:
 @FAULT_CASES(Rule.ROUTING_DECISION, "another miner than 5Carl")
 def a_tie_broken_by_another_rule(log: LogBuilder) -> None:
     log.route(job_that_tries_first(2, of=3), ANNA, 6, (1, 1))
+
+
+@FAULT_CASES(Rule.ROUTING_DECISION, "another miner than 5Carl", logs=bound_to_the_chain)
+def a_tie_broken_by_the_uuid_alone_although_the_hash_counts(log: LogBuilder) -> None:
+    """Whoever chose the uuid chose the miner."""
+    log.route(job_that_tries(0, "", rightly=2, under=HASH), ANNA, 6, (1, 1), start=13)
+
+
+@FAULT_CASES(Rule.ROUTING_DECISION, "another miner than 5Carl", logs=bound_to_the_chain)
+def a_tie_broken_by_the_hash_of_an_older_block(log: LogBuilder) -> None:
+    log.route(job_that_tries(0, FIRST_HASH, rightly=2, under=HASH), ANNA, 6, (1, 1), start=13)
+
+
+@FAULT_CASES(Rule.ROUTING_DECISION, "another miner than 5Carl", logs=with_a_hash_that_does_not_count)
+def a_tie_broken_by_the_hash_although_the_setting_is_uuid(log: LogBuilder) -> None:
+    log.route(job_that_tries(0, HASH, rightly=2, under=""), ANNA, 6, (1, 1), start=13)
+
+
+@FAULT_CASES(Rule.ROUTING_DECISION, "another miner than 5Carl", at=2, logs=bound_to_the_chain)
+def a_tie_broken_by_the_hash_of_a_withdrawn_block(log: LogBuilder) -> None:
+    log.append(CHAIN_STREAM, BlockWithdrawn(13, "a fork", 12))
+    log.route(job_that_tries(0, HASH, rightly=2, under=FIRST_HASH), ANNA, 6, (1, 1), start=12)
 
 
 @FAULT_CASES(Rule.ROUTING_DECISION, "another miner than 5Bert", at=4, logs=with_one_executor_each)
