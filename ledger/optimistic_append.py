@@ -104,7 +104,9 @@ class OptimisticAppend:
         return _NOTHING_LEFT
 
     async def _append(self, unit_of_work: UnitOfWork, lookup: Lookup, batch: list[PendingCall]) -> _Left:
-        if only_reports(unit_of_work, batch) or await self._is_stored(lookup, batch):
+        if only_reports(unit_of_work, batch):
+            return _Left(batch, needs_lock=True)
+        if await self._is_stored(lookup, batch):
             return self._revert(unit_of_work, batch, needs_lock=True)
         try:
             if await self._append_at_head(unit_of_work, batch):

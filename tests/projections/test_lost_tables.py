@@ -80,6 +80,7 @@ async def test_the_error_of_a_lost_table_names_the_way_out(any_url: str, table: 
 async def test_a_lost_table_of_the_log_is_not_derived(any_url: str) -> None:
     """The error does not promise what a rebuild cannot do."""
     await make_ledger(any_url)
+    await asyncio.to_thread(statement, any_url, "DROP VIEW allowance_log")
     await asyncio.to_thread(statement, any_url, "DROP TABLE allowance_events")
     with pytest.raises(StorageUnavailable) as refused:
         async with Allowance.open(any_url, validator_ss58=VALIDATOR) as ledger:

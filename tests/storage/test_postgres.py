@@ -553,7 +553,7 @@ async def test_a_client_that_hangs_with_the_heads_lock_loses_it(postgres_url: st
 @pytest.mark.parametrize("how", HOWS)
 async def test_an_append_that_waits_too_long_fails_without_doubt(postgres_url: str, how: str) -> None:
     """The server's timeout comes before the client's and proves that nothing was done."""
-    async with opened(postgres_url) as holder, opened(f"{postgres_url}&statement_timeout=100ms") as waiter:
+    async with opened(postgres_url) as holder, opened(f"{postgres_url}&statement_timeout=500ms") as waiter:
         async with holder.transaction():
             with pytest.raises(StorageUnavailable):
                 await append_by(how, waiter, Head(), [row_after(Head())])
