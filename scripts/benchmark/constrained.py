@@ -21,7 +21,8 @@ from .chain import HOTKEY, SEED, Feed
 from .figures import Report, at_most, interleaved, ratio_at_least
 from .jobs import pick_at_once
 from .limits import SqliteRows, reservation_bytes
-from .workspace import Ledger, Workspace
+from .prepared import Ledger
+from .workspace import Workspace
 
 ROWS_PER_COMMIT = 256
 LEAST_RATIO = 0.4
@@ -31,6 +32,8 @@ _LOG_BYTES = """SELECT sum(pgsize) FROM dbstat WHERE name IN (
                   SELECT name FROM sqlite_schema
                   WHERE tbl_name IN ('allowance_events', 'allowance_streams', 'allowance_ledgers'))"""
 """Whole pages of the log's tables and indexes."""
+_ROW_BYTES = "SELECT sum(pgsize) FROM dbstat WHERE name = 'allowance_events'"
+"""Whole pages of the rows alone."""
 
 
 async def rows(workspace: Workspace, report: Report) -> None:
@@ -116,20 +119,22 @@ async def stored(workspace: Workspace, report: Report) -> None:
     async with prepared.open() as ledger:
         # So that no claim has to be settled, which would be another row.
         await ledger.change_settings(respect_executor_count=False)
-        before = log_bytes(prepared)
+        before, rows_before = log_bytes(prepared), log_bytes(prepared, _ROW_BYTES)
         await pick_at_once(Routing(ledger), workspace.jobs(workspace.sizes.claims), workspace.sizes.callers)
         claims = (log_bytes(prepared) - before) / workspace.sizes.claims
+        claim_rows = (log_bytes(prepared, _ROW_BYTES) - rows_before) / workspace.sizes.claims
         feed, before = Feed(prepared.newest), log_bytes(prepared)
         for _ in range(BLOCKS_MEASURED):
             await feed.timed(ledger)
         blocks = (log_bytes(prepared) - before) / BLOCKS_MEASURED
     report.add("bytes of log per claim", "B", [claims], target=at_most(MOST_BYTES_PER_CLAIM))
+    report.add("bytes of log per claim, without indexes", "B", [claim_rows])
     report.add("bytes of log per unchanged block", "B", [blocks], target=at_most(MOST_BYTES_PER_BLOCK))
 
 
-def log_bytes(prepared: Ledger) -> int:
-    """Return the size of the log's tables and indexes after a complete checkpoint."""
+def log_bytes(prepared: Ledger, which: str = _LOG_BYTES) -> int:
+    """Return the size of the log's tables and indexes, or of a part of them, after a complete checkpoint."""
     with closing(sqlite3.connect(prepared.path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        (size,) = connection.execute(_LOG_BYTES).fetchone()
+        (size,) = connection.execute(which).fetchone()
     return int(size)

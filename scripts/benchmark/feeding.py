@@ -12,7 +12,8 @@ from routing.cli.demo.network import STARTED_AT, hotkeys
 from .chain import BLOCK_SECONDS, SEED, facts_lines, parsed
 from .figures import MS, Report, at_most, interleaved, ratio_at_most
 from .limits import SqliteRows, block_bytes
-from .workspace import Ledger, Workspace
+from .prepared import Ledger
+from .workspace import Workspace
 
 MANY_VALIDATORS = 64
 FACTS_PER_COMMIT = 200

@@ -22,8 +22,9 @@ from eventsourcing.domain import Aggregate, event
 from routing import Allowance
 
 from .figures import Report, interleaved, ratio_at_least
+from .prepared import Ledger
 from .replaying import fold_rate
-from .workspace import Ledger, Workspace
+from .workspace import Workspace
 
 THREADS = 16
 EVENTS_PER_AGGREGATE = 40

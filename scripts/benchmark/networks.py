@@ -14,8 +14,9 @@ from routing import Allowance, Routing
 from .chain import HOTKEY, Feed
 from .figures import MS, Report, Target, interleaved, ratio_at_most
 from .jobs import job_of_class, release_all
+from .prepared import Ledger
 from .process import worker
-from .workspace import Ledger, Workspace
+from .workspace import Workspace
 
 FACTS_PER_CALL = 200
 IMPORTED_CALLS = 2

@@ -12,8 +12,9 @@ from routing import Allowance, Routing
 from .figures import MS, Report, at_most, interleaved, percentile, ratio_at_least, ratio_at_most
 from .jobs import pick_at_once, release_all
 from .limits import SqliteRows, reservation_bytes
+from .prepared import Ledger
 from .process import worker
-from .workspace import Ledger, Workspace
+from .workspace import Workspace
 
 LONGER_LOG = 100
 SMALL_AMOUNT_SECONDS = 5.0

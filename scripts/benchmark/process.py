@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from .chain import HOTKEY
-from .workspace import ROOT, Ledger
+from .prepared import ROOT, Ledger
 
 Reply = dict[str, float]
 
@@ -29,6 +29,10 @@ class Worker:
     async def release(self) -> Reply:
         """Release everything picked since the last release."""
         return await self._request({"do": "release"})
+
+    async def project(self) -> Reply:
+        """Bring the history up to date."""
+        return await self._request({"do": "project"})
 
     async def start_paging(self) -> Reply:
         """Page through the history, again and again, until `stop_paging`."""

@@ -13,8 +13,9 @@ from routing import Allowance
 from .chain import HOTKEY
 from .figures import MS, Report, at_most, interleaved, ratio_at_least, ratio_at_most
 from .limits import read_and_decode
+from .prepared import Ledger
 from .process import worker
-from .workspace import Ledger, Workspace
+from .workspace import Workspace
 
 SHORTER_LOG = 100
 PAGE_ITEMS = 100

@@ -9,9 +9,10 @@ from contextlib import AsyncExitStack
 from .figures import Report, interleaved, ratio_at_least
 from .limits import CONNECTIONS, postgres_rows, reservation_bytes
 from .picking import pick_rate
+from .prepared import Ledger
 from .process import worker
 from .server import version
-from .workspace import Ledger, Workspace
+from .workspace import Workspace
 
 LEAST_ROW_RATIO = 4.0
 LEAST_RATIO_OF_PROCESSES = 1.0

@@ -8,7 +8,8 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE
 
 from .figures import MS, Report, at_most, interleaved
-from .workspace import ROOT, Workspace
+from .prepared import ROOT
+from .workspace import Workspace
 
 _IMPORT = "import time; started = time.perf_counter(); import routing; print(time.perf_counter() - started)"
 

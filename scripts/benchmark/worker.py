@@ -65,8 +65,11 @@ async def work(url: str, validator_ss58: str, start_ns: int, classes: list[str])
             jobs = [random_job(random, classes) for _ in range(command["picks"])]
             began = time.perf_counter()
             routes += await pick_at_once(router, jobs, command["callers"])
+        elif command["do"] == "project":
+            await ledger.history(limit=1)
         elif command["do"] == "start paging":
             pages[0] = 0
+            await ledger.history(limit=PAGE_ITEMS)  # Imports what a page needs, so that paging begins at once.
             paging = asyncio.create_task(_page(ledger, pages))
         elif command["do"] == "stop paging":
             assert paging is not None

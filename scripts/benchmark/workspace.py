@@ -11,38 +11,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
-from routing import Allowance, BlockFact
+from routing import BlockFact
 from routing.cli.demo.network import executor_classes
 from routing.cli.files.job_request import JobRequest
 
-from .chain import HOTKEY, SEED, Clock, Fact, Feed, after, facts_lines, newest_block, parsed
+from .chain import SEED, Fact, Feed, after, facts_lines, newest_block, parsed
 from .jobs import random_job
 from .layout import lay_out
 from .long_ledger import grow
+from .prepared import ROOT, Ledger
+from .process import worker
 from .server import database, postgres
 from .sizes import Sizes
 
 REMOVALS, REMOVALS_IN_A_ROW, REMOVAL_PAUSE_SECONDS = 100, 4, 0.1
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Ledger(NamedTuple):
-    """A ledger that was made: its URL, the time at which its measurements start, and its newest block."""
-
-    url: str
-    start_ns: int
-    newest: BlockFact
-
-    @property
-    def path(self) -> Path:
-        """Its file, if it is on SQLite."""
-        return Path(self.url.removeprefix("sqlite:///"))
-
-    def open(self, *, read_only: bool = False) -> Allowance:
-        """Open it with a clock that starts at its time."""
-        return Allowance.open(self.url, validator_ss58=HOTKEY, clock_ns=Clock(self.start_ns), read_only=read_only)
 
 
 def _remove(directory: Path) -> None:
@@ -134,7 +117,12 @@ class Workspace:
             self.show_progress(f"making a log: {position:,} of {events:,} events")
 
         async def make(url: str) -> tuple[int, BlockFact]:
-            return await grow(url, self.sizes, events, progress, routed=routed)
+            start_ns, newest = await grow(url, self.sizes, events, progress, routed=routed)
+            # So that the history lags no more than that of a service. The process ends as if it was killed: a clean
+            # close would seal the state.
+            async with worker(Ledger(url, start_ns, newest), self.classes) as process:
+                await process.project()
+            return start_ns, newest
 
         return await self._made(f"long_{events}_{routed}", make, on_postgres=on_postgres)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def test_an_import_records_hashes(configured: Command, tmp_path: Path) -> None:
     assert first.document["blocks_recorded"] == 1
     assert [each.document["blocks_repeated"] for each in repeats] == [1, 1]
     assert configured("health", "--json").document["newest_block_hash"] == "c0" * 32
+    assert re.search(rf"newest block +4, .* old, hash {'c0' * 32}\n", configured("health").out)
     refused = imported(block_hash="f0" * 32)
     assert refused.code == 2
     assert "c0" * 32 in refused.err

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from ledger import Account, Chain, Lookup
+from ledger import Account, Chain, LedgerState, Lookup
 from ledger.codec import reservation_position
+from projections.ranking import Ranking
 from routing import Allowance, BlockFact, JobRoute, Routing, Settings
 from tests.support.small import GPU, START, VALIDATOR, job, miner, small_ledger
 
@@ -208,6 +209,8 @@ async def test_a_lookup_searches_indexes_and_scans_nothing(tmp_path: Path, analy
         lookup = Lookup(positions=map(reservation_position, reservation_ids([route, *others])))
         lookup.keys.update({"spent", *map(str, range(300))})
         lookup.jobs.update({"job-0", *map(str, range(300))})
+        # The names of streams are read once in the life of a store.
+        await opened(ledger).runtime.run(opened(ledger).store.find(lookup))
         async with counted(ledger) as statements:
             known = await opened(ledger).runtime.run(opened(ledger).store.find(lookup))
         assert [set(known.keys), set(known.jobs), len(known.settlements)] == [{"spent"}, {"job-0"}, 60]
@@ -251,15 +254,15 @@ async def test_a_search_reads_the_head_and_no_row(tmp_path: Path) -> None:
 async def test_a_search_after_a_claim_measures_one_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ranking is maintained: only the account of the claim is measured again."""
     measured: list[str] = []
-    measure = Account.measure
+    measure = Ranking._measure
 
-    def counting(account: Account, *arguments: Any) -> Any:
+    def counting(ranking: Ranking, state: LedgerState, account: Account, now_ns: int) -> Any:
         measured.append(account.miner_ss58)
-        return measure(account, *arguments)
+        return measure(ranking, state, account, now_ns)
 
     async with ledger_at(tmp_path / "ledger.db") as ledger:
         await ledger.find_miners(1.0, GPU, BLOCKS)
-        monkeypatch.setattr(Account, "measure", counting)
+        monkeypatch.setattr(Ranking, "_measure", counting)
         await ledger.find_miners(1.0, GPU, BLOCKS)
         assert measured == []
         (route,) = await picks(ledger, 1)

@@ -356,7 +356,8 @@ def test_accounts_with_less_than_a_billionth_left_are_equal() -> None:
     claim(ledger, MINERS[0], 1, first - 1)
     claim(ledger, MINERS[1], 1, first - 1)
     ledger.stakes[VALIDATOR] = 1
-    ledger.sync(MINERS[:2], 3, ledger.newest + 1)
+    ledger.offered[MINERS[0]] = {GPU: 5}
+    ledger.sync(MINERS[1:2], 3, ledger.newest + 1)
     for _ in range(3):
         ledger.next_block()
     claim(ledger, MINERS[0], first)

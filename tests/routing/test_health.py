@@ -14,8 +14,9 @@ from ledger import SCHEMA_VERSION
 from routing import Allowance, Settings
 from routing.service.health import OLDEST_BLOCK_SECONDS, OLDEST_SYNC_BLOCKS
 from tests.storage.test_damage import damage
-from tests.support.engines import statement
+from tests.support.engines import derived_statement, statement
 from tests.support.small import GPU, START, VALIDATOR, Clock, record_blocks, small_ledger
+from tests.support.stories import project
 
 BLOCKS = 11
 
@@ -125,7 +126,9 @@ async def test_damage_under_a_running_process_is_not_ok(any_url: str) -> None:
 async def test_a_lost_derived_table_is_not_ok(any_url: str, table: str) -> None:
     """`health` itself goes on, and names the way out."""
     async with healthy_ledger(any_url) as (ledger, _):
-        await asyncio.to_thread(statement, any_url, f"DROP TABLE {table}")
+        execute = statement if table == "allowance_verifications" else derived_statement
+        await project(ledger)
+        await asyncio.to_thread(execute, any_url, f"DROP TABLE {table}")
         health = await ledger.health()
         assert table in health.status
         assert "allowance rebuild" in health.status

@@ -673,6 +673,18 @@ class TestRouting:
         claimed = ledger.claim_route(choices, "d", "job", GPU, NOW)
         assert (claimed.blocks, claimed.job_start_block, claimed.axon) == ((1,), 5, axon("d"))
 
+    def test_equals_are_tried_from_the_seed_on(self) -> None:
+        """The seeds are what `b2sum -l 128` prints for the uuid, and for the uuid, a zero byte and the hash."""
+        ledger = new_ledger()
+        ledger.record_manifests(1, {each: {GPU: 1} for each in "abc"}, NOW)
+        record_blocks(ledger, range(1, 5), miners="abc")
+        ledger.record_block(5, 60 * S, [axon(each) for each in "abc"], HALVES, NOW, block_hash="2c" * 32)
+        by_uuid, by_both = 0x084EDFFCADB9344536F3759CBDF80E9D, 0xF8A15E1610BBD5C848A92C738C1115D4
+        assert (by_uuid % 3, by_both % 3) == (1, 2)
+        assert ledger.route_choices("job", GPU, [1.0], NOW).first == "c"
+        ledger.change_rules(replace(ledger.rules, tie_break="uuid"), NOW)
+        assert ledger.route_choices("job", GPU, [1.0], NOW).first == "b"
+
     def test_busy_miners_are_skipped(self) -> None:
         """`a` has one executor and one job, so `b` is next although its blocks are later; then all are busy."""
         ledger = stocked(counts={"a": {GPU: 1}, "b": {GPU: 1}})

@@ -282,7 +282,7 @@ async def test_a_lock_handed_over_can_be_released_at_once(
 
 
 @pytest.mark.parametrize("appends", [["append"], []])
-async def test_an_append_that_arrives_during_a_read_model_write_waits_once(path: str, appends: list[str]) -> None:
+async def test_an_append_that_arrives_during_a_verification_write_waits_once(path: str, appends: list[str]) -> None:
     """The append continues with the lock of its process; the next read model of its process waits behind all others.
 
     Catches a process that queues again for its append after it has written a read model, and so waits twice as long as
@@ -292,7 +292,7 @@ async def test_an_append_that_arrives_during_a_read_model_write_waits_once(path:
 
     async def project(store: Store) -> None:
         for name in ("read model", "next read model"):
-            async with store.write_derived():
+            async with store.write_verifications():
                 done.append(name)
 
     async def append(store: Store, name: str) -> None:
@@ -317,10 +317,10 @@ async def test_an_append_that_arrives_during_a_read_model_write_waits_once(path:
     assert done == ["read model", *appends, "another's append", "next read model"]
 
 
-async def test_a_read_model_write_without_a_waiting_append_releases_the_lock(path: str) -> None:
+async def test_a_verification_write_without_a_waiting_append_releases_the_lock(path: str) -> None:
     """The next process gets the lock at once. Catches a lock that is kept although no append waits for it."""
     async with opened(f"sqlite:///{path}") as store:
-        async with store.write_derived():
+        async with store.write_verifications():
             pass
         with closing(WriteLockQueue(path)) as other:
             other._files = other._open()

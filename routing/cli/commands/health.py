@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SHOWN_TOGETHER = (
     "newest_block_age_seconds",
+    "newest_block_hash",
     "newest_sync_age_blocks",
     "newest_sync_age_seconds",
     "log_ahead_seconds",
@@ -45,13 +46,14 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _facts(health: Health) -> dict[str, object]:
-    """Return the lines to print, by label; an age is on the line of its block or sync."""
+    """Return the lines to print, by label; an age, or a hash, is on the line of its block or sync."""
     shown = {name: value for name, value in health.to_dict().items() if name not in _SHOWN_TOGETHER}
     facts = {name.replace("_", " "): value for name, value in shown.items()}
     facts["projection lag"] = counted(health.projection_lag, "event")
     facts["projection error"] = health.projection_error or "none"
     facts["newest block"] = _with_age(health.newest_block, health.newest_block_age_seconds)
-    facts["newest block hash"] = health.newest_block_hash or "none"
+    if health.newest_block_hash is not None:
+        facts["newest block"] = f"{facts['newest block']}, hash {health.newest_block_hash}"
     facts["newest sync"] = _with_age(health.newest_sync, health.newest_sync_age_seconds)
     if health.newest_sync_age_blocks:
         facts["newest sync"] = f"{facts['newest sync']}, {counted(health.newest_sync_age_blocks, 'block')} behind"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from routing.cli.commands import CliCommand
@@ -88,15 +87,14 @@ def _text(value: object) -> str:
 
 def _named_fields(assignments: list[str]) -> dict[str, Any]:
     """Return the values by field. Raises `WrongUsage`, and `InvalidInput` for a value that is not right."""
-    from routing import Settings
+    from ledger.settings import FIELDS
     from routing.service.config import setting_from_text
 
-    known = [field.name for field in fields(Settings)]
     named: dict[str, Any] = {}
     for assignment in assignments:
         field, separator, text = assignment.partition("=")
-        if not separator or field not in known:
-            raise WrongUsage(f"{assignment!r} is no FIELD=VALUE; the fields are {', '.join(known)}")
+        if not separator or field not in FIELDS:
+            raise WrongUsage(f"{assignment!r} is no FIELD=VALUE; the fields are {', '.join(FIELDS)}")
         if field in named:
             raise WrongUsage(f"{field} is given twice")
         named[field] = setting_from_text(field, field, text)
