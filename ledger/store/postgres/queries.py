@@ -14,8 +14,6 @@ from ledger.values import LARGEST_INTEGER
 
 from .statements import NUMBERED_STREAMS_VERSION, STORED_SCHEMA_VERSION, log_queries
 
-_ATTEMPTS = "SELECT position FROM allowance_events WHERE ledger = $1 AND job_uuid = $2 ORDER BY attempt"
-
 
 class PostgresQueries:
     """Reads one ledger's rows. `note_schema_version` first; a store that only reads may find an older version."""
@@ -42,10 +40,6 @@ class PostgresQueries:
         for *columns, found_by in records:
             _add(known, found_by, row_from_columns(columns))
         return known
-
-    async def attempts_of(self, connection: asyncpg.Connection, job_uuid: str) -> list[int]:
-        """Return the positions of all reservations of a job, ascending."""
-        return [position for (position,) in await connection.fetch(_ATTEMPTS, self.ledger, job_uuid)]
 
     async def of_streams(
         self, connection: asyncpg.Connection, streams: Collection[str], after: int, until: int

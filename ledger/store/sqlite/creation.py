@@ -27,15 +27,18 @@ _BEFORE_ALL = -(2**63)
 
 
 async def create_or_upgrade(
-    connection: sqlite3.Connection, stored: int | None, tables: Callable[[], Schema], *, derived_too: bool
+    connection: sqlite3.Connection, stored: int | None, tables: Callable[[], Schema], *, with_derived: bool
 ) -> None:
-    """Create the tables, or upgrade those of an older release, inside of the transaction under way."""
+    """Create the tables, or upgrade those of an older release, inside of the transaction under way.
+
+    `with_derived`: whether the derived tables are in the same database.
+    """
     if stored is None:
         from ledger.store.tables import sqlite_derived_schema, sqlite_schema
 
         schema = tables()
         statements = sqlite_schema(schema.log)
-        if derived_too:
+        if with_derived:
             statements += [*sqlite_derived_schema(schema.derived), *schema.views]
         # SQLite rolls back table definitions too, so the schema is complete or absent.
         for statement in statements:

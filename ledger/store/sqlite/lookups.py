@@ -18,10 +18,10 @@ from .streams import Streams, batches, versions_of
 _PAGE = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = ? AND position > ? ORDER BY position LIMIT ?"
 _OF_STREAMS = f"""SELECT {COLUMNS} FROM allowance_events
                   WHERE ledger = ? AND position > ? AND position <= ? AND stream IN ({{values}}) ORDER BY position"""
-_HAS = "SELECT 1 FROM allowance_events WHERE ledger = ? AND position = ? AND hash = ?"
-_HASH = "SELECT hash FROM allowance_events WHERE ledger = ? AND position = ?"
 _ATTEMPTS = """SELECT position FROM allowance_events INDEXED BY allowance_events_job_uuid
                WHERE ledger = ? AND job_uuid = ? ORDER BY attempt"""
+_HASH = "SELECT hash FROM allowance_events WHERE ledger = ? AND position = ?"
+_HAS = "SELECT 1 FROM allowance_events WHERE ledger = ? AND position = ? AND hash = ?"
 _HAS_STREAMS = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'allowance_streams'"
 # One index look-up for each value. With `IN` or a join SQLite would read the whole index: its planner assumes that a
 # ledger, the first column of the index, has few rows.
@@ -54,15 +54,15 @@ class LogQueries:
 
     def hash_at(self, position: int) -> bytes | None:
         """Return the hash of the row at a position, None if there is none."""
-        found = self._connection.execute(_HASH, (self._ledger, position)).fetchone()
-        return None if found is None else bytes(found[0])
+        row = self._connection.execute(_HASH, (self._ledger, position)).fetchone()
+        return None if row is None else bytes(row[0])
 
     def attempts_of(self, job_uuid: str) -> list[int]:
-        """Return the positions of all reservations of a job, by attempt."""
+        """Return the positions of all reservations of a job, ascending."""
         positions: list[int] = []
-        for stored in self._stored_forms({job_uuid}):
+        for stored in self._stored_forms([job_uuid]):
             positions += [position for (position,) in self._connection.execute(_ATTEMPTS, (self._ledger, stored))]
-        return positions
+        return sorted(positions)
 
     def of_streams(self, names: Collection[str], after: int, until: int) -> list[Row]:
         """Return the rows of these streams after a position and up to another one."""

@@ -204,7 +204,7 @@ class SqliteStore(SqliteDerivedAccess):
 
     async def _create(self, tables: Callable[[], Schema]) -> None:
         connection, stored = self._open_connection(), self._stored_schema_version()
-        await create_or_upgrade(connection, stored, tables, derived_too=self._derived is None)
+        await create_or_upgrade(connection, stored, tables, with_derived=self._derived is None)
         self._check_schema()
         create_ledger(self._open_connection(), self.validator_ss58)
 
