@@ -12,7 +12,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from ledger import Account, LedgerState, UnitOfWork
-from ledger.events import MOST_EVENTS_SINCE_CHOICE
+from ledger.events import FACT_STREAMS, MOST_EVENTS_SINCE_CHOICE, account_of
 from projections import is_busy
 
 NEVER_NS = 2**63
@@ -20,11 +20,12 @@ NEVER_NS = 2**63
 
 
 class Choice(NamedTuple):
-    """The account that a decision of a pick chose, and what that decision saw."""
+    """The account that a decision of a pick chose, and what it saw. Every pick makes one, so making it costs little."""
 
     stream: str
-    position: int | None
-    """The committed position whose state it saw; None if it also saw rows that its batch had not committed yet."""
+    batch: UnitOfWork
+    rows_before: int
+    """How many rows the batch had when the pick was decided."""
     newest_block: int
     decided_at_ns: int
     next_due_ns: int
@@ -36,13 +37,22 @@ class Choice(NamedTuple):
         state, now_ns = unit_of_work.state, unit_of_work.now_ns
         # Ids are below 2**63, so this index is that of the first reservation that is not overdue at `now_ns`.
         next_due = bisect_right(state.due_queue, (now_ns, NEVER_NS))
-        return cls(
-            account.stream,
-            unit_of_work.committed_position_seen(account.executor_class),
-            state.chain.blocks.newest,
-            now_ns,
-            state.due_queue[next_due][0] if next_due < len(state.due_queue) else NEVER_NS,
-        )
+        next_due_ns = state.due_queue[next_due][0] if next_due < len(state.due_queue) else NEVER_NS
+        newest, rows_before = state.chain.blocks.newest, len(unit_of_work.rows)
+        return cls(account.stream, unit_of_work, rows_before, newest, now_ns, next_due_ns)
+
+    @property
+    def position(self) -> int | None:
+        """The committed position whose state the choice saw; None if it also saw rows that were not committed yet.
+
+        Rows that its batch had appended to other classes, or seals, make no difference to it. But rows of its class or
+        of facts are never stored as they were if the head had moved.
+        """
+        _, executor_class = account_of(self.stream)
+        of_class = f"\t{executor_class}"
+        before = (row.stream for row in self.batch.rows[: self.rows_before])
+        saw_uncommitted = any(stream.endswith(of_class) or stream in FACT_STREAMS for stream in before)
+        return None if saw_uncommitted else self.batch.head.position
 
     def kept_account(self, state: LedgerState, amount_ns: int, now_ns: int) -> Account | None:
         """Return the account if a later decision keeps the choice; None if it must choose anew."""
@@ -60,10 +70,10 @@ class Choice(NamedTuple):
     def _can_be_repeated(self, state: LedgerState, account: Account, now_ns: int) -> bool:
         """Return whether a claim of now may name this choice: it must be recent, and independent of the clock since."""
         # The claim's position is at most this one: before it, the claim may expire the account's overdue reservations.
-        claim_position = state.position + len(account.overdue(now_ns)) + 1
+        claim_position, position = state.position + len(account.overdue(now_ns)) + 1, self.position
         return (
-            self.position is not None
-            and claim_position - self.position <= MOST_EVENTS_SINCE_CHOICE
+            position is not None
+            and claim_position - position <= MOST_EVENTS_SINCE_CHOICE
             and self.newest_block <= state.chain.blocks.newest <= self.newest_block + 1
             and self.decided_at_ns <= now_ns < self.next_due_ns
         )

@@ -118,39 +118,38 @@ class Pick:
             if entry.busy:
                 busy += 1
                 continue
-            choice = self._choice
-            kept = None if choice is None else choice.kept_account(state, self.amount_ns, now_ns)
-            if choice is None or kept is None or kept is entry.account:
-                self._choice = Choice.made(unit_of_work, entry.account)
-                return self._claim(unit_of_work, state, entry.account, entry.account.version)
-            return self._claim(unit_of_work, state, kept, kept.version, chosen_at=choice.position)
+            account, chosen_at = self._chosen(unit_of_work, state, entry.account)
+            # Claim at this version: `Allowance.reserve(…, expected_version=account.version)` makes the same call.
+            active = claim_at_version(
+                unit_of_work,
+                account.stream,
+                account.version,
+                amount_ns=self.amount_ns,
+                job_start_block=state.chain.blocks.newest,
+                job_uuid=self.job_uuid,
+                # Recorded, so that the job's route stays the same if the miner moves while the job runs.
+                axon=state.chain.metagraph.miners[account.miner_ss58],
+                chosen_at=chosen_at,
+            )
+            if active is None:
+                raise AssertionError(f"{account.stream!r} is a candidate with an amount that it does not have")
+            return active
         raise self._refusal(state, busy, now_ns)
 
-    def _claim(
-        self,
-        unit_of_work: UnitOfWork,
-        state: Availability,
-        account: Account,
-        stream_version: int,
-        chosen_at: int | None = None,
-    ) -> ActiveReservation:
-        """Claim at this version: the call that `Allowance.reserve(…, expected_version=stream_version)` makes, too."""
-        active = claim_at_version(
-            unit_of_work,
-            account.stream,
-            stream_version,
-            amount_ns=self.amount_ns,
-            job_start_block=state.chain.blocks.newest,
-            job_uuid=self.job_uuid,
-            # Recorded, so that the job's route stays the same if the miner moves while the job runs.
-            axon=state.chain.metagraph.miners[account.miner_ss58],
-            chosen_at=chosen_at,
-        )
-        if active is None:
-            raise AssertionError(f"{account.stream!r} is a candidate with an amount that it does not have")
+    def _chosen(self, unit_of_work: UnitOfWork, state: Availability, first: Account) -> tuple[Account, int | None]:
+        """Return the account to claim on, the first candidate's or that of an earlier choice; and the position of that.
+
+        `moved_picks` counts the picks that did not get the miner of their first choice.
+        """
+        account, chosen_at, choice = first, None, self._choice
+        kept = None if choice is None else choice.kept_account(state, self.amount_ns, unit_of_work.now_ns)
+        if choice is None or kept is None or kept is first:
+            self._choice = Choice.made(unit_of_work, first)
+        else:
+            account, chosen_at = kept, choice.position
         self._first_chosen_ss58 = self._first_chosen_ss58 or account.miner_ss58
         unit_of_work.moved_picks += account.miner_ss58 != self._first_chosen_ss58
-        return active
+        return account, chosen_at
 
     def candidates(self, state: Availability, now_ns: int) -> Iterator[RankedAccount]:
         """Return the miners with enough allowance at the newest block, in the order in which this job tries them.

@@ -9,7 +9,6 @@ import msgspec
 from ledger.codec import Row, decode, encode, key_names_row, position_in_key, reservation_position, row_hash
 from ledger.errors import JobAlreadySpent
 from ledger.events import (
-    FACT_STREAMS,
     SEALS_STREAM,
     AllowanceReserved,
     Axon,
@@ -110,9 +109,6 @@ class UnitOfWork:
         """The reservations that this batch made or settled, with the event of each change, in order."""
         self._sealed_before: list[int] = []
         """For each seal of this batch, the position that was sealed last before it."""
-        self._touched: set[str] = set()
-        """The executor classes, and the streams of no account, of the first `_scanned_rows` rows."""
-        self._scanned_rows = 0
 
     @property
     def recorded_at_ns(self) -> int:
@@ -256,18 +252,6 @@ class UnitOfWork:
         rows = (row for row in self.rows if row.stream != SEALS_STREAM)
         changes = zip(rows, self._changes, strict=True)
         return {row.position: active.job_uuid for row, (active, _) in changes if active.job_uuid is not None}
-
-    def committed_position_seen(self, executor_class: str) -> int | None:
-        """Return the committed position whose state a choice within the class sees now; None if there is none.
-
-        That is the head. But if this batch has touched the class before, the choice sees rows that no other process
-        can see yet, and that are never stored as they are if the head has moved.
-        """
-        for row in self.rows[self._scanned_rows :]:
-            self._touched.add(row.stream.partition("\t")[2] or row.stream)
-        self._scanned_rows = len(self.rows)
-        is_touched = executor_class in self._touched or not self._touched.isdisjoint(FACT_STREAMS)
-        return None if is_touched else self.head.position
 
     def revert(self) -> None:
         """Restore the state from before the batch; all its commands must be revertible."""

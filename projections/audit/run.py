@@ -135,7 +135,7 @@ class LogAudit:
         has_state = type(last) is not int or any(replay.position < position <= last for position in positions)
         for row in rows:
             replay.process(row)
-            if row.position in claims_by_choice:
+            if claims_by_choice and row.position in claims_by_choice:
                 replay.repeat_choices(claims_by_choice.pop(row.position))
             if not has_state:
                 continue

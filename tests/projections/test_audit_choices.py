@@ -228,7 +228,7 @@ def keeps_a_choice_over_any_number_of_blocks(patch: Patch) -> None:
 
 @mutant(Rule.ROUTING_DECISION)
 def names_a_position_whose_state_it_did_not_see(patch: Patch) -> None:
-    patch.setattr(UnitOfWork, "committed_position_seen", lambda unit_of_work, _: unit_of_work.head.position)
+    patch.setattr(Choice, "position", property(lambda choice: choice.batch.head.position))
 
 
 @mutant(Rule.ROUTING_DECISION)

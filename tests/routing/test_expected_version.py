@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from routing import (
     StreamVersionConflict,
 )
 from routing.sync import Allowance as BlockingAllowance
-from tests.support.small import GPU, VALIDATOR, job, small_ledger
+from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
 
 pytestmark = pytest.mark.compatibility
 
@@ -95,9 +96,10 @@ async def test_of_two_callers_with_one_version_exactly_one_succeeds(any_url: str
 
     Catches a command that compares with the state before its batch.
     """
+    clock = Clock(START + timedelta(seconds=132))
     async with (
-        small_ledger(url=any_url, offers={"5Anna": 2, "5Bert": 2}) as ledger,
-        Allowance.open(any_url, validator_ss58=VALIDATOR) as other,
+        small_ledger(url=any_url, offers={"5Anna": 2, "5Bert": 2}, clock=clock) as ledger,
+        Allowance.open(any_url, validator_ss58=VALIDATOR, clock_ns=clock) as other,
     ):
         for expected in range(8):
             racers = [

@@ -9,6 +9,7 @@ import pytest
 
 from ledger import (
     BlockFact,
+    ChangeSettings,
     FactValidator,
     ManifestsFact,
     RecordFacts,
@@ -227,6 +228,21 @@ def test_a_choice_that_saw_uncommitted_rows_of_its_class_is_not_kept() -> None:
     event, _ = claimed(state, pick)
 
     assert (state.jobs["job"].account.miner_ss58, event.chosen_at) == (first, None)
+
+
+def test_a_choice_that_saw_an_uncommitted_fact_is_not_kept() -> None:
+    """A batch with facts or settings cannot be reverted: after a failure the state is folded anew, without them."""
+    state, pick = given(Anna=2, Bert=2), Pick("job", GPU, 12 * S)
+    unit_of_work = UnitOfWork(state, LookupResult(), NOW_NS)
+    ChangeSettings({"respect_executor_count": False}).decide(unit_of_work)
+    chosen = pick.decide(unit_of_work).miner.hotkey_ss58
+    folded_anew = given(Anna=2, Bert=2)
+    reserved(folded_anew, chosen, 24)
+
+    event, _ = claimed(folded_anew, pick)
+
+    assert event.chosen_at is None
+    assert folded_anew.jobs["job"].account.miner_ss58 != chosen
 
 
 def test_uncommitted_rows_of_another_class_do_not_disturb_a_choice() -> None:
