@@ -68,7 +68,8 @@ if TYPE_CHECKING:
     from .settings import Settings as Settings
     from .store.contract import SCHEMA_VERSION as SCHEMA_VERSION
     from .store.contract import CommitOutcomeUnknown as CommitOutcomeUnknown
-    from .store.contract import ReadModelTransaction as ReadModelTransaction
+    from .store.contract import DerivedTablesUnavailable as DerivedTablesUnavailable
+    from .store.contract import DerivedTransaction as DerivedTransaction
     from .store.contract import RowExists as RowExists
     from .store.contract import Store as Store
     from .store.contract import Transaction as Transaction
@@ -112,8 +113,8 @@ else:
             "ledger.runtime": "Runtime current_runtime refuse_on_loop",
             "ledger.settings": "RecordedSettings Settings",
             "ledger.store.contract": (
-                "CommitOutcomeUnknown ReadModelTransaction RowExists SCHEMA_VERSION Store Transaction "
-                "TransactionConflict VersionConflict versions_before"
+                "CommitOutcomeUnknown DerivedTablesUnavailable DerivedTransaction RowExists SCHEMA_VERSION Store "
+                "Transaction TransactionConflict VersionConflict versions_before"
             ),
             "ledger.store.export_file": "ExportReader ExportWriter",
             "ledger.store.reader": "LogReader StoredLedger",

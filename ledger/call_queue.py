@@ -51,6 +51,13 @@ class CallQueue:
         self._waiting: deque[PendingCall] = deque()
         self._woken = False
         self._running: asyncio.Task[None] | None = None
+        self._emptied_at = runtime.loop.time()
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long the queue has been empty; 0 while a call waits or is processed."""
+        is_running = self._running is not None and not self._running.done()
+        return 0.0 if is_running or self._waiting else self._runtime.loop.time() - self._emptied_at
 
     def put(self, call: PendingCall) -> None:
         """Append a call; from any thread. Raises `LedgerOverloaded` if the queue is full."""
@@ -88,6 +95,7 @@ class CallQueue:
             # the queue again, and is not lost.
             self._woken = False
             if not self._waiting:
+                self._emptied_at = self._runtime.loop.time()
                 return
             resolve_futures(await self._process(self._waiting))
             # On SQLite a whole batch may run without waiting for anything. Without this, a queue that is never empty

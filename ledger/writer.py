@@ -94,6 +94,11 @@ class LedgerWriter(Generic[S]):
         return await self._enqueue(self._commands, command)
 
     @property
+    def idle_seconds(self) -> float:
+        """For how long nobody has called; 0 while a call waits or is processed. On the runtime's loop."""
+        return min(self._commands.idle_seconds, self._queries.idle_seconds)
+
+    @property
     def refusal(self) -> AllowanceException | None:
         """Why no change is accepted until the ledger is opened again; None as long as changes are."""
         return self._decider.refusal

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .database_schema import schema as schema
     from .history.pages import History as History
     from .history.pages import Page as Page
+    from .history.projector import rows_per_transaction as rows_per_transaction
     from .history.rows import HistoryFilters as HistoryFilters
     from .rebuild import Difference as Difference
     from .rebuild import Rebuild as Rebuild
@@ -63,6 +64,7 @@ else:
             "projections.corrections": "metagraph_to_return_to offers_without",
             "projections.database_schema": "schema",
             "projections.history.pages": "History Page",
+            "projections.history.projector": "rows_per_transaction",
             "projections.history.rows": "HistoryFilters",
             "projections.rebuild": "Difference Rebuild RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",

@@ -9,20 +9,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ledger import SNAPSHOT_VERSION, Lookup, Row, Store, decode_state, encode_state, proves, seal_key, state_digest
+from ledger import (
+    SNAPSHOT_VERSION,
+    DerivedTablesUnavailable,
+    Lookup,
+    Row,
+    Store,
+    decode_state,
+    encode_state,
+    proves,
+    seal_key,
+    state_digest,
+)
 from ledger.codec import decode, row_hash
 from ledger.events import SEALS_STREAM, StateSealed
 from ledger.values import LARGEST_INTEGER
 
 from .availability import Availability
 
-KEPT_SNAPSHOTS = 2
+KEPT_SNAPSHOTS = 16
+"""Spread over the log, so that views of any position begin near it; an older one serves if the newest is damaged."""
 # Rows that one query searches for seals; about 10 ms.
 SEARCHED_ROWS = 10_000
-"""The newest ones. The second serves if the newest is damaged, and for views of positions before the newest."""
 
 _INSERT = """INSERT INTO allowance_snapshots (ledger, position, model_version, hash, digest, payload)
              VALUES (?, ?, ?, ?, ?, ?)"""
@@ -71,7 +83,7 @@ class SnapshotStore:
 
     async def all(self) -> dict[int, Snapshot]:
         """Return the stored snapshots by position, damaged ones too; a payload that fails its digest is marked."""
-        rows = await self._store.query(
+        rows = await self._query(
             f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION}"
         )
@@ -79,17 +91,17 @@ class SnapshotStore:
 
     async def drop(self, positions: Collection[int]) -> None:
         """Delete the snapshots at these positions."""
-        async with self._store.write_read_models() as transaction:
+        async with self._store.write_derived() as transaction:
             await transaction.execute_many(_DELETE, [(self._store.ledger, position) for position in positions])
 
     async def save(self, snapshot: Snapshot) -> None:
-        """Store a snapshot; delete all but the `KEPT_SNAPSHOTS` newest."""
+        """Store a snapshot; keep `KEPT_SNAPSHOTS` that are spread over the log."""
         position, ledger = snapshot.position, self._store.ledger
-        async with self._store.write_read_models() as transaction:
+        async with self._store.write_derived() as transaction:
             # Of every version: an older release's snapshots would otherwise stay for ever.
             rows = await transaction.query("SELECT position FROM allowance_snapshots WHERE ledger = ?", ledger)
             positions = {each for (each,) in rows}
-            remaining = sorted({*positions, position})[-KEPT_SNAPSHOTS:]
+            remaining = spread_positions({*positions, position}, KEPT_SNAPSHOTS)
             deleted = [each for each in positions if each not in remaining or each == position]
             await transaction.execute_many(_DELETE, [(ledger, each) for each in deleted])
             if position in remaining:
@@ -99,11 +111,16 @@ class SnapshotStore:
 
     async def _newest(self, before: int) -> Snapshot | None:
         """Return the newest snapshot before a position, sound or damaged."""
-        rows = await self._store.query(
+        rows = await self._query(
             f"SELECT position, hash, digest, payload FROM allowance_snapshots WHERE ledger = {self._store.ledger}"
             f" AND model_version = {SNAPSHOT_VERSION} AND position < {before} ORDER BY position DESC LIMIT 1"
         )
         return _stored_snapshot(*rows[0]) if rows else None
+
+    async def _query(self, statement: str) -> list[tuple[Any, ...]]:
+        with suppress(DerivedTablesUnavailable):
+            return await self._store.derived_query(statement)
+        return []
 
     async def _is_sealed(self, snapshot: Snapshot, state: Availability, digest: bytes) -> bool:
         """Return True if the log has the row at which the snapshot was taken, and seals the state that it decodes to.
@@ -128,6 +145,21 @@ class SnapshotStore:
         if seal.position != row.position + 1:
             before = (await self._store.find(Lookup([seal.position - 1]))).rows.get(seal.position - 1)
         return before is not None and row_hash(before.hash, seal) == seal.hash
+
+
+def spread_positions(positions: Collection[int], kept: int) -> list[int]:
+    """Return at most `kept` of these positions: the two newest, and others that are the sparser the older they are.
+
+    The next one to go is always the one whose absence lengthens the fold from its predecessor least, compared with how
+    far back that is. So a later call with the result, and newer positions, never needs one that has gone.
+    """
+    spread = sorted(positions)
+    while len(spread) > max(kept, 2):
+        newest = spread[-1]
+        before = [0, *spread]
+        costs = [(spread[at + 1] - before[at]) / (newest - before[at]) for at in range(len(spread) - 2)]
+        del spread[costs.index(min(costs))]
+    return spread
 
 
 def sealed_if_due(state: Availability, every_rows: int) -> SealedSnapshot | None:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, Table, TableClause, Text, column
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, TableClause, Text, column
 from sqlalchemy.ext.compiler import compiles
 
-from ledger.store.tables import metadata
-
-__all__ = ["Indexed", "checkpoints", "metadata", "reservations", "reserved_blocks", "snapshots"]
+derived_metadata = MetaData()
+"""Apart from the log's tables, because a SQLite file has them in another file beside it."""
 
 checkpoints = Table(
     "allowance_checkpoints",
-    metadata,
+    derived_metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("projection", Text, primary_key=True),
     Column("model_version", Integer, primary_key=True, autoincrement=False),
@@ -29,7 +28,7 @@ checkpoints = Table(
 # too large for that.
 reservations = Table(
     "allowance_reservations",
-    metadata,
+    derived_metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("generation", BigInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
@@ -50,7 +49,7 @@ reservations = Table(
 
 snapshots = Table(
     "allowance_snapshots",
-    metadata,
+    derived_metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, primary_key=True, autoincrement=False),
     Column("model_version", Integer, nullable=False),
@@ -61,7 +60,7 @@ snapshots = Table(
 
 reserved_blocks = Table(
     "allowance_reserved_blocks",
-    metadata,
+    derived_metadata,
     Column("ledger", Integer, primary_key=True, autoincrement=False),
     Column("generation", BigInteger, primary_key=True, autoincrement=False),
     Column("bucket", BigInteger, primary_key=True, autoincrement=False),
@@ -76,11 +75,12 @@ INDEXES = {
     "miner": ("miner_ss58",),
     "account": ("miner_ss58", "executor_class"),
     "executor_class": ("executor_class",),
-    "job_uuid": ("job_uuid",),
     "status": ("status",),
-    "reserved_at_ns": ("reserved_at_ns",),
 }
-"""Columns by the name of the index. Each index ends with the position, so its rows come in the order of a page."""
+"""Columns by the name of the index. Each index ends with the position, so its rows come in the order of a page.
+
+There is none for a job or a time: the log's own index finds a job's reservations, and a time is a position of the log.
+"""
 
 for _name, _columns in INDEXES.items():
     Index(

@@ -61,7 +61,7 @@ async def record_verification(store: Store, start: Head, report: VerifyReport, v
         start = Head() if last is None else Head(last.position, last.hash)
     good = start if report.findings else report.head
     values = (store.ledger, good.position, good.hash, verified_at_ns, report.found, report.first_bad_position)
-    async with store.write_read_models() as transaction:
+    async with store.write_verifications() as transaction:
         await transaction.execute_many("DELETE FROM allowance_verifications WHERE ledger = ?", [(store.ledger,)])
         await transaction.execute_many(
             f"INSERT INTO allowance_verifications (ledger, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", [values]
@@ -116,8 +116,10 @@ class PiecewiseVerification:
                         return False
             except CorruptLedger as unreadable:
                 check.stop_at(unreadable)
+            versions = await reader.versions(stored)
             reader.check_unchanged()
             check.check_heads(await reader.head(stored))
+            check.check_streams(versions)
         return True
 
     async def _recorded_start(self) -> Head:

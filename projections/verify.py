@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -78,8 +78,10 @@ async def verify_log(
             await asyncio.sleep(0)  # A long log yields the event loop after each page.
     except CorruptLedger as unreadable:
         check.stop_at(unreadable)
+    versions = await reader.versions(stored)
     reader.check_unchanged()
     check.check_heads(await reader.head(stored))
+    check.check_streams(versions)
     return check.report(stored, timer() - started)
 
 
@@ -139,6 +141,19 @@ class LogCheck:
                 self._add_head_finding(position, message, **details)
             # Every later head disagrees because of the same change.
             return
+
+    def check_streams(self, versions: Mapping[Any, Any]) -> None:
+        """Compare the rows of the streams with the events, unless other findings explain the differences."""
+        if self.findings.count:
+            return
+        for name, version in versions.items():
+            newest = self.row_checker.version(name)
+            if version == newest or (self._start and not newest):
+                continue
+            message = f"the row of the stream is at version {shortened(version)}, its newest event at {newest}"
+            is_ahead = type(version) is int and version > newest
+            position = self.row_checker.position + is_ahead
+            self.findings.add(position, Rule.DENSE_VERSIONS, message, stream=shortened(name))
 
     def not_excluded(self) -> list[str]:
         """Return sentences for the changes that hashes and noted heads cannot exclude."""

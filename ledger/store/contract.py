@@ -9,11 +9,11 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ledger.codec import Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
-from ledger.errors import NewerLedger, StreamVersionConflict
+from ledger.errors import NewerLedger, StorageUnavailable, StreamVersionConflict
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -29,7 +29,7 @@ PAGE_ROWS = 1000
 # Payload in a page, beyond which no further row is added to it. A page of ordinary rows has less than a megabyte.
 PAGE_BYTES = 16 * 1024 * 1024
 
-# A value in a column of the read models.
+# A value in a column of the derived tables.
 Value = int | str | bytes | None
 
 # What SQLite and PostgreSQL say if a table, column or index is lost; about a column they do not name the table.
@@ -49,8 +49,19 @@ async def do_nothing() -> None:
     """Only wait: the default for `WhileWaiting`."""
 
 
-class ReadModelTransaction(Protocol):
-    """A transaction on the read models, in plain SQL with `?` for values."""
+class Schema(NamedTuple):
+    """All tables: those of the log with the results of verifications, and those that are derived from it.
+
+    `views` are statements that create views of the derived tables, for people who query them directly.
+    """
+
+    log: MetaData
+    derived: MetaData
+    views: tuple[str, ...] = ()
+
+
+class DerivedTransaction(Protocol):
+    """A transaction on the derived tables, in plain SQL with `?` for values."""
 
     async def query(self, statement: str, *values: Value) -> list[tuple[Any, ...]]:
         """Execute a statement and return its rows."""
@@ -97,11 +108,12 @@ class Store(Protocol):
         """The ledger's local id. It differs between databases, so it is in no hash."""
         ...
 
-    async def open(self, create: Callable[[], MetaData] | None) -> Head:
+    async def open(self, create: Callable[[], Schema] | None) -> Head:
         """Connect and find the ledger; with `create`, first create or upgrade the tables, and create the ledger.
 
         `create` returns the tables. It is a function because they need SQLAlchemy, whose import is slow and is not
-        needed if the tables exist. Raises `LedgerNotFound`, `NewerLedger` and `StorageUnavailable`.
+        needed if the tables exist. A store that keeps the derived tables apart creates them at the first write. Raises
+        `LedgerNotFound`, `NewerLedger` and `StorageUnavailable`.
         """
         ...
 
@@ -128,8 +140,11 @@ class Store(Protocol):
         """Return the committed head without waiting, in any thread; None if that is impossible. Then call `head`."""
         ...
 
-    async def read(self, after: int) -> list[Row]:
-        """Return a page of the committed rows after a position, ascending; empty at the end of the log."""
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
+        """Return a page of the committed rows after a position, ascending; empty at the end of the log.
+
+        `limit`: the most rows that it may have, if that is less than a page.
+        """
         ...
 
     async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
@@ -141,6 +156,10 @@ class Store(Protocol):
 
     async def find(self, lookup: Lookup) -> LookupResult:
         """Return the committed rows for keys, jobs and positions."""
+        ...
+
+    async def attempts_of(self, job_uuid: str) -> list[int]:
+        """Return the positions of all reservations of a job, ascending."""
         ...
 
     def reader(self) -> AbstractAsyncContextManager[LogReader]:
@@ -188,18 +207,34 @@ class Store(Protocol):
         ...
 
     async def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """Query the read models in plain SQL, so that opening a ledger need not wait for the import of SQLAlchemy."""
+        """Query the log's tables, or the results of verifications, in plain SQL."""
         ...
 
-    def read_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Connect through SQLAlchemy, to query the read models."""
+    def write_verifications(self) -> AbstractAsyncContextManager[DerivedTransaction]:
+        """Begin a transaction on the results of verifications, which are in the log's database."""
         ...
 
-    def write_read_models(self) -> AbstractAsyncContextManager[ReadModelTransaction]:
-        """Begin a transaction on the read models; commit at a normal end, roll back at an exception.
+    @property
+    def keeps_derived_apart(self) -> bool:
+        """Whether the derived tables are in a file of their own, of which nothing waits for the log or the reverse."""
+        ...
 
-        It does without SQLAlchemy, because every process that appends also writes read models. On SQLite the import
-        would happen under the write lock: in sixteen processes that alone would stop all the others for seconds.
+    async def derived_query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Query the derived tables in plain SQL, so that opening a ledger need not wait for the import of SQLAlchemy.
+
+        Raises `DerivedTablesUnavailable` if there are none that could be believed.
+        """
+        ...
+
+    def derived_connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """Connect through SQLAlchemy, to query the derived tables. Raises as `derived_query`."""
+        ...
+
+    def write_derived(self) -> AbstractAsyncContextManager[DerivedTransaction]:
+        """Begin a transaction on the derived tables; commit at a normal end, roll back at an exception.
+
+        If they are kept apart, and are missing or of another log, it begins with empty ones. It does without
+        SQLAlchemy once they exist, because every process that appends also writes derived tables.
         """
         ...
 
@@ -250,6 +285,10 @@ def is_sqlalchemy_error(error: BaseException | None) -> bool:
     """Whether SQLAlchemy raised the error; never imports SQLAlchemy, without which it cannot have been raised."""
     # While another thread imports SQLAlchemy, its modules are listed before they have all their names.
     return isinstance(error, getattr(sys.modules.get("sqlalchemy.exc"), "SQLAlchemyError", ()))
+
+
+class DerivedTablesUnavailable(StorageUnavailable):
+    """The derived tables are missing, damaged, of another log, or cannot be read now: the log has the same facts."""
 
 
 class RowExists(Exception):

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import msgspec
 
@@ -196,6 +196,9 @@ class ExportReader:
         except ValueError:
             a_hash = b""
         return stored._replace(position=end.position, hash=a_hash, recorded_at_ns=end.recorded_at_ns)
+
+    async def versions(self, stored: StoredLedger) -> dict[Any, Any]:
+        return {}
 
     def check_unchanged(self) -> None:
         """Do nothing: an export is written under another name and renamed when complete, so it never changes."""

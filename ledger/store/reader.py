@@ -45,6 +45,10 @@ class LogReader(Protocol):
         """Return the ledger's head row. An export has it at the end, so read all pages first."""
         ...
 
+    async def versions(self, stored: StoredLedger) -> dict[Any, Any]:
+        """Return the versions in the rows of a ledger's streams, by name; none if there are no such rows."""
+        ...
+
     def check_unchanged(self) -> None:
         """Raise `StorageUnavailable` if the pages may not belong to one snapshot after all."""
         ...

@@ -57,6 +57,7 @@ _POSTGRES_3 = (
            DROP CONSTRAINT allowance_events_ledger_stream_version_key,
            ALTER COLUMN stream TYPE INTEGER USING allowance_stream_number(ledger, stream)""",
     "DROP FUNCTION allowance_stream_number",
+    "DROP INDEX IF EXISTS allowance_reservations_job_uuid, allowance_reservations_reserved_at_ns",
     """CREATE VIEW allowance_log AS
        SELECT validator_ss58, events.position, streams.name AS stream, events.version, events.recorded_at_ns, key,
               job_uuid, attempt, settles, convert_from(payload, 'UTF8') AS payload, encode(events.hash, 'hex') AS hash

@@ -208,14 +208,20 @@ _POSTGRES_TRIGGERS = (
 )
 
 
-def sqlite_schema(tables: MetaData) -> list[str]:
-    """Return the statements that create the schema on SQLite; they skip what exists."""
-    return [*_create(tables, registry.load("sqlite")()), *_SQLITE_TRIGGERS, _SQLITE_VIEW]
+def sqlite_schema(log: MetaData) -> list[str]:
+    """Return the statements that create the log's schema on SQLite; they skip what exists."""
+    return [*_create(log, registry.load("sqlite")()), *_SQLITE_TRIGGERS, _SQLITE_VIEW]
 
 
-def postgres_schema(tables: MetaData) -> list[str]:
+def sqlite_derived_schema(derived: MetaData) -> list[str]:
+    """Return the statements that create the derived tables on SQLite; they skip what exists."""
+    return _create(derived, registry.load("sqlite")())
+
+
+def postgres_schema(log: MetaData, derived: MetaData) -> list[str]:
     """Return the statements that create the schema on PostgreSQL, without triggers; they skip what exists."""
-    return [*_create(tables, registry.load("postgresql")()), _POSTGRES_FENCE, _POSTGRES_VIEW]
+    dialect = registry.load("postgresql")()
+    return [*_create(log, dialect), *_create(derived, dialect), _POSTGRES_FENCE, _POSTGRES_VIEW]
 
 
 def postgres_triggers() -> list[str]:

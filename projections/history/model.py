@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ledger import Store
+from ledger import DerivedTablesUnavailable, Store
 from ledger.background_imports import import_in_thread
 
 from .rows import BucketRun, HistoryRow
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Columns = ReadOnlyColumnCollection[str, Any]
 
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 """To be raised whenever the same events give other rows, so that no release reads rows of another meaning."""
 LIVE, SHADOW = "history", "history-shadow"
 CHECKPOINTS, RESERVATIONS, RESERVED_BLOCKS = (
@@ -56,13 +56,15 @@ class HistoryModel:
         this one, and before a connection is open, because a database in memory lets nobody write meanwhile.
         """
         await import_in_thread("projections.tables")
-        async with self._store.read_connection() as connection:
+        async with self._store.derived_connection() as connection:
             yield connection
 
     async def live(self) -> Checkpoint:
         """Return the checkpoint of the live generation, `NO_CHECKPOINT` if there is none of this version."""
-        rows = await self._store.query(checkpoint_query(self._store.ledger, LIVE))
-        return Checkpoint(*rows[0]) if rows else NO_CHECKPOINT
+        with suppress(DerivedTablesUnavailable):
+            rows = await self._store.derived_query(checkpoint_query(self._store.ledger, LIVE))
+            return Checkpoint(*rows[0]) if rows else NO_CHECKPOINT
+        return NO_CHECKPOINT
 
     async def live_within(self, connection: AsyncConnection) -> Checkpoint:
         """Return the checkpoint of the live generation as a connection's transaction sees it."""

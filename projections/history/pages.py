@@ -8,14 +8,17 @@ log's head, and opening a ledger for reading writes nothing.
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 
 import msgspec
 
-from ledger import Lookup, Reservation, Row, Store, yield_to_writers
+from ledger import DerivedTablesUnavailable, Lookup, Reservation, Row, Store, yield_to_writers
 from ledger.errors import HistoryDamaged, InvalidInput, ProjectionStopped
 
 from .garbage import delete_unreferenced_rows
-from .model import LIVE, NO_CHECKPOINT, HistoryModel
+from .model import LIVE, NO_CHECKPOINT, HistoryModel, in_batches
 from .projector import Projector, rows_per_transaction
 from .queries import HistoryQueries, PageQuery
 from .rows import (
@@ -27,6 +30,7 @@ from .rows import (
     history_row_of,
     missing_event,
 )
+from .times import position_bounds
 
 __all__ = ["History", "HistoryFilters", "Page", "cursor", "cursor_position"]
 
@@ -35,6 +39,12 @@ TAIL_ROWS = 1000
 
 A reader who only reads folds the whole tail, for each page again.
 """
+
+
+LEAST_ROWS_READ = 128
+"""Events read from the log at a time for a file of derived tables: the loop cannot do anything else meanwhile."""
+Pause = Callable[[int], Awaitable[int]]
+"""Awaited before each transaction with the checkpoint's position; returns how many events the transaction may have."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -70,19 +80,12 @@ class History:
         applied, and `HistoryDamaged` if a row of the read model differs from the log.
         """
         shown_until = None if after is None else cursor_position(after, newest_first)
-        if not self._read_only:
-            await self.project(head - TAIL_ROWS)
-        rows: list[HistoryRow] | None = None
-        while rows is None:
-            model = await self._model.live()
-            model_until = min(model.position, head)
-            tail = await self._tail(model_until, head)
-            page_query = PageQuery(filters, tail, model, model_until, head, shown_until, newest_first)
-            # One more row than shown, because it tells whether there is a next page.
-            rows = await self._rows(page_query, limit + 1)
+        if filters.job_uuid is not None:
+            rows = await self._rows_of_job(filters, shown_until, limit + 1, head, newest_first=newest_first)
+        else:
+            rows = await self._rows_of_model(filters, shown_until, limit + 1, head, newest_first=newest_first)
         has_next = len(rows) > limit
         del rows[limit:]
-        await self._check(rows, head)
         items = [row.reservation(self._validator_ss58) for row in rows]
         return Page(items, cursor(rows[-1].position, newest_first) if has_next else None, checked=True)
 
@@ -94,8 +97,8 @@ class History:
         """Return the position of the last event that the read model contains; 0 if there is none."""
         return (await self._model.live()).position
 
-    async def project(self, until: int) -> None:
-        """Project events up to a position at least, a batch per transaction.
+    async def project(self, until: int, pause: Pause | None = None) -> None:
+        """Project events up to a position at least, a batch per transaction; `pause` lets others go first.
 
         Raises `ProjectionStopped` at an event that cannot be applied, after those before it were projected.
         """
@@ -104,21 +107,28 @@ class History:
         checkpoint = await self._model.live()
         event_rows: list[Row] = []
         while checkpoint.position < until:
+            most = await (self._go_on(until - checkpoint.position) if pause is None else pause(checkpoint.position))
             if checkpoint == NO_CHECKPOINT:
                 checkpoint = await self._projector.begin_live_if_missing()
             if not event_rows or event_rows[0].position != checkpoint.position + 1:
-                event_rows = await self._store.read(checkpoint.position)
-            batch = event_rows[: rows_per_transaction(until - checkpoint.position)]
+                limit = max(most, LEAST_ROWS_READ) if self._store.keeps_derived_apart else None
+                event_rows = await self._store.read(checkpoint.position, limit)
+            batch = event_rows[:most]
             tail, stopped = fold_tail(checkpoint.position, batch)
             checkpoint = await self._projector.advance(LIVE, checkpoint, tail)
             event_rows = event_rows[len(batch) :]
             if stopped is not None and checkpoint.position == tail.position:
                 raise stopped
-            await yield_to_writers()
         if not self._garbage_deleted:
             # Once per process is enough: what rebuilds leave behind, they delete themselves unless they are killed.
-            await delete_unreferenced_rows(self._store)
+            await delete_unreferenced_rows(
+                self._store, yield_to_writers if pause is None else partial(pause, checkpoint.position)
+            )
             self._garbage_deleted = True
+
+    async def _go_on(self, behind: int) -> int:
+        await yield_to_writers()
+        return rows_per_transaction(self._store, behind)
 
     async def stopped(self) -> ProjectionStopped | None:
         """Return the error that stops the projection of the next events, or None."""
@@ -128,6 +138,47 @@ class History:
             return None
         tail, stopped = fold_tail(checkpoint.position, event_rows)
         return await self._projector.refusal(checkpoint, tail) or stopped
+
+    async def _rows_of_job(
+        self, filters: HistoryFilters, shown_until: int | None, limit: int, head: int, *, newest_first: bool
+    ) -> list[HistoryRow]:
+        """Return the first rows of a job: the log itself finds its few reservations, without the read model."""
+        positions = [
+            position
+            for position in sorted(await self._store.attempts_of(filters.job_uuid or ""), reverse=newest_first)
+            if position <= head and _is_after(position, shown_until, newest_first)
+        ]
+        rows: list[HistoryRow] = []
+        for batch in in_batches(positions):
+            found = await self._store.find(Lookup(batch))
+            logged = (history_row_of(found, position, head) for position in batch)
+            rows += [row for row in logged if row is not None and row.matches(filters)]
+            if len(rows) >= limit:
+                break
+        return rows[:limit]
+
+    async def _rows_of_model(
+        self, filters: HistoryFilters, shown_until: int | None, limit: int, head: int, *, newest_first: bool
+    ) -> list[HistoryRow]:
+        """Return the first rows of the read model with the unprojected tail; the log has confirmed them.
+
+        One more row than shown is asked for, because it tells whether there is a next page.
+        """
+        if not self._read_only:
+            # If the derived tables cannot be written now, the page folds the tail.
+            with suppress(DerivedTablesUnavailable):
+                await self.project(head - TAIL_ROWS)
+        bounds = await position_bounds(self._store, filters, head)
+        rows: list[HistoryRow] | None = None
+        while rows is None:
+            model = await self._model.live()
+            model_until = min(model.position, head)
+            tail = await self._tail(model_until, head)
+            rows = await self._rows(
+                PageQuery(filters, tail, model, model_until, head, shown_until, newest_first, bounds), limit
+            )
+        await self._check(rows[: limit - 1], head)
+        return rows
 
     async def _check(self, rows: list[HistoryRow], head: int) -> None:
         """Compare rows with the log's, at the price of one look-up; raise `HistoryDamaged` at the first difference.
@@ -156,17 +207,27 @@ class History:
 
     async def _rows(self, page_query: PageQuery, limit: int) -> list[HistoryRow] | None:
         """Return the first rows in order; None if the model changed so that the query must be made again."""
-        async with self._model.connection() as connection:
-            found = {row.position: row for row in await self._queries.rows(connection, page_query, limit)}
-            # Last, because each statement sees what was committed before it: a rebuild may have replaced the
-            # generation, and begun to delete its rows, while they were read.
-            live = await self._model.live_within(connection)
-        if not page_query.is_valid_with(live):
-            return None
+        found: dict[int, HistoryRow] = {}
+        if page_query.model != NO_CHECKPOINT:
+            try:
+                async with self._model.connection() as connection:
+                    found = {row.position: row for row in await self._queries.rows(connection, page_query, limit)}
+                    # Last, because each statement sees what was committed before it: a rebuild may have replaced the
+                    # generation, and begun to delete its rows, while they were read.
+                    live = await self._model.live_within(connection)
+            except DerivedTablesUnavailable:
+                return None  # Lost since the query was made; now there is no model, or a new one.
+            if not page_query.is_valid_with(live):
+                return None
         for row in page_query.tail.rows.values():
             if page_query.is_after(row.position) and row.matches(page_query.filters):
                 found[row.position] = row
         return [found[position] for position in sorted(found, reverse=page_query.newest_first)][:limit]
+
+
+def _is_after(position: int, shown_until: int | None, newest_first: bool) -> bool:
+    """Return whether a row comes after the last one shown."""
+    return shown_until is None or (position < shown_until if newest_first else position > shown_until)
 
 
 def cursor(position: int, newest_first: bool) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ledger import ReadModelTransaction, RowExists, Store
+from ledger import DerivedTransaction, RowExists, Store
 from ledger.errors import ProjectionStopped
 
 from .model import (
@@ -28,13 +28,15 @@ from .model import (
 from .rows import BucketRun, HistoryRow, UnprojectedTail
 
 ROWS_PER_TRANSACTION = 200
-"""Events in one transaction. On SQLite everybody who appends to the file waits for that transaction, so it is small."""
+"""Events in one transaction, if the derived tables share a database with the log."""
+ROWS_PER_PIECE = 32
+"""Events in one transaction on a file of derived tables: for each of them the loop stops for about 0.5 ms."""
 BACKLOG_SHARE = 10
-"""A transaction writes a tenth of the backlog that is left, if that is more than `ROWS_PER_TRANSACTION`.
+"""A transaction writes a tenth of the backlog that is left, if that is more.
 
 Appends go first between two transactions. With transactions of a fixed size, busy writers could append events faster
-than the projector writes them, and the backlog would grow without end. `History.project` reads the log in pages of
-1,000 events, and a transaction never goes beyond the page that was read.
+than the projector writes them, and the backlog would grow without end. A transaction never goes beyond the page of the
+log that was read.
 """
 
 _INSERT_CHECKPOINT = (
@@ -66,12 +68,12 @@ class Projector:
 
     async def begin_live_if_missing(self) -> Checkpoint:
         """Begin an empty live generation if this version has none; return the checkpoint of the live generation."""
-        async with self._store.write_read_models() as transaction:
+        async with self._store.write_derived() as transaction:
             return await self._checkpoint(transaction, LIVE) or await self._begin(transaction, LIVE)
 
     async def begin_shadow(self) -> Checkpoint:
         """Begin a new, empty shadow generation, instead of that of any other rebuild, and return its checkpoint."""
-        async with self._store.write_read_models() as transaction:
+        async with self._store.write_derived() as transaction:
             return await self._begin(transaction, SHADOW)
 
     async def advance(self, slot: str, checkpoint: Checkpoint, tail: UnprojectedTail) -> Checkpoint:
@@ -79,7 +81,7 @@ class Projector:
 
         Raises `ProjectionStopped`, and writes nothing, if the model lacks a reservation that the tail settles.
         """
-        async with self._store.write_read_models() as transaction:
+        async with self._store.write_derived() as transaction:
             stored = await self._checkpoint(transaction, slot)
             # If the checkpoint is another one, another process has moved it: its rows count, and ours would be written
             # twice. If the tail is empty, because its first event is missing or cannot be applied, there is nothing to
@@ -98,7 +100,7 @@ class Projector:
         """Return the error with which `advance` would refuse a tail, or None; write nothing."""
         active: set[int] = set()
         for query in self._active_queries(checkpoint, tail):
-            active.update(position for (position,) in await self._store.query(query))
+            active.update(position for (position,) in await self._store.derived_query(query))
         try:
             _check_active(tail, active)
         except ProjectionStopped as stopped:
@@ -111,7 +113,7 @@ class Projector:
         A newer release's generation is deleted too, because a rebuild leaves no history that was derived before it.
         That release then finds its version missing and builds it from the log again.
         """
-        async with self._store.write_read_models() as transaction:
+        async with self._store.write_derived() as transaction:
             if await self._checkpoint(transaction, SHADOW) != shadow:
                 return False
             await transaction.query(_DELETE_ALL, self._store.ledger)
@@ -120,14 +122,14 @@ class Projector:
 
     async def discard_shadow(self, shadow: Checkpoint) -> None:
         """Delete the shadow's checkpoint, if it is still this one; the garbage collection deletes its rows."""
-        async with self._store.write_read_models() as transaction:
+        async with self._store.write_derived() as transaction:
             await transaction.query(_DELETE_GENERATION, self._store.ledger, SHADOW, MODEL_VERSION, shadow.generation)
 
-    async def _checkpoint(self, transaction: ReadModelTransaction, slot: str) -> Checkpoint | None:
+    async def _checkpoint(self, transaction: DerivedTransaction, slot: str) -> Checkpoint | None:
         rows = await transaction.query(checkpoint_query(self._store.ledger, slot))
         return Checkpoint(*rows[0]) if rows else None
 
-    async def _begin(self, transaction: ReadModelTransaction, slot: str) -> Checkpoint:
+    async def _begin(self, transaction: DerivedTransaction, slot: str) -> Checkpoint:
         """Put a new, empty generation into a slot, and delete that of this version and of older ones.
 
         A newer version keeps its generation: if two releases run side by side and each deleted the other's generation,
@@ -144,7 +146,7 @@ class Projector:
         await transaction.query(_INSERT_CHECKPOINT, ledger, slot, MODEL_VERSION, *checkpoint)
         return checkpoint
 
-    async def _write(self, transaction: ReadModelTransaction, checkpoint: Checkpoint, tail: UnprojectedTail) -> None:
+    async def _write(self, transaction: DerivedTransaction, checkpoint: Checkpoint, tail: UnprojectedTail) -> None:
         ledger, generation = self._store.ledger, checkpoint.generation
         rows = tail.rows.values()
         try:
@@ -166,8 +168,8 @@ class Projector:
     def _active_queries(self, checkpoint: Checkpoint, tail: UnprojectedTail) -> Iterable[str]:
         """Return SQL for the positions of those reservations that the tail settles and that are active in the model.
 
-        The values are part of the text because `refusal` passes it to `Store.query`, which takes no values. All of
-        them are integers of this ledger, or are written here, so nothing needs to be quoted.
+        The values are part of the text because `refusal` passes it to `Store.derived_query`, which takes no values. All
+        of them are integers of this ledger, or are written here, so nothing needs to be quoted.
         """
         for positions in in_batches(sorted(tail.settlements)):
             yield (
@@ -177,9 +179,10 @@ class Projector:
             )
 
 
-def rows_per_transaction(behind: int) -> int:
+def rows_per_transaction(store: Store, behind: int) -> int:
     """Return how many events to write in one transaction; more if the model is far behind, see `BACKLOG_SHARE`."""
-    return max(ROWS_PER_TRANSACTION, behind // BACKLOG_SHARE)
+    least = ROWS_PER_PIECE if store.keeps_derived_apart else ROWS_PER_TRANSACTION
+    return max(least, behind // BACKLOG_SHARE)
 
 
 def _check_active(tail: UnprojectedTail, active: set[int]) -> None:

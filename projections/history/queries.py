@@ -19,6 +19,13 @@ LEAST_ROWS_READ = 100
 """The smallest number of rows read at a time: a short page whose filters reject many rows would need many queries."""
 
 
+class PositionBounds(NamedTuple):
+    """Positions in `[first, end)`, to which the filters' times limit a page; None is no bound."""
+
+    first: int | None = None
+    end: int | None = None
+
+
 class PageQuery(NamedTuple):
     """A page to be read: rows as they were at `head`, from the model up to `model_until` and from the tail after it.
 
@@ -33,6 +40,7 @@ class PageQuery(NamedTuple):
     head: int
     after: int | None
     newest_first: bool
+    bounds: PositionBounds = PositionBounds()
 
     def is_after(self, position: int) -> bool:
         """Return True if a row comes after those that were shown."""
@@ -64,13 +72,6 @@ class PageQuery(NamedTuple):
         return row.as_of(self.head) if settlement is None else row.settled(settlement)
 
 
-class PositionBounds(NamedTuple):
-    """Positions in `[first, end)`; None is no bound."""
-
-    first: int | None = None
-    end: int | None = None
-
-
 class HistoryQueries:
     """Reads the rows of pages from one ledger's read model."""
 
@@ -79,9 +80,7 @@ class HistoryQueries:
 
     async def rows(self, connection: AsyncConnection, page_query: PageQuery, limit: int) -> list[HistoryRow]:
         """Return the model's first `limit` rows that match at `head`, unordered, and perhaps some more."""
-        bounds = await self._time_bounds(connection, page_query)
-        if bounds is None:
-            return []
+        bounds = page_query.bounds
         # SQL filters by the stored status, so the rows whose status the tail has changed to the one wanted are read
         # by their positions; rows whose status it has changed to another one are rejected below.
         rows = await self._settled_by_tail(connection, page_query, limit)
@@ -180,49 +179,15 @@ class HistoryQueries:
                 break
         return rows
 
-    async def _time_bounds(self, connection: AsyncConnection, page_query: PageQuery) -> PositionBounds | None:
-        """Translate the filters' times into positions; None if no row of the model is late enough.
-
-        Recorded times never decrease within a ledger, so a range of times is a range of positions, which every index
-        of the table can use.
-        """
-        from sqlalchemy import select
-
-        from projections.tables import Indexed
-
-        table = Indexed("reserved_at_ns")
-
-        async def first_since(at_ns: int) -> int | None:
-            statement = (
-                select(table.c.position)
-                .where(self._model.in_generation(table, page_query.generation), table.c.reserved_at_ns >= at_ns)
-                .order_by(table.c.reserved_at_ns, table.c.position)
-                .limit(1)
-            )
-            row = (await connection.execute(statement)).first()
-            return None if row is None else int(row[0])
-
-        filters = page_query.filters
-        first = end = None
-        if filters.reserved_from_ns is not None:
-            first = await first_since(filters.reserved_from_ns)
-            if first is None:
-                return None
-        if filters.reserved_until_ns is not None:
-            end = await first_since(filters.reserved_until_ns)
-        return PositionBounds(first, end)
-
 
 def _index(page_query: PageQuery) -> str | None:
     """Return the index that leaves the fewest rows for the other filters to reject; None is the primary key.
 
-    In order: a job has few reservations, few reservations are active, and a miner has fewer than a class. Most
-    reservations are spent, so `spent` narrows less than a class does.
+    In order: few reservations are active, and a miner has fewer than a class. Most reservations are spent, so `spent`
+    narrows less than a class does.
     """
     filters = page_query.filters
     has_status = filters.status is not None and not _was_active(page_query)
-    if filters.job_uuid is not None:
-        return "job_uuid"
     if has_status and filters.status == "reserved":
         return "status"
     if filters.miner_ss58 is not None:
@@ -244,7 +209,7 @@ def _conditions(columns: Columns, page_query: PageQuery) -> list[ColumnElement[b
     filters = page_query.filters
     conditions: list[ColumnElement[bool]] = [
         columns[name] == value
-        for name in ("miner_ss58", "executor_class", "job_uuid")
+        for name in ("miner_ss58", "executor_class")
         if (value := getattr(filters, name)) is not None
     ]
     if _was_active(page_query):

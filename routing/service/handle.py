@@ -1,19 +1,19 @@
-"""The ledger handle: what one open ledger holds in one process, and the upkeep of its derived tables."""
+"""The ledger handle: what one open ledger holds in one process."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ledger import LedgerWriter, Runtime, SealState, Store, check_newest_rows, encode_state
+from ledger import LedgerWriter, Runtime, Store, check_newest_rows, encode_state
 from ledger.cancellation import cancellation_shield
-from ledger.errors import AllowanceException, IdempotencyConflict, LedgerClosed, SealConflict, StorageUnavailable
-from projections import Availability, History, ProgressReport, SnapshotStore, sealed_if_due
+from ledger.errors import AllowanceException, StorageUnavailable
+from projections import Availability, History, ProgressReport, SnapshotStore
 
 from .seams import REAL, Seams
+from .upkeep import Upkeep
 
 if TYPE_CHECKING:
     from projections import RebuildReport
@@ -46,13 +46,11 @@ class LedgerHandle:
         self.validator_ss58 = validator_ss58
         self.history = History(store, validator_ss58, read_only=read_only)
         self.snapshots = SnapshotStore(store)
-        self.writer = LedgerWriter(store, self._load_state, clock_ns, runtime, self._start_upkeep_if_due)
         self._read_only = read_only
-        self._project_every_rows, self._seal_every_rows = seams.upkeep_every_rows or (
-            PROJECT_EVERY_ROWS,
-            SEAL_EVERY_ROWS,
-        )
-        self._upkeep: asyncio.Task[None] | None = None
+        self._project_every_rows, seal_every_rows = seams.upkeep_every_rows or (PROJECT_EVERY_ROWS, SEAL_EVERY_ROWS)
+        self.upkeep = Upkeep(runtime, store, self.history, self.snapshots, self._project_every_rows, seal_every_rows)
+        self.writer = LedgerWriter(store, self._load_state, clock_ns, runtime, self.upkeep.after_commit)
+        self.upkeep.writer = self.writer
 
     async def close(self) -> None:
         """Finish what is queued, seal the state if 1,000 rows have come since the last seal, and close the store."""
@@ -60,15 +58,13 @@ class LedgerHandle:
         with cancellation_shield():
             self.runtime.remove_closer(self.close)
             try:
+                await self.upkeep.close()
                 if not self._read_only:
                     # A seal only makes the next opening faster: without it the ledger closes as well.
                     with suppress(AllowanceException):
-                        await self._seal_if_due(self._project_every_rows)
+                        await self.upkeep.seal_if_due(self._project_every_rows)
             finally:
                 await self.writer.close()
-                if self._upkeep is not None:
-                    # The upkeep uses the store, so the store must outlive it; its own errors are logged there.
-                    await asyncio.wait([self._upkeep])
                 self.runtime.remove_fork_pause(self.store.paused_for_fork)
                 await self.store.close()
 
@@ -96,42 +92,3 @@ class LedgerHandle:
         if not await rebuild.compare_state(position, payload):
             await self.writer.replace_state(rebuild.state)
         return rebuild.report_with(report)
-
-    def _start_upkeep_if_due(self, position: int, appended: int) -> None:
-        """After a commit: start the upkeep if the batch completed the next thousand rows.
-
-        Each thousand is completed by exactly one batch of one process. So processes that share a ledger do not repeat
-        the upkeep, and need not coordinate.
-        """
-        completes = position % self._project_every_rows < appended
-        if completes and (self._upkeep is None or self._upkeep.done()):
-            self._upkeep = self.runtime.loop.create_task(self._run_upkeep())
-
-    async def _run_upkeep(self) -> None:
-        try:
-            await self._seal_if_due(self._seal_every_rows)
-            await self.history.project(await self.writer.query(lambda state, _: state.position))
-        except LedgerClosed:
-            return
-        except Exception:
-            # Derived tables may lag: readers fold the unprojected tail themselves, and the next thousand rows start
-            # another attempt.
-            log.warning("the read models could not be brought up to date", exc_info=True)
-
-    async def _seal_if_due(self, every_rows: int) -> None:
-        """Seal the committed state and save a snapshot of it, if so many rows have come since the last seal.
-
-        Seals of other processes count, because the state has folded them.
-        """
-        sealed = await self.writer.query(lambda state, _: sealed_if_due(state, every_rows))
-        if sealed is None:
-            return
-        try:
-            await self.writer.execute(SealState(sealed.snapshot.position, sealed.digest))
-        except SealConflict as conflict:
-            log.error("%s", conflict, extra={"allowance": conflict.to_dict()})
-        except IdempotencyConflict as taken:
-            # A caller used the key, or a release with other folding rules sealed this position. Another will be sealed.
-            log.warning("position %s stays without a seal: %s", sealed.snapshot.position, taken)
-        else:
-            await self.snapshots.save(sealed.snapshot)

@@ -175,6 +175,7 @@ class Lifecycle:
                 handle.writer.take_over_acknowledged(self.open_handle.writer)
             if not self.read_only:
                 await self._record_settings(handle.writer)
+                handle.upkeep.catch_up()
         except BaseException:
             runtime.remove_fork_pause(store.paused_for_fork)
             await store.close()

@@ -40,7 +40,7 @@ async def test_a_caller_cancelled_during_a_statement_leaves_no_lock(
         opened = await ledger._lifecycle.handle()
 
         async def statement() -> None:
-            async with opened.store.read_connection() as connection:
+            async with opened.store.derived_connection() as connection:
                 driver: Any = (await connection.get_raw_connection()).driver_connection
                 await driver.create_function("hold", 0, hold)
                 await connection.exec_driver_sql("SELECT hold() FROM allowance_events")

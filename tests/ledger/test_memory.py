@@ -41,7 +41,7 @@ async def test_a_query_behind_a_waiting_command_does_not_deadlock() -> None:
     async with small_ledger() as ledger:
 
         async def story(store: SqliteStore, writer: LedgerWriter[Any]) -> None:
-            async with store.read_connection():  # as a page of the history does
+            async with store.derived_connection():  # as a page of the history does
                 command = asyncio.create_task(Routing(ledger).pick_miner_for_job_request(job("one")))
                 await let_all_tasks_run()
                 query = asyncio.create_task(ledger.current_block())

@@ -316,7 +316,7 @@ async def ledger_with_history_and_snapshot(url: str) -> int:
         await project(ledger)
         position = (await ledger.head()).position
         assert ledger._lifecycle.open_handle is not None
-        await ledger._lifecycle.open_handle.runtime.run(ledger._lifecycle.open_handle._seal_if_due(1))
+        await ledger._lifecycle.open_handle.runtime.run(ledger._lifecycle.open_handle.upkeep.seal_if_due(1))
         await EventfulStory(ledger, clock, SEED).goes_on(0)
     return position
 

@@ -186,7 +186,7 @@ async def test_a_filtered_page_is_read_by_an_index(url: str, analyzed: bool) -> 
         await Story(ledger, clock, SEED).goes_on(150)
         await project(ledger)
         store: Any = store_of(ledger)
-        connection = store._connection
+        connection = store._derived._connection
         if analyzed:
             connection.execute("ANALYZE")
             connection.execute("ANALYZE sqlite_master")  # Makes this connection read the statistics.
@@ -422,9 +422,9 @@ async def test_a_change_waits_for_at_most_one_batch_of_projection(
     url: str, monkeypatch: pytest.MonkeyPatch, work: Any, owner: Any, batch: str
 ) -> None:
     """A change that arrives during a batch is done before the next one. Fails without `yield_to_writers`."""
-    for rows_at_once in ("history.projector.ROWS_PER_TRANSACTION", "rebuild.ROWS_PER_TRANSACTION"):
+    for rows_at_once in ("history.projector.ROWS_PER_PIECE", "rebuild.ROWS_PER_TRANSACTION"):
         monkeypatch.setattr(f"projections.{rows_at_once}", 2)
-    monkeypatch.setattr("projections.history.garbage.DELETED_ROWS", 1)
+    monkeypatch.setattr("projections.history.garbage.DELETED_ROWS_APART", 1)
     loop = asyncio.get_running_loop()
     done: list[str] = []
     async with small_ledger(url=url) as ledger:
@@ -455,7 +455,7 @@ async def test_a_change_waits_for_at_most_one_batch_of_projection(
 
 async def test_a_long_backlog_is_projected_in_larger_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes go first between two batches, so with batches of a fixed size the backlog could grow without end."""
-    monkeypatch.setattr("projections.history.projector.ROWS_PER_TRANSACTION", 2)
+    monkeypatch.setattr("projections.history.projector.ROWS_PER_PIECE", 2)
     batches: list[int] = []
     advance = Projector.advance
 
@@ -550,8 +550,8 @@ def test_a_fork_waits_for_an_import_on_another_thread(tmp_path: Path) -> None:
     from routing import sync
 
     url = f"sqlite:///{tmp_path}/ledger.db"
-    with sync.Allowance.open(url, validator_ss58=VALIDATOR):
-        pass
+    with sync.Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
+        ledger.rebuild()  # Without a history there is nothing that SQLAlchemy is needed for.
     script = FORK.format(url=url, validator=VALIDATOR)
     # Python 3.12 and later warn when a process with several threads forks.
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script]

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import delete, event, func, insert, select, update
+from sqlalchemy.engine import Engine
 
-from ledger import CommitOutcomeUnknown, ReadModelTransaction, encode_state
-from ledger.store.sqlite.store import SqliteStore
+from ledger import DerivedTransaction, encode_state
 from projections import SnapshotStore
 from projections import rebuild as rebuild_module
 from projections.history import model as model_module
 from projections.history import pages as history_module
 from projections.tables import checkpoints, reservations, reserved_blocks, snapshots
-from routing import Allowance, ProjectionStopped, ReadOnlyLedger, RebuildOvertaken, RebuildReport, StorageUnavailable
+from routing import Allowance, ProjectionStopped, ReadOnlyLedger, RebuildOvertaken, RebuildReport
 from tests.support.engines import statement
 from tests.support.small import VALIDATOR, Clock, small_ledger
 from tests.support.stories import (
@@ -50,6 +49,8 @@ def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ledger.store.postgres.store.PAGE_ROWS", 40)
     monkeypatch.setattr(rebuild_module, "COMPARED_ROWS", 13)
     monkeypatch.setattr("projections.history.garbage.DELETED_ROWS", 11)
+    monkeypatch.setattr("projections.history.garbage.DELETED_ROWS_APART", 11)
+    monkeypatch.setattr("projections.history.projector.ROWS_PER_PIECE", 200)
     monkeypatch.setattr(model_module, "LOOKUP_VALUES", 5)
     monkeypatch.setattr(history_module, "TAIL_ROWS", 30)
 
@@ -541,7 +542,7 @@ async def test_rows_beyond_the_checkpoint_stop_the_projection(any_url: str) -> N
 class Counted:
     """A transaction on the read models that counts its statements."""
 
-    def __init__(self, transaction: ReadModelTransaction, count: Callable[[str], None]) -> None:
+    def __init__(self, transaction: DerivedTransaction, count: Callable[[str], None]) -> None:
         self._transaction = transaction
         self._count = count
 
@@ -559,7 +560,7 @@ class Counted:
 def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
     """Fail at the given database operation of the read models, counted from 1; 0 only counts. Commits count too."""
     store: Any = store_of(ledger)
-    engine, write_read_models = store._open_engine().sync_engine, store.write_read_models
+    write_derived = store.write_derived
     done: list[str] = []
 
     def count(what: str) -> None:
@@ -572,37 +573,17 @@ def stopping(ledger: Allowance, at: int) -> Iterator[list[str]]:
 
     @asynccontextmanager
     async def counted() -> AsyncIterator[Counted]:
-        async with write_read_models() as transaction:
+        async with write_derived() as transaction:
             yield Counted(transaction, count)
             count("COMMIT")
 
-    event.listen(engine, "after_cursor_execute", executed_one)
-    store.write_read_models = counted
+    event.listen(Engine, "after_cursor_execute", executed_one)
+    store.write_derived = counted
     try:
         yield done
     finally:
-        event.remove(engine, "after_cursor_execute", executed_one)
-        store.write_read_models = write_read_models
-
-
-async def test_a_commit_that_fails_leaves_the_model_as_it_was(
-    url: str, short_pages: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If the outcome of a commit is unknown, the projector raises a typed error; the next one reads the checkpoint."""
-
-    def fail(self: SqliteStore, connection: sqlite3.Connection) -> None:
-        connection.execute("ROLLBACK")
-        raise CommitOutcomeUnknown("the disk is full")
-
-    async with a_story(url, 100) as story:
-        before = await model_of(story.ledger)
-        with monkeypatch.context() as patched:
-            patched.setattr(SqliteStore, "_commit", fail)
-            with pytest.raises(StorageUnavailable, match="the disk is full"):
-                await project(story.ledger)
-        assert await model_of(story.ledger) == before
-        await project(story.ledger)
-        await assert_sound(story.ledger)
+        event.remove(Engine, "after_cursor_execute", executed_one)
+        store.write_derived = write_derived
 
 
 async def test_a_projector_may_stop_after_any_statement(any_url: str, short_pages: None) -> None:

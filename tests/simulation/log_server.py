@@ -147,7 +147,8 @@ def _schema() -> tuple[str, ...]:
 
     from projections import schema
 
-    return tuple(str(CreateTable(table).compile(dialect=sqlite.dialect())) for table in schema().sorted_tables)
+    tables = [*schema().log.sorted_tables, *schema().derived.sorted_tables]
+    return tuple(str(CreateTable(table).compile(dialect=sqlite.dialect())) for table in tables)
 
 
 @cache

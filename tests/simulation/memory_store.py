@@ -63,6 +63,7 @@ class SimulatedStore:
 
     optimistic = False
     reads_wait_for_writes = False
+    keeps_derived_apart = False
     in_doubt = False
     ledger = 1
 
@@ -108,8 +109,8 @@ class SimulatedStore:
     async def head(self) -> Head:
         return await self.answered(lambda: self.server.head)
 
-    async def read(self, after: int) -> list[Row]:
-        return await self.answered(lambda: self.server.read(after, PAGE_ROWS))
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
+        return await self.answered(lambda: self.server.read(after, min(limit or PAGE_ROWS, PAGE_ROWS)))
 
     async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
         return await self.answered(
@@ -122,8 +123,19 @@ class SimulatedStore:
     async def query(self, statement: str) -> list[tuple[Any, ...]]:
         return await self.answered(lambda: self.server.models.execute(statement).fetchall())
 
+    async def derived_query(self, statement: str) -> list[tuple[Any, ...]]:
+        return await self.query(statement)
+
+    def attempts_of(self, job_uuid: str) -> NoReturn:
+        """Refuse: queries of the history are not simulated."""
+        raise NotImplementedError
+
+    def write_verifications(self) -> NoReturn:
+        """Refuse: exports and verifications are not simulated."""
+        raise NotImplementedError
+
     @asynccontextmanager
-    async def write_read_models(self) -> AsyncIterator[MemoryReadModels]:
+    async def write_derived(self) -> AsyncIterator[MemoryReadModels]:
         """Begin a transaction on the snapshots; its statements do not suspend, so no other can come in between."""
         await self.travel()
         if self.faults.happens("read models refused"):
@@ -160,7 +172,7 @@ class SimulatedStore:
         """Refuse: exports and verifications are not simulated."""
         raise NotImplementedError
 
-    def read_connection(self) -> NoReturn:
+    def derived_connection(self) -> NoReturn:
         """Refuse: queries of the history are not simulated."""
         raise StorageUnavailable("simulated: the history is not simulated")
 

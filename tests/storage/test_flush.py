@@ -495,6 +495,7 @@ async def test_a_wal_that_a_reader_keeps_growing_is_named_and_shrinks_again(
     monkeypatch.setattr(wal_size, "WAL_WARNING_BYTES", limit)
     monkeypatch.setattr(wal_size, "COMMITS_BETWEEN_LOOKS", 4)
     monkeypatch.setattr("ledger.store.sqlite.connection.WAL_LIMIT_BYTES", limit)
+    monkeypatch.setattr("ledger.store.sqlite.connection.PAGES_BETWEEN_CHECKPOINTS", 100)
     caplog.set_level(logging.WARNING, "allowance.ledger")
     path, wal = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
     async with opened(f"sqlite:///{path}") as store:
@@ -525,8 +526,9 @@ async def test_one_large_transaction_is_no_readers_fault(
     monkeypatch.setattr(wal_size, "WAL_WARNING_BYTES", 5 << 20)
     monkeypatch.setattr(wal_size, "COMMITS_BETWEEN_LOOKS", 1)
     monkeypatch.setattr("ledger.store.sqlite.connection.WAL_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr("ledger.store.sqlite.connection.PAGES_BETWEEN_CHECKPOINTS", 1000)
     async with opened(f"sqlite:///{tmp_path}/ledger.db") as store:
-        head = await append(store, rows_after(Head(), 50_000))
+        head = await append(store, rows_after(Head(), 60_000))
         assert (tmp_path / "ledger.db-wal").stat().st_size > 5 << 20
         for _ in range(4):
             head = await append(store, [row_after(head, f"stream-{head.position}")])

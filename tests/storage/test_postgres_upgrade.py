@@ -12,6 +12,7 @@ import pytest
 from ledger import SCHEMA_VERSION, Lookup, Row
 from ledger.events import CHAIN_STREAM
 from ledger.store import schema_steps
+from ledger.store.postgres.reader import PostgresReader
 from routing import StorageUnavailable
 from tests.storage.test_old_ledgers import OLD_LEDGERS, OldLedger, loaded
 from tests.storage.test_schema_steps import catalog, rows, stored_version, until_locks_are_awaited
@@ -117,17 +118,19 @@ async def test_pages_and_look_ups_notice_an_upgrade(old_url: str, old: OldLedger
 async def test_an_upgrade_waits_for_an_audit_that_reads_one_snapshot(old_url: str, old: OldLedger) -> None:
     """A reader that has begun reads the whole log, although somebody upgrades it meanwhile.
 
-    Catches a reader that locks nothing before its first page: the rewritten table is empty in its snapshot.
+    Catches a reader that locks nothing before it takes its snapshot: the rewritten table is empty in the snapshot.
     """
     async with opened(old_url, old.validator_ss58, read_only=True) as store:
         expected = await store.read(0)
         async with store.reader() as reader:
-            (ledger,) = await reader.ledgers()
+            assert isinstance(reader, PostgresReader)
+            await reader._connection.fetchval("SELECT version FROM allowance_schema")  # Takes the snapshot.
             upgrading = asyncio.create_task(upgrade(old_url, old))
             waiting = asyncio.create_task(until_locks_are_awaited(old_url, 1))
             # Without the lock the upgrade ends, and nothing would ever wait.
             await asyncio.wait([upgrading, waiting], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
+            (ledger,) = await reader.ledgers()
             assert [row async for page in reader.pages(ledger) for row in page] == expected
         await upgrading
     assert await stored_rows(old_url, old) == expected

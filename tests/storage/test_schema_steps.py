@@ -222,9 +222,9 @@ async def append_like_an_older_release(connection: asyncpg.Connection, row: Row)
     """Append a row behind the head of the old database; return the statement's status, or the code of its error."""
     head = (1, HEAD.position, HEAD.hash, 0, row.position, row.hash, row.recorded_at_ns, 1)
     try:
-        return await connection.execute(OLDER_APPEND, *head, *([value] for value in row))
+        return str(await connection.execute(OLDER_APPEND, *head, *([value] for value in row)))
     except asyncpg.PostgresError as error:
-        return error.sqlstate
+        return str(error.sqlstate)
 
 
 async def test_an_append_that_waits_for_an_upgrade_is_refused(old_url: str) -> None:
@@ -259,8 +259,7 @@ async def open_store(url: str) -> Head:
 async def test_an_append_that_began_before_an_upgrade_is_upgraded(old_url: str) -> None:
     """An older release's append waits for the head while the upgrade begins: the upgrade waits for it, and includes it.
 
-    Catches an upgrade that locks the head before the tables: the append has locked them already, so that each would
-    wait for the other until the server aborts one of them.
+    Catches an upgrade that counts the streams before the last append to the old tables has ended.
     """
     if old_url.startswith("sqlite"):
         pytest.skip("SQLite decides under the lock of the file")

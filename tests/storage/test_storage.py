@@ -30,11 +30,10 @@ from routing import (
     Routing,
     StorageUnavailable,
 )
+from tests.support.raw_rows import insert_rows
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
 
 pytestmark = pytest.mark.compatibility
-
-EVENT_COLUMNS = "ledger, position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
 
 
 @pytest.fixture
@@ -260,7 +259,7 @@ async def test_a_newer_event_stops_an_old_process(url: str) -> None:
             lent = b'{"type":"allowance-lent"}'
             row = Row(head.position + 1, "lending", 1, head.recorded_at_ns, None, None, None, None, lent, b"")
             row = row._replace(hash=row_hash(head.hash, row))
-            other.execute(f"INSERT INTO allowance_events ({EVENT_COLUMNS}) VALUES ({','.join('?' * 11)})", (1, *row))
+            insert_rows(other, 1, [row])
             other.execute("UPDATE allowance_ledgers SET position = position + 1, hash = ?", (row.hash,))
         for call in (lambda: ledger.reserve("5Anna", GPU, 6.0, 11), ledger.current_block):
             with pytest.raises(NewerLedger):

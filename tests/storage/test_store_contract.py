@@ -610,54 +610,54 @@ async def test_a_store_can_be_closed_twice(database_url: str) -> None:
 async def test_writers_of_read_models_exclude_each_other(shared_url: str) -> None:
     """Of two writers that read a value and write the next, the second reads the value of the first."""
     async with opened(shared_url) as one, opened(shared_url) as two:
-        async with one.write_read_models() as transaction:
+        async with one.write_derived() as transaction:
             await transaction.query("CREATE TABLE counted AS SELECT 0 AS value")
         barrier = asyncio.Barrier(2)
 
         async def count_up(store: Store) -> None:
             await barrier.wait()
             for _ in range(10):
-                async with store.write_read_models() as transaction:
+                async with store.write_derived() as transaction:
                     ((value,),) = await transaction.query("SELECT value FROM counted")
                     await asyncio.sleep(0)  # Lets the other writer continue, unless the transaction excludes it.
                     await transaction.query("UPDATE counted SET value = ?", value + 1)
 
         await asyncio.gather(count_up(one), count_up(two))
-        async with two.read_connection() as connection:
+        async with two.derived_connection() as connection:
             assert (await connection.exec_driver_sql("SELECT value FROM counted")).scalar_one() == 20
 
 
 async def test_appends_do_not_wait_for_writers_of_read_models(postgres_url: str) -> None:
     """If the database can do both at once, a long rebuild delays no append."""
-    async with opened(postgres_url) as store, store.write_read_models():
+    async with opened(postgres_url) as store, store.write_derived():
         head = await append(store, [row_after(Head())])
         assert await append_at(store, head, [row_after(head, version=2)])
 
 
 async def test_an_exception_rolls_a_read_model_write_back(store: Store) -> None:
     """Checkpoint and read model are written in one transaction: both or neither."""
-    async with store.write_read_models() as transaction:
+    async with store.write_derived() as transaction:
         await transaction.query("CREATE TABLE counted AS SELECT 0 AS value")
 
     async def fail() -> None:
-        async with store.write_read_models() as transaction:
+        async with store.write_derived() as transaction:
             await transaction.query("UPDATE counted SET value = 1")
             raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
         await fail()
-    async with store.read_connection() as connection:
+    async with store.derived_connection() as connection:
         assert (await connection.exec_driver_sql("SELECT value FROM counted")).scalar_one() == 0
 
 
 async def test_a_drivers_error_is_raised_as_storage_unavailable(store: Store) -> None:
     """A driver's error in a query or a write of a read model is only the cause of a `StorageUnavailable`."""
     with pytest.raises(StorageUnavailable) as unavailable:
-        async with store.read_connection() as connection:
+        async with store.derived_connection() as connection:
             await connection.exec_driver_sql("SELECT * FROM no_such_table")
     assert unavailable.value.__cause__ is not None
     with pytest.raises(StorageUnavailable) as unavailable:
-        async with store.write_read_models() as transaction:
+        async with store.write_derived() as transaction:
             await transaction.query("SELECT * FROM no_such_table")
     assert unavailable.value.__cause__ is not None
 
@@ -665,10 +665,10 @@ async def test_a_drivers_error_is_raised_as_storage_unavailable(store: Store) ->
 async def test_every_connection_to_a_file_flushes_every_commit(tmp_path: Path) -> None:
     """Every connection uses WAL and synchronous FULL, SQLAlchemy's included."""
     async with opened(f"sqlite:///{tmp_path}/ledger.db") as store:
-        async with store.read_connection() as connection:
+        async with store.derived_connection() as connection:
             assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one() == "wal"
             assert (await connection.exec_driver_sql("PRAGMA synchronous")).scalar_one() == 2
-        async with store.write_read_models() as transaction:
+        async with store.write_derived() as transaction:
             assert await transaction.query("PRAGMA journal_mode") == [("wal",)]
             assert await transaction.query("PRAGMA synchronous") == [(2,)]
 

@@ -292,7 +292,7 @@ async def test_an_append_that_arrives_during_a_read_model_write_waits_once(path:
 
     async def project(store: Store) -> None:
         for name in ("read model", "next read model"):
-            async with store.write_read_models():
+            async with store.write_derived():
                 done.append(name)
 
     async def append(store: Store, name: str) -> None:
@@ -320,7 +320,7 @@ async def test_an_append_that_arrives_during_a_read_model_write_waits_once(path:
 async def test_a_read_model_write_without_a_waiting_append_releases_the_lock(path: str) -> None:
     """The next process gets the lock at once. Catches a lock that is kept although no append waits for it."""
     async with opened(f"sqlite:///{path}") as store:
-        async with store.write_read_models():
+        async with store.write_derived():
             pass
         with closing(WriteLockQueue(path)) as other:
             other._files = other._open()

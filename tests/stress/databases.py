@@ -13,9 +13,11 @@ from tests.support.servers import PostgresServer, connected
 
 from .replay import Stored
 
-COLUMNS = ", ".join(Stored._fields)
-ALL_ROWS = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = 1 ORDER BY position"
-COUNT_CLAIMS = "SELECT count(*) FROM allowance_events WHERE ledger = 1 AND settles IS NULL AND stream LIKE '%\t%'"
+ALL_ROWS = """SELECT log.position, log.stream, log.version, log.recorded_at_ns, log.key, log.job_uuid, log.attempt,
+              log.settles, events.payload, events.hash
+              FROM allowance_log AS log JOIN allowance_events AS events ON events.position = log.position
+              ORDER BY log.position"""
+COUNT_CLAIMS = "SELECT count(*) FROM allowance_log WHERE settles IS NULL AND stream LIKE '%\t%'"
 """Only the stream of an account has a tab in its name, and each event in it reserves or settles."""
 CRASHED_SHARE = 0.3
 """The share of disturbances that crash the PostgreSQL server, if the plan allows crashes."""
@@ -63,6 +65,8 @@ class SqliteDatabase:
             triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
             for (trigger,) in triggers:
                 connection.execute(f"DROP TRIGGER {trigger}")
+            (view,) = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'view'").fetchone()
+            connection.execute("DROP VIEW allowance_log")
             connection.execute("CREATE TABLE unconstrained AS SELECT * FROM allowance_events")
             connection.execute("DROP TABLE allowance_events")
             connection.execute("ALTER TABLE unconstrained RENAME TO allowance_events")
@@ -70,6 +74,7 @@ class SqliteDatabase:
                 # Look-ups name their index (INDEXED BY), so it must exist, but no longer unique.
                 name = f"allowance_events_{column.partition(',')[0]}"
                 connection.execute(f"CREATE INDEX {name} ON allowance_events (ledger, {column})")
+            connection.execute(view)
 
     def disturb(self, rng: random.Random) -> None:
         """Do nothing: SQLite has no server."""

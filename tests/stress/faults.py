@@ -27,6 +27,7 @@ from ledger.store.postgres import statements
 from ledger.store.sqlite.store import SqliteStore
 from routing import pick as pick_module
 from tests.support.logs import append_in
+from tests.support.raw_rows import insert_rows
 
 WIDENED_S = 0.01
 """How long a defect waits inside a race window, so that the race happens often enough."""
@@ -47,7 +48,7 @@ def no_lock() -> None:
         async with self._process_lock:
             yield
 
-    def append(self: SqliteStore, head: Head, rows: list[Row]) -> None:
+    def append(self: SqliteStore, head: Head, rows: list[Row], expected: Any) -> None:
         time.sleep(WIDENED_S)
         _insert(self, rows, rows[-1])
 
@@ -228,12 +229,7 @@ def _rows_behind(head: Head, rows: list[Row], versions: dict[str, int]) -> list[
 
 def _insert(store: SqliteStore, rows: list[Row], head: Row) -> None:
     connection = store._open_connection()
-    columns = ", ".join(Row._fields)
-    values = ", ".join("?" for _ in Row._fields)
-    connection.executemany(
-        f"INSERT INTO allowance_events (ledger, {columns}) VALUES (?, {values})",
-        [(store.ledger, *row) for row in rows],
-    )
+    insert_rows(connection, store.ledger, rows)
     connection.execute(
         "UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at_ns = ? WHERE ledger = ?",
         (head.position, head.hash, head.recorded_at_ns, store.ledger),

@@ -38,6 +38,16 @@ def statement(url: str, sql: str) -> None:
     asyncio.run(_execute(url, sql))
 
 
+def derived_statement(url: str, sql: str) -> None:
+    """Execute a statement on the derived tables, without the library; a SQLite file has them in a file of their own."""
+    statement(derived_url(url), sql)
+
+
+def derived_url(url: str) -> str:
+    """Return the URL of the database that has a ledger's derived tables."""
+    return f"{url}-derived" if url.startswith("sqlite") else url
+
+
 async def _execute(url: str, sql: str) -> None:
     import asyncpg
 

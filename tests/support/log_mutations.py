@@ -66,6 +66,9 @@ class StoredReader:
     async def head(self, _: StoredLedger) -> StoredLedger:
         return self._stored.head
 
+    async def versions(self, _: StoredLedger) -> dict[Any, Any]:
+        return {}
+
     def check_unchanged(self) -> None:
         return None
 

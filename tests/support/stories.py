@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -158,7 +159,7 @@ async def executed(ledger: Allowance, *statements: Any) -> list[tuple[Any, ...]]
     """Execute statements on the read models, in one transaction; return the rows of the last one as tuples."""
 
     async def work() -> list[tuple[Any, ...]]:
-        async with store_of(ledger).write_read_models() as transaction:
+        async with store_of(ledger).write_derived() as transaction:
             rows: list[tuple[Any, ...]] = []
             for each in statements:
                 compiled = each.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
@@ -186,6 +187,14 @@ async def project(ledger: Allowance) -> None:
     assert ledger._lifecycle.open_handle is not None
     head = (await ledger.head()).position
     await ledger._lifecycle.open_handle.runtime.run(history_of(ledger).project(head))
+
+
+async def upkeep_done(ledger: Allowance) -> None:
+    """Wait until the upkeep under way has found its idle moments and is done."""
+    assert ledger._lifecycle.open_handle is not None
+    task = ledger._lifecycle.open_handle.upkeep._task
+    if task is not None:
+        await there(ledger, lambda: asyncio.wait([task]))
 
 
 async def take_snapshot(ledger: Allowance) -> int:
@@ -218,9 +227,9 @@ def noted_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read_after: list[int] = []
     real = SqliteStore.read
 
-    async def read(self: SqliteStore, after: int) -> list[Row]:
+    async def read(self: SqliteStore, after: int, limit: int | None = None) -> list[Row]:
         read_after.append(after)
-        return await real(self, after)
+        return await real(self, after, limit)
 
     monkeypatch.setattr(SqliteStore, "read", read)
     return read_after

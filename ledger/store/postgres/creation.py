@@ -6,20 +6,16 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import asyncpg
 
 from ledger.codec import GENESIS_HASH
 from ledger.errors import LedgerNotFound
-from ledger.store.contract import SCHEMA_VERSION, check_schema_version
+from ledger.store.contract import SCHEMA_VERSION, Schema, check_schema_version
 
 from .session import MOST_PAUSE_SECONDS, ServerSession
 from .sqlstates import CREATED_CONCURRENTLY, TRIGGER_UNSUPPORTED, sqlstate
 from .statements import STORED_SCHEMA_VERSION
-
-if TYPE_CHECKING:
-    from sqlalchemy import MetaData
 
 # Enforced by the client, for the statements of a schema step; they may rewrite a long log.
 UPGRADE_TIMEOUT_SECONDS = 86_400.0
@@ -40,7 +36,7 @@ _RAISE_ALL_FENCES = "UPDATE allowance_ledgers SET fence = fence + 1"
 log = logging.getLogger("allowance.ledger")
 
 
-async def create(session: ServerSession, validator_ss58: str, tables: Callable[[], MetaData]) -> None:
+async def create(session: ServerSession, validator_ss58: str, tables: Callable[[], Schema]) -> None:
     """Create the schema and the ledger if they are missing; retry if another process does so at the same time."""
     for _ in range(MOST_CREATION_ATTEMPTS):
         try:
@@ -80,7 +76,7 @@ async def _create_ledger(connection: asyncpg.Connection, validator_ss58: str) ->
         await connection.execute(_NEW_LEDGER, validator_ss58, GENESIS_HASH)
 
 
-async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], MetaData]) -> None:
+async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Schema]) -> None:
     stored = await stored_schema_version(connection)
     if stored is not None:
         if stored < SCHEMA_VERSION:
@@ -88,7 +84,8 @@ async def _create_schema(connection: asyncpg.Connection, tables: Callable[[], Me
         return
     from ledger.store.tables import postgres_schema, postgres_triggers
 
-    schema_table, *others = postgres_schema(tables())
+    schema = tables()
+    schema_table, *others = postgres_schema(schema.log, schema.derived)
     async with connection.transaction():
         # If several processes get here at once, one continues. The others wait at this statement, then fail or find
         # the schema complete, and return. If they executed the other statements too, their locks on several tables

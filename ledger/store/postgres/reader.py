@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import asyncpg
 
@@ -28,6 +29,7 @@ _HAS_EVENTS = "SELECT to_regclass('allowance_events') IS NOT NULL"
 # Before the first snapshot. A schema step rewrites the table, which would then be empty in an older snapshot. So the
 # step waits for the end of this transaction, or this transaction for the step.
 _KEEP_TABLE = "LOCK TABLE allowance_events IN ACCESS SHARE MODE"
+_VERSIONS = "SELECT name, version FROM allowance_streams WHERE ledger = $1"
 _FIRST_OF_ALL = -(2**63)
 
 
@@ -72,6 +74,11 @@ class PostgresReader:
 
     async def head(self, stored: StoredLedger) -> StoredLedger:
         return stored
+
+    async def versions(self, stored: StoredLedger) -> dict[Any, Any]:
+        with postgres_errors():
+            has_streams = await self._connection.fetch(_FOUND, [STREAMS])
+            return dict(await self._connection.fetch(_VERSIONS, stored.ledger)) if has_streams else {}
 
     def check_unchanged(self) -> None:
         """Do nothing: the transaction reads one snapshot."""

@@ -78,6 +78,7 @@ _STREAM_NAMES = {
                       events.stream::text) AS stream""",
 }
 _COLUMNS = "position, {stream}, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash"
+ATTEMPTS = "SELECT position FROM allowance_events WHERE ledger = $1 AND job_uuid = $2 ORDER BY attempt"
 # A page of at most $3 rows, and without those that follow after $4 bytes of payload. The server adds the sizes up while
 # it reads the page by the primary key, and sends no row that would not fit.
 _PAGE = """SELECT {columns} FROM

@@ -13,7 +13,7 @@ so that reads, too, continue on the server that the next connection finds.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -22,22 +22,21 @@ from ledger.background_imports import import_in_thread
 from ledger.codec import Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
 from ledger.errors import StorageUnavailable
-from ledger.store.contract import PAGE_ROWS, RowExists, RowsBehind, WhileWaiting, do_nothing
+from ledger.store.contract import PAGE_ROWS, RowExists, RowsBehind, Schema, WhileWaiting, do_nothing
 
 from .connecting import Connector
 from .creation import create as create_ledger
 from .creation import find_ledger, stored_schema_version
+from .derived import DerivedEngine, PostgresDerivedTransaction, begin_derived_write
 from .driver_errors import PostgresErrors, check_committed
 from .fenced_writes import ANY_LOG, FencedWrites
 from .queries import PostgresQueries
-from .read_models import PostgresReadModelTransaction, ReadModelEngine, begin_read_model_write
 from .reader import PostgresReader, open_reader
 from .session import ServerSession
 from .sqlstates import is_constraint_violation
-from .statements import HEAD
+from .statements import ATTEMPTS, HEAD
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -45,6 +44,7 @@ class PostgresStore:
     """One ledger in one PostgreSQL database."""
 
     reads_wait_for_writes = False
+    keeps_derived_apart = False
 
     def __init__(self, database_url: str, validator_ss58: str, *, read_only: bool) -> None:
         self.validator_ss58 = validator_ss58
@@ -53,10 +53,10 @@ class PostgresStore:
         # Three sessions, so that reads do not wait for an append, and appends do not wait for read models.
         self._writes = ServerSession(self._connector.connect_for_appends)
         self._reads = ServerSession(self._connector.connect)
-        self._read_model_writes = ServerSession(self._connector.connect)
+        self._derived_writes = ServerSession(self._connector.connect)
         self._fenced = FencedWrites(self._writes, validator_ss58, self._drop_connections)
         self._queries = PostgresQueries()
-        self._engine = ReadModelEngine(self._connector.connect)
+        self._engine = DerivedEngine(self._connector.connect)
 
     @property
     def optimistic(self) -> bool:
@@ -69,7 +69,7 @@ class PostgresStore:
     def in_doubt(self) -> bool:
         return self._fenced.in_doubt
 
-    async def open(self, create: Callable[[], MetaData] | None) -> Head:
+    async def open(self, create: Callable[[], Schema] | None) -> Head:
         with PostgresErrors():
             if create is not None:
                 await create_ledger(self._writes, self.validator_ss58, create)
@@ -107,9 +107,10 @@ class PostgresStore:
         """Return None: nobody can ask a server without waiting."""
         return None
 
-    async def read(self, after: int) -> list[Row]:
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
+        most = PAGE_ROWS if limit is None else min(limit, PAGE_ROWS)
         with PostgresErrors():
-            return await self._reads.run(lambda connection: self._queries.page(connection, after, PAGE_ROWS))
+            return await self._reads.run(lambda connection: self._queries.page(connection, after, most))
 
     async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
         with PostgresErrors():
@@ -118,6 +119,11 @@ class PostgresStore:
     async def find(self, lookup: Lookup) -> LookupResult:
         with PostgresErrors():
             return await self._reads.run(lambda connection: self._queries.find(connection, lookup))
+
+    async def attempts_of(self, job_uuid: str) -> list[int]:
+        with PostgresErrors():
+            found = await self._reads.run(lambda connection: connection.fetch(ATTEMPTS, self.ledger, job_uuid))
+            return [position for (position,) in found]
 
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[PostgresTransaction]:
@@ -152,34 +158,40 @@ class PostgresStore:
         with PostgresErrors():
             return [tuple(row) for row in await self._reads.run(lambda connection: connection.fetch(statement))]
 
+    async def derived_query(self, statement: str) -> list[tuple[Any, ...]]:
+        return await self.query(statement)
+
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[PostgresReader]:
         async with open_reader(self._connector) as reader:
             yield reader
 
     @asynccontextmanager
-    async def read_connection(self) -> AsyncIterator[AsyncConnection]:
+    async def derived_connection(self) -> AsyncIterator[AsyncConnection]:
         await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg")
         with PostgresErrors():
             async with self._engine.open().connect() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def write_read_models(self) -> AsyncIterator[PostgresReadModelTransaction]:
-        session = self._read_model_writes
+    async def write_derived(self) -> AsyncIterator[PostgresDerivedTransaction]:
+        session = self._derived_writes
         with PostgresErrors():
             async with session.lock:
-                connection = await session.run_locked(lambda connection: begin_read_model_write(session, connection))
+                connection = await session.run_locked(lambda connection: begin_derived_write(session, connection))
                 try:
-                    yield PostgresReadModelTransaction(connection)
+                    yield PostgresDerivedTransaction(connection)
                     check_committed(await connection.execute("COMMIT"))
                 except BaseException:
                     await session.roll_back(connection)
                     raise
 
+    def write_verifications(self) -> AbstractAsyncContextManager[PostgresDerivedTransaction]:
+        return self.write_derived()
+
     @property
     def _sessions(self) -> tuple[ServerSession, ...]:
-        return self._writes, self._reads, self._read_model_writes
+        return self._writes, self._reads, self._derived_writes
 
     def _drop_connections(self) -> None:
         """Cut every connection on which something is read or written later, so that all lead to one server again.

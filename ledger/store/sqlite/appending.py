@@ -12,8 +12,7 @@ from ledger.errors import StorageUnavailable
 from .columns import COLUMNS, narrow
 from .streams import Streams
 
-# FAIL instead of the default ABORT, so that SQLite keeps no journal per row; the transaction is rolled back anyway.
-_INSERT = f"INSERT OR FAIL INTO allowance_events (ledger, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT INTO allowance_events (ledger, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _MOVE_HEAD = """UPDATE allowance_ledgers SET position = ?, hash = ?, recorded_at_ns = ?
                 WHERE ledger = ? AND position = ? AND hash = ?"""
 

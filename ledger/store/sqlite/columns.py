@@ -18,8 +18,19 @@ COLUMNS = "position, stream, version, recorded_at_ns, key, job_uuid, attempt, se
 _UUID_CHARACTERS, _UUID_BYTES = 36, 16
 _is_uuid = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 
-# The name of the stream in a column `stream`.
-StreamName = Callable[[Any], Any]
+
+class StreamNames(dict[Any, Any]):
+    """The names of streams by number, looked up once. What is no number is returned as it is: a name, or damage."""
+
+    def __init__(self, look_up: Callable[[int], Any]) -> None:
+        super().__init__()
+        self._look_up = look_up
+
+    def __missing__(self, stream: Any) -> Any:
+        if type(stream) is not int:
+            return stream
+        name = self[stream] = self._look_up(stream)
+        return name
 
 
 def narrow(text: str | None) -> str | bytes | None:
@@ -37,9 +48,21 @@ def restored(stored: Any) -> Any:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def rows_from(stored: Iterable[tuple[Any, ...]], name_of: StreamName) -> Iterator[Row]:
+def rows_from(stored: Iterable[tuple[Any, ...]], names: StreamNames) -> Iterator[Row]:
     """Make rows of the columns in `COLUMNS`. The values of a damaged row may have any type."""
-    for position, stream, version, recorded_at_ns, key, job_uuid, *others in stored:
-        name = stream if type(stream) is str else name_of(stream)
-        texts = restored(key), restored(job_uuid)
-        yield row_from_columns((position, name, version, recorded_at_ns, *texts, *others))
+    for position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, a_hash in stored:
+        yield row_from_columns(
+            (
+                position,
+                names[stream],
+                version,
+                recorded_at_ns,
+                # Most rows have no key, and a call costs more than the comparison.
+                None if key is None else restored(key),
+                None if job_uuid is None else restored(job_uuid),
+                attempt,
+                settles,
+                payload,
+                a_hash,
+            )
+        )

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 
 from ledger.codec import GENESIS_HASH
 from ledger.errors import StorageUnavailable
-from ledger.store.contract import SCHEMA_VERSION
+from ledger.store.contract import SCHEMA_VERSION, Schema
 
 from .columns import narrow
 from .durability import flush_directory
 
 if TYPE_CHECKING:
-    from sqlalchemy import MetaData
-
     from ledger.store.schema_steps import CopyRows, SchemaStep
 
 
@@ -28,13 +26,19 @@ PIECE_ROWS = 10_000
 _BEFORE_ALL = -(2**63)
 
 
-async def create_or_upgrade(connection: sqlite3.Connection, stored: int | None, tables: Callable[[], MetaData]) -> None:
+async def create_or_upgrade(
+    connection: sqlite3.Connection, stored: int | None, tables: Callable[[], Schema], *, derived_too: bool
+) -> None:
     """Create the tables, or upgrade those of an older release, inside of the transaction under way."""
     if stored is None:
-        from ledger.store.tables import sqlite_schema
+        from ledger.store.tables import sqlite_derived_schema, sqlite_schema
 
+        schema = tables()
+        statements = sqlite_schema(schema.log)
+        if derived_too:
+            statements += [*sqlite_derived_schema(schema.derived), *schema.views]
         # SQLite rolls back table definitions too, so the schema is complete or absent.
-        for statement in sqlite_schema(tables()):
+        for statement in statements:
             connection.execute(statement)
         connection.execute("INSERT INTO allowance_schema VALUES (1, ?)", (SCHEMA_VERSION,))
     elif stored < SCHEMA_VERSION:

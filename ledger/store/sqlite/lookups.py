@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 from ledger.codec import Row
@@ -20,6 +19,9 @@ _PAGE = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = ? AND position >
 _OF_STREAMS = f"""SELECT {COLUMNS} FROM allowance_events
                   WHERE ledger = ? AND position > ? AND position <= ? AND stream IN ({{values}}) ORDER BY position"""
 _HAS = "SELECT 1 FROM allowance_events WHERE ledger = ? AND position = ? AND hash = ?"
+_HASH = "SELECT hash FROM allowance_events WHERE ledger = ? AND position = ?"
+_ATTEMPTS = """SELECT position FROM allowance_events INDEXED BY allowance_events_job_uuid
+               WHERE ledger = ? AND job_uuid = ? ORDER BY attempt"""
 _HAS_STREAMS = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'allowance_streams'"
 # One index look-up for each value. With `IN` or a join SQLite would read the whole index: its planner assumes that a
 # ledger, the first column of the index, has few rows.
@@ -39,23 +41,35 @@ class LogQueries:
         self._connection = connection
         self._ledger = ledger
         self._old_tables = old_tables
-        self._name_of: Callable[[Any], str] = partial(streams.name, connection, ledger)
+        self._names = streams.names(connection, ledger)
 
     def page(self, after: int, most_rows: int) -> list[Row]:
         """Return the next rows after a position."""
         with closing(self._connection.execute(_PAGE, (self._ledger, after, most_rows))) as found:
-            return next_page(rows_from(found, self._name_of), most_rows)
+            return next_page(rows_from(found, self._names), most_rows)
 
     def has(self, head: Head) -> bool:
         """Whether the log has a row with a head's position and hash."""
         return self._connection.execute(_HAS, (self._ledger, head.position, head.hash)).fetchone() is not None
+
+    def hash_at(self, position: int) -> bytes | None:
+        """Return the hash of the row at a position, None if there is none."""
+        found = self._connection.execute(_HASH, (self._ledger, position)).fetchone()
+        return None if found is None else bytes(found[0])
+
+    def attempts_of(self, job_uuid: str) -> list[int]:
+        """Return the positions of all reservations of a job, by attempt."""
+        positions: list[int] = []
+        for stored in self._stored_forms({job_uuid}):
+            positions += [position for (position,) in self._connection.execute(_ATTEMPTS, (self._ledger, stored))]
+        return positions
 
     def of_streams(self, names: Collection[str], after: int, until: int) -> list[Row]:
         """Return the rows of these streams after a position and up to another one."""
         stored = self._stored_streams(names)
         query = _OF_STREAMS.format(values=", ".join("?" * len(stored)))
         found = self._connection.execute(query, (self._ledger, after, until, *stored))
-        return list(rows_from(found, self._name_of))
+        return list(rows_from(found, self._names))
 
     def find(self, lookup: Lookup) -> LookupResult:
         """Return the stored rows for keys, jobs and positions."""
@@ -80,7 +94,8 @@ class LogQueries:
     def _stored_streams(self, names: Collection[str]) -> list[str | int]:
         if self._old_tables and not self._connection.execute(_HAS_STREAMS).fetchone():
             return list(names)
-        return [number for number, _ in versions_of(self._connection, self._ledger, names).values()]
+        numbers = [number for number, _ in versions_of(self._connection, self._ledger, names).values()]
+        return [*numbers, *names]
 
     def _stored_forms(self, texts: Collection[str]) -> Collection[str | bytes | None]:
         narrowed = set(map(narrow, texts))
@@ -103,4 +118,4 @@ class LogQueries:
         """Yield the rows at these positions; absent positions yield nothing."""
         for batch in batches(positions):
             query = _ROWS.format(values=", ".join("?" * len(batch)))
-            yield from rows_from(self._connection.execute(query, (self._ledger, *batch)), self._name_of)
+            yield from rows_from(self._connection.execute(query, (self._ledger, *batch)), self._names)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from ledger.errors import CorruptLedger, StorageUnavailable
 from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, check_schema_version, next_page, payload_bytes
 from ledger.store.reader import STREAMS, StoredLedger, check_streams, has_log_tables
 
-from .columns import COLUMNS, rows_from
+from .columns import COLUMNS, StreamNames, rows_from
 
 # How long SQLite waits for a lock. Writers usually wait in the write-lock queue instead, so this matters mainly beside
 # programs that do not use the queue, such as a backup tool. As long as the timeout of a PostgreSQL statement.
@@ -33,6 +32,7 @@ _HEADS = "SELECT ledger, validator_ss58, position, hash, recorded_at_ns FROM all
 _FIRST_WITH_EVENTS = "SELECT ledger FROM allowance_events ORDER BY ledger LIMIT 1"
 _NEXT_WITH_EVENTS = "SELECT ledger FROM allowance_events WHERE ledger > ? ORDER BY ledger LIMIT 1"
 _ROWS = f"SELECT {COLUMNS} FROM allowance_events WHERE ledger = ? {{after}} ORDER BY position"
+_VERSIONS = "SELECT name, version FROM allowance_streams WHERE ledger = ?"
 _STREAM = "SELECT name FROM allowance_streams WHERE ledger = ? AND stream = ?"
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -121,16 +121,15 @@ class SqliteReader:
             return self._connection.execute(_ROWS.format(after=""), (stored.ledger,))
         return self._connection.execute(_ROWS.format(after="AND position > ?"), (stored.ledger, after))
 
-    def _stream_names(self, stored: StoredLedger) -> Callable[[Any], Any]:
-        """Return a function from a stored stream to its name; what names no stream stays as it is, and fits no hash."""
+    def _stream_names(self, stored: StoredLedger) -> StreamNames:
+        """Return the names by number; a number without a name stays a number, which fits no hash."""
         has_streams = STREAMS in self._tables()
 
-        @cache
         def name(number: int) -> Any:
-            found = self._connection.execute(_STREAM, (stored.ledger, number)).fetchone()
+            found = self._connection.execute(_STREAM, (stored.ledger, number)).fetchone() if has_streams else None
             return number if found is None else found[0]
 
-        return lambda stream: name(stream) if has_streams and type(stream) is int else stream
+        return StreamNames(name)
 
     async def _careful_pages(self, stored: StoredLedger, after: int | None, skipped: int) -> AsyncIterator[list[Row]]:
         """Yield the rows after the first `skipped`, accept any bytes as text, and stop at the first unreadable row."""
@@ -160,6 +159,10 @@ class SqliteReader:
 
     async def head(self, stored: StoredLedger) -> StoredLedger:
         return stored
+
+    async def versions(self, stored: StoredLedger) -> dict[Any, Any]:
+        with sqlite_errors():
+            return dict(self._connection.execute(_VERSIONS, (stored.ledger,))) if STREAMS in self._tables() else {}
 
     def check_unchanged(self) -> None:
         if self._path is None or self._access is None or self._access.fingerprint is None:

@@ -1,4 +1,4 @@
-"""A lock among coroutines of one loop that many may share."""
+"""A lock among coroutines that many may share."""
 
 from __future__ import annotations
 

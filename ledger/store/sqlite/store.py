@@ -13,10 +13,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
 
-from ledger.background_imports import import_in_thread
-from ledger.cancellation import cancellation_shield
 from ledger.codec import Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
 from ledger.errors import StorageUnavailable
@@ -27,6 +24,7 @@ from ledger.store.contract import (
     CommitOutcomeUnknown,
     RowExists,
     RowsBehind,
+    Schema,
     WhileWaiting,
     do_nothing,
 )
@@ -34,20 +32,13 @@ from ledger.store.contract import (
 from .appending import append_rows
 from .connection import HEAD
 from .creation import create_ledger, create_or_upgrade, create_private
+from .derived_access import SqliteDerivedAccess
 from .errors import SqliteErrors
 from .head_probe import HeadProbe
-from .lookups import LogQueries
-from .reader import BUSY_TIMEOUT_SECONDS, SqliteReader, sqlite_reader, transaction
-from .shared_lock import SharedLock
-from .transactions import SqliteReadModelTransaction
-from .writing import SqliteWriting
-
-if TYPE_CHECKING:
-    from sqlalchemy import MetaData
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from .reader import SqliteReader, sqlite_reader, transaction
 
 
-class SqliteStore(SqliteWriting):
+class SqliteStore(SqliteDerivedAccess):
     """One ledger in one SQLite database: a file, or the memory of this process."""
 
     # Every append needs the lock for its commit anyway, and to decide takes a tenth of the commit's time. So a decision
@@ -58,19 +49,17 @@ class SqliteStore(SqliteWriting):
         super().__init__(path, validator_ss58, read_only=read_only)
         # In memory there is no WAL, so reads and writes exclude each other.
         self.reads_wait_for_writes = path is None
-        self._engine: AsyncEngine | None = None
-        self._engine_file_identity: object = None
         self._head_probe = None if path is None or read_only else HeadProbe(self._connect)
-        # Held by every reader with a connection of its own, so that a fork can wait until no such connection is in use.
-        self._readers_lock = SharedLock()
 
     @property
     def in_doubt(self) -> bool:
         return self._durability is not None and self._durability.owes_proof
 
-    async def open(self, create: Callable[[], MetaData] | None) -> Head:
+    async def open(self, create: Callable[[], Schema] | None) -> Head:
         if inherits_connections() and self._path is not None:
             raise StorageUnavailable("this process was forked while a ledger was in use; start a new process instead")
+        if self._derived is not None:
+            self._derived.create = create
         with SqliteErrors():
             if create is not None:
                 if self._path is not None:
@@ -110,17 +99,13 @@ class SqliteStore(SqliteWriting):
             # lifecycle refuses it there.
             yield _close_nothing
             return
-        async with self._process_lock, self._readers_lock.exclusive():
-            await self._dispose()
+        async with self._process_lock, self._readers_lock.exclusive(), self._derived_paused():
             with nullcontext() if self._head_probe is None else self._head_probe.paused_for_fork():
                 yield self._close_connections
 
-    async def _dispose(self) -> None:
-        if self._engine is not None:
-            await self._engine.dispose()
-            self._engine = None
-
     def _close_connections(self) -> None:
+        if self._derived is not None:
+            self._derived.close()
         connection, self._connection = self._connection, None
         if connection is not None and self._durability is not None:
             self._durability.close(connection, self._read_only_uri())
@@ -148,10 +133,10 @@ class SqliteStore(SqliteWriting):
                     return Head(*row[:3])
         return None
 
-    async def read(self, after: int) -> list[Row]:
+    async def read(self, after: int, limit: int | None = None) -> list[Row]:
         with SqliteErrors():
             async with self._between_writes():
-                return self._read(after)
+                return self._read(after, limit)
 
     async def read_streams(self, streams: Collection[str], after: int, until: int) -> list[Row]:
         with SqliteErrors():
@@ -162,6 +147,11 @@ class SqliteStore(SqliteWriting):
         with SqliteErrors():
             async with self._between_writes():
                 return self._find(lookup)
+
+    async def attempts_of(self, job_uuid: str) -> list[int]:
+        with SqliteErrors():
+            async with self._between_writes():
+                return self._queries().attempts_of(job_uuid)
 
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[SqliteTransaction]:
@@ -200,11 +190,6 @@ class SqliteStore(SqliteWriting):
         # stored, all are.
         return bool(stored) and stored[0].hash == first.hash
 
-    async def query(self, statement: str) -> list[tuple[Any, ...]]:
-        with SqliteErrors():
-            async with self._between_writes():
-                return self._open_connection().execute(statement).fetchall()
-
     @asynccontextmanager
     async def reader(self) -> AsyncIterator[SqliteReader]:
         if self._path is not None:
@@ -217,58 +202,14 @@ class SqliteStore(SqliteWriting):
             with transaction(self._uri()) as connection:
                 yield SqliteReader(connection)
 
-    @asynccontextmanager
-    async def read_connection(self) -> AsyncIterator[AsyncConnection]:
-        # Before anything is locked: see `import_in_thread`.
-        await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.sqlite.aiosqlite", "aiosqlite")
-        with SqliteErrors():
-            async with self._between_writes(), self._readers_lock.shared(), self._read_models() as connection:
-                yield connection
-
-    @asynccontextmanager
-    async def write_read_models(self) -> AsyncIterator[SqliteReadModelTransaction]:
-        with SqliteErrors():
-            try:
-                async with self._exclusive(for_read_models=True):
-                    # `head` checks the schema for appends; here nothing else would.
-                    self._check_schema()
-                    yield SqliteReadModelTransaction(self._open_connection())
-            except CommitOutcomeUnknown as cause:
-                # A read model and its checkpoint are committed together. Whatever the outcome, the next projection
-                # continues from the stored checkpoint, so nobody needs to know it.
-                raise StorageUnavailable(str(cause)) from cause
-
-    @asynccontextmanager
-    async def _read_models(self) -> AsyncIterator[AsyncConnection]:
-        # A statement that is cancelled while it runs in the driver's thread would keep its locks.
-        with cancellation_shield():
-            async with (await self._renewed_engine()).connect() as connection:
-                yield connection
-
-    async def _renewed_engine(self) -> AsyncEngine:
-        """Return an engine on the file that is at the path now, not on one that was there before."""
-        if self._file_was_replaced() or self._engine_file_identity != self._file_identity:
-            self._open_connection()
-            await self._dispose()
-        return self._open_engine()
-
-    def _open_engine(self) -> AsyncEngine:
-        if self._engine is None:
-            self._engine_file_identity = self._file_identity
-            self._engine = _engine(self._uri(), in_memory=self._path is None)
-        return self._engine
-
-    async def _create(self, tables: Callable[[], MetaData]) -> None:
-        await create_or_upgrade(self._open_connection(), self._stored_schema_version(), tables)
+    async def _create(self, tables: Callable[[], Schema]) -> None:
+        connection, stored = self._open_connection(), self._stored_schema_version()
+        await create_or_upgrade(connection, stored, tables, derived_too=self._derived is None)
         self._check_schema()
         create_ledger(self._open_connection(), self.validator_ss58)
 
-    def _queries(self) -> LogQueries:
-        # A reader may have older tables open, and beside it a writer may upgrade them.
-        return LogQueries(self._open_connection(), self.ledger, self._streams, old_tables=self._read_only)
-
-    def _read(self, after: int) -> list[Row]:
-        return self._queries().page(after, PAGE_ROWS)
+    def _read(self, after: int, limit: int | None = None) -> list[Row]:
+        return self._queries().page(after, PAGE_ROWS if limit is None else min(limit, PAGE_ROWS))
 
     def _has(self, head: Head) -> bool:
         return self._queries().has(head)
@@ -303,17 +244,3 @@ class SqliteTransaction:
 
 def _close_nothing() -> None:
     """Close nothing: for a memory database."""
-
-
-def _engine(uri: str, *, in_memory: bool) -> AsyncEngine:
-    from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.pool import StaticPool
-
-    # A memory database has no WAL, so a second connection would only block the first.
-    options: dict[str, Any] = {"poolclass": StaticPool} if in_memory else {"pool_size": 2}
-    # isolation_level None: the driver would otherwise begin transactions by itself, with a plain BEGIN.
-    return create_async_engine(
-        f"sqlite+aiosqlite:///{uri}&uri=true",
-        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
-        **options,
-    )

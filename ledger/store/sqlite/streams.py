@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from typing import TypeVar
@@ -16,6 +17,8 @@ from typing import TypeVar
 from ledger.codec import Row
 from ledger.errors import CorruptLedger, StorageUnavailable
 from ledger.store.contract import refuse_other_versions, versions_before
+
+from .columns import StreamNames
 
 V = TypeVar("V")
 
@@ -38,22 +41,18 @@ class Streams:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._names: dict[int, str] = {}
+        self._names: StreamNames | None = None
 
     def forget(self) -> None:
         """Forget everything: another file, or a rollback that may have taken streams back."""
         self._numbers.clear()
-        self._names.clear()
+        self._names = None
 
-    def name(self, connection: sqlite3.Connection, ledger: int, number: int) -> str:
-        """Return the name of a stream. Raises `CorruptLedger` if its row is lost."""
-        name = self._names.get(number)
-        if name is None:
-            found = connection.execute(_NAME, (ledger, number)).fetchone()
-            if found is None:
-                raise CorruptLedger(1, f"the row of stream {number} in allowance_streams is lost")
-            name = self._names[number] = str(found[0])
-        return name
+    def names(self, connection: sqlite3.Connection, ledger: int) -> StreamNames:
+        """Return the names by number; a look-up raises `CorruptLedger` if a stream's row is lost."""
+        if self._names is None:
+            self._names = StreamNames(partial(_name, connection, ledger))
+        return self._names
 
     def compare_and_move(
         self, connection: sqlite3.Connection, ledger: int, rows: list[Row], expected: Mapping[str, int]
@@ -95,7 +94,7 @@ class Streams:
 
     def _learn(self, connection: sqlite3.Connection, ledger: int, names: Collection[str]) -> None:
         for name, (number, _) in versions_of(connection, ledger, names).items():
-            self._remember(name, number)
+            self._numbers[name] = number
 
     def _create(self, connection: sqlite3.Connection, ledger: int, created: Mapping[str, int]) -> None:
         if not created:
@@ -104,11 +103,14 @@ class Streams:
         numbered = [(ledger, number, *stream) for number, stream in enumerate(created.items(), last + 1)]
         connection.executemany(_CREATE, numbered)
         for _, number, name, _ in numbered:
-            self._remember(name, number)
+            self._numbers[name] = number
 
-    def _remember(self, name: str, number: int) -> None:
-        self._numbers[name] = number
-        self._names[number] = name
+
+def _name(connection: sqlite3.Connection, ledger: int, number: int) -> str:
+    found = connection.execute(_NAME, (ledger, number)).fetchone()
+    if found is None:
+        raise CorruptLedger(1, f"the row of stream {number} in allowance_streams is lost")
+    return str(found[0])
 
 
 def _check_dense(rows: list[Row], newest: Mapping[str, int], expected: Mapping[str, int]) -> None:
@@ -125,16 +127,15 @@ def _all_at(connection: sqlite3.Connection, ledger: int, expected: Mapping[str, 
     return all(version == (found[name][1] if name in found else 0) for name, version in expected.items())
 
 
-def _move_all(connection: sqlite3.Connection, moved: Sequence[tuple[int | str, ...]]) -> bool:
-    """Move these streams, or none and return False."""
-    if len(moved) == 1:  # It is moved or not, so nothing can be left half done.
-        return connection.execute(_MOVE, moved[0]).rowcount == 1
-    connection.execute("SAVEPOINT streams")
-    is_complete = connection.executemany(_MOVE, moved).rowcount == len(moved)
-    if not is_complete:
-        connection.execute("ROLLBACK TO streams")
-    connection.execute("RELEASE streams")
-    return is_complete
+def _move_all(connection: sqlite3.Connection, moved: Sequence[tuple[int, int, int, str, int]]) -> bool:
+    """Move these streams; if one is at another version, move none and return False."""
+    cursor = connection.cursor()
+    for done, each in enumerate(moved):
+        if cursor.execute(_MOVE, each).rowcount != 1:
+            back = [(before, ledger, number, name, after) for after, ledger, number, name, before in moved[:done]]
+            connection.executemany(_MOVE, back)
+            return False
+    return True
 
 
 def versions_of(connection: sqlite3.Connection, ledger: int, names: Collection[str]) -> dict[str, tuple[int, int]]:

@@ -173,7 +173,7 @@ class HistoryCheck:
                 first = last + 1
 
     async def _read_rows(self, position: int) -> list[StoredRow]:
-        return await self._store.query(
+        return await self._store.derived_query(
             f"SELECT {', '.join(HistoryRow._fields)} FROM {RESERVATIONS} WHERE ledger = {self._store.ledger}"
             f" AND generation = {self.checkpoint.generation} AND position > {self._position}"
             f" AND position <= {position} ORDER BY position"

@@ -19,8 +19,10 @@ from tests.stress.replay import Replay, Stored
 
 from .life import Caller, Clock, database_of, plan_of
 
-_ROWS = """SELECT position, stream, version, recorded_at_ns, key, job_uuid, attempt, settles, payload, hash
-           FROM allowance_events ORDER BY position"""
+_ROWS = """SELECT log.position, log.stream, log.version, log.recorded_at_ns, log.key, log.job_uuid, log.attempt,
+           log.settles, events.payload, events.hash
+           FROM allowance_log AS log JOIN allowance_events AS events ON events.position = log.position
+           ORDER BY log.position"""
 _NOT_ASKED_AGAIN = ("open", "close", "list", "find", "rebuild", "look")
 
 

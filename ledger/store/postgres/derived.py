@@ -1,4 +1,4 @@
-"""Transactions on the read models, in plain SQL; and SQLAlchemy's connections to query them."""
+"""Transactions on the derived tables, in plain SQL; and SQLAlchemy's connections to query them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 
-class PostgresReadModelTransaction:
-    """A transaction on the read models; a `ReadModelTransaction`."""
+class PostgresDerivedTransaction:
+    """A transaction on the derived tables; a `DerivedTransaction`."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
@@ -36,10 +36,10 @@ class PostgresReadModelTransaction:
             raise RowExists(str(cause)) from cause
 
 
-async def begin_read_model_write(session: ServerSession, connection: asyncpg.Connection) -> asyncpg.Connection:
-    """Begin a transaction and lock the schema's row, so that one process at a time writes read models.
+async def begin_derived_write(session: ServerSession, connection: asyncpg.Connection) -> asyncpg.Connection:
+    """Begin a transaction and lock the schema's row, so that one process at a time writes derived tables.
 
-    On SQLite the write lock of the file does the same. Appends do not lock this row, so they need not wait.
+    On SQLite the write lock of their file does the same. Appends do not lock this row, so they need not wait.
     """
     await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
     try:
@@ -50,7 +50,7 @@ async def begin_read_model_write(session: ServerSession, connection: asyncpg.Con
     return connection
 
 
-class ReadModelEngine:
+class DerivedEngine:
     """SQLAlchemy's engine, made when it is first used: its import is slow."""
 
     def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
