@@ -11,7 +11,8 @@ import pytest
 
 from ledger.cancellation import cancellation_shield, run_cancellable
 from ledger.store.contract import do_nothing
-from ledger.store.sqlite import store as sqlite
+from ledger.store.sqlite import connection as connecting
+from ledger.store.sqlite import derived_sql
 from ledger.store.sqlite.write_lock_queue import WriteLockQueue
 from routing import Allowance, Routing
 from tests.support.small import GPU, VALIDATOR, job, small_ledger
@@ -29,7 +30,8 @@ async def test_a_caller_cancelled_during_a_statement_leaves_no_lock(
     Catches a connection that is closed with an open cursor: its locks outlive it, while the loop that would free them
     waits for the lock.
     """
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 0.5)
+    for module in (connecting, derived_sql):
+        monkeypatch.setattr(module, "BUSY_TIMEOUT_SECONDS", 0.5)
     running, go_on = threading.Event(), threading.Event()
 
     def hold() -> int:
