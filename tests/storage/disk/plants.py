@@ -9,7 +9,7 @@ from typing import Any
 
 from ledger.codec import Row
 from ledger.store.contract import CommitOutcomeUnknown
-from ledger.store.sqlite import durability, store
+from ledger.store.sqlite import creation, durability
 from ledger.store.sqlite.durability import Durability
 from ledger.store.sqlite.store import SqliteStore
 
@@ -65,5 +65,5 @@ PLANTS: dict[str, Callable[[], None]] = {
     "trusts-every-storage": _trust_every_storage,
     "no-fence": partial(_set, Durability, "settle", lambda self, connection: None),
     "wal-not-written-again": partial(_set, durability, "_write_again", lambda wal: None),
-    "directories-not-flushed": partial(_set, store, "flush_directory", lambda directory: None),
+    "directories-not-flushed": partial(_set, creation, "flush_directory", lambda directory: None),
 }
