@@ -10,7 +10,7 @@ from ledger.domain.state import LedgerState
 from ledger.store.contract import Store, Transaction
 
 from .acknowledged import Acknowledged
-from .codec import Row, row_hash
+from .codec import Row, decode, row_hash
 from .counters import Counters
 from .errors import CorruptLedger, StorageUnavailable
 from .events import Event
@@ -19,6 +19,19 @@ from .state_lock import StateLock
 S = TypeVar("S", bound=LedgerState)
 
 log = logging.getLogger("allowance.ledger")
+
+
+class Tail:
+    """What others appended since a decision. Each row is decoded at once, so one that cannot be read is noticed."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.events: list[Event] = []
+
+    def read(self, rows: list[Row]) -> None:
+        """Take the next rows. Raises `NewerLedger` and `CorruptLedger`."""
+        self.events += [decode(row.position, row.payload) for row in rows]
+        self.rows += rows
 
 
 class LiveState(Generic[S]):
@@ -69,7 +82,7 @@ class LiveState(Generic[S]):
         async with self.lock:
             await self.catch_up(self._store)
 
-    async def follow(self, rows: list[Row], events: list[Event]) -> None:
+    def follow(self, tail: Tail, rows: list[Row], events: list[Event]) -> None:
         """Fold what others appended before this process's newest rows, and then these.
 
         The rows are committed already, so an error here only discards the state.
@@ -78,8 +91,10 @@ class LiveState(Generic[S]):
         if state is None:
             return
         try:
-            await self._fold_until(state, rows[0].position - 1, self._store)
-            for row, event in zip(rows, events, strict=True):
+            if tail.rows and row_hash(state.hash, tail.rows[0]) != tail.rows[0].hash:
+                raise CorruptLedger(tail.rows[0].position, "its hash does not follow from the row before it")
+            self._counters.foreign_rows += len(tail.rows)
+            for row, event in zip([*tail.rows, *rows], [*tail.events, *events], strict=True):
                 state.evolve(row, event)
             self.current = state
         except Exception:

@@ -27,7 +27,7 @@ from .call_queue import PendingCall, fail
 from .codec import Row
 from .counters import Counters
 from .deciding import Decider, expected_versions, look_up, only_reports
-from .live_state import LiveState
+from .live_state import LiveState, Tail
 from .unknown_outcomes import UnknownOutcomes
 
 # After the head has moved, other processes are probably still appending, and it will have moved again. So this many
@@ -155,10 +155,12 @@ class OptimisticAppend:
         """Append the decisions that stand behind the head that the log has now; return the other calls."""
         standing = _standing(unit_of_work, batch)
         while standing:
-            sent = Renumbering(unit_of_work.head, [each.decision for each in standing])
+            sent, tail = Renumbering(unit_of_work.head, [each.decision for each in standing]), Tail()
             expected = {stream: version for each in standing for stream, version in each.expected.items()}
             try:
-                appended = await self._store.append(sent.rows_behind, expected, since=unit_of_work.head)
+                appended = await self._store.append(
+                    sent.rows_behind, expected, since=unit_of_work.head, read_tail=tail.read
+                )
             except VersionConflict as conflict:
                 self._counters.conflicts += 1
                 standing = _without_moved(standing, conflict)
@@ -169,7 +171,7 @@ class OptimisticAppend:
                 return _Left(_others(batch, standing), needs_lock=True)
             else:
                 if appended is not None:
-                    return await self._appended(unit_of_work, batch, standing, sent)
+                    return self._appended(unit_of_work, batch, standing, sent, tail)
                 # The log was replaced. Loading the state again finds out what that means.
                 self._live.discard()
                 return _Left(batch, needs_lock=True)
@@ -178,15 +180,20 @@ class OptimisticAppend:
             await self._live.catch_up(self._store)
         return left
 
-    async def _appended(
-        self, unit_of_work: UnitOfWork, batch: list[PendingCall], standing: list[_Standing], sent: Renumbering
+    def _appended(
+        self,
+        unit_of_work: UnitOfWork,
+        batch: list[PendingCall],
+        standing: list[_Standing],
+        sent: Renumbering,
+        tail: Tail,
     ) -> _Left:
         """Set the results of the calls whose rows were appended, and bring the state to these rows."""
         unit_of_work.revert()
         self._decider.note_committed(sent.rows, _renumbered(standing, sent))
         if sent.rows[0].position != unit_of_work.head.position + 1:
             self._counters.renumbered += len(standing)
-        await self._live.follow(sent.rows, sent.events)
+        self._live.follow(tail, sent.rows, sent.events)
         others = _others(batch, standing)
         self._counters.retries += len(others)
         return _Left(others, needs_lock=False)

@@ -43,6 +43,8 @@ WhileWaiting = Callable[[], Awaitable[object]]
 
 # Numbers and hashes decided events: returns the rows that follow a head.
 RowsBehind = Callable[[Head], list[Row]]
+# Takes the next page of the rows that were appended since a decision.
+TailReader = Callable[[list[Row]], None]
 
 
 async def do_nothing() -> None:
@@ -180,7 +182,13 @@ class Store(Protocol):
         ...
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
+        self,
+        events: RowsBehind,
+        expected: Mapping[str, int],
+        *,
+        at: Head | None = None,
+        since: Head | None = None,
+        read_tail: TailReader | None = None,
     ) -> list[Row] | None:
         """Append events behind the head if every stream in `expected` is at this version; return their rows.
 
@@ -188,9 +196,10 @@ class Store(Protocol):
         then numbered and hashed behind the head that the log has now. With `at`, nothing is done if the head is another
         one, and the result is None; that takes one round trip. With `since`, the head at which the events were decided,
         nothing is done if the log has no row with this position and hash, and the result is None: the log was replaced,
-        and equal versions do not mean equal events. Raises `VersionConflict` if a stream has moved, `RowExists` if a
-        key, a job's attempt or a settlement is stored already, what `events` raises, and as `transaction` does. Nothing
-        is done then. `events` may be called more than once.
+        and equal versions do not mean equal events. Without `at`, `read_tail` is first given the rows after `since`,
+        under the lock: no event may be appended behind one that this release cannot read. Raises `VersionConflict` if a
+        stream has moved, `RowExists` if a key, a job's attempt or a settlement is stored already, what `events` and
+        `read_tail` raise, and as `transaction` does. Nothing is done then. `events` may be called more than once.
         """
         ...
 
@@ -301,6 +310,14 @@ class VersionConflict(Exception):
     def __init__(self, conflicts: Sequence[StreamVersionConflict]) -> None:
         self.conflicts = conflicts
         super().__init__("; ".join(map(str, conflicts)))
+
+
+async def give_tail(transaction: Transaction, since: Head | None, read_tail: TailReader | None) -> None:
+    """Give a reader the rows of a transaction's log after a head."""
+    after, until = (since or Head()).position, (await transaction.head()).position
+    while read_tail is not None and after < until and (rows := await transaction.read(after)):
+        read_tail(rows)
+        after = rows[-1].position
 
 
 def versions_before(rows: Iterable[Row]) -> dict[str, int]:

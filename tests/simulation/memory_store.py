@@ -21,8 +21,10 @@ from ledger.store.contract import (
     CommitOutcomeUnknown,
     RowExists,
     RowsBehind,
+    TailReader,
     Value,
     VersionConflict,
+    give_tail,
     refuse_other_versions,
 )
 from tests.simulation.log_server import LogServer, Session
@@ -146,7 +148,13 @@ class SimulatedStore:
         await self.travel()
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
+        self,
+        events: RowsBehind,
+        expected: Mapping[str, int],
+        *,
+        at: Head | None = None,
+        since: Head | None = None,
+        read_tail: TailReader | None = None,
     ) -> list[Row] | None:
         if at is not None:
             rows = events(at)
@@ -155,6 +163,7 @@ class SimulatedStore:
             if since is not None and not self.server.has(since):
                 return None
             head = await transaction.head()
+            await give_tail(transaction, since, read_tail)
             rows = events(head)
             if self.server.refuses(rows):
                 raise RowExists("simulated: a unique index refused a row")

@@ -22,7 +22,16 @@ from ledger.background_imports import import_in_thread
 from ledger.codec import Row
 from ledger.domain.lookup import Head, Lookup, LookupResult
 from ledger.errors import StorageUnavailable
-from ledger.store.contract import PAGE_ROWS, RowExists, RowsBehind, Schema, WhileWaiting, do_nothing
+from ledger.store.contract import (
+    PAGE_ROWS,
+    RowExists,
+    RowsBehind,
+    Schema,
+    TailReader,
+    WhileWaiting,
+    do_nothing,
+    give_tail,
+)
 
 from .connecting import Connector
 from .creation import create as create_ledger
@@ -133,17 +142,26 @@ class PostgresStore:
                 yield PostgresTransaction(self._fenced, self._queries, connection, head)
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
+        self,
+        events: RowsBehind,
+        expected: Mapping[str, int],
+        *,
+        at: Head | None = None,
+        since: Head | None = None,
+        read_tail: TailReader | None = None,
     ) -> list[Row] | None:
         if at is None:
-            return await self._append_locked(events, expected, since or ANY_LOG)
+            return await self._append_locked(events, expected, since or ANY_LOG, read_tail)
         rows = events(at)
         with PostgresErrors():
             return rows if await self._fenced.append_at(at, rows, expected, since or ANY_LOG) else None
 
-    async def _append_locked(self, events: RowsBehind, expected: Mapping[str, int], since: Head) -> list[Row] | None:
+    async def _append_locked(
+        self, events: RowsBehind, expected: Mapping[str, int], since: Head, read_tail: TailReader | None
+    ) -> list[Row] | None:
         try:
             async with self.transaction() as transaction:
+                await give_tail(transaction, since, read_tail)
                 rows = events(await transaction.head())
                 return rows if await transaction.append_since(since, rows, expected) else None
         except StorageUnavailable as error:

@@ -25,8 +25,10 @@ from ledger.store.contract import (
     RowExists,
     RowsBehind,
     Schema,
+    TailReader,
     WhileWaiting,
     do_nothing,
+    give_tail,
 )
 
 from .appending import append_rows
@@ -160,7 +162,13 @@ class SqliteStore(SqliteDerivedAccess):
                 yield SqliteTransaction(self, self._head())
 
     async def append(
-        self, events: RowsBehind, expected: Mapping[str, int], *, at: Head | None = None, since: Head | None = None
+        self,
+        events: RowsBehind,
+        expected: Mapping[str, int],
+        *,
+        at: Head | None = None,
+        since: Head | None = None,
+        read_tail: TailReader | None = None,
     ) -> list[Row] | None:
         # The writer never calls this: on SQLite it decides under the lock. It exists because all engines have one
         # contract, whose tests run on each.
@@ -171,6 +179,7 @@ class SqliteStore(SqliteDerivedAccess):
                     return None
                 if since is not None and since.position and not self._has(since):
                     return None
+                await give_tail(transaction, since, read_tail)
                 rows = events(head)
                 await transaction.append(rows, expected)
         except StorageUnavailable as error:
