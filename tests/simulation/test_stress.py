@@ -114,6 +114,18 @@ def test_appending_without_comparing_the_head_is_found(
 
 
 @pytest.mark.slow
+def test_appending_without_comparing_the_streams_is_found(
+    server: PostgresServer, postgres_url: str, tmp_path: Path
+) -> None:
+    """On PostgreSQL a decision is appended behind a head that has moved, so only the streams' versions refuse it."""
+    database = PostgresDatabase(postgres_url)
+    details = {"seconds": 40.0, "claims": 200, "processes": 6, "callers": 1, "miners": 2, "kills_per_second": 0.5}
+    report = stressed(database, tmp_path, fault="no-stream-comparison", **details)
+
+    assert "versions" in report.kinds
+
+
+@pytest.mark.slow
 def test_claims_that_do_not_check_their_accounts_version_are_found(tmp_path: Path) -> None:
     """Two rows get one version. The run ends soon after, because the other processes read them and refuse the log."""
     assert "versions" in findings("no-version-check", tmp_path)

@@ -115,9 +115,13 @@ class PostgresDatabase:
 
 _DROP_CONSTRAINTS = """
     DROP TRIGGER allowance_ledgers_no_step_back ON allowance_ledgers;
-    CREATE TABLE unconstrained AS SELECT * FROM allowance_events;
-    DROP TABLE allowance_events;
-    ALTER TABLE unconstrained RENAME TO allowance_events;
+    DO $$ DECLARE view text := pg_get_viewdef('allowance_log'); BEGIN
+        DROP VIEW allowance_log;
+        CREATE TABLE unconstrained AS SELECT * FROM allowance_events;
+        DROP TABLE allowance_events;
+        ALTER TABLE unconstrained RENAME TO allowance_events;
+        EXECUTE 'CREATE VIEW allowance_log AS ' || view;
+    END $$;
     CREATE INDEX ON allowance_events (ledger, position);
     CREATE INDEX ON allowance_events (ledger, key);
     CREATE INDEX ON allowance_events (ledger, job_uuid);
