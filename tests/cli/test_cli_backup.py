@@ -79,12 +79,19 @@ def test_verify_names_the_first_bad_position(allowance: Command, path: Path) -> 
 
 
 def test_a_noted_head_reveals_a_truncated_log(allowance: Command, path: Path) -> None:
-    """After a truncation that also rewrites the head row, only `--head` finds the first missing position."""
+    """After a truncation that also rewrites the head and the streams, only `--head` finds the first missing position.
+
+    Catches a `verify` that reports a stream whose row is behind nothing.
+    """
     (health,) = allowance("health", "--json").documents
     damage(path, "DELETE FROM allowance_events WHERE position > 12")
     columns = "position, hash, recorded_at_ns"
     last = f"SELECT {columns} FROM allowance_events WHERE position = 12"
     damage(path, f"UPDATE allowance_ledgers SET ({columns}) = ({last})")
+    result = allowance("verify")
+    assert (result.code, "dense-versions" in result.out) == (1, True)
+    newest = "SELECT max(version) FROM allowance_events AS events WHERE events.stream = allowance_streams.stream"
+    damage(path, f"UPDATE allowance_streams SET version = coalesce(({newest}), 0)")
     assert allowance("verify").code == 0
     result = allowance("verify", "--head", health["head"])
     assert result.code == 1

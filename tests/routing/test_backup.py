@@ -616,6 +616,7 @@ async def test_a_diverged_log_is_detected(postgres_url: str, further: int) -> No
             await connection.execute("DELETE FROM allowance_events WHERE position > $1", before.position)
             statement = "UPDATE allowance_ledgers SET position = $1, hash = $2, recorded_at_ns = $3"
             await connection.execute(statement, *before)
+            await connection.execute("DELETE FROM allowance_streams WHERE name LIKE '5Anna%'")
         async with small_ledger(url=postgres_url) as other:
             for _ in range(further):
                 await other.reserve("5Carl", GPU, 6.0, 11)

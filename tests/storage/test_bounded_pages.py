@@ -88,6 +88,7 @@ async def test_pages_of_the_log_are_bounded_by_bytes(
     """A page ends with the row that reaches the bound; the pages together have every row, on each engine."""
     monkeypatch.setattr(contract, "PAGE_BYTES", most_bytes)
     monkeypatch.setattr("ledger.store.postgres.reader.PAGE_BYTES", most_bytes)
+    monkeypatch.setattr("ledger.store.postgres.queries.PAGE_BYTES", most_bytes)
     sizes = [10, 1000, 10, 5000, 10, 10, 999, 1, 1, 2000]
     async with opened(database_url) as store:
         rows = with_payloads(rows_after(Head(), len(sizes)), sizes)
