@@ -7,11 +7,9 @@ row in a statement that finds it only at this version; the number of rows moved 
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from operator import attrgetter
 from typing import TypeVar
 
 from ledger.codec import Row
@@ -25,9 +23,8 @@ V = TypeVar("V")
 # Values in one statement. SQLite limits the parameters of a statement, to 999 before version 3.32.
 LOOKUP_VALUES = 500
 
-_stream_of = attrgetter("stream")
-
 _BY_NAME = "SELECT name, stream, version FROM allowance_streams WHERE ledger = ? AND name IN ({values})"
+_BY_NUMBER = "SELECT name, version FROM allowance_streams WHERE ledger = ? AND stream IN ({values})"
 _NAME = "SELECT name FROM allowance_streams WHERE ledger = ? AND stream = ?"
 _LAST = "SELECT coalesce(max(stream), 0) FROM allowance_streams WHERE ledger = ?"
 _CREATE = "INSERT INTO allowance_streams (ledger, stream, name, version) VALUES (?, ?, ?, ?)"
@@ -77,9 +74,10 @@ class Streams:
     def _try_to_move(
         self, connection: sqlite3.Connection, ledger: int, newest: Mapping[str, int], expected: Mapping[str, int]
     ) -> bool:
-        self._learn(connection, ledger, newest.keys() - self._numbers.keys())
+        if unknown := expected.keys() - self._numbers.keys():
+            self._learn(connection, ledger, unknown)
         only_expected = {name: version for name, version in expected.items() if name not in newest}
-        if not _all_at(connection, ledger, only_expected):
+        if not self._all_at(connection, ledger, only_expected):
             return False
         created = {name: version for name, version in newest.items() if name not in self._numbers}
         moved = [
@@ -91,6 +89,14 @@ class Streams:
             return False
         self._create(connection, ledger, created)
         return True
+
+    def _all_at(self, connection: sqlite3.Connection, ledger: int, expected: Mapping[str, int]) -> bool:
+        """Whether these streams are at these versions; one look-up in the primary key for each that is known."""
+        existing = [number for name in expected if (number := self._numbers.get(name)) is not None]
+        query = _BY_NUMBER.format(values=", ".join("?" * len(existing)))
+        found = dict(connection.execute(query, (ledger, *existing)).fetchall()) if existing else {}
+        # A remembered number may belong to another stream by now; then its own name is missing.
+        return found == {name: version for name, version in expected.items() if version or name in found}
 
     def _learn(self, connection: sqlite3.Connection, ledger: int, names: Collection[str]) -> None:
         for name, (number, _) in versions_of(connection, ledger, names).items():
@@ -115,16 +121,12 @@ def _name(connection: sqlite3.Connection, ledger: int, number: int) -> str:
 
 def _check_dense(rows: list[Row], newest: Mapping[str, int], expected: Mapping[str, int]) -> None:
     """Raise the error of a broken constraint unless the rows number each stream on without a hole."""
-    counts = Counter(map(_stream_of, rows))
+    counts = dict.fromkeys(newest, 0)
+    for row in rows:
+        counts[row.stream] += 1
     for name, version in newest.items():
         if version != expected[name] + counts[name]:
             raise sqlite3.IntegrityError(f"versions are dense: {name!r} cannot be at {version} after this append")
-
-
-def _all_at(connection: sqlite3.Connection, ledger: int, expected: Mapping[str, int]) -> bool:
-    """Whether these streams are at these versions."""
-    found = versions_of(connection, ledger, expected)
-    return all(version == (found[name][1] if name in found else 0) for name, version in expected.items())
 
 
 def _move_all(connection: sqlite3.Connection, moved: Sequence[tuple[int, int, int, str, int]]) -> bool:
