@@ -155,7 +155,7 @@ class _Stalling(list[Miner]):
 
 @pytest.mark.parametrize("passes", range(6))
 def test_threads_do_not_share_a_cache_at_the_same_time(passes: int) -> None:
-    """Another thread validates other miners in the middle of a validation: both, and later ones, are of their own miners.
+    """Another thread validates other miners in the middle of a validation; each gets the metagraph of its own miners.
 
     Catches a metagraph of one thread beside the fields of the other's miners: the next block of the one would have been
     recorded with the miners of the other.
@@ -177,8 +177,9 @@ def test_a_cache_is_not_used_again_after_an_interrupted_change(monkeypatch: pyte
     validator = FactValidator()
     validator.metagraph(MINERS, STAKES)
     changed = [replace(MINERS[0], port=1), *MINERS[1:]]
-    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as interrupted:
         interrupted.setattr("ledger.domain.canonical._entry", Mock(side_effect=KeyboardInterrupt))
-        validator.metagraph(changed, STAKES)
+        with pytest.raises(KeyboardInterrupt):
+            validator.metagraph(changed, STAKES)
 
     assert validator.metagraph(changed, STAKES).digest == FactValidator().metagraph(changed, STAKES).digest
