@@ -21,7 +21,7 @@ from projections.audit.replay import Replay
 from projections.row_checks import RowChecker
 from routing import Allowance, AuditReport, InvalidInput, Page, PositionOutOfRange, Routing, Settings
 from tests.support import logs
-from tests.support.engines import statement
+from tests.support.engines import derived_statement
 from tests.support.fault_cases.routes import job_that_tries_first
 from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
 from tests.support.log_builder import LogBuilder, audited, stored
@@ -491,7 +491,9 @@ async def test_the_listed_findings_are_those_of_the_lowest_positions(
     async with Allowance.open(url, validator_ss58=VALIDATOR, settings=SETTINGS, clock_ns=clock) as ledger:
         await EventfulStory(ledger, clock, SEED).goes_on(250)
         await project(ledger)
-    statement(url, "UPDATE allowance_reservations SET settled_at_ns = settled_at_ns + 1, amount_ns = amount_ns + 1")
+    derived_statement(
+        url, "UPDATE allowance_reservations SET settled_at_ns = settled_at_ns + 1, amount_ns = amount_ns + 1"
+    )
     async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
         everything = (await ledger.audit()).findings
         monkeypatch.setattr("projections.rules.MOST_FINDINGS", most)
@@ -519,7 +521,7 @@ async def test_every_kind_of_damage_to_the_history_is_found(url: str) -> None:
             "UPDATE allowance_reserved_blocks SET last_block = last_block + 1 WHERE position = {}",
             "DELETE FROM allowance_reservations WHERE position = {}",
         ):
-            statement(url, damage.format(draw.choice(positions)))
+            derived_statement(url, damage.format(draw.choice(positions)))
             async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
                 found.append(len((await ledger.audit()).findings))
         assert found == sorted(set(found)), "each damage must add findings"
