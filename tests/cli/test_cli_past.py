@@ -16,7 +16,7 @@ from ledger import RecordedSettings
 from routing import Allowance, Routing
 from tests.support import logs
 from tests.support.cli import Command, command_line, configure_ledger
-from tests.support.engines import ENGINES, new_database, statement
+from tests.support.engines import ENGINES, derived_statement, new_database, statement
 from tests.support.fault_cases.choices import ANNAS_JOB, with_a_claim_that_names_its_choice
 from tests.support.log_builder import VALIDATOR as BUILT_VALIDATOR
 from tests.support.log_builder import LogBuilder
@@ -246,8 +246,8 @@ def test_rebuild_reports_and_repairs_differences(allowance: Command, filled: Fil
     result = allowance("rebuild")
     assert (result.code, result.err) == (0, "")
     assert "the stored history and snapshots agreed with the log" in result.out
-    statement(filled.url, "UPDATE allowance_reservations SET status = 'expired'")
-    statement(filled.url, "UPDATE allowance_snapshots SET payload = X'00'")
+    derived_statement(filled.url, "UPDATE allowance_reservations SET status = 'expired'")
+    derived_statement(filled.url, "UPDATE allowance_snapshots SET payload = X'00'")
 
     result = allowance("rebuild")
 
