@@ -46,13 +46,11 @@ class ManifestsFact(msgspec.Struct, frozen=True):
 
 
 class FactValidator:
-    """Validates facts. It remembers the last metagraph, since blocks repeat it and making one digests all miners."""
+    """Validates facts, in any thread. It caches the last metagraph: blocks repeat it, and each digests all miners."""
 
     def __init__(self) -> None:
-        self._last: Metagraph | None = None
-        self._last_columns: list[list[object]] = []
-        """The fields of the last metagraph's miners in the given order, a list for each field."""
-        self._encoded_miners = EntryCache()
+        self._free_caches: list[_MetagraphCache] = []
+        """The caches that no thread uses: usually one. No lock guards them, as a forked child would inherit it held."""
 
     def contents(
         self, facts: Iterable[BlockFact | ManifestsFact]
@@ -94,6 +92,27 @@ class FactValidator:
         if isinstance(miners, (str, bytes, Mapping)) or not isinstance(miners, Iterable):
             raise InvalidInput("miners", miners, "an iterable of Miner")
         given = miners if isinstance(miners, (list, tuple)) else list(miners)
+        try:
+            cache = self._free_caches.pop()
+        except IndexError:
+            cache = _MetagraphCache()
+        metagraph = cache.metagraph(given, stakes)
+        # Only now: a cache in which an exception has interrupted a change is not used again.
+        self._free_caches.append(cache)
+        return metagraph
+
+
+class _MetagraphCache:
+    """The last metagraph of a feed; of one thread at a time, since its parts must belong together."""
+
+    def __init__(self) -> None:
+        self._last: Metagraph | None = None
+        self._last_columns: list[list[object]] = []
+        """The fields of the last metagraph's miners in the given order, a list for each field."""
+        self._encoded_miners = EntryCache()
+
+    def metagraph(self, given: Sequence[Miner], stakes: Mapping[str, float]) -> Metagraph:
+        """Return validated miners and stakes as one exact value, the same object as before if they are equal."""
         last = self._last
         # A feed mostly makes new objects of the same miners for each block.
         same_miners = last is not None and self._are_last_miners(given)

@@ -218,8 +218,8 @@ class Replay:
         # A correction is the whole request by itself.
         if not isinstance(event, Correction) and (row.key is not None) != bool(getattr(event, "request", "")):
             self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
-        if type(event) is BlockRecorded and event.block_hash:
-            self._routes.names_choices = True  # Only such a release records it.
+        if _is_of_release_that_names_choices(event):
+            self._routes.names_choices = True
         process(row, event)
 
     def _process_seal(self, row: Row, event: StateSealed) -> None:
@@ -296,3 +296,10 @@ class Replay:
         details = {"recorded_at_ns": row.recorded_at_ns, "before_ns": self.recorded_at_ns}
         message = "the recorded time is earlier than that of the row before"
         self.findings.add(row.position, Rule.RECORDED_TIMES, message, **details)
+
+
+def _is_of_release_that_names_choices(event: Fact) -> bool:
+    """Return whether earlier releases cannot have written a fact; their successors name the position of each choice."""
+    if isinstance(event, LedgerOpened | SettingsChanged):
+        return event.settings.tie_break == "uuid_and_hash"
+    return isinstance(event, BlockRecorded) and bool(event.block_hash)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from hashlib import blake2b
 from random import Random
+from threading import Thread
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -132,3 +135,51 @@ def test_one_changed_miner_encodes_one_entry(monkeypatch: pytest.MonkeyPatch) ->
     changed = validator.metagraph([*MINERS[:3], moved, new, *MINERS[5:]], STAKES)
     assert sorted(encoded) == ["5Miner3", "5New"]
     assert changed.digest == FactValidator().metagraph([new, moved, *MINERS[:3], *MINERS[5:]], STAKES).digest
+
+
+class _Stalling(list[Miner]):
+    """Miners that run a function on a thread of its own once validation has gone through them `passes` times."""
+
+    def __init__(self, miners: list[Miner], passes: int, on_thread: Callable[[], object]) -> None:
+        super().__init__(miners)
+        self._passes_left, self._on_thread = passes, on_thread
+
+    def __iter__(self) -> Iterator[Miner]:
+        self._passes_left -= 1
+        if self._passes_left == -1:
+            other = Thread(target=self._on_thread)
+            other.start()
+            other.join()
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("passes", range(6))
+def test_threads_do_not_share_a_cache_at_the_same_time(passes: int) -> None:
+    """Another thread validates other miners in the middle of a validation; each gets the metagraph of its own miners.
+
+    Catches a metagraph of one thread beside the fields of the other's miners: the next block of the one would have been
+    recorded with the miners of the other.
+    """
+    validator = FactValidator()
+    others = [replace(each, port=1) for each in MINERS]
+    stalling = _Stalling(MINERS, passes, lambda: validator.metagraph(others, STAKES))
+    expected, expected_other = (FactValidator().metagraph(each, STAKES) for each in (MINERS, others))
+
+    found = [validator.metagraph(each, STAKES) for each in (stalling, MINERS, others, MINERS)]
+
+    wanted = [expected, expected, expected_other, expected]
+    assert [each.miners for each in found] == [each.miners for each in wanted]
+    assert [each.digest for each in found] == [each.digest for each in wanted]
+
+
+def test_a_cache_is_not_used_again_after_an_interrupted_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a cache that Ctrl-C has left between two metagraphs: every later digest would be wrong."""
+    validator = FactValidator()
+    validator.metagraph(MINERS, STAKES)
+    changed = [replace(MINERS[0], port=1), *MINERS[1:]]
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("ledger.domain.canonical._entry", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            validator.metagraph(changed, STAKES)
+
+    assert validator.metagraph(changed, STAKES).digest == FactValidator().metagraph(changed, STAKES).digest

@@ -33,6 +33,7 @@ from ledger import (
 )
 from ledger.errors import AllowanceException, JobRoutingException
 from ledger.events import ReservationReleased
+from ledger.settings import RecordedSettings
 from projections import Availability, Rule
 from projections.audit import read_ahead
 from projections.audit.run import LogAudit
@@ -292,6 +293,19 @@ async def test_kept_claims_of_earlier_releases_are_counted_and_no_finding(tmp_pa
     log.route("job 2", ANNA, 6, (3, 3), kept=True)
     report = await audited(tmp_path, log.rows)
     assert (report.findings, report.unproved_choices) == ([], 2)
+
+
+async def test_a_kept_claim_in_a_ledger_of_this_release_is_a_finding(tmp_path: Path) -> None:
+    """Its settings have a tie-break that no earlier release records, so no earlier release can have kept the miner.
+
+    Catches a log of this release that gives every job to one miner by the mark of earlier ones. Without block hashes
+    and without a `chosen_at`, nothing else in it tells its release.
+    """
+    log = LogBuilder(RecordedSettings(respect_executor_count=False, tie_break="uuid_and_hash"))
+    log.reserve(ANNA, 6, (1, 1))
+    log.route("job", ANNA, 6, (2, 2), kept=True)
+    report = await audited(tmp_path, log.rows)
+    assert [each.rule for each in report.findings] == [Rule.CHOSEN_AT]
 
 
 # Reading ahead

@@ -141,8 +141,9 @@ async def test_the_key_and_the_jobs_own_reservation_come_before_the_version(url:
         for version in (0, 1, 5, None):
             again = ledger.reserve("5Anna", GPU, 6.0, 11, expected_version=version, idempotency_key="r")
             assert await again == first
-        with pytest.raises(IdempotencyConflict):
-            await ledger.reserve("5Anna", GPU, 7.0, 11, expected_version=0, idempotency_key="r")
+        for other_s in (7.0, 4000.0):  # The second is above the longest job, which is checked later as well.
+            with pytest.raises(IdempotencyConflict):
+                await ledger.reserve("5Anna", GPU, other_s, 11, expected_version=0, idempotency_key="r")
         by_job = await ledger.reserve("5Anna", GPU, 6.0, 11, expected_version=1, job_uuid="job")
         assert await ledger.reserve("5Anna", GPU, 6.0, 11, expected_version=0, job_uuid="job") == by_job
         await ledger.spend(by_job.reservation_id)

@@ -507,6 +507,7 @@ class Ledger:
     ) -> list[Candidate]:
         """Return the registered miners with at least this much available, best first; refuse if there is none."""
         amount_ns = self._amount_ns([allowance_seconds])
+        self._check_longest(amount_ns)
         _check_start(job_start_block)
         return self._find_miners(amount_ns, executor_class, job_start_block, now_ns)
 
@@ -559,6 +560,7 @@ class Ledger:
         active = self._active_reservation(job_uuid, amount_ns, executor_class, miner)
         if active is not None:
             return active
+        self._check_longest(amount_ns)
         version = self.version(miner, executor_class)
         if expected_version is not None and expected_version != version:
             raise Refused(
@@ -718,10 +720,13 @@ class Ledger:
         amount_ns = sum(nanoseconds(part_seconds) for part_seconds in parts_seconds)
         if amount_ns <= 0:
             raise Refused("InvalidInput")
+        return amount_ns
+
+    def _check_longest(self, amount_ns: int) -> None:
+        """Refuse an amount above the limit; the same request, made before under its key or for its job, comes first."""
         if amount_ns > nanoseconds(self.rules.longest_job_seconds):
             most = float(self.rules.longest_job_seconds)
             raise Refused("InvalidInput", f"Required allowance cannot be greater than {most} seconds")
-        return amount_ns
 
     # Routing.
 
@@ -747,6 +752,7 @@ class Ledger:
         active = self._active_reservation(job_uuid, amount_ns, executor_class)
         if active is not None:
             return RouteChoices(active, (active.miner,), amount_ns, active.miner)
+        self._check_longest(amount_ns)
         newest = self.newest_block()
         if newest is not None and self._is_stale(newest, now_ns):
             raise Refused("ChainFeedStale")

@@ -121,6 +121,8 @@ class RouteCheck:
         choice = self._choices.pop(position, None)
         newest = self._state.chain.blocks.newest
         details = {"chosen_at": chosen_at, "decided_on": decided_on}
+        if event.kept:
+            self._report_choice(position, "and is marked as kept, which no release does", details)
         if chosen_at == decided_on:
             self._report_choice(position, "that directly before it, which must be left out", details)
         elif chosen_at > decided_on:

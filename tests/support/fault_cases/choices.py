@@ -101,6 +101,11 @@ def a_choice_two_newest_blocks_earlier(log: LogBuilder) -> None:
     log.route(job_that_tries_first(0, of=3, prefix="late"), ANNA, 6, (3, 3), start=13, chosen_at=CHOSEN_AT)
 
 
+@FAULT_CASES(Rule.CHOSEN_AT, "marked as kept, which no release does", logs=with_a_claim_after_the_choice)
+def a_choice_that_is_marked_as_kept_too(log: LogBuilder) -> None:
+    log.route(ANNAS_JOB, ANNA, 6, (2, 2), chosen_at=CHOSEN_AT, kept=True)
+
+
 @FAULT_CASES(Rule.CHOSEN_AT, "although no router made it", logs=with_a_claim_after_the_choice)
 def a_choice_without_a_router(log: LogBuilder) -> None:
     log.reserve(ANNA, 6, (2, 2), chosen_at=CHOSEN_AT)
