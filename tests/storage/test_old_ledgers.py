@@ -58,6 +58,9 @@ def old_ledger_of(folder: Path) -> OldLedger:
 VERSION_1 = OldLedger(FILES, VALIDATOR, HEAD, STATUSES)
 OLD_LEDGERS = [VERSION_1, *(old_ledger_of(noted.parent) for noted in sorted(FOLDER.glob("version_*/ledger.json")))]
 
+# Those of the schema version of today have nothing to upgrade, and may have been born with today's defaults.
+OLDER_LEDGERS = [old for old in OLD_LEDGERS if int(old.files.name.removeprefix("version_")) < SCHEMA_VERSION]
+
 
 @pytest.fixture(params=OLD_LEDGERS, ids=lambda old: old.files.name)
 def old(request: pytest.FixtureRequest) -> OldLedger:
