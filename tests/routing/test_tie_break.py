@@ -23,7 +23,7 @@ from projections import Rule, in_trial_order
 from projections.audit.tie_break import tie_break_number
 from projections.tie_break import tie_break_seed
 from routing import Allowance, IdempotencyConflict, InvalidInput, JobRoute, Routing, Settings, restore
-from tests.storage.test_old_ledgers import OLD_LEDGERS, OldLedger, clock_after, unpacked
+from tests.storage.test_old_ledgers import OLDER_LEDGERS, OldLedger, clock_after, unpacked
 from tests.support.fault_cases.routes import FIRST_HASH, HASH, job_that_tries
 from tests.support.log_builder import CARL, LogBuilder, audited
 from tests.support.small import START, VALIDATOR, Clock, hash_of, job, miner, small_ledger
@@ -269,7 +269,7 @@ async def test_an_edited_hash_under_a_new_hash_chain_is_found_by_the_choice(tmp_
 
 
 @pytest.mark.compatibility
-@pytest.mark.parametrize("old", OLD_LEDGERS, ids=lambda old: old.files.name)
+@pytest.mark.parametrize("old", OLDER_LEDGERS, ids=lambda old: old.files.name)
 async def test_an_old_ledger_goes_on_choosing_as_it_did(old: OldLedger, tmp_path: Path) -> None:
     """Opened with today's default settings, it keeps `uuid`, also once its newest block has a hash.
 

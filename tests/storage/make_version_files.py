@@ -15,15 +15,25 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import UUID
 
 from ledger import SCHEMA_VERSION
-from routing import Allowance, restore
+from routing import Allowance, Routing, restore
 from tests.support.servers import postgres_server
-from tests.support.small import VALIDATOR, Clock
-from tests.support.stories import Story
+from tests.support.small import VALIDATOR, Clock, job
+from tests.support.stories import CLASSES, MINERS, Story
 
 SEED = 1
 OPERATIONS = 150
+
+
+async def add_uuids(ledger: Allowance) -> None:
+    """Record a UUID as the key of an event and as a job: SQLite stores it in another form than other text."""
+    await ledger.record_manifests(
+        2, {hotkey: dict.fromkeys(CLASSES, 3) for hotkey in MINERS}, confirm=True, idempotency_key=str(UUID(int=SEED))
+    )
+    await Routing(ledger).pick_miner_for_job_request(job(str(UUID(int=SEED + 1)), 1.0, CLASSES[0]))
+    await Routing(ledger).pick_miner_for_job_request(job(str(UUID(int=SEED + 2)).replace("-", "_"), 1.0, CLASSES[0]))
 
 
 async def write_ledger(scratch: Path, url: str) -> dict[str, Any]:
@@ -32,6 +42,7 @@ async def write_ledger(scratch: Path, url: str) -> dict[str, Any]:
     database_url = f"sqlite:///{scratch}/ledger.db"
     async with Allowance.open(database_url, validator_ss58=VALIDATOR, clock_ns=clock) as ledger:
         await Story(ledger, clock, SEED).goes_on(OPERATIONS)
+        await add_uuids(ledger)
         await ledger.rebuild()
         await ledger.verify()
         await ledger.export(scratch / "export.jsonl.gz")

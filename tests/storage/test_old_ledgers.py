@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 
@@ -54,6 +57,9 @@ def old_ledger_of(folder: Path) -> OldLedger:
 
 VERSION_1 = OldLedger(FILES, VALIDATOR, HEAD, STATUSES)
 OLD_LEDGERS = [VERSION_1, *(old_ledger_of(noted.parent) for noted in sorted(FOLDER.glob("version_*/ledger.json")))]
+
+# Those of the schema version of today have nothing to upgrade, and may have been born with today's defaults.
+OLDER_LEDGERS = [old for old in OLD_LEDGERS if int(old.files.name.removeprefix("version_")) < SCHEMA_VERSION]
 
 
 @pytest.fixture(params=OLD_LEDGERS, ids=lambda old: old.files.name)
@@ -173,3 +179,19 @@ async def test_an_old_database_is_exported_byte_for_byte(stored_url: str, old: O
 
     written = gzip.decompress((tmp_path / "export.jsonl.gz").read_bytes())
     assert written == gzip.decompress((old.files / "export.jsonl.gz").read_bytes())
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_uuids_that_version_3_stored_as_bytes_are_found(tmp_path: Path, read_only: bool) -> None:
+    """A job is found by the text of its UUID. Catches a release that looks for another stored form."""
+    old = old_ledger_of(FOLDER / "version_3")
+    path = unpacked("ledger.db.gz", tmp_path, old.files)
+    with closing(sqlite3.connect(path)) as log:
+        (stored,) = log.execute("SELECT job_uuid FROM allowance_events WHERE typeof(job_uuid) = 'blob'")
+        (key,) = log.execute("SELECT key FROM allowance_events WHERE typeof(key) = 'blob'")
+    assert (stored, key) == ((UUID(int=2).bytes,), (UUID(int=1).bytes,))
+
+    url = f"sqlite:///{path}"
+    async with Allowance.open(url, validator_ss58=old.validator_ss58, read_only=read_only) as ledger:
+        (found,) = (await ledger.history(job_uuid=str(UUID(int=2)))).items
+    assert found.job_uuid == str(UUID(int=2))

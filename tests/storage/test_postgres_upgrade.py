@@ -14,7 +14,7 @@ from ledger.events import CHAIN_STREAM
 from ledger.store import schema_steps
 from ledger.store.postgres.reader import PostgresReader
 from routing import StorageUnavailable
-from tests.storage.test_old_ledgers import OLD_LEDGERS, OldLedger, loaded
+from tests.storage.test_old_ledgers import OLDER_LEDGERS, OldLedger, loaded
 from tests.storage.test_schema_steps import catalog, rows, stored_version, until_locks_are_awaited
 from tests.support.logs import opened
 from tests.support.servers import PostgresServer, connected
@@ -25,7 +25,7 @@ STREAMS = "SELECT name, version FROM allowance_streams ORDER BY name"
 STREAMS_IN_LOG = "SELECT stream, max(version) FROM allowance_events GROUP BY stream ORDER BY stream"
 
 
-@pytest.fixture(params=OLD_LEDGERS, ids=lambda old: old.files.name)
+@pytest.fixture(params=OLDER_LEDGERS, ids=lambda old: old.files.name)
 def old(request: pytest.FixtureRequest) -> OldLedger:
     """One of the stored ledgers."""
     found: OldLedger = request.param

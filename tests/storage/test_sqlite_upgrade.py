@@ -20,7 +20,7 @@ from ledger.store import schema_steps
 from ledger.store.sqlite import creation
 from ledger.store.sqlite.connection import SqliteConnection
 from routing import Allowance, StorageUnavailable, verify
-from tests.storage.test_old_ledgers import OLD_LEDGERS, OldLedger, unpacked
+from tests.storage.test_old_ledgers import OLDER_LEDGERS, OldLedger, unpacked
 from tests.support.logs import append, opened, row_after
 
 SMALL_PIECE_ROWS = 20
@@ -29,9 +29,9 @@ UUID = "0190f5a0-91c3-7cc0-8a6e-1f2d3c4b5a69"
 OTHER_TEXTS = (UUID.upper(), UUID.replace("-", ""), f"{{{UUID}}}", UUID.replace("a", "g"), "a key", "ключ")
 
 
-@pytest.fixture(params=OLD_LEDGERS, ids=lambda old: old.files.name)
+@pytest.fixture(params=OLDER_LEDGERS, ids=lambda old: old.files.name)
 def old(request: pytest.FixtureRequest) -> OldLedger:
-    """One of the stored ledgers."""
+    """One of the stored ledgers of an older schema version."""
     found: OldLedger = request.param
     return found
 
