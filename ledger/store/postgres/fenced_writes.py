@@ -21,7 +21,7 @@ from .driver_errors import PostgresErrors, check_committed
 from .fence import raise_fence, stored_hash
 from .session import ServerSession
 from .sqlstates import is_constraint_violation, is_contended, is_lock_timeout, is_read_only, proves_nothing_done
-from .statements import BEGIN, BEGIN_SHORT, LOCK_HEAD
+from .statements import BEGIN, LOCK_HEAD
 
 # Enforced by the client, for an append or a COMMIT. It is short because callers wait for it, and because queries wait
 # for an optimistic append. Commits that take this long mostly wait for a standby that is gone.
