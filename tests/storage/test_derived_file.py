@@ -20,7 +20,7 @@ import pytest
 from ledger import DerivedTablesUnavailable
 from ledger.store.sqlite import derived, derived_checkpoint
 from projections.snapshots import spread_positions
-from routing import Allowance, Routing
+from routing import Allowance, Routing, StorageUnavailable
 from tests.support.engines import derived_statement
 from tests.support.small import GPU, VALIDATOR, Clock, job, small_ledger
 from tests.support.stories import (
@@ -151,6 +151,25 @@ async def test_a_lost_file_is_not_missed_and_is_made_again(url: str, loss: str, 
         assert await lag(ledger) == 0
         assert (await ledger.rebuild()).different == 0
         assert await whole_history(ledger) == history
+
+
+async def test_a_database_of_somebody_else_with_this_name_is_left_alone(url: str) -> None:
+    """Pages come from the log, and a rebuild is refused with the file's name. Catches a file that is deleted."""
+    async with opened(url) as ledger:
+        await ledger.reserve("5Anna", GPU, 0.1, 11)
+        history = await whole_history(ledger)
+    for name in ("", "-wal", "-shm"):
+        Path(f"{derived_path(url)}{name}").unlink(missing_ok=True)
+    with closing(sqlite3.connect(derived_path(url))) as other:
+        other.execute("CREATE TABLE recipes AS SELECT 'bread' AS name")
+        other.commit()
+    async with opened(url) as ledger:
+        assert await whole_history(ledger) == history
+        with pytest.raises(StorageUnavailable, match="derived has tables of somebody else; move it away"):
+            await ledger.rebuild()
+        await ledger.reserve("5Bert", GPU, 0.1, 11)
+    with closing(sqlite3.connect(derived_path(url))) as other:
+        assert other.execute("SELECT name FROM recipes").fetchall() == [("bread",)]
 
 
 async def test_a_file_that_is_deleted_while_it_is_open_is_made_again(url: str) -> None:

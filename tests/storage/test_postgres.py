@@ -561,6 +561,28 @@ async def test_an_append_that_waits_too_long_fails_without_doubt(postgres_url: s
         assert await append_by(how, waiter, Head(), [row_after(Head())])
 
 
+async def test_an_append_behind_a_moved_head_does_not_wait_long_for_the_lock(postgres_url: str) -> None:
+    """Queries wait for it; the writer then waits under `transaction` instead, without keeping queries waiting.
+
+    It catches a transaction of `append` that waits without the short limit, until the statement times out.
+    """
+    limits = "lock_timeout=50ms&statement_timeout=2s"
+    async with opened(postgres_url) as holder, opened(f"{postgres_url}&{limits}") as waiter:
+        async with holder.transaction():
+            with pytest.raises(TransactionConflict):
+                await waiter.append(lambda head: [row_after(head)], {})
+        assert await waiter.read(0) == []
+        assert await waiter.append(lambda head: [row_after(head)], {})
+
+
+async def test_a_transaction_whose_ledger_is_gone_acknowledges_nothing(postgres_url: str) -> None:
+    """It catches an append that took the missing head for a log that was replaced, and then committed nothing."""
+    async with opened(postgres_url) as store, store.transaction() as transaction:
+        store._fenced.ledger += 1  # A ledger of this number does not exist.
+        with pytest.raises(StorageUnavailable, match="not locked"):
+            await append_in(transaction, [row_after(Head())])
+
+
 @pytest.mark.parametrize(
     "statement",
     [

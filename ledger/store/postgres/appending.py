@@ -61,7 +61,7 @@ class Append:
         """Insert the rows, and move the head and their streams; or do nothing. One round trip."""
         result = await connection.fetchrow(APPEND, *self._values)
         if result is None:
-            return AppendResult(is_done=False, is_at_head=False, has_since=False, conflicts=[])
+            return AppendResult(is_done=False, is_at_head=False, has_since=True, conflicts=[])
         is_done, is_at_head, has_since, streams, versions = result
         conflicts = [
             StreamVersionConflict(stream, self._expected[stream], version)

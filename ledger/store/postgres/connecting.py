@@ -21,8 +21,8 @@ IDLE_TRANSACTION_TIMEOUT_SECONDS = 20
 # Enforced by the client. Longer than the statement timeout: the server's error proves that nothing was done, but after
 # a timeout of the client the outcome is unknown. So the server's must come first.
 COMMAND_TIMEOUT_SECONDS = 40.0
-# Enforced by the server, on the log's writing connection outside of transactions: for an optimistic append and for the
-# fence. The writer decides again under the lock afterwards, and waits for it without keeping queries waiting.
+# Enforced by the server, on the log's writing connection: for an optimistic append, also behind a moved head, and for
+# the fence. The writer decides again under the lock afterwards, and waits for it without keeping queries waiting.
 LOCK_TIMEOUT_SECONDS = 3
 # Encodings that accept every name. Any other would refuse some names, and with each the whole batch that contains it.
 ENCODINGS = ("UTF8", "SQL_ASCII")

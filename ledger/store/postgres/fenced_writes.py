@@ -54,12 +54,12 @@ class FencedWrites:
         return Head(position, a_hash, recorded_at_ns)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[tuple[asyncpg.Connection, Head]]:
+    async def transaction(self, begin: str = BEGIN) -> AsyncIterator[tuple[asyncpg.Connection, Head]]:
         """Begin a transaction and lock the head's row; commit at a normal end, roll back at an exception."""
         async with self.session.lock:
             # A retry is safe up to the lock, since nothing is written before. After it nothing is retried here: the
             # caller has decided on what it read in this transaction.
-            connection, head = await self.session.run_locked(self._begin)
+            connection, head = await self.session.run_locked(lambda connection: self._begin(connection, begin))
             try:
                 yield connection, head
             except BaseException:
@@ -125,7 +125,7 @@ class FencedWrites:
     def _append(self, head: Head, rows: list[Row], expected: Mapping[str, int], since: Head) -> Append:
         return Append(self.ledger, self._validator_ss58, head, self._fence, rows, expected, since)
 
-    async def _begin(self, connection: asyncpg.Connection) -> tuple[asyncpg.Connection, Head]:
+    async def _begin(self, connection: asyncpg.Connection, begin: str) -> tuple[asyncpg.Connection, Head]:
         """Begin a transaction and lock the head's row.
 
         READ COMMITTED, because the transaction waits for the lock after its first snapshot. Each later statement gets a
@@ -133,7 +133,7 @@ class FencedWrites:
         """
         if self.in_doubt:
             await self._raise_fence(connection)
-        await connection.execute(BEGIN)
+        await connection.execute(begin)
         try:
             head = self.head_of(await connection.fetchrow(LOCK_HEAD, self.ledger, self._validator_ss58))
             # Only now: after an error the next call may reach another server, and must raise the fence there.

@@ -18,6 +18,8 @@ HEAD = f"""SELECT position, hash, recorded_at_ns, fence, ({STORED_SCHEMA_VERSION
 LOCK_HEAD = f"{HEAD} FOR UPDATE"
 # The writer waits here without keeping queries waiting, so the short limit on locks does not apply. One round trip.
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = 0"
+# For an append behind a moved head: queries wait for it, so the short limit on locks applies.
+BEGIN_SHORT = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 # Whether the log has the row at which the append was decided.
 _CONTINUES = """($23 = 0 OR coalesce(

@@ -28,6 +28,7 @@ from ledger.store.contract import (
     RowsBehind,
     Schema,
     TailReader,
+    TransactionConflict,
     WhileWaiting,
     do_nothing,
     give_tail,
@@ -42,8 +43,8 @@ from .fenced_writes import ANY_LOG, FencedWrites
 from .queries import PostgresQueries
 from .reader import PostgresReader, open_reader
 from .session import ServerSession
-from .sqlstates import is_constraint_violation
-from .statements import ATTEMPTS, HEAD
+from .sqlstates import is_constraint_violation, is_lock_timeout
+from .statements import ATTEMPTS, BEGIN, BEGIN_SHORT, HEAD
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -137,8 +138,13 @@ class PostgresStore:
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[PostgresTransaction]:
         # `while_waiting` is never called: the server does not report who is next in the queue for a row lock.
+        async with self._transaction(BEGIN) as transaction:
+            yield transaction
+
+    @asynccontextmanager
+    async def _transaction(self, begin: str) -> AsyncIterator[PostgresTransaction]:
         with PostgresErrors(in_transaction=True):
-            async with self._fenced.transaction() as (connection, head):
+            async with self._fenced.transaction(begin) as (connection, head):
                 yield PostgresTransaction(self._fenced, self._queries, connection, head)
 
     async def append(
@@ -160,13 +166,15 @@ class PostgresStore:
         self, events: RowsBehind, expected: Mapping[str, int], since: Head, read_tail: TailReader | None
     ) -> list[Row] | None:
         try:
-            async with self.transaction() as transaction:
+            async with self._transaction(BEGIN_SHORT) as transaction:
                 await give_tail(transaction, since, read_tail)
                 rows = events(await transaction.head())
                 return rows if await transaction.append_since(since, rows, expected) else None
         except StorageUnavailable as error:
             if error.__cause__ is not None and is_constraint_violation(error.__cause__):
                 raise RowExists(str(error.__cause__)) from error
+            if error.__cause__ is not None and is_lock_timeout(error.__cause__):
+                raise TransactionConflict(str(error.__cause__)) from error
             raise
 
     async def resolve_commit(self, first: Row) -> bool:

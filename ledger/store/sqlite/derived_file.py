@@ -64,9 +64,11 @@ class DerivedFile:
             self._presence.enter()
             self._presence.share()
         connection = _new_connection(self.uri(), read_only=self.read_only)
-        version = _layout_version(connection)
-        if version != LAYOUT_VERSION:
+        version, is_foreign = _layout_version(connection), _has_other_tables(connection)
+        if version != LAYOUT_VERSION or is_foreign:
             connection.close()
+            if is_foreign:
+                raise DerivedTablesUnavailable(f"{self.path} has tables of somebody else; move it away")
             if version < LAYOUT_VERSION:  # A newer release's file is left to it.
                 self.note_damage()
             raise DerivedTablesUnavailable(f"{self.path} has the tables of another release")
@@ -147,6 +149,13 @@ def _new_connection(uri: str, *, read_only: bool) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _has_other_tables(connection: sqlite3.Connection) -> bool:
+    """Return whether the file belongs to somebody else, and must not be deleted."""
+    query = """SELECT 1 FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'allowance%'
+               AND name NOT LIKE 'sqlite%'"""
+    return connection.execute(query).fetchone() is not None
 
 
 def _layout_version(connection: sqlite3.Connection) -> int:
