@@ -155,8 +155,7 @@ async def test_a_lost_file_is_not_missed_and_is_made_again(url: str, loss: str, 
 
 async def test_a_database_of_somebody_else_with_this_name_is_left_alone(url: str) -> None:
     """Pages come from the log, and a rebuild is refused with the file's name. Catches a file that is deleted."""
-    async with opened(url) as ledger:
-        await ledger.reserve("5Anna", GPU, 0.1, 11)
+    async with projected(url) as ledger:
         history = await whole_history(ledger)
     for name in ("", "-wal", "-shm"):
         Path(f"{derived_path(url)}{name}").unlink(missing_ok=True)
@@ -167,7 +166,7 @@ async def test_a_database_of_somebody_else_with_this_name_is_left_alone(url: str
         assert await whole_history(ledger) == history
         with pytest.raises(StorageUnavailable, match="derived has tables of somebody else; move it away"):
             await ledger.rebuild()
-        await ledger.reserve("5Bert", GPU, 0.1, 11)
+        await ledger.reserve("5Anna", GPU, 0.1, 11)
     with closing(sqlite3.connect(derived_path(url))) as other:
         assert other.execute("SELECT name FROM recipes").fetchall() == [("bread",)]
 

@@ -578,6 +578,7 @@ async def test_an_append_behind_a_moved_head_does_not_wait_long_for_the_lock(pos
 async def test_a_transaction_whose_ledger_is_gone_acknowledges_nothing(postgres_url: str) -> None:
     """It catches an append that took the missing head for a log that was replaced, and then committed nothing."""
     async with opened(postgres_url) as store, store.transaction() as transaction:
+        assert isinstance(store, PostgresStore)
         store._fenced.ledger += 1  # A ledger of this number does not exist.
         with pytest.raises(StorageUnavailable, match="not locked"):
             await append_in(transaction, [row_after(Head())])
