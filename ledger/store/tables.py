@@ -59,8 +59,6 @@ streams = Table(
     Column("version", BigInteger, nullable=False),
     UniqueConstraint("ledger", "name"),
     sqlite_with_rowid=False,
-    # PostgreSQL writes a new version of a row at each update. With room for it in the same page, no index changes.
-    postgresql_with={"fillfactor": 50},
 )
 
 events = Table(
@@ -158,6 +156,9 @@ _SQLITE_VIEW = f"""CREATE VIEW IF NOT EXISTS allowance_log AS
 # SQLite needs none, because a process's appends to a file cannot arrive late.
 _POSTGRES_FENCE = "ALTER TABLE allowance_ledgers ADD COLUMN IF NOT EXISTS fence BIGINT NOT NULL DEFAULT 0"
 
+# PostgreSQL writes a new version of a row at each update. With room for it in the same page, no index changes.
+_POSTGRES_FILLFACTOR = "ALTER TABLE allowance_streams SET (fillfactor = 50)"
+
 # The log as text, for people who query it; no code reads it.
 _POSTGRES_VIEW = """CREATE OR REPLACE VIEW allowance_log AS
     SELECT validator_ss58, events.position, streams.name AS stream, events.version, events.recorded_at_ns, key,
@@ -221,7 +222,7 @@ def sqlite_derived_schema(derived: MetaData) -> list[str]:
 def postgres_schema(log: MetaData, derived: MetaData) -> list[str]:
     """Return the statements that create the schema on PostgreSQL, without triggers; they skip what exists."""
     dialect = registry.load("postgresql")()
-    return [*_create(log, dialect), *_create(derived, dialect), _POSTGRES_FENCE, _POSTGRES_VIEW]
+    return [*_create(log, dialect), *_create(derived, dialect), _POSTGRES_FENCE, _POSTGRES_FILLFACTOR, _POSTGRES_VIEW]
 
 
 def postgres_triggers() -> list[str]:

@@ -48,8 +48,9 @@ async def audit_log(
     states = [(Rule.SNAPSHOTS, snapshot) for snapshot in (await SnapshotStore(store).all()).values()]
     if live is not None:
         states.append((Rule.LIVE_STATE, live))
-    sealed = await sealed_positions(store)
     head = await store.head()
+    # After the head, so that no seal of the audited log is missing: a process may seal at any moment.
+    sealed = await sealed_positions(store)
     if until_position is not None and not 1 <= until_position <= head.position:
         raise PositionOutOfRange(f"position {until_position}", 1, head.position)
     until = head.position if until_position is None else until_position

@@ -585,3 +585,28 @@ async def test_a_log_with_seals_of_version_1_is_sealed_anew(any_url: str) -> Non
         assert found.position == position + 2
         assert (await ledger.audit()).findings == []
         assert (await ledger.audit(from_seal=position + 2)).findings == []
+
+
+async def test_a_state_that_is_sealed_while_an_audit_begins_is_no_finding(
+    any_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process seals just after the audit has looked for seals; the seal is compared, or not part of the audit.
+
+    Catches an audit that looks for seals before it reads the head: the seal is then in the log, and was not awaited.
+    """
+    async with small_ledger(url=any_url) as ledger:
+        handle = ledger._lifecycle.open_handle
+        assert handle is not None
+        store: Any = handle.store
+        find = store.read_streams
+
+        async def find_and_seal(*arguments: Any) -> list[Row]:
+            monkeypatch.setattr(store, "read_streams", find)
+            found: list[Row] = await find(*arguments)
+            await handle.upkeep.seal_if_due(1)
+            return found
+
+        monkeypatch.setattr(store, "read_streams", find_and_seal)
+        assert (await ledger.audit()).findings == []
+        assert len(await seals_of(ledger)) == 1
+        assert (await ledger.audit()).findings == []

@@ -611,20 +611,20 @@ async def test_writers_of_read_models_exclude_each_other(shared_url: str) -> Non
     """Of two writers that read a value and write the next, the second reads the value of the first."""
     async with opened(shared_url) as one, opened(shared_url) as two:
         async with one.write_derived() as transaction:
-            await transaction.query("CREATE TABLE counted AS SELECT 0 AS value")
+            await transaction.query("CREATE TABLE allowance_counted AS SELECT 0 AS value")
         barrier = asyncio.Barrier(2)
 
         async def count_up(store: Store) -> None:
             await barrier.wait()
             for _ in range(10):
                 async with store.write_derived() as transaction:
-                    ((value,),) = await transaction.query("SELECT value FROM counted")
+                    ((value,),) = await transaction.query("SELECT value FROM allowance_counted")
                     await asyncio.sleep(0)  # Lets the other writer continue, unless the transaction excludes it.
-                    await transaction.query("UPDATE counted SET value = ?", value + 1)
+                    await transaction.query("UPDATE allowance_counted SET value = ?", value + 1)
 
         await asyncio.gather(count_up(one), count_up(two))
         async with two.derived_connection() as connection:
-            assert (await connection.exec_driver_sql("SELECT value FROM counted")).scalar_one() == 20
+            assert (await connection.exec_driver_sql("SELECT value FROM allowance_counted")).scalar_one() == 20
 
 
 async def test_appends_do_not_wait_for_writers_of_read_models(postgres_url: str) -> None:
@@ -637,17 +637,17 @@ async def test_appends_do_not_wait_for_writers_of_read_models(postgres_url: str)
 async def test_an_exception_rolls_a_read_model_write_back(store: Store) -> None:
     """Checkpoint and read model are written in one transaction: both or neither."""
     async with store.write_derived() as transaction:
-        await transaction.query("CREATE TABLE counted AS SELECT 0 AS value")
+        await transaction.query("CREATE TABLE allowance_counted AS SELECT 0 AS value")
 
     async def fail() -> None:
         async with store.write_derived() as transaction:
-            await transaction.query("UPDATE counted SET value = 1")
+            await transaction.query("UPDATE allowance_counted SET value = 1")
             raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
         await fail()
     async with store.derived_connection() as connection:
-        assert (await connection.exec_driver_sql("SELECT value FROM counted")).scalar_one() == 0
+        assert (await connection.exec_driver_sql("SELECT value FROM allowance_counted")).scalar_one() == 0
 
 
 async def test_a_drivers_error_is_raised_as_storage_unavailable(store: Store) -> None:
