@@ -109,7 +109,9 @@ class History:
         while checkpoint.position < until:
             most = await (self._go_on(until - checkpoint.position) if pause is None else pause(checkpoint.position))
             if checkpoint == NO_CHECKPOINT:
+                # Another process may have begun the history meanwhile, and be at the head already.
                 checkpoint = await self._projector.begin_live_if_missing()
+                continue
             if not event_rows or event_rows[0].position != checkpoint.position + 1:
                 limit = max(most, LEAST_ROWS_READ) if self._store.keeps_derived_apart else None
                 event_rows = await self._store.read(checkpoint.position, limit)

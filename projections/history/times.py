@@ -28,7 +28,7 @@ async def _first_since(store: Store, at_ns: int, head: int) -> int:
         f" AND position = (low + high) / 2) < {at_ns}"
     )
     rows = await store.query(
-        f"WITH RECURSIVE search (low, high) AS (SELECT 1, {head + 1} UNION ALL"
+        f"WITH RECURSIVE search (low, high) AS (SELECT CAST(1 AS BIGINT), CAST({head + 1} AS BIGINT) UNION ALL"
         f" SELECT CASE WHEN {is_earlier} THEN (low + high) / 2 + 1 ELSE low END,"
         f" CASE WHEN {is_earlier} THEN high ELSE (low + high) / 2 END FROM search WHERE low < high)"
         " SELECT low FROM search WHERE low = high"

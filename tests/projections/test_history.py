@@ -391,6 +391,23 @@ async def test_concurrent_projectors_write_each_event_once(any_url: str, short_p
             assert (await ledger.rebuild()).different == 0
 
 
+async def test_a_history_that_another_process_began_and_finished_is_no_gap(any_url: str) -> None:
+    """The projector that finds no history, and then a complete one, has nothing to do.
+
+    Catches one that reads on behind the head, and reports that the log has no event there.
+    """
+    async with small_ledger(url=any_url) as ledger:
+        await ledger.reserve("5Anna", GPU, 1.0, 11)
+        late, head = History(store_of(ledger), VALIDATOR, read_only=False), (await ledger.head()).position
+
+        async def overtake(_: int) -> int:
+            await History(store_of(ledger), VALIDATOR, read_only=False).project(head)
+            return 1
+
+        await there(ledger, lambda: late.project(head, overtake))
+        assert await there(ledger, late.checkpoint) == head
+
+
 async def project_nine(ledger: Allowance) -> None:
     """Project four batches of two events, and one more."""
     await there(ledger, lambda: history_of(ledger).project(9))

@@ -19,6 +19,7 @@ import pytest
 
 from ledger import DerivedTablesUnavailable
 from ledger.store.sqlite import derived, derived_checkpoint
+from ledger.store.sqlite.derived_checkpoint import checkpoint_in_thread, is_checkpoint_due
 from projections.snapshots import spread_positions
 from routing import Allowance, Routing, StorageUnavailable
 from tests.support.engines import derived_statement
@@ -151,6 +152,21 @@ async def test_a_lost_file_is_not_missed_and_is_made_again(url: str, loss: str, 
         assert await lag(ledger) == 0
         assert (await ledger.rebuild()).different == 0
         assert await whole_history(ledger) == history
+
+
+async def test_whoever_deletes_a_damaged_file_does_not_keep_others_from_making_it(url: str) -> None:
+    """The ledger that finds the damage reads on, and another one makes the file.
+
+    Catches a lock on a file that is gone: the other one would take the file for that of somebody who has it open.
+    """
+    async with projected(url):
+        pass
+    derived_path(url).write_bytes(b"no database " * 1000)
+    async with opened(url) as finder, opened(url) as other:
+        await lag(finder)
+        assert not derived_path(url).exists()
+        await project(other)
+        assert await lag(other) == 0
 
 
 async def test_a_database_of_somebody_else_with_this_name_is_left_alone(url: str) -> None:
@@ -344,6 +360,26 @@ async def test_a_long_wal_is_checkpointed_on_another_thread(url: str, monkeypatc
         store: Any = store_of(ledger)
         await there(ledger, store._derived.dispose)
     assert "True" in threads
+
+
+async def test_a_wal_that_was_checkpointed_is_cut_when_it_begins_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a checkpoint the next one is due only when the WAL has grown again.
+
+    Catches a limit of the file's size above the size at which a checkpoint is due: each commit would start one.
+    """
+    async with projected(url, 1) as ledger:
+        tables: Any = store_of(ledger)._derived  # type: ignore[attr-defined]  # the file is SQLite's alone
+
+        async def fill_and_begin_again() -> None:
+            tables._connection.execute("CREATE TABLE allowance_filling AS SELECT randomblob(5000000)")
+            assert is_checkpoint_due(tables.file.path)
+            await checkpoint_in_thread(tables.file.uri())
+            tables._connection.execute("CREATE TABLE allowance_small (number)")
+
+        await there(ledger, fill_and_begin_again)
+        assert not is_checkpoint_due(tables.file.path)
 
 
 async def test_another_process_that_writes_derived_tables_does_not_stop_the_loop(url: str) -> None:

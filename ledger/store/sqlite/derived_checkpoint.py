@@ -17,6 +17,8 @@ from .wal_size import wal_path
 
 CHECKPOINT_BYTES = 4 << 20
 """The size of the WAL at which a checkpoint is due; the same as SQLite's own limit of 1,000 pages."""
+WAL_LIMIT_BYTES = 1 << 20
+"""The size to which SQLite cuts the WAL when it starts it again; with a longer one a checkpoint would always be due."""
 
 
 def is_checkpoint_due(path: str) -> bool:

@@ -16,8 +16,8 @@ from urllib.parse import quote
 from ledger.store.contract import DerivedTablesUnavailable, Schema
 
 from .derived_binding import BINDINGS_TABLE
+from .derived_checkpoint import WAL_LIMIT_BYTES
 from .reader import read_access
-from .wal_size import WAL_LIMIT_BYTES
 from .writer_presence import WriterPresence
 
 LAYOUT_VERSION = 1
@@ -122,10 +122,12 @@ class DerivedFile:
         if self._damaged != self.identity():
             self._damaged = None
             return not self.is_missing
-        if self._presence is not None and self._presence.enter():
-            self._delete()
-            self._damaged = None
-            self._presence.share()
+        if self._presence is not None:
+            if self._presence.enter():
+                self._delete()
+                self._damaged = None
+            # Whoever holds the lock without the file would keep others from making it.
+            self._presence.leave()
         return False
 
     def _delete(self) -> None:

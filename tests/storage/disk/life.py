@@ -24,6 +24,8 @@ from .preload import Fault, Operation, Record, Recorder
 MINERS = 2
 START_NS = int(network.created_at(20).timestamp()) * 10**9
 ANSWER_SECONDS = 60.0
+PAGES_BETWEEN_CHECKPOINTS = 970
+"""Fewer than the product's, so that a short life is enough."""
 
 
 class Step(NamedTuple):
@@ -156,7 +158,10 @@ def _founding() -> list[Step]:
 
 
 def _checkpoint() -> list[Step]:
-    """So many changes that SQLite checkpoints the WAL and begins it again, with a second connection open."""
+    """So many changes that SQLite checkpoints the WAL and begins it again, with a second connection open.
+
+    It does so after `PAGES_BETWEEN_CHECKPOINTS`, some changes before the end.
+    """
     claims = [(_reserve("a", f"c{n}"), _settle("a", "release", f"c{n}")) for n in range(95)]
     return [
         _opened(),

@@ -12,6 +12,9 @@ from contextlib import suppress
 
 import msgspec
 
+from ledger.store.sqlite import connection
+
+from .life import PAGES_BETWEEN_CHECKPOINTS
 from .plan import Task
 from .preload import Recorder
 from .trial import imported_by_a_judge, try_task
@@ -22,6 +25,7 @@ def main() -> None:
     # The library logs each fault that it meets; there are thousands.
     logging.disable(logging.CRITICAL)
     _import_early()
+    connection.PAGES_BETWEEN_CHECKPOINTS = PAGES_BETWEEN_CHECKPOINTS
     recorder = Recorder()
     for line in sys.stdin:
         verdict = try_task(recorder, msgspec.json.decode(line, type=Task))
