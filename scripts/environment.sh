@@ -90,14 +90,16 @@ activate() {
     export PATH="$1/bin:$PATH"
 }
 
-# Install strace from the system's packages, if that is allowed: tests let system calls fail with it. Without it they say
-# that they were skipped, and why.
-install_strace() {
-    command -v strace >/dev/null && return
-    [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
-    say "installing strace"
-    { apt-get update -qq && apt-get install -qq -y --no-install-recommends strace; } >/dev/null 2>&1 ||
-        say "strace could not be installed; the tests that need it will be skipped"
+# install_system_packages: install what some tests need from the system's packages, if that is allowed: strace lets system
+# calls fail, PgBouncer pools connections. Tests that find one missing say that they were skipped, and why.
+install_system_packages() {
+    local missing=()
+    command -v strace >/dev/null || missing+=(strace)
+    PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null || missing+=(pgbouncer)
+    ((${#missing[@]} > 0)) && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
+    say "installing ${missing[*]}"
+    { apt-get update -qq && apt-get install -qq -y --no-install-recommends "${missing[@]}"; } >/dev/null 2>&1 ||
+        say "${missing[*]} could not be installed; the tests that need them will be skipped"
 }
 
 use_environment() {
