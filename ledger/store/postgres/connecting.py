@@ -31,6 +31,8 @@ SHOWN_URL = "postgresql://…"
 EXPECTED_URL = "postgresql://user:password@host:port/database, with %40 for @, %2F for / and so on inside of the parts"
 # The driver's messages about these quote no part of the URL, so they can be shown.
 _SAFE_REASON = re.compile("`ssl|^root certificate file|^direct TLS")
+# Of a search path: an identifier, in quotation marks or not. See `search_path.py`.
+_FIRST_SCHEMA = re.compile(r'^\s*(?:"(?:[^"]|"")*"|[^,]*)')
 # If it is off, a commit is reported before it is flushed. How long commits wait for standbys is the operator's choice.
 _FLUSH_COMMITS = """SELECT set_config('synchronous_commit', 'on', false)
                     WHERE current_setting('synchronous_commit') = 'off'"""
@@ -79,6 +81,8 @@ class Connector:
         }
         session = {name: value for name, value in defaults.items() if name not in self._given}
         session["default_transaction_isolation"] = "read committed"
+        if "search_path" in self._given:
+            session["search_path"] = _FIRST_SCHEMA.findall(self._given["search_path"][-1])[0]
         return session
 
     async def _connect(self, settings: dict[str, str]) -> asyncpg.Connection:
