@@ -17,7 +17,7 @@ from ledger.store.triggers import POSTGRES_TRIGGERS, trigger_names
 from .search_path import has_schema
 from .session import MOST_PAUSE_SECONDS, ServerSession
 from .sqlstates import is_created_concurrently, is_trigger_unsupported
-from .statements import STORED_SCHEMA_VERSION
+from .statements import LOCK_SCHEMA, STORED_SCHEMA_VERSION
 
 # Enforced by the client, for the statements of a schema step; they may rewrite a long log.
 UPGRADE_TIMEOUT_SECONDS = 86_400.0
@@ -29,9 +29,6 @@ _FIND_LEDGER = "SELECT ledger FROM allowance_ledgers WHERE validator_ss58 = $1"
 _NEWEST_LEDGER = "SELECT coalesce(max(ledger), 0) FROM allowance_ledgers"
 _NEW_LEDGER = """INSERT INTO allowance_ledgers (ledger, validator_ss58, position, hash, recorded_at_ns)
                  VALUES ($1, $2, 0, $3, 0) ON CONFLICT DO NOTHING"""
-# A lock of the table, in whose queue later writers of derived tables wait behind the step. They share a lock of its
-# row, so there is always one that holds it, and a lock of the row alone might never be had.
-_LOCK_SCHEMA = "LOCK TABLE allowance_schema IN EXCLUSIVE MODE"
 # Until the upgrade has ended nobody appends; reads go on until a step rewrites the events. Both tables in one statement
 # and before any row: an append locks the tables first, too, and only then the head's row.
 _LOCK_LOG = "LOCK TABLE allowance_ledgers, allowance_events IN EXCLUSIVE MODE"
@@ -137,7 +134,7 @@ async def _upgrade(connection: asyncpg.Connection) -> None:
     async with connection.transaction():
         # A step may take longer than any other statement, and so may the wait for a process that executes it.
         await connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-        await connection.execute(_LOCK_SCHEMA, timeout=UPGRADE_TIMEOUT_SECONDS)
+        await connection.execute(LOCK_SCHEMA, timeout=UPGRADE_TIMEOUT_SECONDS)
         stored = await connection.fetchval(STORED_SCHEMA_VERSION)
         if stored >= SCHEMA_VERSION:
             return

@@ -14,7 +14,7 @@ from ledger.store.contract import RowExists, Value, check_schema_version
 
 from .session import ServerSession
 from .sqlstates import is_table_broken
-from .statements import STORED_SCHEMA_VERSION
+from .statements import LOCK_SCHEMA, STORED_SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # Shared by the writers of all ledgers; excludes schema steps, and those that change the tables themselves.
 _BEGIN_SHARED = f"{_BEGIN}; SELECT FROM allowance_schema FOR SHARE"
+_BEGIN_ALONE = f"{_BEGIN}; {LOCK_SCHEMA}"
 # A row that no read model uses. Not the head row, for which appends wait.
 _LOCK_LEDGER = f"""SELECT ({STORED_SCHEMA_VERSION}) FROM allowance_checkpoints
                    WHERE ledger = $1 AND projection = 'write-lock' AND model_version = 0 FOR UPDATE"""
 # Waits for another process that inserts the row, until it has committed or rolled back.
 _ADD_LOCK = """INSERT INTO allowance_checkpoints (ledger, projection, model_version, generation, position)
                VALUES ($1, 'write-lock', 0, 0, 0) ON CONFLICT (ledger, projection, model_version) DO NOTHING"""
-_LOCK_ALL_LEDGERS = f"{STORED_SCHEMA_VERSION} FOR UPDATE"
 
 
 class PostgresDerivedTransaction:
@@ -70,8 +70,8 @@ async def begin_derived_write(
 
 
 async def _lock_all(connection: asyncpg.Connection) -> int:
-    await connection.execute(_BEGIN)
-    return _found(await connection.fetchval(_LOCK_ALL_LEDGERS))
+    await connection.execute(_BEGIN_ALONE)
+    return _found(await connection.fetchval(STORED_SCHEMA_VERSION))
 
 
 async def _lock_one(connection: asyncpg.Connection, ledger: int) -> int:
