@@ -189,9 +189,12 @@ async def test_an_error_that_says_nothing_of_triggers_fails_the_creation(postgre
     assert await missing(postgres_url) == []
 
 
-async def test_contention_at_a_trigger_is_retried(postgres_url: str) -> None:
-    """Catches a trigger that is given up because of a deadlock."""
-    await refuse(postgres_url, "CREATE TRIGGER", "40P01", times=3)
+@pytest.mark.parametrize(
+    ("sqlstate", "message"), [("40P01", "deadlock detected"), ("XX000", "tuple concurrently updated")]
+)
+async def test_contention_at_a_trigger_is_retried(postgres_url: str, sqlstate: str, message: str) -> None:
+    """Catches a trigger that is given up because another process was in the way."""
+    await refuse(postgres_url, "CREATE TRIGGER", sqlstate, message=message, times=3)
     await open_once(postgres_url)
     assert await missing(postgres_url) == []
 
