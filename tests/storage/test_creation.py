@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,10 @@ async def test_a_row_that_the_database_swallows_is_an_error(postgres_url: str) -
             """CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
                CREATE TRIGGER swallow BEFORE INSERT ON allowance_ledgers FOR EACH ROW EXECUTE FUNCTION swallow()"""
         )
-    with pytest.raises(StorageUnavailable, match="row of ledger 2"):
-        async with opened(postgres_url, "another-validator"):
-            pass
+    async with asyncio.timeout(60):
+        with pytest.raises(StorageUnavailable, match="row of ledger 2"):
+            async with opened(postgres_url, "another-validator"):
+                pass
 
 
 # Databases without triggers
