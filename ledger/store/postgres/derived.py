@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -11,6 +11,8 @@ import asyncpg
 
 from ledger.store.contract import RowExists, Value, check_schema_version
 
+from .connecting import Connector
+from .connection_pool import MOST_CONNECTIONS
 from .session import ServerSession
 from .statements import STORED_SCHEMA_VERSION
 
@@ -36,12 +38,12 @@ class PostgresDerivedTransaction:
             raise RowExists(str(cause)) from cause
 
 
-async def begin_derived_write(session: ServerSession, connection: asyncpg.Connection) -> asyncpg.Connection:
+async def begin_derived_write(session: ServerSession, connection: asyncpg.Connection, begin: str) -> asyncpg.Connection:
     """Begin a transaction and lock the schema's row, so that one process at a time writes derived tables.
 
     On SQLite the write lock of their file does the same. Appends do not lock this row, so they need not wait.
     """
-    await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+    await connection.execute(begin)
     try:
         check_schema_version(await connection.fetchval(f"{STORED_SCHEMA_VERSION} FOR UPDATE"))
     except BaseException:
@@ -53,8 +55,8 @@ async def begin_derived_write(session: ServerSession, connection: asyncpg.Connec
 class DerivedEngine:
     """SQLAlchemy's engine, made when it is first used: its import is slow."""
 
-    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
-        self._connect = connect
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._engine: AsyncEngine | None = None
         self._connections: WeakSet[asyncpg.Connection] = WeakSet()
 
@@ -63,10 +65,14 @@ class DerivedEngine:
         if self._engine is None:
             from sqlalchemy.ext.asyncio import create_async_engine
 
+            # Behind a pool of transactions no statement may have a name, because the next one may run elsewhere.
+            unnamed = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
             self._engine = create_async_engine(
                 "postgresql+asyncpg://",
                 async_creator=self._connect_noted,
-                pool_size=2,
+                connect_args=unnamed if self._connector.is_pooled else {},
+                execution_options={"postgresql_readonly": self._connector.read_only},
+                pool_size=MOST_CONNECTIONS,
                 max_overflow=0,
                 pool_pre_ping=True,
             )
@@ -84,7 +90,7 @@ class DerivedEngine:
             self._engine = None
 
     async def _connect_noted(self) -> asyncpg.Connection:
-        connection = await self._connect()
+        connection = await self._connector.connect()
         self._connections.add(connection)
         return connection
 
