@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 import pytest_asyncio
+from sqlalchemy.exc import DBAPIError
 
 from ledger import CommitOutcomeUnknown, Head, Lookup, Row, Store, encode_state, versions_before
 from ledger.store.contract import TransactionConflict
@@ -525,9 +526,11 @@ async def test_the_server_refuses_writes_of_a_read_only_session(postgres_url: st
         pass
     async with opened(postgres_url, read_only=True) as store:
         assert isinstance(store, PostgresStore)
-        connection = await store._reads.connection()
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-            await connection.execute("DELETE FROM allowance_ledgers")
+            await store._reads.run(lambda connection: connection.execute("DELETE FROM allowance_ledgers"))
+        async with store.derived_connection() as read:
+            with pytest.raises(DBAPIError, match="read-only transaction"):
+                await read.exec_driver_sql("DELETE FROM allowance_ledgers")
         with pytest.raises(StorageUnavailable):
             async with store.write_derived():
                 pass

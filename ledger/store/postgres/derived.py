@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -12,6 +12,8 @@ import asyncpg
 from ledger.errors import StorageUnavailable
 from ledger.store.contract import RowExists, Value, check_schema_version
 
+from .connecting import Connector
+from .connection_pool import MOST_CONNECTIONS
 from .session import ServerSession
 from .sqlstates import is_table_broken
 from .statements import LOCK_SCHEMA, STORED_SCHEMA_VERSION
@@ -19,10 +21,8 @@ from .statements import LOCK_SCHEMA, STORED_SCHEMA_VERSION
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-_BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 # Shared by the writers of all ledgers; excludes schema steps, and those that change the tables themselves.
-_BEGIN_SHARED = f"{_BEGIN}; SELECT FROM allowance_schema FOR SHARE"
-_BEGIN_ALONE = f"{_BEGIN}; {LOCK_SCHEMA}"
+_SHARE_SCHEMA = "SELECT FROM allowance_schema FOR SHARE"
 # A row that no read model uses. Not the head row, for which appends wait.
 _LOCK_LEDGER = f"""SELECT ({STORED_SCHEMA_VERSION}) FROM allowance_checkpoints
                    WHERE ledger = $1 AND projection = 'write-lock' AND model_version = 0 FOR UPDATE"""
@@ -50,15 +50,15 @@ class PostgresDerivedTransaction:
 
 
 async def begin_derived_write(
-    session: ServerSession, connection: asyncpg.Connection, ledger: int, *, all_ledgers: bool
+    session: ServerSession, connection: asyncpg.Connection, begin: str, ledger: int, *, all_ledgers: bool
 ) -> asyncpg.Connection:
-    """Begin a transaction and lock the ledger's derived tables, so that one process at a time writes them.
+    """Begin a transaction with `begin`, and lock the ledger's derived tables: one process at a time writes them.
 
     With `all_ledgers`, lock those of every ledger; so too if the table with the ledgers' locks is lost or broken. On
     SQLite the write lock of their file does the same. Appends use none of these locks, so they need not wait.
     """
     try:
-        version = await (_lock_all(connection) if all_ledgers else _lock_one(connection, ledger))
+        version = await (_lock_all(connection, begin) if all_ledgers else _lock_one(connection, begin, ledger))
         check_schema_version(version)
     except BaseException as error:
         await session.roll_back(connection)
@@ -66,16 +66,16 @@ async def begin_derived_write(
             raise
     else:
         return connection
-    return await begin_derived_write(session, await session.connection(), ledger, all_ledgers=True)
+    return await begin_derived_write(session, await session.connection(), begin, ledger, all_ledgers=True)
 
 
-async def _lock_all(connection: asyncpg.Connection) -> int:
-    await connection.execute(_BEGIN_ALONE)
+async def _lock_all(connection: asyncpg.Connection, begin: str) -> int:
+    await connection.execute(f"{begin}; {LOCK_SCHEMA}")
     return _found(await connection.fetchval(STORED_SCHEMA_VERSION))
 
 
-async def _lock_one(connection: asyncpg.Connection, ledger: int) -> int:
-    await connection.execute(_BEGIN_SHARED)
+async def _lock_one(connection: asyncpg.Connection, begin: str, ledger: int) -> int:
+    await connection.execute(f"{begin}; {_SHARE_SCHEMA}")
     version: int | None = await connection.fetchval(_LOCK_LEDGER, ledger)
     if version is None:
         await connection.execute(_ADD_LOCK, ledger)
@@ -92,8 +92,8 @@ def _found(version: int | None) -> int:
 class DerivedEngine:
     """SQLAlchemy's engine, made when it is first used: its import is slow."""
 
-    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
-        self._connect = connect
+    def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._engine: AsyncEngine | None = None
         self._connections: WeakSet[asyncpg.Connection] = WeakSet()
 
@@ -102,10 +102,14 @@ class DerivedEngine:
         if self._engine is None:
             from sqlalchemy.ext.asyncio import create_async_engine
 
+            # Behind a pool of transactions no statement may have a name, because the next one may run elsewhere.
+            unnamed = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
             self._engine = create_async_engine(
                 "postgresql+asyncpg://",
                 async_creator=self._connect_noted,
-                pool_size=2,
+                connect_args=unnamed if self._connector.is_pooled else {},
+                execution_options={"postgresql_readonly": self._connector.read_only},
+                pool_size=MOST_CONNECTIONS,
                 max_overflow=0,
                 pool_pre_ping=True,
             )
@@ -123,7 +127,7 @@ class DerivedEngine:
             self._engine = None
 
     async def _connect_noted(self) -> asyncpg.Connection:
-        connection = await self._connect()
+        connection = await self._connector.connect()
         self._connections.add(connection)
         return connection
 

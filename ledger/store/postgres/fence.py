@@ -5,14 +5,17 @@ enough: the append could arrive after the read. So the fence, a number in the he
 waits for a transaction that has locked the head, and every append names the fence that it expects, so a request that
 arrives later is refused. Rows that are not in the log after that will never be in it.
 
+Fence and rows are read in one transaction, and so on one server. Another connection may lead to another server, for
+example to a primary that was replaced and has not noticed: what that one says about rows proves nothing about the fence
+of this one.
+
 The commit of the raised fence proves more. If commits wait for a standby, this one does too, and a standby receives the
 log of the database in order. So if it ends without a warning, every commit before it is as safe as it is.
-
-Fence and rows are read on one connection. Another connection may lead to another server, for example to a primary that
-was replaced and has not noticed: what that one says about rows proves nothing about the fence of this one.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import asyncpg
 
@@ -29,19 +32,34 @@ _RAISE_FENCE = """UPDATE allowance_ledgers SET fence = fence + 1
 _HASH = "SELECT hash FROM allowance_events WHERE ledger = $1 AND position = $2"
 
 
-async def raise_fence(session: ServerSession, connection: asyncpg.Connection, ledger: int, validator_ss58: str) -> int:
-    """Raise the fence and return it. Raises `TimeoutError`, or `NotConfirmed` if a standby may not have it.
+class RaisedFence(NamedTuple):
+    """The new fence, and the hash of the row at the position asked for, None if there is none."""
 
-    To raise it twice is harmless, so it may be repeated after an error.
+    fence: int
+    stored_hash: bytes | None
+
+
+async def raise_fence(
+    session: ServerSession,
+    connection: asyncpg.Connection,
+    begin: str,
+    ledger: tuple[int, str],
+    position: int = 0,
+) -> RaisedFence:
+    """Raise the fence of a ledger, given by its number and validator. To do so twice is harmless.
+
+    Raises `TimeoutError`, or `NotConfirmed` if a standby may not have it; the connection is then cut.
     """
-    with session.committing(connection, FENCE_TIMEOUT_SECONDS):
-        fence: int | None = await connection.fetchval(_RAISE_FENCE, ledger, validator_ss58)
-    if fence is None:
-        raise LedgerNotFound(validator_ss58)
-    return fence
-
-
-async def stored_hash(connection: asyncpg.Connection, ledger: int, position: int) -> bytes | None:
-    """Return the hash of the row at a position; on the connection that raised the fence it is final."""
-    found: bytes | None = await connection.fetchval(_HASH, ledger, position)
-    return found
+    number, validator_ss58 = ledger
+    try:
+        with session.committing(connection, FENCE_TIMEOUT_SECONDS):
+            await connection.execute(begin)
+            fence: int | None = await connection.fetchval(_RAISE_FENCE, number, validator_ss58)
+            if fence is None:
+                raise LedgerNotFound(validator_ss58)
+            raised = RaisedFence(fence, await connection.fetchval(_HASH, number, position))
+            await connection.execute("COMMIT")
+    except BaseException:
+        session.drop()
+        raise
+    return raised

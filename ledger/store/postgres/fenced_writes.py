@@ -16,12 +16,13 @@ from ledger.domain.lookup import Head
 from ledger.errors import LedgerNotFound, StorageUnavailable
 from ledger.store.contract import CommitOutcomeUnknown, RowExists, check_schema_version, driver_message
 
-from .appending import Append
+from .appending import Append, AppendResult
+from .connecting import Connector
 from .driver_errors import PostgresErrors, check_committed
-from .fence import raise_fence, stored_hash
+from .fence import RaisedFence, raise_fence
 from .session import ServerSession
 from .sqlstates import is_constraint_violation, is_contended, is_lock_timeout, is_read_only, proves_nothing_done
-from .statements import BEGIN, LOCK_HEAD
+from .statements import LOCK_HEAD
 
 # Enforced by the client, for an append or a COMMIT. It is short because callers wait for it, and because queries wait
 # for an optimistic append. Commits that take this long mostly wait for a standby that is gone.
@@ -33,9 +34,12 @@ ANY_LOG = Head()
 class FencedWrites:
     """The appends of one ledger in this process."""
 
-    def __init__(self, session: ServerSession, validator_ss58: str, drop_connections: Callable[[], None]) -> None:
+    def __init__(
+        self, session: ServerSession, connector: Connector, validator_ss58: str, drop_connections: Callable[[], None]
+    ) -> None:
         """Call `drop_connections` when the next connection may have to lead to another server."""
         self.session = session
+        self._connector = connector
         self.ledger = 0
         self.in_doubt = False
         """The outcome of an append is unknown, and the fence has not been raised since."""
@@ -54,9 +58,14 @@ class FencedWrites:
         return Head(position, a_hash, recorded_at_ns)
 
     @asynccontextmanager
-    async def transaction(self, begin: str = BEGIN) -> AsyncIterator[tuple[asyncpg.Connection, Head]]:
-        """Begin a transaction and lock the head's row; commit at a normal end, roll back at an exception."""
-        async with self.session.lock:
+    async def transaction(self, *, waits: bool = True) -> AsyncIterator[tuple[asyncpg.Connection, Head]]:
+        """Begin a transaction and lock the head's row; commit at a normal end, roll back at an exception.
+
+        `waits`: for the lock as long as a statement may take. The writer waits here without keeping queries waiting, so
+        the short limit on locks does not apply.
+        """
+        begin = self._connector.begin(for_appends=True, waits=waits)
+        async with self.session.held():
             # A retry is safe up to the lock, since nothing is written before. After it nothing is retried here: the
             # caller has decided on what it read in this transaction.
             connection, head = await self.session.run_locked(lambda connection: self._begin(connection, begin))
@@ -90,12 +99,12 @@ class FencedWrites:
         It is also False if the server gave up a wait for the head's lock, which the caller then locks itself. Raises
         `VersionConflict`, `RowExists` and `CommitOutcomeUnknown`.
         """
-        async with self.session.lock:
+        async with self.session.held():
             connection = await self.session.run_locked(self._end_doubt)
             appending = self._append(head, rows, expected, since)
             try:
                 with self.session.committing(connection, APPEND_TIMEOUT_SECONDS):
-                    result = await appending.execute(connection)
+                    result = await self._append_alone(connection, appending)
             except BaseException as error:
                 if not proves_nothing_done(error):
                     self._note_doubt(error)
@@ -125,12 +134,21 @@ class FencedWrites:
     def _append(self, head: Head, rows: list[Row], expected: Mapping[str, int], since: Head) -> Append:
         return Append(self.ledger, self._validator_ss58, head, self._fence, rows, expected, since)
 
-    async def _begin(self, connection: asyncpg.Connection, begin: str) -> tuple[asyncpg.Connection, Head]:
-        """Begin a transaction and lock the head's row.
+    async def _append_alone(self, connection: asyncpg.Connection, appending: Append) -> AppendResult:
+        """Append and commit; one round trip, if the session has all settings."""
+        if self._connector.session_suffices:
+            return await appending.execute(connection)
+        try:
+            await connection.execute(self._connector.begin(for_appends=True))
+            result = await appending.execute(connection)
+            check_committed(await connection.execute("COMMIT"))
+        except BaseException:
+            await self.session.roll_back(connection)
+            raise
+        return result
 
-        READ COMMITTED, because the transaction waits for the lock after its first snapshot. Each later statement gets a
-        new snapshot and sees the rows of the append that it waited for; REPEATABLE READ would fail instead.
-        """
+    async def _begin(self, connection: asyncpg.Connection, begin: str) -> tuple[asyncpg.Connection, Head]:
+        """Begin a transaction and lock the head's row."""
         if self.in_doubt:
             await self._raise_fence(connection)
         await connection.execute(begin)
@@ -169,11 +187,13 @@ class FencedWrites:
         return connection
 
     async def _find_fenced(self, connection: asyncpg.Connection, position: int) -> bytes | None:
-        """Raise the fence; return the hash of the row at a position, read on the same connection after that."""
-        await self._raise_fence(connection)
-        found = await stored_hash(connection, self.ledger, position)
+        """Raise the fence; return the hash of the row at a position, which is final."""
+        raised = await self._raise_fence(connection, position)
         self.in_doubt = False
-        return found
+        return raised.stored_hash
 
-    async def _raise_fence(self, connection: asyncpg.Connection) -> None:
-        self._fence = await raise_fence(self.session, connection, self.ledger, self._validator_ss58)
+    async def _raise_fence(self, connection: asyncpg.Connection, position: int = 0) -> RaisedFence:
+        begin, ledger = self._connector.begin(for_appends=True), (self.ledger, self._validator_ss58)
+        raised = await raise_fence(self.session, connection, begin, ledger, position)
+        self._fence = raised.fence
+        return raised

@@ -10,7 +10,7 @@ import asyncpg
 
 from ledger.errors import InvalidInput, StorageUnavailable
 
-from .connecting import SHOWN_URL
+from .database_url import SHOWN_URL
 
 # The schemas of the path that exist and that the user may use, in order.
 _SCHEMAS = """SELECT current_setting('search_path'), ARRAY(

@@ -1,22 +1,20 @@
-"""One connection, opened again when it is lost; and the limits and warnings of the statements that commit on it."""
+"""A connection for one piece of work at a time, and the limits and warnings of the statements that commit on it."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
 
-from .reader import BROKEN
+from .connection_pool import ConnectionPool
 from .sqlstates import is_contended, needs_new_connection
 
 R = TypeVar("R")
 
-# Closing only says goodbye to the server; afterwards the connection is cut. Shorter than the runtime's CLOSING_SECONDS.
-CLOSE_TIMEOUT_SECONDS = 5.0
 # The longest pause before a retry. It is random, so that processes that collided do not collide again; and short, about
 # the time of a few transactions.
 MOST_PAUSE_SECONDS = 0.05
@@ -27,18 +25,29 @@ class NotConfirmed(Exception):
 
 
 class ServerSession:
-    """One connection that one task uses at a time; if it is lost, the next use opens a new one."""
+    """One ledger's use of a pool: one piece of work at a time, each on a borrowed connection."""
 
-    def __init__(self, connect: Callable[[], Awaitable[asyncpg.Connection]]) -> None:
-        self.lock = asyncio.Lock()
-        self._connect = connect
+    def __init__(self, pool: Callable[[], ConnectionPool], *, begin: str | None = None) -> None:
+        """Return the work's connections from `pool`; `begin`: run each piece of work in a transaction that reads."""
+        self._pool = pool
+        self._begin = begin
+        self._lock = asyncio.Lock()
         self._connection: asyncpg.Connection | None = None
         self._warnings: list[str] = []
 
     async def run(self, work: Callable[[asyncpg.Connection], Awaitable[R]]) -> R:
-        """Wait for the session's lock, then do the same as `run_locked`."""
-        async with self.lock:
+        """Wait until nobody else uses the session, then do the same as `run_locked`."""
+        async with self.held():
             return await self.run_locked(work)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Wait until nobody else uses the session; at the end give the connection back."""
+        async with self._lock:
+            try:
+                yield
+            finally:
+                self._give_back()
 
     async def run_locked(self, work: Callable[[asyncpg.Connection], Awaitable[R]], *, may_retry: bool = True) -> R:
         """Run work that may be done twice; retry it once if the connection was lost or the database is contended.
@@ -48,7 +57,7 @@ class ServerSession:
         """
         connection = await self.connection()
         try:
-            return await work(connection)
+            return await (work(connection) if self._begin is None else self._read(connection, self._begin, work))
         except Exception as error:
             if needs_new_connection(error):
                 self.drop()
@@ -63,11 +72,31 @@ class ServerSession:
         return await self.run_locked(work, may_retry=False)
 
     async def connection(self) -> asyncpg.Connection:
-        """Return the connection; open one if there is none."""
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
+        """Return the connection of the work under way; borrow one if it has none that is open."""
+        if self._connection is not None and self._connection.is_closed():
+            self._give_back()
+        if self._connection is None:
+            self._connection = await self._pool().borrow()
             self._connection.add_log_listener(self._note_warning)
         return self._connection
+
+    async def _read(
+        self, connection: asyncpg.Connection, begin: str, work: Callable[[asyncpg.Connection], Awaitable[R]]
+    ) -> R:
+        await connection.execute(begin)
+        try:
+            result = await work(connection)
+        except BaseException:
+            await self.roll_back(connection)
+            raise
+        await connection.execute("COMMIT")
+        return result
+
+    def _give_back(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.remove_log_listener(self._note_warning)
+            self._pool().give_back(connection)
 
     @contextmanager
     def committing(self, connection: asyncpg.Connection, seconds: float) -> Iterator[None]:
@@ -86,19 +115,14 @@ class ServerSession:
             raise NotConfirmed(self._warnings[0])
 
     def drop(self) -> None:
-        """Cut the connection; the server rolls back a transaction that is not committed."""
+        """Cut the connection of the work under way; the server rolls back a transaction that is not committed."""
         if self._connection is not None:
             self._connection.terminate()
-            self._connection = None
 
-    async def close(self) -> None:
-        """Close the connection in order, or cut it if the server does not respond."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                await connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
-            except (asyncpg.PostgresError, *BROKEN):
-                connection.terminate()
+    def close(self) -> None:
+        """End a piece of work that is still under way."""
+        self.drop()
+        self._give_back()
 
     async def roll_back(self, connection: asyncpg.Connection) -> None:
         """End a transaction after an error, which is on its way to the caller and says more than one from here."""

@@ -20,10 +20,9 @@ LOCK_SCHEMA = "LOCK TABLE allowance_schema IN EXCLUSIVE MODE"
 HEAD = f"""SELECT position, hash, recorded_at_ns, fence, ({STORED_SCHEMA_VERSION})
            FROM allowance_ledgers WHERE ledger = $1 AND validator_ss58 = $2"""
 LOCK_HEAD = f"{HEAD} FOR UPDATE"
-# The writer waits here without keeping queries waiting, so the short limit on locks does not apply. One round trip.
-BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = 0"
-# For an append behind a moved head: queries wait for it, so the short limit on locks applies.
-BEGIN_SHORT = "BEGIN ISOLATION LEVEL READ COMMITTED"
+# READ COMMITTED, because a transaction waits for the head's lock after its first snapshot. Each later statement gets a
+# new snapshot and sees the rows of the append that it waited for; REPEATABLE READ would fail instead.
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 # Whether the log has the row at which the append was decided.
 _CONTINUES = """($23 = 0 OR coalesce(

@@ -37,14 +37,15 @@ from ledger.store.contract import (
 from .connecting import Connector
 from .creation import create as create_ledger
 from .creation import find_ledger, missing_triggers, stored_schema_version
-from .derived import DerivedEngine, PostgresDerivedTransaction, begin_derived_write
+from .derived import PostgresDerivedTransaction, begin_derived_write
 from .driver_errors import PostgresErrors, check_committed
 from .fenced_writes import ANY_LOG, FencedWrites
 from .queries import PostgresQueries
 from .reader import PostgresReader, open_reader
 from .session import ServerSession
+from .shared_connections import SharedConnections
 from .sqlstates import is_constraint_violation, is_lock_timeout
-from .statements import ATTEMPTS, BEGIN, BEGIN_SHORT, HEAD
+from .statements import ATTEMPTS, HEAD
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -60,13 +61,15 @@ class PostgresStore:
         self.validator_ss58 = validator_ss58
         self.ledger = 0
         self._connector = Connector(database_url, read_only=read_only)
+        self._shared: SharedConnections | None = None
         # Three sessions, so that reads do not wait for an append, and appends do not wait for read models.
-        self._writes = ServerSession(self._connector.connect_for_appends)
-        self._reads = ServerSession(self._connector.connect)
-        self._derived_writes = ServerSession(self._connector.connect)
-        self._fenced = FencedWrites(self._writes, validator_ss58, self._drop_connections)
+        self._writes = ServerSession(lambda: self._connections.appends)
+        self._reads = ServerSession(
+            lambda: self._connections.reads, begin=self._connector.begin() if read_only else None
+        )
+        self._derived_writes = ServerSession(lambda: self._connections.derived)
+        self._fenced = FencedWrites(self._writes, self._connector, validator_ss58, self._drop_connections)
         self._queries = PostgresQueries()
-        self._engine = DerivedEngine(self._connector.connect)
 
     @property
     def optimistic(self) -> bool:
@@ -91,9 +94,11 @@ class PostgresStore:
         return await self.head()
 
     async def close(self) -> None:
-        await self._engine.close()
-        for session in self._sessions:
-            await session.close()
+        if self._shared is not None:
+            for session in self._sessions:
+                session.close()
+            shared, self._shared = self._shared, None
+            await shared.leave()
 
     @asynccontextmanager
     async def paused_for_fork(self) -> AsyncIterator[Callable[[], None]]:
@@ -142,13 +147,13 @@ class PostgresStore:
     @asynccontextmanager
     async def transaction(self, while_waiting: WhileWaiting = do_nothing) -> AsyncIterator[PostgresTransaction]:
         # `while_waiting` is never called: the server does not report who is next in the queue for a row lock.
-        async with self._transaction(BEGIN) as transaction:
+        async with self._transaction(waits=True) as transaction:
             yield transaction
 
     @asynccontextmanager
-    async def _transaction(self, begin: str) -> AsyncIterator[PostgresTransaction]:
+    async def _transaction(self, *, waits: bool) -> AsyncIterator[PostgresTransaction]:
         with PostgresErrors(in_transaction=True):
-            async with self._fenced.transaction(begin) as (connection, head):
+            async with self._fenced.transaction(waits=waits) as (connection, head):
                 yield PostgresTransaction(self._fenced, self._queries, connection, head)
 
     async def append(
@@ -170,7 +175,7 @@ class PostgresStore:
         self, events: RowsBehind, expected: Mapping[str, int], since: Head, read_tail: TailReader | None
     ) -> list[Row] | None:
         try:
-            async with self._transaction(BEGIN_SHORT) as transaction:
+            async with self._transaction(waits=False) as transaction:
                 await give_tail(transaction, since, read_tail)
                 rows = events(await transaction.head())
                 return rows if await transaction.append_since(since, rows, expected) else None
@@ -200,16 +205,19 @@ class PostgresStore:
     async def derived_connection(self) -> AsyncIterator[AsyncConnection]:
         await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg")
         with PostgresErrors():
-            async with self._engine.open().connect() as connection:
+            async with self._connections.engine.open().connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def write_derived(self, *, all_ledgers: bool = False) -> AsyncIterator[PostgresDerivedTransaction]:
         session = self._derived_writes
         with PostgresErrors():
-            async with session.lock:
+            async with session.held():
+                begin = self._connector.begin()
                 connection = await session.run_locked(
-                    lambda connection: begin_derived_write(session, connection, self.ledger, all_ledgers=all_ledgers)
+                    lambda connection: begin_derived_write(
+                        session, connection, begin, self.ledger, all_ledgers=all_ledgers
+                    )
                 )
                 try:
                     yield PostgresDerivedTransaction(connection)
@@ -227,6 +235,12 @@ class PostgresStore:
     def _sessions(self) -> tuple[ServerSession, ...]:
         return self._writes, self._reads, self._derived_writes
 
+    @property
+    def _connections(self) -> SharedConnections:
+        if self._shared is None:
+            self._shared = SharedConnections.of(self._connector)
+        return self._shared
+
     def _drop_connections(self) -> None:
         """Cut every connection on which something is read or written later, so that all lead to one server again.
 
@@ -234,7 +248,7 @@ class PostgresStore:
         """
         for session in self._sessions:
             session.drop()
-        self._engine.cut_connections()
+        self._connections.retire()
 
 
 class PostgresTransaction:
