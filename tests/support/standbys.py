@@ -43,9 +43,13 @@ class Standby:
 
     def cut_off(self) -> None:
         """Replay what the primary has committed by now, and receive nothing more."""
-        self._wait_on_primary("EXISTS", " AND replay_lsn >= pg_current_wal_lsn()")
+        self.catch_up()
         self._execute("ALTER SYSTEM SET primary_conninfo = ''; SELECT pg_reload_conf()")
         self._wait_on_primary("NOT EXISTS", "")
+
+    def catch_up(self) -> None:
+        """Wait until it has replayed what the primary has committed by now."""
+        self._wait_on_primary("EXISTS", " AND replay_lsn >= pg_current_wal_lsn()")
 
     def promote(self) -> None:
         """Become a primary; the old one is not told."""

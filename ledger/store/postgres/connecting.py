@@ -172,8 +172,10 @@ class Connector:
         with _cut_on_error(connection):
             # In a transaction, and without a name for the statement: a pool that nobody mentioned may be in between,
             # and could give each message to another session, which would then have the statement.
-            async with connection.transaction():
-                about = About._make(await (await connection.prepare(_ABOUT, name="")).fetchrow())
+            transaction = connection.transaction()
+            await transaction.start()
+            about = About._make(await (await connection.prepare(_ABOUT, name="")).fetchrow())
+            await transaction.rollback()
         return connection, about
 
     async def _prepare(self, connection: asyncpg.Connection, about: About, *, for_appends: bool) -> None:

@@ -102,12 +102,12 @@ class DerivedEngine:
         if self._engine is None:
             from sqlalchemy.ext.asyncio import create_async_engine
 
-            # Behind a pool of transactions no statement may have a name, because the next one may run elsewhere.
-            unnamed = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+            # Behind a pool of transactions, a statement that was prepared is soon in another session.
+            uncached = {"prepared_statement_cache_size": 0} if self._connector.is_pooled else {}
             self._engine = create_async_engine(
                 "postgresql+asyncpg://",
                 async_creator=self._connect_noted,
-                connect_args=unnamed if self._connector.is_pooled else {},
+                connect_args=uncached,
                 execution_options={"postgresql_readonly": self._connector.read_only},
                 pool_size=MOST_CONNECTIONS,
                 max_overflow=0,

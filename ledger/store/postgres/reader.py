@@ -40,6 +40,7 @@ class PostgresReader:
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._schema_version = SCHEMA_VERSION
+        self._cursors = 0
 
     async def ledgers(self) -> list[StoredLedger]:
         with postgres_errors():
@@ -65,13 +66,21 @@ class PostgresReader:
             # Cursors keep one page in memory, not the whole log. A second one reads the sizes ahead, so that a page is
             # bounded before it is sent. Positions cannot divide a damaged log into pages: two rows may have the same.
             first = _FIRST_OF_ALL if after is None else after + 1
-            rows, sizes = [
-                await self._connection.cursor(query, stored.ledger, first)
-                for query in (log_queries(self._schema_version).all, ALL_SIZES)
-            ]
-            while ahead := [size for (size,) in await sizes.fetch(PAGE_ROWS)]:
+            rows = await self._declare(log_queries(self._schema_version).all, stored.ledger, first)
+            sizes = await self._declare(ALL_SIZES, stored.ledger, first)
+            while ahead := [size for (size,) in await self._connection.fetch(f"FETCH {PAGE_ROWS} FROM {sizes}")]:
                 for count in _page_lengths(ahead):
-                    yield [Row(*row) for row in await rows.fetch(count)]
+                    yield [Row(*row) for row in await self._connection.fetch(f"FETCH {count} FROM {rows}")]
+
+    async def _declare(self, query: str, ledger: int, first: int) -> str:
+        """Open a cursor and return its name.
+
+        It ends with the transaction. The driver's cursors have prepared statements, which a pool would give to others.
+        """
+        self._cursors += 1
+        name = f"allowance_{self._cursors}"
+        await self._connection.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {query}", ledger, first)
+        return name
 
     async def head(self, stored: StoredLedger) -> StoredLedger:
         return stored
@@ -91,11 +100,11 @@ async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
     with postgres_errors():
         connection = await connector.connect()
         try:
-            # An audit may compute for longer than the timeout between two pages. It holds no row's lock meanwhile.
-            await connection.execute("SET idle_in_transaction_session_timeout = 0")
             await has_schema(connection)  # Raises if the search path is unusable.
             has_events = await connection.fetchval(_HAS_EVENTS)
             async with connection.transaction(isolation="repeatable_read", readonly=True):
+                # An audit may compute for longer than the timeout between two pages. It holds no row's lock meanwhile.
+                await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 if has_events:
                     await connection.execute(_KEEP_TABLE)
                 yield PostgresReader(connection)
