@@ -10,10 +10,18 @@ import asyncpg
 
 from ledger.codec import Row
 from ledger.errors import StorageUnavailable
-from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, SCHEMA_VERSION, check_schema_version, driver_message
+from ledger.store.contract import (
+    PAGE_BYTES,
+    PAGE_ROWS,
+    SCHEMA_VERSION,
+    RecoveryConflict,
+    check_schema_version,
+    driver_message,
+)
 from ledger.store.reader import LOG_TABLES, STREAMS, StoredLedger, check_streams, has_log_tables
 
 from .connecting import Connector
+from .standby import is_standby, recovery_conflict
 from .statements import ALL_SIZES, STORED_SCHEMA_VERSION, log_queries
 
 # Errors of a connection that can no longer be used, besides the server's own errors. asyncpg raises InternalClientError
@@ -41,7 +49,7 @@ class PostgresReader:
         self._schema_version = SCHEMA_VERSION
 
     async def ledgers(self) -> list[StoredLedger]:
-        with postgres_errors():
+        with postgres_errors(self._connection):
             tables = [name for (name,) in await self._connection.fetch(_FOUND, (*LOG_TABLES, STREAMS))]
             if not has_log_tables(tables):
                 return []
@@ -60,7 +68,7 @@ class PostgresReader:
             return stored
 
     async def pages(self, stored: StoredLedger, after: int | None = None) -> AsyncIterator[list[Row]]:
-        with postgres_errors():
+        with postgres_errors(self._connection):
             # Cursors keep one page in memory, not the whole log. A second one reads the sizes ahead, so that a page is
             # bounded before it is sent. Positions cannot divide a damaged log into pages: two rows may have the same.
             first = _FIRST_OF_ALL if after is None else after + 1
@@ -76,7 +84,7 @@ class PostgresReader:
         return stored
 
     async def versions(self, stored: StoredLedger) -> dict[Any, Any]:
-        with postgres_errors():
+        with postgres_errors(self._connection):
             has_streams = await self._connection.fetch(_FOUND, [STREAMS])
             return dict(await self._connection.fetch(_VERSIONS, stored.ledger)) if has_streams else {}
 
@@ -89,6 +97,7 @@ async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
     """Begin a transaction that reads one snapshot, on a connection of its own."""
     with postgres_errors():
         connection = await connector.connect()
+    with postgres_errors(connection):
         try:
             # An audit may compute for longer than the timeout between two pages. It holds no row's lock meanwhile.
             await connection.execute("SET idle_in_transaction_session_timeout = 0")
@@ -116,9 +125,15 @@ def _page_lengths(sizes: list[int | None]) -> Iterator[int]:
 
 
 @contextmanager
-def postgres_errors() -> Iterator[None]:
-    """Raise `StorageUnavailable` for errors of the server, the driver and the network."""
+def postgres_errors(connection: asyncpg.Connection | None = None) -> Iterator[None]:
+    """Raise `StorageUnavailable` for errors of the server, the driver and the network.
+
+    With the connection of a snapshot: `RecoveryConflict` if a standby has ended it. Between two statements a standby
+    cuts the connection, and the driver drops its reason.
+    """
     try:
         yield
     except (asyncpg.PostgresError, *BROKEN, UnicodeError) as error:
-        raise StorageUnavailable(driver_message(error)) from error
+        if connection is not None and connection.is_closed() and is_standby(connection):
+            raise RecoveryConflict(driver_message(error)) from error
+        raise recovery_conflict(error) or StorageUnavailable(driver_message(error)) from error

@@ -44,6 +44,7 @@ from .queries import PostgresQueries
 from .reader import PostgresReader, open_reader
 from .session import ServerSession
 from .sqlstates import is_constraint_violation, is_lock_timeout
+from .standby import replication_lag_seconds
 from .statements import ATTEMPTS, BEGIN, BEGIN_SHORT, HEAD
 
 if TYPE_CHECKING:
@@ -112,6 +113,10 @@ class PostgresStore:
     async def schema_version(self) -> int:
         with PostgresErrors():
             return await self._reads.run(stored_schema_version) or 0
+
+    async def replication_lag_seconds(self) -> float | None:
+        with PostgresErrors():
+            return await self._reads.run(replication_lag_seconds)
 
     def probe_head(self) -> Head | None:
         """Return None: nobody can ask a server without waiting."""

@@ -126,6 +126,9 @@ class SqliteStore(SqliteDerivedAccess):
             async with self._between_writes():
                 return self._stored_schema_version() or 0
 
+    async def replication_lag_seconds(self) -> None:
+        """Return None: a file is no standby."""
+
     def probe_head(self) -> Head | None:
         # None for a newer schema too: the caller then asks `head`, which raises the error.
         with suppress(StorageUnavailable):
