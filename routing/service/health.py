@@ -37,9 +37,9 @@ class Health(msgspec.Struct, frozen=True):
     `schema_version` is the stored one. `newest_sync` is the block of the newest sync, which is `newest_sync_age_blocks`
     behind the newest block; its age in seconds is that of the block, None if that is not recorded.
     `log_ahead_seconds`: how far the newest event's recorded time is ahead of the clock, 0 if it is not.
-    `replication_lag_seconds`: on a PostgreSQL standby, how old what it shows may be. It is 0 if the standby is connected
-    to its primary and has replayed everything that it has received, else the age of the newest commit that it has
-    replayed, which also counts time without commits; None on a primary and on SQLite.
+    `replication_lag_seconds`: on a PostgreSQL standby, how old what it shows may be. It is 0 if the standby is
+    connected to its primary and has replayed everything that it has received, else the age of the newest commit that it
+    has replayed, which also counts time without commits; None on a primary and on SQLite.
     `verified_position`, `verified_at`: up to which event the recorded last `verify` found nothing, and when.
     `status` is "ok", or says what is wrong; `problems` lists the same.
     """

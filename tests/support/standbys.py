@@ -26,7 +26,8 @@ class Standby:
         self._primary = primary
         self._data = directory / "data"
         self._primary_is = f"host={primary.socket_directory} user=postgres application_name={name}"
-        self._run("pg_basebackup", "-D", str(self._data), "--checkpoint=fast", "--no-sync", "-R", "-d", self._primary_is)
+        target = ("-D", str(self._data), "--checkpoint=fast", "--no-sync", "-R")
+        self._run("pg_basebackup", *target, "-d", self._primary_is)
         self.start()
 
     def url(self, database: str) -> str:
@@ -35,7 +36,8 @@ class Standby:
 
     def start(self) -> None:
         """Start, and wait until it streams."""
-        self._control("start", "-o", f"-h '' -k {self.socket_directory} {self._options}", "-l", f"{self.socket_directory}/log")
+        options = f"-h '' -k {self.socket_directory} {self._options}"
+        self._control("start", "-o", options, "-l", f"{self.socket_directory}/log")
         self._wait_on_primary("EXISTS", "")
 
     def stop(self) -> None:
@@ -57,7 +59,8 @@ class Standby:
 
     def execute_on_primary(self, database: str, *statements: str) -> None:
         """Execute statements on the primary, each in a transaction of its own; also in a thread with an event loop."""
-        for statement in statements:
+        # The last one flushes what came before: VACUUM does not.
+        for statement in (*statements, "SELECT pg_logical_emit_message(true, 'flush', '')"):
             self._run("psql", "-X", "-v", "ON_ERROR_STOP=1", "-d", self._primary.url(database), "-c", statement)
 
     def receive(self) -> None:

@@ -44,12 +44,13 @@ _FIRST_OF_ALL = -(2**63)
 class PostgresReader:
     """A `LogReader` of a database in one repeatable-read transaction: appends do not change what it reads."""
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
+    def __init__(self, connection: asyncpg.Connection, *, on_standby: bool) -> None:
         self._connection = connection
+        self._on_standby = on_standby
         self._schema_version = SCHEMA_VERSION
 
     async def ledgers(self) -> list[StoredLedger]:
-        with postgres_errors(self._connection):
+        with postgres_errors(on_standby=self._on_standby):
             tables = [name for (name,) in await self._connection.fetch(_FOUND, (*LOG_TABLES, STREAMS))]
             if not has_log_tables(tables):
                 return []
@@ -68,7 +69,7 @@ class PostgresReader:
             return stored
 
     async def pages(self, stored: StoredLedger, after: int | None = None) -> AsyncIterator[list[Row]]:
-        with postgres_errors(self._connection):
+        with postgres_errors(on_standby=self._on_standby):
             # Cursors keep one page in memory, not the whole log. A second one reads the sizes ahead, so that a page is
             # bounded before it is sent. Positions cannot divide a damaged log into pages: two rows may have the same.
             first = _FIRST_OF_ALL if after is None else after + 1
@@ -84,7 +85,7 @@ class PostgresReader:
         return stored
 
     async def versions(self, stored: StoredLedger) -> dict[Any, Any]:
-        with postgres_errors(self._connection):
+        with postgres_errors(on_standby=self._on_standby):
             has_streams = await self._connection.fetch(_FOUND, [STREAMS])
             return dict(await self._connection.fetch(_VERSIONS, stored.ledger)) if has_streams else {}
 
@@ -97,7 +98,8 @@ async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
     """Begin a transaction that reads one snapshot, on a connection of its own."""
     with postgres_errors():
         connection = await connector.connect()
-    with postgres_errors(connection):
+        on_standby = is_standby(connection)  # A closed connection no longer knows.
+    with postgres_errors(on_standby=on_standby):
         try:
             # An audit may compute for longer than the timeout between two pages. It holds no row's lock meanwhile.
             await connection.execute("SET idle_in_transaction_session_timeout = 0")
@@ -105,7 +107,7 @@ async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 if has_events:
                     await connection.execute(_KEEP_TABLE)
-                yield PostgresReader(connection)
+                yield PostgresReader(connection, on_standby=on_standby)
         finally:
             # To cut the connection never waits, unlike an orderly end; a read-only transaction loses nothing.
             connection.terminate()
@@ -125,15 +127,15 @@ def _page_lengths(sizes: list[int | None]) -> Iterator[int]:
 
 
 @contextmanager
-def postgres_errors(connection: asyncpg.Connection | None = None) -> Iterator[None]:
+def postgres_errors(*, on_standby: bool = False) -> Iterator[None]:
     """Raise `StorageUnavailable` for errors of the server, the driver and the network.
 
-    With the connection of a snapshot: `RecoveryConflict` if a standby has ended it. Between two statements a standby
-    cuts the connection, and the driver drops its reason.
+    On a standby, `RecoveryConflict` if the connection is lost: between two statements a standby cuts the connection of a
+    snapshot that is in its way, and the driver drops the reason.
     """
     try:
         yield
     except (asyncpg.PostgresError, *BROKEN, UnicodeError) as error:
-        if connection is not None and connection.is_closed() and is_standby(connection):
+        if on_standby and isinstance(error, BROKEN):
             raise RecoveryConflict(driver_message(error)) from error
         raise recovery_conflict(error) or StorageUnavailable(driver_message(error)) from error
