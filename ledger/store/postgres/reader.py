@@ -130,8 +130,8 @@ def _page_lengths(sizes: list[int | None]) -> Iterator[int]:
 def postgres_errors(*, on_standby: bool = False) -> Iterator[None]:
     """Raise `StorageUnavailable` for errors of the server, the driver and the network.
 
-    On a standby, `RecoveryConflict` if the connection is lost: between two statements a standby cuts the connection of a
-    snapshot that is in its way, and the driver drops the reason.
+    On a standby, `RecoveryConflict` if the connection is lost: between two statements a standby cuts the connection of
+    a snapshot that is in its way, and the driver drops the reason.
     """
     try:
         yield
