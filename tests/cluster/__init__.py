@@ -5,6 +5,6 @@ all of them. The stress test's workers, diary and judge do the rest.
 
     python -m tests.cluster --failovers 20 --seed 7
 
-Needs Linux, root (for the namespaces), `ip`, `nsenter` and `setpriv`. PostgreSQL flushes nothing here: SIGKILL leaves the page cache
-intact, and a power cut is not tested.
+Needs Linux, root (for the namespaces), `ip`, `nsenter` and `setpriv`. PostgreSQL flushes nothing here: SIGKILL leaves
+the page cache intact, and a power cut is not tested.
 """

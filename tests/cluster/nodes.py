@@ -235,9 +235,7 @@ def _is_running(status: dict[str, Any], role: str) -> bool:
     return status.get("role") == role and status.get("state") == "running"
 
 
-def _settings(
-    node: Node, nodes: list[Node], directory: Path, binaries: Path, synchronous: bool
-) -> dict[str, Any]:
+def _settings(node: Node, nodes: list[Node], directory: Path, binaries: Path, synchronous: bool) -> dict[str, Any]:
     """Return Patroni's settings for one node."""
     home = directory / node.name
     return {
