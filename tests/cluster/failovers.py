@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tests.support.servers import connected
 
-from .nodes import SQL_PORT, Cluster, Node
+from .nodes import Cluster, Node
 
 # How long an old leader that noticed nothing goes on answering beside the new one.
 BESIDE_SECONDS = 3.0
@@ -44,6 +44,12 @@ def leader_killed(cluster: Cluster, leader: Node) -> None:
 def postgres_stopped(cluster: Cluster, leader: Node) -> None:
     """The leader's PostgreSQL is stopped; its Patroni gives the lead away and starts it as a standby."""
     leader.stop_postgres()
+    cluster.leader(besides=leader)
+
+
+def postgres_killed(cluster: Cluster, leader: Node) -> None:
+    """The leader's PostgreSQL ends with SIGKILL; its Patroni gives the lead away and starts it as a standby."""
+    leader.kill_postgres()
     cluster.leader(besides=leader)
 
 
@@ -97,7 +103,7 @@ def lose_a_tail(cluster: Cluster, is_acknowledged: Callable[[], bool]) -> Failov
 
 def is_primary(node: Node) -> bool:
     """Whether PostgreSQL on this node answers, and is no standby."""
-    return asyncio.run(_is_primary(f"postgresql://postgres@{node.address}:{SQL_PORT}/postgres"))
+    return asyncio.run(_is_primary(node.url("postgres")))
 
 
 async def _is_primary(url: str) -> bool:
@@ -114,5 +120,5 @@ def _wait_until(is_true: Callable[[], bool]) -> None:
 
 KINDS: dict[str, Callable[[Cluster, Node], None]] = {
     kind.__name__.replace("_", "-"): kind
-    for kind in (leader_killed, postgres_stopped, standby_killed, network_cut, old_leader_late)
+    for kind in (leader_killed, postgres_stopped, postgres_killed, standby_killed, network_cut, old_leader_late)
 }

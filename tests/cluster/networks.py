@@ -7,8 +7,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 TOOL_SECONDS = 30
 SUBNETS = 250
@@ -28,10 +29,12 @@ class Namespace:
 
     def kill_all(self) -> None:
         """Kill every process in the namespace with SIGKILL, until none is left."""
-        while pids := _run("ip", "netns", "pids", self.name).split():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+        while pids := self._pids():
+            _kill(pids)
+
+    def kill(self, command: str) -> None:
+        """Kill the processes of this command that run in the namespace now with SIGKILL."""
+        _kill(pid for pid in self._pids() if _command(pid) == command)
 
     def cut(self, other: Namespace) -> None:
         """Let no packet pass between the two nodes. Connections are not closed: packets vanish without an error."""
@@ -42,6 +45,9 @@ class Namespace:
         """Let packets pass again between nodes that were cut apart."""
         self._route(other, "del")
         other._route(self, "del")
+
+    def _pids(self) -> list[int]:
+        return [int(pid) for pid in _run("ip", "netns", "pids", self.name).split()]
 
     def _route(self, other: Namespace, verb: str) -> None:
         _run("ip", "-n", self.name, "route", verb, "blackhole", f"{other.address}/32")
@@ -101,6 +107,18 @@ def _joined(bridge: str, subnet: int, number: int) -> Iterator[Namespace]:
     finally:
         node.kill_all()
         _run("ip", "netns", "del", node.name)
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _command(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def _unused_subnet() -> int:

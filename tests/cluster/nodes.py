@@ -43,10 +43,9 @@ class Node:
         self._directory = directory / name
         self._patroni: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid_file(self) -> Path:
-        """PostgreSQL's own file with the process id of its postmaster."""
-        return self._directory / "data" / "postmaster.pid"
+    def url(self, database: str) -> str:
+        """Return the URL of a database on this node."""
+        return f"postgresql://postgres@{self.address}:{SQL_PORT}/{database}"
 
     def write_settings(self, settings: dict[str, Any], user: pwd.struct_passwd) -> None:
         """Write Patroni's settings. JSON is YAML."""
@@ -79,7 +78,11 @@ class Node:
 
     def stop_postgres(self) -> None:
         """Stop PostgreSQL as an operator does (fast shutdown); Patroni is not told."""
-        self._signal_postgres(signal.SIGINT)
+        os.kill(self._postmaster_pid(), signal.SIGINT)
+
+    def kill_postgres(self) -> None:
+        """Kill PostgreSQL's processes with SIGKILL; Patroni goes on."""
+        self.network.kill("postgres")
 
     def pause_patroni(self) -> None:
         """Stop Patroni's process: it notices nothing and demotes nobody, while PostgreSQL goes on."""
@@ -107,8 +110,8 @@ class Node:
             return f"--- {self.name}\n{(self._directory / 'log').read_text()[-4000:]}"
         return ""
 
-    def _signal_postgres(self, number: int) -> None:
-        os.kill(int(self.pid_file.read_text().split()[0]), number)
+    def _postmaster_pid(self) -> int:
+        return int((self._directory / "data" / "postmaster.pid").read_text().split()[0])
 
     def _signal_patroni(self, number: int) -> None:
         assert self._patroni is not None

@@ -6,11 +6,15 @@ import asyncio
 import itertools
 import random
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import asyncpg
 
 from ledger import current_runtime
 from routing import Allowance
@@ -25,6 +29,8 @@ from .nodes import Cluster
 # How long callers work before the first fail-over and after each, so that an outage ends before the next begins.
 CALM_SECONDS = 2.0
 PROCESSES, CALLERS = 4, 4
+REPLAY_SECONDS = 30.0
+POLL_SECONDS = 0.05
 LOOKING = ("look", "list")
 """The operations that change nothing; an outage is the time without a change."""
 
@@ -61,7 +67,7 @@ class Outcome:
 
     def __str__(self) -> str:
         outages = (
-            f"  {kind}: {len(seconds)} times, outage {statistics.median(seconds):.1f} s (median), {max(seconds):.1f} s (max)"
+            f"  {kind}: {len(seconds)} times, outage {statistics.median(seconds):.1f} s, at most {max(seconds):.1f} s"
             for kind, seconds in sorted(self.outages_seconds().items())
         )
         counts = f"{len(self.acknowledged)} acknowledged changes, {self.unknown} unknown outcomes"
@@ -85,7 +91,8 @@ def run_with_failovers(cluster: Cluster, directory: Path, kinds: list[str], seed
     failovers: list[Failover] = []
 
     def disturb(rng: random.Random) -> None:
-        for kind in kinds:
+        for number, kind in enumerate(kinds, 1):
+            sys.stderr.write(f"{number} of {len(kinds)}: {kind}\n")
             failovers.append(fail_over(cluster, kind))
             time.sleep(CALM_SECONDS)
 
@@ -150,14 +157,26 @@ async def _audited(url: str) -> list[str]:
 
 
 def _new_database(cluster: Cluster) -> str:
+    """Create a database, and wait until every node has it: the driver gives up at a standby that does not know it."""
     name = f"ledger_{time.monotonic_ns()}"
     asyncio.run(_execute(cluster.url(target_session_attrs="read-write"), f"CREATE DATABASE {name}"))
+    for node in cluster.nodes:
+        asyncio.run(_wait_for_database(node.url(name)))
     return name
 
 
 async def _execute(url: str, statement: str) -> None:
     async with connected(url) as connection:
         await connection.execute(statement)
+
+
+async def _wait_for_database(url: str) -> None:
+    async with asyncio.timeout(REPLAY_SECONDS):
+        while True:
+            with suppress(asyncpg.InvalidCatalogNameError):
+                async with connected(url):
+                    return
+            await asyncio.sleep(POLL_SECONDS)
 
 
 def _changes(diaries: Path) -> Iterator[Call]:

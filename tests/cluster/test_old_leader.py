@@ -1,0 +1,88 @@
+"""What an old leader says that is cut off and goes on: a caller is not misled by it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import pytest
+
+from routing import Allowance, OutcomeUnknown, StorageUnavailable
+from tests.stress import network as facts
+from tests.support.servers import connected
+
+from .nodes import Cluster, Node, running_cluster
+
+KEY = "the-call"
+WAIT_SECONDS = 60.0
+POLL_SECONDS = 0.05
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'allowance-ledger'"
+POSITIONS = f"SELECT position FROM allowance_log WHERE key = '{KEY}'"
+
+
+async def cancel_the_wait(leader: Node) -> None:
+    """Wait until a commit waits for a standby, and cancel the wait, as an operator does."""
+    async with asyncio.timeout(WAIT_SECONDS), connected(leader.url("postgres")) as connection:
+        while (pid := await connection.fetchval(WAITING)) is None:
+            await asyncio.sleep(POLL_SECONDS)
+        await connection.fetchval("SELECT pg_cancel_backend($1)", pid)
+
+
+async def positions(node: Node) -> list[int]:
+    """Return the positions of the call's events on one node."""
+    async with connected(node.url("postgres")) as connection:
+        return [row[0] for row in await connection.fetch(POSITIONS)]
+
+
+async def call(ledger: Allowance) -> int:
+    """Make the call, or repeat it."""
+    return await ledger.record_manifests(2, {"5Anna": {facts.CLASS: 2}}, idempotency_key=KEY)
+
+
+async def repeated(ledger: Allowance) -> int:
+    """Repeat the call until its outcome is known."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            try:
+                return await call(ledger)
+            except (OutcomeUnknown, StorageUnavailable):
+                await asyncio.sleep(POLL_SECONDS)
+
+
+async def through_a_cancelled_wait(cluster: Cluster) -> tuple[list[int], list[int], int]:
+    """Return where the call is on the old leader, on the new one before the retry, and what the retry returned."""
+    old = await asyncio.to_thread(cluster.wait_until_ready)
+    async with Allowance.open(cluster.url(first=old), validator_ss58=facts.ME, settings=facts.SETTINGS) as ledger:
+        await ledger.record_manifests(1, {"5Anna": {facts.CLASS: 1}})
+        old.pause_patroni()
+        cluster.isolate(old)
+        calling: asyncio.Task[Any] = asyncio.create_task(call(ledger))
+        await cancel_the_wait(old)
+        with pytest.raises(OutcomeUnknown):
+            await calling
+        new = await asyncio.to_thread(cluster.leader, besides=old)
+        # The old leader goes on beside the new one: the call is still not known to be done.
+        with pytest.raises(OutcomeUnknown):
+            await call(ledger)
+        on_old, on_new = await positions(old), await positions(new)
+        old.kill()
+        result = await repeated(ledger)
+        assert await positions(new) == [result]
+        return on_old, on_new, result
+
+
+@pytest.mark.long
+def test_a_wait_cancelled_on_an_old_leader_is_no_success() -> None:
+    """The old leader shows the row, with a warning; the new one never had it; the key tells and does it once.
+
+    Catches a commit with a warning that is acknowledged, and a row of a replaced leader that is taken for an outcome.
+    """
+    with running_cluster() as cluster:
+        try:
+            on_old, on_new, result = asyncio.run(through_a_cancelled_wait(cluster))
+        except asyncpg.PostgresError as error:
+            raise AssertionError("\n".join(node.log() for node in cluster.nodes)) from error
+
+    assert on_old == [result]
+    assert on_new == []
