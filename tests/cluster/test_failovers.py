@@ -45,7 +45,8 @@ async def first_position(url: str) -> int:
 def test_a_killed_server_costs_no_acknowledged_change(tmp_path: Path) -> None:
     """Four processes with four callers each: all that was acknowledged is stored once, and every outcome is resolved.
 
-    PostgreSQL of the leader is killed, which Patroni notices in seconds; without its Patroni it takes `ttl`. Before that, a writer finds the leader behind a standby that is named first, without `target_session_attrs`. Catches
+    PostgreSQL of the leader is killed, which its Patroni notices in seconds; if both are killed, it takes `ttl`. Before
+    that, a writer finds the leader behind a standby that is named first, without `target_session_attrs`. Catches
     whatever the judge of the stress test finds, and a ledger that does not recover by itself.
     """
     with running_cluster() as cluster:
