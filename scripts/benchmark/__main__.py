@@ -43,6 +43,8 @@ CASES = {
     "processes": "sharing:processes",
     "contention": "contending:both_engines",
     "library-postgres": "library:on_postgres",
+    "standbys": "replicated:standbys",
+    "ledgers": "many_ledgers:layouts",
     "miners": "picking:more_miners",
     "first-picks": "networks:after_a_block",
     "block": "feeding:unchanged_block",
