@@ -34,8 +34,12 @@ from .server import database, version
 from .workspace import Workspace
 
 PROCESSES = 4
-_CONNECTIONS_OF_DATABASE = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
-                              AND application_name = 'allowance-ledger'"""
+STORED = "4 ledgers, a process each"
+"""The layout whose bytes are reported."""
+_SERVER = """SELECT (SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND application_name = 'allowance-ledger'),
+                    pg_total_relation_size('allowance_events'), pg_database_size(current_database()),
+                    pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"""
 
 
 class Place(NamedTuple):
@@ -43,6 +47,23 @@ class Place(NamedTuple):
 
     url: str
     validator_ss58: str
+
+
+class Server(NamedTuple):
+    """The ledgers' connections to the server, and how many bytes it has."""
+
+    connections: int
+    log_bytes: int
+    database_bytes: int
+    wal_bytes: int
+
+
+class Done(NamedTuple):
+    """Changes per second; the server at the end, and for each change the bytes that it has grown by."""
+
+    rate: float
+    server: Server
+    grown: list[float]
 
 
 Processes = Sequence[Sequence[Place]]
@@ -81,33 +102,31 @@ def _named_layouts(places: Sequence[Place], files: Sequence[Place]) -> dict[str,
 
 
 async def _measure(workspace: Workspace, report: Report, url: str, start_ns: int, named: dict[str, Processes]) -> None:
-    connections: dict[str, int] = {}
-
-    def measure(name: str) -> Callable[[], Awaitable[float]]:
-        async def measured() -> float:
+    def measure(name: str) -> Callable[[], Awaitable[Done]]:
+        async def measured() -> Done:
             workspace.show_progress(f"measuring: {name}")
-            rate, connections[name] = await _at_once(workspace, url, start_ns, named[name])
-            return rate
+            return await _at_once(workspace, url, start_ns, named[name])
 
         return measured
 
     async with postgres_rows(workspace.server_url(), await reservation_bytes(url)) as bare:
 
-        async def one_row() -> float:
-            return await bare.rate(workspace.sizes.bare_rows)
+        async def one_row() -> Done:
+            return Done(await bare.rate(workspace.sizes.bare_rows), Server(0, 0, 0, 0), [])
 
         limit, *samples = await interleaved(workspace.sizes.repeat, one_row, *map(measure, named))
-    for name, changes in zip(named, samples, strict=True):
-        beside = (f"bare rows, 1 a commit, {CONNECTIONS} connections", limit)
-        report.add(f"changes, {name}", "1/s", changes, beside, note=_note(connections[name]))
+    beside = (f"bare rows, 1 a commit, {CONNECTIONS} connections", [each.rate for each in limit])
+    for name, done in zip(named, samples, strict=True):
+        most = max(each.server.connections for each in done)
+        note = f"{most} connections" if most else ""
+        report.add(f"changes, {name}", "1/s", [each.rate for each in done], beside, note=note)
+    grown = zip(*(each.grown for each in samples[list(named).index(STORED)]), strict=True)
+    for what, values in zip(("log", "log and history", "WAL"), grown, strict=True):
+        report.add(f"bytes of {what} per change on PostgreSQL, {STORED}", "B", values)
 
 
-def _note(connections: int) -> str:
-    return f"{connections} connections" if connections else ""
-
-
-async def _at_once(workspace: Workspace, url: str, start_ns: int, layout: Processes) -> tuple[float, int]:
-    """Return the changes per second of all processes, and the connections that they have in the database of the URL."""
+async def _at_once(workspace: Workspace, url: str, start_ns: int, layout: Processes) -> Done:
+    """Let all processes work at once, and measure the server of the URL before and afterwards."""
     seconds = workspace.sizes.ledgers_seconds
     callers = max(1, workspace.sizes.callers // sum(map(len, layout)))
     async with AsyncExitStack() as stack:
@@ -120,12 +139,14 @@ async def _at_once(workspace: Workspace, url: str, start_ns: int, layout: Proces
             stack.callback(kill, process)
             processes.append(process)
         await asyncio.gather(*map(next_report, processes))
+        before = await _server(url)
         _continue(processes)
         changes = sum(each["changes"] for each in await asyncio.gather(*map(next_report, processes)))
-        connections = await _connections(url)
+        after = await _server(url)
         _continue(processes)
         await asyncio.gather(*(process.wait() for process in processes))
-    return changes / seconds, connections
+    grown = [(now - then) / max(1, changes) for now, then in zip(after[1:], before[1:], strict=True)]
+    return Done(changes / seconds, after, grown)
 
 
 def _continue(processes: Sequence[asyncio.subprocess.Process]) -> None:
@@ -134,11 +155,11 @@ def _continue(processes: Sequence[asyncio.subprocess.Process]) -> None:
         process.stdin.write(b"\n")
 
 
-async def _connections(url: str) -> int:
+async def _server(url: str) -> Server:
     connection = await asyncpg.connect(url)
-    count: int = await connection.fetchval(_CONNECTIONS_OF_DATABASE)
+    server = Server._make(await connection.fetchrow(_SERVER))
     await connection.close()
-    return count
+    return server
 
 
 async def _work(places: list[tuple[str, str]], start_ns: int, seconds: float, callers: int, classes: list[str]) -> None:
