@@ -1,0 +1,98 @@
+"""Picks on PostgreSQL whose commits wait for synchronous standbys, and the bytes that a claim costs there.
+
+Two standbys stream during all measurements; only the number for which a commit waits differs. All servers flush.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+
+from routing import Allowance, Routing
+
+from .figures import Report, interleaved
+from .jobs import pick_at_once, release_all
+from .limits import PostgresRows, postgres_rows, reservation_bytes
+from .picking import pick_rate
+from .server import version
+from .standbys import standbys, wait_for
+from .workspace import Workspace
+
+STANDBYS = 2
+ROWS = 500
+_LOG_BYTES = """SELECT sum(pg_total_relation_size(each)) FROM
+                  unnest(ARRAY['allowance_events', 'allowance_streams', 'allowance_ledgers']::regclass[]) AS each"""
+_ROW_BYTES = "SELECT pg_relation_size('allowance_events')"
+_WAL_BYTES = "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"
+
+
+async def picks_by_standbys(workspace: Workspace, report: Report) -> None:
+    """Measure picks and bare rows while commits wait for 0, 1 and 2 standbys."""
+    url = workspace.server_url()
+    report.versions["PostgreSQL"] = await version(url)
+    prepared = await workspace.short(on_postgres=True)
+    row_bytes = await reservation_bytes(prepared.url)
+    with standbys(url, workspace.directory, STANDBYS) as names:
+        try:
+            async with prepared.open() as ledger, postgres_rows(url, row_bytes, connections=1) as bare:
+                await _compare(workspace, report, names, ledger, bare)
+        finally:
+            await wait_for(url, [])
+
+
+async def _compare(
+    workspace: Workspace, report: Report, names: list[str], ledger: Allowance, bare: PostgresRows
+) -> None:
+    def measure(waits_for: list[str]) -> Callable[[], Awaitable[tuple[float, float, float]]]:
+        async def rates() -> tuple[float, float, float]:
+            await wait_for(workspace.server_url(), waits_for)
+            together, alone = await pick_rate(ledger, workspace), await _rate_of_one_caller(ledger, workspace)
+            return together, alone, await bare.rate(min(ROWS, workspace.sizes.bare_rows))
+
+        return rates
+
+    counts = range(len(names) + 1)
+    rounds = await interleaved(workspace.sizes.repeat, *(measure(names[:count]) for count in counts))
+    for count, samples in zip(counts, rounds, strict=True):
+        together, alone, rows = zip(*samples, strict=True)
+        where, beside = f"synchronous standbys: {count}", ("bare rows, 1 a commit", rows)
+        report.add(f"picks on PostgreSQL, {where}, {workspace.sizes.callers} callers", "1/s", together, beside)
+        report.add(f"picks on PostgreSQL, {where}, one caller", "1/s", alone, beside)
+
+
+async def _rate_of_one_caller(ledger: Allowance, workspace: Workspace) -> float:
+    """Return picks per second of one caller. The releases do not count in the time."""
+    router, seconds = Routing(ledger), 0.0
+    jobs = workspace.jobs(workspace.sizes.picks // 2)
+    for job in jobs:
+        started = time.perf_counter()
+        route = await router.pick_miner_for_job_request(job)
+        seconds += time.perf_counter() - started
+        await release_all(ledger, [route])
+    return len(jobs) / seconds
+
+
+async def stored(workspace: Workspace, report: Report) -> None:
+    """Measure the bytes of the log and of the server's own log for a claim by a router."""
+    prepared = await workspace.short(on_postgres=True)
+    sizes = workspace.sizes
+    at_once = sizes.callers * sizes.picks_per_caller  # More would find all miners busy.
+    async with prepared.open() as ledger:
+        before = await _sizes(prepared.url)
+        for first in range(0, sizes.claims, at_once):
+            jobs = workspace.jobs(min(at_once, sizes.claims - first))
+            await release_all(ledger, await pick_at_once(Routing(ledger), jobs, sizes.callers))
+        after = await _sizes(prepared.url)
+    changes = 2 * sizes.claims
+    for name, first, last in zip(("with indexes", "without indexes", "of WAL"), before, after, strict=True):
+        report.add(f"bytes on PostgreSQL per change, {name}", "B", [(last - first) / changes])
+
+
+async def _sizes(url: str) -> tuple[int, int, int]:
+    connection = await asyncpg.connect(url)
+    sizes = [int(await connection.fetchval(query)) for query in (_LOG_BYTES, _ROW_BYTES, _WAL_BYTES)]
+    await connection.close()
+    log, rows, wal = sizes
+    return log, rows, wal
