@@ -10,22 +10,30 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
+from ledger import store_from_url
+from projections.snapshots import SnapshotStore, sealed_if_due
 from routing import Allowance, Routing
 
-from .figures import Report, interleaved
+from .chain import HOTKEY
+from .figures import MS, Report, interleaved
 from .jobs import pick_at_once, release_all
 from .limits import PostgresRows, postgres_rows, reservation_bytes
 from .picking import pick_rate
+from .prepared import Ledger
 from .server import version
 from .standbys import standbys, wait_for
 from .workspace import Workspace
 
 STANDBYS = 2
 ROWS = 500
-_LOG_BYTES = """SELECT sum(pg_total_relation_size(each)) FROM
-                  unnest(ARRAY['allowance_events', 'allowance_streams', 'allowance_ledgers']::regclass[]) AS each"""
-_ROW_BYTES = "SELECT pg_relation_size('allowance_events')"
-_WAL_BYTES = "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn"
+_TOTAL = "SELECT sum(pg_total_relation_size(each)) FROM unnest(ARRAY[{}]::regclass[]) AS each"
+_SIZES = {
+    "log with indexes": _TOTAL.format("'allowance_events', 'allowance_streams', 'allowance_ledgers'"),
+    "log without indexes": "SELECT pg_relation_size('allowance_events')",
+    "history with indexes": _TOTAL.format("'allowance_reservations', 'allowance_reserved_blocks'"),
+    "WAL of the server": "SELECT pg_current_wal_lsn() - '0/0'::pg_lsn",
+}
+"""What is measured, and how. The last one counts the log, the history, and what the server adds to both."""
 
 
 async def picks_by_standbys(workspace: Workspace, report: Report) -> None:
@@ -75,24 +83,46 @@ async def _rate_of_one_caller(ledger: Allowance, workspace: Workspace) -> float:
 
 
 async def stored(workspace: Workspace, report: Report) -> None:
-    """Measure the bytes of the log and of the server's own log for a claim by a router."""
-    prepared = await workspace.short(on_postgres=True)
+    """Measure what a change costs in bytes: the log, the history and the server's WAL; and what a snapshot costs."""
     sizes = workspace.sizes
+    report.versions["PostgreSQL"] = await version(workspace.server_url())
+    prepared = await workspace.short(on_postgres=True)
     at_once = sizes.callers * sizes.picks_per_caller  # More would find all miners busy.
     async with prepared.open() as ledger:
-        before = await _sizes(prepared.url)
+        before = await _sizes(ledger, prepared.url)
         for first in range(0, sizes.claims, at_once):
             jobs = workspace.jobs(min(at_once, sizes.claims - first))
             await release_all(ledger, await pick_at_once(Routing(ledger), jobs, sizes.callers))
-        after = await _sizes(prepared.url)
-    changes = 2 * sizes.claims
-    for name, first, last in zip(("with indexes", "without indexes", "of WAL"), before, after, strict=True):
-        report.add(f"bytes on PostgreSQL per change, {name}", "B", [(last - first) / changes])
+        after = await _sizes(ledger, prepared.url)
+    for name, first, last in zip(_SIZES, before, after, strict=True):
+        report.add(f"bytes on PostgreSQL per change, {name}", "B", [(last - first) / (2 * sizes.claims)])
+    await _snapshot(workspace, report, prepared)
 
 
-async def _sizes(url: str) -> tuple[int, int, int]:
+async def _sizes(ledger: Allowance, url: str) -> list[int]:
+    await ledger.history(limit=1)  # Projects what is missing in the history.
     connection = await asyncpg.connect(url)
-    sizes = [int(await connection.fetchval(query)) for query in (_LOG_BYTES, _ROW_BYTES, _WAL_BYTES)]
+    sizes = [int(await connection.fetchval(query)) for query in _SIZES.values()]
     await connection.close()
-    log, rows, wal = sizes
-    return log, rows, wal
+    return sizes
+
+
+async def _snapshot(workspace: Workspace, report: Report, prepared: Ledger) -> None:
+    store = store_from_url(prepared.url, HOTKEY, read_only=True)
+    await store.open(None)
+    state = await SnapshotStore(store).load()
+    await store.close()
+
+    payloads: list[bytes] = []
+
+    async def sealed() -> float:
+        started = time.perf_counter()
+        made = sealed_if_due(state, 0)
+        seconds = time.perf_counter() - started
+        assert made is not None
+        payloads.append(made.snapshot.payload)
+        return seconds * MS
+
+    (times_ms,) = await interleaved(workspace.sizes.repeat, sealed)
+    report.add("a snapshot with its digest", "ms", times_ms)
+    report.add("bytes of a snapshot", "B", [len(payloads[0])])
