@@ -15,6 +15,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from random import Random
+from statistics import median
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -24,14 +25,16 @@ from routing.cli.demo.network import hotkeys
 
 from .chain import HOTKEY, SEED, Clock, after, facts_lines, parsed
 from .contending import kill, next_report
-from .figures import Report, interleaved
+from .figures import MS, Report, interleaved
 from .jobs import random_job
 from .prepared import ROOT
-from .server import database, version
+from .server import database, processor_seconds, version
 from .workspace import Workspace
 
 LEDGERS = 16
 FACTS_PER_COMMIT = 1000
+SHARE = 4
+"""There are eight layouts; each has a part of the usual callers and of the time for contention."""
 CHANGES_PER_PICK = 2
 """The reservation and its release."""
 _CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'allowance-ledger'"
@@ -52,21 +55,30 @@ class Layout(NamedTuple):
     ledgers_of_processes: list[list[Named]]
 
 
+class Round(NamedTuple):
+    """One measurement of a layout; processor times are per change."""
+
+    changes_per_second: float
+    processes_ms: float
+    server_ms: float
+    connections: float
+
+
 async def layouts(workspace: Workspace, report: Report) -> None:
     """Measure the layouts in turn, each with the same number of callers in total; compare with one shared ledger."""
-    report.versions["PostgreSQL"] = await version(workspace.server_url())
     url = await database(workspace.server_url(), "many_ledgers")
+    report.versions["PostgreSQL"] = await version(url)
     made = [await _made(workspace, url, validator) for validator in hotkeys(SEED, "owner", LEDGERS)]
     files = [await _made(workspace, f"sqlite:///{workspace.new_file()}", HOTKEY) for _ in range(LEDGERS)]
-    shared, *others = _layouts(made, files)
-    connections: dict[str, int] = {}
-    rates = await interleaved(
-        workspace.sizes.repeat, *(_measure(workspace, url, each, connections) for each in (shared, *others))
-    )
-    for layout, rate in zip((shared, *others), rates, strict=True):
-        beside = None if layout is shared else (shared.name, rates[0])
-        used = connections[layout.name]
-        report.add(f"changes, {layout.name}", "1/s", rate, beside, note=f"{used} connections" if used else "")
+    measured = list(_layouts(made, files))
+    rounds = await interleaved(workspace.sizes.repeat, *(_measure(workspace, url, each) for each in measured))
+    shared_rates = [each.changes_per_second for each in rounds[0]]
+    for layout, samples in zip(measured, rounds, strict=True):
+        rates, processes_ms, server_ms, connections = zip(*samples, strict=True)
+        note = f"{max(connections):.0f} connections; processor time per change: {median(processes_ms):.2g} ms"
+        note += f" in the processes and {median(server_ms):.2g} ms in the server"
+        beside = None if layout is measured[0] else (measured[0].name, shared_rates)
+        report.add(f"changes, {layout.name}", "1/s", rates, beside, note=note)
 
 
 def _layouts(made: list[Named], files: list[Named]) -> Iterator[Layout]:
@@ -92,28 +104,38 @@ async def _made(workspace: Workspace, url: str, validator_ss58: str) -> Named:
     return Named(url, validator_ss58, start_ns)
 
 
-def _measure(
-    workspace: Workspace, url: str, layout: Layout, connections: dict[str, int]
-) -> Callable[[], Awaitable[float]]:
-    async def rate() -> float:
+def _measure(workspace: Workspace, url: str, layout: Layout) -> Callable[[], Awaitable[Round]]:
+    async def measured() -> Round:
         workspace.show_progress(layout.name)
-        handles = sum(map(len, layout.ledgers_of_processes))
-        order = {
-            "callers": max(1, workspace.sizes.callers // 4 // handles),
-            "seconds": workspace.sizes.contended_seconds / 4,
-            "classes": workspace.classes,
-        }
         async with AsyncExitStack() as stack:
-            processes = [await _start(stack, order | {"ledgers": ledgers}) for ledgers in layout.ledgers_of_processes]
+            processes = [
+                await _start(stack, _order(workspace, layout) | {"ledgers": ledgers})
+                for ledgers in layout.ledgers_of_processes
+            ]
             await asyncio.gather(*map(next_report, processes))
+            server_before = await processor_seconds(url)
             for process in processes:
                 assert process.stdin is not None
                 process.stdin.write(b"\n")
             done = await asyncio.gather(*map(next_report, processes))
-            connections[layout.name] = await _count_connections(url)
-        return CHANGES_PER_PICK * sum(each["picks"] / each["seconds"] for each in done)
+            server_ms = (await processor_seconds(url) - server_before) * MS
+            connections = await _count_connections(url)
+        changes = CHANGES_PER_PICK * sum(each["picks"] for each in done)
+        rate = CHANGES_PER_PICK * sum(each["picks"] / each["seconds"] for each in done)
+        processes_ms = MS * sum(each["processor_seconds"] for each in done)
+        return Round(rate, processes_ms / changes, server_ms / changes, connections)
 
-    return rate
+    return measured
+
+
+def _order(workspace: Workspace, layout: Layout) -> dict[str, Any]:
+    """Return what all processes of a layout are told."""
+    sizes, handles = workspace.sizes, sum(map(len, layout.ledgers_of_processes))
+    return {
+        "callers": max(1, sizes.callers // SHARE // handles),
+        "seconds": sizes.contended_seconds / SHARE,
+        "classes": workspace.classes,
+    }
 
 
 async def _start(stack: AsyncExitStack, order: dict[str, Any]) -> asyncio.subprocess.Process:
@@ -142,10 +164,11 @@ async def _work(order: dict[str, Any]) -> None:
     _report(ready=True)
     await asyncio.to_thread(sys.stdin.readline)
     started = time.perf_counter()
+    used = time.process_time()
     ends_at = started + order["seconds"]
     callers = (_pick_until(ends_at, ledger, order["classes"]) for ledger in ledgers for _ in range(order["callers"]))
     picks = sum(await asyncio.gather(*callers))
-    _report(picks=picks, seconds=time.perf_counter() - started)
+    _report(picks=picks, seconds=time.perf_counter() - started, processor_seconds=time.process_time() - used)
     await asyncio.to_thread(sys.stdin.readline)
 
 
