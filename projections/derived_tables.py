@@ -37,7 +37,7 @@ async def remake_broken_tables(store: Store) -> list[str]:
         await _remake(store, broken, dialect)
     if await _has_verifications(store):
         return broken
-    async with store.write_verifications() as transaction:
+    async with store.write_verifications(all_ledgers=True) as transaction:
         for statement in _statements(verifications, dialect):
             await transaction.query(statement)
     return [*broken, verifications.name]
@@ -46,7 +46,7 @@ async def remake_broken_tables(store: Store) -> list[str]:
 async def _remake(store: Store, broken: list[str], dialect: Dialect) -> None:
     from .tables import derived_metadata
 
-    async with store.write_derived() as transaction:
+    async with store.write_derived(all_ledgers=True) as transaction:
         for name in broken:
             for statement in _statements(derived_metadata.tables[name], dialect):
                 await transaction.query(statement)

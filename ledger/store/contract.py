@@ -138,6 +138,13 @@ class Store(Protocol):
         """Return the stored version of the tables. A read-only store does not upgrade an older one."""
         ...
 
+    async def missing_triggers(self) -> list[str]:
+        """Return the names of the triggers that this release creates and the stored catalog lacks, or has disabled.
+
+        Only meaningful for tables of `SCHEMA_VERSION`: older ones have others.
+        """
+        ...
+
     def probe_head(self) -> Head | None:
         """Return the committed head without waiting, in any thread; None if that is impossible. Then call `head`."""
         ...
@@ -219,8 +226,11 @@ class Store(Protocol):
         """Query the log's tables, or the results of verifications, in plain SQL."""
         ...
 
-    def write_verifications(self) -> AbstractAsyncContextManager[DerivedTransaction]:
-        """Begin a transaction on the results of verifications, which are in the log's database."""
+    def write_verifications(self, *, all_ledgers: bool = False) -> AbstractAsyncContextManager[DerivedTransaction]:
+        """Begin a transaction on the results of verifications, which are in the log's database.
+
+        `all_ledgers` is that of `write_derived`.
+        """
         ...
 
     @property
@@ -239,8 +249,11 @@ class Store(Protocol):
         """Connect through SQLAlchemy, to query the derived tables. Raises as `derived_query`."""
         ...
 
-    def write_derived(self) -> AbstractAsyncContextManager[DerivedTransaction]:
+    def write_derived(self, *, all_ledgers: bool = False) -> AbstractAsyncContextManager[DerivedTransaction]:
         """Begin a transaction on the derived tables; commit at a normal end, roll back at an exception.
+
+        It excludes others on the same ledger's derived tables, in all processes. With `all_ledgers` it excludes those
+        of every ledger in the database, because it changes the tables themselves, which all ledgers share.
 
         If they are kept apart, and are missing or of another log, it begins with empty ones. It does without
         SQLAlchemy once they exist, because every process that appends also writes derived tables.

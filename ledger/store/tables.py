@@ -2,7 +2,7 @@
 
 Positions are dense because every append reads the next one from the head row and moves that row in the same
 transaction. `allowance_events` is append-only: no code updates, deletes or replaces a row. Triggers refuse it as a
-second defence, for example against a statement that somebody types by hand. Correctness does not depend on them.
+second defence: `triggers.py`.
 
 The tables are described in SQLAlchemy's terms, from which the statements for both engines are generated. The names of
 tables, columns and constraints are stored: a change needs a new schema version, and a step in `schema_steps.py`.
@@ -25,6 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import registry
 from sqlalchemy.schema import CreateIndex, CreateTable
+
+from .triggers import SQLITE_TRIGGERS
 
 metadata = MetaData()
 
@@ -113,30 +115,6 @@ _unique_where_present("key")
 _unique_where_present("job_uuid", "attempt")
 _unique_where_present("settles")
 
-_SQLITE_TRIGGERS = (
-    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_update BEFORE UPDATE ON allowance_events
-       BEGIN SELECT RAISE(ABORT, 'events are never updated'); END""",
-    """CREATE TRIGGER IF NOT EXISTS allowance_events_no_delete BEFORE DELETE ON allowance_events
-       BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END""",
-    # INSERT OR REPLACE fires no delete trigger, so an insert that would replace a row at its position is refused here.
-    # One trigger with two look-ups, because it is executed for every row of every append.
-    """CREATE TRIGGER IF NOT EXISTS allowance_events_only_appended BEFORE INSERT ON allowance_events
-       WHEN NEW.position <= (SELECT position FROM allowance_ledgers WHERE ledger = NEW.ledger)
-         OR (NEW.position > 1 AND NOT EXISTS
-             (SELECT 1 FROM allowance_events WHERE ledger = NEW.ledger AND position = NEW.position - 1))
-       BEGIN SELECT RAISE(ABORT, 'events are never replaced, and positions are dense'); END""",
-    # No trigger looks at a stream's version, which every append moves.
-    """CREATE TRIGGER IF NOT EXISTS allowance_streams_no_rename BEFORE UPDATE OF ledger, stream, name
-       ON allowance_streams
-       BEGIN SELECT RAISE(ABORT, 'a stream is never renamed'); END""",
-    """CREATE TRIGGER IF NOT EXISTS allowance_streams_no_delete BEFORE DELETE ON allowance_streams
-       BEGIN SELECT RAISE(ABORT, 'a stream is never deleted'); END""",
-    """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
-       WHEN NEW.position <= OLD.position BEGIN SELECT RAISE(ABORT, 'a head never steps back'); END""",
-    """CREATE TRIGGER IF NOT EXISTS allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
-       BEGIN SELECT RAISE(ABORT, 'a ledger is never deleted'); END""",
-)
-
 _UUID_OF = """CASE WHEN typeof({column}) = 'blob' AND length({column}) = 16
             THEN lower(substr(hex({column}), 1, 8) || '-' || substr(hex({column}), 9, 4) || '-'
                        || substr(hex({column}), 13, 4) || '-' || substr(hex({column}), 17, 4) || '-'
@@ -167,51 +145,10 @@ _POSTGRES_VIEW = """CREATE OR REPLACE VIEW allowance_log AS
     LEFT JOIN allowance_streams AS streams ON streams.ledger = events.ledger AND streams.stream = events.stream
     LEFT JOIN allowance_ledgers AS ledgers ON ledgers.ledger = events.ledger"""
 
-_POSTGRES_TRIGGERS = (
-    """CREATE OR REPLACE FUNCTION allowance_refuse() RETURNS trigger LANGUAGE plpgsql AS
-       $$ BEGIN RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'integrity_constraint_violation'; END $$""",
-    # Once per statement: since no position occurs twice, its rows are dense if they are as many as their range is long
-    # and the first one has a predecessor. A scalar subquery always uses the index. NOT EXISTS would be planned as a
-    # join, and as a scan of the log while the planner's statistics say it is small.
-    """CREATE OR REPLACE FUNCTION allowance_check_dense() RETURNS trigger LANGUAGE plpgsql AS $$
-       BEGIN
-           IF EXISTS (SELECT 1 FROM (SELECT ledger, min(position) AS first, max(position) AS last, count(*) AS number
-                                     FROM added GROUP BY ledger) AS ranges
-                      WHERE last - first + 1 <> number
-                         OR (first > 1 AND
-                             (SELECT before.position FROM allowance_events AS before
-                              WHERE before.ledger = ranges.ledger AND before.position = ranges.first - 1) IS NULL))
-           THEN
-               RAISE EXCEPTION 'positions are dense' USING ERRCODE = 'integrity_constraint_violation';
-           END IF;
-           RETURN NULL;
-       END $$""",
-    """CREATE TRIGGER allowance_events_dense AFTER INSERT ON allowance_events
-       REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION allowance_check_dense()""",
-    """CREATE TRIGGER allowance_events_append_only BEFORE UPDATE OR DELETE ON allowance_events
-       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('events are never updated or deleted')""",
-    """CREATE TRIGGER allowance_events_no_truncate BEFORE TRUNCATE ON allowance_events
-       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('events are never deleted')""",
-    # No trigger looks at a stream's version, which every append moves.
-    """CREATE TRIGGER allowance_streams_no_rename BEFORE UPDATE OF ledger, stream, name ON allowance_streams
-       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a stream is never renamed')""",
-    """CREATE TRIGGER allowance_streams_no_delete BEFORE DELETE ON allowance_streams
-       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a stream is never deleted')""",
-    """CREATE TRIGGER allowance_streams_no_truncate BEFORE TRUNCATE ON allowance_streams
-       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('a stream is never deleted')""",
-    """CREATE TRIGGER allowance_ledgers_no_step_back BEFORE UPDATE ON allowance_ledgers
-       FOR EACH ROW WHEN (NEW.position < OLD.position)
-       EXECUTE FUNCTION allowance_refuse('a head never steps back')""",
-    """CREATE TRIGGER allowance_ledgers_no_delete BEFORE DELETE ON allowance_ledgers
-       FOR EACH ROW EXECUTE FUNCTION allowance_refuse('a ledger is never deleted')""",
-    """CREATE TRIGGER allowance_ledgers_no_truncate BEFORE TRUNCATE ON allowance_ledgers
-       FOR EACH STATEMENT EXECUTE FUNCTION allowance_refuse('a ledger is never deleted')""",
-)
-
 
 def sqlite_schema(log: MetaData) -> list[str]:
     """Return the statements that create the log's schema on SQLite; they skip what exists."""
-    return [*_create(log, registry.load("sqlite")()), *_SQLITE_TRIGGERS, _SQLITE_VIEW]
+    return [*_create(log, registry.load("sqlite")()), *SQLITE_TRIGGERS, _SQLITE_VIEW]
 
 
 def sqlite_derived_schema(derived: MetaData) -> list[str]:
@@ -223,14 +160,6 @@ def postgres_schema(log: MetaData, derived: MetaData) -> list[str]:
     """Return the statements that create the schema on PostgreSQL, without triggers; they skip what exists."""
     dialect = registry.load("postgresql")()
     return [*_create(log, dialect), *_create(derived, dialect), _POSTGRES_FENCE, _POSTGRES_FILLFACTOR, _POSTGRES_VIEW]
-
-
-def postgres_triggers() -> list[str]:
-    """Return the statements that create the triggers on PostgreSQL.
-
-    They are separate because databases that only speak PostgreSQL's language may lack some kinds of trigger.
-    """
-    return list(_POSTGRES_TRIGGERS)
 
 
 def _create(tables: MetaData, dialect: Dialect) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ledger import check_newest_rows
+from ledger import SCHEMA_VERSION, check_newest_rows
 from ledger.errors import CorruptLedger, StorageUnavailable
 from ledger.store.urls import redacted_url
 from ledger.values import NANOSECONDS, instant, seconds
@@ -38,6 +38,8 @@ class Health(msgspec.Struct, frozen=True):
     behind the newest block; its age in seconds is that of the block, None if that is not recorded.
     `log_ahead_seconds`: how far the newest event's recorded time is ahead of the clock, 0 if it is not.
     `verified_position`, `verified_at`: up to which event the recorded last `verify` found nothing, and when.
+    `missing_triggers` names the triggers that the stored tables lack, or that are disabled there. That is no problem,
+    since nothing depends on a trigger. It is empty for tables of an older version, which have other triggers.
     `status` is "ok", or says what is wrong; `problems` lists the same.
     """
 
@@ -60,6 +62,7 @@ class Health(msgspec.Struct, frozen=True):
     log_ahead_seconds: float
     verified_position: int | None
     verified_at: datetime | None
+    missing_triggers: list[str]
     status: str
     problems: list[str]
 
@@ -124,6 +127,8 @@ async def health_of(handle: LedgerHandle, database_url: str) -> Health:
     derived = await run(_derived(handle, state.position))
     verified_position, verified_at_ns, verify_problem = await run(_verification(handle))
     refused = await run(_refused(handle))
+    schema_version = await run(handle.store.schema_version())
+    missing_triggers = await run(handle.store.missing_triggers()) if schema_version == SCHEMA_VERSION else []
     wrong = [
         refused,
         damage,
@@ -134,7 +139,7 @@ async def health_of(handle: LedgerHandle, database_url: str) -> Health:
     problems = [each for each in wrong if each]
     return Health(
         "sqlite" if database_url.startswith("sqlite") else "postgresql",
-        await run(handle.store.schema_version()),
+        schema_version,
         state.position,
         f"{state.position}:{state.hash.hex()}",
         derived.lag,
@@ -152,6 +157,7 @@ async def health_of(handle: LedgerHandle, database_url: str) -> Health:
         seconds(max(0, state.log_ahead_ns)),
         verified_position,
         None if verified_at_ns is None else instant(verified_at_ns),
+        missing_triggers,
         "; ".join(problems) or OK,
         problems,
     )

@@ -17,10 +17,9 @@ from .chain import HOTKEY, Clock
 class Bulk:
     """A new ledger, and its state in memory."""
 
-    def __init__(self, url: str, validator_ss58: str = HOTKEY) -> None:
+    def __init__(self, url: str) -> None:
         self.state = Availability()
         self._url = url
-        self._validator_ss58 = validator_ss58
 
     def decide(self) -> UnitOfWork:
         """Return a unit of work for the next batch; nothing that it decides looks up a stored row."""
@@ -29,23 +28,24 @@ class Bulk:
     async def append(self, unit_of_work: UnitOfWork) -> None:
         """Append the rows of a batch."""
         rows = unit_of_work.rows
-        async with self._opened() as store, store.transaction() as transaction:
+        async with _opened(self._url) as store, store.transaction() as transaction:
             await transaction.append(rows, versions_before(rows))
 
     async def seal(self) -> None:
         """Project the history and seal the state, as a service does that is used and closed here."""
         async with Allowance.open(
-            self._url, validator_ss58=self._validator_ss58, clock_ns=Clock(self.state.recorded_at_ns)
+            self._url, validator_ss58=HOTKEY, clock_ns=Clock(self.state.recorded_at_ns)
         ) as ledger:
             await ledger.history(limit=1)
-        async with self._opened() as store:
+        async with _opened(self._url) as store:
             self.state.fold(await store.read(self.state.position))
 
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[Store]:
-        store = store_from_url(self._url, self._validator_ss58, read_only=False)
-        await store.open(schema)
-        try:
-            yield store
-        finally:
-            await store.close()
+
+@asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Store]:
+    store = store_from_url(url, HOTKEY, read_only=False)
+    await store.open(schema)
+    try:
+        yield store
+    finally:
+        await store.close()

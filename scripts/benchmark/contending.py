@@ -113,7 +113,7 @@ async def _at_once(prepared: Ledger, classes: Sequence[str], seconds: float) -> 
 
 
 async def next_report(process: asyncio.subprocess.Process) -> dict[str, Any]:
-    """Return the next line that a picking process reports."""
+    """Return the next line that a process writes. Raises RuntimeError if it ended instead."""
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
@@ -123,7 +123,7 @@ async def next_report(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 def kill(process: asyncio.subprocess.Process) -> None:
-    """End a process, if it still runs."""
+    """Kill a process if it runs."""
     if process.returncode is None:
         process.kill()
 

@@ -19,14 +19,14 @@ RESERVED_SHARE = 3
 """Of each account's allowance, one part in so many is reserved."""
 
 
-async def lay_out(url: str, sizes: Sizes, miners: int, validator_ss58: str = HOTKEY) -> tuple[int, BlockFact]:
+async def lay_out(url: str, sizes: Sizes, miners: int) -> tuple[int, BlockFact]:
     """Make a ledger with this many miners; return its newest block, and the time after it."""
-    bulk = Bulk(url, validator_ss58)
+    bulk = Bulk(url)
     unit_of_work = bulk.decide()
     sync, first = first_facts(sizes, miners)
     feed = Feed(first)
     blocks = [first, *(feed.next_of_file() for _ in range(sizes.blocks - 1))]
-    RecordSettings(validator_ss58, None).decide(unit_of_work)
+    RecordSettings(HOTKEY, None).decide(unit_of_work)
     contents, _ = FactValidator().contents([sync, *blocks])
     RecordFacts(contents, confirm=False).decide(unit_of_work)
     unit_of_work.now_ns = after(blocks)

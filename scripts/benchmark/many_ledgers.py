@@ -1,7 +1,7 @@
-"""One ledger and many, by the same processes: changes per second, and the connections that they keep.
+"""Changes per second of several ledgers in one database, by how processes share them, and connections that they need.
 
-This module is also the program of these processes, `python -m scripts.benchmark.many_ledgers`. It opens its ledgers and
-reports; at the first line of input it picks and releases for a given time and reports again; at the second it ends.
+This module is also the program of these processes, `python -m scripts.benchmark.many_ledgers`. It opens its ledgers,
+waits for a start signal, picks and releases for a given time, and reports its count.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import sys
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from random import Random
+from statistics import median
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -23,170 +23,165 @@ import asyncpg
 from routing import AllMinersBusy, Allowance, NotEnoughAllowanceException, Routing
 from routing.cli.demo.network import hotkeys
 
-from .chain import SEED, Clock
+from .chain import HOTKEY, SEED, Clock, after, facts_lines, parsed
 from .contending import kill, next_report
-from .figures import Report, interleaved
+from .figures import MS, Report, interleaved
 from .jobs import random_job
-from .layout import lay_out
-from .limits import CONNECTIONS, postgres_rows, reservation_bytes
-from .prepared import ROOT, Ledger
-from .server import database, version
+from .prepared import ROOT
+from .server import database, processor_seconds, version
 from .workspace import Workspace
 
-PROCESSES = 4
-STORED = "4 ledgers, a process each"
-"""The layout whose bytes are reported."""
-_SERVER = """SELECT (SELECT count(*) FROM pg_stat_activity
-                     WHERE datname = current_database() AND application_name = 'allowance-ledger'),
-                    pg_total_relation_size('allowance_events'), pg_database_size(current_database()),
-                    pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"""
+LEDGERS = 16
+FACTS_PER_COMMIT = 1000
+SHARE = 4
+"""There are eight layouts; each has a part of the usual callers and of the time for contention."""
+CHANGES_PER_PICK = 2
+"""The reservation and its release."""
+_CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'allowance-ledger'"
 
 
-class Place(NamedTuple):
-    """Where a ledger is: a database, and the validator whose ledger it is."""
+class Named(NamedTuple):
+    """A ledger that was made."""
 
     url: str
     validator_ss58: str
+    start_ns: int
 
 
-class Server(NamedTuple):
-    """The ledgers' connections to the server, and how many bytes it has."""
+class Layout(NamedTuple):
+    """Which ledgers each process opens."""
 
-    connections: int
-    log_bytes: int
-    database_bytes: int
-    wal_bytes: int
+    name: str
+    ledgers_of_processes: list[list[Named]]
 
 
-class Done(NamedTuple):
-    """Changes per second; the server at the end, and for each change the bytes that it has grown by."""
+class Round(NamedTuple):
+    """One measurement of a layout; processor times are per change."""
 
-    rate: float
-    server: Server
-    grown: list[float]
-
-
-Processes = Sequence[Sequence[Place]]
-"""For each process the ledgers that it opens."""
+    changes_per_second: float
+    processes_ms: float
+    server_ms: float
+    connections: float
 
 
 async def layouts(workspace: Workspace, report: Report) -> None:
-    """Measure one ledger and many, in as many and in fewer processes, with the same number of callers in total."""
-    count = workspace.sizes.ledgers
-    workspace.show_progress(f"making {count} ledgers")
-    sizes = replace(workspace.sizes, validators=count)
-    url = await database(workspace.server_url(), "ledgers")
-    validators = hotkeys(SEED, "validator", count)
-    made = [await lay_out(url, sizes, sizes.miners, each) for each in validators]
-    places = [Place(url, each) for each in validators]
-    file = Ledger(f"sqlite:///{workspace.new_file()}", *made[0])
-    await lay_out(file.url, sizes, sizes.miners, validators[0])
-    files = [Place(workspace.copied(file).url, validators[0]) for _ in validators]
+    """Measure the layouts in turn, each with the same number of callers in total; compare with one shared ledger."""
+    url = await database(workspace.server_url(), "many_ledgers")
     report.versions["PostgreSQL"] = await version(url)
-    await _measure(workspace, report, url, made[0][0], _named_layouts(places, files))
+    made = [await _made(workspace, url, validator) for validator in hotkeys(SEED, "owner", LEDGERS)]
+    files = [await _made(workspace, f"sqlite:///{workspace.new_file()}", HOTKEY) for _ in range(LEDGERS)]
+    measured = list(_layouts(made, files))
+    rounds = await interleaved(workspace.sizes.repeat, *(_measure(workspace, url, each) for each in measured))
+    shared_rates = [each.changes_per_second for each in rounds[0]]
+    for layout, samples in zip(measured, rounds, strict=True):
+        rates, processes_ms, server_ms, connections = zip(*samples, strict=True)
+        note = f"{max(connections):.0f} connections; processor time per change: {median(processes_ms):.2g} ms"
+        note += f" in the processes and {median(server_ms):.2g} ms in the server"
+        beside = None if layout is measured[0] else (measured[0].name, shared_rates)
+        report.add(f"changes, {layout.name}", "1/s", rates, beside, note=note)
 
 
-def _named_layouts(places: Sequence[Place], files: Sequence[Place]) -> dict[str, Processes]:
-    four = places[:PROCESSES]
-    count = len(places)
-    each = count // PROCESSES
-    shares = [places[first : first + each] for first in range(0, count, each)]
+def _layouts(made: list[Named], files: list[Named]) -> Iterator[Layout]:
+    four = made[:4]
+    yield Layout("1 ledger on PostgreSQL shared by 4 processes", [[made[0]]] * 4)
+    yield Layout("1 ledger on PostgreSQL, 1 process", [[made[0]]])
+    yield Layout("4 ledgers on PostgreSQL in 1 process", [four])
+    yield Layout("4 ledgers on PostgreSQL, a process each", [[each] for each in four])
+    yield Layout("16 ledgers on PostgreSQL, each in all of 4 processes", [made] * 4)
+    yield Layout("16 ledgers on PostgreSQL, 4 in each of 4 processes", [made[first::4] for first in range(4)])
+    yield Layout("16 ledgers on PostgreSQL, a process each", [[each] for each in made])
+    yield Layout("16 ledgers in files of SQLite, a process each", [[each] for each in files])
+
+
+async def _made(workspace: Workspace, url: str, validator_ss58: str) -> Named:
+    """Make a ledger of a validator that has the network's first stake."""
+    workspace.show_progress("making many ledgers")
+    facts = parsed(facts_lines(workspace.sizes).replace(HOTKEY.encode(), validator_ss58.encode()))
+    start_ns = after(facts)
+    async with Allowance.open(url, validator_ss58=validator_ss58, clock_ns=Clock(start_ns)) as ledger:
+        for first in range(0, len(facts), FACTS_PER_COMMIT):
+            await ledger.record_facts(facts[first : first + FACTS_PER_COMMIT])
+    return Named(url, validator_ss58, start_ns)
+
+
+def _measure(workspace: Workspace, url: str, layout: Layout) -> Callable[[], Awaitable[Round]]:
+    async def measured() -> Round:
+        workspace.show_progress(layout.name)
+        async with AsyncExitStack() as stack:
+            processes = [
+                await _start(stack, _order(workspace, layout) | {"ledgers": ledgers})
+                for ledgers in layout.ledgers_of_processes
+            ]
+            await asyncio.gather(*map(next_report, processes))
+            server_before = await processor_seconds(url)
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write(b"\n")
+            done = await asyncio.gather(*map(next_report, processes))
+            server_ms = (await processor_seconds(url) - server_before) * MS
+            connections = await _count_connections(url)
+        changes = CHANGES_PER_PICK * sum(each["picks"] for each in done)
+        rate = CHANGES_PER_PICK * sum(each["picks"] / each["seconds"] for each in done)
+        processes_ms = MS * sum(each["processor_seconds"] for each in done)
+        return Round(rate, processes_ms / changes, server_ms / changes, connections)
+
+    return measured
+
+
+def _order(workspace: Workspace, layout: Layout) -> dict[str, Any]:
+    """Return what all processes of a layout are told."""
+    sizes, handles = workspace.sizes, sum(map(len, layout.ledgers_of_processes))
     return {
-        "1 ledger, 4 processes": [[places[0]]] * PROCESSES,
-        "4 ledgers, a process each": [[place] for place in four],
-        "4 ledgers, 1 process": [four],
-        f"{count} ledgers, 4 processes with {each} each": shares,
-        f"{count} ledgers, a process each": [[place] for place in places],
-        f"{count} ledgers on SQLite, a process each": [[place] for place in files],
+        "callers": max(1, sizes.callers // SHARE // handles),
+        "seconds": sizes.contended_seconds / SHARE,
+        "classes": workspace.classes,
     }
 
 
-async def _measure(workspace: Workspace, report: Report, url: str, start_ns: int, named: dict[str, Processes]) -> None:
-    def measure(name: str) -> Callable[[], Awaitable[Done]]:
-        async def measured() -> Done:
-            workspace.show_progress(f"measuring: {name}")
-            return await _at_once(workspace, url, start_ns, named[name])
-
-        return measured
-
-    async with postgres_rows(workspace.server_url(), await reservation_bytes(url)) as bare:
-
-        async def one_row() -> Done:
-            return Done(await bare.rate(workspace.sizes.bare_rows), Server(0, 0, 0, 0), [])
-
-        limit, *samples = await interleaved(workspace.sizes.repeat, one_row, *map(measure, named))
-    beside = (f"bare rows, 1 a commit, {CONNECTIONS} connections", [each.rate for each in limit])
-    for name, done in zip(named, samples, strict=True):
-        most = max(each.server.connections for each in done)
-        note = f"{most} connections" if most else ""
-        report.add(f"changes, {name}", "1/s", [each.rate for each in done], beside, note=note)
-    grown = zip(*(each.grown for each in samples[list(named).index(STORED)]), strict=True)
-    for what, values in zip(("log", "log and history", "WAL"), grown, strict=True):
-        report.add(f"bytes of {what} per change on PostgreSQL, {STORED}", "B", values)
+async def _start(stack: AsyncExitStack, order: dict[str, Any]) -> asyncio.subprocess.Process:
+    program = (sys.executable, "-m", "scripts.benchmark.many_ledgers", json.dumps(order))
+    process = await asyncio.create_subprocess_exec(*program, cwd=ROOT, stdin=PIPE, stdout=PIPE)
+    stack.push_async_callback(process.wait)
+    stack.callback(kill, process)
+    return process
 
 
-async def _at_once(workspace: Workspace, url: str, start_ns: int, layout: Processes) -> Done:
-    """Let all processes work at once, and measure the server of the URL before and afterwards."""
-    seconds = workspace.sizes.ledgers_seconds
-    callers = max(1, workspace.sizes.callers // sum(map(len, layout)))
-    async with AsyncExitStack() as stack:
-        processes = []
-        for places in layout:
-            arguments = json.dumps([places, start_ns, seconds, callers, workspace.classes])
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "scripts.benchmark.many_ledgers", arguments), cwd=ROOT, stdin=PIPE, stdout=PIPE
-            )
-            stack.callback(kill, process)
-            processes.append(process)
-        await asyncio.gather(*map(next_report, processes))
-        before = await _server(url)
-        _continue(processes)
-        changes = sum(each["changes"] for each in await asyncio.gather(*map(next_report, processes)))
-        after = await _server(url)
-        _continue(processes)
-        await asyncio.gather(*(process.wait() for process in processes))
-    grown = [(now - then) / max(1, changes) for now, then in zip(after[1:], before[1:], strict=True)]
-    return Done(changes / seconds, after, grown)
-
-
-def _continue(processes: Sequence[asyncio.subprocess.Process]) -> None:
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(b"\n")
-
-
-async def _server(url: str) -> Server:
+async def _count_connections(url: str) -> int:
     connection = await asyncpg.connect(url)
-    server = Server._make(await connection.fetchrow(_SERVER))
+    count: int = await connection.fetchval(_CONNECTIONS)
     await connection.close()
-    return server
+    return count
 
 
-async def _work(places: list[tuple[str, str]], start_ns: int, seconds: float, callers: int, classes: list[str]) -> None:
-    """Open the ledgers, wait for the signal, let callers pick and release on each, and report the changes."""
-    ledgers = [Allowance.open(url, validator_ss58=each, clock_ns=Clock(start_ns)) for url, each in places]
+async def _work(order: dict[str, Any]) -> None:
+    """Open the ledgers, wait for the start signal, then let callers of each ledger pick and release."""
+    ledgers = [
+        Allowance.open(url, validator_ss58=validator_ss58, clock_ns=Clock(start_ns))
+        for url, validator_ss58, start_ns in order["ledgers"]
+    ]
     for ledger in ledgers:
-        await ledger.find_miners(1.0, classes[0], await ledger.current_block() or 1)
+        await ledger.find_miners(1.0, order["classes"][0], await ledger.current_block() or 1)
     _report(ready=True)
     await asyncio.to_thread(sys.stdin.readline)
-    deadline = time.perf_counter() + seconds
-    changes = await asyncio.gather(*(_caller(each, classes, deadline) for each in ledgers for _ in range(callers)))
-    _report(changes=sum(changes))
+    started = time.perf_counter()
+    used = time.process_time()
+    ends_at = started + order["seconds"]
+    callers = (_pick_until(ends_at, ledger, order["classes"]) for ledger in ledgers for _ in range(order["callers"]))
+    picks = sum(await asyncio.gather(*callers))
+    _report(picks=picks, seconds=time.perf_counter() - started, processor_seconds=time.process_time() - used)
     await asyncio.to_thread(sys.stdin.readline)
 
 
-async def _caller(ledger: Allowance, classes: list[str], deadline: float) -> int:
-    """Pick and release until the deadline; return the changes that were made before it."""
-    router, random, changes = Routing(ledger), Random(os.urandom(8)), 0
-    while time.perf_counter() < deadline:
+async def _pick_until(ends_at: float, ledger: Allowance, classes: list[str]) -> int:
+    random, router, picks = Random(os.urandom(8)), Routing(ledger), 0
+    while time.perf_counter() < ends_at:
         try:
             route = await router.pick_miner_for_job_request(random_job(random, classes))
         except (AllMinersBusy, NotEnoughAllowanceException):
             continue
-        changes += time.perf_counter() < deadline
+        picks += 1
         await ledger.release(route.allowance_reservation_id or 0)
-        changes += time.perf_counter() < deadline
-    return changes
+    return picks
 
 
 def _report(**fields: Any) -> None:
@@ -195,5 +190,5 @@ def _report(**fields: Any) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_work(*json.loads(sys.argv[1])))
+    asyncio.run(_work(json.loads(sys.argv[1])))
     os._exit(0)

@@ -1,17 +1,12 @@
-"""PostgreSQL servers for the benchmark alone, from the Python package, and standbys that stream from one."""
+"""A PostgreSQL server for the benchmark alone, from the Python package."""
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import subprocess
-import tempfile
-import time
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -24,19 +19,9 @@ max_connections = 100
 """More memory than the default, because the compared designs need it. Commits are durable, as by default."""
 
 
-TOOL_SECONDS, WAIT_SECONDS = 120.0, 0.02
-
-
 @contextmanager
 def postgres(directory: Path) -> Iterator[str]:
     """Run a server with its data in the directory; yield the URL of its database."""
-    with running(directory) as server:
-        yield server.get_uri()
-
-
-@contextmanager
-def running(directory: Path) -> Iterator[Any]:
-    """Run a server with its data in the directory; yield it as the package's object."""
     with warnings.catch_warnings():
         # The package warns on import if the user has no runtime directory; containers often have none.
         warnings.simplefilter("ignore")
@@ -49,7 +34,7 @@ def running(directory: Path) -> Iterator[Any]:
         with (directory / "postgresql.conf").open("a") as configuration:
             configuration.write(CONFIGURATION)
         server.start()
-        yield server
+        yield server.get_uri()
     finally:
         server.stop()
 
@@ -62,65 +47,27 @@ async def database(server_url: str, name: str) -> str:
     return urlsplit(server_url)._replace(path=f"/{name}").geturl()
 
 
+async def processor_seconds(server_url: str) -> float:
+    """Return the processor time that the server's running processes have used; 0 on systems without `/proc`."""
+    connection = await asyncpg.connect(server_url)
+    processes = [int(row["pid"]) for row in await connection.fetch("SELECT pid FROM pg_stat_activity")]
+    await connection.close()
+    return sum(map(_processor_seconds, processes))
+
+
+def _processor_seconds(process: int) -> float:
+    try:
+        # The fields after the name, which is in parentheses and may contain spaces. Source: proc(5).
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    user, system = fields[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 async def version(server_url: str) -> str:
     """Return the version of the server."""
     connection = await asyncpg.connect(server_url)
     text: str = await connection.fetchval("SHOW server_version")
     await connection.close()
     return text
-
-
-@contextmanager
-def standby_of(primary: Any, name: str, directory: Path) -> Iterator[None]:
-    """Make a standby of a running server with the server's own tools, and let it stream; stop it at the end.
-
-    It is another server on the same disk, with the same settings, and flushes as the primary does.
-    """
-    data = directory / "data"
-    socket_directory = tempfile.mkdtemp(prefix="bench-")  # A socket's path may have 107 characters.
-    directory.mkdir()
-    for each in (directory, Path(socket_directory)):
-        if primary.system_user is not None:
-            shutil.chown(each, primary.system_user)
-    source = f"host={primary.get_postmaster_info().socket_dir} user=postgres application_name={name}"
-    try:
-        _run(primary, "pg_basebackup", "-D", data, "--checkpoint=fast", "-R", "-d", source)
-        options = f"-h '' -k {socket_directory}"
-        _run(primary, "pg_ctl", "-w", "-D", data, "start", "-o", options, "-l", directory / "log")
-        yield
-    finally:
-        if (data / "postmaster.pid").exists():
-            _run(primary, "pg_ctl", "-w", "-D", data, "stop", "-m", "immediate")
-        shutil.rmtree(socket_directory, ignore_errors=True)
-
-
-def _run(server: Any, tool: str, *arguments: str | Path) -> None:
-    subprocess.run(
-        [server.bin_path / tool, *arguments],
-        check=True,
-        stdout=subprocess.DEVNULL,  # A server that pg_ctl starts would keep a pipe open.
-        stderr=subprocess.DEVNULL,
-        timeout=TOOL_SECONDS,
-        user=server.system_user,
-    )
-
-
-async def require_standbys(server_url: str, names: Sequence[str]) -> None:
-    """Let commits wait for all of these standbys; return when the server does. Raises if it does not flush."""
-    setting = f"FIRST {len(names)} ({', '.join(names)})" if names else ""
-    connection = await asyncpg.connect(server_url)
-    try:
-        if await connection.fetchval("SHOW fsync") != "on":
-            raise RuntimeError("fsync is off, so no figure would be that of a durable commit")
-        await connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{setting}'")
-        await connection.execute("SELECT pg_reload_conf()")
-        ends_at = time.monotonic() + TOOL_SECONDS
-        while set(names) != {row[0] for row in await connection.fetch(_SYNCHRONOUS)}:
-            if time.monotonic() > ends_at:
-                raise TimeoutError(f"the standbys {setting or 'of before'} have not changed their state")
-            await asyncio.sleep(WAIT_SECONDS)
-    finally:
-        await connection.close()
-
-
-_SYNCHRONOUS = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'sync'"

@@ -43,10 +43,6 @@ class Sizes:
     """Replayed by the general library."""
     contended_seconds: float = 10.0
     """How long sixteen processes pick at once, on each engine."""
-    ledgers: int = 16
-    """Ledgers of one database, the most of any layout."""
-    ledgers_seconds: float = 4.0
-    """How long the processes of each layout of many ledgers pick and release, in each round."""
     memory_picks: int = 50_000
     """In total, by the process whose memory is measured."""
 
@@ -70,8 +66,6 @@ QUICK = Sizes(
     explained=4,
     library_events=1000,
     contended_seconds=1.0,
-    ledgers=4,
-    ledgers_seconds=0.5,
     memory_picks=500,
 )
 """Enough to see that everything works; the figures have no meaning."""

@@ -916,6 +916,8 @@ def test_health_reports_position_newest_block_and_reservations(busy: Command) ->
     assert f"status            {document['status']}\n" in text.out
     for name in document.keys() - _SHOWN_TOGETHER:
         assert name.replace("_", " ") in text.out
+    assert document["missing_triggers"] == []
+    assert "missing triggers  none\n" in text.out
     assert f"newest block      1059, {document['newest_block_age_seconds']:,.3f} s old"[:20] in text.out
 
 

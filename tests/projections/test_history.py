@@ -346,7 +346,8 @@ async def test_any_other_text_than_a_cursor_of_the_same_order_is_refused(url: st
 
 async def rows_of(ledger: Allowance) -> tuple[list[Any], list[Any]]:
     """Return the checkpoints (generation, position), and the positions of all rows."""
-    stored = await executed(ledger, select(checkpoints.c.generation, checkpoints.c.position))
+    query = select(checkpoints.c.generation, checkpoints.c.position).where(checkpoints.c.projection == "history")
+    stored = await executed(ledger, query)
     return stored, [position for (position,) in await executed(ledger, select(reservations.c.position))]
 
 

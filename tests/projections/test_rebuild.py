@@ -130,10 +130,11 @@ async def assert_sound(ledger: Allowance) -> None:
 
 
 async def generations(ledger: Allowance) -> set[int]:
-    """Return the generations that have rows or a checkpoint."""
+    """Return the generations that have rows or a checkpoint; they begin at 1, and 0 is that of the row for the lock."""
     found: set[int] = set()
     for table in (reservations, reserved_blocks, checkpoints):
         query = select(table.c.generation).where(table.c.ledger == store_of(ledger).ledger).distinct()
+        query = query.where(table.c.generation > 0)
         found.update(generation for (generation,) in await executed(ledger, query))
     return found
 

@@ -47,6 +47,7 @@ async def test_a_healthy_ledger_is_ok(any_url: str) -> None:
         assert health.newest_sync_age_seconds == 12.0 * (BLOCKS - 1)
         assert (health.reserved, health.overdue, health.log_ahead_seconds) == (1, 0, 0.0)
         assert (health.verified_position, health.verified_at) == (None, None)
+        assert health.missing_triggers == []
         if any_url.startswith("postgresql"):
             assert health.database_url == "postgresql://…"
         else:
@@ -134,3 +135,15 @@ async def test_a_lost_derived_table_is_not_ok(any_url: str, table: str) -> None:
         assert "allowance rebuild" in health.status
         await ledger.rebuild()
         assert (await ledger.health()).status == "ok"
+
+
+async def test_a_missing_trigger_is_reported_and_no_problem(any_url: str) -> None:
+    """A trigger that somebody dropped is named; nothing depends on it, so the status stays `ok`.
+
+    Catches a `health` that reports what the creation did, and one that calls for help.
+    """
+    async with healthy_ledger(any_url) as (ledger, _):
+        table = "" if any_url.startswith("sqlite") else " ON allowance_streams"
+        await asyncio.to_thread(statement, any_url, f"DROP TRIGGER allowance_streams_no_rename{table}")
+        health = await ledger.health()
+        assert (health.missing_triggers, health.status) == (["allowance_streams_no_rename"], "ok")

@@ -44,6 +44,7 @@ async def test_a_writer_uses_the_primary_and_a_reader_the_first_server(
 ) -> None:
     """Whichever order the URL has. Catches a writer that takes the standby because it is named first, and fails."""
     standby_first = url_of(postgres_url, NOWHERE, standby.socket_directory, server.socket_directory)
+    standby.catch_up()  # It has the database now.
     async with opened(standby_first) as store:
         await append(store, [row_after(Head())])
         assert not await is_standby(store)
@@ -65,6 +66,7 @@ async def test_the_error_says_what_each_server_answered(
 ) -> None:
     """A writer that finds no primary says why, host by host, without the password."""
     url = url_of(postgres_url.replace("postgres@", "postgres:secret@"), NOWHERE, standby.socket_directory)
+    standby.catch_up()
     with pytest.raises(StorageUnavailable) as refused:
         async with opened(url):
             pass
@@ -86,6 +88,7 @@ async def test_the_error_says_what_each_server_answered(
 
 async def test_a_single_standby_is_refused_to_a_writer(standby: Standby, postgres_url: str) -> None:
     """Its log may be older than what was acknowledged."""
+    standby.catch_up()
     with pytest.raises(StorageUnavailable, match="is a standby; a ledger that is open for changes needs the primary"):
         async with opened(url_of(postgres_url, standby.socket_directory)):
             pass

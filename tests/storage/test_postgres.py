@@ -631,16 +631,6 @@ async def test_an_existing_schema_is_opened_without_the_right_to_create(
             await other.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_a_ledger_works_on_a_database_without_triggers(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Correctness does not depend on triggers: a database that does not support one gets the schema without it."""
-    monkeypatch.setattr("ledger.store.tables._POSTGRES_TRIGGERS", ("CREATE TRIGGER this is not to be had",))
-    async with opened(postgres_url) as store:
-        await append(store, [row_after(Head())])
-    assert await fetch(postgres_url, "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal") == []
-
-
 # URLs
 
 

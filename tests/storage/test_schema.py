@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import re
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +14,7 @@ import pytest
 
 from ledger.codec import decode
 from ledger.events import LedgerOpened
-from ledger.store.tables import postgres_triggers, sqlite_schema
+from ledger.store.triggers import POSTGRES_TRIGGERS, SQLITE_TRIGGERS, trigger_names
 from projections import schema
 from routing import Allowance
 from tests.support.logs import VALIDATOR, all_rows, opened
@@ -90,7 +89,9 @@ async def test_many_processes_that_open_one_new_ledger_at_once_create_it_once(
     tables += [] if shared_url.startswith("sqlite") else schema().derived.tables.values()
     assert made["table"] == {table.name for table in tables}
     assert made["index"] >= {str(index.name) for table in tables for index in table.indexes}
-    assert made["trigger"] == set(triggers(shared_url))
+    assert made["trigger"] == set(
+        trigger_names(SQLITE_TRIGGERS if shared_url.startswith("sqlite") else POSTGRES_TRIGGERS)
+    )
 
 
 @pytest.mark.slow
@@ -120,13 +121,6 @@ async def test_many_processes_that_create_different_ledgers_at_once_each_create_
             assert validator.encode() in row.payload
             ledgers.add(store.ledger)
     assert ledgers == set(range(1, PROCESSES + 1))
-
-
-def triggers(url: str) -> list[str]:
-    """Return the names of the schema's triggers."""
-    statements = sqlite_schema(schema().log) if url.startswith("sqlite") else postgres_triggers()
-    found = (re.search(r"CREATE TRIGGER (?:IF NOT EXISTS )?(\w+)", statement) for statement in statements)
-    return [match[1] for match in found if match is not None]
 
 
 async def test_opening_again_creates_no_table(shared_url: str) -> None:

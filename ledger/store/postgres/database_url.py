@@ -8,6 +8,7 @@ other, because the driver does not tell what each of them answered, and spends t
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
@@ -27,6 +28,8 @@ _DRIVER_PARAMETERS = frozenset(
         *("sslnegotiation", "ssl_min_protocol_version", "ssl_max_protocol_version"),
     )
 )
+# Of a search path: an identifier, in quotation marks or not. A ledger's tables are there: see `search_path.py`.
+_FIRST_SCHEMA = re.compile(r'^\s*(?:"(?:[^"]|"")*"|[^,]*)')
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ def parsed_url(database_url: str) -> DatabaseUrl:
     settings = {
         name: value for name, value in parameters.items() if name not in _DRIVER_PARAMETERS and name not in ours
     }
+    if "search_path" in settings:
+        settings["search_path"] = _FIRST_SCHEMA.findall(settings["search_path"])[0]
     if settings and pool_mode == "transaction":
         # Each transaction may run in another session, and a session's setting would reach other clients.
         names = ", ".join(settings)

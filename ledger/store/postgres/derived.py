@@ -9,15 +9,26 @@ from weakref import WeakSet
 
 import asyncpg
 
+from ledger.errors import StorageUnavailable
 from ledger.store.contract import RowExists, Value, check_schema_version
 
 from .connecting import Connector
 from .connection_pool import MOST_CONNECTIONS
 from .session import ServerSession
-from .statements import STORED_SCHEMA_VERSION
+from .sqlstates import is_table_broken
+from .statements import LOCK_SCHEMA, STORED_SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+# Shared by the writers of all ledgers; excludes schema steps, and those that change the tables themselves.
+_SHARE_SCHEMA = "SELECT FROM allowance_schema FOR SHARE"
+# A row that no read model uses. Not the head row, for which appends wait.
+_LOCK_LEDGER = f"""SELECT ({STORED_SCHEMA_VERSION}) FROM allowance_checkpoints
+                   WHERE ledger = $1 AND projection = 'write-lock' AND model_version = 0 FOR UPDATE"""
+# Waits for another process that inserts the row, until it has committed or rolled back.
+_ADD_LOCK = """INSERT INTO allowance_checkpoints (ledger, projection, model_version, generation, position)
+               VALUES ($1, 'write-lock', 0, 0, 0) ON CONFLICT (ledger, projection, model_version) DO NOTHING"""
 
 
 class PostgresDerivedTransaction:
@@ -38,18 +49,44 @@ class PostgresDerivedTransaction:
             raise RowExists(str(cause)) from cause
 
 
-async def begin_derived_write(session: ServerSession, connection: asyncpg.Connection, begin: str) -> asyncpg.Connection:
-    """Begin a transaction and lock the schema's row, so that one process at a time writes derived tables.
+async def begin_derived_write(
+    session: ServerSession, connection: asyncpg.Connection, begin: str, ledger: int, *, all_ledgers: bool
+) -> asyncpg.Connection:
+    """Begin a transaction with `begin`, and lock the ledger's derived tables: one process at a time writes them.
 
-    On SQLite the write lock of their file does the same. Appends do not lock this row, so they need not wait.
+    With `all_ledgers`, lock those of every ledger; so too if the table with the ledgers' locks is lost or broken. On
+    SQLite the write lock of their file does the same. Appends use none of these locks, so they need not wait.
     """
-    await connection.execute(begin)
     try:
-        check_schema_version(await connection.fetchval(f"{STORED_SCHEMA_VERSION} FOR UPDATE"))
-    except BaseException:
+        version = await (_lock_all(connection, begin) if all_ledgers else _lock_one(connection, begin, ledger))
+        check_schema_version(version)
+    except BaseException as error:
         await session.roll_back(connection)
-        raise
-    return connection
+        if all_ledgers or not is_table_broken(error):
+            raise
+    else:
+        return connection
+    return await begin_derived_write(session, await session.connection(), begin, ledger, all_ledgers=True)
+
+
+async def _lock_all(connection: asyncpg.Connection, begin: str) -> int:
+    await connection.execute(f"{begin}; {LOCK_SCHEMA}")
+    return _found(await connection.fetchval(STORED_SCHEMA_VERSION))
+
+
+async def _lock_one(connection: asyncpg.Connection, begin: str, ledger: int) -> int:
+    await connection.execute(f"{begin}; {_SHARE_SCHEMA}")
+    version: int | None = await connection.fetchval(_LOCK_LEDGER, ledger)
+    if version is None:
+        await connection.execute(_ADD_LOCK, ledger)
+        version = await connection.fetchval(_LOCK_LEDGER, ledger)
+    return _found(version)
+
+
+def _found(version: int | None) -> int:
+    if version is None:
+        raise StorageUnavailable("allowance_schema has lost its row")
+    return version
 
 
 class DerivedEngine:

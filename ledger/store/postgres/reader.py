@@ -14,6 +14,7 @@ from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, SCHEMA_VERSION, check_s
 from ledger.store.reader import LOG_TABLES, STREAMS, StoredLedger, check_streams, has_log_tables
 
 from .connecting import Connector
+from .search_path import has_schema
 from .statements import ALL_SIZES, STORED_SCHEMA_VERSION, log_queries
 
 # Errors of a connection that can no longer be used, besides the server's own errors. asyncpg raises InternalClientError
@@ -99,6 +100,7 @@ async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
     with postgres_errors():
         connection = await connector.connect()
         try:
+            await has_schema(connection)  # Raises if the search path is unusable.
             has_events = await connection.fetchval(_HAS_EVENTS)
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 # An audit may compute for longer than the timeout between two pages. It holds no row's lock meanwhile.

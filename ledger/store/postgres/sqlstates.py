@@ -36,9 +36,21 @@ _BEFORE_COMMIT = (
     _LOCK_TIMEOUT,
     "57014",  # cancelled, or the statement timeout
 )
-# Another process created the same object at the same time. XX000: PostgreSQL's "tuple concurrently updated".
-CREATED_CONCURRENTLY = ("23505", *_CONTENDED, "42P07", "42701", "42710", "42723", "XX000")
-TRIGGER_UNSUPPORTED = ("0A000", "42601", "42710")  # feature not supported, syntax error, the trigger exists
+# Another process created the same object at the same time: a duplicate table, column, trigger or function, or a
+# duplicate row in the server's catalog.
+_CREATED_CONCURRENTLY = ("23505", *_CONTENDED, "42P07", "42701", "42710", "42723")
+_INTERNAL = "XX000"
+# Of the many internal errors, those of a row in the server's catalog that another transaction changed or deleted. The
+# server never translates an internal error's text.
+_CATALOG_CHANGED = ("tuple concurrently updated", "tuple concurrently deleted")
+_TRIGGER_UNSUPPORTED = (
+    "0A",  # feature not supported
+    "42",  # syntax error; no such function, language or trigger; insufficient privilege; the trigger exists
+    "P0001",  # raised by an event trigger of the database
+    _INTERNAL,
+)
+# Missing table, missing column, no constraint for ON CONFLICT: a table is lost or broken.
+_TABLE_BROKEN = ("42P01", "42703", "42P10")
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -54,6 +66,27 @@ def is_constraint_violation(error: BaseException) -> bool:
 def is_contended(error: BaseException) -> bool:
     """Whether the database aborted the transaction in favour of another."""
     return sqlstate(error) in _CONTENDED
+
+
+def is_created_concurrently(error: BaseException) -> bool:
+    """Whether another process may have created the same object meanwhile, so that it may be found now."""
+    if sqlstate(error) == _INTERNAL:
+        return _is_catalog_changed(error)
+    return sqlstate(error) in _CREATED_CONCURRENTLY
+
+
+def is_trigger_unsupported(error: BaseException) -> bool:
+    """Whether the database refuses a statement that creates a trigger, and would refuse it again.
+
+    That is every error of the statement itself. Errors that come from elsewhere fail the creation instead: contention,
+    limits of time and resources, a lost connection, and catalog rows that another transaction changed.
+    """
+    return (sqlstate(error) or "").startswith(_TRIGGER_UNSUPPORTED) and not _is_catalog_changed(error)
+
+
+def is_table_broken(error: BaseException) -> bool:
+    """Whether a statement failed because a table, column or constraint is missing."""
+    return sqlstate(error) in _TABLE_BROKEN
 
 
 def is_lock_timeout(error: BaseException) -> bool:
@@ -78,6 +111,10 @@ def proves_nothing_done(error: BaseException) -> bool:
     """
     severity = getattr(error, "severity_en", None) or getattr(error, "severity", None)
     return severity not in ("FATAL", "PANIC") and (sqlstate(error) or "").startswith(_BEFORE_COMMIT)
+
+
+def _is_catalog_changed(error: BaseException) -> bool:
+    return getattr(error, "message", None) in _CATALOG_CHANGED
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -13,6 +13,10 @@ NUMBERED_STREAMS_VERSION = 3
 """The schema version since which rows have their stream's number."""
 
 STORED_SCHEMA_VERSION = "SELECT version FROM allowance_schema"
+# Excludes writers of derived tables, of this release and of older ones: all of them lock the schema's row. This locks
+# the table, because ledgers share the row's lock, so there may always be one that holds it. In the queue for the table,
+# later ones wait behind this.
+LOCK_SCHEMA = "LOCK TABLE allowance_schema IN EXCLUSIVE MODE"
 HEAD = f"""SELECT position, hash, recorded_at_ns, fence, ({STORED_SCHEMA_VERSION})
            FROM allowance_ledgers WHERE ledger = $1 AND validator_ss58 = $2"""
 LOCK_HEAD = f"{HEAD} FOR UPDATE"

@@ -36,7 +36,7 @@ from ledger.store.contract import (
 
 from .connecting import Connector
 from .creation import create as create_ledger
-from .creation import find_ledger, stored_schema_version
+from .creation import find_ledger, missing_triggers, stored_schema_version
 from .derived import PostgresDerivedTransaction, begin_derived_write
 from .driver_errors import PostgresErrors, check_committed
 from .fenced_writes import ANY_LOG, FencedWrites
@@ -117,6 +117,10 @@ class PostgresStore:
     async def schema_version(self) -> int:
         with PostgresErrors():
             return await self._reads.run(stored_schema_version) or 0
+
+    async def missing_triggers(self) -> list[str]:
+        with PostgresErrors():
+            return await self._reads.run(missing_triggers)
 
     def probe_head(self) -> Head | None:
         """Return None: nobody can ask a server without waiting."""
@@ -205,13 +209,15 @@ class PostgresStore:
                 yield connection
 
     @asynccontextmanager
-    async def write_derived(self) -> AsyncIterator[PostgresDerivedTransaction]:
+    async def write_derived(self, *, all_ledgers: bool = False) -> AsyncIterator[PostgresDerivedTransaction]:
         session = self._derived_writes
         with PostgresErrors():
             async with session.held():
                 begin = self._connector.begin()
                 connection = await session.run_locked(
-                    lambda connection: begin_derived_write(session, connection, begin)
+                    lambda connection: begin_derived_write(
+                        session, connection, begin, self.ledger, all_ledgers=all_ledgers
+                    )
                 )
                 try:
                     yield PostgresDerivedTransaction(connection)
@@ -220,8 +226,10 @@ class PostgresStore:
                     await session.roll_back(connection)
                     raise
 
-    def write_verifications(self) -> AbstractAsyncContextManager[PostgresDerivedTransaction]:
-        return self.write_derived()
+    def write_verifications(
+        self, *, all_ledgers: bool = False
+    ) -> AbstractAsyncContextManager[PostgresDerivedTransaction]:
+        return self.write_derived(all_ledgers=all_ledgers)
 
     @property
     def _sessions(self) -> tuple[ServerSession, ...]:

@@ -55,12 +55,13 @@ class SqliteDerivedAccess(SqliteWriting):
             yield connection
 
     @asynccontextmanager
-    async def write_derived(self) -> AsyncIterator[SqlTransaction]:
+    async def write_derived(self, *, all_ledgers: bool = False) -> AsyncIterator[SqlTransaction]:
+        # A file has one write lock, so a transaction always excludes all ledgers.
         async with self.write_verifications() if self._derived is None else self._derived.write() as transaction:
             yield transaction
 
     @asynccontextmanager
-    async def write_verifications(self) -> AsyncIterator[SqlTransaction]:
+    async def write_verifications(self, *, all_ledgers: bool = False) -> AsyncIterator[SqlTransaction]:
         with SqliteErrors():
             try:
                 async with self._exclusive(for_read_models=True):

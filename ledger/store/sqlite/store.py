@@ -30,6 +30,7 @@ from ledger.store.contract import (
     do_nothing,
     give_tail,
 )
+from ledger.store.triggers import SQLITE_TRIGGERS, trigger_names
 
 from .appending import append_rows
 from .connection import HEAD
@@ -125,6 +126,10 @@ class SqliteStore(SqliteDerivedAccess):
         with SqliteErrors():
             async with self._between_writes():
                 return self._stored_schema_version() or 0
+
+    async def missing_triggers(self) -> list[str]:
+        stored = {name for (name,) in await self.query("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+        return [name for name in trigger_names(SQLITE_TRIGGERS) if name not in stored]
 
     def probe_head(self) -> Head | None:
         # None for a newer schema too: the caller then asks `head`, which raises the error.

@@ -62,6 +62,7 @@ def _facts(health: Health) -> dict[str, object]:
         facts["verified"] = "never"
     else:
         facts["verified"] = f"up to position {health.verified_position:,}, at {time_text(health.verified_at)}"
+    facts["missing triggers"] = ", ".join(health.missing_triggers) or "none"
     facts["status"] = facts.pop("status")
     return facts
 
