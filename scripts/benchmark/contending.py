@@ -104,15 +104,16 @@ async def _at_once(prepared: Ledger, classes: Sequence[str], seconds: float) -> 
             for _ in range(PROCESSES)
         ]
         for process in processes:
-            stack.callback(_kill, process)
-        await asyncio.gather(*map(_next_report, processes))
+            stack.callback(kill, process)
+        await asyncio.gather(*map(next_report, processes))
         for process in processes:
             assert process.stdin is not None
             process.stdin.write(b"\n")
-        return await asyncio.gather(*map(_next_report, processes))
+        return await asyncio.gather(*map(next_report, processes))
 
 
-async def _next_report(process: asyncio.subprocess.Process) -> dict[str, Any]:
+async def next_report(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    """Return the next line that a process writes. Raises RuntimeError if it ended instead."""
     assert process.stdout is not None
     line = await process.stdout.readline()
     if not line:
@@ -121,7 +122,8 @@ async def _next_report(process: asyncio.subprocess.Process) -> dict[str, Any]:
     return report
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
+def kill(process: asyncio.subprocess.Process) -> None:
+    """Kill a process if it runs."""
     if process.returncode is None:
         process.kill()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,24 @@ async def database(server_url: str, name: str) -> str:
     await connection.execute(f'CREATE DATABASE "{name}"')
     await connection.close()
     return urlsplit(server_url)._replace(path=f"/{name}").geturl()
+
+
+async def processor_seconds(server_url: str) -> float:
+    """Return the processor time that the server's running processes have used; 0 on systems without `/proc`."""
+    connection = await asyncpg.connect(server_url)
+    processes = [int(row["pid"]) for row in await connection.fetch("SELECT pid FROM pg_stat_activity")]
+    await connection.close()
+    return sum(map(_processor_seconds, processes))
+
+
+def _processor_seconds(process: int) -> float:
+    try:
+        # The fields after the name, which is in parentheses and may contain spaces. Source: proc(5).
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    user, system = fields[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 async def version(server_url: str) -> str:
