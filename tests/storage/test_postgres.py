@@ -758,23 +758,29 @@ async def test_a_retry_gets_a_new_connection_also_if_another_is_idle(postgres_ur
         assert await append(one, [row_after(Head())])
 
 
-async def test_a_ledger_in_doubt_does_not_cut_the_page_of_another(wire: Wire) -> None:
-    """The other's page, which SQLAlchemy reads, is read to its end; its connection is then not used again.
+@pytest.mark.parametrize("is_in_use", [True, False])
+async def test_a_ledger_in_doubt_does_not_cut_the_page_of_another(wire: Wire, is_in_use: bool) -> None:
+    """The other's page, which SQLAlchemy reads, is read to its end; then its connection is not used again.
 
-    Catches connections that are cut while another ledger uses them, and an old connection that stays in the pool.
+    Catches connections that are cut while another ledger uses them, and an old connection that stays in the pool, idle
+    or in use.
     """
     async with opened(wire.url, "doubtful") as doubtful, opened(wire.url, "other") as other:
-        async with other.derived_connection() as page:
-            async with other.derived_connection() as idle:
-                before = {await backend_of(page), await backend_of(idle)}
-            row = row_after(Head(), payload=b"marked")
+
+        async def doubt() -> None:
             wire.cut(b"marked", "response lost")
             with pytest.raises(CommitOutcomeUnknown):
-                await append_at(doubtful, Head(), [row])
-            assert await backend_of(page) in before
-        async with other.derived_connection() as page, other.derived_connection() as another:
-            assert not before & {await backend_of(page), await backend_of(another)}
-        assert await doubtful.resolve_commit(row)
+                await append_at(doubtful, Head(), [row_after(Head(), payload=b"marked")])
+
+        async with other.derived_connection() as page:
+            before = await backend_of(page)
+            if is_in_use:
+                await doubt()
+                assert await backend_of(page) == before
+        if not is_in_use:
+            await doubt()
+        async with other.derived_connection() as page:
+            assert await backend_of(page) != before
 
 
 async def backend_of(connection: AsyncConnection) -> int:

@@ -250,7 +250,7 @@ async def test_a_commit_that_waits_for_a_lost_standby_is_given_up_in_time(
     """
     raised = []
 
-    async def raise_fence(*arguments: Any) -> int:
+    async def raise_fence(*arguments: Any) -> fence.RaisedFence:
         raised.append(arguments)
         return await fence.raise_fence(*arguments)
 
