@@ -143,10 +143,11 @@ def test_the_hosts_of_a_url(url: str, hosts: list[str]) -> None:
 
 
 def test_several_hosts_in_the_environment_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PGHOST and PGTARGETSESSIONATTRS are used as by libpq."""
+    """PGHOST, PGPORT and PGTARGETSESSIONATTRS are used as by libpq."""
     monkeypatch.setenv("PGHOST", "a,b")
+    monkeypatch.setenv("PGPORT", "1,2")
     monkeypatch.setenv("PGTARGETSESSIONATTRS", "primary")
     url = parsed_url("postgresql:///db")
-    assert ([str(host) for host in url.hosts], url.session_attributes) == (["a", "b"], "primary")
+    assert ([str(host) for host in url.hosts], url.session_attributes) == (["a:1", "b:2"], "primary")
     with pytest.raises(InvalidInput):
         parsed_url("postgresql://a:1,b:x/db")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ledger import CommitOutcomeUnknown, Head
+from ledger import CommitOutcomeUnknown, Head, Lookup
 from ledger.store.postgres.store import PostgresStore
 from routing import Allowance, InvalidInput, Routing, StorageUnavailable
 from tests.support.logs import append, append_at, opened, row_after
@@ -128,6 +128,32 @@ async def test_nothing_of_a_session_stays_with_the_pool(pool: PoolerOf, postgres
         assert await _ask(pooler.url(postgres_url), LEFT_BEHIND) == before
         async with Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=Clock(START)) as ledger:
             assert (await ledger.reserve("5Bert", GPU, 6.0, 11)).status == "reserved"
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_the_reads_behind_a_pool_are_transactions(pool: PoolerOf, postgres_url: str, read_only: bool) -> None:
+    """They have the ledger's limits, and what the driver sets for itself ends on the connection that it began on.
+
+    Catches reads outside of a transaction. To learn an array's type the driver switches `jit` off and on again;
+    a pool would switch it off on one connection to the server and on again on another.
+    """
+    async with opened(postgres_url):
+        pass
+    with pool("transaction", size=3) as pooler:
+        async with AsyncExitStack() as stack:
+            # At the same time, so that the pool has all of its connections to the server.
+            for _ in range(3):
+                holder = await stack.enter_async_context(connected(pooler.url(postgres_url)))
+                await stack.enter_async_context(holder.transaction())
+        async with opened(pooler.url(postgres_url, TRANSACTIONS), read_only=read_only) as store:
+            assert isinstance(store, PostgresStore)
+            await store.find(Lookup(positions=[1]))
+            assert await store.query("SHOW statement_timeout") == [("30s",)]
+        left = {
+            await _ask(pooler.url(postgres_url), "SELECT pg_backend_pid(), current_setting('jit')") for _ in "abcdef"
+        }
+    assert len(left) == 3
+    assert {jit for _, jit in left} == {"on"}
 
 
 async def _ask(url: str, query: str) -> tuple[Any, ...]:

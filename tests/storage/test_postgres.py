@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import CommitOutcomeUnknown, Head, Lookup, Row, Store, encode_state, versions_before
 from ledger.store.contract import TransactionConflict
@@ -723,6 +724,58 @@ async def test_a_connection_to_a_read_only_server_is_replaced(postgres_url: str)
                 assert await append_at(store, head, [row_after(head, "last")])
         finally:
             await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+
+
+async def test_a_retry_gets_a_new_connection_also_if_another_is_idle(postgres_url: str) -> None:
+    """Two ledgers share connections, and the server of both has become read-only.
+
+    Catches a retry on the second one, which fails like the first; with one idle connection per ledger, so would the
+    next calls.
+    """
+    name = (await fetch(postgres_url, "SELECT current_database()"))[0][0]
+    async with opened(postgres_url, "one") as one, opened(postgres_url, "two") as two:
+        assert isinstance(one, PostgresStore)
+        assert isinstance(two, PostgresStore)
+        async with connected(postgres_url) as other:
+            await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+            try:
+                await terminate_backends(postgres_url)
+                async with one._writes.held():
+                    await one._writes.connection()
+                    await two._writes.run(lambda connection: connection.execute("SELECT 1"))
+            finally:
+                await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+        assert await append(one, [row_after(Head())])
+
+
+@pytest.mark.parametrize("is_in_use", [True, False])
+async def test_a_ledger_in_doubt_does_not_cut_the_page_of_another(wire: Wire, is_in_use: bool) -> None:
+    """The other's page, which SQLAlchemy reads, is read to its end; then its connection is not used again.
+
+    Catches connections that are cut while another ledger uses them, and an old connection that stays in the pool, idle
+    or in use.
+    """
+    async with opened(wire.url, "doubtful") as doubtful, opened(wire.url, "other") as other:
+
+        async def doubt() -> None:
+            wire.cut(b"marked", "response lost")
+            with pytest.raises(CommitOutcomeUnknown):
+                await append_at(doubtful, Head(), [row_after(Head(), payload=b"marked")])
+
+        async with other.derived_connection() as page:
+            before = await backend_of(page)
+            if is_in_use:
+                await doubt()
+                assert await backend_of(page) == before
+        if not is_in_use:
+            await doubt()
+        async with other.derived_connection() as page:
+            assert await backend_of(page) != before
+
+
+async def backend_of(connection: AsyncConnection) -> int:
+    """Return the server's process."""
+    return int((await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one())
 
 
 async def test_the_url_can_demand_a_server_that_accepts_writes(postgres_url: str) -> None:

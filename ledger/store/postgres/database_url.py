@@ -101,7 +101,7 @@ def _hosts(netloc: str, parameters: dict[str, str]) -> tuple[Host, ...]:
     names = from_netloc or parameters.get("host") or os.environ.get("PGHOST", "")
     if "," not in names:
         return (Host(),)
-    ports = (parameters.get("port") or "").split(",")
+    ports = (parameters.get("port") or os.environ.get("PGPORT", "")).split(",")
     hosts = [_host(each, unquote_it=bool(from_netloc)) for each in names.split(",")]
     if ports != [""]:
         hosts = [Host(host.name, host.port or ports[min(number, len(ports) - 1)]) for number, host in enumerate(hosts)]

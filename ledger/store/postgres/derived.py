@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -19,7 +20,7 @@ from .sqlstates import is_table_broken
 from .statements import LOCK_SCHEMA, STORED_SCHEMA_VERSION
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 # Shared by the writers of all ledgers; excludes schema steps, and those that change the tables themselves.
 _SHARE_SCHEMA = "SELECT FROM allowance_schema FOR SHARE"
@@ -96,9 +97,23 @@ class DerivedEngine:
         self._connector = connector
         self._engine: AsyncEngine | None = None
         self._connections: WeakSet[asyncpg.Connection] = WeakSet()
+        """Those that may be used again."""
+        self._in_use: set[asyncpg.Connection] = set()
 
-    def open(self) -> AsyncEngine:
-        """Return the engine."""
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection; at the end give it back, or cut it if it was retired meanwhile."""
+        async with self._opened().connect() as connection:
+            driver_connection = (await connection.get_raw_connection()).driver_connection
+            self._in_use.add(driver_connection)
+            try:
+                yield connection
+            finally:
+                self._in_use.discard(driver_connection)
+                if driver_connection not in self._connections:
+                    await connection.invalidate()
+
+    def _opened(self) -> AsyncEngine:
         if self._engine is None:
             from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -115,10 +130,11 @@ class DerivedEngine:
             )
         return self._engine
 
-    def cut_connections(self) -> None:
-        """Cut every connection; the pool tests one before it uses it."""
-        for connection in list(self._connections):
+    def retire(self) -> None:
+        """Cut every connection that nobody uses, the others when they are given back; the pool tests one before use."""
+        for connection in set(self._connections) - self._in_use:
             connection.terminate()
+        self._connections.clear()
 
     async def close(self) -> None:
         """Close the engine; the next use makes another."""

@@ -61,6 +61,8 @@ class ServerSession:
         except Exception as error:
             if needs_new_connection(error):
                 self.drop()
+                # What ended this connection has often ended the idle ones, too; the retry must not get one of them.
+                self._pool().retire()
             # Not after a timeout: the caller has waited for it once already.
             if (
                 not may_retry

@@ -48,13 +48,10 @@ class SharedConnections:
             await pool.close()
 
     def retire(self) -> None:
-        """Let every later use open a new connection, which may lead to another server.
-
-        SQLAlchemy's are cut, also if another ledger is reading a page.
-        """
+        """Let every later use open a new connection, which may lead to another server."""
         for pool in (self.appends, self.derived, self.reads):
             pool.retire()
-        self.engine.cut_connections()
+        self.engine.retire()
 
 
 _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, bool], SharedConnections]] = WeakKeyDictionary()

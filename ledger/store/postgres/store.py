@@ -65,9 +65,8 @@ class PostgresStore:
         self._shared: SharedConnections | None = None
         # Three sessions, so that reads do not wait for an append, and appends do not wait for read models.
         self._writes = ServerSession(lambda: self._connections.appends)
-        self._reads = ServerSession(
-            lambda: self._connections.reads, begin=self._connector.begin() if read_only else None
-        )
+        begin = None if self._connector.session_suffices else self._connector.begin()
+        self._reads = ServerSession(lambda: self._connections.reads, begin=begin)
         self._derived_writes = ServerSession(lambda: self._connections.derived)
         self._fenced = FencedWrites(self._writes, self._connector, validator_ss58, self._drop_connections)
         self._queries = PostgresQueries()
@@ -210,7 +209,7 @@ class PostgresStore:
     async def derived_connection(self) -> AsyncIterator[AsyncConnection]:
         await import_in_thread("sqlalchemy.ext.asyncio", "sqlalchemy.dialects.postgresql.asyncpg")
         with PostgresErrors():
-            async with self._connections.engine.open().connect() as connection:
+            async with self._connections.engine.connected() as connection:
                 yield connection
 
     @asynccontextmanager
