@@ -27,9 +27,9 @@ def seed() -> int:
     return int(os.environ.get("STRESS_SEED", random.SystemRandom().randrange(10**9)))
 
 
-def failed_over(cluster: Cluster, directory: Path, kinds: list[str]) -> Outcome:
+def failed_over(cluster: Cluster, directory: Path, kinds: list[str], number: int) -> Outcome:
     """Run the fail-overs; print the outcome, so that a failure shows it with its seed."""
-    outcome = run_with_failovers(cluster, directory, kinds, seed())
+    outcome = run_with_failovers(cluster, directory, kinds, number)
     print(outcome)  # noqa: T201 - pytest shows it with a failure
     return outcome
 
@@ -52,7 +52,7 @@ def test_a_killed_server_costs_no_acknowledged_change(tmp_path: Path) -> None:
     with running_cluster() as cluster:
         standby = cluster.standbys()[0]
         assert asyncio.run(first_position(cluster.url(first=standby))) > 0
-        outcome = failed_over(cluster, tmp_path, ["postgres-killed"])
+        outcome = failed_over(cluster, tmp_path, ["postgres-killed"], seed())
 
     assert not outcome.report.findings
     assert not outcome.audited
@@ -69,8 +69,9 @@ def test_many_fail_overs_cost_no_acknowledged_change(version: int, tmp_path: Pat
     With an old leader that goes on beside the new one, it also catches work that only the old one acknowledged.
     """
     with running_cluster(version) as cluster:
-        kinds = some_kinds(FAILOVERS, random.Random(seed()))
-        outcome = failed_over(cluster, tmp_path, kinds)
+        number = seed()
+        kinds = some_kinds(FAILOVERS, random.Random(number))
+        outcome = failed_over(cluster, tmp_path, kinds, number)
 
     assert set(kinds) == set(KINDS)
     assert not outcome.report.findings
