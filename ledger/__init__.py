@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from .store.contract import CommitOutcomeUnknown as CommitOutcomeUnknown
     from .store.contract import DerivedTablesUnavailable as DerivedTablesUnavailable
     from .store.contract import DerivedTransaction as DerivedTransaction
+    from .store.contract import RecoveryConflict as RecoveryConflict
     from .store.contract import RowExists as RowExists
     from .store.contract import Store as Store
     from .store.contract import Transaction as Transaction
@@ -113,8 +114,8 @@ else:
             "ledger.runtime": "Runtime current_runtime refuse_on_loop",
             "ledger.settings": "RecordedSettings Settings",
             "ledger.store.contract": (
-                "CommitOutcomeUnknown DerivedTablesUnavailable DerivedTransaction RowExists SCHEMA_VERSION Store "
-                "Transaction TransactionConflict VersionConflict versions_before"
+                "CommitOutcomeUnknown DerivedTablesUnavailable DerivedTransaction RecoveryConflict RowExists "
+                "SCHEMA_VERSION Store Transaction TransactionConflict VersionConflict versions_before"
             ),
             "ledger.store.export_file": "ExportReader ExportWriter",
             "ledger.store.reader": "LogReader StoredLedger",

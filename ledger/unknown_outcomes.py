@@ -11,7 +11,7 @@ from ledger.store.contract import Store
 from .call_queue import PendingCall, fail
 from .codec import Row
 from .deciding import Decider
-from .errors import OutcomeUnknown, StorageUnavailable
+from .errors import LogWentBack, OutcomeUnknown, StorageUnavailable
 from .live_state import LiveState
 
 
@@ -51,6 +51,7 @@ class UnknownOutcomes:
         """Make sure that a retry which cannot be executed is not taken for the outcome of the first call.
 
         The retry changed nothing, but `StorageUnavailable` would tell its caller that the first call did not either.
+        `LogWentBack` stays: its caller must open the ledger again, and would otherwise repeat the call for ever.
         """
         if not self._unknown:
             return
@@ -59,7 +60,7 @@ class UnknownOutcomes:
             return
         for call in batch:
             known = [name for name in _names(call.work) if name in self._unknown]
-            if known and isinstance(call.error, StorageUnavailable):
+            if known and isinstance(call.error, StorageUnavailable) and not isinstance(call.error, LogWentBack):
                 call.error = OutcomeUnknown(known[0], call.work.operation)
 
     def _set_unknown_outcome(self, call: PendingCall, cause: Exception) -> None:

@@ -37,6 +37,11 @@ _LOST = re.compile(r"no such (table|index|column)|has no column named|(relation|
 _LOG_TABLES = re.compile(r"allowance_(schema|ledgers|streams|events)")
 REMAKE_DERIVED_TABLES = "`allowance rebuild` makes lost or broken derived tables again"
 
+AVOID_RECOVERY_CONFLICTS = (
+    "a standby ends a read that conflicts with what it replays: set hot_standby_feedback = on or a larger"
+    " max_standby_streaming_delay on the standby, or read on the primary"
+)
+
 # Work that a writer does while it waits for the write lock.
 WhileWaiting = Callable[[], Awaitable[object]]
 
@@ -142,6 +147,14 @@ class Store(Protocol):
         """Return the names of the triggers that this release creates and the stored catalog lacks, or has disabled.
 
         Only meaningful for tables of `SCHEMA_VERSION`: older ones have others.
+        """
+        ...
+
+    async def replication_lag_seconds(self) -> float | None:
+        """Return how old what is read here may be, in seconds; None unless the database is a standby of another.
+
+        0 if the standby is connected to its primary and has replayed everything that it has received. Otherwise the
+        age of the newest commit that it has replayed: an upper bound, which also counts time without commits.
         """
         ...
 
@@ -311,6 +324,13 @@ def is_sqlalchemy_error(error: BaseException | None) -> bool:
 
 class DerivedTablesUnavailable(StorageUnavailable):
     """The derived tables are missing, damaged, of another log, or cannot be read now: the log has the same facts."""
+
+
+class RecoveryConflict(StorageUnavailable):
+    """A standby ended a read that conflicts with what it replays; the log is sound, and a retry may succeed."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; {AVOID_RECOVERY_CONFLICTS}")
 
 
 class RowExists(Exception):

@@ -14,11 +14,11 @@ from functools import partial
 
 import msgspec
 
-from ledger import DerivedTablesUnavailable, Lookup, Reservation, Row, Store, yield_to_writers
+from ledger import DerivedTablesUnavailable, Lookup, RecoveryConflict, Reservation, Row, Store, yield_to_writers
 from ledger.errors import HistoryDamaged, InvalidInput, ProjectionStopped
 
 from .garbage import delete_unreferenced_rows
-from .model import LIVE, NO_CHECKPOINT, HistoryModel, in_batches
+from .model import LIVE, NO_CHECKPOINT, Checkpoint, HistoryModel, in_batches
 from .projector import Projector, rows_per_transaction
 from .queries import HistoryQueries, PageQuery
 from .rows import (
@@ -212,19 +212,31 @@ class History:
         found: dict[int, HistoryRow] = {}
         if page_query.model != NO_CHECKPOINT:
             try:
-                async with self._model.connection() as connection:
-                    found = {row.position: row for row in await self._queries.rows(connection, page_query, limit)}
-                    # Last, because each statement sees what was committed before it: a rebuild may have replaced the
-                    # generation, and begun to delete its rows, while they were read.
-                    live = await self._model.live_within(connection)
+                stored, live = await self._stored_rows(page_query, limit)
             except DerivedTablesUnavailable:
                 return None  # Lost since the query was made; now there is no model, or a new one.
             if not page_query.is_valid_with(live):
                 return None
+            found = {row.position: row for row in stored}
         for row in page_query.tail.rows.values():
             if page_query.is_after(row.position) and row.matches(page_query.filters):
                 found[row.position] = row
         return [found[position] for position in sorted(found, reverse=page_query.newest_first)][:limit]
+
+    async def _stored_rows(
+        self, page_query: PageQuery, limit: int, *, may_retry: bool = True
+    ) -> tuple[list[HistoryRow], Checkpoint]:
+        """Return the model's first rows, and the live generation's checkpoint; retry once what a standby cancels."""
+        try:
+            async with self._model.connection() as connection:
+                rows = await self._queries.rows(connection, page_query, limit)
+                # Last, because each statement sees what was committed before it: a rebuild may have replaced the
+                # generation, and begun to delete its rows, while they were read.
+                return rows, await self._model.live_within(connection)
+        except RecoveryConflict:
+            if not may_retry:
+                raise
+        return await self._stored_rows(page_query, limit, may_retry=False)
 
 
 def _is_after(position: int, shown_until: int | None, newest_first: bool) -> bool:

@@ -37,6 +37,9 @@ class Health(msgspec.Struct, frozen=True):
     `schema_version` is the stored one. `newest_sync` is the block of the newest sync, which is `newest_sync_age_blocks`
     behind the newest block; its age in seconds is that of the block, None if that is not recorded.
     `log_ahead_seconds`: how far the newest event's recorded time is ahead of the clock, 0 if it is not.
+    `replication_lag_seconds`: on a PostgreSQL standby, how old what it shows may be. It is 0 if the standby is
+    connected to its primary and has replayed everything that it has received, else the age of the newest commit that it
+    has replayed, which also counts time without commits; None on a primary and on SQLite.
     `verified_position`, `verified_at`: up to which event the recorded last `verify` found nothing, and when.
     `missing_triggers` names the triggers that the stored tables lack, or that are disabled there. That is no problem,
     since nothing depends on a trigger. It is empty for tables of an older version, which have other triggers.
@@ -60,6 +63,7 @@ class Health(msgspec.Struct, frozen=True):
     newest_sync_age_blocks: int | None
     newest_sync_age_seconds: float | None
     log_ahead_seconds: float
+    replication_lag_seconds: float | None
     verified_position: int | None
     verified_at: datetime | None
     missing_triggers: list[str]
@@ -155,6 +159,7 @@ async def health_of(handle: LedgerHandle, database_url: str) -> Health:
         state.sync_age_blocks,
         None if state.newest_sync_age_ns is None else seconds(state.newest_sync_age_ns),
         seconds(max(0, state.log_ahead_ns)),
+        await run(handle.store.replication_lag_seconds()),
         verified_position,
         None if verified_at_ns is None else instant(verified_at_ns),
         missing_triggers,

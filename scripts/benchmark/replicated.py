@@ -17,7 +17,7 @@ from routing import Allowance, Routing
 from .chain import HOTKEY
 from .figures import MS, Report, interleaved
 from .jobs import pick_at_once, release_all
-from .limits import PostgresRows, postgres_rows, reservation_bytes
+from .limits import CONNECTIONS, PostgresRows, postgres_rows, reservation_bytes
 from .picking import pick_rate
 from .prepared import Ledger
 from .server import version
@@ -44,29 +44,37 @@ async def picks_by_standbys(workspace: Workspace, report: Report) -> None:
     row_bytes = await reservation_bytes(prepared.url)
     with standbys(url, workspace.directory, STANDBYS) as names:
         try:
-            async with prepared.open() as ledger, postgres_rows(url, row_bytes, connections=1) as bare:
-                await _compare(workspace, report, names, ledger, bare)
+            async with (
+                prepared.open() as ledger,
+                postgres_rows(url, row_bytes, connections=1) as bare,
+                postgres_rows(url, row_bytes) as many_bare,
+            ):
+                await _compare(workspace, report, names, ledger, (bare, many_bare))
         finally:
             await wait_for(url, [])
 
 
 async def _compare(
-    workspace: Workspace, report: Report, names: list[str], ledger: Allowance, bare: PostgresRows
+    workspace: Workspace, report: Report, names: list[str], ledger: Allowance, bare: tuple[PostgresRows, PostgresRows]
 ) -> None:
-    def measure(waits_for: list[str]) -> Callable[[], Awaitable[tuple[float, float, float]]]:
-        async def rates() -> tuple[float, float, float]:
+    def measure(waits_for: list[str]) -> Callable[[], Awaitable[tuple[float, ...]]]:
+        async def rates() -> tuple[float, ...]:
             await wait_for(workspace.server_url(), waits_for)
             together, alone = await pick_rate(ledger, workspace), await _rate_of_one_caller(ledger, workspace)
-            return together, alone, await bare.rate(min(ROWS, workspace.sizes.bare_rows))
+            rows = [await each.rate(min(ROWS, workspace.sizes.bare_rows)) for each in bare]
+            return together, alone, *rows
 
         return rates
 
     counts = range(len(names) + 1)
     rounds = await interleaved(workspace.sizes.repeat, *(measure(names[:count]) for count in counts))
     for count, samples in zip(counts, rounds, strict=True):
-        together, alone, rows = zip(*samples, strict=True)
+        together, alone, rows, many_rows = zip(*samples, strict=True)
         where, beside = f"synchronous standbys: {count}", ("bare rows, 1 a commit", rows)
-        report.add(f"picks on PostgreSQL, {where}, {workspace.sizes.callers} callers", "1/s", together, beside)
+        name = f"picks on PostgreSQL, {where}, {workspace.sizes.callers} callers"
+        report.add(name, "1/s", together, beside)
+        # Connections share the flushes of their commits, as callers do.
+        report.add(name, "1/s", together, (f"bare rows, 1 a commit, {CONNECTIONS} connections", many_rows))
         report.add(f"picks on PostgreSQL, {where}, one caller", "1/s", alone, beside)
 
 

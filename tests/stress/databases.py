@@ -15,8 +15,10 @@ from .replay import Stored
 
 ALL_ROWS = """SELECT log.position, log.stream, log.version, log.recorded_at_ns, log.key, log.job_uuid, log.attempt,
               log.settles, events.payload, events.hash
-              FROM allowance_log AS log JOIN allowance_events AS events ON events.position = log.position
+              FROM allowance_log AS log JOIN allowance_events AS events
+              ON events.ledger = (SELECT ledger FROM allowance_ledgers) AND events.position = log.position
               ORDER BY log.position"""
+"""With the ledger, so that the events are looked up by their primary key: there is only one."""
 COUNT_CLAIMS = "SELECT count(*) FROM allowance_log WHERE settles IS NULL AND stream LIKE '%\t%'"
 """Only the stream of an account has a tab in its name, and each event in it reserves or settles."""
 CRASHED_SHARE = 0.3

@@ -8,6 +8,7 @@ call.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +56,10 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome", omit_defaults=True):
     message: str | None = None
     broken: str | None = None
     """An error that no caller should ever see."""
+    cancelled: bool = False
+    """Whether the worker cancelled the call, so that nothing is known of it."""
+    at_ns: int = 0
+    """When the diary noted it, by the monotonic clock that all processes of a machine share."""
 
 
 class Call(NamedTuple):
@@ -91,8 +96,8 @@ class Diary:
         return self._calls
 
     def conclude(self, outcome: Outcome) -> None:
-        """Write the outcome of a call."""
-        self._write(outcome)
+        """Write the outcome of a call, with the time."""
+        self._write(msgspec.structs.replace(outcome, at_ns=time.monotonic_ns()))
 
     def _write(self, entry: Intent | Outcome) -> None:
         # One system call, past any buffer of the process: a SIGKILL loses no entry. It can cut the last one where a

@@ -58,7 +58,7 @@ class Worker:
         try:
             outcome = await self._attempt(n, request)
         except asyncio.CancelledError:
-            outcome = Outcome(n)
+            outcome = Outcome(n, cancelled=True)
         self.diary.conclude(outcome)
         self._learn(request, outcome)
 

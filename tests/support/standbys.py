@@ -19,13 +19,15 @@ WAIT_SECONDS = 0.02
 class Standby:
     """A standby that streams from a primary, until it is stopped, cut off or promoted."""
 
-    def __init__(self, primary: PostgresServer, name: str, directory: Path) -> None:
+    def __init__(self, primary: PostgresServer, name: str, directory: Path, options: str = "") -> None:
         self.name = name
+        self._options = options
         self.socket_directory = str(directory)
         self._primary = primary
         self._data = directory / "data"
-        primary_is = f"host={primary.socket_directory} user=postgres application_name={name}"
-        self._run("pg_basebackup", "-D", str(self._data), "--checkpoint=fast", "--no-sync", "-R", "-d", primary_is)
+        self._primary_is = f"host={primary.socket_directory} user=postgres application_name={name}"
+        target = ("-D", str(self._data), "--checkpoint=fast", "--no-sync", "-R")
+        self._run("pg_basebackup", *target, "-d", self._primary_is)
         self.start()
 
     def url(self, database: str) -> str:
@@ -34,22 +36,47 @@ class Standby:
 
     def start(self) -> None:
         """Start, and wait until it streams."""
-        self._control("start", "-o", f"-h '' -k {self.socket_directory}", "-l", f"{self.socket_directory}/log")
+        options = f"-h '' -k {self.socket_directory} {self._options}"
+        self._control("start", "-o", options, "-l", f"{self.socket_directory}/log")
         self._wait_on_primary("EXISTS", "")
 
     def stop(self) -> None:
         """Stop at once; the primary then waits for it if commits must."""
         self._control("stop", "-m", "immediate")
 
+    def catch_up(self) -> None:
+        """Wait until everything is replayed that the primary has committed by now."""
+        self._wait_on_primary("EXISTS", " AND replay_lsn >= pg_current_wal_lsn()")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Receive what the primary commits meanwhile, but replay it only after the block."""
+        self._execute("SELECT pg_wal_replay_pause()")
+        try:
+            yield
+        finally:
+            self._execute("SELECT pg_wal_replay_resume()")
+
+    def execute_on_primary(self, database: str, *statements: str) -> None:
+        """Execute statements on the primary, each in a transaction of its own; also in a thread with an event loop."""
+        # The last one flushes what came before: VACUUM does not.
+        for statement in (*statements, "SELECT pg_logical_emit_message(true, 'flush', '')"):
+            self._run("psql", "-X", "-v", "ON_ERROR_STOP=1", "-d", self._primary.url(database), "-c", statement)
+
+    def receive(self) -> None:
+        """Wait until everything is received that the primary has committed by now."""
+        self._wait_on_primary("EXISTS", " AND flush_lsn >= pg_current_wal_lsn()")
+
+    def reconnect(self) -> None:
+        """Stream again after `cut_off`."""
+        self._execute(f"ALTER SYSTEM SET primary_conninfo = '{self._primary_is}'; SELECT pg_reload_conf()")
+        self._wait_on_primary("EXISTS", "")
+
     def cut_off(self) -> None:
         """Replay what the primary has committed by now, and receive nothing more."""
         self.catch_up()
         self._execute("ALTER SYSTEM SET primary_conninfo = ''; SELECT pg_reload_conf()")
         self._wait_on_primary("NOT EXISTS", "")
-
-    def catch_up(self) -> None:
-        """Wait until it has replayed what the primary has committed by now."""
-        self._wait_on_primary("EXISTS", " AND replay_lsn >= pg_current_wal_lsn()")
 
     def promote(self) -> None:
         """Become a primary; the old one is not told."""
@@ -87,14 +114,14 @@ class Standby:
 
 
 @contextmanager
-def standby_of(primary: PostgresServer, name: str) -> Iterator[Standby]:
-    """Make a standby of a running server; at the end stop and delete it."""
+def standby_of(primary: PostgresServer, name: str, options: str = "") -> Iterator[Standby]:
+    """Make a standby of a running server, started with options of `postgres`; at the end stop and delete it."""
     directory = Path(tempfile.mkdtemp(prefix="allowance-standby-"))
     if primary._server.system_user is not None:
         shutil.chown(directory, primary._server.system_user)
     standby = None
     try:
-        standby = Standby(primary, name, directory)
+        standby = Standby(primary, name, directory, options)
         yield standby
     finally:
         if standby is not None and (directory / "data" / "postmaster.pid").exists():

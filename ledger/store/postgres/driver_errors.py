@@ -10,6 +10,7 @@ from ledger.store.contract import TransactionConflict, driver_message, is_sqlalc
 from .reader import BROKEN
 from .session import NotConfirmed
 from .sqlstates import is_contended
+from .standby import recovery_conflict
 
 
 class PostgresErrors:
@@ -27,7 +28,7 @@ class PostgresErrors:
         if self._in_transaction and is_contended(error):
             raise TransactionConflict(str(error)) from error
         if isinstance(error, (asyncpg.PostgresError, NotConfirmed, *BROKEN)) or is_sqlalchemy_error(error):
-            raise StorageUnavailable(driver_message(error)) from error
+            raise recovery_conflict(error) or StorageUnavailable(driver_message(error)) from error
 
 
 def check_committed(status: str) -> None:

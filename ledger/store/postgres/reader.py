@@ -10,11 +10,19 @@ import asyncpg
 
 from ledger.codec import Row
 from ledger.errors import StorageUnavailable
-from ledger.store.contract import PAGE_BYTES, PAGE_ROWS, SCHEMA_VERSION, check_schema_version, driver_message
+from ledger.store.contract import (
+    PAGE_BYTES,
+    PAGE_ROWS,
+    SCHEMA_VERSION,
+    RecoveryConflict,
+    check_schema_version,
+    driver_message,
+)
 from ledger.store.reader import LOG_TABLES, STREAMS, StoredLedger, check_streams, has_log_tables
 
 from .connecting import Connector
 from .search_path import has_schema
+from .standby import is_standby, recovery_conflict
 from .statements import ALL_SIZES, STORED_SCHEMA_VERSION, log_queries
 
 # Errors of a connection that can no longer be used, besides the server's own errors. asyncpg raises InternalClientError
@@ -37,13 +45,14 @@ _FIRST_OF_ALL = -(2**63)
 class PostgresReader:
     """A `LogReader` of a database in one repeatable-read transaction: appends do not change what it reads."""
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
+    def __init__(self, connection: asyncpg.Connection, *, on_standby: bool) -> None:
         self._connection = connection
+        self._on_standby = on_standby
         self._schema_version = SCHEMA_VERSION
         self._cursors = 0
 
     async def ledgers(self) -> list[StoredLedger]:
-        with postgres_errors():
+        with postgres_errors(on_standby=self._on_standby):
             tables = [name for (name,) in await self._connection.fetch(_FOUND, (*LOG_TABLES, STREAMS))]
             if not has_log_tables(tables):
                 return []
@@ -62,7 +71,7 @@ class PostgresReader:
             return stored
 
     async def pages(self, stored: StoredLedger, after: int | None = None) -> AsyncIterator[list[Row]]:
-        with postgres_errors():
+        with postgres_errors(on_standby=self._on_standby):
             # Cursors keep one page in memory, not the whole log. A second one reads the sizes ahead, so that a page is
             # bounded before it is sent. Positions cannot divide a damaged log into pages: two rows may have the same.
             first = _FIRST_OF_ALL if after is None else after + 1
@@ -86,7 +95,7 @@ class PostgresReader:
         return stored
 
     async def versions(self, stored: StoredLedger) -> dict[Any, Any]:
-        with postgres_errors():
+        with postgres_errors(on_standby=self._on_standby):
             has_streams = await self._connection.fetch(_FOUND, [STREAMS])
             return dict(await self._connection.fetch(_VERSIONS, stored.ledger)) if has_streams else {}
 
@@ -99,6 +108,8 @@ async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
     """Begin a transaction that reads one snapshot, on a connection of its own."""
     with postgres_errors():
         connection = await connector.connect()
+        on_standby = is_standby(connection)  # A closed connection no longer knows.
+    with postgres_errors(on_standby=on_standby):
         try:
             await has_schema(connection)  # Raises if the search path is unusable.
             has_events = await connection.fetchval(_HAS_EVENTS)
@@ -107,7 +118,7 @@ async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
                 await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
                 if has_events:
                     await connection.execute(_KEEP_TABLE)
-                yield PostgresReader(connection)
+                yield PostgresReader(connection, on_standby=on_standby)
         finally:
             # To cut the connection never waits, unlike an orderly end; a read-only transaction loses nothing.
             connection.terminate()
@@ -127,9 +138,15 @@ def _page_lengths(sizes: list[int | None]) -> Iterator[int]:
 
 
 @contextmanager
-def postgres_errors() -> Iterator[None]:
-    """Raise `StorageUnavailable` for errors of the server, the driver and the network."""
+def postgres_errors(*, on_standby: bool = False) -> Iterator[None]:
+    """Raise `StorageUnavailable` for errors of the server, the driver and the network.
+
+    On a standby, `RecoveryConflict` if the connection is lost: between two statements a standby cuts the connection of
+    a snapshot that is in its way, and the driver drops the reason.
+    """
     try:
         yield
     except (asyncpg.PostgresError, *BROKEN, UnicodeError) as error:
-        raise StorageUnavailable(driver_message(error)) from error
+        if on_standby and isinstance(error, BROKEN):
+            raise RecoveryConflict(driver_message(error)) from error
+        raise recovery_conflict(error) or StorageUnavailable(driver_message(error)) from error

@@ -45,6 +45,7 @@ from .reader import PostgresReader, open_reader
 from .session import ServerSession
 from .shared_connections import SharedConnections
 from .sqlstates import is_constraint_violation, is_lock_timeout
+from .standby import replication_lag_seconds
 from .statements import ATTEMPTS, HEAD
 
 if TYPE_CHECKING:
@@ -121,6 +122,10 @@ class PostgresStore:
     async def missing_triggers(self) -> list[str]:
         with PostgresErrors():
             return await self._reads.run(missing_triggers)
+
+    async def replication_lag_seconds(self) -> float | None:
+        with PostgresErrors():
+            return await self._reads.run(replication_lag_seconds)
 
     def probe_head(self) -> Head | None:
         """Return None: nobody can ask a server without waiting."""

@@ -131,6 +131,9 @@ class SqliteStore(SqliteDerivedAccess):
         stored = {name for (name,) in await self.query("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
         return [name for name in trigger_names(SQLITE_TRIGGERS) if name not in stored]
 
+    async def replication_lag_seconds(self) -> None:
+        """Return None: a file is no standby."""
+
     def probe_head(self) -> Head | None:
         # None for a newer schema too: the caller then asks `head`, which raises the error.
         with suppress(StorageUnavailable):

@@ -19,6 +19,7 @@ _SHOWN_TOGETHER = (
     "newest_sync_age_blocks",
     "newest_sync_age_seconds",
     "log_ahead_seconds",
+    "replication_lag_seconds",
     "verified_position",
     "verified_at",
     "problems",
@@ -58,6 +59,8 @@ def _facts(health: Health) -> dict[str, object]:
     if health.newest_sync_age_blocks:
         facts["newest sync"] = f"{facts['newest sync']}, {counted(health.newest_sync_age_blocks, 'block')} behind"
     facts["log ahead"] = f"{seconds_text(health.log_ahead_seconds)} of the clock"
+    if health.replication_lag_seconds is not None:
+        facts["replication lag"] = f"{seconds_text(health.replication_lag_seconds)}; the server is a standby"
     if health.verified_at is None:
         facts["verified"] = "never"
     else:
