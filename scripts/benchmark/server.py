@@ -59,7 +59,7 @@ def _processor_seconds(process: int) -> float:
     try:
         # The fields after the name, which is in parentheses and may contain spaces. Source: proc(5).
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0.0
     user, system = fields[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
