@@ -113,12 +113,13 @@ async def open_reader(connector: Connector) -> AsyncIterator[PostgresReader]:
         try:
             await has_schema(connection)  # Raises if the search path is unusable.
             has_events = await connection.fetchval(_HAS_EVENTS)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                # An audit may compute for longer than the timeout between two pages. It holds no row's lock meanwhile.
-                await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-                if has_events:
-                    await connection.execute(_KEEP_TABLE)
-                yield PostgresReader(connection, on_standby=on_standby)
+            # Not `async with`: at its end it would hide the error of a connection that is lost.
+            await connection.transaction(isolation="repeatable_read", readonly=True).start()
+            # An audit may compute for longer than the timeout between two pages. It holds no row's lock meanwhile.
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            if has_events:
+                await connection.execute(_KEEP_TABLE)
+            yield PostgresReader(connection, on_standby=on_standby)
         finally:
             # To cut the connection never waits, unlike an orderly end; a read-only transaction loses nothing.
             connection.terminate()
