@@ -252,7 +252,8 @@ class ConflictingFact(AllowanceException):
         shown = dict(list(differences.items())[:5])
         more = f" and {len(differences) - len(shown)} more" if len(differences) > len(shown) else ""
         where = f" at position {self.recorded_position}" if self.recorded_position else ""
-        self.args = (f"{self.fact} contradicts the fact recorded{where}: {shown}{more}",)
+        found = f"{shown}{more}" if shown else "the log could not be read to show the differences"
+        self.args = (f"{self.fact} contradicts the fact recorded{where}: {found}",)
 
 
 class ImplausibleFact(AllowanceException):

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -218,8 +219,11 @@ class Allowance(Queries):
         if isinstance(refused, ConflictingFact) and not refused.differences:
             # The state keeps only digests of older facts. The log is read to name the differences, after the commit,
             # so that the other callers of the batch do not wait for it.
-            handle = await self._lifecycle.handle()
-            await handle.runtime.run(describe_conflict(handle.store, refused, contents[refused.fact_index]))
+            # The refusal stands if the log cannot be read now: `StorageUnavailable` would tell that nothing was done,
+            # but the facts before the refused one are recorded.
+            with suppress(StorageUnavailable):
+                handle = await self._lifecycle.handle()
+                await handle.runtime.run(describe_conflict(handle.store, refused, contents[refused.fact_index]))
         refusal = refused or malformed
         if refusal is not None:
             raise refusal

@@ -11,6 +11,7 @@ import pytest
 from ledger import Miner, encode_state
 from routing import Allowance, BlockFact, ConflictingFact, ImplausibleFact, ManifestsFact, Settings
 from tests.support.small import GPU, START, VALIDATOR, miner, record_blocks, small_ledger
+from tests.support.stories import store_of
 
 STAKES = {VALIDATOR: 1.0, "5Other": 1.0}
 
@@ -48,6 +49,30 @@ async def test_the_order_of_blocks_makes_no_difference() -> None:
                 )
             seen.append((await ledger.find_miners(1.0, GPU, 5), await ledger.miners()))
     assert all(each == seen[0] for each in seen)
+
+
+async def test_a_contradiction_is_told_although_the_log_cannot_be_read(url: str) -> None:
+    """The fact before it is recorded, and the error's index says so; only the differences are missing.
+
+    Catches `StorageUnavailable`, which would tell that nothing was done. SQLite interrupts every statement after the
+    commit.
+    """
+    async with small_ledger(url=url, blocks=3) as ledger:
+        connection: Any = store_of(ledger)._connection  # type: ignore[attr-defined]  # SQLite's alone
+
+        def interrupt_after(statement: str) -> None:
+            if statement == "COMMIT":
+                connection.set_progress_handler(lambda: 1, 1)
+
+        wrong = BlockFact(2, START + timedelta(seconds=25), [miner("5Anna")], STAKES)
+        new = BlockFact(4, START + timedelta(seconds=48), [miner("5Anna")], STAKES)
+        connection.set_trace_callback(interrupt_after)
+        with pytest.raises(ConflictingFact, match="could not be read") as refused:
+            await ledger.record_facts([new, wrong])
+        connection.set_trace_callback(None)
+        connection.set_progress_handler(None, 0)
+        assert refused.value.fact_index == 1
+        assert await ledger.current_block() == 4
 
 
 async def test_a_repeated_fact_returns_the_first_position() -> None:
