@@ -186,17 +186,22 @@ class SimulatedStore:
         raise StorageUnavailable("simulated: the history is not simulated")
 
     async def locked(self) -> Session:
-        """Wait for the head's lock and return the session that has it."""
+        """Wait for the head's lock and return the session that has it; a cancelled wait leaves the lock to others."""
         session, has_lock = self.session, self.loop.create_future()
 
         def granted() -> None:
-            if session.broken:
+            if session.broken or has_lock.cancelled():
                 self.server.loop.call_later(self.faults.delay(), self.server.release_lock, session)
             else:
                 self.loop.call_soon_threadsafe(set_future, has_lock)
 
         self.server.request_lock(session, granted)
-        await has_lock
+        try:
+            await has_lock
+        except asyncio.CancelledError:
+            if not has_lock.cancelled():
+                self.server.release_lock(session)
+            raise
         return session
 
     def fail_commit(self, what: str) -> NoReturn:
