@@ -19,9 +19,8 @@ WAIT_SECONDS = 0.02
 class Standby:
     """A standby that streams from a primary, until it is stopped, cut off or promoted."""
 
-    def __init__(self, primary: PostgresServer, name: str, directory: Path, options: str = "") -> None:
+    def __init__(self, primary: PostgresServer, name: str, directory: Path) -> None:
         self.name = name
-        self._options = options
         self.socket_directory = str(directory)
         self._primary = primary
         self._data = directory / "data"
@@ -36,8 +35,7 @@ class Standby:
 
     def start(self) -> None:
         """Start, and wait until it streams."""
-        options = f"-h '' -k {self.socket_directory} {self._options}"
-        self._control("start", "-o", options, "-l", f"{self.socket_directory}/log")
+        self._control("start", "-o", f"-h '' -k {self.socket_directory}", "-l", f"{self.socket_directory}/log")
         self._wait_on_primary("EXISTS", "")
 
     def stop(self) -> None:
@@ -78,6 +76,15 @@ class Standby:
         self._execute("ALTER SYSTEM SET primary_conninfo = ''; SELECT pg_reload_conf()")
         self._wait_on_primary("NOT EXISTS", "")
 
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Within the block, replay cancels at once whatever is in its way; otherwise it waits for 30 s."""
+        self._execute("ALTER SYSTEM SET max_standby_streaming_delay = 0; SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            self._execute("ALTER SYSTEM RESET max_standby_streaming_delay; SELECT pg_reload_conf()")
+
     def promote(self) -> None:
         """Become a primary; the old one is not told."""
         self._control("promote")
@@ -114,14 +121,14 @@ class Standby:
 
 
 @contextmanager
-def standby_of(primary: PostgresServer, name: str, options: str = "") -> Iterator[Standby]:
-    """Make a standby of a running server, started with options of `postgres`; at the end stop and delete it."""
+def standby_of(primary: PostgresServer, name: str) -> Iterator[Standby]:
+    """Make a standby of a running server; at the end stop and delete it."""
     directory = Path(tempfile.mkdtemp(prefix="allowance-standby-"))
     if primary._server.system_user is not None:
         shutil.chown(directory, primary._server.system_user)
     standby = None
     try:
-        standby = Standby(primary, name, directory, options)
+        standby = Standby(primary, name, directory)
         yield standby
     finally:
         if standby is not None and (directory / "data" / "postmaster.pid").exists():
