@@ -129,7 +129,7 @@ def _measure(workspace: Workspace, url: str, layout: Layout) -> Callable[[], Awa
 
 
 def _order(workspace: Workspace, layout: Layout) -> dict[str, Any]:
-    """Return what all processes of a layout are told."""
+    """Return the order for every process of a layout."""
     sizes, handles = workspace.sizes, sum(map(len, layout.ledgers_of_processes))
     return {
         "callers": max(1, sizes.callers // SHARE // handles),

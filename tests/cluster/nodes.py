@@ -121,7 +121,7 @@ class Node:
 
 
 class Cluster:
-    """Three nodes, of which one is the leader."""
+    """Three nodes; one is the leader."""
 
     def __init__(self, nodes: list[Node]) -> None:
         self.nodes = nodes

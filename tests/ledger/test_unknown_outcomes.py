@@ -1,4 +1,4 @@
-"""What a retry is told while the outcome of its first call is unknown."""
+"""The error of a retry while the outcome of its first call is unknown."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ KEY = "the-call"
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(LogWentBack(3, 2, 2), LogWentBack), (StorageUnavailable("refused"), OutcomeUnknown)]
+    ("error", "expected"), [(LogWentBack(3, 2, 2), LogWentBack), (StorageUnavailable("refused"), OutcomeUnknown)]
 )
-def test_a_retry_is_told_that_the_log_went_back(error: Exception, told: type[Exception]) -> None:
+def test_a_retry_raises_that_the_log_went_back(error: Exception, expected: type[Exception]) -> None:
     """Catches `OutcomeUnknown` instead of `LogWentBack`: the caller would repeat the call for ever."""
     nothing: Any = SimpleNamespace(current=None)
     outcomes = UnknownOutcomes(nothing, nothing, nothing)
@@ -25,4 +25,4 @@ def test_a_retry_is_told_that_the_log_went_back(error: Exception, told: type[Exc
 
     outcomes.keep([retry])
 
-    assert type(retry.error) is told
+    assert type(retry.error) is expected

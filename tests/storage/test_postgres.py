@@ -254,6 +254,24 @@ async def test_a_connection_killed_inside_a_transaction_rolls_it_back(store: Pos
     await append(store, [row_after(head, version=2)])
 
 
+async def test_a_snapshot_whose_connection_is_killed_shows_the_servers_reason(
+    store: PostgresStore, postgres_url: str
+) -> None:
+    """The error names what ended the read. Catches the end of the transaction, which fails too and would hide it."""
+    async with connected(postgres_url) as other, other.transaction():
+        await other.execute("LOCK TABLE allowance_ledgers IN ACCESS EXCLUSIVE MODE")
+
+        async def read() -> None:
+            async with store.reader() as reader:
+                await reader.ledgers()
+
+        reading = asyncio.create_task(read())
+        await until(postgres_url, "EXISTS (SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock')")
+        await terminate_backends(postgres_url)
+        with pytest.raises(StorageUnavailable, match="terminating connection"):
+            await reading
+
+
 async def test_a_connection_killed_before_the_commit_leaves_the_outcome_unknown(
     store: PostgresStore, postgres_url: str
 ) -> None:

@@ -50,7 +50,7 @@ _UNREACHED = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceErr
 
 
 class About(NamedTuple):
-    """What a server says of itself and of the connection."""
+    """A server's description of itself and of the connection."""
 
     backend: int
     is_standby: bool
@@ -59,7 +59,7 @@ class About(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """What a message says of it."""
+        """The description in an error message."""
         return "is a standby" if self.is_standby else "is read-only" if self.is_read_only else "is a primary"
 
 
@@ -170,8 +170,8 @@ class Connector:
             expected = f"a URL that the driver accepts ({cause})" if _SAFE_REASON.search(str(cause)) else EXPECTED_URL
             raise InvalidInput("database_url", SHOWN_URL, expected) from cause
         with _cut_on_error(connection):
-            # In a transaction, and without a name for the statement: a pool that nobody mentioned may be in between,
-            # and could give each message to another session, which would then have the statement.
+            # A pool that nobody mentioned may be in between. Without a name for the statement it keeps nothing of it, and
+            # in a transaction all of it happens in one session.
             transaction = connection.transaction()
             await transaction.start()
             about = About._make(await (await connection.prepare(_ABOUT, name="")).fetchrow())

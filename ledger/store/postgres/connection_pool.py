@@ -2,7 +2,7 @@
 
 After a fail-over the next connection may lead to another server, so a ledger that is in doubt retires all connections:
 those that nobody uses are cut, and those of other ledgers are cut when they are given back. Another ledger's append is
-not disturbed, and what it is told is as good as if this ledger did not exist.
+not disturbed: its outcome is the same as if this ledger did not exist.
 """
 
 from __future__ import annotations

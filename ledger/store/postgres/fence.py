@@ -21,6 +21,7 @@ import asyncpg
 
 from ledger.errors import LedgerNotFound
 
+from .driver_errors import check_committed
 from .session import ServerSession
 
 # Enforced by the client. A working server raises the fence within milliseconds. After this limit the outcome counts as
@@ -58,7 +59,7 @@ async def raise_fence(
             if fence is None:
                 raise LedgerNotFound(validator_ss58)
             raised = RaisedFence(fence, await connection.fetchval(_HASH, number, position))
-            await connection.execute("COMMIT")
+            check_committed(await connection.execute("COMMIT"))
     except BaseException:
         session.drop()
         raise

@@ -28,7 +28,7 @@ class ServerSession:
     """One ledger's use of a pool: one piece of work at a time, each on a borrowed connection."""
 
     def __init__(self, pool: Callable[[], ConnectionPool], *, begin: str | None = None) -> None:
-        """Return the work's connections from `pool`; `begin`: run each piece of work in a transaction that reads."""
+        """Borrow connections from `pool`; `begin`: the text that begins a transaction for each piece of work of `run`."""
         self._pool = pool
         self._begin = begin
         self._lock = asyncio.Lock()
