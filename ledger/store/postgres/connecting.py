@@ -170,8 +170,8 @@ class Connector:
             expected = f"a URL that the driver accepts ({cause})" if _SAFE_REASON.search(str(cause)) else EXPECTED_URL
             raise InvalidInput("database_url", SHOWN_URL, expected) from cause
         with _cut_on_error(connection):
-            # A pool that nobody mentioned may be in between. Without a name for the statement it keeps nothing of it, and
-            # in a transaction all of it happens in one session.
+            # A pool that nobody mentioned may be in between. It keeps nothing of a statement without a name, and in a
+            # transaction all of this happens in one session.
             transaction = connection.transaction()
             await transaction.start()
             about = About._make(await (await connection.prepare(_ABOUT, name="")).fetchrow())

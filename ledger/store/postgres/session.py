@@ -28,7 +28,7 @@ class ServerSession:
     """One ledger's use of a pool: one piece of work at a time, each on a borrowed connection."""
 
     def __init__(self, pool: Callable[[], ConnectionPool], *, begin: str | None = None) -> None:
-        """Borrow connections from `pool`; `begin`: the text that begins a transaction for each piece of work of `run`."""
+        """Borrow connections from `pool`; `begin`: a text that begins a transaction for each piece of work."""
         self._pool = pool
         self._begin = begin
         self._lock = asyncio.Lock()
