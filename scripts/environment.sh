@@ -91,11 +91,12 @@ activate() {
 }
 
 # install_system_packages: install what some tests need from the system's packages, if that is allowed: strace lets system
-# calls fail, PgBouncer pools connections. Tests that find one missing say that they were skipped, and why.
+# calls fail, PgBouncer pools connections, Chromium shows the pages of `allowance serve`. Tests that find one missing say that they were skipped, and why.
 install_system_packages() {
     local missing=()
     command -v strace >/dev/null || missing+=(strace)
     PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null || missing+=(pgbouncer)
+    command -v chromium >/dev/null || missing+=(chromium)
     ((${#missing[@]} > 0)) && [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null || return 0
     say "installing ${missing[*]}"
     { apt-get update -qq && apt-get install -qq -y --no-install-recommends "${missing[@]}"; } >/dev/null 2>&1 ||
@@ -105,6 +106,17 @@ install_system_packages() {
 use_environment() {
     find_python
     activate "$root/.venv"
+}
+
+# use_integrations: add to .venv what only the checks and the whole suite need, so that the demo need not install it.
+# The stamp is inside of .venv, so it goes with it.
+use_integrations() {
+    ensure "$root/.venv/.integrations" install_integrations "$root/pyproject.toml" "$root/scripts/integrations.lock"
+}
+
+install_integrations() {
+    mkdir -p "$1"
+    pip_install "$root/.venv" --require-hashes -r "$root/scripts/integrations.lock"
 }
 
 # use_other_environment VERSION: like use_environment, with the Python that find_other_python has found.

@@ -1,0 +1,1 @@
+"""A feeder: follows the chain and records its blocks and manifests."""
