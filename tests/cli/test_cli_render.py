@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routing import texts
 from routing.cli.demo import chart
 from routing.cli.demo.chart import Column
 from routing.cli.io import render
@@ -149,14 +150,14 @@ def test_labelled_values_are_aligned() -> None:
 )
 def test_runs_of_blocks_are_written_as_ranges(blocks: list[int], text: str) -> None:
     """Hundreds of blocks fit into one line."""
-    assert render.block_ranges(blocks) == text
+    assert texts.block_ranges(blocks) == text
 
 
 @given(st.sets(st.integers(1, 60)))
 def test_ranges_contain_each_block_once(blocks: set[int]) -> None:
     """The blocks can be reconstructed from the ranges."""
     named: list[int] = []
-    for part in filter(None, render.block_ranges(sorted(blocks)).split(", ")):
+    for part in filter(None, texts.block_ranges(sorted(blocks)).split(", ")):
         first, _, last = part.partition("-")
         named += range(int(first), int(last or first) + 1)
 
@@ -169,33 +170,33 @@ def test_ranges_contain_each_block_once(blocks: set[int]) -> None:
 )
 def test_a_size_has_the_largest_fitting_unit(size: int, text: str) -> None:
     """Also after rounding: there is no "1000.0 kB"."""
-    assert render.size_text(size) == text
+    assert texts.size_text(size) == text
 
 
 def test_times_are_shown_in_utc() -> None:
     """Every time is shown in one zone, with milliseconds."""
     moment = datetime(2024, 1, 1, 13, 0, 0, 10_999, tzinfo=timezone(timedelta(hours=1)))
 
-    assert render.time_text(moment) == "2024-01-01 12:00:00.010Z"
-    assert render.time_text(None) == "-"
+    assert texts.time_text(moment) == "2024-01-01 12:00:00.010Z"
+    assert texts.time_text(None) == "-"
 
 
 def test_a_share_of_zero_is_a_dash() -> None:
     """Nothing is divided by zero."""
-    assert render.percent_text(0.0, 0.0) == "-"
-    assert render.percent_text(1.0, 4.0) == "25.0 %"
+    assert texts.percent_text(0.0, 0.0) == "-"
+    assert texts.percent_text(1.0, 4.0) == "25.0 %"
 
 
 def test_a_count_of_one_is_singular() -> None:
     """Other counts are plural, with separators of thousands."""
-    assert render.counted(1, "block") == "1 block"
-    assert render.counted(1100, "block") == "1,100 blocks"
+    assert texts.counted(1, "block") == "1 block"
+    assert texts.counted(1100, "block") == "1,100 blocks"
 
 
 @given(st.text())
 def test_printable_text_has_no_control_characters(text: str) -> None:
     """Names from outside become printable characters, whatever is in them."""
-    assert render.printable(text).isprintable()
+    assert texts.printable(text).isprintable()
 
 
 def test_a_chart_shows_the_free_and_the_used_part() -> None:

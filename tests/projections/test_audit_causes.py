@@ -10,7 +10,7 @@ from ledger import Account, Chain
 from ledger.events import MANIFESTS_STREAM, ManifestsWithdrawn, ReservationSpent, account_stream
 from projections import Rule
 from routing import AuditReport
-from routing.cli.audit_page import page
+from routing.web.audit_page import page
 from tests.support.log_builder import ANNA, BERT, CARL, GPU, LogBuilder, audited
 
 

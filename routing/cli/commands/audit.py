@@ -12,7 +12,8 @@ from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
-from routing.cli.io.render import counted, labelled, printable, seconds_text, short_hotkey
+from routing.cli.io.render import labelled
+from routing.texts import counted, printable, seconds_text, short_hotkey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,8 +61,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _page_file(name: str) -> OutputFile:
-    from routing.cli.audit_page import is_page
     from routing.cli.io.output_file import OutputFile
+    from routing.web.audit_page import is_page
 
     if name == "-":
         raise WrongUsage(
@@ -86,7 +87,7 @@ def _audit(arguments: argparse.Namespace) -> AuditReport:
 
 
 def _write_page(file: OutputFile, report: AuditReport) -> None:
-    from routing.cli.audit_page import page
+    from routing.web.audit_page import page
 
     file.stream.write(page(report).encode())
     file.put_in_place()

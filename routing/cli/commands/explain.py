@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.output import Output
-from routing.cli.io.render import block_ranges, counted, labelled, percent_text, seconds_text
+from routing.cli.io.render import labelled
+from routing.texts import block_ranges, counted, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from routing import Considered, Explanation

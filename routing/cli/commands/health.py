@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO
 from routing.cli.io.output import Output
-from routing.cli.io.render import counted, labelled, seconds_text, time_text
+from routing.cli.io.render import labelled
+from routing.texts import counted, seconds_text, time_text
 
 if TYPE_CHECKING:
     from routing import Health

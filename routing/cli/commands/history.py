@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import MOST_PAGE_ITEMS, add_moment, at_moment, moment, page_items, whole_number
 from routing.cli.io.output import Output
-from routing.cli.io.render import time_text
+from routing.texts import time_text
 
 if TYPE_CHECKING:
     from routing import Page, Reservation

@@ -10,7 +10,7 @@ from routing.cli.commands import CliCommand
 from routing.cli.io.errors import CommandError
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
-from routing.cli.io.render import counted
+from routing.texts import counted
 
 if TYPE_CHECKING:
     from routing.cli.files.importing import ImportSummary

@@ -9,7 +9,7 @@ from routing.cli.commands import CliCommand
 from routing.cli.io.errors import WrongUsage
 from routing.cli.io.inputs import add_moment, at_moment, seconds, whole_number
 from routing.cli.io.output import Output
-from routing.cli.io.render import percent_text, seconds_text
+from routing.texts import percent_text, seconds_text
 
 if TYPE_CHECKING:
     from routing import Candidate

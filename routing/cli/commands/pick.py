@@ -9,7 +9,8 @@ from routing.cli.commands import CliCommand
 from routing.cli.io.errors import WrongInput
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
-from routing.cli.io.render import block_ranges, labelled, seconds_text
+from routing.cli.io.render import labelled
+from routing.texts import block_ranges, seconds_text
 
 if TYPE_CHECKING:
     from routing import Allowance, JobRoute

@@ -9,7 +9,7 @@ from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
-from routing.cli.io.render import counted
+from routing.texts import counted
 
 if TYPE_CHECKING:
     from routing import Difference, RebuildReport

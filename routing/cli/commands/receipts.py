@@ -9,7 +9,7 @@ from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO, error_fields, error_message, error_name
 from routing.cli.io.inputs import opened_input
 from routing.cli.io.output import Output
-from routing.cli.io.render import block_ranges, counted, seconds_text
+from routing.texts import block_ranges, counted, seconds_text
 
 if TYPE_CHECKING:
     from routing import Bookkeeper, ReceiptOutcome

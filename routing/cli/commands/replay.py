@@ -9,7 +9,8 @@ from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import add_moment, is_past
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
-from routing.cli.io.render import counted, labelled, percent_text, seconds_text
+from routing.cli.io.render import labelled
+from routing.texts import counted, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from routing import ClassTotals, Overview, Past

@@ -7,7 +7,7 @@ import argparse
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
-from routing.cli.io.render import counted, seconds_text
+from routing.texts import counted, seconds_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from routing.cli.io.errors import NO, NoSuchLedger, WrongUsage
 from routing.cli.io.inputs import whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
-from routing.cli.io.render import counted
+from routing.texts import counted
 
 if TYPE_CHECKING:
     from routing import Head, VerifyReport

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import add_moment, at_moment
 from routing.cli.io.output import Output
-from routing.cli.io.render import block_ranges, labelled, percent_text, seconds_text
+from routing.cli.io.render import labelled
+from routing.texts import block_ranges, percent_text, seconds_text
 
 if TYPE_CHECKING:
     from routing import Reservation, Usage

@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING
 
 from routing.cli.files.importing import ImportSummary
 from routing.cli.io.output import BOLD, GREEN, RED, Output
-from routing.cli.io.render import (
-    counted,
-    milliseconds_text,
-    percent_text,
-    reservation_lines,
-    seconds_text,
-    short_hotkey,
-    size_text,
-)
+from routing.cli.io.render import reservation_lines
+from routing.texts import counted, milliseconds_text, percent_text, seconds_text, short_hotkey, size_text
 
 from . import chart
 from .observations import BlockCheck, Window

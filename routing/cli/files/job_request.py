@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from routing.cli.io.errors import WrongInput
-from routing.cli.io.render import printable
+from routing.texts import printable
 
 _Seconds = Annotated[float, Meta(ge=0)]
 

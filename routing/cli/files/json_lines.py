@@ -10,7 +10,7 @@ from io import BufferedIOBase
 from typing import Any, NamedTuple
 
 from routing.cli.io.errors import WrongInput
-from routing.cli.io.render import printable
+from routing.texts import printable
 
 from .sources import SQLITE_MAGIC
 

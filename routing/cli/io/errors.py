@@ -112,7 +112,7 @@ def error_name(error: Exception) -> str:
 
 def error_message(error: Exception) -> str:
     """Return the message as one line without control characters, so that it is safe to show in a terminal."""
-    from .render import printable
+    from routing.texts import printable
 
     return printable(re.sub(r"\s+", " ", str(error)).strip())
 

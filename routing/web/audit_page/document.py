@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from routing.cli.io.render import counted, seconds_text, short_hotkey
+from routing.texts import counted, seconds_text, short_hotkey
 
 from .findings import findings_section, rules_section
 from .markup import Markup, element, joined, table, text

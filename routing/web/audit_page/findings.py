@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from routing.cli.io.render import counted
+from routing.texts import counted
 
 from .markup import NUMBER, STACKED, Markup, element, joined, table, text
 

@@ -11,10 +11,10 @@ from xml.etree import ElementTree
 import pytest
 
 from routing import RULES, AccountTotals, AccountUsage, Allowance, AuditReport, BlockUsage, Finding
-from routing.cli.audit_page import page
-from routing.cli.audit_page.markup import Markup, element
-from routing.cli.audit_page.style import STYLE
-from routing.cli.audit_page.svg import HEIGHT, SPARK_HEIGHT, SPARK_WIDTH, WIDTH, Layer, chart, ticks
+from routing.web.audit_page import page
+from routing.web.audit_page.markup import Markup, element
+from routing.web.audit_page.style import STYLE
+from routing.web.audit_page.svg import HEIGHT, SPARK_HEIGHT, SPARK_WIDTH, WIDTH, Layer, chart, ticks
 from tests.support.small import GPU, VALIDATOR, Clock, small_ledger
 from tests.support.stories import Story, seed_shown
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import fsum
 from typing import TYPE_CHECKING
 
-from routing.cli.io.render import counted, seconds_text
+from routing.texts import counted, seconds_text
 
 from .markup import NUMBER, Markup, element, joined, table, text
 from .svg import Layer, chart, sparkline, stack_height

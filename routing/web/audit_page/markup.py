@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from routing.cli.io.render import printable
+from routing.texts import printable
 
 NUMBER = "number"
 """CSS class of columns of numbers."""
