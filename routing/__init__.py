@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from .service.backup import restore as restore
     from .service.backup import verify as verify
     from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
+    from .service.events import StoredEvent as StoredEvent
     from .service.health import Health as Health
     from .service.past import Past as Past
     from .service.settings_changes import SettingsRecord as SettingsRecord
@@ -120,6 +121,7 @@ else:
             "routing.service.allowance": "Allowance",
             "routing.service.backup": "restore verify",
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
+            "routing.service.events": "StoredEvent",
             "routing.service.health": "Health",
             "routing.service.past": "Past",
             "routing.service.settings_changes": "SettingsRecord",

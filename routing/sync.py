@@ -11,7 +11,7 @@ On a running event loop these calls raise `RuntimeError`, because they would blo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime
 from functools import wraps
 from types import TracebackType
@@ -47,6 +47,28 @@ def _blocking(method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]]) -> Ca
     return cast("Callable[Concatenate[Any, P], R]", call)
 
 
+def _blocking_iterator(
+    method: Callable[Concatenate[A, P], AsyncIterator[R]],
+) -> Callable[Concatenate[Any, P], Iterator[R]]:
+    """Return a blocking version of a method that yields, with the same parameters, items and errors."""
+
+    @wraps(method)
+    def iterate(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        items = method(self.asynchronous, *args, **kwargs)
+        while True:
+            refuse_on_loop()
+            try:
+                yield current_runtime().run_blocking(_next_of(items))
+            except StopAsyncIteration:
+                return
+
+    return cast("Callable[Concatenate[Any, P], Iterator[R]]", iterate)
+
+
+async def _next_of(items: AsyncIterator[R]) -> R:
+    return await anext(items)
+
+
 class _BlockingQueries:
     """The queries of `Allowance` and `Past` as blocking calls."""
 
@@ -64,6 +86,7 @@ class _BlockingQueries:
     settings = _blocking(Queries.settings)
     settings_changes = _blocking(Queries.settings_changes)
     head = _blocking(Queries.head)
+    events = _blocking_iterator(Queries.events)
 
 
 class Past(_BlockingQueries):
@@ -136,6 +159,7 @@ class Allowance(_BlockingQueries):
     export = _blocking(AsyncAllowance.export)
     audit = _blocking(AsyncAllowance.audit)
     rebuild = _blocking(AsyncAllowance.rebuild)
+    follow = _blocking_iterator(AsyncAllowance.follow)
     health = _blocking(AsyncAllowance.health)
     counters = _blocking(AsyncAllowance.counters)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -44,7 +45,7 @@ from ledger.errors import (
     ReadOnlyLedger,
     StorageUnavailable,
 )
-from ledger.values import amount, flag, integer, job_name, name
+from ledger.values import LARGEST_INTEGER, amount, flag, integer, job_name, name
 from projections import (
     Availability,
     ProgressReport,
@@ -55,6 +56,7 @@ from projections import (
 )
 from routing.stored_rows import reservations_of_expire_due
 
+from .events import POLL_SECONDS, Cursor, StoredEvent
 from .health import Health, health_of
 from .lifecycle import Lifecycle
 from .past import AsOf, Past
@@ -355,6 +357,23 @@ class Allowance(Queries):
         `PositionOutOfRange` at the first query.
         """
         return Past(self._lifecycle, AsOf.checked(position, block, time))
+
+    async def follow(self, *, after: int = 0) -> AsyncIterator[StoredEvent]:
+        """Yield the events after a position in order, and then each new one as the log grows; it never ends by itself.
+
+        At the end of the log it looks again every 0.2 s. What other processes append is included. Resume with the last
+        position seen, also after an error: nothing is skipped, and nothing comes twice. Raises the same errors as
+        `events`: `LogWentBack` if the stored log no longer has what was yielded, because a backup was restored or a
+        standby was promoted that lacked it.
+        """
+        cursor = Cursor(integer(after, "after", 0))
+        await self._on_store(cursor.start)
+        while True:
+            if not await self._on_store(cursor.has_more):
+                await asyncio.sleep(POLL_SECONDS)
+                continue
+            for stored in await self._on_store(lambda store: cursor.read(store, LARGEST_INTEGER)):
+                yield stored
 
     async def health(self) -> Health:
         """Return the health of the ledger. Raises `StorageUnavailable` if the database does not respond."""

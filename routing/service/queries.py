@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from ledger import STATUSES, Head, Miner, Reservation, Settings, Status, check_amount
-from ledger.errors import InvalidInput, ReservationNotFound
+from ledger import STATUSES, Head, Miner, Reservation, Settings, Status, Store, check_amount
+from ledger.errors import InvalidInput, LogWentBack, PositionOutOfRange, ReservationNotFound
 from ledger.values import amount, flag, instant_ns, integer, job_name, name
 from projections import Availability, Candidate, HistoryFilters, Page
 from routing.explain import Explanation, explain
 
+from .events import Cursor, StoredEvent
 from .lifecycle import Lifecycle
 from .settings_changes import SettingsRecord, settings_records
 from .summaries import Overview, Usage, overview_of, usage_of
@@ -191,6 +192,33 @@ class Queries(ABC):
         return await self._read_state(
             lambda state, _: Head(state.position, state.hash, state.recorded_at_ns), short=True
         )
+
+    async def events(self, *, after: int = 0, until: int | None = None) -> AsyncIterator[StoredEvent]:
+        """Yield the events after a position in order, up to and including `until`, or up to the head at the first step.
+
+            async for stored in ledger.events(after=1000):
+                print(stored.position, stored.stream, stored.event)
+
+        Resumed with the last position seen, it skips nothing and repeats nothing. Memory is bounded by one page of
+        1,000 events. Raises `PositionOutOfRange`, `CorruptLedger`, `LogWentBack`, and `InvalidInput`.
+        """
+        cursor, head = Cursor(integer(after, "after", 0)), (await self.head()).position
+        last = head if until is None else integer(until, "until", 0)
+        for position in (cursor.position, last):
+            if position > head:
+                raise PositionOutOfRange(f"position {position}", 0, head)
+        await self._on_store(cursor.start)
+        while cursor.position < last:
+            page = await self._on_store(lambda store: cursor.read(store, last))
+            if not page:
+                raise LogWentBack(last, (await self.head()).position, cursor.position)
+            for stored in page:
+                yield stored
+
+    async def _on_store(self, read: Callable[[Store], Coroutine[Any, Any, R]]) -> R:
+        """Run a coroutine of the open store on the runtime's loop."""
+        handle = await self._lifecycle.handle()
+        return await handle.runtime.run(read(handle.store))
 
     async def _reservations_of(
         self, miner_ss58: str, executor_class: str, status: Status

@@ -56,6 +56,7 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("release", "Release a reservation: its job did not run.", "settle", "RELEASE"),
     CommandEntry("history", "List reservations, newest first.", "history"),
     CommandEntry("show", "Show one reservation: its job, its blocks, its status and its times.", "show"),
+    CommandEntry("events", "List the events of the log in order, and follow it as it grows.", "events"),
     CommandEntry("explain", "Explain why a job was routed to its miner.", "explain"),
     CommandEntry("why", "Show how much allowance an account has left, and what used the rest.", "why"),
     CommandEntry("audit", "Check every rule of the ledger again, by replaying its log from the first event.", "audit"),
