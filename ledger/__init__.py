@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     from .domain.lookup import Head as Head
     from .domain.lookup import Lookup as Lookup
     from .domain.lookup import LookupResult as LookupResult
+    from .domain.miner_fact_commands import EndJobElsewhere as EndJobElsewhere
+    from .domain.miner_fact_commands import ExcludeMiner as ExcludeMiner
+    from .domain.miner_fact_commands import ReadmitMiner as ReadmitMiner
+    from .domain.miner_fact_commands import RecordCollateral as RecordCollateral
+    from .domain.miner_fact_commands import RecordJobElsewhere as RecordJobElsewhere
+    from .domain.miner_fact_commands import ReportIncident as ReportIncident
     from .domain.reservation import STATUSES as STATUSES
     from .domain.reservation import Reservation as Reservation
     from .domain.reservation import Status as Status
@@ -105,6 +111,9 @@ else:
             "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",
             "ledger.domain.lookup": "Head Lookup LookupResult",
+            "ledger.domain.miner_fact_commands": (
+                "EndJobElsewhere ExcludeMiner ReadmitMiner RecordCollateral RecordJobElsewhere ReportIncident"
+            ),
             "ledger.domain.reservation": "Reservation STATUSES Status found_reservation settlement_of status_after",
             "ledger.domain.seal": "state_digest",
             "ledger.domain.seal_command": "SealState proves seal_key",

@@ -73,13 +73,19 @@ def look_up(state: LedgerState, batch: list[PendingCall]) -> Lookup:
     return lookup
 
 
-def expected_versions(unit_of_work: UnitOfWork, batch: list[PendingCall]) -> dict[str, int]:
-    """Return the versions at which the batch was decided: of the streams that it continues, and of those it read."""
+def expected_versions(unit_of_work: UnitOfWork, batch: list[PendingCall], *, locked: bool = False) -> dict[str, int]:
+    """Return the versions at which the batch was decided: of the streams that it continues, and of those it read.
+
+    A claim reads streams that most ledgers never have, such as that of the exclusions. Under the lock the state was
+    caught up with the head, so the log cannot have such a stream either, and nobody looks for it.
+    """
     expected = versions_before(unit_of_work.rows)
-    # Commands of one kind name the same streams, in one tuple.
+    # Commands of one kind mostly name the same streams, in equal tuples.
     for streams in {call.work.streams for call in batch if call.row is not None}:
         for stream in streams:
-            expected.setdefault(stream, unit_of_work.state.version(stream))
+            version = unit_of_work.state.version(stream)
+            if version or not locked:
+                expected.setdefault(stream, version)
     return expected
 
 

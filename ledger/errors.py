@@ -34,6 +34,7 @@
         └── LogWentBack                     The stored log has lost what this process has acknowledged.
     JobRoutingException                     The job cannot be routed now.
     ├── AllMinersBusy                       There were candidates, but none could be claimed.
+    ├── NotEnoughCollateralException        Some miners had the allowance, but none of them the collateral.
     ├── JobAlreadySpent                     The job ran, and its reservation was spent.
     ├── JobRequestConflict                  The job's uuid belongs to another request.
     ├── ChainFeedStale                      The newest block is too old to route on.
@@ -75,6 +76,7 @@ __all__ = [
     "ManifestsStale",
     "NewerLedger",
     "NotEnoughAllowanceException",
+    "NotEnoughCollateralException",
     "OutcomeUnknown",
     "PositionOutOfRange",
     "ProjectionStopped",
@@ -516,17 +518,42 @@ class LogWentBack(StorageUnavailable):
 class AllMinersBusy(JobRoutingException):
     """Some miners had the allowance, but none could be claimed.
 
-    `busy` counts miners that run at least as many jobs as they have executors. `lost` is 1 if the job had chosen a
-    miner and lost it before the commit, usually to another claim; that miner may be counted in `busy` as well.
+    `busy` counts miners that run at least as many jobs as they have executors, `excluded` those that are excluded.
+    `lost` is 1 if the job had chosen a miner and lost it before the commit, usually to another claim; that miner may be
+    counted in `busy` as well.
     """
 
-    def __init__(self, job_uuid: str, busy: int, lost: int) -> None:
+    def __init__(self, job_uuid: str, busy: int, lost: int, excluded: int = 0) -> None:
         self.job_uuid = job_uuid
         self.busy = busy
         self.lost = lost
+        self.excluded = excluded
         super().__init__(
             f"all miners are busy for job {job_uuid}: {busy} run as many jobs as they have executors,"
-            f" {lost} were claimed by others first"
+            f" {lost} were claimed by others first" + (f", {excluded} are excluded" if excluded else "")
+        )
+
+
+class NotEnoughCollateralException(JobRoutingException):
+    """Some miners had the allowance, but none of them has the collateral that the settings require, in wei.
+
+    `highest_collateral_wei` is the highest among them, `highest_collateral_ss58` the miner that has it.
+    """
+
+    def __init__(
+        self,
+        job_uuid: str,
+        minimum_collateral_wei: int,
+        highest_collateral_wei: int,
+        highest_collateral_ss58: str,
+    ) -> None:
+        self.job_uuid = job_uuid
+        self.minimum_collateral_wei = minimum_collateral_wei
+        self.highest_collateral_wei = highest_collateral_wei
+        self.highest_collateral_ss58 = highest_collateral_ss58
+        super().__init__(
+            f"no miner with the allowance for job {job_uuid} has the required collateral of {minimum_collateral_wei:,}"
+            f" wei; the highest has {highest_collateral_wei:,} wei ({highest_collateral_ss58})"
         )
 
 

@@ -15,8 +15,17 @@ SETTINGS_STREAM = "settings"
 CHAIN_STREAM = "chain"
 MANIFESTS_STREAM = "manifests"
 SEALS_STREAM = "seals"
+EXCLUSIONS_STREAM = "exclusions"
+COLLATERAL_STREAM = "collateral"
+INCIDENTS_STREAM = "incidents"
+ELSEWHERE_STREAM = "jobs-elsewhere"
+"""The ends of jobs elsewhere that the log does not know; those of an account are in `elsewhere_stream`."""
 FACT_STREAMS = (SETTINGS_STREAM, CHAIN_STREAM, MANIFESTS_STREAM)
 """The streams of the facts and settings, on which every claim is decided beside its account's stream."""
+
+INCIDENT_KINDS = ("rejected", "failed", "horde_failed")
+"""The miner refused the job; the job failed on it; or it failed, and others found the miner at fault. Source:
+ComputeHorde's validator, which counts the three alike."""
 
 MOST_EVENTS_SINCE_CHOICE = 10_000
 """How far before a claim the position may be at which its miner was chosen (`AllowanceReserved.chosen_at`)."""
@@ -185,15 +194,81 @@ class ExpiryRecorded(_Event, frozen=True, tag="reservation-expired"):
     swept: int = 0
 
 
+class MinerExcluded(_Event, frozen=True, tag="miner-excluded"):
+    """A router must not choose the miner, before `until_ns`; without it, until the miner is readmitted."""
+
+    miner_ss58: str
+    reason: str
+    until_ns: int | None = None
+
+
+class MinerReadmitted(_Event, frozen=True, tag="miner-readmitted"):
+    """The exclusion of the miner has ended."""
+
+    miner_ss58: str
+    reason: str
+
+
+class CollateralRecorded(_Event, frozen=True, tag="collateral-recorded"):
+    """These miners have this collateral, in wei; only those whose amount differs from the one recorded before.
+
+    An amount may need more than 64 bits. If the call had an idempotency key, `request` is the digest of its amounts.
+    """
+
+    changed: dict[str, int]
+    request: str = ""
+
+
+class JobElsewhereRecorded(_Event, frozen=True, tag="job-elsewhere-recorded"):
+    """A job of another validator runs on the stream's account, according to a receipt.
+
+    It counts as running from `started_at_ns` for `ttl_ns`. `ended` is True if its end was recorded before.
+    """
+
+    job_uuid: str
+    started_at_ns: int
+    ttl_ns: int
+    ended: bool = False
+
+
+class JobElsewhereEnded(_Event, frozen=True, tag="job-elsewhere-ended"):
+    """The job of another validator has ended, for good, even if the log does not know it yet."""
+
+    job_uuid: str
+
+
+class IncidentReported(_Event, frozen=True, tag="incident-reported"):
+    """A job went wrong on a miner; `kind` is one of `INCIDENT_KINDS`."""
+
+    miner_ss58: str
+    executor_class: str
+    kind: str
+    job_uuid: str
+
+
 Correction = BlockWithdrawn | ManifestsWithdrawn
 Fact = LedgerOpened | SettingsChanged | BlockRecorded | ManifestsRecorded | Correction
+MinerFact = (
+    MinerExcluded | MinerReadmitted | CollateralRecorded | JobElsewhereRecorded | JobElsewhereEnded | IncidentReported
+)
+"""What a router knows about miners beside their allowance."""
 Settlement = ReservationSpent | ReservationReleased | ExpiryRecorded
-Event = Fact | AllowanceReserved | Settlement | StateSealed
+Event = Fact | MinerFact | AllowanceReserved | Settlement | StateSealed
 
 
 def account_stream(miner_ss58: str, executor_class: str) -> str:
     """Return the name of an account's stream; names never contain a tab, so no two accounts share a stream."""
     return f"{miner_ss58}\t{executor_class}"
+
+
+def elsewhere_stream(account_stream: str) -> str:
+    """Return the stream of the jobs elsewhere of an account; no account's stream begins like that."""
+    return f"{ELSEWHERE_STREAM}\t{account_stream}"
+
+
+def account_stream_of(elsewhere: str) -> str:
+    """Return the account's stream that a stream of jobs elsewhere belongs to; empty for `ELSEWHERE_STREAM` itself."""
+    return elsewhere.partition("\t")[2]
 
 
 def decided_at_ns(recorded_at_ns: int, event: Event) -> int:

@@ -102,7 +102,7 @@ class LockedAppend:
                 unit_of_work = UnitOfWork(state, known, state.recorded_at_ns)
                 self._decider.decide(unit_of_work, batch)
                 if unit_of_work.rows:
-                    await transaction.append(unit_of_work.rows, expected_versions(unit_of_work, batch))
+                    await transaction.append(unit_of_work.rows, expected_versions(unit_of_work, batch, locked=True))
             self._decider.note_committed(unit_of_work.rows, batch)
         except CommitOutcomeUnknown as cause:
             await self._unknown.resolve(batch, unit_of_work.rows if unit_of_work is not None else [], cause)

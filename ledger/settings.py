@@ -23,6 +23,19 @@ LARGEST_MULTIPLIER = 1000
 UUID: Final = "uuid"
 UUID_AND_HASH: Final = "uuid_and_hash"
 """The values of `tie_break`: what the seed of the tie-break is made of."""
+BY_ALLOWANCE: Final = "allowance"
+BY_RELIABILITY: Final = "reliability"
+"""The values of `routing_order`."""
+LARGEST_COLLATERAL_WEI = 2**127
+HOUR_NS = 3600 * NANOSECONDS
+ROUTING_DEFAULTS: Final[dict[str, Any]] = {
+    "minimum_collateral_wei": 0,
+    "routing_order": BY_ALLOWANCE,
+    "reliability_window_ns": 24 * HOUR_NS,
+    "reliability_soft_cutoff_billionths": -50 * NANOSECONDS,
+    "reliability_separation_billionths": 5 * NANOSECONDS,
+}
+"""The fields of `RecordedSettings` that are unset at their defaults."""
 _huge_exponent = re.compile(r"[eE][+-]?[\d_]{3}")
 """In the text of a multiplier; `Fraction` would expand it and fill the memory before the range is checked."""
 
@@ -64,13 +77,28 @@ class Settings:
     """What the tie-break's seed is made of: `uuid_and_hash`, the job's uuid and the newest block's hash, or `uuid`, the
     uuid alone. Opening applies it to a new ledger only; `change_settings` changes it (this project's own rule)."""
 
+    minimum_collateral_wei: int = 0
+    """The router refuses miners whose recorded collateral is lower; 0 checks none. Source: ComputeHorde's validator."""
+    routing_order: str = BY_ALLOWANCE
+    """The order in which a job tries its candidates: `allowance`, or `reliability`, a draw weighted by incidents.
+    Source of the second: ComputeHorde's validator."""
+    reliability_window_hours: float = 24.0
+    """How old an incident may be to count. Source: ComputeHorde's validator."""
+    reliability_soft_cutoff: float = -50.0
+    """The score, below 0, at which a miner hardly gets jobs any more. Source: ComputeHorde's validator."""
+    reliability_separation: float = 5.0
+    """How steeply the weight falls around half of the cutoff. Source: ComputeHorde's validator."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowance_multiplier", _multiplier(self.allowance_multiplier))
         caps = executor_counts(self.executors_max_per_class, "executors_max_per_class")
         object.__setattr__(self, "executors_max_per_class", dict(sorted(caps.items())))
         if not isinstance(self.respect_executor_count, bool):
             raise InvalidInput("respect_executor_count", self.respect_executor_count, "True or False")
-        object.__setattr__(self, "tie_break", _tie_break(self.tie_break))
+        object.__setattr__(self, "tie_break", _choice(self.tie_break, "tie_break", (UUID_AND_HASH, UUID)))
+        order = _choice(self.routing_order, "routing_order", (BY_ALLOWANCE, BY_RELIABILITY))
+        object.__setattr__(self, "routing_order", order)
+        integer(self.minimum_collateral_wei, "minimum_collateral_wei", 0, LARGEST_COLLATERAL_WEI)
         for ages in (
             "block_expiry_blocks",
             "validation_leeway_lower_blocks",
@@ -100,11 +128,25 @@ class Settings:
             newest_block_max_age_ns=None if age is None else _duration(age, "newest_block_max_age_seconds"),
             newest_manifests_max_age_blocks=self.newest_manifests_max_age_blocks,
             tie_break=UUID_AND_HASH if self.tie_break == UUID_AND_HASH else UNSET,
+            **self._recorded_routing(),
         )
+
+    def _recorded_routing(self) -> dict[str, Any]:
+        """Return the settings that older logs do not have; unset if they have their defaults."""
+        window, cutoff, separation = (
+            billionths(self.reliability_window_hours, "reliability_window_hours", least=1, most=10**4 * NANOSECONDS),
+            billionths(self.reliability_soft_cutoff, "reliability_soft_cutoff", least=-(10**6) * NANOSECONDS, most=-1),
+            billionths(self.reliability_separation, "reliability_separation", least=0, most=10**3 * NANOSECONDS),
+        )
+        values = (self.minimum_collateral_wei, self.routing_order, window * 3600, cutoff, separation)
+        return {
+            field: UNSET if value == default else value
+            for (field, default), value in zip(ROUTING_DEFAULTS.items(), values, strict=True)
+        }
 
 
 class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`Settings` as events store them: exact, in nanoseconds, every field written but an unset `tie_break`.
+    """`Settings` as events store them: exact, in nanoseconds and billionths, every field written unless unset.
 
     A new field must have a default, which then is its meaning in all older logs. An unset `tie_break` stands for
     `uuid`, which is the rule of all logs that do not have the field.
@@ -123,6 +165,17 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     newest_block_max_age_ns: int | None = None
     newest_manifests_max_age_blocks: int | None = None
     tie_break: Literal["uuid_and_hash"] | UnsetType = UNSET
+    # These are unset if they have their defaults: the meaning of all logs that do not have the fields.
+    minimum_collateral_wei: int | UnsetType = UNSET
+    routing_order: Literal["reliability"] | UnsetType = UNSET
+    reliability_window_ns: int | UnsetType = UNSET
+    reliability_soft_cutoff_billionths: int | UnsetType = UNSET
+    reliability_separation_billionths: int | UnsetType = UNSET
+
+    def routing(self, field: str) -> Any:
+        """Return the value of one of `ROUTING_DEFAULTS`."""
+        value = getattr(self, field)
+        return ROUTING_DEFAULTS[field] if value is UNSET else value
 
     def to_settings(self) -> Settings:
         """Return these settings in their public form."""
@@ -171,6 +224,11 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             "newest_block_max_age_seconds": None if age_ns is None else seconds(age_ns),
             "newest_manifests_max_age_blocks": self.newest_manifests_max_age_blocks,
             "tie_break": UUID if self.tie_break is UNSET else self.tie_break,
+            "minimum_collateral_wei": self.routing("minimum_collateral_wei"),
+            "routing_order": self.routing("routing_order"),
+            "reliability_window_hours": self.routing("reliability_window_ns") / HOUR_NS,
+            "reliability_soft_cutoff": self.routing("reliability_soft_cutoff_billionths") / NANOSECONDS,
+            "reliability_separation": self.routing("reliability_separation_billionths") / NANOSECONDS,
         }
 
 
@@ -178,8 +236,17 @@ FIELDS = tuple(each.name for each in fields(Settings))
 """The names of the settings, in the order of their definition."""
 
 
+_RECORDED_NAMES = {
+    "reliability_window_hours": "reliability_window_ns",
+    "reliability_soft_cutoff": "reliability_soft_cutoff_billionths",
+    "reliability_separation": "reliability_separation_billionths",
+}
+
+
 def _recorded_name(field: str) -> str:
-    """Return the name of a setting in `RecordedSettings`, which has nanoseconds."""
+    """Return the name of a setting in `RecordedSettings`, which has whole numbers."""
+    if field in _RECORDED_NAMES:
+        return _RECORDED_NAMES[field]
     return f"{field.removesuffix('_seconds')}_ns" if field.endswith("_seconds") else field
 
 
@@ -188,12 +255,12 @@ def _duration(value: object, field_name: str, most_seconds: int = 100 * 86_400) 
     return billionths(value, field_name, most=most_seconds * NANOSECONDS)
 
 
-def _tie_break(value: object) -> str:
-    """Return the value of `tie_break` as a plain `str`; an enum of strings counts as its value."""
+def _choice(value: object, field_name: str, choices: tuple[str, str]) -> str:
+    """Return one of the values of a setting as a plain `str`; an enum of strings counts as its value."""
     text = str.__str__(value) if isinstance(value, str) else value
-    if text in (UUID, UUID_AND_HASH):
+    if text in choices:
         return str(text)
-    raise InvalidInput("tie_break", value, f"{UUID_AND_HASH!r} or {UUID!r}")
+    raise InvalidInput(field_name, value, " or ".join(map(repr, choices)))
 
 
 def _multiplier(value: object) -> Fraction:

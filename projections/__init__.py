@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .backup import export_log as export_log
     from .backup import raise_first_finding as raise_first_finding
     from .backup import restore_log as restore_log
+    from .candidates import Unfit as Unfit
+    from .candidates import in_order_of_trial as in_order_of_trial
+    from .candidates import unfit as unfit
+    from .candidates import with_amount as with_amount
     from .conflicts import describe_conflict as describe_conflict
     from .corrections import metagraph_to_return_to as metagraph_to_return_to
     from .corrections import offers_without as offers_without
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from .measured import Candidate as Candidate
     from .measured import RankedAccount as RankedAccount
     from .measured import is_busy as is_busy
+    from .measured import running_jobs as running_jobs
     from .rank_levels import RankEntry as RankEntry
     from .rebuild import Difference as Difference
     from .rebuild import Rebuild as Rebuild
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from .receipts import Bookkeeper as Bookkeeper
     from .receipts import Receipt as Receipt
     from .receipts import ReceiptOutcome as ReceiptOutcome
+    from .reliability import weight_of as weight_of
     from .rules import RULES as RULES
     from .rules import Finding as Finding
     from .rules import Rule as Rule
@@ -45,7 +51,6 @@ if TYPE_CHECKING:
     from .snapshots import SnapshotStore as SnapshotStore
     from .snapshots import sealed_if_due as sealed_if_due
     from .snapshots import state_at as state_at
-    from .tie_break import in_trial_order as in_trial_order
     from .verifications import PiecewiseVerification as PiecewiseVerification
     from .verifications import last_verification as last_verification
     from .verifications import record_verification as record_verification
@@ -61,19 +66,20 @@ else:
             "projections.backup": (
                 "ExportReport RestoreReport atomic_new_file export_log raise_first_finding restore_log"
             ),
+            "projections.candidates": "Unfit in_order_of_trial unfit with_amount",
             "projections.conflicts": "describe_conflict",
             "projections.corrections": "metagraph_to_return_to offers_without",
             "projections.database_schema": "schema",
             "projections.history.pages": "History Page",
             "projections.history.projector": "rows_per_transaction",
             "projections.history.rows": "HistoryFilters",
-            "projections.measured": "Candidate RankedAccount is_busy",
+            "projections.measured": "Candidate RankedAccount is_busy running_jobs",
             "projections.rank_levels": "RankEntry",
             "projections.rebuild": "Difference Rebuild RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
+            "projections.reliability": "weight_of",
             "projections.rules": "Finding RULES Rule",
             "projections.snapshots": "ProgressReport Snapshot SnapshotStore sealed_if_due state_at",
-            "projections.tie_break": "in_trial_order",
             "projections.verifications": "PiecewiseVerification last_verification record_verification",
             "projections.verify": "VerifyReport verify_log",
         },

@@ -110,4 +110,13 @@ class Availability(LedgerState):
         last = bisect_right(self.due_queue, (max(now_ns, self._ranked_at_ns), 2**63))
         for _, active_id in self.due_queue[first:last]:
             self.availability_changed(self.active[active_id].account)
+        if self.miner_facts.boundaries:
+            self._mark_running_elsewhere(min(now_ns, self._ranked_at_ns), max(now_ns, self._ranked_at_ns))
         self._ranked_at_ns = now_ns
+
+    def _mark_running_elsewhere(self, first_ns: int, last_ns: int) -> None:
+        """Mark the accounts as stale on which a job of another validator has begun or ended between two times."""
+        for stream in self.miner_facts.changed_between(first_ns, last_ns):
+            account = self.chain.accounts.get(stream)
+            if account is not None:
+                self.availability_changed(account)

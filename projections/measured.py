@@ -86,12 +86,24 @@ def rank_account(state: LedgerState, account: Account, window_start: int, now_ns
 
 
 def is_busy(state: LedgerState, account: Account, now_ns: int) -> bool:
-    """Return True if the account has at least as many active reservations as the newest sync counts executors.
+    """Return True if at least as many jobs run on the account as the newest sync counts executors.
 
-    Every active reservation counts as a running job, also one that was made without a job, unless it is overdue. The
-    setting `respect_executor_count` switches the rule off. Source: ComputeHorde's validator, which skips miners whose
-    executors are all in use.
+    The setting `respect_executor_count` switches the rule off. Source: ComputeHorde's validator, which skips miners
+    whose executors are all in use.
     """
     if not state.chain.settings.respect_executor_count:
         return False
-    return len(account.active) - len(account.overdue(now_ns)) >= state.chain.newest_count(account)
+    return running_jobs(state, account, now_ns) >= state.chain.newest_count(account)
+
+
+def running_jobs(state: LedgerState, account: Account, now_ns: int) -> int:
+    """Return how many jobs run on an account now, each counted once.
+
+    Every active reservation counts as one, also if it was made without a job, unless it is overdue; and so does every
+    job of other validators that the log knows.
+    """
+    own = len(account.active) - len(account.overdue(now_ns))
+    if account.stream not in state.miner_facts.elsewhere:
+        return own
+    counted = {each.job_uuid for each in account.active.values() if each.expires_at_ns > now_ns}
+    return own + state.miner_facts.running_elsewhere(account.stream, counted, now_ns)

@@ -40,8 +40,13 @@ def tie_break_seed(job_uuid: str, block_hash: bytes) -> int:
 
     Without a hash it is that of the uuid alone, as in all logs of earlier releases.
     """
+    return int.from_bytes(tie_break_digest(job_uuid, block_hash), "big")
+
+
+def tie_break_digest(job_uuid: str, block_hash: bytes) -> bytes:
+    """Return the 16 bytes of the seed."""
     content = job_uuid.encode() + b"\0" + block_hash if block_hash else job_uuid.encode()
-    return int.from_bytes(blake2b(content, digest_size=16).digest(), "big")
+    return blake2b(content, digest_size=16).digest()
 
 
 def permutation(count: int, seed: int) -> Iterator[int]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ledger.errors import ManifestsStale as ManifestsStale
     from ledger.errors import NewerLedger as NewerLedger
     from ledger.errors import NotEnoughAllowanceException as NotEnoughAllowanceException
+    from ledger.errors import NotEnoughCollateralException as NotEnoughCollateralException
     from ledger.errors import OutcomeUnknown as OutcomeUnknown
     from ledger.errors import PositionOutOfRange as PositionOutOfRange
     from ledger.errors import ProjectionStopped as ProjectionStopped
@@ -100,7 +101,8 @@ else:
                 "ClockUnusable ConflictingFact CorruptLedger DamagedExport FactNotRecorded HistoryDamaged "
                 "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobRequestConflict "
                 "JobRoutingException LedgerClosed LedgerExists LedgerNotFound LedgerOverloaded LogWentBack "
-                "ManifestsStale NewerLedger NotEnoughAllowanceException OutcomeUnknown PositionOutOfRange "
+                "ManifestsStale NewerLedger NotEnoughAllowanceException NotEnoughCollateralException OutcomeUnknown "
+                "PositionOutOfRange "
                 "ProjectionStopped ReadOnlyLedger RebuildOvertaken ReservationAlreadyReleased "
                 "ReservationAlreadySpent ReservationExpired ReservationNotFound SealConflict StorageUnavailable "
                 "StreamVersionConflict TimeOutOfRange"

@@ -12,8 +12,9 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from ledger import Account, LedgerState, UnitOfWork
-from ledger.events import FACT_STREAMS, MOST_EVENTS_SINCE_CHOICE, account_of
-from projections import is_busy
+from ledger.events import MOST_EVENTS_SINCE_CHOICE, SEALS_STREAM, account_of
+from ledger.settings import BY_RELIABILITY
+from projections import Availability, is_busy, unfit
 
 NEVER_NS = 2**63
 """Later than any due time."""
@@ -29,7 +30,8 @@ class Choice(NamedTuple):
     newest_block: int
     decided_at_ns: int
     next_due_ns: int
-    """The first due time after `decided_at_ns`. From then on, the same state may give another order."""
+    """The first time after `decided_at_ns` from which the same state may give another order: a due time, the end of an
+    exclusion, or the start or the end of a job elsewhere."""
 
     @classmethod
     def made(cls, unit_of_work: UnitOfWork, account: Account) -> Choice:
@@ -38,6 +40,8 @@ class Choice(NamedTuple):
         # Ids are below 2**63, so this index is that of the first reservation that is not overdue at `now_ns`.
         next_due = bisect_right(state.due_queue, (now_ns, NEVER_NS))
         next_due_ns = state.due_queue[next_due][0] if next_due < len(state.due_queue) else NEVER_NS
+        if state.miner_facts:
+            next_due_ns = min(next_due_ns, state.miner_facts.next_change_ns(now_ns))
         newest, rows_before = state.chain.blocks.newest, len(unit_of_work.rows)
         return cls(account.stream, unit_of_work, rows_before, newest, now_ns, next_due_ns)
 
@@ -49,12 +53,13 @@ class Choice(NamedTuple):
         of facts are never stored as they were if the head had moved.
         """
         _, executor_class = account_of(self.stream)
+        # The streams of facts have no tab; those of jobs elsewhere end with the class too.
         of_class = f"\t{executor_class}"
-        before = (row.stream for row in self.batch.rows[: self.rows_before])
-        saw_uncommitted = any(stream.endswith(of_class) or stream in FACT_STREAMS for stream in before)
+        before = (row.stream for row in self.batch.rows[: self.rows_before] if row.stream != SEALS_STREAM)
+        saw_uncommitted = any(stream.endswith(of_class) or "\t" not in stream for stream in before)
         return None if saw_uncommitted else self.batch.head.position
 
-    def kept_account(self, state: LedgerState, amount_ns: int, now_ns: int) -> Account | None:
+    def kept_account(self, state: Availability, amount_ns: int, now_ns: int) -> Account | None:
         """Return the account if a later decision keeps the choice; None if it must choose anew."""
         account = state.chain.accounts.get(self.stream)
         if account is None or not self._can_be_repeated(state, account, now_ns):
@@ -63,6 +68,7 @@ class Choice(NamedTuple):
         qualifies = (
             account.miner_ss58 in state.chain.metagraph.members
             and not is_busy(state, account, now_ns)
+            and unfit(state, account.miner_ss58, now_ns) is None
             and account.measure(blocks, state.window_start(blocks.newest), now_ns).available_ns >= amount_ns
         )
         return account if qualifies else None
@@ -73,6 +79,8 @@ class Choice(NamedTuple):
         claim_position, position = state.position + len(account.overdue(now_ns)) + 1, self.position
         return (
             position is not None
+            # With each instant an incident may become too old to count. The same seed mostly draws the same miner.
+            and state.chain.settings.routing_order != BY_RELIABILITY
             and claim_position - position <= MOST_EVENTS_SINCE_CHOICE
             and self.newest_block <= state.chain.blocks.newest <= self.newest_block + 1
             and self.decided_at_ns <= now_ns < self.next_due_ns

@@ -12,7 +12,7 @@ from ledger.codec import decode, reservation_position
 from ledger.errors import ReservationNotFound
 from ledger.events import AllowanceReserved, Settlement, decided_at_ns
 from ledger.values import instant, seconds
-from projections import Availability, RankedAccount, in_trial_order, state_at
+from projections import Availability, RankedAccount, in_order_of_trial, state_at
 
 from .stored_rows import row_at
 
@@ -73,8 +73,8 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
     if event.axon is not None:
         state = await state_at(store, decided_on)
         measured = {each.hotkey_ss58: each for each in state.ranking(reservation.executor_class, clock_ns)}
-        groups = state.groups_of_equals(reservation.executor_class, event.amount_ns, clock_ns)
-        order = in_trial_order(groups, reservation.job_uuid or "", state.chain.tie_break_hash)
+        request = reservation.executor_class, event.amount_ns, reservation.job_uuid or "", clock_ns
+        order = in_order_of_trial(state, *request)
         considered = _considered(
             state, [measured[each.hotkey_ss58] for each in order], reservation.miner_ss58, clock_ns
         )

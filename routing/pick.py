@@ -25,10 +25,16 @@ from ledger import (
     look_up_job,
 )
 from ledger.codec import reservation_id
-from ledger.errors import AllMinersBusy, AllowanceException, JobRequestConflict, JobRoutingException
-from ledger.events import FACT_STREAMS
+from ledger.errors import (
+    AllMinersBusy,
+    AllowanceException,
+    JobRequestConflict,
+    JobRoutingException,
+    NotEnoughCollateralException,
+)
+from ledger.events import COLLATERAL_STREAM, EXCLUSIONS_STREAM, FACT_STREAMS, elsewhere_stream
 from ledger.values import seconds
-from projections import Availability, RankEntry, in_trial_order
+from projections import Availability, RankEntry, in_order_of_trial, unfit, with_amount
 
 from .choice import Choice
 from .staleness import refuse_stale_feed, refuse_stale_manifests
@@ -61,10 +67,10 @@ class Pick:
     # A pick needs no idempotency key: its job uuid identifies it.
     key = None
     revertible = True
-    streams = FACT_STREAMS
     stands = True
 
     def __init__(self, job_uuid: str, executor_class: str, amount_ns: int) -> None:
+        self.streams: tuple[str, ...] = FACT_STREAMS
         self.job_uuid = job_uuid
         self.executor_class = executor_class
         self.amount_ns = amount_ns
@@ -105,12 +111,13 @@ class Pick:
     def _claim_first(self, unit_of_work: UnitOfWork, state: Availability) -> ActiveReservation:
         """Candidates in order; claim at this version; on a conflict look again; at last `AllMinersBusy`.
 
-        A claim is decided on the account's stream and on the streams `chain`, `manifests` and `settings`
-        (`FACT_STREAMS`), each at its version in `state`. The store compares these versions when it appends, whatever
-        else has been appended meanwhile: `Store.append(events, expected)`. If one of them has moved, it appends nothing
-        and names the stream, the expected and the actual version (`VersionConflict`). The writer then folds what is new
-        and calls `decide` again. That closes the loop: the pick looks again here, and stays on its miner if that still
-        qualifies. So exactly one of those who claim at one version succeeds, and no pick holds a lock while it decides.
+        A claim is decided on the account's stream and on those of `_streams` (the chain's facts, the settings, what is
+        known about the miner), each at its version in `state`. The store compares these versions when it appends,
+        whatever else has been appended meanwhile: `Store.append(events, expected)`. If one of them has moved, it
+        appends nothing and names the stream, the expected and the actual version (`VersionConflict`). The writer then
+        folds what is new and calls `decide` again. That closes the loop: the pick looks again here, and stays on its
+        miner if that still qualifies. So exactly one of those who claim at one version succeeds, and no pick holds a
+        lock while it decides.
         """
         busy, now_ns = 0, unit_of_work.now_ns
         for entry in self.candidates(state, now_ns):
@@ -119,6 +126,7 @@ class Pick:
                 busy += 1
                 continue
             account, chosen_at = self._chosen(unit_of_work, state, entry.account)
+            self.streams = _streams(state, account)
             # Claim at this version: `Allowance.reserve(…, expected_version=account.version)` makes the same call.
             active = claim_at_version(
                 unit_of_work,
@@ -152,26 +160,32 @@ class Pick:
         return account, chosen_at
 
     def candidates(self, state: Availability, now_ns: int) -> Iterator[RankEntry]:
-        """Return the miners with enough allowance at the newest block, in the order in which this job tries them.
-
-        Source: ComputeHorde's allowance module ranks them by earliest free block, then by the share left. Among equals
-        the job's uuid and the newest block's hash break the tie, so that several routers do not all claim the same
-        miner, and whoever chooses the uuid does not choose the miner.
-        """
-        groups = state.groups_of_equals(self.executor_class, self.amount_ns, now_ns)
-        return in_trial_order(groups, self.job_uuid, state.chain.tie_break_hash)
+        """Return the miners that may get the job, in the order in which the job tries them."""
+        return in_order_of_trial(state, self.executor_class, self.amount_ns, self.job_uuid, now_ns)
 
     def _refusal(self, state: Availability, busy: int, now_ns: int) -> AllowanceException | JobRoutingException:
-        # A pick that had chosen a miner before lost it after the log moved, usually to another claim. There was enough
-        # allowance then, so it must not report a lack of it. `lost` is 0 or 1: it counts the first miner, however often
-        # the pick was decided. If that miner became busy meanwhile, `busy` counts it too. The log may also have moved
-        # by a sync that dropped the miner. The caller then reads that others claimed it, which is tolerable: the job
-        # cannot be routed now either way, and the next pick of the job starts without a memory and reports what it
-        # finds.
+        """Return why no miner was claimed.
+
+        A pick that had chosen a miner before lost it after the log moved, usually to another claim. There was enough
+        allowance then, so it must not report a lack of it. `lost` is 0 or 1: it counts the first miner, however often
+        the pick was decided. If that miner became busy meanwhile, `busy` counts it too. The log may also have moved by
+        a sync that dropped the miner. The caller then reads that others claimed it, which is tolerable: the job cannot
+        be routed now either way, and the next pick of the job starts without a memory and reports what it finds.
+        """
         lost = 0 if self._first_chosen_ss58 is None else 1
-        if busy or lost:
-            return AllMinersBusy(self.job_uuid, busy, lost)
-        return state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
+        reasons = {
+            each.hotkey_ss58: unfit(state, each.hotkey_ss58, now_ns)
+            for each in with_amount(state.groups_of_equals(self.executor_class, self.amount_ns, now_ns))
+        }
+        if not reasons and not lost:
+            return state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
+        poor = [miner_ss58 for miner_ss58, reason in reasons.items() if reason == "collateral"]
+        if poor and not busy and not lost:
+            wei_of = state.miner_facts.collateral_wei
+            highest_ss58 = min(poor, key=lambda miner_ss58: (-wei_of(miner_ss58), miner_ss58))
+            minimum_wei = state.chain.settings.routing("minimum_collateral_wei")
+            return NotEnoughCollateralException(self.job_uuid, minimum_wei, wei_of(highest_ss58), highest_ss58)
+        return AllMinersBusy(self.job_uuid, busy, lost, sum(reason == "excluded" for reason in reasons.values()))
 
     def _route(self, active: ActiveReservation, state: Availability) -> JobRoute:
         miner_ss58 = active.account.miner_ss58
@@ -189,6 +203,17 @@ class Pick:
             active.reservation_id,
             seconds(active.amount_ns),
         )
+
+
+def _streams(state: Availability, account: Account) -> tuple[str, ...]:
+    """Return the streams that a claim on an account was decided on, beside the account's own."""
+    settings = state.chain.settings
+    streams: tuple[str, ...] = (*FACT_STREAMS, EXCLUSIONS_STREAM)
+    if settings.routing("minimum_collateral_wei"):
+        streams += (COLLATERAL_STREAM,)
+    if settings.respect_executor_count:
+        streams += (elsewhere_stream(account.stream),)
+    return streams
 
 
 def _availability(unit_of_work: UnitOfWork) -> Availability:

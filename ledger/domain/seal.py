@@ -25,6 +25,7 @@ from .block_table import BlockTable
 from .blocks import StepFunction
 from .byte_order import little_endian, little_endian_runs
 from .chain import Chain, CountInputs, Metagraph, Withdrawal
+from .miner_facts import MinerFacts
 from .state import SEAL_VERSION, LedgerState
 
 DIGEST_BYTES = 32
@@ -63,6 +64,9 @@ def _parts(state: LedgerState) -> Iterator[bytes]:
         yield _withdrawals(withdrawn)
     yield from _accounts(accounts)
     yield from _active([active for _, active in sorted(state.active.items())], accounts)
+    # Nothing for a state without miner facts, whose digest is that of releases that had none.
+    if state.miner_facts:
+        yield from _miner_facts(state.miner_facts)
 
 
 def _settings(settings: RecordedSettings) -> bytes:
@@ -187,6 +191,21 @@ def _active(reservations: list[ActiveReservation], accounts: list[Account]) -> I
     axons = [each.axon for each in reservations]
     yield _optional_texts([None if axon is None else axon[0] for axon in axons])
     yield _numbers(flat.from_iterable(axon[1:] for axon in axons if axon is not None))
+
+
+def _miner_facts(facts: MinerFacts) -> Iterator[bytes]:
+    exclusions, collateral = sorted(facts.exclusions.items()), sorted(facts.collateral.items())
+    yield _texts([miner_ss58 for miner_ss58, _ in exclusions]) + _texts([each.reason for _, each in exclusions])
+    yield _integers(flat.from_iterable((each.position, each.until_ns) for _, each in exclusions))
+    yield _texts([miner_ss58 for miner_ss58, _ in collateral])
+    yield _integers(flat.from_iterable(each for _, each in collateral))
+    yield _numbers((len(facts.elsewhere), len(facts.incidents)))
+    for stream, jobs in sorted(facts.elsewhere.items()):
+        yield _texts([stream, *sorted(jobs)])
+        yield _integers(flat.from_iterable(jobs[job_uuid] for job_uuid in sorted(jobs)))
+    for stream, times in sorted(facts.incidents.items()):
+        yield _texts([stream])
+        yield _numbers(times)
 
 
 def _numbers(values: Iterable[int]) -> bytes:

@@ -20,11 +20,17 @@ from ledger.events import (
     AllowanceReserved,
     BlockRecorded,
     BlockWithdrawn,
+    CollateralRecorded,
     Event,
     ExpiryRecorded,
+    IncidentReported,
+    JobElsewhereEnded,
+    JobElsewhereRecorded,
     LedgerOpened,
     ManifestsRecorded,
     ManifestsWithdrawn,
+    MinerExcluded,
+    MinerReadmitted,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
@@ -34,6 +40,7 @@ from ledger.values import storable_ns
 
 from .account import Account, ActiveReservation
 from .chain import Chain
+from .miner_facts import MinerFacts
 
 SEAL_VERSION = 2
 """The version of the folding rules, and of the encoding of a state in `seal`. Version 1 had no hashes of blocks.
@@ -50,8 +57,10 @@ class LedgerState:
         self.hash = GENESIS_HASH
         self.recorded_at_ns = 0
         self.chain = Chain()
+        self.miner_facts = MinerFacts()
         self.versions = {SETTINGS_STREAM: 0, CHAIN_STREAM: 0, MANIFESTS_STREAM: 0, SEALS_STREAM: 0}
-        """The versions of all streams that belong to no account; an account has its own version."""
+        """The versions of all streams that belong to no account; an account has its own version. Streams of miner facts
+        are absent until they have an event, so that the digest of a state without any stays as it was."""
         self.active: dict[int, ActiveReservation] = {}
         """The active reservations by id."""
         self.jobs: dict[str, ActiveReservation] = {}
@@ -133,9 +142,45 @@ class LedgerState:
         self._advance_stream(row)
         self.chain.withdraw_manifests(row.position, event)
 
+    def _exclude(self, row: Row, event: MinerExcluded) -> None:
+        self._advance_miner_facts(row)
+        self.miner_facts.exclude(row, event)
+
+    def _readmit(self, row: Row, event: MinerReadmitted) -> None:
+        self._advance_miner_facts(row)
+        self.miner_facts.readmit(row, event)
+
+    def _record_collateral(self, row: Row, event: CollateralRecorded) -> None:
+        self._advance_miner_facts(row)
+        self.miner_facts.record_collateral(row, event)
+
+    def _record_job_elsewhere(self, row: Row, event: JobElsewhereRecorded) -> None:
+        self._advance_miner_facts(row)
+        self._running_changed(self.miner_facts.record_job_elsewhere(row, event))
+
+    def _end_job_elsewhere(self, row: Row, event: JobElsewhereEnded) -> None:
+        self._advance_miner_facts(row)
+        self._running_changed(self.miner_facts.end_job_elsewhere(row, event))
+
+    def _report_incident(self, row: Row, event: IncidentReported) -> None:
+        self._advance_miner_facts(row)
+        self.miner_facts.report_incident(row, event)
+
+    def _running_changed(self, stream: str) -> None:
+        # A receipt may name an account that no manifest has ever named.
+        account = self.chain.accounts.get(stream)
+        if account is not None:
+            self.availability_changed(account)
+
     def _advance_stream(self, row: Row) -> None:
         if row.version != self.versions[row.stream] + 1:
             raise ValueError(f"version {row.version} of {row.stream} after {self.versions[row.stream]}")
+        self.versions[row.stream] = row.version
+
+    def _advance_miner_facts(self, row: Row) -> None:
+        before = self.versions.get(row.stream, 0)
+        if row.version != before + 1:
+            raise ValueError(f"version {row.version} of {row.stream} after {before}")
         self.versions[row.stream] = row.version
 
     def _reserve(self, row: Row, event: AllowanceReserved) -> None:
@@ -245,4 +290,10 @@ _EVOLVE: dict[type, Callable[[LedgerState, Row, Any], None]] = {
     SettingsChanged: LedgerState._change_settings,
     LedgerOpened: LedgerState._open,
     StateSealed: LedgerState._seal,
+    MinerExcluded: LedgerState._exclude,
+    MinerReadmitted: LedgerState._readmit,
+    CollateralRecorded: LedgerState._record_collateral,
+    JobElsewhereRecorded: LedgerState._record_job_elsewhere,
+    JobElsewhereEnded: LedgerState._end_job_elsewhere,
+    IncidentReported: LedgerState._report_incident,
 }

@@ -26,6 +26,7 @@ from .block_table import Chunk
 from .blocks import BlockSet, StepFunction
 from .byte_order import little_endian, little_endian_runs
 from .chain import Chain, CountInputs, Metagraph, RecordedSync, Withdrawal
+from .miner_facts import Collateral, Exclusion, JobElsewhere, MinerFacts
 from .miner_sets import MinerSets
 from .state import LedgerState
 
@@ -85,6 +86,17 @@ class _CountInputs(_Struct):
     members: int
 
 
+class _MinerFacts(_Struct):
+    # Miner, and the fields of `Exclusion`.
+    exclusions: list[tuple[str, int, str, int]]
+    # Miner, position, and the wei as text: an amount may need more than 64 bits.
+    collateral: list[tuple[str, int, str]]
+    # The account's stream, the job, and the fields of `JobElsewhere`.
+    elsewhere: list[tuple[str, str, int, int]]
+    # The account's stream, and the times, little-endian.
+    incidents: list[tuple[str, bytes]]
+
+
 class _State(_Struct):
     position: int
     hash: bytes
@@ -119,6 +131,7 @@ class _State(_Struct):
     newest_inputs: _CountInputs | None
     accounts: list[_Account]
     active: list[_Active]
+    miner_facts: _MinerFacts | None = None
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
@@ -187,6 +200,7 @@ def encode_state(state: LedgerState) -> bytes:
             newest_inputs=newest_inputs,
             accounts=[_encode_account(account) for account in accounts],
             active=[_encode_active(active, account_indexes) for _, active in sorted(state.active.items())],
+            miner_facts=_encode_miner_facts(state.miner_facts) if state.miner_facts else None,
         )
     )
 
@@ -224,6 +238,8 @@ def decode_state(payload: bytes, state: LedgerState) -> None:
     accounts = [_decode_account(account, chain) for account in stored.accounts]
     for active in stored.active:
         state.add_active(_decode_active(active, accounts))
+    if stored.miner_facts is not None:
+        _decode_miner_facts(stored.miner_facts, state.miner_facts)
 
 
 def _encode_chunk(number: int, chunk: Chunk) -> _Chunk:
@@ -333,3 +349,24 @@ def _decode_active(stored: _Active, accounts: list[Account]) -> ActiveReservatio
         stored.attempt,
         stored.axon,
     )
+
+
+def _encode_miner_facts(facts: MinerFacts) -> _MinerFacts:
+    return _MinerFacts(
+        [(miner_ss58, *exclusion) for miner_ss58, exclusion in sorted(facts.exclusions.items())],
+        [(miner_ss58, position, str(wei)) for miner_ss58, (position, wei) in sorted(facts.collateral.items())],
+        [
+            (stream, job, *times)
+            for stream, jobs in sorted(facts.elsewhere.items())
+            for job, times in sorted(jobs.items())
+        ],
+        [(stream, little_endian("q", times.tobytes())) for stream, times in sorted(facts.incidents.items())],
+    )
+
+
+def _decode_miner_facts(stored: _MinerFacts, facts: MinerFacts) -> None:
+    facts.exclusions = {each[0]: Exclusion(*each[1:]) for each in stored.exclusions}
+    facts.collateral = {miner_ss58: Collateral(at, int(wei)) for miner_ss58, at, wei in stored.collateral}
+    for stream, job_uuid, *times in stored.elsewhere:
+        facts.add_job_elsewhere(stream, job_uuid, JobElsewhere(*times))
+    facts.incidents = {stream: array("q", little_endian("q", times)) for stream, times in stored.incidents}

@@ -107,6 +107,8 @@ class UnitOfWork:
         self._settled_jobs: dict[str, LastAttempt] = {}
         self._changes: list[tuple[ActiveReservation, Event]] = []
         """The reservations that this batch made or settled, with the event of each change, in order."""
+        self._once: dict[str, Row] = {}
+        """The rows of this batch that are recorded once."""
         self._sealed_before: list[int] = []
         """For each seal of this batch, the position that was sealed last before it."""
 
@@ -217,6 +219,17 @@ class UnitOfWork:
         row = self.append(SEALS_STREAM, event, key=key)
         self._sealed_before.append(sealed_before)
         return row
+
+    def append_once(self, stream: str, event: Event, once: str, key: str | None) -> Row:
+        """Append a fact that the column of the job names, so that the log has it at most once; return its row."""
+        row = self.append(stream, event, key=key, job=(once, 1))
+        self._once[once] = row
+        return row
+
+    def once(self, once: str) -> tuple[Row, Event] | None:
+        """Return the row and the event of a fact that is recorded once; None if it is neither stored nor appended."""
+        row = self._once.get(once) or self.known.jobs.get(once)
+        return None if row is None else (row, decode(row.position, row.payload))
 
     def active_reservation_of(self, job_uuid: str | None) -> ActiveReservation | None:
         """Return the job's active reservation, or None; raise `JobAlreadySpent` if its last one was spent."""

@@ -59,8 +59,9 @@ from routing.stored_rows import reservations_of_expire_due
 from .events import POLL_SECONDS, Cursor, StoredEvent
 from .health import Health, health_of
 from .lifecycle import Lifecycle
+from .miner_facts import LONGEST_REASON, MinerFactCalls, checked_key
 from .past import AsOf, Past
-from .queries import MOST_ITEMS, Queries, checked_id
+from .queries import MOST_ITEMS, checked_id
 from .seams import REAL, Seams
 from .settings_changes import log_change
 
@@ -71,14 +72,12 @@ R = TypeVar("R")
 
 log = logging.getLogger("allowance.ledger")
 
-LONGEST_KEY = 256
-LONGEST_REASON = 256
 MOST_PREPARATIONS = 10
 """How often a withdrawal is prepared anew because other facts or settings were recorded meanwhile."""
 MOST_BUCKETS = 10_000
 
 
-class Allowance(Queries):
+class Allowance(MinerFactCalls):
     """One validator's ledger in one database.
 
     Create it with `open`. Use it with `async with`, or directly: the first call opens it. Calls may come from any
@@ -216,7 +215,7 @@ class Allowance(Queries):
         store its key. Raises the same errors as `record_block`.
         """
         contents, malformed = self._fact_validator.contents(facts)
-        command = RecordFacts(contents, flag(confirm, "confirm"), _checked_key(idempotency_key))
+        command = RecordFacts(contents, flag(confirm, "confirm"), checked_key(idempotency_key))
         positions, refused = await self.execute(command)
         if isinstance(refused, ConflictingFact) and not refused.differences:
             # The state keeps only digests of older facts. The log is read to name the differences, after the commit,
@@ -242,7 +241,7 @@ class Allowance(Queries):
         another request. A call that appends nothing does not store its key.
         """
         number = integer(number, "number", 1)
-        command = WithdrawBlock(number, name(reason, "reason", LONGEST_REASON), _checked_key(idempotency_key))
+        command = WithdrawBlock(number, name(reason, "reason", LONGEST_REASON), checked_key(idempotency_key))
         try:
             return await self._withdraw(command)
         except BlockInUse as refused:
@@ -258,7 +257,7 @@ class Allowance(Queries):
         """
         block = integer(block, "block", 1)
         reason = name(reason, "reason", LONGEST_REASON)
-        return await self._withdraw(WithdrawManifests(block, reason, _checked_key(idempotency_key)))
+        return await self._withdraw(WithdrawManifests(block, reason, checked_key(idempotency_key)))
 
     async def reserve(
         self,
@@ -288,7 +287,7 @@ class Allowance(Queries):
             amount(allowance_seconds, "allowance_seconds"),
             integer(job_start_block, "job_start_block", 1),
             None if job_uuid is None else job_name(job_uuid),
-            _checked_key(idempotency_key),
+            checked_key(idempotency_key),
             None if expected_version is None else integer(expected_version, "expected_version", 0),
         )
         return await self._changed_reservation(command)
@@ -299,7 +298,7 @@ class Allowance(Queries):
         Raises `ReservationNotFound` (or its subclasses `ReservationAlreadyReleased` and `ReservationExpired`),
         `ReservationAlreadySpent`, `InvalidInput`, and `IdempotencyConflict` if the key was used for another request.
         """
-        command = Settle(checked_id(reservation_id), "spend", _checked_key(idempotency_key))
+        command = Settle(checked_id(reservation_id), "spend", checked_key(idempotency_key))
         return await self._changed_reservation(command)
 
     async def release(self, reservation_id: int, *, idempotency_key: str | None = None) -> Reservation:
@@ -307,7 +306,7 @@ class Allowance(Queries):
 
         Raises the same errors as `spend`.
         """
-        command = Settle(checked_id(reservation_id), "release", _checked_key(idempotency_key))
+        command = Settle(checked_id(reservation_id), "release", checked_key(idempotency_key))
         return await self._changed_reservation(command)
 
     async def expire_due(self, *, idempotency_key: str | None = None) -> list[Reservation]:
@@ -317,7 +316,7 @@ class Allowance(Queries):
         its key. Raises `IdempotencyConflict` if the key was used for another request, and `CorruptLedger` if the rows
         of the repeated call are missing.
         """
-        expired: list[Reservation] | EarlierExpiry = await self.execute(ExpireDue(_checked_key(idempotency_key)))
+        expired: list[Reservation] | EarlierExpiry = await self.execute(ExpireDue(checked_key(idempotency_key)))
         if not isinstance(expired, EarlierExpiry):
             return expired
         handle = await self._lifecycle.handle()
@@ -333,7 +332,7 @@ class Allowance(Queries):
         `InvalidInput` for a field that does not exist or a value out of its range, and `IdempotencyConflict` if the key
         was used for another request.
         """
-        change: SettingsChange = await self.execute(ChangeSettings(named, _checked_key(idempotency_key)))
+        change: SettingsChange = await self.execute(ChangeSettings(named, checked_key(idempotency_key)))
         log_change(change, logging.INFO, "change_settings")
         return change.after.to_settings()
 
@@ -522,7 +521,3 @@ class Allowance(Queries):
             return await self._read_state(lambda state, _: Snapshot(state.position, state.hash, encode_state(state)))
         except AllowanceException:
             return None
-
-
-def _checked_key(key: str | None) -> str | None:
-    return None if key is None else name(key, "idempotency_key", LONGEST_KEY)

@@ -18,11 +18,17 @@ from ledger.events import (
     AllowanceReserved,
     BlockRecorded,
     BlockWithdrawn,
+    CollateralRecorded,
     Event,
     ExpiryRecorded,
+    IncidentReported,
+    JobElsewhereEnded,
+    JobElsewhereRecorded,
     LedgerOpened,
     ManifestsRecorded,
     ManifestsWithdrawn,
+    MinerExcluded,
+    MinerReadmitted,
     ReservationReleased,
     ReservationSpent,
     StateSealed,
@@ -122,7 +128,9 @@ def _stored_event(row: Row) -> StoredEvent:
         case ReservationSpent() | ReservationReleased() | ExpiryRecorded():
             about = event.reservation_id
     recorded_at = instant(row.recorded_at_ns)
-    return StoredEvent(row.position, row.stream, row.version, recorded_at, event, row.job_uuid, about, row.hash.hex())
+    # Miner facts have other values in the column of the job, which contain a tab.
+    job_uuid = None if row.job_uuid is None or "\t" in row.job_uuid else row.job_uuid
+    return StoredEvent(row.position, row.stream, row.version, recorded_at, event, job_uuid, about, row.hash.hex())
 
 
 def _summary(stored: StoredEvent) -> str:
@@ -146,6 +154,26 @@ def _summary(stored: StoredEvent) -> str:
             words = f"{stored.reservation_id}, {seconds_text(seconds(amount_ns))} on {miner_ss58} {executor_class}{job}"
         case ReservationSpent() | ReservationReleased() | ExpiryRecorded():
             words = str(stored.reservation_id)
+        case _:
+            words = _summary_of_miner_fact(stored)
+    return words
+
+
+def _summary_of_miner_fact(stored: StoredEvent) -> str:
+    words = ""
+    match stored.event:
+        case MinerExcluded() | MinerReadmitted():
+            words = f"{stored.event.miner_ss58}: {stored.event.reason}"
+        case CollateralRecorded(changed=changed):
+            words = f"{counted(len(changed), 'miner')} changed"
+        case JobElsewhereRecorded(job_uuid=job_uuid):
+            _, miner_ss58, executor_class = stored.stream.split("\t")
+            words = f"job {job_uuid} on {miner_ss58} {executor_class}"
+        case JobElsewhereEnded(job_uuid=job_uuid):
+            words = f"job {job_uuid}"
+        case IncidentReported():
+            event = stored.event
+            words = f"{event.kind}: job {event.job_uuid} on {event.miner_ss58} {event.executor_class}"
     return words
 
 

@@ -19,7 +19,8 @@ import pytest
 from ledger import RecordedSettings, Row
 from ledger.codec import decode, row_hash
 from ledger.events import AllowanceReserved, LedgerOpened, SettingsChanged
-from projections import Rule, in_trial_order
+from projections import Rule
+from projections.tie_break import in_trial_order
 from projections.audit.tie_break import tie_break_number
 from projections.tie_break import tie_break_seed
 from routing import Allowance, IdempotencyConflict, InvalidInput, JobRoute, Routing, Settings, restore

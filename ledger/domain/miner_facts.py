@@ -1,0 +1,160 @@
+"""What a router knows about miners beside their allowance: exclusions, collateral, jobs elsewhere, incidents.
+
+A fold of the events in their streams. Nothing in it depends on a clock: whether an exclusion has ended or a job runs is
+asked with a time.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Container
+from typing import NamedTuple
+
+from ledger.codec import Row
+from ledger.events import (
+    CollateralRecorded,
+    IncidentReported,
+    JobElsewhereEnded,
+    JobElsewhereRecorded,
+    MinerExcluded,
+    MinerReadmitted,
+    account_stream,
+    account_stream_of,
+    decided_at_ns,
+)
+
+from .account import NEVER_NS
+
+FORGOTTEN_AFTER_NS = 24 * 3600 * 10**9
+"""How long after its last moment a job elsewhere is kept, by the log's time. Only a clock that is a day behind that
+would miss it. Without a limit, the state would grow with every receipt (this project's choice)."""
+
+
+class Exclusion(NamedTuple):
+    """The newest exclusion or readmission of a miner; excluded before `until_ns`, 0 if readmitted."""
+
+    position: int
+    reason: str
+    until_ns: int
+
+
+class Collateral(NamedTuple):
+    """A miner's collateral, and where it was recorded."""
+
+    position: int
+    wei: int
+
+
+class JobElsewhere(NamedTuple):
+    """A job of another validator; it runs while `started_at_ns <= t < ends_at_ns`."""
+
+    started_at_ns: int
+    ends_at_ns: int
+
+
+class MinerFacts:
+    """The exclusions, collaterals, jobs elsewhere and incidents as of the last event."""
+
+    def __init__(self) -> None:
+        self.exclusions: dict[str, Exclusion] = {}
+        self.collateral: dict[str, Collateral] = {}
+        self.elsewhere: dict[str, dict[str, JobElsewhere]] = {}
+        """The jobs elsewhere that have not been ended, by account stream and job."""
+        self.incidents: dict[str, array[int]] = {}
+        """The times of the incidents by account stream, ascending: of the clock that decided them."""
+        self.boundaries: list[tuple[int, str]] = []
+        """When a job elsewhere begins or stops to count, with its account's stream, ascending."""
+
+    def __bool__(self) -> bool:
+        return bool(self.exclusions or self.collateral or self.elsewhere or self.incidents)
+
+    def is_excluded(self, miner_ss58: str, now_ns: int) -> bool:
+        """Return whether a router must not choose the miner now."""
+        exclusion = self.exclusions.get(miner_ss58)
+        return exclusion is not None and now_ns < exclusion.until_ns
+
+    def collateral_wei(self, miner_ss58: str) -> int:
+        """Return the miner's recorded collateral; 0 if none was recorded."""
+        recorded = self.collateral.get(miner_ss58)
+        return 0 if recorded is None else recorded.wei
+
+    def running_elsewhere(self, stream: str, counted: Container[str | None], now_ns: int) -> int:
+        """Return how many jobs of others run on an account now, apart from those `counted` already."""
+        jobs = self.elsewhere.get(stream)
+        if jobs is None:
+            return 0
+        return sum(each.started_at_ns <= now_ns < each.ends_at_ns and job not in counted for job, each in jobs.items())
+
+    def incidents_within(self, stream: str, after_ns: int, until_ns: int) -> int:
+        """Return how many incidents of an account were reported in (after, until]."""
+        times = self.incidents.get(stream)
+        return 0 if times is None else bisect_right(times, until_ns) - bisect_right(times, after_ns)
+
+    def changed_between(self, first_ns: int, last_ns: int) -> set[str]:
+        """Return the streams of the accounts on which a job elsewhere begins or stops in (first, last]."""
+        start, end = bisect_right(self.boundaries, (first_ns, _LAST)), bisect_right(self.boundaries, (last_ns, _LAST))
+        return {stream for _, stream in self.boundaries[start:end]}
+
+    def next_change_ns(self, now_ns: int) -> int:
+        """Return the first time after now at which an exclusion ends, or a job elsewhere begins or stops to count."""
+        ends = (each.until_ns for each in self.exclusions.values() if each.until_ns > now_ns)
+        at = bisect_right(self.boundaries, (now_ns, _LAST))
+        return min((*ends, *(at_ns for at_ns, _ in self.boundaries[at : at + 1])), default=NEVER_NS)
+
+    def exclude(self, row: Row, event: MinerExcluded) -> None:
+        """Apply an exclusion."""
+        until_ns = NEVER_NS if event.until_ns is None else event.until_ns
+        self.exclusions[event.miner_ss58] = Exclusion(row.position, event.reason, until_ns)
+
+    def readmit(self, row: Row, event: MinerReadmitted) -> None:
+        """Apply a readmission."""
+        self.exclusions[event.miner_ss58] = Exclusion(row.position, event.reason, 0)
+
+    def record_collateral(self, row: Row, event: CollateralRecorded) -> None:
+        """Apply new amounts of collateral."""
+        for miner_ss58, wei in event.changed.items():
+            self.collateral[miner_ss58] = Collateral(row.position, wei)
+
+    def record_job_elsewhere(self, row: Row, event: JobElsewhereRecorded) -> str:
+        """Apply a job elsewhere; return its account's stream."""
+        stream = account_stream_of(row.stream)
+        self._forget(stream, row.recorded_at_ns - FORGOTTEN_AFTER_NS)
+        job = JobElsewhere(event.started_at_ns, event.started_at_ns + event.ttl_ns)
+        if not event.ended and job.ends_at_ns > row.recorded_at_ns - FORGOTTEN_AFTER_NS:
+            self.add_job_elsewhere(stream, event.job_uuid, job)
+        return stream
+
+    def end_job_elsewhere(self, row: Row, event: JobElsewhereEnded) -> str:
+        """Apply the end of a job elsewhere; return its account's stream, empty if the log does not know the job."""
+        stream = account_stream_of(row.stream)
+        if event.job_uuid in self.elsewhere.get(stream, ()):
+            self._remove(stream, event.job_uuid)
+        return stream
+
+    def report_incident(self, row: Row, event: IncidentReported) -> None:
+        """Apply an incident."""
+        times = self.incidents.setdefault(account_stream(event.miner_ss58, event.executor_class), array("q"))
+        insort(times, decided_at_ns(row.recorded_at_ns, event))
+
+    def add_job_elsewhere(self, stream: str, job_uuid: str, job: JobElsewhere) -> None:
+        """Insert a job that has not been ended."""
+        self.elsewhere.setdefault(stream, {})[job_uuid] = job
+        for at_ns in job:
+            insort(self.boundaries, (at_ns, stream))
+
+    def _forget(self, stream: str, before_ns: int) -> None:
+        jobs = self.elsewhere.get(stream, {})
+        for job_uuid in [job_uuid for job_uuid, job in jobs.items() if job.ends_at_ns <= before_ns]:
+            self._remove(stream, job_uuid)
+
+    def _remove(self, stream: str, job_uuid: str) -> None:
+        jobs = self.elsewhere[stream]
+        for at_ns in jobs.pop(job_uuid):
+            del self.boundaries[bisect_left(self.boundaries, (at_ns, stream))]
+        if not jobs:
+            del self.elsewhere[stream]
+
+
+_LAST = "\U0010ffff"
+"""Sorts after every stream."""
