@@ -174,4 +174,9 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "newest_block_max_age_seconds": (_seconds_or_none, "a number of seconds, 0 or more, or none"),
     "newest_manifests_max_age_blocks": (_blocks_or_none, "a whole number of blocks, 0 or more, or none"),
     "tie_break": (str, "uuid_and_hash or uuid"),
+    "minimum_collateral_wei": (int, "a whole number of wei, 0 or more"),
+    "routing_order": (str, "allowance or reliability"),
+    "reliability_window_hours": (float, "a number of hours above 0"),
+    "reliability_soft_cutoff": (float, "a number below 0"),
+    "reliability_separation": (float, "a number, 0 or more"),
 }

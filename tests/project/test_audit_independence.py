@@ -28,9 +28,11 @@ DECIDING_MODULES = {
     "ledger.optimistic_append",
     "ledger.writer",
     "projections.availability",
+    "projections.candidates",
     "projections.measured",
     "projections.rank_levels",
     "projections.ranking",
+    "projections.reliability",
     "projections.tie_break",
 }
 
