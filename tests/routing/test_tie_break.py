@@ -20,9 +20,8 @@ from ledger import RecordedSettings, Row
 from ledger.codec import decode, row_hash
 from ledger.events import AllowanceReserved, LedgerOpened, SettingsChanged
 from projections import Rule
-from projections.tie_break import in_trial_order
 from projections.audit.tie_break import tie_break_number
-from projections.tie_break import tie_break_seed
+from projections.tie_break import in_trial_order, tie_break_seed
 from routing import Allowance, IdempotencyConflict, InvalidInput, JobRoute, Routing, Settings, restore
 from tests.storage.test_old_ledgers import OLDER_LEDGERS, OldLedger, clock_after, unpacked
 from tests.support.fault_cases.routes import FIRST_HASH, HASH, job_that_tries
