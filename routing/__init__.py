@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
     from .service.events import StoredEvent as StoredEvent
     from .service.health import Health as Health
+    from .service.known_miners import KnownMiner as KnownMiner
     from .service.past import Past as Past
     from .service.settings_changes import SettingsRecord as SettingsRecord
     from .service.summaries import ClassTotals as ClassTotals
@@ -125,6 +126,7 @@ else:
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
             "routing.service.events": "StoredEvent",
             "routing.service.health": "Health",
+            "routing.service.known_miners": "KnownMiner",
             "routing.service.past": "Past",
             "routing.service.settings_changes": "SettingsRecord",
             "routing.service.summaries": "ClassTotals Overview Usage",

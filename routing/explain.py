@@ -11,12 +11,22 @@ from ledger import Reservation, Row, Store, status_after
 from ledger.codec import decode, reservation_position
 from ledger.errors import ReservationNotFound
 from ledger.events import AllowanceReserved, Settlement, decided_at_ns
+from ledger.settings import BY_RELIABILITY
 from ledger.values import instant, seconds
-from projections import Availability, RankedAccount, in_order_of_trial, state_at
+from projections import (
+    Availability,
+    RankedAccount,
+    in_order_of_trial,
+    running_jobs,
+    state_at,
+    unfit,
+    weight_of,
+    with_amount,
+)
 
 from .stored_rows import row_at
 
-Verdict = Literal["claimed", "busy", "outrun", "not reached"]
+Verdict = Literal["claimed", "busy", "outrun", "not reached", "excluded", "collateral"]
 
 
 class Considered(msgspec.Struct, frozen=True):
@@ -24,7 +34,12 @@ class Considered(msgspec.Struct, frozen=True):
 
     Verdicts: `claimed`: the job was routed here. `busy`: the miner ran as many jobs (`running`) as it had `executors`.
     `not reached`: the claim was made on a miner before this one. `outrun`: only in claims of earlier releases that are
-    `kept`: the miner was not busy and earlier in the order, but the job stayed on another one.
+    `kept`: the miner was not busy and earlier in the order, but the job stayed on another one. `excluded` and
+    `collateral`: the miner had the amount, but was excluded, or below the required collateral, so it was no candidate;
+    these come last.
+
+    `running` counts the jobs that this ledger knows to run on the miner, those of other validators included.
+    `incidents` are those of the setting's window; `weight` is that of the draw, None in the order by allowance.
     """
 
     hotkey_ss58: str
@@ -35,6 +50,8 @@ class Considered(msgspec.Struct, frozen=True):
     total_seconds: float
     running: int
     executors: int
+    incidents: int = 0
+    weight: float | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -72,12 +89,7 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
     # Only a router records an axon.
     if event.axon is not None:
         state = await state_at(store, decided_on)
-        measured = {each.hotkey_ss58: each for each in state.ranking(reservation.executor_class, clock_ns)}
-        request = reservation.executor_class, event.amount_ns, reservation.job_uuid or "", clock_ns
-        order = in_order_of_trial(state, *request)
-        considered = _considered(
-            state, [measured[each.hotkey_ss58] for each in order], reservation.miner_ss58, clock_ns
-        )
+        considered = _considered(state, reservation, event.amount_ns, clock_ns)
     return Explanation(
         reservation,
         event.axon is not None,
@@ -91,29 +103,44 @@ async def explain(store: Store, reservation: Reservation) -> Explanation:
     )
 
 
-def _considered(state: Availability, order: list[RankedAccount], claimed_ss58: str, now_ns: int) -> list[Considered]:
-    considered = []
-    reached = True
-    for entry in order:
+def _considered(state: Availability, reservation: Reservation, amount_ns: int, now_ns: int) -> list[Considered]:
+    """Return the candidates in the order in which the job tried them, and then the miners that were none."""
+    executor_class = reservation.executor_class
+    measured = {each.hotkey_ss58: each for each in state.ranking(executor_class, now_ns)}
+    order = in_order_of_trial(state, executor_class, amount_ns, reservation.job_uuid or "", now_ns)
+    considered, reached = [], True
+    for candidate in order:
+        entry = measured[candidate.hotkey_ss58]
         verdict: Verdict = "not reached"
-        if entry.hotkey_ss58 == claimed_ss58:
+        if entry.hotkey_ss58 == reservation.miner_ss58:
             verdict, reached = "claimed", False
         elif reached:
             verdict = "busy" if entry.busy else "outrun"
-        active = entry.account.active.values()
-        considered.append(
-            Considered(
-                entry.hotkey_ss58,
-                verdict,
-                entry.earliest_block,
-                entry.available_ns / entry.total_ns,
-                seconds(entry.available_ns),
-                seconds(entry.total_ns),
-                sum(1 for each in active if each.expires_at_ns > now_ns),
-                state.chain.newest_count(entry.account),
-            )
-        )
+        considered.append(_described(state, entry, verdict, now_ns))
+    with_the_amount = with_amount(state.groups_of_equals(executor_class, amount_ns, now_ns))
+    for miner_ss58 in sorted(each.hotkey_ss58 for each in with_the_amount):
+        reason = unfit(state, miner_ss58, now_ns)
+        if reason is not None:
+            considered.append(_described(state, measured[miner_ss58], reason, now_ns))
     return considered
+
+
+def _described(state: Availability, entry: RankedAccount, verdict: Verdict, now_ns: int) -> Considered:
+    settings, account = state.chain.settings, entry.account
+    window_ns = settings.routing("reliability_window_ns")
+    is_drawn = settings.routing_order == BY_RELIABILITY
+    return Considered(
+        entry.hotkey_ss58,
+        verdict,
+        entry.earliest_block,
+        entry.available_ns / entry.total_ns,
+        seconds(entry.available_ns),
+        seconds(entry.total_ns),
+        running_jobs(state, account, now_ns),
+        state.chain.newest_count(account),
+        state.miner_facts.incidents_within(account.stream, now_ns - window_ns, now_ns),
+        seconds(weight_of(state, account, now_ns)) if is_drawn else None,
+    )
 
 
 async def _position_decided_on(store: Store, claim: Row, clock_ns: int) -> int:

@@ -210,3 +210,21 @@ async def test_malformed_facts_are_refused(field: str, call: Call) -> None:
             await call(ledger)
         assert refused.value.field == field
         assert (await ledger.head()).position == head
+
+
+async def test_what_is_known_of_miners_is_shown() -> None:
+    """Each registered miner, and each one with a fact, with what counts at the clock."""
+    clock = Clock(CLOCK)
+    async with small_ledger(clock=clock) as ledger:
+        await ledger.exclude_miner("5Bert", "slow", until=LATER)
+        await ledger.record_collateral({"5Anna": WEI})
+        await ledger.record_job_elsewhere("5Anna", GPU, "theirs", CLOCK, 60.0)
+        await ledger.report_incident("5Dora", GPU, "failed", "ours")
+        anna, bert, carl, dora = await ledger.known_miners()
+        assert (anna.collateral_wei, anna.running_elsewhere, anna.excluded) == (WEI, {GPU: 1}, False)
+        assert (bert.excluded, bert.reason, bert.excluded_until) == (True, "slow", LATER)
+        assert (carl.registered, carl.collateral_wei, carl.incidents) == (True, None, {})
+        assert (dora.registered, dora.incidents) == (False, {GPU: 1})
+        clock.advance(24 * 3600)
+        anna, bert, _ = await ledger.known_miners()
+        assert (anna.running_elsewhere, bert.excluded) == ({}, False)
