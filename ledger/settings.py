@@ -172,6 +172,11 @@ class RecordedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     reliability_soft_cutoff_billionths: int | UnsetType = UNSET
     reliability_separation_billionths: int | UnsetType = UNSET
 
+    @property
+    def has_routing(self) -> bool:
+        """Whether a setting makes more than the allowance decide who is a candidate, and in which order."""
+        return self.minimum_collateral_wei is not UNSET or self.routing_order is not UNSET
+
     def routing(self, field: str) -> Any:
         """Return the value of one of `ROUTING_DEFAULTS`."""
         value = getattr(self, field)

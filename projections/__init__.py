@@ -19,10 +19,7 @@ if TYPE_CHECKING:
     from .backup import export_log as export_log
     from .backup import raise_first_finding as raise_first_finding
     from .backup import restore_log as restore_log
-    from .candidates import Unfit as Unfit
     from .candidates import in_order_of_trial as in_order_of_trial
-    from .candidates import unfit as unfit
-    from .candidates import with_amount as with_amount
     from .conflicts import describe_conflict as describe_conflict
     from .corrections import metagraph_to_return_to as metagraph_to_return_to
     from .corrections import offers_without as offers_without
@@ -35,6 +32,7 @@ if TYPE_CHECKING:
     from .measured import RankedAccount as RankedAccount
     from .measured import is_busy as is_busy
     from .measured import running_jobs as running_jobs
+    from .measured import unfit as unfit
     from .rank_levels import RankEntry as RankEntry
     from .rebuild import Difference as Difference
     from .rebuild import Rebuild as Rebuild
@@ -66,14 +64,14 @@ else:
             "projections.backup": (
                 "ExportReport RestoreReport atomic_new_file export_log raise_first_finding restore_log"
             ),
-            "projections.candidates": "Unfit in_order_of_trial unfit with_amount",
+            "projections.candidates": "in_order_of_trial",
             "projections.conflicts": "describe_conflict",
             "projections.corrections": "metagraph_to_return_to offers_without",
             "projections.database_schema": "schema",
             "projections.history.pages": "History Page",
             "projections.history.projector": "rows_per_transaction",
             "projections.history.rows": "HistoryFilters",
-            "projections.measured": "Candidate RankedAccount is_busy running_jobs",
+            "projections.measured": "Candidate RankedAccount is_busy running_jobs unfit",
             "projections.rank_levels": "RankEntry",
             "projections.rebuild": "Difference Rebuild RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",

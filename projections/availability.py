@@ -16,7 +16,7 @@ from ledger.errors import NotEnoughAllowanceException
 from ledger.values import seconds
 
 from .measured import Candidate, RankedAccount, rank_accounts
-from .rank_levels import Group
+from .rank_levels import Group, RankEntry
 from .ranking import Ranking
 
 
@@ -39,9 +39,22 @@ class Availability(LedgerState):
         return [] if ranking is None else ranking.ranked()
 
     def groups_of_equals(self, executor_class: str, amount_ns: int, now_ns: int) -> Iterator[Group]:
-        """Return the accounts of `ranking` in groups of equal rank, each with the number of those with the amount."""
+        """Return the accounts of `ranking` in groups of equal rank, each with the number of those with the amount.
+
+        Without those that are no candidates, whatever they have available (`unfit`).
+        """
         ranking = self._up_to_date(executor_class, now_ns)
         return iter(()) if ranking is None else ranking.groups(amount_ns)
+
+    def unfit(self, executor_class: str, amount_ns: int, now_ns: int) -> list[RankEntry]:
+        """Return the accounts of `ranking` that have the amount, and are no candidates."""
+        ranking = self._up_to_date(executor_class, now_ns)
+        return [] if ranking is None else ranking.unfit(amount_ns)
+
+    def drawn(self, executor_class: str, amount_ns: int, seed: bytes, now_ns: int) -> Iterator[RankEntry]:
+        """Yield the candidates with the amount in the order in which they are drawn by reliability."""
+        ranking = self._up_to_date(executor_class, now_ns)
+        return iter(()) if ranking is None else ranking.drawn(amount_ns, seed)
 
     def _up_to_date(self, executor_class: str, now_ns: int) -> Ranking | None:
         """Return the ranking of a class; None for an unknown class."""
@@ -110,13 +123,15 @@ class Availability(LedgerState):
         last = bisect_right(self.due_queue, (max(now_ns, self._ranked_at_ns), 2**63))
         for _, active_id in self.due_queue[first:last]:
             self.availability_changed(self.active[active_id].account)
-        if self.miner_facts.boundaries:
-            self._mark_running_elsewhere(min(now_ns, self._ranked_at_ns), max(now_ns, self._ranked_at_ns))
+        if self.miner_facts:
+            self._mark_changed_by_time(min(now_ns, self._ranked_at_ns), max(now_ns, self._ranked_at_ns))
         self._ranked_at_ns = now_ns
 
-    def _mark_running_elsewhere(self, first_ns: int, last_ns: int) -> None:
-        """Mark the accounts as stale on which a job of another validator has begun or ended between two times."""
-        for stream in self.miner_facts.changed_between(first_ns, last_ns):
-            account = self.chain.accounts.get(stream)
-            if account is not None:
-                self.availability_changed(account)
+    def _mark_changed_by_time(self, first_ns: int, last_ns: int) -> None:
+        """Mark the accounts as stale for which a fact about their miner begins or ceases to count between two times."""
+        window_ns = self.chain.settings.routing("reliability_window_ns")
+        for name in self.miner_facts.changed_between(first_ns, last_ns, window_ns):
+            if "\t" in name:
+                self.account_changed(name)
+            else:
+                self.miner_changed(name)

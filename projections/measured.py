@@ -5,7 +5,7 @@ The ranking that follows the log (`ranking.py`) must give the same results witho
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -107,3 +107,17 @@ def running_jobs(state: LedgerState, account: Account, now_ns: int) -> int:
         return own
     counted = {each.job_uuid for each in account.active.values() if each.expires_at_ns > now_ns}
     return own + state.miner_facts.running_elsewhere(account.stream, counted, now_ns)
+
+
+Unfit = Literal["excluded", "collateral"]
+"""Why a miner is no candidate for a job, whatever it has available."""
+
+
+def unfit(state: LedgerState, miner_ss58: str, now_ns: int) -> Unfit | None:
+    """Return why a router must not choose a miner: it is excluded, or below the required collateral. None if it may."""
+    facts = state.miner_facts
+    if facts.is_excluded(miner_ss58, now_ns):
+        return "excluded"
+    if facts.collateral_wei(miner_ss58) < state.chain.settings.routing("minimum_collateral_wei"):
+        return "collateral"
+    return None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ledger import END, Account
 
-from .measured import SHARE_UNIT
+from .measured import SHARE_UNIT, Unfit
 
 AT_WINDOW_START = 0
 """The level of all accounts whose earliest free block is the window's first granted one, whichever that is."""
@@ -46,6 +46,10 @@ class RankEntry(NamedTuple):
     until: int
     """The end of the free blocks from there on: the account must be measured again when the window starts there."""
     total_ns: int
+    unfit: Unfit | None = None
+    """Why the miner was no candidate when the account was measured."""
+    weight: int = 0
+    """The weight in draws, if the order is by reliability."""
 
     def available_e9(self, left_e9: int) -> int:
         return -self.minus_executors * left_e9 - self.minus_rest_e9
@@ -72,6 +76,9 @@ class RankLevels:
         self.end_ns = self.window_ns = 0
         """What all blocks, and what those of the window, grant an executor."""
         self.sums_before_ns: Mapping[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return len(self._starts) > 1 or bool(self._by_start[AT_WINDOW_START])
 
     def set_window(self, first: int, sums_before_ns: Mapping[int, int]) -> None:
         """Set the window's first granted block; entries whose earliest block it has reached move to its start."""

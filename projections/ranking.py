@@ -10,14 +10,22 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from operator import attrgetter
 
 from ledger import END, Account, BlockSet, LedgerState
+from ledger.settings import BY_RELIABILITY
 
-from .measured import SHARE_UNIT, Candidate, RankedAccount, is_busy, rank_account
+from .draw_table import DrawTable
+from .measured import SHARE_UNIT, Candidate, RankedAccount, is_busy, rank_account, unfit
 from .rank_levels import Group, RankEntry, RankLevels
+from .reliability import weight_of
 
+MOST_DRAW_TABLES = 8
+"""Jobs have few different amounts; each has a table of its own."""
 MOST_STALE_SHARE = 8
 """If more than an eighth of the accounts is stale, measuring all and sorting once is faster (measured)."""
+
+_hotkey = attrgetter("miner_ss58")
 
 
 class Ranking:
@@ -25,6 +33,13 @@ class Ranking:
 
     def __init__(self) -> None:
         self._levels = RankLevels()
+        """The accounts whose miners are candidates."""
+        self._unfit_levels = RankLevels()
+        """The accounts whose miners are excluded, or below the required collateral."""
+        self._draw_tables: dict[int, DrawTable] = {}
+        """The weights of the candidates by amount, if the order is by reliability; none until a pick needs them."""
+        self._draw_order: dict[Account, int] = {}
+        """The index of each account in the draw tables, in order of hotkey."""
         self._entry_of: dict[Account, RankEntry] = {}
         self._stale: set[Account] = set()
         """The accounts that are measured when the ranking is next read."""
@@ -57,14 +72,30 @@ class Ranking:
             self._measure_stale(state, now_ns)
 
     def groups(self, amount_ns: int) -> Iterator[Group]:
-        """Yield the groups of equals, best first, with the number of those that have the amount."""
+        """Yield the groups of equal candidates, best first, with the number of those that have the amount."""
         return self._levels.groups(amount_ns)
+
+    def unfit(self, amount_ns: int) -> list[RankEntry]:
+        """Return the entries that have the amount and are no candidates."""
+        return [each for level, at, size in self._unfit_levels.groups(amount_ns) for each in level[at : at + size]]
+
+    def drawn(self, amount_ns: int, seed: bytes) -> Iterator[RankEntry]:
+        """Yield the candidates that have the amount in the order in which they are drawn."""
+        table = self._draw_tables.get(amount_ns)
+        if table is None:
+            table = self._add_draw_table(amount_ns)
+        accounts = list(self._draw_order)
+        for index in table.drawn(seed):
+            yield self._entry_of[accounts[index]]
 
     def ranked(self) -> list[RankedAccount]:
         """Return all entries with their amounts, best first; the caller must not change the list."""
         if self._ranked is None:
             groups = self._levels.groups(0)
             self._ranked = [self._ranked_account(each) for level, at, size in groups for each in level[at : at + size]]
+            if self._unfit_levels:
+                self._ranked += [self._ranked_account(each) for each in self.unfit(0)]
+                self._ranked.sort()
         return self._ranked
 
     def candidates(self) -> list[Candidate]:
@@ -79,11 +110,14 @@ class Ranking:
         self._revision = chain.revision
         for container in (self._entry_of, self._stale, self._measured_at_each_block, self._free_until, self._ends):
             container.clear()
-        self._levels = RankLevels()
+        self._levels, self._unfit_levels = RankLevels(), RankLevels()
+        self._draw_order.clear()
         self._ranked = self._candidates = None
         self._set_window(state)
         entries = [self._measure(state, each, now_ns) for each in chain.classes[executor_class].values()]
-        self._levels.extend([entry for entry in entries if entry is not None])
+        measured = [entry for entry in entries if entry is not None]
+        self._levels.extend([entry for entry in measured if entry.unfit is None])
+        self._unfit_levels.extend([entry for entry in measured if entry.unfit is not None])
 
     def _advance(self, state: LedgerState, executor_class: str, now_ns: int) -> None:
         """Apply new blocks, none of which is below a finalized one."""
@@ -106,7 +140,11 @@ class Ranking:
         blocks = state.chain.blocks
         self._blocks = blocks.newest, blocks.last_finalized
         self._window_start = state.window_start(blocks.newest)
-        self._levels.set_window(blocks.first_granted(self._window_start), blocks.sums_before_ns)
+        first = blocks.first_granted(self._window_start)
+        for levels in (self._levels, self._unfit_levels):
+            levels.set_window(first, blocks.sums_before_ns)
+        # A new window changes what is available to all.
+        self._draw_tables.clear()
 
     def _measure_stale(self, state: LedgerState, now_ns: int) -> None:
         while self._stale:
@@ -114,14 +152,16 @@ class Ranking:
             self._remove(account)
             entry = self._measure(state, account, now_ns)
             if entry is not None:
-                self._levels.insert(entry)
+                self._levels_of(entry).insert(entry)
                 self._show(entry)
+            if self._draw_tables:
+                self._weigh_again(account, entry)
 
     def _remove(self, account: Account) -> None:
         entry = self._entry_of.pop(account, None)
         if entry is None:
             return
-        self._levels.remove(entry)
+        self._levels_of(entry).remove(entry)
         if entry.until != END and entry.until in self._free_until:
             self._free_until[entry.until].discard(account)
         if self._ranked is not None:
@@ -149,9 +189,42 @@ class Ranking:
             entry = self._measure_irregular(state, account, now_ns)
         else:
             entry = self._measure_regular(state, account, now_ns)
-        if entry is not None:
-            self._entry_of[account] = entry
+        if entry is None:
+            return None
+        if state.miner_facts or state.chain.settings.has_routing:
+            entry = _with_miner_facts(state, entry, now_ns)
+        self._entry_of[account] = entry
         return entry
+
+    def _levels_of(self, entry: RankEntry) -> RankLevels:
+        return self._levels if entry.unfit is None else self._unfit_levels
+
+    def _add_draw_table(self, amount_ns: int) -> DrawTable:
+        if not self._draw_tables:
+            in_order = sorted({*self._draw_order, *self._entry_of}, key=_hotkey)
+            self._draw_order = {account: index for index, account in enumerate(in_order)}
+        elif len(self._draw_tables) == MOST_DRAW_TABLES:
+            self._draw_tables.pop(next(iter(self._draw_tables)))
+        entries = map(self._entry_of.get, self._draw_order)
+        table = DrawTable([self._drawn_weight(entry, amount_ns) for entry in entries])
+        self._draw_tables[amount_ns] = table
+        return table
+
+    def _weigh_again(self, account: Account, entry: RankEntry | None) -> None:
+        index = self._draw_order.get(account)
+        if index is not None:
+            for amount_ns, table in self._draw_tables.items():
+                table.set(index, self._drawn_weight(entry, amount_ns))
+        elif entry is not None:
+            # It had nothing available when the order was made.
+            self._draw_tables.clear()
+
+    def _drawn_weight(self, entry: RankEntry | None, amount_ns: int) -> int:
+        """Return the weight of an entry in a draw for an amount; 0 if it has not the amount, or is no candidate."""
+        if entry is None or entry.unfit is not None:
+            return 0
+        left_e9 = self._levels.free_e9(entry.start) - entry.taken_e9
+        return entry.weight if entry.available_e9(left_e9) >= amount_ns * SHARE_UNIT else 0
 
     def _measure_regular(self, state: LedgerState, account: Account, now_ns: int) -> RankEntry | None:
         """Measure an account that has one executor count in the whole window, and nothing invalidated in it."""
@@ -222,3 +295,9 @@ class Ranking:
             entry.account,
             entry.busy,
         )
+
+
+def _with_miner_facts(state: LedgerState, entry: RankEntry, now_ns: int) -> RankEntry:
+    is_drawn = state.chain.settings.routing_order == BY_RELIABILITY
+    weight = weight_of(state, entry.account, now_ns) if is_drawn else 0
+    return entry._replace(unfit=unfit(state, entry.hotkey_ss58, now_ns), weight=weight)

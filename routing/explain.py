@@ -19,9 +19,7 @@ from projections import (
     in_order_of_trial,
     running_jobs,
     state_at,
-    unfit,
     weight_of,
-    with_amount,
 )
 
 from .stored_rows import row_at
@@ -117,11 +115,9 @@ def _considered(state: Availability, reservation: Reservation, amount_ns: int, n
         elif reached:
             verdict = "busy" if entry.busy else "outrun"
         considered.append(_described(state, entry, verdict, now_ns))
-    with_the_amount = with_amount(state.groups_of_equals(executor_class, amount_ns, now_ns))
-    for miner_ss58 in sorted(each.hotkey_ss58 for each in with_the_amount):
-        reason = unfit(state, miner_ss58, now_ns)
-        if reason is not None:
-            considered.append(_described(state, measured[miner_ss58], reason, now_ns))
+    unfit = {each.hotkey_ss58: each.unfit for each in state.unfit(executor_class, amount_ns, now_ns)}
+    for miner_ss58, reason in sorted(unfit.items()):
+        considered.append(_described(state, measured[miner_ss58], reason or "excluded", now_ns))
     return considered
 
 

@@ -34,7 +34,7 @@ from ledger.errors import (
 )
 from ledger.events import COLLATERAL_STREAM, EXCLUSIONS_STREAM, FACT_STREAMS, elsewhere_stream
 from ledger.values import seconds
-from projections import Availability, RankEntry, in_order_of_trial, unfit, with_amount
+from projections import Availability, RankEntry, in_order_of_trial
 
 from .choice import Choice
 from .staleness import refuse_stale_feed, refuse_stale_manifests
@@ -173,19 +173,16 @@ class Pick:
         be routed now either way, and the next pick of the job starts without a memory and reports what it finds.
         """
         lost = 0 if self._first_chosen_ss58 is None else 1
-        reasons = {
-            each.hotkey_ss58: unfit(state, each.hotkey_ss58, now_ns)
-            for each in with_amount(state.groups_of_equals(self.executor_class, self.amount_ns, now_ns))
-        }
-        if not reasons and not lost:
+        unfit = state.unfit(self.executor_class, self.amount_ns, now_ns)
+        if not (busy or lost or unfit):
             return state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
-        poor = [miner_ss58 for miner_ss58, reason in reasons.items() if reason == "collateral"]
+        poor = [each.hotkey_ss58 for each in unfit if each.unfit == "collateral"]
         if poor and not busy and not lost:
             wei_of = state.miner_facts.collateral_wei
             highest_ss58 = min(poor, key=lambda miner_ss58: (-wei_of(miner_ss58), miner_ss58))
             minimum_wei = state.chain.settings.routing("minimum_collateral_wei")
             return NotEnoughCollateralException(self.job_uuid, minimum_wei, wei_of(highest_ss58), highest_ss58)
-        return AllMinersBusy(self.job_uuid, busy, lost, sum(reason == "excluded" for reason in reasons.values()))
+        return AllMinersBusy(self.job_uuid, busy, lost, len(unfit) - len(poor))
 
     def _route(self, active: ActiveReservation, state: Availability) -> JobRoute:
         miner_ss58 = active.account.miner_ss58

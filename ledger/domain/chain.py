@@ -8,7 +8,7 @@ Pure: a fold of the recorded facts and their corrections. Two functions decide a
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from hashlib import blake2b
 from typing import NamedTuple, TypeVar
@@ -156,6 +156,10 @@ class Chain:
         self.classes.setdefault(executor_class, {})[miner_ss58] = account
         self._by_miner.setdefault(miner_ss58, []).append(account)
         return account
+
+    def accounts_of(self, miner_ss58: str) -> Sequence[Account]:
+        """Return the accounts of a miner, of all classes."""
+        return self._by_miner.get(miner_ss58, ())
 
     def newest_count(self, account: Account) -> int:
         """Return the account's executors according to the newest sync, capped; the limit of its running jobs."""

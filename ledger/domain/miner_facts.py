@@ -38,6 +38,11 @@ class Exclusion(NamedTuple):
     reason: str
     until_ns: int
 
+    @property
+    def has_end(self) -> bool:
+        """Whether it ends at a time, and not by a readmission."""
+        return 0 < self.until_ns < NEVER_NS
+
 
 class Collateral(NamedTuple):
     """A miner's collateral, and where it was recorded."""
@@ -64,7 +69,10 @@ class MinerFacts:
         self.incidents: dict[str, array[int]] = {}
         """The times of the incidents by account stream, ascending: of the clock that decided them."""
         self.boundaries: list[tuple[int, str]] = []
-        """When a job elsewhere begins or stops to count, with its account's stream, ascending."""
+        """When an exclusion ends, with the miner, and when a job elsewhere begins or stops to count, with its account's
+        stream; ascending."""
+        self.incident_times: list[tuple[int, str]] = []
+        """The times of all incidents with their account's stream, ascending."""
 
     def __bool__(self) -> bool:
         return bool(self.exclusions or self.collateral or self.elsewhere or self.incidents)
@@ -91,25 +99,38 @@ class MinerFacts:
         times = self.incidents.get(stream)
         return 0 if times is None else bisect_right(times, until_ns) - bisect_right(times, after_ns)
 
-    def changed_between(self, first_ns: int, last_ns: int) -> set[str]:
-        """Return the streams of the accounts on which a job elsewhere begins or stops in (first, last]."""
-        start, end = bisect_right(self.boundaries, (first_ns, _LAST)), bisect_right(self.boundaries, (last_ns, _LAST))
-        return {stream for _, stream in self.boundaries[start:end]}
+    def changed_between(self, first_ns: int, last_ns: int, window_ns: int) -> set[str]:
+        """Return the miners and the streams of accounts for which more than the clock changes in (first, last].
+
+        An exclusion ends, a job elsewhere begins or stops, or an incident becomes older than the window.
+        """
+        changed = _between(self.boundaries, first_ns, last_ns)
+        if self.incident_times:
+            changed |= _between(self.incident_times, first_ns - window_ns, last_ns - window_ns)
+        return changed
 
     def next_change_ns(self, now_ns: int) -> int:
         """Return the first time after now at which an exclusion ends, or a job elsewhere begins or stops to count."""
-        ends = (each.until_ns for each in self.exclusions.values() if each.until_ns > now_ns)
         at = bisect_right(self.boundaries, (now_ns, _LAST))
-        return min((*ends, *(at_ns for at_ns, _ in self.boundaries[at : at + 1])), default=NEVER_NS)
+        return self.boundaries[at][0] if at < len(self.boundaries) else NEVER_NS
 
     def exclude(self, row: Row, event: MinerExcluded) -> None:
         """Apply an exclusion."""
         until_ns = NEVER_NS if event.until_ns is None else event.until_ns
-        self.exclusions[event.miner_ss58] = Exclusion(row.position, event.reason, until_ns)
+        self.set_exclusion(event.miner_ss58, Exclusion(row.position, event.reason, until_ns))
 
     def readmit(self, row: Row, event: MinerReadmitted) -> None:
         """Apply a readmission."""
-        self.exclusions[event.miner_ss58] = Exclusion(row.position, event.reason, 0)
+        self.set_exclusion(event.miner_ss58, Exclusion(row.position, event.reason, 0))
+
+    def set_exclusion(self, miner_ss58: str, exclusion: Exclusion) -> None:
+        """Replace the miner's exclusion."""
+        before = self.exclusions.get(miner_ss58)
+        if before is not None and before.has_end:
+            self._remove_boundary(before.until_ns, miner_ss58)
+        self.exclusions[miner_ss58] = exclusion
+        if exclusion.has_end:
+            insort(self.boundaries, (exclusion.until_ns, miner_ss58))
 
     def record_collateral(self, row: Row, event: CollateralRecorded) -> None:
         """Apply new amounts of collateral."""
@@ -132,10 +153,16 @@ class MinerFacts:
             self._remove(stream, event.job_uuid)
         return stream
 
-    def report_incident(self, row: Row, event: IncidentReported) -> None:
-        """Apply an incident."""
-        times = self.incidents.setdefault(account_stream(event.miner_ss58, event.executor_class), array("q"))
-        insort(times, decided_at_ns(row.recorded_at_ns, event))
+    def report_incident(self, row: Row, event: IncidentReported) -> str:
+        """Apply an incident; return its account's stream."""
+        stream = account_stream(event.miner_ss58, event.executor_class)
+        self.add_incident(stream, decided_at_ns(row.recorded_at_ns, event))
+        return stream
+
+    def add_incident(self, stream: str, at_ns: int) -> None:
+        """Insert an incident of an account."""
+        insort(self.incidents.setdefault(stream, array("q")), at_ns)
+        insort(self.incident_times, (at_ns, stream))
 
     def add_job_elsewhere(self, stream: str, job_uuid: str, job: JobElsewhere) -> None:
         """Insert a job that has not been ended."""
@@ -151,10 +178,17 @@ class MinerFacts:
     def _remove(self, stream: str, job_uuid: str) -> None:
         jobs = self.elsewhere[stream]
         for at_ns in jobs.pop(job_uuid):
-            del self.boundaries[bisect_left(self.boundaries, (at_ns, stream))]
+            self._remove_boundary(at_ns, stream)
         if not jobs:
             del self.elsewhere[stream]
 
+    def _remove_boundary(self, at_ns: int, name: str) -> None:
+        del self.boundaries[bisect_left(self.boundaries, (at_ns, name))]
+
+
+def _between(times: list[tuple[int, str]], first_ns: int, last_ns: int) -> set[str]:
+    return {name for _, name in times[bisect_right(times, (first_ns, _LAST)) : bisect_right(times, (last_ns, _LAST))]}
+
 
 _LAST = "\U0010ffff"
-"""Sorts after every stream."""
+"""Sorts after every miner and stream."""

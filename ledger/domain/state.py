@@ -111,6 +111,17 @@ class LedgerState:
     def availability_changed(self, account: Account) -> None:
         """Do nothing; a subclass with a ranking overrides this hook, which each change of one account calls."""
 
+    def account_changed(self, stream: str) -> None:
+        """Call the hook for an account; a fact about a miner may name one that no manifest has ever named."""
+        account = self.chain.accounts.get(stream)
+        if account is not None:
+            self.availability_changed(account)
+
+    def miner_changed(self, miner_ss58: str) -> None:
+        """Call the hook for all accounts of a miner."""
+        for account in self.chain.accounts_of(miner_ss58):
+            self.availability_changed(account)
+
     def _open(self, row: Row, event: LedgerOpened) -> None:
         self._advance_stream(row)
         self.chain.validator_ss58 = event.validator_ss58
@@ -145,32 +156,30 @@ class LedgerState:
     def _exclude(self, row: Row, event: MinerExcluded) -> None:
         self._advance_miner_facts(row)
         self.miner_facts.exclude(row, event)
+        self.miner_changed(event.miner_ss58)
 
     def _readmit(self, row: Row, event: MinerReadmitted) -> None:
         self._advance_miner_facts(row)
         self.miner_facts.readmit(row, event)
+        self.miner_changed(event.miner_ss58)
 
     def _record_collateral(self, row: Row, event: CollateralRecorded) -> None:
         self._advance_miner_facts(row)
         self.miner_facts.record_collateral(row, event)
+        for miner_ss58 in event.changed:
+            self.miner_changed(miner_ss58)
 
     def _record_job_elsewhere(self, row: Row, event: JobElsewhereRecorded) -> None:
         self._advance_miner_facts(row)
-        self._running_changed(self.miner_facts.record_job_elsewhere(row, event))
+        self.account_changed(self.miner_facts.record_job_elsewhere(row, event))
 
     def _end_job_elsewhere(self, row: Row, event: JobElsewhereEnded) -> None:
         self._advance_miner_facts(row)
-        self._running_changed(self.miner_facts.end_job_elsewhere(row, event))
+        self.account_changed(self.miner_facts.end_job_elsewhere(row, event))
 
     def _report_incident(self, row: Row, event: IncidentReported) -> None:
         self._advance_miner_facts(row)
-        self.miner_facts.report_incident(row, event)
-
-    def _running_changed(self, stream: str) -> None:
-        # A receipt may name an account that no manifest has ever named.
-        account = self.chain.accounts.get(stream)
-        if account is not None:
-            self.availability_changed(account)
+        self.account_changed(self.miner_facts.report_incident(row, event))
 
     def _advance_stream(self, row: Row) -> None:
         if row.version != self.versions[row.stream] + 1:

@@ -365,8 +365,12 @@ def _encode_miner_facts(facts: MinerFacts) -> _MinerFacts:
 
 
 def _decode_miner_facts(stored: _MinerFacts, facts: MinerFacts) -> None:
-    facts.exclusions = {each[0]: Exclusion(*each[1:]) for each in stored.exclusions}
+    for miner_ss58, *exclusion in stored.exclusions:
+        facts.set_exclusion(miner_ss58, msgspec.convert(exclusion, Exclusion))
     facts.collateral = {miner_ss58: Collateral(at, int(wei)) for miner_ss58, at, wei in stored.collateral}
     for stream, job_uuid, *times in stored.elsewhere:
         facts.add_job_elsewhere(stream, job_uuid, JobElsewhere(*times))
-    facts.incidents = {stream: array("q", little_endian("q", times)) for stream, times in stored.incidents}
+    for stream, times_ns in stored.incidents:
+        facts.incidents[stream] = array("q", little_endian("q", times_ns))
+        facts.incident_times += [(at_ns, stream) for at_ns in facts.incidents[stream]]
+    facts.incident_times.sort()
