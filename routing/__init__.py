@@ -72,6 +72,8 @@ if TYPE_CHECKING:
 
     from .explain import Considered as Considered
     from .explain import Explanation as Explanation
+    from .other_policy import PolicyReport as PolicyReport
+    from .other_policy import PolicySide as PolicySide
     from .pick import JobRoute as JobRoute
     from .router import Routing as Routing
     from .service.allowance import Allowance as Allowance
@@ -119,6 +121,7 @@ else:
             "projections.rules": "Finding RULES Rule",
             "projections.verify": "VerifyReport",
             "routing.explain": "Considered Explanation",
+            "routing.other_policy": "PolicyReport PolicySide",
             "routing.pick": "JobRoute",
             "routing.router": "Routing",
             "routing.service.allowance": "Allowance",

@@ -78,6 +78,10 @@ class Pick:
         self._first_chosen_ss58: str | None = None
         self._choice: Choice | None = None
 
+    def stay_on(self, choice: Choice) -> None:
+        """Begin as a pick that has chosen a miner already, on an earlier state."""
+        self._choice = choice
+
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         """Ask for the job's earlier reservations."""
         look_up_job(self.job_uuid, state, lookup)

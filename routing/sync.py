@@ -81,6 +81,7 @@ class _BlockingQueries:
     known_miners = _blocking(Queries.known_miners)
     manifests = _blocking(Queries.manifests)
     explain = _blocking(Queries.explain)
+    under_policy = _blocking(Queries.under_policy)
     why = _blocking(Queries.why)
     overview = _blocking(Queries.overview)
     receipts = _blocking(Queries.receipts)

@@ -102,10 +102,12 @@ class MinerFacts:
     def changed_between(self, first_ns: int, last_ns: int, window_ns: int) -> set[str]:
         """Return the miners and the streams of accounts for which more than the clock changes in (first, last].
 
-        An exclusion ends, a job elsewhere begins or stops, or an incident becomes older than the window.
+        An exclusion ends, a job elsewhere begins or stops, or an incident becomes older than the window. For a clock
+        that is behind the log, an incident also begins to count.
         """
         changed = _between(self.boundaries, first_ns, last_ns)
         if self.incident_times:
+            changed |= _between(self.incident_times, first_ns, last_ns)
             changed |= _between(self.incident_times, first_ns - window_ns, last_ns - window_ns)
         return changed
 

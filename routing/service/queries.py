@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from ledger import STATUSES, Head, Miner, Reservation, Settings, Status, Store, check_amount
+from ledger import STATUSES, Head, Miner, RecordedSettings, Reservation, Settings, Status, Store, check_amount
 from ledger.errors import InvalidInput, LogWentBack, PositionOutOfRange, ReservationNotFound
 from ledger.values import amount, flag, instant_ns, integer, job_name, name
 from projections import Availability, Candidate, HistoryFilters, Page
@@ -22,7 +22,8 @@ from .settings_changes import SettingsRecord, settings_records
 from .summaries import Overview, Usage, overview_of, usage_of
 
 if TYPE_CHECKING:
-    from projections import Bookkeeper
+    from projections import Bookkeeper, ProgressReport
+    from routing.other_policy import PolicyReport
 
 R = TypeVar("R")
 
@@ -125,6 +126,21 @@ class Queries(ABC):
         reservation = await self.reservation_for_job(job_uuid)
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(explain(handle.store, reservation))
+
+    async def under_policy(self, settings: Mapping[str, Any], progress: ProgressReport | None = None) -> PolicyReport:
+        """Make the choices of the log anew, with these fields of `Settings` changed; return a comparison.
+
+            report = await ledger.under_policy({"routing_order": "reliability"})
+
+        The facts and the jobs stay, and nothing is recorded. It reads the whole log. `progress` is called with (events
+        read, events to read) on a thread of the library. Raises `InvalidInput` for a field or value that is none.
+        """
+        # Imported here, since few processes ever ask and every one waits for its imports.
+        from routing.other_policy import under_policy
+
+        RecordedSettings().changed(settings)
+        head = (await self.head()).position
+        return await self._on_store(lambda store: under_policy(store, head, settings, progress))
 
     async def why(self, miner_ss58: str, executor_class: str) -> Usage:
         """Return how an account's allowance is used, in the window of a job that starts at the newest block.
