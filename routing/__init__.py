@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
     from .service.events import StoredEvent as StoredEvent
     from .service.health import Health as Health
-    from .service.known_miners import KnownMiner as KnownMiner
+    from .service.miner_records import MinerRecord as MinerRecord
     from .service.past import Past as Past
     from .service.settings_changes import SettingsRecord as SettingsRecord
     from .service.summaries import ClassTotals as ClassTotals
@@ -129,7 +129,7 @@ else:
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
             "routing.service.events": "StoredEvent",
             "routing.service.health": "Health",
-            "routing.service.known_miners": "KnownMiner",
+            "routing.service.miner_records": "MinerRecord",
             "routing.service.past": "Past",
             "routing.service.settings_changes": "SettingsRecord",
             "routing.service.summaries": "ClassTotals Overview Usage",

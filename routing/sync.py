@@ -78,7 +78,7 @@ class _BlockingQueries:
     history = _blocking(Queries.history)
     current_block = _blocking(Queries.current_block)
     miners = _blocking(Queries.miners)
-    known_miners = _blocking(Queries.known_miners)
+    miner_records = _blocking(Queries.miner_records)
     manifests = _blocking(Queries.manifests)
     explain = _blocking(Queries.explain)
     under_policy = _blocking(Queries.under_policy)

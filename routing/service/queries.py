@@ -16,8 +16,8 @@ from projections import Availability, Candidate, HistoryFilters, Page
 from routing.explain import Explanation, explain
 
 from .events import Cursor, StoredEvent
-from .known_miners import KnownMiner, known_miners
 from .lifecycle import Lifecycle
+from .miner_records import MinerRecord, records_of_miners
 from .settings_changes import SettingsRecord, settings_records
 from .summaries import Overview, Usage, overview_of, usage_of
 
@@ -189,9 +189,9 @@ class Queries(ABC):
         miners = await self._read_state(lambda state, _: state.chain.metagraph.miners)
         return [Miner(*axon, hotkey_ss58=hotkey_ss58) for hotkey_ss58, axon in sorted(miners.items())]
 
-    async def known_miners(self) -> list[KnownMiner]:
+    async def miner_records(self) -> list[MinerRecord]:
         """Return what is known beside allowance of each miner that is registered or has such a fact, by hotkey."""
-        return await self._read_state(known_miners)
+        return await self._read_state(records_of_miners)
 
     async def manifests(self) -> dict[str, dict[str, int]]:
         """Return the newest sync as it was given: `{miner_ss58: {executor_class: executor_count}}`."""

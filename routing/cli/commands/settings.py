@@ -43,7 +43,7 @@ def _set(arguments: argparse.Namespace, out: Output) -> int:
 
     if arguments.changes or not arguments.assignments:
         raise WrongUsage("`settings set` needs at least one FIELD=VALUE, and no --changes")
-    named = _named_fields(arguments.assignments)
+    named = named_fields(arguments.assignments)
     with ledger_connection(arguments) as connection:
         _write(connection.run(connection.ledger.change_settings(**named)), out)
     return 0
@@ -85,7 +85,7 @@ def _text(value: object) -> str:
     return "none" if value is None or value == {} else str(value)
 
 
-def _named_fields(assignments: list[str]) -> dict[str, Any]:
+def named_fields(assignments: list[str]) -> dict[str, Any]:
     """Return the values by field. Raises `WrongUsage`, and `InvalidInput` for a value that is not right."""
     from ledger.settings import FIELDS
     from routing.service.config import setting_from_text

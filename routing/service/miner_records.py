@@ -13,7 +13,7 @@ from projections import Availability
 NEVER_NS = 2**63
 
 
-class KnownMiner(msgspec.Struct, frozen=True):
+class MinerRecord(msgspec.Struct, frozen=True):
     """The facts about one miner at a clock.
 
     `excluded` is True while a router must not choose it: because of `reason`, until `excluded_until` (aware UTC; None
@@ -32,7 +32,7 @@ class KnownMiner(msgspec.Struct, frozen=True):
     running_elsewhere: dict[str, int]
 
 
-def known_miners(state: Availability, now_ns: int) -> list[KnownMiner]:
+def records_of_miners(state: Availability, now_ns: int) -> list[MinerRecord]:
     """Return every miner that is registered or has a fact, in order of hotkey."""
     facts = state.miner_facts
     incidents: dict[str, dict[str, int]] = {}
@@ -43,17 +43,17 @@ def known_miners(state: Availability, now_ns: int) -> list[KnownMiner]:
     for stream in facts.elsewhere:
         _count(running, stream, facts.running_elsewhere(stream, (), now_ns))
     named = {*facts.exclusions, *facts.collateral, *incidents, *running, *state.chain.metagraph.members}
-    return [_known_miner(state, each, incidents.get(each, {}), running.get(each, {}), now_ns) for each in sorted(named)]
+    return [_record_of(state, each, incidents.get(each, {}), running.get(each, {}), now_ns) for each in sorted(named)]
 
 
-def _known_miner(
+def _record_of(
     state: Availability, miner_ss58: str, incidents: dict[str, int], running: dict[str, int], now_ns: int
-) -> KnownMiner:
+) -> MinerRecord:
     facts = state.miner_facts
     exclusion, collateral = facts.exclusions.get(miner_ss58), facts.collateral.get(miner_ss58)
     in_force = exclusion if facts.is_excluded(miner_ss58, now_ns) else None
     ends = in_force is not None and in_force.until_ns < NEVER_NS
-    return KnownMiner(
+    return MinerRecord(
         miner_ss58,
         miner_ss58 in state.chain.metagraph.members,
         in_force is not None,
