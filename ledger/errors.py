@@ -150,13 +150,15 @@ class NotEnoughAllowanceException(AllowanceException):
         highest_available_allowance_ss58: str,
         highest_unspent_allowance: float,
         highest_unspent_allowance_ss58: str,
+        wanted: str = "enough allowance",
     ) -> None:
+        """`wanted` names the amount and the class in the message; it is no field."""
         self.highest_available_allowance = highest_available_allowance
         self.highest_available_allowance_ss58 = highest_available_allowance_ss58
         self.highest_unspent_allowance = highest_unspent_allowance
         self.highest_unspent_allowance_ss58 = highest_unspent_allowance_ss58
         super().__init__(
-            f"no miner has enough allowance: most available is {highest_available_allowance} s"
+            f"no miner has {wanted}: most available is {highest_available_allowance} s"
             f" ({highest_available_allowance_ss58 or 'nobody'}), most unspent is"
             f" {highest_unspent_allowance} s ({highest_unspent_allowance_ss58 or 'nobody'})"
         )

@@ -89,10 +89,12 @@ class Availability(LedgerState):
             each for entry, each in zip(entries, candidates, strict=True) if -entry.minus_available_ns >= amount_ns
         ]
         if not enough:
-            raise self.not_enough(executor_class, job_start_block, now_ns)
+            raise self.not_enough(amount_ns, executor_class, job_start_block, now_ns)
         return enough
 
-    def not_enough(self, executor_class: str, job_start_block: int, now_ns: int) -> NotEnoughAllowanceException:
+    def not_enough(
+        self, amount_ns: int, executor_class: str, job_start_block: int, now_ns: int
+    ) -> NotEnoughAllowanceException:
         """Return the error that names the highest available and the highest unspent amount of a class.
 
         Each is the highest among the registered miners, with that miner's hotkey, ties to the lower hotkey. It is 0 and
@@ -108,7 +110,9 @@ class Availability(LedgerState):
             unspent_ns = account.unspent_ns(units, window_start)
             available = (available_ns, hotkey_ss58) if available_ns > available[0] else available
             unspent = (unspent_ns, hotkey_ss58) if unspent_ns > unspent[0] else unspent
-        return NotEnoughAllowanceException(seconds(available[0]), available[1], seconds(unspent[0]), unspent[1])
+        unknown = "" if executor_class in self.chain.classes else ", a class that no manifest sync has named"
+        wanted = f"{seconds(amount_ns)} s of {executor_class}{unknown}"
+        return NotEnoughAllowanceException(seconds(available[0]), available[1], seconds(unspent[0]), unspent[1], wanted)
 
     def _move_clock(self, now_ns: int) -> None:
         """Mark the accounts as stale whose reservations have become overdue since the last reading.

@@ -179,7 +179,7 @@ class Pick:
         lost = 0 if self._first_chosen_ss58 is None else 1
         unfit = state.unfit(self.executor_class, self.amount_ns, now_ns)
         if not (busy or lost or unfit):
-            return state.not_enough(self.executor_class, state.chain.blocks.newest, now_ns)
+            return state.not_enough(self.amount_ns, self.executor_class, state.chain.blocks.newest, now_ns)
         poor = [each.hotkey_ss58 for each in unfit if each.unfit == "collateral"]
         if poor and not busy and not lost:
             wei_of = state.miner_facts.collateral_wei

@@ -175,6 +175,17 @@ async def test_not_enough_allowance_names_the_miners_that_come_closest() -> None
             await Routing(empty).pick_miner_for_job_request(job("one"))
 
 
+async def test_not_enough_allowance_names_the_amount_and_the_class() -> None:
+    """The message says what was asked for, and if nobody has ever offered the class; the fields stay the four."""
+    async with small_ledger() as ledger:
+        router = Routing(ledger)
+        with pytest.raises(NotEnoughAllowanceException, match=f"no miner has 3000.0 s of {GPU}: most") as refused:
+            await router.pick_miner_for_job_request(job("much", seconds=3000.0))
+        assert len(refused.value.to_dict()) == 4
+        with pytest.raises(NotEnoughAllowanceException, match="6.0 s of gpu, a class that no manifest sync has named"):
+            await router.pick_miner_for_job_request(job("unknown", executor_class="gpu"))
+
+
 async def test_the_job_uuid_breaks_ties_between_equal_miners() -> None:
     """Equally ranked miners share the jobs, and the same job always gets the same miner."""
     hotkeys = {f"5M{number:02}": 50 for number in range(10)}
