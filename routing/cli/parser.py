@@ -102,7 +102,8 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument(
         "--database",
         metavar="URL",
-        help="sqlite:///PATH or postgresql://… (default: ALLOWANCE_DATABASE_URL, else a file in your data directory)",
+        help="sqlite:///PATH, postgresql://… or the path of a SQLite file; to read, also an export"
+        " (default: ALLOWANCE_DATABASE_URL, else a file in your data directory)",
     )
     common.add_argument(
         "--validator",

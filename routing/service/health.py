@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -73,6 +73,47 @@ class Health(msgspec.Struct, frozen=True):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
         return msgspec.structs.asdict(self)
+
+    def named(self, database_url: str) -> Health:
+        """Return the same health under another name of the database, such as that of the export it was read from."""
+        return msgspec.structs.replace(self, database_url=database_url)
+
+    def exceeded(
+        self,
+        *,
+        max_block_age_seconds: float | None = None,
+        max_lag_events: int | None = None,
+        max_overdue: int | None = None,
+        max_unverified_seconds: float | None = None,
+        now: datetime | None = None,
+    ) -> list[str]:
+        """Return a sentence for each limit that the ledger exceeds; None is no limit.
+
+        `max_block_age_seconds`: the age of the newest block, which is infinite if no block is recorded.
+        `max_lag_events`: the projection lag. `max_overdue`: the overdue reservations. `max_unverified_seconds`: the
+        time since the last recorded `verify`, until `now`, aware (default: the time of the call); infinite if there was
+        none.
+
+            health.exceeded(max_block_age_seconds=120.0, max_overdue=0)
+        """
+        now = now or datetime.now(UTC)
+        unverified = None if self.verified_at is None else (now - self.verified_at).total_seconds()
+        measured = [
+            _over_limit("the newest block is", self.newest_block_age_seconds, max_block_age_seconds, "s old"),
+            _over_limit("the history is", float(self.projection_lag), max_lag_events, "events behind"),
+            _over_limit("there are", float(self.overdue), max_overdue, "overdue reservations"),
+            _over_limit("the log was verified", unverified, max_unverified_seconds, "s ago"),
+        ]
+        return [each for each in measured if each]
+
+
+def _over_limit(subject: str, measured: float | None, limit: float | None, unit: str) -> str | None:
+    """Return a sentence if a measure is above its limit, or if nothing was measured; None otherwise."""
+    if limit is None or (measured is not None and measured <= limit):
+        return None
+    if measured is None:
+        return f"{subject} not known; at most {limit:,.10g} {unit} allowed"
+    return f"{subject} {measured:,.10g} {unit}, more than {limit:,.10g}"
 
 
 class _StateSummary(NamedTuple):

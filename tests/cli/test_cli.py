@@ -292,7 +292,7 @@ def test_a_missing_validator_is_refused(allowance: Command, monkeypatch: pytest.
     """Without a validator there is no ledger to work on; the message says how to name one."""
     monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
 
-    result = allowance("health")
+    result = allowance("spend", "1")
 
     assert result.code == 2
     assert "--validator" in result.err
@@ -308,7 +308,8 @@ def test_options_override_the_environment(
 
     assert filled("health").code == 3
     assert ME in filled("health", "--database", database, "--validator", ME).out
-    assert filled("health", "--database", database).out == ""
+    assert filled("health", "--database", database, "--validator", "nobody").out == ""
+    assert filled("spend", "1", "--database", database).code == 1
 
 
 def test_an_invalid_variable_is_named(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:

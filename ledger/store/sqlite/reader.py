@@ -190,13 +190,17 @@ def sqlite_reader(path: Path) -> Iterator[SqliteReader]:
         access = read_access(path)
         uri = access.uri
         if access.copied:
-            # The temporary directory may get the files that SQLite creates; it is deleted at the end.
-            copy = Path(directory) / "copy.db"
-            for suffix in ("", "-wal"):
-                shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
-            uri = f"file:{quote(str(copy))}?mode=ro"
+            uri = uri_of_copy(path, directory)
         with transaction(uri) as connection:
             yield SqliteReader(connection, path, access)
+
+
+def uri_of_copy(path: Path, directory: str) -> str:
+    """Copy a database and its WAL to a temporary directory, which may get the files that SQLite creates."""
+    copy = Path(directory) / "copy.db"
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+    return f"file:{quote(str(copy))}?mode=ro"
 
 
 @contextmanager

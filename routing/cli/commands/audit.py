@@ -30,7 +30,7 @@ AMOUNTS = ("granted", "spent", "held", "invalidated", "available", "aged")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `allowance audit`."""
-    parser.add_argument("--until", metavar="POSITION", type=whole_number, help="audit only up to this position")
+    parser.add_argument("--at-position", metavar="P", type=whole_number, help="audit the log as it was at this one")
     parser.add_argument(
         "--from-seal",
         metavar="POSITION",
@@ -78,7 +78,7 @@ def _audit(arguments: argparse.Namespace) -> AuditReport:
     with ledger_connection(arguments, read_only=True) as connection, Progress("audit", "events") as progress:
         return connection.run(
             connection.ledger.audit(
-                until_position=arguments.until,
+                until_position=arguments.at_position,
                 from_seal=arguments.from_seal,
                 usage_buckets=PAGE_BUCKETS if arguments.html else 0,
                 progress=lambda done, total: progress.show(done, progress.rate(done, "events"), total=total),
@@ -195,7 +195,7 @@ COMMAND = CliCommand(
     ),
     examples=(
         "allowance audit",
-        "allowance audit --until 120000 --accounts",
+        "allowance audit --at-position 120000 --accounts",
         "allowance audit --from-seal 110000",
         "allowance audit --html audit.html --json > audit.json",
     ),

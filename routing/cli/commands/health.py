@@ -38,6 +38,9 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     with ledger_connection(arguments, read_only=True) as connection:
         health = connection.run(connection.ledger.health())
+    if arguments.database and "://" not in arguments.database:
+        # An export is read from a temporary database, whose name helps nobody.
+        health = health.named(arguments.database)
     code = NO if health.problems else 0
     if out.json_wanted:
         out.document(as_fields(health))

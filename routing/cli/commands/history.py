@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"items per page, at most {MOST_PAGE_ITEMS} (default: {PAGE_ITEMS})",
     )
     amount.add_argument("--all", action="store_true", help="list all pages")
-    add_moment(parser, prefix="at-")
+    add_moment(parser)
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:

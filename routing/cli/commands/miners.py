@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block", type=whole_number, metavar="B", help="the block at which the job starts (default: the newest)"
     )
-    add_moment(parser, prefix="at-")
+    add_moment(parser)
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:

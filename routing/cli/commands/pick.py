@@ -41,7 +41,7 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
     import asyncio
 
     from routing import Routing
-    from routing.cli.connection import find_validator, ledger_from_arguments, refuse_absent_ledger
+    from routing.cli.named_ledger import find_validator, ledger_from_arguments, refuse_absent_ledger
     from routing.service.config import configuration_from_environment
 
     opened: list[Allowance] = []

@@ -84,9 +84,9 @@ COMMAND = CliCommand(
     ),
     examples=(
         "allowance replay",
-        "allowance replay --position 1000",
-        "allowance replay --block 1722 --json",
-        "allowance replay --time 2024-01-01T12:00:00Z",
+        "allowance replay --at-position 1000",
+        "allowance replay --at-block 1722 --json",
+        "allowance replay --at-time 2024-01-01T12:00:00Z",
     ),
     add_arguments=add_arguments,
     run=run,

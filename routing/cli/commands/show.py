@@ -13,7 +13,7 @@ from routing.cli.io.render import reservation_lines
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the reservation and the moment."""
     parser.add_argument("reservation_id", type=whole_number, metavar="ID", help="the reservation's id, from `pick`")
-    add_moment(parser, prefix="at-")
+    add_moment(parser)
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:

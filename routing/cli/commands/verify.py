@@ -6,16 +6,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.files.sources import SOURCES, noted_head, opened_source
 from routing.cli.io.errors import NO, NoSuchLedger, WrongUsage
-from routing.cli.io.inputs import whole_number
+from routing.cli.io.inputs import noted_head, whole_number
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
+from routing.cli.sources import SOURCES, opened_source
 from routing.texts import counted
 
 if TYPE_CHECKING:
     from routing import Head, VerifyReport
-    from routing.cli.connection import NamedValue
+    from routing.cli.named_ledger import NamedValue
 
 FROM_THE_LAST = -1
 MOST_LISTED = 20
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     """Verify every selected ledger, and report the first bad position of each."""
     from ledger.errors import renamed_fields
     from routing import Head
-    from routing.cli.connection import NamedValue, named_database, named_validator
+    from routing.cli.named_ledger import NamedValue, named_database, named_validator
     from routing.service.backup import check_database
     from routing.service.config import configuration_from_environment
 
@@ -66,8 +66,9 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         source = NamedValue(arguments.source, "SOURCE")
     else:
         source = named_database(arguments, configuration)
-        with renamed_fields({"database_url": source.name}):
-            check_database(source.value)
+        if not arguments.database:
+            with renamed_fields({"database_url": source.name}):
+                check_database(source.value)
     heads = [Head(*noted) for noted in arguments.head]
     validator = named_validator(arguments, configuration)
     if arguments.since is None:
@@ -83,6 +84,7 @@ def _verify(source: NamedValue, validator: NamedValue, heads: list[Head]) -> lis
     import routing.sync
     from ledger.errors import renamed_fields
     from routing import LedgerNotFound
+    from routing.cli.named_ledger import NamedValue, is_in_environment
 
     names = {"source": source.name, "database_url": source.name, "validator_ss58": validator.name}
     with renamed_fields(names), opened_source(source.value) as opened, Progress("verify", "events") as progress:
@@ -94,6 +96,11 @@ def _verify(source: NamedValue, validator: NamedValue, heads: list[Head]) -> lis
                 progress=lambda done, total: progress.show(done, total=total),
             )
         except LedgerNotFound as absent:
+            if is_in_environment(source) != is_in_environment(validator):
+                # The environment's validator is that of the environment's database; here is another one.
+                reports = _verify(source, NamedValue("", validator.name), heads)
+                if len(reports) == 1:
+                    return reports
             raise NoSuchLedger(source.name, validator.value, validator.name) from absent
 
 

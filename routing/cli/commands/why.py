@@ -79,8 +79,8 @@ COMMAND = CliCommand(
     ),
     examples=(
         "allowance why 5Grwva… always_on.gpu-24gb",
-        "allowance why 5Grwva… always_on.gpu-24gb --block 1722",
-        "allowance why 5Grwva… always_on.gpu-24gb --time 2024-01-01T12:00:00Z --json",
+        "allowance why 5Grwva… always_on.gpu-24gb --at-block 1722",
+        "allowance why 5Grwva… always_on.gpu-24gb --at-time 2024-01-01T12:00:00Z --json",
     ),
     add_arguments=add_arguments,
     run=run,

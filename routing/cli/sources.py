@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from routing.cli.io.inputs import opened_input
+from routing.cli.io.progress import Progress
 
-HASH_DIGITS = 64
-MOST_POSITION_DIGITS = 18
-"""So that every accepted position is below 2^63, the limit of the databases."""
 STANDARD_INPUT = "standard input"
 SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -39,9 +35,41 @@ def opened_source(source: str) -> Iterator[str]:
     elif "://" in source:
         yield source
     else:
-        with opened_input(source) as stream:
-            is_database = stream.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
-        yield f"sqlite:///{source}" if is_database else source
+        with opened_input(source):
+            yield url_of_file(source)
+
+
+@asynccontextmanager
+async def opened_database(source: str) -> AsyncIterator[str]:
+    """Yield the URL of a database to read the source's ledgers from.
+
+    An export is restored to a temporary database, which is deleted at the end. Raises `DamagedExport`, and the errors
+    of `opened_source`.
+    """
+    from routing.service.backup import project_history, restore
+
+    with opened_source(source) as opened:
+        if "://" in opened:
+            yield opened
+            return
+        with TemporaryDirectory(prefix="allowance-") as directory:
+            database_url = f"sqlite:///{directory}/restored.db"
+            with Progress("restore", "events") as progress:
+                restored = await restore(
+                    opened, database_url, progress=lambda done, total: progress.show(done, total=total)
+                )
+            await project_history(database_url, restored.validator_ss58)
+            yield database_url
+
+
+def url_of_file(text: str) -> str:
+    """Return the URL of a SQLite database if the text is the path of one; return any other text unchanged."""
+    try:
+        with open(text, "rb") as file:
+            is_database = file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+    except (OSError, ValueError):
+        return text
+    return f"sqlite:///{text}" if is_database else text
 
 
 @contextmanager
@@ -55,15 +83,3 @@ def _naming_standard_input() -> Iterator[None]:
         if refused.field != "source":
             raise
         raise InvalidInput("source", STANDARD_INPUT, refused.expected) from refused
-
-
-def noted_head(text: str) -> tuple[int, bytes]:
-    """Return the position and the hash of a head in the form that `health`, `export` and `verify` show."""
-    pattern = rf"([0-9]{{1,{MOST_POSITION_DIGITS}}}):([0-9a-f]{{{HASH_DIGITS}}})"
-    found = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
-    if found is None:
-        message = (
-            f"{text!r} is no head as `allowance health` shows it: a position, a colon, {HASH_DIGITS} hexadecimal digits"
-        )
-        raise argparse.ArgumentTypeError(message)
-    return int(found[1]), bytes.fromhex(found[2])
