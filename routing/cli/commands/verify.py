@@ -96,7 +96,7 @@ def _verify(source: NamedValue, validator: NamedValue, heads: list[Head]) -> lis
                 progress=lambda done, total: progress.show(done, total=total),
             )
         except LedgerNotFound as absent:
-            if is_in_environment(source) != is_in_environment(validator):
+            if is_in_environment(validator) and not is_in_environment(source):
                 # The environment's validator is that of the environment's database; here is another one.
                 reports = _verify(source, NamedValue("", validator.name), heads)
                 if len(reports) == 1:
