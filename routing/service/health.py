@@ -106,6 +106,21 @@ class Health(msgspec.Struct, frozen=True):
         ]
         return [each for each in measured if each]
 
+    def failures(self, *, max_block_age_seconds: float | None = None, **limits: Any) -> list[str]:
+        """Return what is wrong, or exceeds a limit of `exceeded`: empty if the ledger is well.
+
+        A limit for the block's age replaces the one that `problems` applies, so it may also be the longer one.
+        """
+        replaced = None
+        if max_block_age_seconds is not None and self.newest_block and self.newest_block_age_seconds is not None:
+            replaced = _old_block(self.newest_block, self.newest_block_age_seconds)
+        others = [each for each in self.problems if each != replaced]
+        return others + self.exceeded(max_block_age_seconds=max_block_age_seconds, **limits)
+
+
+def _old_block(block: int, age_seconds: float) -> str:
+    return f"the newest block, {block}, is {age_seconds:,.0f} s old: does the feed of blocks run?"
+
 
 def _over_limit(subject: str, measured: float | None, limit: float | None, unit: str) -> str | None:
     """Return a sentence if a measure is above its limit, or if nothing was measured; None otherwise."""
@@ -142,8 +157,7 @@ class _StateSummary(NamedTuple):
         if not self.newest_block:
             yield "no block is recorded"
         elif self.newest_block_age_ns > self.oldest_block_ns:
-            age = f"{self.newest_block_age_ns / NANOSECONDS:,.0f} s old"
-            yield f"the newest block, {self.newest_block}, is {age}: does the feed of blocks run?"
+            yield _old_block(self.newest_block, seconds(self.newest_block_age_ns))
         if self.newest_sync is None:
             yield "no manifests are recorded"
         elif (self.sync_age_blocks or 0) > self.oldest_sync_blocks:

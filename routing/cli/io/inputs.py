@@ -45,6 +45,11 @@ def stream_version(text: str) -> int:
     return _number_up_to(LARGEST_NUMBER, "2^63 - 1", text, least=0)
 
 
+def whole_number_or_zero(text: str) -> int:
+    """Return a number from 0 to 2^63 - 1."""
+    return _number_up_to(LARGEST_NUMBER, "2^63 - 1", text, least=0)
+
+
 def page_items(text: str) -> int:
     """Return how many items a page may have."""
     return _number_up_to(MOST_PAGE_ITEMS, str(MOST_PAGE_ITEMS), text)
