@@ -102,7 +102,7 @@ class Health(msgspec.Struct, frozen=True):
             _over_limit("the newest block is", self.newest_block_age_seconds, max_block_age_seconds, "s old"),
             _over_limit("the history is", float(self.projection_lag), max_lag_events, "events behind"),
             _over_limit("there are", float(self.overdue), max_overdue, "overdue reservations"),
-            _over_limit("the log was verified", unverified, max_unverified_seconds, "s ago"),
+            _over_limit("the last verification is", unverified, max_unverified_seconds, "s old"),
         ]
         return [each for each in measured if each]
 
@@ -127,7 +127,7 @@ def _over_limit(subject: str, measured: float | None, limit: float | None, unit:
     if limit is None or (measured is not None and measured <= limit):
         return None
     if measured is None:
-        return f"{subject} not known; at most {limit:,.10g} {unit} allowed"
+        return f"{subject} missing, and must be at most {limit:,.10g} {unit}"
     return f"{subject} {measured:,.10g} {unit}, more than {limit:,.10g}"
 
 

@@ -925,6 +925,18 @@ def test_health_reports_position_newest_block_and_reservations(busy: Command) ->
     assert f"newest block      1059, {document['newest_block_age_seconds']:,.3f} s old"[:20] in text.out
 
 
+def test_health_fails_beyond_a_limit(busy: Command) -> None:
+    """Exit code 1, with the limit in the text and in the document; without limits on what is well, exit code 0."""
+    made_up_chain = ("--max-block-age", "1e12")
+    assert busy("health", *made_up_chain).code == 0
+    exceeded = busy("health", *made_up_chain, "--max-unverified", "86400")
+    assert exceeded.code == 1
+    assert "status            the last verification is missing, and must be at most 86,400 s old\n" in exceeded.out
+    document = busy("health", *made_up_chain, "--max-lag", "0", "--max-overdue", "5", "--json").document
+    assert document["failures"] == [f"the history is {document['projection_lag']} events behind, more than 0"]
+    assert busy("health", "--database", "sqlite:///none.db", *made_up_chain).code == 3
+
+
 # Processes
 
 

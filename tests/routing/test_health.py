@@ -161,13 +161,17 @@ HEALTHY = Health(
     ("within", "beyond", "sentence"),
     [
         (
-            {"max_block_age_seconds": 90.0},
-            {"max_block_age_seconds": 89.9},
-            "the newest block is 90 s old, more than 89.9",
+            {"max_block_age_seconds": 90},
+            {"max_block_age_seconds": 89},
+            "the newest block is 90 s old, more than 89",
         ),
         ({"max_lag_events": 20}, {"max_lag_events": 19}, "the history is 20 events behind, more than 19"),
         ({"max_overdue": 2}, {"max_overdue": 0}, "there are 2 overdue reservations, more than 0"),
-        ({"max_unverified_seconds": 60}, {"max_unverified_seconds": 59}, "the log was verified 60 s ago, more than 59"),
+        (
+            {"max_unverified_seconds": 60},
+            {"max_unverified_seconds": 59},
+            "the last verification is 60 s old, more than 59",
+        ),
     ],
     ids=str,
 )
