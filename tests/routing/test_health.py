@@ -160,11 +160,7 @@ HEALTHY = Health(
 @pytest.mark.parametrize(
     ("within", "beyond", "sentence"),
     [
-        (
-            {"max_block_age_seconds": 90},
-            {"max_block_age_seconds": 89},
-            "the newest block is 90 s old, more than 89",
-        ),
+        ({"max_block_age_seconds": 90}, {"max_block_age_seconds": 89}, "the newest block is 90 s old, more than 89"),
         ({"max_lag_events": 20}, {"max_lag_events": 19}, "the history is 20 events behind, more than 19"),
         ({"max_overdue": 2}, {"max_overdue": 0}, "there are 2 overdue reservations, more than 0"),
         (
