@@ -83,6 +83,8 @@ class _BlockingQueries:
     why = _blocking(Queries.why)
     overview = _blocking(Queries.overview)
     receipts = _blocking(Queries.receipts)
+    known_miners = _blocking(Queries.known_miners)
+    executor_classes = _blocking(Queries.executor_classes)
     settings = _blocking(Queries.settings)
     settings_changes = _blocking(Queries.settings_changes)
     head = _blocking(Queries.head)

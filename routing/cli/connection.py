@@ -71,27 +71,37 @@ def connection_to(opened: AbstractAsyncContextManager[Allowance]) -> Iterator[Co
 
 @asynccontextmanager
 async def reading_ledger(arguments: argparse.Namespace) -> AsyncIterator[Allowance]:
-    """Open a ledger for reading, which changes nothing, and close it afterwards.
+    """Open for reading the ledger that the command line or the environment names, and close it afterwards.
+
+    Raises the errors of `reading_database`, `NoSuchLedger` and `WrongUsage`.
+    """
+    async with reading_database(arguments) as database_url:
+        validator_ss58 = await validator_to_read(arguments, database_url)
+        ledger = Allowance.open(database_url, validator_ss58=validator_ss58, read_only=True)
+        try:
+            yield await ledger
+        except LedgerNotFound:
+            raise await absent_ledger(arguments, database_url) from None
+        finally:
+            await ledger.close()
+
+
+@asynccontextmanager
+async def reading_database(arguments: argparse.Namespace) -> AsyncIterator[str]:
+    """Yield the URL of the database to read from.
 
     `--database` is a URL, the path of a SQLite file, or an export, which is restored to a temporary database. A SQLite
     file that nobody has open is read without locks; of one whose writer was killed, with its `-wal` file beside it, a
     temporary copy is read. Nothing is written beside a file, so its directory may be read-only.
 
-    Raises `NoSuchLedger`, `WrongUsage`, `UnreadableInput`, `DamagedExport`, `StorageUnavailable`.
+    Raises `UnreadableInput`, `DamagedExport`, `InvalidInput`, `StorageUnavailable`.
     """
     with naming_options(arguments):
         database = named_database(arguments, configuration_from_environment())
         if not arguments.database:
             check_database(database.value)  # Programs read the variable too, and they accept a URL only.
         async with opened_database(database.value) as database_url:
-            validator_ss58 = await validator_to_read(arguments, database_url)
-            ledger = Allowance.open(database_url, validator_ss58=validator_ss58, read_only=True)
-            try:
-                yield await ledger
-            except LedgerNotFound:
-                raise await absent_ledger(arguments, database_url) from None
-            finally:
-                await ledger.close()
+            yield database_url
 
 
 @asynccontextmanager

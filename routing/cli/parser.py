@@ -65,12 +65,22 @@ def build_parser(argv: Sequence[str]) -> Parser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     # No option before the command has a value, so the first word that is no option names the command.
     chosen = next((word for word in argv if not word.startswith("-")), None)
+    if chosen is not None and chosen not in [entry.name for entry in COMMANDS]:
+        raise WrongUsage(_unknown_command(chosen))
     for entry in COMMANDS:
         if entry.name == chosen:
             _add_chosen_command(subparsers, entry)
         else:
             subparsers.add_parser(entry.name, help=_short_summary(entry), add_help=False)
     return parser
+
+
+def _unknown_command(word: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, [entry.name for entry in COMMANDS], 1)
+    hint = f"did you mean `allowance {close[0]}`?" if close else "`allowance --help` lists all"
+    return f"there is no command {word!r}; {hint}"
 
 
 def _short_summary(entry: CommandEntry) -> str:

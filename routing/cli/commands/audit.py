@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import labelled
@@ -57,6 +58,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         finally:
             # If writing the page fails, the result of the audit is printed nevertheless.
             _print_report(report, out, accounts=arguments.accounts)
+    if report.first_cause is not None:
+        moment = ("--at-position", report.first_cause.position)
+        out.next_step(f"{next_command(arguments, 'replay', *moment)} shows the ledger at the first cause")
+    else:
+        out.next_step("note the head elsewhere; `allowance verify --head` proves later that the log continues it")
     return NO if report.findings_count else 0
 
 
@@ -173,6 +179,7 @@ def _print_totals(totals: list[AccountTotals], out: Output, *, accounts: bool) -
         out.table(
             ("miner", "class", *AMOUNTS),
             [(short_hotkey(each.miner_ss58), each.executor_class, *_amounts([each])) for each in totals],
+            ("miner", "class", "granted", "spent", "available"),
         )
         return
     by_class: dict[str, list[AccountTotals]] = defaultdict(list)
@@ -181,6 +188,7 @@ def _print_totals(totals: list[AccountTotals], out: Output, *, accounts: bool) -
     out.table(
         ("class", "accounts", *AMOUNTS),
         [(name, len(of_class), *_amounts(of_class)) for name, of_class in sorted(by_class.items())],
+        ("class", "granted", "spent", "available", "held"),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO
 from routing.cli.io.inputs import seconds, whole_number_or_zero
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import labelled
 from routing.texts import counted, seconds_text, time_text
@@ -68,7 +69,19 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     else:
         for line in labelled({**_facts(health), "status": "; ".join(failures) or "ok"}.items()):
             out.line(line)
+        _suggest(health, arguments, out)
     return NO if failures else 0
+
+
+def _suggest(health: Health, arguments: argparse.Namespace, out: Output) -> None:
+    """Say how to find out more about what is wrong, and otherwise how to keep it from going wrong unnoticed."""
+    if health.overdue:
+        overdue = ("history", "--status", "overdue")
+        out.next_step(f"{next_command(arguments, *overdue)} lists the overdue reservations")
+    elif health.problems:
+        out.next_step("`allowance guide errors` explains what is wrong")
+    else:
+        out.next_step(f"{next_command(arguments, 'verify')} checks what is stored; a timer can do it with --since")
 
 
 def _facts(health: Health) -> dict[str, object]:

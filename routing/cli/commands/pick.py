@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import WrongInput
 from routing.cli.io.inputs import opened_input
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import labelled
 from routing.texts import block_ranges, seconds_text
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if out.json_wanted:
         out.document(route_document(route))
     else:
-        _show(route, out)
+        _show(route, arguments, out)
     return 0
 
 
@@ -75,7 +76,7 @@ def _request(path: str) -> JobRequest:
     return job_request(text)
 
 
-def _show(route: JobRoute, out: Output) -> None:
+def _show(route: JobRoute, arguments: argparse.Namespace, out: Output) -> None:
     reservation_id = route.allowance_reservation_id
     pairs: list[tuple[str, object]] = [
         ("miner", route.miner.hotkey_ss58),
@@ -92,9 +93,9 @@ def _show(route: JobRoute, out: Output) -> None:
     if reservation_id is None:
         out.note("nothing is reserved: a debug or trusted miner runs jobs without allowance")
     else:
-        out.note(
-            f"next: `allowance spend {reservation_id}` if the job ran,"
-            f" `allowance release {reservation_id}` if it did not"
+        out.next_step(
+            f"{next_command(arguments, 'spend', reservation_id)} if the job ran,"
+            f" {next_command(arguments, 'release', reservation_id)} if it did not"
         )
 
 

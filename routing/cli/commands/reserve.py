@@ -6,6 +6,7 @@ import argparse
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import seconds, stream_version, whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import reservation_lines
 
@@ -32,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Reserve the account's earliest free blocks and show the reservation."""
+    from routing import CannotReserveAllowanceException
     from routing.cli.connection import ledger_connection
     from routing.cli.io.documents import reservation_document
+    from routing.cli.known_names import refuse_unknown_names
 
     with ledger_connection(arguments) as connection:
         ledger = connection.ledger
@@ -48,12 +51,20 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             job_uuid=arguments.job_uuid,
             idempotency_key=arguments.key,
         )
-        reservation = connection.run(reserve)
+        try:
+            reservation = connection.run(reserve)
+        except CannotReserveAllowanceException as refused:
+            if not refused.available_allowance_seconds:
+                names = {"miner_ss58": arguments.miner_ss58, "executor_class": arguments.executor_class}
+                refuse_unknown_names(connection, **names)
+            raise
     if out.json_wanted:
         out.document(reservation_document(reservation))
         return 0
     for line in reservation_lines(reservation):
         out.line(line)
+    spend, release = (next_command(arguments, how, reservation.reservation_id) for how in ("spend", "release"))
+    out.next_step(f"{spend} if the job ran, {release} if it did not")
     return 0
 
 

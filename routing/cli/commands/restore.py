@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NoSuchLedger
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.sources import SOURCES, opened_source
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         return 0
     result = f"restored {counted(report.added, 'event')}" if report.added else "the database has every event already"
     out.line(f"{report.validator_ss58}: {result}; head {head}")
+    out.next_step(f"{next_command(arguments, 'health')} shows the restored ledger")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO, NoSuchLedger, WrongUsage
 from routing.cli.io.inputs import noted_head, whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.sources import SOURCES, opened_source
@@ -77,6 +78,12 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         reports = [_verify_since(source, validator, arguments)]
     for report in reports:
         _show(report, out)
+    if any(report.findings for report in reports):
+        out.next_step("`allowance guide auditing` says what to do about damage")
+    else:
+        if arguments.source:
+            arguments.database = arguments.source
+        out.next_step(f"{next_command(arguments, 'audit')} checks that every decision was right")
     return NO if any(report.findings for report in reports) else 0
 
 
