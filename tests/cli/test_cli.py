@@ -210,8 +210,6 @@ def test_the_table_lists_each_command_once() -> None:
         ("show", "1.0"),
         ("show", "1_000"),
         ("show", "٣"),
-        ("miners", "--seconds", "10"),
-        ("miners", "--executor-class", GPU),
         ("miners", "--block", "7"),
         ("miners", "--executor-class", GPU, "--seconds", "nan"),
         ("miners", "--executor-class", GPU, "--seconds", "inf"),
@@ -572,6 +570,7 @@ def test_miners_lists_candidates_best_first(filled: Command) -> None:
         "total_seconds",
         "share_left",
         "stream_version",
+        "executor_class",
     }
     assert [item["earliest_block"] for item in items] == sorted(item["earliest_block"] for item in items)
     assert all(item["available_seconds"] >= 30 and item["share_left"] == 1 for item in items)
@@ -604,7 +603,9 @@ def test_reserve_starts_at_the_newest_block_and_retries_by_its_key(filled: Comma
     """`--block` names another start; the same key returns the same reservation, whatever version is expected then."""
     newest = filled("health", "--json").document["newest_block"]
     hotkey = filled("miners", "--executor-class", GPU, "--seconds", "30", "--json").documents[0]["hotkey_ss58"]
-    first = filled("reserve", hotkey, GPU, "2.5", "--key", "once", "--expected-version", "0", "--json").document
+    first = filled(
+        "reserve", hotkey, GPU, "2.5", "--idempotency-key", "once", "--expected-version", "0", "--json"
+    ).document
     assert (first["job_start_block"], first["allowance_seconds"]) == (newest, 2.5)
     again = filled("reserve", hotkey, GPU, "2.5", "--idempotency-key", "once", "--expected-version", "0", "--json")
     assert (again.code, again.document) == (0, first)
@@ -667,7 +668,7 @@ def test_pick_returns_the_route(filled: Command, request_file: Path) -> None:
     text = filled("pick", request_file)
     assert str(route["allowance_reservation_id"]) in text.out
     assert route["miner"]["hotkey_ss58"] in text.out
-    assert f"allowance spend {route['allowance_reservation_id']}" in text.err
+    assert text.err == ""  # The next step is for people who watch.
 
 
 def test_pick_reads_standard_input(filled: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,10 +56,11 @@ def _list_candidates(connection: Connection, arguments: argparse.Namespace, out:
         for executor_class, rank, candidate in ranked:
             out.document({**candidate_document(rank, candidate), "executor_class": executor_class})
         return
-    # The class last: with --executor-class it is always the same.
+    headers = ("rank", "hotkey", "earliest block", "available", "total", "share left", "version", "executor class")
+    shown = len(headers) - (arguments.executor_class is not None)  # A class that was named needs no column.
     out.table(
-        ("rank", "hotkey", "earliest block", "available", "total", "share left", "version", "executor class"),
-        [(*_candidate_row(rank, candidate), executor_class) for executor_class, rank, candidate in ranked],
+        headers[:shown],
+        [(*_candidate_row(rank, candidate), executor_class)[:shown] for executor_class, rank, candidate in ranked],
         ("hotkey", "rank", "available", "executor class", "share left"),
     )
     out.next_step(f"{next_command(arguments, 'pick', 'REQUEST.json')} routes a job")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--job-uuid", metavar="UUID", help="the job that the reservation is for")
     parser.add_argument(
-        "--key", "--idempotency-key", metavar="KEY", help="retrying with the same key is safe: the change happens once"
+        "--idempotency-key", metavar="KEY", help="retrying with the same key is safe: the change happens once"
     )
 
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             block,
             expected_version=arguments.expected_version,
             job_uuid=arguments.job_uuid,
-            idempotency_key=arguments.key,
+            idempotency_key=arguments.idempotency_key,
         )
         try:
             reservation = connection.run(reserve)
