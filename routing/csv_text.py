@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from routing.texts import block_ranges
 
 if TYPE_CHECKING:
-    from routing import Reservation
+    from ledger import Reservation
 
 RESERVATION_COLUMNS = (
     "reservation_id",
