@@ -58,7 +58,10 @@ async def opened_database(source: str) -> AsyncIterator[str]:
                 restored = await restore(
                     opened, database_url, progress=lambda done, total: progress.show(done, total=total)
                 )
-            await project_history(database_url, restored.validator_ss58)
+            with Progress("history", "events") as progress:
+                await project_history(
+                    database_url, restored.validator_ss58, lambda done, total: progress.show(done, total=total)
+                )
             yield database_url
 
 

@@ -119,8 +119,12 @@ def test_every_reading_command_is_listed_here() -> None:
 
 
 def test_health_of_an_export_names_the_export(allowance: Command, export: Path) -> None:
-    """Not the temporary database, which is gone when somebody reads the output."""
-    assert allowance("health", "--database", export, "--json").document["database_url"] == str(export)
+    """Not the temporary database, which is gone when somebody reads the output. Its history is projected.
+
+    Catches: an export of a million events whose pages of the history would each fold all of them.
+    """
+    document = allowance("health", "--database", export, "--json").document
+    assert (document["database_url"], document["projection_lag"]) == (str(export), 0)
 
 
 def test_an_export_comes_from_standard_input(allowance: Command, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
