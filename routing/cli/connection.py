@@ -16,6 +16,7 @@ from routing.cli.named_ledger import (
     named_database,
     naming_options,
     refuse_absent_ledger,
+    refuse_missing_default,
     refuse_unexpected_ledger,
     validator_to_read,
 )
@@ -96,6 +97,7 @@ async def reading_database(arguments: argparse.Namespace) -> AsyncIterator[str]:
 
     Raises `UnreadableInput`, `DamagedExport`, `InvalidInput`, `StorageUnavailable`.
     """
+    refuse_missing_default(arguments)
     with naming_options(arguments):
         database = named_database(arguments, configuration_from_environment())
         if not arguments.database:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from routing.cli.io.errors import NoSuchLedger, WrongUsage
 from routing.cli.sources import url_of_file
 from routing.service.allowance import Allowance
 from routing.service.backup import validators_in
-from routing.service.config import VARIABLES, Configuration, configuration_from_environment
+from routing.service.config import VARIABLES, Configuration, configuration_from_environment, default_database_url
 
 HOW_TO_NAME_ONE = "give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58"
 
@@ -37,9 +38,12 @@ def named_database(arguments: argparse.Namespace, configuration: Configuration) 
 
 
 def named_validator(arguments: argparse.Namespace, configuration: Configuration) -> NamedValue:
-    """Return the validator's hotkey, or an empty value if neither the option nor the variable is set."""
+    """Return the validator's hotkey, or an empty value if neither the option nor the variable is set.
+
+    If `find_validator` has found the only one of the database, that one is returned.
+    """
     if arguments.validator or not configuration.validator_ss58:
-        return NamedValue(arguments.validator or "", "--validator")
+        return NamedValue(arguments.validator or getattr(arguments, "only_validator", ""), "--validator")
     return NamedValue(configuration.validator_ss58, VARIABLES["validator_ss58"])
 
 
@@ -67,12 +71,29 @@ def ledger_from_arguments(arguments: argparse.Namespace, *, read_only: bool = Fa
         return Allowance.open(database_url, validator_ss58=validator.value, read_only=read_only)
 
 
+def refuse_missing_default(arguments: argparse.Namespace) -> None:
+    """Raise `WrongUsage` if no database is named, and there is none at the default place.
+
+    A new user has not heard of that place, so an error about a missing file would not help.
+    """
+    if arguments.database or os.environ.get(VARIABLES["database_url"]):
+        return
+    path = default_database_url().removeprefix("sqlite:///")
+    if not os.path.exists(path):
+        raise WrongUsage(
+            f"no database is named, and there is none at {path}; give --database or set ALLOWANCE_DATABASE_URL;"
+            " `allowance guide getting-started` says how to begin"
+        )
+
+
 async def find_validator(arguments: argparse.Namespace) -> None:
-    """If no validator is named, set `--validator` to the one whose ledger is the only one in the database.
+    """If no validator is named, remember the one whose ledger is the only one in the database.
 
     Raises `WrongUsage` if there is none or if there are several, and `StorageUnavailable` if a server does not respond.
     """
     configuration = configuration_from_environment()
+    if not hasattr(arguments, "new"):  # Only `import` founds a ledger where there is no database yet.
+        refuse_missing_default(arguments)
     if named_validator(arguments, configuration).value:
         return
     if getattr(arguments, "new", False):
@@ -85,7 +106,7 @@ async def find_validator(arguments: argparse.Namespace) -> None:
         if not database_url.startswith("sqlite"):
             raise
         raise WrongUsage(f"the validator is not known; {HOW_TO_NAME_ONE}") from unavailable
-    arguments.validator = _only_one(found)
+    arguments.only_validator = _only_one(found)
 
 
 async def validator_to_read(arguments: argparse.Namespace, database_url: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -44,6 +45,8 @@ class Parser(argparse.ArgumentParser):
             from ledger.store.urls import redacted_url
 
             message = f"{problem}{separator}{redacted_url(arguments)}"
+            if os.path.exists(arguments):
+                message += "; name a database or an export with --database"
         raise WrongUsage(f"{message}; see `{self.prog} --help`")
 
 

@@ -195,6 +195,13 @@ def test_the_hotkey_that_was_meant_is_named(allowance: Command, typed: str, mean
     assert (f"did you mean {meant}?" in result.err) if meant else ("did you mean" not in result.err)
 
 
+def test_a_file_without_its_option_is_recognized(allowance: Command, path: Path) -> None:
+    """As in `allowance audit ledger.db`, which `verify` would take."""
+    result = allowance("audit", path)
+    assert result.code == 2
+    assert "name a database or an export with --database" in result.err
+
+
 def test_the_command_that_was_meant_is_named(allowance: Command) -> None:
     """A short error instead of the list of all commands."""
     for typed, meant in (("histroy", "history"), ("ledger", "ledgers"), ("xyz", None)):
@@ -202,6 +209,19 @@ def test_the_command_that_was_meant_is_named(allowance: Command) -> None:
         assert result.code == 2
         assert f"there is no command '{typed}'" in result.err
         assert (f"did you mean `allowance {meant}`?" if meant else "`allowance --help` lists all") in result.err
+
+
+@pytest.mark.parametrize("arguments", [("health",), ("spend", "1"), ("ledgers",)], ids=" ".join)
+def test_without_any_database_the_error_says_how_to_name_one(
+    allowance: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """Exit code 2. Catches: a first command of a new user that complains about a file nobody has heard of."""
+    monkeypatch.delenv("ALLOWANCE_DATABASE_URL")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    result = allowance(*arguments)
+    assert result.code == 2
+    assert "give --database or set ALLOWANCE_DATABASE_URL" in result.err
+    assert not (tmp_path / "home").exists()
 
 
 class Terminal(io.StringIO):

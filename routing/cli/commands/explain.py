@@ -68,7 +68,7 @@ def _show_candidates(explanation: Explanation, out: Output, *, show_all: bool) -
     out.table(
         ("tried", "hotkey", "verdict", "earliest block", "share left", "available", "running", "executors"),
         [_row(rank, each) for rank, each in enumerate(shown, start=1)],
-        ("hotkey", "tried", "verdict", "earliest block", "share left", "running", "executors"),
+        ("tried", "hotkey", "verdict", "earliest block", "share left", "running", "executors"),
     )
     if explanation.chosen_at is not None:
         out.note(

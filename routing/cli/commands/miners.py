@@ -61,7 +61,7 @@ def _list_candidates(connection: Connection, arguments: argparse.Namespace, out:
     out.table(
         headers[:shown],
         [(*_candidate_row(rank, candidate), executor_class)[:shown] for executor_class, rank, candidate in ranked],
-        ("hotkey", "rank", "available", "executor class", "share left"),
+        ("rank", "hotkey", "executor class", "available", "share left"),
     )
     out.next_step(f"{next_command(arguments, 'pick', 'REQUEST.json')} routes a job")
 

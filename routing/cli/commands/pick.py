@@ -94,8 +94,8 @@ def _show(route: JobRoute, arguments: argparse.Namespace, out: Output) -> None:
         out.note("nothing is reserved: a debug or trusted miner runs jobs without allowance")
     else:
         out.next_step(
-            f"{next_command(arguments, 'spend', reservation_id)} if the job ran,"
-            f" {next_command(arguments, 'release', reservation_id)} if it did not"
+            f"{next_command(arguments, 'spend', reservation_id)},"
+            " or `release` instead of `spend` if the job did not run"
         )
 
 

@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         return 0
     for line in reservation_lines(reservation):
         out.line(line)
-    spend, release = (next_command(arguments, how, reservation.reservation_id) for how in ("spend", "release"))
-    out.next_step(f"{spend} if the job ran, {release} if it did not")
+    spend = next_command(arguments, "spend", reservation.reservation_id)
+    out.next_step(f"{spend}, or `release` instead of `spend` if the job did not run")
     return 0
 
 

@@ -169,7 +169,7 @@ def _cell(value: object) -> str:
 
 
 def _is_numeric(values: Sequence[object]) -> bool:
-    return bool(values) and all(isinstance(value, int | float) or _is_amount(value) for value in values)
+    return bool(values) and all(isinstance(value, int | float | datetime) or _is_amount(value) for value in values)
 
 
 def _is_amount(value: object) -> bool:
