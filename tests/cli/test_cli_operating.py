@@ -95,7 +95,8 @@ def test_ledgers_of_an_export_and_of_nothing(allowance: Command, path: Path, tmp
     """An export has one; a database without a ledger is exit code 1, a missing one 3."""
     export = tmp_path / "ledger.gz"
     assert allowance("export", export).code == 0
-    assert allowance("ledgers", "--database", export, "--json").document["validator_ss58"] == VALIDATOR
+    document = allowance("ledgers", "--database", export, "--json").document
+    assert (document["validator_ss58"], document["file_bytes"]) == (VALIDATOR, export.stat().st_size)
     assert allowance("ledgers", "--validator", "5Nobody").code == 1
     assert allowance("ledgers", "--database", f"sqlite:///{tmp_path}/none.db").code == 3
 

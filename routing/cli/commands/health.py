@@ -79,7 +79,7 @@ def _suggest(health: Health, arguments: argparse.Namespace, out: Output) -> None
         overdue = ("history", "--status", "overdue")
         out.next_step(f"{next_command(arguments, *overdue)} lists the overdue reservations")
     elif health.problems:
-        out.next_step("`allowance guide errors` explains what is wrong")
+        out.next_step("`allowance guide feeding-facts` and `allowance guide errors` say what to do")
     else:
         out.next_step(f"{next_command(arguments, 'verify')} checks what is stored; a timer can do it with --since")
 

@@ -52,8 +52,10 @@ async def _read(arguments: argparse.Namespace) -> tuple[list[LedgerSummary], int
 
     async with reading_database(arguments) as database_url:
         found = [await _summary(database_url, each) for each in await validators_in(database_url)]
-        is_file = database_url.startswith("sqlite:///")
-        file_bytes = os.stat(database_url.removeprefix("sqlite:///")).st_size if is_file else None
+        # Of an export the size of the file that was named, not of the temporary database.
+        is_named = arguments.database is not None and os.path.isfile(arguments.database)
+        file = arguments.database if is_named else database_url.removeprefix("sqlite:///")
+        file_bytes = os.stat(file).st_size if database_url.startswith("sqlite:///") else None
     return [each for each in found if arguments.validator in (None, each.validator_ss58)], file_bytes
 
 
@@ -88,7 +90,7 @@ def _show(found: list[LedgerSummary], file_bytes: int | None, out: Output) -> No
         ("validator", "events", "newest block", "last event at"),
     )
     if file_bytes is not None:
-        out.line(f"the database is {size_text(file_bytes)} large")
+        out.line(f"the file is {size_text(file_bytes)} large")
 
 
 COMMAND = CliCommand(
