@@ -52,11 +52,16 @@ async def _read(arguments: argparse.Namespace) -> tuple[list[LedgerSummary], int
 
     async with reading_database(arguments) as database_url:
         found = [await _summary(database_url, each) for each in await validators_in(database_url)]
-        # Of an export the size of the file that was named, not of the temporary database.
-        is_named = arguments.database is not None and os.path.isfile(arguments.database)
-        file = arguments.database if is_named else database_url.removeprefix("sqlite:///")
-        file_bytes = os.stat(file).st_size if database_url.startswith("sqlite:///") else None
+        file_bytes = _file_bytes(arguments.database, database_url)
     return [each for each in found if arguments.validator in (None, each.validator_ss58)], file_bytes
+
+
+def _file_bytes(named: str | None, database_url: str) -> int | None:
+    """Return the size of the file that was named: of an export, not of the temporary database; None for a server."""
+    if not database_url.startswith("sqlite:///"):
+        return None
+    is_file = named is not None and os.path.isfile(named)
+    return os.stat(named if is_file else database_url.removeprefix("sqlite:///")).st_size
 
 
 async def _summary(database_url: str, validator_ss58: str) -> LedgerSummary:
