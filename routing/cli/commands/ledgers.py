@@ -60,8 +60,8 @@ def _file_bytes(named: str | None, database_url: str) -> int | None:
     """Return the size of the file that was named: of an export, not of the temporary database; None for a server."""
     if not database_url.startswith("sqlite:///"):
         return None
-    is_file = named is not None and os.path.isfile(named)
-    return os.stat(named if is_file else database_url.removeprefix("sqlite:///")).st_size
+    file = named if named is not None and os.path.isfile(named) else database_url.removeprefix("sqlite:///")
+    return os.stat(file).st_size
 
 
 async def _summary(database_url: str, validator_ss58: str) -> LedgerSummary:
