@@ -113,12 +113,15 @@ async def validator_to_read(arguments: argparse.Namespace, database_url: str) ->
     """Return the validator whose ledger a reading command means.
 
     The environment's validator is that of the environment's database. So if `--database` names another one, which has
-    a single ledger, that ledger is meant. Raises `WrongUsage` if there are several, and none of them is named.
+    a single ledger, that ledger is meant. Raises `NoSuchLedger` if there is none, and `WrongUsage` if there are several
+    and none of them is named.
     """
     named = named_validator(arguments, configuration_from_environment())
     if arguments.validator or (named.value and not arguments.database):
         return named.value
     found = await validators_in(database_url)
+    if not found:
+        raise await absent_ledger(arguments, database_url)
     return named.value if named.value in found else _only_one(found)
 
 

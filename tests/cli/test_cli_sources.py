@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import json
+import sqlite3
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +23,7 @@ pytestmark = pytest.mark.compatibility
 OTHER = "5Other"
 READING = {
     "audit": (),
+    "events": (),
     "explain": ("job-1",),
     "export": ("again.gz",),
     "health": (),
@@ -114,7 +118,7 @@ def without_moving_fields(document: dict[str, object]) -> dict[str, object]:
 def test_every_reading_command_is_listed_here() -> None:
     """So that a new one is tested above; the others found or change a ledger, or read a file of another kind."""
     others = {"demo", "import", "withdraw", "pick", "reserve", "spend", "release", "expire", "receipts", "restore"}
-    others |= {"rebuild", "guide", "ledgers", "events", "serve", "exclude", "readmit"}
+    others |= {"rebuild", "guide", "ledgers", "serve", "exclude", "readmit"}
     assert {entry.name for entry in COMMANDS} - others == set(READING)
 
 
@@ -146,6 +150,20 @@ def test_an_export_cannot_be_changed(allowance: Command, export: Path) -> None:
     result = allowance("spend", "1", "--database", export, "--validator", VALIDATOR)
     assert (result.code, result.out) == (2, "")
     assert "--database must be sqlite:///path" in result.err
+    limits = {"download_time_limit": 1, "execution_time_limit": 1, "upload_time_limit": 1}
+    Path("request.json").write_text(json.dumps({"uuid": "job-1", "executor_class": GPU, **limits}))
+    assert "--database must be sqlite:///path" in allowance("pick", "request.json", "--database", export).err
+
+
+def test_a_database_without_a_ledger_says_so(allowance: Command, tmp_path: Path) -> None:
+    """Exit code 1, with or without a named validator."""
+    empty = tmp_path / "empty.db"
+    with contextlib.closing(sqlite3.connect(empty)) as connection:
+        connection.execute("CREATE TABLE other (id)")
+    for arguments in ((), ("--validator", VALIDATOR)):
+        result = allowance("health", "--database", empty, *arguments, "--json")
+        assert (result.code, result.error["type"]) == (1, "LedgerNotFound")
+    assert allowance("ledgers", "--database", empty).code == 1
 
 
 def test_a_sqlite_file_is_named_by_its_path_for_changes_too(allowance: Command, path: Path) -> None:

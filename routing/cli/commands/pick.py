@@ -42,7 +42,7 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
     import asyncio
 
     from routing import Routing
-    from routing.cli.named_ledger import find_validator, ledger_from_arguments, refuse_absent_ledger
+    from routing.cli.named_ledger import find_validator, ledger_from_arguments, naming_options, refuse_absent_ledger
     from routing.service.config import configuration_from_environment
 
     opened: list[Allowance] = []
@@ -63,7 +63,8 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
             for ledger in opened:
                 await ledger.close()
 
-    return asyncio.run(pick())
+    with naming_options(arguments):
+        return asyncio.run(pick())
 
 
 def _request(path: str) -> JobRequest:
