@@ -28,6 +28,8 @@ R = TypeVar("R")
 MOST_ITEMS = 10_000
 OVERDUE: Literal["overdue"] = "overdue"
 """What `history` takes as a status: `reserved`, and the due time has passed by the clock of the query."""
+MOST_BLOCKS = 100_000
+"""The most blocks in one range, two weeks of them; a mistyped number must not stop the loop for seconds."""
 
 
 class Queries(ABC):
@@ -171,6 +173,20 @@ class Queries(ABC):
     async def current_block(self) -> int | None:
         """Return the number of the newest block; None if no block is recorded."""
         return await self._read_state(lambda state, _: state.chain.blocks.newest or None, short=True)
+
+    async def missing_blocks(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Return the blocks from `first` to `last` that are not recorded or not finalized, as runs `(first, last)`.
+
+        Both ends of a run belong to it; runs ascend. The block before a gap is part of the run, because it is not
+        finalized until its successor is recorded, and so is the newest block. The range holds at most 100,000 blocks.
+        Raises `InvalidInput`.
+
+            for first, last in await ledger.missing_blocks(newest - 722, newest):
+                ...  # record the blocks from first to last; one that is recorded already changes nothing
+        """
+        integer(first, "first", 1)
+        integer(last, "last", first, first + MOST_BLOCKS - 1)
+        return await self._read_state(lambda state, _: state.chain.blocks.unfinalized_runs(first, last), short=True)
 
     async def miners(self) -> list[Miner]:
         """Return the miners that are registered at the newest block, ordered by hotkey."""
