@@ -265,7 +265,7 @@ class BlockTable:
                     yield number * CHUNK + offset
 
     def unfinalized_runs(self, first: int, last: int) -> list[Run]:
-        """Return the blocks of `first` to `last` that are not recorded, or whose successor is not, as ascending runs."""
+        """Return the blocks of `first` to `last` without a record of their own or of their successor, ascending."""
         runs: list[Run] = []
         start = first
         for recorded_first, recorded_last in self._recorded_runs(first, last + 1):

@@ -35,9 +35,9 @@ class FeedState(msgspec.Struct, frozen=True, kw_only=True):
 
     `newest_block` is the newest block that the source returned and the ledger has; None at the start. `recorded_blocks`
     and `recorded_syncs` count the facts that the ledger accepted from this feeder, repeats included. `failures` counts
-    attempts that failed, `retries` the attempts after a failure. `missing_blocks` counts the blocks below the newest one
-    that were missing when the feeder last looked. `last_success_at` is when the newest block was last read and found or
-    recorded, aware UTC. `last_error` names what is wrong now; None if nothing is.
+    attempts that failed, `retries` the attempts after a failure. `missing_blocks` counts the blocks below the newest
+    one that were missing when the feeder last looked. `last_success_at` is when the newest block was last read, aware
+    UTC. `last_error` names what is wrong now; None if nothing is.
     """
 
     newest_block: int | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -25,13 +25,12 @@ from routing.service.allowance import Allowance
 from routing.service.queries import MOST_BLOCKS
 
 from .contract import ChainSource, FeedState
+from .gaps import batches, gaps_below_newest
 
 R = TypeVar("R")
 
 log = logging.getLogger("allowance.feed")
 
-BATCH_BLOCKS = 50
-"""The blocks of a gap that are read at once, and recorded in one commit."""
 LONGEST_WAIT_SECONDS = 60.0
 MOST_DOUBLINGS = 10
 REFUSALS = (ConflictingFact, ImplausibleFact, InvalidInput)
@@ -136,7 +135,7 @@ class Feeder:
         the source left blocks out. All other blocks are recorded then.
         """
         refusal: AllowanceException | None = None
-        for first, last in _batches(await self._gaps()):
+        for first, last in batches(await self._gaps()):
             answer = await self._in_time(self._source.blocks(first, last))
             # Only the blocks that were asked for: one above the newest would be recorded before its sync.
             wanted = {block.number: block for block in answer if first <= block.number <= last}
@@ -218,19 +217,7 @@ class Feeder:
         self._failed("manifests", error)
 
     async def _gaps(self) -> list[tuple[int, int]]:
-        """Return the runs of missing blocks below the newest block, ascending, and count them."""
-        newest = await self._ledger.current_block()
-        if newest is None or newest == 1:
-            return []
-        start = max(1, newest - MOST_BLOCKS + 1)
-        runs = await self._ledger.missing_blocks(start, newest - 1)
-        # Below the lowest recorded block nothing is missing: the ledger began there.
-        if start > 1 and runs and runs[0][0] == start:
-            runs = runs[1:]
-        backfill = self._backfill
-        if backfill is None:
-            backfill = (await self._ledger.settings()).block_expiry_blocks
-        gaps = [(max(first, newest - backfill), last) for first, last in runs if last >= newest - backfill]
+        gaps = await gaps_below_newest(self._ledger, self._backfill)
         self._missing = sum(last - first + 1 for first, last in gaps)
         return gaps
 
@@ -261,10 +248,3 @@ class Feeder:
     def _worked(self, activity: str) -> None:
         if self._errors.pop(activity, None) is not None:
             log.info("the feed of %s works again", activity, extra={"activity": activity})
-
-
-def _batches(runs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the runs, from the newest block to the oldest, in pieces of at most `BATCH_BLOCKS`."""
-    for first, last in reversed(runs):
-        for high in range(last, first - 1, -BATCH_BLOCKS):
-            yield max(first, high - BATCH_BLOCKS + 1), high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -44,7 +45,7 @@ def test_unfinalized_runs_equal_a_loop_over_the_blocks(
 
     expected = [block for block in range(first, last + 1) if not {block, block + 1} <= blocks]
     assert [block for low, high in runs for block in range(low, high + 1)] == expected
-    assert all(high + 1 < low for (_, high), (low, _) in zip(runs, runs[1:], strict=False))
+    assert all(high + 1 < low for (_, high), (low, _) in pairwise(runs))
 
 
 async def test_the_newest_block_and_the_one_before_a_gap_are_missing_until_their_successor_comes() -> None:
@@ -83,6 +84,6 @@ def test_missing_blocks_as_a_blocking_call() -> None:
     """The blocking face and its view of the past return the same."""
     with blocking.Allowance.open("sqlite://", validator_ss58=VALIDATOR) as ledger:
         for number in (1, 2, 4):
-            position = ledger.record_block(number, START + timedelta(seconds=12 * number), [miner("5Anna")], {})
+            ledger.record_block(number, START + timedelta(seconds=12 * number), [miner("5Anna")], {})
         assert ledger.missing_blocks(1, 4) == [(2, 4)]
-        assert ledger.at(position=position - 1).missing_blocks(1, 4) == [(2, 4)]
+        assert ledger.at(block=2).missing_blocks(1, 4) == [(2, 4)]
