@@ -77,6 +77,7 @@ class _BlockingQueries:
     reservation_for_job = _blocking(Queries.reservation_for_job)
     history = _blocking(Queries.history)
     current_block = _blocking(Queries.current_block)
+    first_block = _blocking(Queries.first_block)
     missing_blocks = _blocking(Queries.missing_blocks)
     miners = _blocking(Queries.miners)
     manifests = _blocking(Queries.manifests)

@@ -77,7 +77,7 @@ class Feeder:
         self._ledger, self._source = ledger, source
         self._sync_every = integer(sync_every_blocks, "sync_every_blocks", 1)
         if backfill_blocks is not None:
-            integer(backfill_blocks, "backfill_blocks", 0, MOST_BLOCKS - 1)
+            integer(backfill_blocks, "backfill_blocks", 0, MOST_BLOCKS)
         self._backfill = backfill_blocks
         self._poll_seconds = billionths(poll_seconds, "poll_seconds", least=1) / NANOSECONDS
         self._timeout_seconds = billionths(timeout_seconds, "timeout_seconds", least=1) / NANOSECONDS

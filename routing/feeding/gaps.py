@@ -12,22 +12,18 @@ BATCH_BLOCKS = 50
 
 
 async def gaps_below_newest(ledger: Allowance, backfill_blocks: int | None) -> list[tuple[int, int]]:
-    """Return the missing blocks below the newest one, at most `backfill_blocks` below it, as ascending runs.
+    """Return the missing blocks between the lowest recorded block and the newest one, as ascending runs.
 
-    None is the recorded setting `block_expiry_blocks`. Blocks below the lowest recorded one are no gap.
+    They are at most `backfill_blocks` below the newest one; None is the recorded setting `block_expiry_blocks`.
     """
-    newest = await ledger.current_block()
-    if newest is None or newest == 1:
+    lowest, newest = await ledger.first_block(), await ledger.current_block()
+    if lowest is None or newest is None:
         return []
-    start = max(1, newest - MOST_BLOCKS + 1)
-    runs = await ledger.missing_blocks(start, newest - 1)
-    # A run that begins so far below was never recorded: the ledger began after it.
-    if start > 1 and runs and runs[0][0] == start:
-        runs = runs[1:]
     if backfill_blocks is None:
         backfill_blocks = (await ledger.settings()).block_expiry_blocks
-    lowest = newest - backfill_blocks
-    return [(max(first, lowest), last) for first, last in runs if last >= lowest]
+    # A setting may reach further back than one call may ask.
+    first = max(lowest, newest - min(backfill_blocks, MOST_BLOCKS))
+    return await ledger.missing_blocks(first, newest - 1) if first < newest else []
 
 
 def batches(runs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from ledger import STATUSES, Head, Miner, Reservation, Settings, Status, Store, check_amount
+from ledger import END, STATUSES, Head, Miner, Reservation, Settings, Status, Store, check_amount
 from ledger.errors import InvalidInput, LogWentBack, PositionOutOfRange, ReservationNotFound
 from ledger.values import amount, flag, instant_ns, integer, job_name, name
 from projections import Availability, Candidate, HistoryFilters, Page
@@ -173,6 +173,11 @@ class Queries(ABC):
     async def current_block(self) -> int | None:
         """Return the number of the newest block; None if no block is recorded."""
         return await self._read_state(lambda state, _: state.chain.blocks.newest or None, short=True)
+
+    async def first_block(self) -> int | None:
+        """Return the lowest number of a recorded block; None if no block is recorded."""
+        first = await self._read_state(lambda state, _: state.chain.blocks.first, short=True)
+        return None if first == END else first
 
     async def missing_blocks(self, first: int, last: int) -> list[tuple[int, int]]:
         """Return the blocks from `first` to `last` that are not recorded or not finalized, as runs `(first, last)`.
