@@ -16,6 +16,7 @@ import routing.sync as blocking
 from ledger import BlockFact
 from routing import Allowance, ConflictingFact, InvalidInput, LedgerClosed, ReadOnlyLedger, Settings
 from routing.feeding import Feeder
+from routing.feeding.gaps import BATCH_BLOCKS, batches
 from tests.feeding.chain import (
     BLOCK_SECONDS,
     GENESIS,
@@ -105,6 +106,16 @@ async def test_a_new_feeder_fills_the_gap_of_an_outage_and_nothing_below_the_fir
         assert len([call for call in each.chain.calls if call]) == 3
         assert await contents(each.ledger) == await fed_straight(each.chain, GENESIS, head, [GENESIS])
         assert again.feeder.state().recorded_blocks == 121
+
+
+def test_gaps_are_read_from_newest_to_oldest_in_pieces() -> None:
+    """A job uses new blocks longest, so they come first; a gap of days is not read in one answer."""
+    assert list(batches([(1, 3), (10, 10 + 2 * BATCH_BLOCKS)])) == [
+        (11 + BATCH_BLOCKS, 10 + 2 * BATCH_BLOCKS),
+        (11, 10 + BATCH_BLOCKS),
+        (10, 10),
+        (1, 3),
+    ]
 
 
 async def test_gaps_that_no_job_can_use_are_left_alone() -> None:
