@@ -153,14 +153,14 @@ def copy_privately(source: str, target: str) -> None:
     os.chmod(target, 0o700 if os.access(source, os.X_OK) else 0o600)
 
 
-def core_distributions(requirements: list[str]) -> dict[str, str]:
-    """Return the installed distributions that these requirements need, with their versions; extras as they say."""
-    found: dict[str, str] = {}
+def core_distributions(requirements: list[str]) -> set[str]:
+    """Return the names of the installed distributions that these requirements need, with their extras."""
+    found: set[str] = set()
     for text in requirements:
         requirement = Requirement(text)
         extras = [{"extra": extra} for extra in ("", *requirement.extras)]
         needed = distribution(requirement.name)
-        found[needed.name] = needed.version
+        found.add(needed.name)
         wanted = [
             each
             for each in needed.requires or ()
