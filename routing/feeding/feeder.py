@@ -178,7 +178,7 @@ class Feeder:
         newest_sync = (await self._ledger.health()).newest_sync
         if newest_sync is not None and newest_sync <= block.number < newest_sync + self._sync_every:
             # Another feeder has recorded it, or an earlier run of this one.
-            self._next_sync = newest_sync + self._sync_every
+            self._sync_done(newest_sync)
             return []
         self._retries += self._failed_syncs > 0
         try:
@@ -197,18 +197,18 @@ class Feeder:
             self._recorded_blocks += 1
             # Other manifests at the same block are those of another feeder, which asked a moment earlier.
             if isinstance(refused, ConflictingFact):
-                self._sync_done(block)
+                self._sync_done(block.number)
             else:
                 self._sync_failed(block, refused)
             return
         self._recorded_blocks += 1
         if syncs:
             self._recorded_syncs += 1
-            self._sync_done(block)
+            self._sync_done(block.number)
 
-    def _sync_done(self, block: BlockFact) -> None:
+    def _sync_done(self, number: int) -> None:
         self._failed_syncs = 0
-        self._next_sync = block.number + self._sync_every
+        self._next_sync = number + self._sync_every
         self._worked("manifests")
 
     def _sync_failed(self, block: BlockFact, error: Exception) -> None:

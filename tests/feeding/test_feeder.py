@@ -161,6 +161,26 @@ async def test_a_failed_sync_does_not_hold_up_the_blocks() -> None:
         assert each.feeder.state().last_error is None
 
 
+async def test_a_failed_sync_is_forgotten_when_another_feeder_has_recorded_one() -> None:
+    """One of two feeders cannot reach the miners: once the other's sync is there, nothing is wrong any more.
+
+    Catches a feeder whose `last_error` stays for ever, because it never has to ask again.
+    """
+
+    class Unreachable(Chain):
+        async def manifests(self, block: BlockFact) -> Mapping[str, Mapping[str, int]]:
+            raise ConnectionError("no route to host")
+
+    async with fed() as each:
+        lonely = Fed(each.ledger, Unreachable(each.clock))
+        await lonely.feeder.follow()
+        assert lonely.feeder.state().last_error is not None
+        each.clock.now += BLOCK_SECONDS * 2
+        await each.feeder.follow()
+        await lonely.feeder.follow()
+        assert lonely.feeder.state().last_error is None
+
+
 async def test_an_implausible_sync_is_refused_and_tried_again() -> None:
     """A poll that reached nobody must not wipe out the network: the block is recorded, the sync is not."""
 

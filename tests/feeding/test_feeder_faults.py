@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger import BlockFact
+from routing import Allowance
 from routing.feeding import Feeder
 from tests.feeding.chain import BLOCK_SECONDS, Chain, VirtualClock, contents, fed_straight, open_ledger, recorded_syncs
 
 EXAMPLES = 60
+MOST_TICKS = 2000
+"""Far more than any script needs; a feeder that does not recover must fail the test instead of hanging it."""
 Fault = Literal["none", "raises", "late", "lags", "leaves out", "adds", "killed"]
 
 faults = st.lists(
@@ -58,45 +62,74 @@ class FaultySource(Chain):
         return fault
 
 
-async def feed(source: FaultySource, feeder: Feeder) -> None:
-    """Run the feeder until it is killed, or has followed the healthy chain for ten blocks and nothing is missing."""
-    clock = source.clock
+async def feed(source: FaultySource, *feeders: Feeder) -> None:
+    """Run feeders until one is killed, or all have followed the healthy chain for ten blocks and nothing is missing."""
     source.killed.clear()
-    running = asyncio.create_task(feeder.run())
+    running = [asyncio.create_task(feeder.run()) for feeder in feeders]
     killed = asyncio.create_task(source.killed.wait())
     until = None
-    while not killed.done():
-        tick = asyncio.create_task(clock.tick())
+    for _ in range(MOST_TICKS):
+        # Each feeder has two activities.
+        tick = asyncio.create_task(source.clock.tick(2 * len(feeders)))
         await asyncio.wait({tick, killed}, return_when=asyncio.FIRST_COMPLETED)
         tick.cancel()
         with suppress(asyncio.CancelledError):
             await tick
-        state = feeder.state()
         if until is None and not source.script:
             until = source.head + 10
-        if until and (state.newest_block or 0) >= until and not state.missing_blocks and not state.last_error:
+        if killed.done() or (until and all(is_done(feeder, until) for feeder in feeders)):
             break
-    running.cancel()
-    killed.cancel()
-    await asyncio.gather(running, killed, return_exceptions=True)
+    else:
+        pytest.fail(f"not done after {MOST_TICKS} ticks: {[feeder.state() for feeder in feeders]}")
+    for task in (*running, killed):
+        task.cancel()
+    await asyncio.gather(*running, killed, return_exceptions=True)
 
 
-async def check(script: Sequence[Fault]) -> None:
+def is_done(feeder: Feeder, until: int) -> bool:
+    state = feeder.state()
+    return (state.newest_block or 0) >= until and not state.missing_blocks and not state.last_error
+
+
+def new_feeder(ledger: Allowance, source: FaultySource) -> Feeder:
+    return Feeder(ledger, source, sync_every_blocks=4, sleep=source.clock.sleep, clock_ns=source.clock)
+
+
+async def check_one(script: Sequence[Fault]) -> None:
     clock = VirtualClock()
     source = FaultySource(clock, script)
     async with open_ledger(clock) as ledger:
         while True:
-            await feed(source, Feeder(ledger, source, sync_every_blocks=4, sleep=clock.sleep, clock_ns=clock))
+            await feed(source, new_feeder(ledger, source))
             if not source.killed.is_set():
                 break
-        first, newest = await ledger.first_block(), await ledger.current_block()
-        assert first is not None
-        assert newest is not None
-        assert newest > first
-        assert await ledger.missing_blocks(first, newest - 1) == []
+        first, newest = await ends(ledger)
         syncs = await recorded_syncs(ledger)
         assert syncs == sorted(set(syncs))
         assert await contents(ledger) == await fed_straight(source, first, newest, syncs)
+
+
+async def check_two(script: Sequence[Fault]) -> None:
+    clock = VirtualClock()
+    source = FaultySource(clock, script)
+    async with open_ledger(clock) as ledger:
+        await feed(source, new_feeder(ledger, source), new_feeder(ledger, source))
+        first, newest = await ends(ledger)
+        syncs = await recorded_syncs(ledger)
+        found, straight = await contents(ledger), await fed_straight(source, first, newest, syncs)
+        for part in ("blocks", "hashes", "manifests", "miners"):
+            assert found[part] == straight[part]
+        assert (await ledger.audit()).findings == []
+
+
+async def ends(ledger: Allowance) -> tuple[int, int]:
+    """Return the first and the newest block, between which nothing is missing."""
+    first, newest = await ledger.first_block(), await ledger.current_block()
+    assert first is not None
+    assert newest is not None
+    assert newest > first
+    assert await ledger.missing_blocks(first, newest - 1) == []
+    return first, newest
 
 
 @given(faults)
@@ -108,4 +141,14 @@ def test_after_any_sequence_of_faults_the_ledger_equals_one_fed_straight(script:
     after the block above its own, no gap stayed, and no content changed. Catches a sync recorded after its poll at a
     block that others have passed, and an answer recorded beyond what was asked for.
     """
-    asyncio.run(check(script))
+    asyncio.run(check_one(script))
+
+
+@given(faults.map(lambda script: [fault for fault in script if fault != "killed"]))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_two_feeders_on_one_ledger_miss_nothing_whatever_the_source_does(script: list[Fault]) -> None:
+    """Two feeders that pass each other while their answers are late: every block is there once, and the log is valid.
+
+    Which of two polls at the same block is recorded is decided by who comes first.
+    """
+    asyncio.run(check_two(script))
