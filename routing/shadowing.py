@@ -19,7 +19,7 @@ def refuse_shadowed_packages() -> None:
 
     The other module is searched for and not imported, so none of its code runs.
     """
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    root = os.path.dirname(os.path.dirname(__file__))
     for package in ("ledger", "projections"):
         found = _file_of(package)
         # Without the ending, which is another one for compiled files.
@@ -35,8 +35,6 @@ def refuse_shadowed_packages() -> None:
 def _file_of(module: str) -> str | None:
     """Return the file that `import module` uses; None if it is no file, as in a frozen program."""
     if module in sys.modules:
-        file = getattr(sys.modules[module], "__file__", None)
-    else:
-        spec = PathFinder.find_spec(module)
-        file = spec.origin if spec is not None and spec.has_location else None
-    return None if file is None else os.path.abspath(file)
+        return getattr(sys.modules[module], "__file__", None)
+    spec = PathFinder.find_spec(module)
+    return spec.origin if spec is not None and spec.has_location else None
