@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+import msgspec
+
 from ledger import BlockFact, ManifestsFact
 from ledger.errors import (
     AllowanceException,
@@ -170,7 +172,9 @@ class Feeder:
         answer = await self._in_time(self._source.blocks())
         if not answer:
             raise LookupError("the source returned no newest block")
-        return max(answer, key=lambda block: block.number)
+        newest = max(answer, key=lambda block: block.number)
+        # The source looks through the miners, too, when it asks them; an iterator would be empty afterwards.
+        return msgspec.structs.replace(newest, miners=list(newest.miners))
 
     async def _sync_if_due(self, block: BlockFact) -> list[ManifestsFact]:
         if block.number < self._next_sync:

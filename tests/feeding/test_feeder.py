@@ -277,6 +277,21 @@ async def test_blocks_that_were_not_asked_for_are_not_recorded() -> None:
         assert sorted((await contents(each.ledger))["blocks"]) == list(range(GENESIS, GENESIS + 10))
 
 
+async def test_miners_may_come_as_an_iterator() -> None:
+    """The miners are read twice, to ask them and to record them; catches a block that is recorded without any."""
+
+    class Lazy(Chain):
+        async def blocks(self, first: int | None = None, last: int | None = None) -> Sequence[BlockFact]:
+            return [
+                msgspec.structs.replace(each, miners=iter(list(each.miners)))
+                for each in await super().blocks(first, last)
+            ]
+
+    async with fed(Lazy) as each:
+        await each.feeder.follow()
+        assert await each.ledger.miners() == each.chain.block(GENESIS).miners
+
+
 async def test_a_node_that_lags_changes_nothing() -> None:
     """An older head than the recorded one is ignored: a sync there would be recorded after later blocks."""
     async with fed(sync_every_blocks=5) as each:

@@ -132,6 +132,7 @@ async def ends(ledger: Allowance) -> tuple[int, int]:
     return first, newest
 
 
+@pytest.mark.slow
 @given(faults)
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_after_any_sequence_of_faults_the_ledger_equals_one_fed_straight(script: list[Fault]) -> None:
@@ -144,6 +145,7 @@ def test_after_any_sequence_of_faults_the_ledger_equals_one_fed_straight(script:
     asyncio.run(check_one(script))
 
 
+@pytest.mark.slow
 @given(faults.map(lambda script: [fault for fault in script if fault != "killed"]))
 @settings(max_examples=EXAMPLES // 2, deadline=None)
 def test_two_feeders_on_one_ledger_miss_nothing_whatever_the_source_does(script: list[Fault]) -> None:
