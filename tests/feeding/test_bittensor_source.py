@@ -116,7 +116,7 @@ async def test_miners_that_do_not_answer_offer_nothing() -> None:
     assert await source.manifests(block) == {"5Anna": {GPU: 3}}
 
 
-async def test_a_ledger_is_fed_from_recorded_answers() -> None:
+async def test_a_ledger_is_fed_from_answers_of_that_shape() -> None:
     """From the package's answers to a candidate: what block 6000001 grants is a quarter of 12 s, three times."""
     subtensor = Subtensor()
     async with Allowance.open("sqlite://", validator_ss58=VALIDATOR) as ledger:
