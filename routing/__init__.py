@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ledger.lazy_exports import lazy_exports
+from .shadowing import refuse_shadowed_packages
+
+# Before the first import of another package.
+refuse_shadowed_packages()
+
+from ledger.lazy_exports import lazy_exports  # noqa: E402
 
 if TYPE_CHECKING:
     from ledger.domain.fact_validation import BlockFact as BlockFact

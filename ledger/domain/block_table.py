@@ -264,6 +264,21 @@ class BlockTable:
                 if created_at_ns >= 0:
                     yield number * CHUNK + offset
 
+    def unfinalized_runs(self, first: int, last: int) -> list[Run]:
+        """Return the blocks of `first` to `last` without a record of their own or of their successor, ascending."""
+        runs: list[Run] = []
+        start = first
+        for recorded_first, recorded_last in self._recorded_runs(first, last + 1):
+            # The last block of a recorded run waits for its successor, so it belongs to the gap that follows.
+            if recorded_first == recorded_last:
+                continue
+            if start < recorded_first:
+                runs.append((start, recorded_first - 1))
+            start = recorded_last
+        if start <= last:
+            runs.append((start, last))
+        return runs
+
     def highest_below(self, block: int) -> int:
         """Return the highest recorded block below this one; 0 if there is none."""
         return next(self._descending(block), 0)
@@ -277,6 +292,23 @@ class BlockTable:
             for offset in range(min(below - number * CHUNK, CHUNK) - 1, -1, -1):
                 if times_ns[offset] >= 0:
                     yield number * CHUNK + offset
+
+    def _recorded_runs(self, first: int, last: int) -> Iterator[Run]:
+        """Yield the recorded blocks of `first` to `last` as ascending runs; runs of two chunks are joined."""
+        pending: Run | None = None
+        begin = bisect_left(self.chunk_numbers, first // CHUNK)
+        for number in self.chunk_numbers[begin : bisect_right(self.chunk_numbers, last // CHUNK)]:
+            base = number * CHUNK
+            low, high = max(first - base, 0), min(last - base, CHUNK - 1)
+            for run in _runs_of(self.chunks[number].created_at_ns[low : high + 1], base + low):
+                if pending and pending[1] + 1 == run[0]:
+                    pending = pending[0], run[1]
+                    continue
+                if pending:
+                    yield pending
+                pending = run
+        if pending:
+            yield pending
 
     def _lowest_finalized(self) -> int:
         return next((block for block in self.recorded_blocks() if block + 1 in self), END)
@@ -313,3 +345,19 @@ class BlockTable:
         # Assigned in place, since `sums_before_ns` refers to the same list.
         self.before_ns[index:] = accumulate(totals[:-1], initial=before_ns)
         self.sums_before_ns.clear()
+
+
+def _runs_of(times_ns: array[int], first: int) -> Iterator[Run]:
+    """Yield the recorded blocks among consecutive ones as runs; `first` is the block of the first time."""
+    # Nearly every chunk is complete, and `in` and `index` search at the speed of C.
+    start, end = 0, len(times_ns)
+    while start < end:
+        if times_ns[start] < 0:
+            start += 1
+            continue
+        try:
+            stop = times_ns.index(-1, start)
+        except ValueError:
+            stop = end
+        yield first + start, first + stop - 1
+        start = stop

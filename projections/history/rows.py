@@ -24,7 +24,10 @@ _runs = msgspec.json.Decoder(list[tuple[int, int]])
 
 
 class HistoryFilters(NamedTuple):
-    """Conditions that a reservation must meet, all of them; None is no condition. Times are in `[from, until)`."""
+    """Conditions that a reservation must meet, all of them; None is no condition. Times are in `[from, until)`.
+
+    `due_by_ns`: the due time is not later. With the status `reserved` and a clock's time, the reservation is overdue.
+    """
 
     miner_ss58: str | None = None
     executor_class: str | None = None
@@ -33,6 +36,7 @@ class HistoryFilters(NamedTuple):
     reserved_from_ns: int | None = None
     reserved_until_ns: int | None = None
     block: int | None = None
+    due_by_ns: int | None = None
 
 
 class RowSettlement(NamedTuple):
@@ -91,6 +95,7 @@ class HistoryRow(NamedTuple):
             and filters.status in (None, self.status)
             and (filters.reserved_from_ns is None or filters.reserved_from_ns <= self.reserved_at_ns)
             and (filters.reserved_until_ns is None or self.reserved_at_ns < filters.reserved_until_ns)
+            and (filters.due_by_ns is None or self.expires_at_ns <= filters.due_by_ns)
             and (filters.block is None or any(a <= filters.block <= b for a, b in _runs.decode(self.blocks)))
         )
 

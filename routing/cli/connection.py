@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import TypeVar
 
-from ledger.errors import LedgerNotFound, StorageUnavailable, renamed_fields
-from routing.cli.io.errors import WrongUsage
+from ledger.errors import LedgerNotFound
+from routing.cli.named_ledger import (
+    absent_ledger,
+    find_validator,
+    ledger_from_arguments,
+    named_database,
+    naming_options,
+    refuse_absent_ledger,
+    refuse_missing_default,
+    refuse_unexpected_ledger,
+    validator_to_read,
+)
+from routing.cli.sources import opened_database
 from routing.service.allowance import Allowance
-from routing.service.backup import validators_in
-from routing.service.config import VARIABLES, Configuration, configuration_from_environment
+from routing.service.backup import check_database
+from routing.service.config import configuration_from_environment
 
 Result = TypeVar("Result")
 
@@ -42,121 +53,68 @@ def ledger_connection(
     Raise `LedgerNotFound` or `StorageUnavailable` if there is none. A command that `founds` ledgers creates it then,
     but in a database that has ledgers only with `--new`.
     """
-    with renamed_fields({"database_url": named_database(arguments, configuration_from_environment()).name}):
-        asyncio.run(find_validator(arguments))
-        if founds:
-            asyncio.run(refuse_unexpected_ledger(arguments))
-        elif not read_only:
-            asyncio.run(refuse_absent_ledger(arguments))
-        with connection_to(ledger_from_arguments(arguments, read_only=read_only)) as connection:
-            yield connection
+    opened = reading_ledger(arguments) if read_only else _changing_ledger(arguments, founds=founds)
+    with naming_options(arguments), connection_to(opened) as connection:
+        yield connection
 
 
 @contextmanager
-def connection_to(ledger: Allowance) -> Iterator[Connection]:
-    """Open a ledger, and close it afterwards, also if opening it fails."""
+def connection_to(opened: AbstractAsyncContextManager[Allowance]) -> Iterator[Connection]:
+    """Open a ledger, and close it afterwards."""
     with asyncio.Runner() as runner:
-        connection = Connection(ledger, runner)
+        connection = Connection(runner.run(_awaited(opened.__aenter__())), runner)
         try:
-            connection.run(ledger.__aenter__())
             yield connection
         finally:
-            connection.run(ledger.close())
+            # Without the error of the body, which closing does not depend on.
+            runner.run(_awaited(opened.__aexit__(None, None, None)))
 
 
-async def refuse_absent_ledger(arguments: argparse.Namespace) -> None:
-    """Raise the error that reading the ledger would raise if it does not exist.
+@asynccontextmanager
+async def reading_ledger(arguments: argparse.Namespace) -> AsyncIterator[Allowance]:
+    """Open for reading the ledger that the command line or the environment names, and close it afterwards.
 
-    Opening a ledger for writing creates it. Without this check, a typing error in `--database` or `--validator`
-    would leave an empty ledger behind.
+    Raises the errors of `reading_database`, `NoSuchLedger` and `WrongUsage`.
     """
-    async with ledger_from_arguments(arguments, read_only=True):
-        return
+    async with reading_database(arguments) as database_url:
+        validator_ss58 = await validator_to_read(arguments, database_url)
+        ledger = Allowance.open(database_url, validator_ss58=validator_ss58, read_only=True)
+        try:
+            yield await ledger
+        except LedgerNotFound:
+            raise await absent_ledger(arguments, database_url) from None
+        finally:
+            await ledger.close()
 
 
-async def refuse_unexpected_ledger(arguments: argparse.Namespace) -> None:
-    """Raise `WrongUsage` if the command would found a ledger in a database that has others, unless `--new` is given.
+@asynccontextmanager
+async def reading_database(arguments: argparse.Namespace) -> AsyncIterator[str]:
+    """Yield the URL of the database to read from.
 
-    Without this check, a typing error in `--validator` would found a second ledger without a word.
+    `--database` is a URL, the path of a SQLite file, or an export, which is restored to a temporary database. A SQLite
+    file that nobody has open is read without locks; of one whose writer was killed, with its `-wal` file beside it, a
+    temporary copy is read. Nothing is written beside a file, so its directory may be read-only.
+
+    Raises `UnreadableInput`, `DamagedExport`, `InvalidInput`, `StorageUnavailable`.
     """
+    refuse_missing_default(arguments)
+    with naming_options(arguments):
+        database = named_database(arguments, configuration_from_environment())
+        if not arguments.database:
+            check_database(database.value)  # Programs read the variable too, and they accept a URL only.
+        async with opened_database(database.value) as database_url:
+            yield database_url
+
+
+@asynccontextmanager
+async def _changing_ledger(arguments: argparse.Namespace, *, founds: bool) -> AsyncIterator[Allowance]:
+    await find_validator(arguments)
+    await (refuse_unexpected_ledger if founds else refuse_absent_ledger)(arguments)
+    ledger = ledger_from_arguments(arguments)
     try:
-        await refuse_absent_ledger(arguments)
-    except StorageUnavailable:
-        # There is no file yet; if there is another reason, opening the ledger for writing raises it.
-        return
-    except LedgerNotFound as absent:
-        configuration = configuration_from_environment()
-        found = await validators_in(named_database(arguments, configuration).value)
-        if found and not arguments.new:
-            raise WrongUsage(
-                f"the database has no ledger of {absent.validator_ss58}, but of {', '.join(found)};"
-                " correct --validator, or give --new to found another ledger",
-                validator_ss58=absent.validator_ss58,
-                validators=found,
-            ) from absent
-
-
-async def find_validator(arguments: argparse.Namespace) -> None:
-    """If no validator is named, set `--validator` to the one whose ledger is the only one in the database.
-
-    Raises `WrongUsage` if there is none or if there are several, and `StorageUnavailable` if a server does not respond.
-    """
-    configuration = configuration_from_environment()
-    if named_validator(arguments, configuration).value:
-        return
-    how = "give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58"
-    if getattr(arguments, "new", False):
-        raise WrongUsage(f"--new founds the ledger of a validator, and none is named; {how}")
-    database_url = named_database(arguments, configuration).value
-    try:
-        found = await validators_in(database_url)
-    except StorageUnavailable as unavailable:
-        # Most often the SQLite file does not exist yet, and an import may still found the ledger once it is named.
-        if not database_url.startswith("sqlite"):
-            raise
-        raise WrongUsage(f"the validator is not known; {how}") from unavailable
-    if len(found) != 1:
-        several = f"the database has ledgers of {', '.join(found)}" if found else "the validator is not known"
-        raise WrongUsage(f"{several}; {how}", validators=found)
-    arguments.validator = found[0]
-
-
-def ledger_from_arguments(arguments: argparse.Namespace, *, read_only: bool = False) -> Allowance:
-    """Return a handle of the ledger that the command line or else the environment names; it is not opened yet.
-
-    Settings in the environment are ignored: a variable that is set in some shell must not change a live validator's.
-    """
-    configuration = configuration_from_environment()
-    database, validator = named_database(arguments, configuration), named_validator(arguments, configuration)
-    if not validator.value:
-        raise WrongUsage("the validator is not known; give --validator SS58 or set ALLOWANCE_VALIDATOR_SS58")
-    with renamed_fields({"database_url": database.name, "validator_ss58": validator.name}):
-        return Allowance.open(
-            database.value,
-            validator_ss58=validator.value,
-            read_only=read_only,
-        )
-
-
-class NamedValue(NamedTuple):
-    """A value, and the name of the option or the variable that it comes from."""
-
-    value: str
-    name: str
-
-
-def named_database(arguments: argparse.Namespace, configuration: Configuration) -> NamedValue:
-    """Return the database's URL."""
-    if arguments.database:
-        return NamedValue(arguments.database, "--database")
-    return NamedValue(configuration.database_url, VARIABLES["database_url"])
-
-
-def named_validator(arguments: argparse.Namespace, configuration: Configuration) -> NamedValue:
-    """Return the validator's hotkey, or an empty value if neither the option nor the variable is set."""
-    if arguments.validator or not configuration.validator_ss58:
-        return NamedValue(arguments.validator or "", "--validator")
-    return NamedValue(configuration.validator_ss58, VARIABLES["validator_ss58"])
+        yield await ledger
+    finally:
+        await ledger.close()
 
 
 async def _awaited(awaitable: Awaitable[Result]) -> Result:

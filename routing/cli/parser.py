@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -44,6 +45,8 @@ class Parser(argparse.ArgumentParser):
             from ledger.store.urls import redacted_url
 
             message = f"{problem}{separator}{redacted_url(arguments)}"
+            if os.path.exists(arguments):
+                message += "; name a database or an export with --database"
         raise WrongUsage(f"{message}; see `{self.prog} --help`")
 
 
@@ -65,12 +68,22 @@ def build_parser(argv: Sequence[str]) -> Parser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     # No option before the command has a value, so the first word that is no option names the command.
     chosen = next((word for word in argv if not word.startswith("-")), None)
+    if chosen is not None and chosen not in [entry.name for entry in COMMANDS]:
+        raise WrongUsage(_unknown_command(chosen))
     for entry in COMMANDS:
         if entry.name == chosen:
             _add_chosen_command(subparsers, entry)
         else:
             subparsers.add_parser(entry.name, help=_short_summary(entry), add_help=False)
     return parser
+
+
+def _unknown_command(word: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, [entry.name for entry in COMMANDS], 1)
+    hint = f"did you mean `allowance {close[0]}`?" if close else "`allowance --help` lists all"
+    return f"there is no command {word!r}; {hint}"
 
 
 def _short_summary(entry: CommandEntry) -> str:
@@ -102,7 +115,8 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument(
         "--database",
         metavar="URL",
-        help="sqlite:///PATH or postgresql://… (default: ALLOWANCE_DATABASE_URL, else a file in your data directory)",
+        help="sqlite:///PATH, postgresql://… or the path of a SQLite file; to read, also an export"
+        " (default: ALLOWANCE_DATABASE_URL, else a file in your data directory)",
     )
     common.add_argument(
         "--validator",

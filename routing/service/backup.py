@@ -15,6 +15,7 @@ from ledger.errors import InvalidInput, LedgerNotFound, renamed_fields
 from ledger.values import integer, name
 from projections import (
     ExportReport,
+    History,
     PiecewiseVerification,
     ProgressReport,
     RestoreReport,
@@ -28,6 +29,8 @@ from projections import (
 )
 
 HASH_BYTES = 32
+EVENTS_PER_TRANSACTION = 1000
+"""Of a restored ledger's projection: nobody else waits for its database."""
 IN_MEMORY = "sqlite://"
 # A store needs some validator's name. This one is used if the store only reads a whole database, or only checks a URL.
 UNNAMED_VALIDATOR = "nobody"
@@ -89,6 +92,30 @@ async def restore(
     check_target(database_url)
     path, validator_ss58 = _checked_source(source), _checked_validator(validator_ss58)
     return await current_runtime().run(_restore(path, database_url, validator_ss58, progress))
+
+
+async def project_history(database_url: str, validator_ss58: str, progress: ProgressReport) -> None:
+    """Project a restored ledger's history now, so that those who only read it need not fold the log for each page.
+
+    Otherwise whoever next opens the ledger for writing projects it, in moments in which nobody calls. `progress` is as
+    in `verify`.
+    """
+    store = store_from_url(database_url, validator_ss58, read_only=False)
+
+    async def project() -> None:
+        async with _paused_for_forks(store):
+            try:
+                head = (await store.open(schema)).position
+
+                async def report(position: int) -> int:
+                    progress(position, head)
+                    return EVENTS_PER_TRANSACTION
+
+                await History(store, validator_ss58, read_only=False).project(head, report)
+            finally:
+                await store.close()
+
+    await current_runtime().run(project())
 
 
 async def validators_in(database_url: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -74,6 +74,62 @@ class Health(msgspec.Struct, frozen=True):
         """Return the fields by name."""
         return msgspec.structs.asdict(self)
 
+    def named(self, database_url: str) -> Health:
+        """Return the same health under another name of the database, such as that of the export it was read from."""
+        return msgspec.structs.replace(self, database_url=database_url)
+
+    def exceeded(
+        self,
+        *,
+        max_block_age_seconds: float | None = None,
+        max_lag_events: int | None = None,
+        max_overdue: int | None = None,
+        max_unverified_seconds: float | None = None,
+        now: datetime | None = None,
+    ) -> list[str]:
+        """Return a sentence for each limit that the ledger exceeds; None is no limit.
+
+        `max_block_age_seconds`: the age of the newest block, which is infinite if no block is recorded.
+        `max_lag_events`: the projection lag. `max_overdue`: the overdue reservations. `max_unverified_seconds`: the
+        time since the last recorded `verify`, until `now`, aware (default: the time of the call); infinite if there was
+        none.
+
+            health.exceeded(max_block_age_seconds=120.0, max_overdue=0)
+        """
+        now = now or datetime.now(UTC)
+        unverified = None if self.verified_at is None else (now - self.verified_at).total_seconds()
+        measured = [
+            _over_limit("the newest block is", self.newest_block_age_seconds, max_block_age_seconds, "s old"),
+            _over_limit("the history is", float(self.projection_lag), max_lag_events, "events behind"),
+            _over_limit("there are", float(self.overdue), max_overdue, "overdue reservations"),
+            _over_limit("the last verification is", unverified, max_unverified_seconds, "s old"),
+        ]
+        return [each for each in measured if each]
+
+    def failures(self, *, max_block_age_seconds: float | None = None, **limits: Any) -> list[str]:
+        """Return what is wrong, or exceeds a limit of `exceeded`: empty if the ledger is well.
+
+        A limit for the block's age replaces the one that `problems` applies, so it may also be the longer one.
+        """
+        replaced = None
+        if max_block_age_seconds is not None and self.newest_block and self.newest_block_age_seconds is not None:
+            replaced = _old_block(self.newest_block, self.newest_block_age_seconds)
+        others = [each for each in self.problems if each != replaced]
+        return others + self.exceeded(max_block_age_seconds=max_block_age_seconds, **limits)
+
+
+def _old_block(block: int, age_seconds: float) -> str:
+    return f"the newest block, {block}, is {age_seconds:,.0f} s old: does the feed of blocks run?"
+
+
+def _over_limit(subject: str, measured: float | None, limit: float | None, unit: str) -> str | None:
+    """Return a sentence if a measure is above its limit, or if nothing was measured; None otherwise."""
+    if limit is None or (measured is not None and measured <= limit):
+        return None
+    if measured is None:
+        return f"{subject} missing, and must be at most {limit:,.10g} {unit}"
+    return f"{subject} {measured:,.10g} {unit}, more than {limit:,.10g}"
+
 
 class _StateSummary(NamedTuple):
     """What the state says, at the clock of the call; ages in ns."""
@@ -101,8 +157,7 @@ class _StateSummary(NamedTuple):
         if not self.newest_block:
             yield "no block is recorded"
         elif self.newest_block_age_ns > self.oldest_block_ns:
-            age = f"{self.newest_block_age_ns / NANOSECONDS:,.0f} s old"
-            yield f"the newest block, {self.newest_block}, is {age}: does the feed of blocks run?"
+            yield _old_block(self.newest_block, seconds(self.newest_block_age_ns))
         if self.newest_sync is None:
             yield "no manifests are recorded"
         elif (self.sync_age_blocks or 0) > self.oldest_sync_blocks:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from ledger import STATUSES, Head, Miner, RecordedSettings, Reservation, Settings, Status, Store, check_amount
+from ledger import END, STATUSES, Head, Miner, RecordedSettings, Reservation, Settings, Status, Store, check_amount
 from ledger.errors import InvalidInput, LogWentBack, PositionOutOfRange, ReservationNotFound
 from ledger.values import amount, flag, instant_ns, integer, job_name, name
 from projections import Availability, Candidate, HistoryFilters, Page
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 MOST_ITEMS = 10_000
+OVERDUE: Literal["overdue"] = "overdue"
+"""What `history` takes as a status: `reserved`, and the due time has passed by the clock of the query."""
+MOST_BLOCKS = 100_000
+"""The most blocks in one range, two weeks of them; a mistyped number must not stop the loop for seconds."""
 
 
 class Queries(ABC):
@@ -85,7 +89,7 @@ class Queries(ABC):
         miner_ss58: str | None = None,
         executor_class: str | None = None,
         job_uuid: str | None = None,
-        status: Status | None = None,
+        status: Status | Literal["overdue"] | None = None,
         reserved_from: datetime | None = None,
         reserved_until: datetime | None = None,
         block: int | None = None,
@@ -95,24 +99,27 @@ class Queries(ABC):
     ) -> Page:
         """Return a page of the reservations that pass all filters, in the order in which they were made.
 
+        The status `overdue` selects the reservations that are `reserved` although their due time has passed.
         `reserved_at` is in `[reserved_from, reserved_until)`. `block` selects the reservations that took this block.
         `after` is the `next` of the previous page and stays valid while the log grows. `limit` is from 1 to 10,000.
         Raises `InvalidInput`.
         """
-        if status is not None and status not in STATUSES:
-            raise InvalidInput("status", status, f"one of {', '.join(STATUSES)}")
+        if status is not None and status not in (*STATUSES, OVERDUE):
+            raise InvalidInput("status", status, f"one of {', '.join((*STATUSES, OVERDUE))}")
         filters = HistoryFilters(
             None if miner_ss58 is None else name(miner_ss58, "miner_ss58"),
             None if executor_class is None else name(executor_class, "executor_class"),
             None if job_uuid is None else job_name(job_uuid),
-            status,
+            "reserved" if status == OVERDUE else status,
             None if reserved_from is None else instant_ns(reserved_from, "reserved_from"),
             None if reserved_until is None else instant_ns(reserved_until, "reserved_until"),
             None if block is None else integer(block, "block", 1),
         )
         integer(limit, "limit", 1, MOST_ITEMS)
         flag(newest_first, "newest_first")
-        head = (await self.head()).position
+        head, now_ns = await self._read_state(lambda state, now_ns: (state.position, now_ns), short=True)
+        if status == OVERDUE:
+            filters = filters._replace(due_by_ns=now_ns)
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(
             handle.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
@@ -184,6 +191,25 @@ class Queries(ABC):
         """Return the number of the newest block; None if no block is recorded."""
         return await self._read_state(lambda state, _: state.chain.blocks.newest or None, short=True)
 
+    async def first_block(self) -> int | None:
+        """Return the lowest number of a recorded block; None if no block is recorded."""
+        first = await self._read_state(lambda state, _: state.chain.blocks.first, short=True)
+        return None if first == END else first
+
+    async def missing_blocks(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Return the blocks from `first` to `last` that are not recorded or not finalized, as runs `(first, last)`.
+
+        Both ends of a run belong to it; runs ascend. The block before a gap is part of the run, because it is not
+        finalized until its successor is recorded, and so is the newest block. The range holds at most 100,000 blocks.
+        Raises `InvalidInput`.
+
+            for first, last in await ledger.missing_blocks(newest - 722, newest):
+                ...  # record the blocks from first to last; one that is recorded already changes nothing
+        """
+        integer(first, "first", 1)
+        integer(last, "last", first, first + MOST_BLOCKS - 1)
+        return await self._read_state(lambda state, _: state.chain.blocks.unfinalized_runs(first, last), short=True)
+
     async def miners(self) -> list[Miner]:
         """Return the miners that are registered at the newest block, ordered by hotkey."""
         miners = await self._read_state(lambda state, _: state.chain.metagraph.miners)
@@ -192,6 +218,14 @@ class Queries(ABC):
     async def miner_records(self) -> list[MinerRecord]:
         """Return what is known beside allowance of each miner that is registered or has such a fact, by hotkey."""
         return await self._read_state(records_of_miners)
+
+    async def known_miners(self) -> list[str]:
+        """Return the hotkeys that a recorded block has registered, or a manifest sync has named, ever; sorted."""
+        return sorted(await self._read_state(lambda state, _: state.chain.known_miners()))
+
+    async def executor_classes(self) -> list[str]:
+        """Return the executor classes that recorded manifest syncs have named, ever; sorted."""
+        return sorted(await self._read_state(lambda state, _: set(state.chain.classes)))
 
     async def manifests(self) -> dict[str, dict[str, int]]:
         """Return the newest sync as it was given: `{miner_ss58: {executor_class: executor_count}}`."""

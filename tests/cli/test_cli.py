@@ -210,8 +210,6 @@ def test_the_table_lists_each_command_once() -> None:
         ("show", "1.0"),
         ("show", "1_000"),
         ("show", "٣"),
-        ("miners", "--seconds", "10"),
-        ("miners", "--executor-class", GPU),
         ("miners", "--block", "7"),
         ("miners", "--executor-class", GPU, "--seconds", "nan"),
         ("miners", "--executor-class", GPU, "--seconds", "inf"),
@@ -292,7 +290,7 @@ def test_a_missing_validator_is_refused(allowance: Command, monkeypatch: pytest.
     """Without a validator there is no ledger to work on; the message says how to name one."""
     monkeypatch.delenv("ALLOWANCE_VALIDATOR_SS58")
 
-    result = allowance("health")
+    result = allowance("spend", "1")
 
     assert result.code == 2
     assert "--validator" in result.err
@@ -308,7 +306,8 @@ def test_options_override_the_environment(
 
     assert filled("health").code == 3
     assert ME in filled("health", "--database", database, "--validator", ME).out
-    assert filled("health", "--database", database).out == ""
+    assert filled("health", "--database", database, "--validator", "nobody").out == ""
+    assert filled("spend", "1", "--database", database).code == 1
 
 
 def test_an_invalid_variable_is_named(allowance: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,6 +570,7 @@ def test_miners_lists_candidates_best_first(filled: Command) -> None:
         "total_seconds",
         "share_left",
         "stream_version",
+        "executor_class",
     }
     assert [item["earliest_block"] for item in items] == sorted(item["earliest_block"] for item in items)
     assert all(item["available_seconds"] >= 30 and item["share_left"] == 1 for item in items)
@@ -603,7 +603,9 @@ def test_reserve_starts_at_the_newest_block_and_retries_by_its_key(filled: Comma
     """`--block` names another start; the same key returns the same reservation, whatever version is expected then."""
     newest = filled("health", "--json").document["newest_block"]
     hotkey = filled("miners", "--executor-class", GPU, "--seconds", "30", "--json").documents[0]["hotkey_ss58"]
-    first = filled("reserve", hotkey, GPU, "2.5", "--key", "once", "--expected-version", "0", "--json").document
+    first = filled(
+        "reserve", hotkey, GPU, "2.5", "--idempotency-key", "once", "--expected-version", "0", "--json"
+    ).document
     assert (first["job_start_block"], first["allowance_seconds"]) == (newest, 2.5)
     again = filled("reserve", hotkey, GPU, "2.5", "--idempotency-key", "once", "--expected-version", "0", "--json")
     assert (again.code, again.document) == (0, first)
@@ -666,7 +668,7 @@ def test_pick_returns_the_route(filled: Command, request_file: Path) -> None:
     text = filled("pick", request_file)
     assert str(route["allowance_reservation_id"]) in text.out
     assert route["miner"]["hotkey_ss58"] in text.out
-    assert f"allowance spend {route['allowance_reservation_id']}" in text.err
+    assert text.err == ""  # The next step is for people who watch.
 
 
 def test_pick_reads_standard_input(filled: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -922,6 +924,18 @@ def test_health_reports_position_newest_block_and_reservations(busy: Command) ->
     assert document["missing_triggers"] == []
     assert "missing triggers  none\n" in text.out
     assert f"newest block      1059, {document['newest_block_age_seconds']:,.3f} s old"[:20] in text.out
+
+
+def test_health_fails_beyond_a_limit(busy: Command) -> None:
+    """Exit code 1, with the limit in the text and in the document; without limits on what is well, exit code 0."""
+    made_up_chain = ("--max-block-age", "1e12")
+    assert busy("health", *made_up_chain).code == 0
+    exceeded = busy("health", *made_up_chain, "--max-unverified", "86400")
+    assert exceeded.code == 1
+    assert "status            the last verification is missing, and must be at most 86,400 s old\n" in exceeded.out
+    document = busy("health", *made_up_chain, "--max-lag", "0", "--max-overdue", "5", "--json").document
+    assert document["failures"] == [f"the history is {document['projection_lag']} events behind, more than 0"]
+    assert busy("health", "--database", "sqlite:///none.db", *made_up_chain).code == 3
 
 
 # Processes

@@ -139,15 +139,15 @@ def test_why_shows_sums_and_reservations(allowance: Command, filled: FilledLedge
     result = allowance("why", "5Bert", GPU)
     assert result.code == 0
     (now,) = allowance("why", "5Bert", GPU, "--json").documents
-    (then,) = allowance("why", "5Bert", GPU, "--position", filled.before_release, "--json").documents
+    (then,) = allowance("why", "5Bert", GPU, "--at-position", filled.before_release, "--json").documents
     assert [each["reservation_id"] for each in then["reservations"]].count(filled.released) == 1
     assert filled.released not in [each["reservation_id"] for each in now["reservations"]]
-    assert str(filled.released) in allowance("why", "5Bert", GPU, "--position", filled.before_release).out
-    (at_block,) = allowance("why", "5Bert", GPU, "--block", 11, "--json").documents
-    (at_time,) = allowance("why", "5Bert", GPU, "--time", "2024-01-01T00:02:12Z", "--json").documents
+    assert str(filled.released) in allowance("why", "5Bert", GPU, "--at-position", filled.before_release).out
+    (at_block,) = allowance("why", "5Bert", GPU, "--at-block", 11, "--json").documents
+    (at_time,) = allowance("why", "5Bert", GPU, "--at-time", "2024-01-01T00:02:12Z", "--json").documents
     assert at_block == at_time
     assert now["total_seconds"] == at_block["total_seconds"] + 12.0
-    assert "no reservation has taken blocks" in allowance("why", "5Nobody", GPU).err
+    assert "no reservation has taken blocks" in allowance("why", "5Bert", GPU).err
 
 
 def test_replay_shows_the_state_at_a_moment(allowance: Command, filled: FilledLedger) -> None:
@@ -157,10 +157,10 @@ def test_replay_shows_the_state_at_a_moment(allowance: Command, filled: FilledLe
     assert GPU in result.out
     (end,) = allowance("replay", "--json").documents
     assert (end["position"], end["newest_block"], end["reserved"]) == (filled.head, 12, 0)
-    (then,) = allowance("replay", "--position", filled.before_release, "--json").documents
+    (then,) = allowance("replay", "--at-position", filled.before_release, "--json").documents
     assert (then["position"], then["newest_block"], then["reserved"]) == (filled.before_release, 11, 1)
     assert [each["executor_class"] for each in then["classes"]] == [GPU]
-    (at_block,) = allowance("replay", "--block", 5, "--json").documents
+    (at_block,) = allowance("replay", "--at-block", 5, "--json").documents
     assert at_block["newest_block"] == 5
 
 
@@ -185,7 +185,6 @@ def test_history_filters_by_every_field(allowance: Command, filled: FilledLedger
     for arguments, expected in (
         (("--miner", "5Bert", "--status", "released"), [filled.released]),
         (("--executor-class", GPU, "--job", "job-1"), [filled.spent]),
-        (("--executor-class", "abacus"), []),
         (("--block", 1, "--oldest-first"), [filled.spent, filled.released]),
         (("--from", "2024-01-01T00:02:12Z", "--until", "2024-01-01T00:02:12.000001Z"), [filled.released, filled.spent]),
         (("--until", "2024-01-01T00:02:12Z"), []),
@@ -200,9 +199,9 @@ def test_history_filters_by_every_field(allowance: Command, filled: FilledLedger
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("replay", "--position", "1", "--block", "1"),
-        ("replay", "--position", "0"),
-        ("replay", "--time", "2024-01-01T12:00:00"),
+        ("replay", "--at-position", "1", "--at-block", "1"),
+        ("replay", "--at-position", "0"),
+        ("replay", "--at-time", "2024-01-01T12:00:00"),
         ("why", "5Anna"),
         ("history", "--at-block", "x"),
         ("show", "1", "--at-position", "1", "--at-block", "1"),
@@ -220,7 +219,7 @@ def test_wrong_usage_is_reported(allowance: Command, arguments: tuple[str, ...])
 
 def test_a_moment_out_of_range_is_exit_code_1(allowance: Command, filled: FilledLedger) -> None:
     """The ledger has no such past: `PositionOutOfRange`."""
-    for arguments in (("replay", "--position", filled.head + 1), ("miners", "--at-time", "2020-01-01T00:00:00Z")):
+    for arguments in (("replay", "--at-position", filled.head + 1), ("miners", "--at-time", "2020-01-01T00:00:00Z")):
         result = allowance(*arguments)
         assert result.code == 1
         assert result.err.startswith("allowance: PositionOutOfRange: ")
@@ -392,7 +391,7 @@ def test_audit_of_a_sound_ledger_has_no_finding(allowance: Command, filled: Fill
     assert set(document) == AUDIT_KEYS
     assert (document["position"], document["findings"]) == (filled.head, [])
     assert page.read_text("utf-8").startswith("<!doctype html>")
-    assert allowance("audit", "--until", 5, "--json").documents[0]["position"] == 5
+    assert allowance("audit", "--at-position", 5, "--json").documents[0]["position"] == 5
 
 
 @on_sqlite
@@ -462,7 +461,7 @@ def test_audit_refuses_a_wrong_position_and_an_unwritable_page(
     allowance: Command, filled: FilledLedger, tmp_path: Path
 ) -> None:
     """A position beyond the log is out of range; a page that cannot be written is wrong input."""
-    result = allowance("audit", "--until", filled.head + 1)
+    result = allowance("audit", "--at-position", filled.head + 1)
     assert result.code == 1
     assert "PositionOutOfRange" in result.err
     result = allowance("audit", "--html", tmp_path / "nowhere" / "audit.html")
@@ -490,7 +489,7 @@ def test_a_page_replaces_only_an_earlier_page(allowance: Command, filled: Filled
 
     page = tmp_path / "page.html"
     for until in (5, filled.head):
-        assert allowance("audit", "--until", until, "--html", page).code == 0
+        assert allowance("audit", "--at-position", until, "--html", page).code == 0
         assert f", {until} events</title>" in page.read_text("utf-8")
     assert sorted(tmp_path.rglob("*")) == sorted([*there, page])
 

@@ -68,7 +68,7 @@ def test_a_narrow_terminal_shortens_names_before_it_drops_columns() -> None:
         True,
     )
     assert fitted(HEADERS, ROWS, 40)[0] == [
-        "  id  miner            left  class",
+        "  id  miner            left  class  …",
         "   7  5Grwva…utQY   1.000 s  always_on.…",
         "1234  5B           12.000 s  cpu",
     ]
@@ -92,6 +92,35 @@ def test_a_number_is_never_cut() -> None:
     assert fitted(("id", "left", "blocks"), rows, 15)[0] == ["id  …", " 7", " 8"]
 
 
+JOB = "6f1c0a52-27c3-4d0e-9d3b-5f3f5b1f0c11"
+JOB_HEADERS = ("id", "status", "miner", "seconds", "job")
+JOB_ROW = (4711, "spent", HOTKEY, 12.5, JOB)
+JOB_ORDER = ("job", "id", "miner")
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (74, ["id", "status", "miner", "seconds", "job"]),
+        (70, ["id", "status", "miner", "job", "…"]),
+        (66, ["id", "status", "miner", "job", "…"]),
+        (60, ["id", "miner", "job", "…"]),
+        (52, ["id", "job", "…"]),
+        (38, ["job", "…"]),
+    ],
+)
+def test_a_narrow_terminal_keeps_the_most_important_columns(columns: int, shown: list[str]) -> None:
+    """The least important are left out first, wherever they stand, and the first of them is never shortened.
+
+    Catches: a history whose jobs, which `explain` needs in full, were the first to go.
+    """
+    found = render.layout(JOB_HEADERS, [JOB_ROW], columns, JOB_ORDER)
+    (line,) = found.lines([JOB_ROW])
+    assert found.header.split() == shown
+    assert line.endswith(JOB)
+    assert render.columns_of(line) <= columns
+
+
 @given(st.integers(2, 90), st.lists(st.tuples(st.integers(0, 10**9), st.text(max_size=60)), max_size=4))
 def test_no_line_is_longer_than_the_terminal(columns: int, rows: list[tuple[int, str]]) -> None:
     """Every line fits, whatever the content and its script."""
@@ -109,7 +138,7 @@ def test_later_rows_keep_the_layout_of_the_first() -> None:
     ]
     narrow = render.layout(("id", "left", "job"), [(7, 12.5, "job-1")], 14)
     assert list(narrow.lines([(7, 12.5, "job-1"), (123, 12345.5, "j"), (123456789, 1234.5, "j")])) == [
-        " 7  12.500  j…",
+        " 7  12.500",
         "123",
         "123456789",
     ]

@@ -1,28 +1,60 @@
+"""What is published: the sdist and the wheel, their contents and metadata; and what importing the packages costs."""
+
+from __future__ import annotations
+
+import hashlib
 import importlib
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("ledger", "projections", "routing")
+NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.db")
 
 
-def build(kind: str, into: Path) -> Path:
-    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(into), str(ROOT)]
-    built = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
+def run(*command: str | Path, environment: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    """Run a command that must succeed; return its output."""
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=cwd)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def build(kind: str, into: Path, root: Path = ROOT) -> Path:
+    """Build an sdist or a wheel of a checkout; return the archive."""
+    # A date of its own, since the library's default would hide that the variable is ignored.
+    environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+    command = (sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(into), str(root))
+    run(*command, environment=environment)
     (archive,) = into.iterdir()
     return archive
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
-    return zipfile.Path(build("wheel", tmp_path_factory.mktemp("wheel")))
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("sdist", tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> zipfile.Path:
+    return zipfile.Path(wheel_file)
 
 
 def test_wheel_holds_exactly_the_three_packages(wheel: zipfile.Path) -> None:
@@ -56,9 +88,9 @@ def test_wheel_has_the_pages_of_the_guide(wheel: zipfile.Path) -> None:
     assert {entry.name for entry in (wheel / "routing" / "guide").iterdir()} == pages
 
 
-def test_sdist_holds_what_the_tests_need_and_nothing_made(tmp_path: Path) -> None:
+def test_sdist_holds_what_the_tests_need_and_nothing_made(sdist_file: Path) -> None:
     """From the sdist a packager can build, test and check; no environment, cache or ledger is in it."""
-    with tarfile.open(build("sdist", tmp_path)) as sdist:
+    with tarfile.open(sdist_file) as sdist:
         members = {member.name.split("/")[1] for member in sdist.getmembers()}
 
     assert {*PACKAGES, "tests", "scripts", "requirements.lock", "LICENSE", "README.md"} <= members
@@ -68,6 +100,113 @@ def test_sdist_holds_what_the_tests_need_and_nothing_made(tmp_path: Path) -> Non
         *("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
         *("PKG-INFO", "pyproject.toml", ".gitignore"),
     }
+
+
+@pytest.mark.slow
+def test_building_twice_gives_the_same_bytes(wheel_file: Path, sdist_file: Path, tmp_path: Path) -> None:
+    """Anybody can build a release again and compare its hashes.
+
+    The second build is made in a copy elsewhere, whose files have other dates and rights, and the wheel is built from
+    the sdist. Catches dates, paths and file modes that get into the archives, and files that the sdist lacks.
+    """
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=NOT_COPIED, copy_function=copy_privately)
+    shutil.copy(ROOT / ".gitignore", copy)
+    again = build("sdist", tmp_path / "sdist", copy)
+    with tarfile.open(again) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+
+    assert again.name == sdist_file.name
+    assert again.read_bytes() == sdist_file.read_bytes()
+    assert build("wheel", tmp_path / "wheel", unpacked).read_bytes() == wheel_file.read_bytes()
+
+
+@pytest.mark.slow
+def test_what_is_published_passes_the_checks_of_the_index(wheel_file: Path, sdist_file: Path) -> None:
+    """An index shows the description as it stands, and accepts the metadata."""
+    if find_spec("twine") is None:
+        pytest.skip("twine is not installed: it belongs to the extra integrations")
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel_file, sdist_file)
+
+
+def test_metadata_leads_to_the_project(wheel: zipfile.Path) -> None:
+    """Name, version, licence, keywords and links are those of pyproject.toml; no link is without a target."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (dist_info,) = (entry for entry in wheel.iterdir() if entry.name.endswith(".dist-info"))
+    metadata = (dist_info / "METADATA").read_text(encoding="utf-8")
+
+    assert f"\nVersion: {project['version']}\n" in metadata
+    assert "\nLicense-Expression: MIT\n" in metadata
+    assert {"Homepage", "Documentation", "Changelog", "Issues", "Source"} == set(project["urls"])
+    for name, url in project["urls"].items():
+        assert f"\nProject-URL: {name}, {url}\n" in metadata
+        # A link into the repository names a file or folder that is there.
+        path = re.match(r"https://[^/]+/[^/]+/[^/]+/(?:blob|tree)/main/(.+)", url)
+        assert path is None or (ROOT / path[1]).exists()
+    assert set(project["keywords"]) == set(re.search(r"\nKeywords: (.+)\n", metadata)[1].split(","))  # type: ignore[index]
+
+
+def copy_privately(source: str, target: str) -> None:
+    """Copy a file as somebody with another umask would have it, and with today's date; only git's bit stays."""
+    shutil.copyfile(source, target)
+    os.chmod(target, 0o700 if os.access(source, os.X_OK) else 0o600)
+
+
+def core_distributions(requirements: list[str]) -> set[str]:
+    """Return the names of the installed distributions that these requirements need, with their extras."""
+    found: set[str] = set()
+    for text in requirements:
+        requirement = Requirement(text)
+        extras = [{"extra": extra} for extra in ("", *requirement.extras)]
+        needed = distribution(requirement.name)
+        found.add(needed.name)
+        wanted = [
+            each
+            for each in needed.requires or ()
+            if (marker := Requirement(each).marker) is None or any(map(marker.evaluate, extras))
+        ]
+        found |= core_distributions([each for each in wanted if Requirement(each).name not in found])
+    return found
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_in_a_fresh_environment_with_the_core_alone(wheel_file: Path, tmp_path: Path) -> None:
+    """`pip install --require-hashes` and `allowance demo` work with nothing but the core's dependencies.
+
+    Catches an import of a package that only an extra installs, and a file that the wheel lacks. The dependencies are
+    copied from this environment, so that the test needs no package index.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    fresh = tmp_path / "environment"
+    run(sys.executable, "-m", "venv", "--without-pip", fresh)
+    python, allowance = fresh / "bin" / "python", fresh / "bin" / "allowance"
+    site = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])").strip())
+    for name in core_distributions(project["dependencies"]):
+        copy_distribution(name, site)
+    digest = hashlib.sha256(wheel_file.read_bytes()).hexdigest()
+    pinned = tmp_path / "requirements.txt"
+    pinned.write_text(f"allowance-ledger @ {wheel_file.as_uri()} --hash=sha256:{digest}\n")
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--isolated")
+    run(*pip, "install", "--quiet", "--no-index", "--no-deps", "--require-hashes", "-r", pinned)
+    run(*pip, "check")
+
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    database = ("--json", "--database", f"sqlite:///{tmp_path}/demo.db")
+    demo = (allowance, "demo", "--miners", "4", "--blocks", "40", "--jobs", "20", *database)
+    run(*demo, environment=environment, cwd=tmp_path)
+    report = run(allowance, "audit", *database, environment=environment, cwd=tmp_path)
+    assert json.loads(report)["findings"] == []
+
+
+def copy_distribution(name: str, site: Path) -> None:
+    """Copy an installed distribution into another environment."""
+    for file in distribution(name).files or ():
+        # Not the scripts, which are outside of the directory of packages.
+        if ".." not in file.parts and "__pycache__" not in file.parts:
+            target = site / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(str(file.locate()), target)
 
 
 SELDOM_WANTED = ("projections.audit", "projections.backup", "projections.rebuild", "ledger.store.export_file", "gzip")

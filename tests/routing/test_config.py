@@ -12,7 +12,7 @@ import pytest
 from ledger import Miner, Settings
 from ledger.errors import InvalidInput
 from routing import TRUSTED_MINER_FAKE_KEY, NotEnoughAllowanceException, allowance, configure, reset, routing
-from routing.cli.connection import ledger_from_arguments
+from routing.cli.named_ledger import ledger_from_arguments
 from routing.service.config import configuration_from_environment, settings_from_environment
 from tests.support.small import job
 

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
 
 from ledger import SCHEMA_VERSION
 from routing import Allowance, Settings
-from routing.service.health import OLDEST_BLOCK_SECONDS, OLDEST_SYNC_BLOCKS
+from routing.service.health import OLDEST_BLOCK_SECONDS, OLDEST_SYNC_BLOCKS, Health
 from tests.storage.test_damage import damage
 from tests.support.engines import derived_statement, statement
 from tests.support.small import GPU, START, VALIDATOR, Clock, record_blocks, small_ledger
@@ -147,3 +148,50 @@ async def test_a_missing_trigger_is_reported_and_no_problem(any_url: str) -> Non
         await asyncio.to_thread(statement, any_url, f"DROP TRIGGER allowance_streams_no_rename{table}")
         health = await ledger.health()
         assert (health.missing_triggers, health.status) == (["allowance_streams_no_rename"], "ok")
+
+
+HEALTHY = Health(
+    "sqlite", SCHEMA_VERSION, 500, "500:00", 20, None, 11, None, 90.0, 3, 2, "sqlite:///a.db", VALIDATOR, 11, 0, 90.0,
+    0.0, None, 400, START, [], "ok", [],
+)  # fmt: skip
+"""Measures that limits of the tests are compared with: a lag of 20 events, a block 90 s old, two overdue."""
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond", "sentence"),
+    [
+        ({"max_block_age_seconds": 90}, {"max_block_age_seconds": 89}, "the newest block is 90 s old, more than 89"),
+        ({"max_lag_events": 20}, {"max_lag_events": 19}, "the history is 20 events behind, more than 19"),
+        ({"max_overdue": 2}, {"max_overdue": 0}, "there are 2 overdue reservations, more than 0"),
+        (
+            {"max_unverified_seconds": 60},
+            {"max_unverified_seconds": 59},
+            "the last verification is 60 s old, more than 59",
+        ),
+    ],
+    ids=str,
+)
+def test_a_limit_is_exceeded_only_beyond_it(within: dict[str, Any], beyond: dict[str, Any], sentence: str) -> None:
+    """Each limit alone. Catches: a comparison that also refuses the limit itself, and two limits mixed up."""
+    now = START + timedelta(seconds=60)
+    assert HEALTHY.exceeded(**within, now=now) == []
+    assert HEALTHY.exceeded(**beyond, now=now) == [sentence]
+    assert HEALTHY.exceeded(now=now) == HEALTHY.failures() == []
+
+
+def test_without_a_measure_every_limit_is_exceeded() -> None:
+    """A ledger without a block, or one that was never verified, is not within any limit."""
+    unknown = msgspec.structs.replace(HEALTHY, newest_block=None, newest_block_age_seconds=None, verified_at=None)
+    assert len(unknown.exceeded(max_block_age_seconds=1e9, max_unverified_seconds=1e9)) == 2
+    assert unknown.exceeded(max_lag_events=20, max_overdue=2) == []
+
+
+async def test_a_limit_for_the_block_replaces_the_usual_one(url: str) -> None:
+    """Catches: a `health --max-block-age 3600` that fails after 600 s, the age at which `problems` names the feed."""
+    async with healthy_ledger(url) as (ledger, clock):
+        clock.advance(OLDEST_BLOCK_SECONDS + 1)
+        health = await ledger.health()
+        assert health.failures() == health.problems != []
+        assert health.failures(max_block_age_seconds=3600.0) == []
+        assert len(health.failures(max_block_age_seconds=60.0)) == 1
+        assert health.failures(max_block_age_seconds=3600.0, max_overdue=0) == []

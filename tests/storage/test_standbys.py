@@ -121,7 +121,7 @@ COMMANDS = [
     ("why", "5Anna", GPU),
     ("audit",),
     ("replay",),
-    ("replay", "--block", "5"),
+    ("replay", "--at-block", "5"),
     ("verify",),
     ("settings", "show", "--changes"),
 ]

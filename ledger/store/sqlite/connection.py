@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ from ledger.domain.lookup import Head
 from ledger.errors import LedgerNotFound, StorageUnavailable
 from ledger.store.contract import check_schema_version
 
-from .reader import BUSY_TIMEOUT_SECONDS, read_access
+from .reader import BUSY_TIMEOUT_SECONDS, read_access, uri_of_copy
 from .streams import Streams
 from .wal_size import WAL_LIMIT_BYTES
 
@@ -35,6 +36,7 @@ class SqliteConnection:
         self._memory_name = f"/allowance-{uuid4().hex}"
         self._connection: sqlite3.Connection | None = None
         self._file_identity: object = None
+        self._copy: TemporaryDirectory[str] | None = None
         self._streams = Streams()
 
     def _open_connection(self) -> sqlite3.Connection:
@@ -91,8 +93,20 @@ class SqliteConnection:
         if self._path is None:
             return f"file:{self._memory_name}?vfs=memdb"
         if self._read_only:
-            return read_access(self._path).uri
+            access = read_access(self._path)
+            return self._uri_of_new_copy(self._path) if access.copied else access.uri
         return f"file:{quote(str(self._path.absolute()))}?mode=rw"
+
+    def _uri_of_new_copy(self, path: Path) -> str:
+        """Copy a file whose writer was killed: SQLite would have to write beside it to read it."""
+        self._delete_copy()
+        self._copy = TemporaryDirectory(prefix="allowance-")
+        return uri_of_copy(path, self._copy.name)
+
+    def _delete_copy(self) -> None:
+        if self._copy is not None:
+            self._copy.cleanup()
+            self._copy = None
 
     def _read_only_uri(self) -> str:
         return self._uri().replace("?mode=rw", "?mode=ro")
@@ -100,10 +114,10 @@ class SqliteConnection:
     def _connect(self) -> sqlite3.Connection:
         try:
             return self._new_connection()
-        except sqlite3.Error as cause:
+        except (sqlite3.Error, OSError) as cause:
             raise StorageUnavailable(self._open_error_message(cause)) from cause
 
-    def _open_error_message(self, error: sqlite3.Error) -> str:
+    def _open_error_message(self, error: sqlite3.Error | OSError) -> str:
         """Describe why the database cannot be opened; SQLite's own message does not name the file."""
         path = self._path
         if path is None:

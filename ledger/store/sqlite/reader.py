@@ -187,16 +187,27 @@ class SqliteReader:
 def sqlite_reader(path: Path) -> Iterator[SqliteReader]:
     """Open the database in a file in one read transaction. Raises `StorageUnavailable`."""
     with sqlite_errors(), TemporaryDirectory(prefix="allowance-") as directory:
-        access = read_access(path)
+        access = _read_access(path)
         uri = access.uri
         if access.copied:
-            # The temporary directory may get the files that SQLite creates; it is deleted at the end.
-            copy = Path(directory) / "copy.db"
-            for suffix in ("", "-wal"):
-                shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
-            uri = f"file:{quote(str(copy))}?mode=ro"
+            uri = uri_of_copy(path, directory)
         with transaction(uri) as connection:
             yield SqliteReader(connection, path, access)
+
+
+def _read_access(path: Path) -> FileAccess:
+    try:
+        return read_access(path)
+    except FileNotFoundError as cause:
+        raise StorageUnavailable(f"there is no file {path}") from cause
+
+
+def uri_of_copy(path: Path, directory: str) -> str:
+    """Copy a database and its WAL to a temporary directory, which may get the files that SQLite creates."""
+    copy = Path(directory) / "copy.db"
+    for suffix in ("", "-wal"):
+        shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+    return f"file:{quote(str(copy))}?mode=ro"
 
 
 @contextmanager

@@ -114,6 +114,7 @@ class SqliteStore(SqliteDerivedAccess):
             self._durability.close(connection, self._read_only_uri())
         elif connection is not None:
             connection.close()
+        self._delete_copy()
         if self._write_lock_queue is not None:
             self._write_lock_queue.close()
 

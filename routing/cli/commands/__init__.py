@@ -59,6 +59,7 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("reserve", "Reserve allowance on one account, if it is still at an expected version.", "reserve"),
     CommandEntry("spend", "Spend a reservation: its job ran.", "settle", "SPEND"),
     CommandEntry("release", "Release a reservation: its job did not run.", "settle", "RELEASE"),
+    CommandEntry("expire", "Expire the overdue reservations, whose jobs nobody settled.", "expire"),
     CommandEntry("history", "List reservations, newest first.", "history"),
     CommandEntry("show", "Show one reservation: its job, its blocks, its status and its times.", "show"),
     CommandEntry("events", "List the events of the log in order, and follow it as it grows.", "events"),
@@ -73,6 +74,7 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("restore", "Restore a ledger from an export or from another database.", "restore"),
     CommandEntry("rebuild", "Rebuild the history and the snapshots from the log and report differences.", "rebuild"),
     CommandEntry("health", "Show whether the ledger can be read and how current it is.", "health"),
+    CommandEntry("ledgers", "List the ledgers of a database or a file.", "ledgers"),
     CommandEntry("settings", "Show or change the recorded settings, and list their changes.", "settings"),
     CommandEntry("guide", "Show a page of the user guide, or list its topics.", "guide"),
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO, WrongUsage
 from routing.cli.io.inputs import whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import labelled
@@ -30,7 +31,7 @@ AMOUNTS = ("granted", "spent", "held", "invalidated", "available", "aged")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `allowance audit`."""
-    parser.add_argument("--until", metavar="POSITION", type=whole_number, help="audit only up to this position")
+    parser.add_argument("--at-position", metavar="P", type=whole_number, help="audit the log as it was at this one")
     parser.add_argument(
         "--from-seal",
         metavar="POSITION",
@@ -57,6 +58,11 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         finally:
             # If writing the page fails, the result of the audit is printed nevertheless.
             _print_report(report, out, accounts=arguments.accounts)
+    if report.first_cause is not None:
+        moment = ("--at-position", report.first_cause.position)
+        out.next_step(f"{next_command(arguments, 'replay', *moment)} shows the ledger at the first cause")
+    else:
+        out.next_step("note the head elsewhere; `allowance verify --head` proves later that the log continues it")
     return NO if report.findings_count else 0
 
 
@@ -78,7 +84,7 @@ def _audit(arguments: argparse.Namespace) -> AuditReport:
     with ledger_connection(arguments, read_only=True) as connection, Progress("audit", "events") as progress:
         return connection.run(
             connection.ledger.audit(
-                until_position=arguments.until,
+                until_position=arguments.at_position,
                 from_seal=arguments.from_seal,
                 usage_buckets=PAGE_BUCKETS if arguments.html else 0,
                 progress=lambda done, total: progress.show(done, progress.rate(done, "events"), total=total),
@@ -173,6 +179,7 @@ def _print_totals(totals: list[AccountTotals], out: Output, *, accounts: bool) -
         out.table(
             ("miner", "class", *AMOUNTS),
             [(short_hotkey(each.miner_ss58), each.executor_class, *_amounts([each])) for each in totals],
+            ("miner", "class", "granted", "spent", "available"),
         )
         return
     by_class: dict[str, list[AccountTotals]] = defaultdict(list)
@@ -181,6 +188,7 @@ def _print_totals(totals: list[AccountTotals], out: Output, *, accounts: bool) -
     out.table(
         ("class", "accounts", *AMOUNTS),
         [(name, len(of_class), *_amounts(of_class)) for name, of_class in sorted(by_class.items())],
+        ("class", "granted", "spent", "available", "held"),
     )
 
 
@@ -195,7 +203,7 @@ COMMAND = CliCommand(
     ),
     examples=(
         "allowance audit",
-        "allowance audit --until 120000 --accounts",
+        "allowance audit --at-position 120000 --accounts",
         "allowance audit --from-seal 110000",
         "allowance audit --html audit.html --json > audit.json",
     ),

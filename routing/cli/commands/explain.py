@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import labelled
 from routing.texts import block_ranges, counted, percent_text, seconds_text
@@ -39,6 +40,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         out.note("the allowance was reserved without a router, so there was no choice to explain")
         return 0
     _show_candidates(explanation, out, show_all=arguments.all)
+    account = (explanation.reservation.miner_ss58, explanation.reservation.executor_class)
+    out.next_step(f"{next_command(arguments, 'why', *account)} shows who used this miner's allowance")
     return 0
 
 
@@ -65,6 +68,7 @@ def _show_candidates(explanation: Explanation, out: Output, *, show_all: bool) -
     out.table(
         ("tried", "hotkey", "verdict", "earliest block", "share left", "available", "running", "executors"),
         [_row(rank, each) for rank, each in enumerate(shown, start=1)],
+        ("tried", "hotkey", "verdict", "earliest block", "share left", "running", "executors"),
     )
     if explanation.chosen_at is not None:
         out.note(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from typing import IO, TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         out.document({**as_fields(report), "file": arguments.file, "head": _head(report)})
     else:
         out.line(_summary(report))
+        out.next_step(f"`allowance verify {shlex.quote(arguments.file)}` checks the file")
     return 0
 
 

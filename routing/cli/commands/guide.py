@@ -70,6 +70,7 @@ def _list(pages: list[GuidePage], out: Output) -> None:
             out.document({"topic": page.topic, "title": page.title})
         return
     out.table(("topic", "title"), [(page.topic, page.title) for page in pages])
+    out.next_step("`allowance guide getting-started` begins at the beginning")
 
 
 def _show(page: GuidePage, out: Output) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO
+from routing.cli.io.inputs import seconds, whole_number_or_zero
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import labelled
 from routing.texts import counted, seconds_text, time_text
@@ -24,11 +26,26 @@ _SHOWN_TOGETHER = (
     "verified_position",
     "verified_at",
     "problems",
+    "failures",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: only the common options apply."""
+    """Add the limits."""
+    limits = parser.add_argument_group("limits", "exit with code 1 beyond a limit, too")
+    limits.add_argument(
+        "--max-block-age",
+        type=seconds,
+        metavar="SECONDS",
+        help="of the newest block (otherwise 600 s, or the setting newest_block_max_age_seconds)",
+    )
+    limits.add_argument(
+        "--max-lag", type=whole_number_or_zero, metavar="EVENTS", help="events that the history has not projected yet"
+    )
+    limits.add_argument("--max-overdue", type=whole_number_or_zero, metavar="N", help="overdue reservations")
+    limits.add_argument(
+        "--max-unverified", type=seconds, metavar="SECONDS", help="since the last `allowance verify --since`"
+    )
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -38,13 +55,33 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
     with ledger_connection(arguments, read_only=True) as connection:
         health = connection.run(connection.ledger.health())
-    code = NO if health.problems else 0
+    if arguments.database and "://" not in arguments.database:
+        # An export is read from a temporary database, whose name helps nobody.
+        health = health.named(arguments.database)
+    failures = health.failures(
+        max_block_age_seconds=arguments.max_block_age,
+        max_lag_events=arguments.max_lag,
+        max_overdue=arguments.max_overdue,
+        max_unverified_seconds=arguments.max_unverified,
+    )
     if out.json_wanted:
-        out.document(as_fields(health))
-        return code
-    for line in labelled(_facts(health).items()):
-        out.line(line)
-    return code
+        out.document({**as_fields(health), "failures": failures})
+    else:
+        for line in labelled({**_facts(health), "status": "; ".join(failures) or "ok"}.items()):
+            out.line(line)
+        _suggest(health, arguments, out)
+    return NO if failures else 0
+
+
+def _suggest(health: Health, arguments: argparse.Namespace, out: Output) -> None:
+    """Say how to find out more about what is wrong, and otherwise how to keep it from going wrong unnoticed."""
+    if health.overdue:
+        overdue = ("history", "--status", "overdue")
+        out.next_step(f"{next_command(arguments, *overdue)} lists the overdue reservations")
+    elif health.problems:
+        out.next_step("`allowance guide feeding-facts` and `allowance guide errors` say what to do")
+    else:
+        out.next_step(f"{next_command(arguments, 'verify')} checks what is stored; a timer can do it with --since")
 
 
 def _facts(health: Health) -> dict[str, object]:
@@ -80,10 +117,12 @@ def _with_age(block: int | None, age_seconds: float | None) -> str:
 COMMAND = CliCommand(
     details=(
         "Exit code 1: the status is not `ok`. It says what is wrong: damage, a feed of blocks or of manifests that\n"
-        "stands still, a log whose recorded time is ahead of the clock, or a history that cannot be projected."
+        "stands still, a log whose recorded time is ahead of the clock, a history that cannot be projected, or an\n"
+        "exceeded limit. Exit code 3: the database cannot be read."
     ),
     examples=(
         "allowance health",
+        "allowance health --max-block-age 120 --max-lag 5000 --max-overdue 0 --max-unverified 86400",
         "allowance health --database sqlite:///allowance.db --validator 5Grwva… --json",
     ),
     add_arguments=add_arguments,

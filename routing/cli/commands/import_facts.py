@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import CommandError
 from routing.cli.io.inputs import opened_input
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.texts import counted
 
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         out.document(asdict(summary))
     else:
         out.line(summary_text(summary))
+        out.next_step(f"{next_command(arguments, 'miners', '--seconds', 30)} lists the candidates for a job")
     return 0
 
 

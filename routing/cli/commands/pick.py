@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import WrongInput
 from routing.cli.io.inputs import opened_input
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import labelled
 from routing.texts import block_ranges, seconds_text
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if out.json_wanted:
         out.document(route_document(route))
     else:
-        _show(route, out)
+        _show(route, arguments, out)
     return 0
 
 
@@ -41,7 +42,7 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
     import asyncio
 
     from routing import Routing
-    from routing.cli.connection import find_validator, ledger_from_arguments, refuse_absent_ledger
+    from routing.cli.named_ledger import find_validator, ledger_from_arguments, naming_options, refuse_absent_ledger
     from routing.service.config import configuration_from_environment
 
     opened: list[Allowance] = []
@@ -62,7 +63,8 @@ def _pick(arguments: argparse.Namespace, request: JobRequest) -> JobRoute:
             for ledger in opened:
                 await ledger.close()
 
-    return asyncio.run(pick())
+    with naming_options(arguments):
+        return asyncio.run(pick())
 
 
 def _request(path: str) -> JobRequest:
@@ -75,7 +77,7 @@ def _request(path: str) -> JobRequest:
     return job_request(text)
 
 
-def _show(route: JobRoute, out: Output) -> None:
+def _show(route: JobRoute, arguments: argparse.Namespace, out: Output) -> None:
     reservation_id = route.allowance_reservation_id
     pairs: list[tuple[str, object]] = [
         ("miner", route.miner.hotkey_ss58),
@@ -92,9 +94,9 @@ def _show(route: JobRoute, out: Output) -> None:
     if reservation_id is None:
         out.note("nothing is reserved: a debug or trusted miner runs jobs without allowance")
     else:
-        out.note(
-            f"next: `allowance spend {reservation_id}` if the job ran,"
-            f" `allowance release {reservation_id}` if it did not"
+        out.next_step(
+            f"{next_command(arguments, 'spend', reservation_id)},"
+            " or `release` instead of `spend` if the job did not run"
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import NO
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.texts import counted
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         out.document(as_fields(report))
     else:
         _show(report, out)
+        out.next_step(f"{next_command(arguments, 'health')} shows whether anything else is wrong")
     return NO if report.different or report.remade else 0
 
 

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             checked += 1
             refused += not _check(bookkeeper, numbered, out)
     out.note(f"{counted(checked, 'receipt')}, {refused:,} of them refused")
+    out.next_step("`allowance guide auditing` says why a block can be refused")
     return NO if refused else 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import add_moment, is_past
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import labelled
@@ -40,7 +41,10 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     out.table(
         ("executor class", "miners", "executors", "granted", "available", "share left", "unspent", "reserved"),
         [_row(totals) for totals in overview.classes],
+        ("executor class", "available", "share left", "miners", "granted"),
     )
+    history = ("history", "--at-position", overview.position)
+    out.next_step(f"{next_command(arguments, *history)} lists the reservations of that moment")
     return 0
 
 
@@ -84,9 +88,9 @@ COMMAND = CliCommand(
     ),
     examples=(
         "allowance replay",
-        "allowance replay --position 1000",
-        "allowance replay --block 1722 --json",
-        "allowance replay --time 2024-01-01T12:00:00Z",
+        "allowance replay --at-position 1000",
+        "allowance replay --at-block 1722 --json",
+        "allowance replay --at-time 2024-01-01T12:00:00Z",
     ),
     add_arguments=add_arguments,
     run=run,

@@ -6,6 +6,7 @@ import argparse
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import seconds, stream_version, whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import reservation_lines
 
@@ -26,14 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--job-uuid", metavar="UUID", help="the job that the reservation is for")
     parser.add_argument(
-        "--key", "--idempotency-key", metavar="KEY", help="retrying with the same key is safe: the change happens once"
+        "--idempotency-key", metavar="KEY", help="retrying with the same key is safe: the change happens once"
     )
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Reserve the account's earliest free blocks and show the reservation."""
+    from routing import CannotReserveAllowanceException
     from routing.cli.connection import ledger_connection
     from routing.cli.io.documents import reservation_document
+    from routing.cli.known_names import refuse_unknown_names
 
     with ledger_connection(arguments) as connection:
         ledger = connection.ledger
@@ -46,14 +49,22 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
             block,
             expected_version=arguments.expected_version,
             job_uuid=arguments.job_uuid,
-            idempotency_key=arguments.key,
+            idempotency_key=arguments.idempotency_key,
         )
-        reservation = connection.run(reserve)
+        try:
+            reservation = connection.run(reserve)
+        except CannotReserveAllowanceException as refused:
+            if not refused.available_allowance_seconds:
+                names = {"miner_ss58": arguments.miner_ss58, "executor_class": arguments.executor_class}
+                refuse_unknown_names(connection, **names)
+            raise
     if out.json_wanted:
         out.document(reservation_document(reservation))
         return 0
     for line in reservation_lines(reservation):
         out.line(line)
+    spend = next_command(arguments, "spend", reservation.reservation_id)
+    out.next_step(f"{spend}, or `release` instead of `spend` if the job did not run")
     return 0
 
 

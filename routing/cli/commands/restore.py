@@ -6,15 +6,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.files.sources import SOURCES, opened_source
 from routing.cli.io.errors import NoSuchLedger
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
+from routing.cli.sources import SOURCES, opened_source
 from routing.texts import counted
 
 if TYPE_CHECKING:
     from routing import RestoreReport
-    from routing.cli.connection import NamedValue
+    from routing.cli.named_ledger import NamedValue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Restore, and report the head of the restored ledger."""
     from ledger.errors import renamed_fields
-    from routing.cli.connection import named_database, named_validator
     from routing.cli.io.documents import as_fields
+    from routing.cli.named_ledger import named_database, named_validator
     from routing.service.backup import check_target
     from routing.service.config import configuration_from_environment
 
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         return 0
     result = f"restored {counted(report.added, 'event')}" if report.added else "the database has every event already"
     out.line(f"{report.validator_ss58}: {result}; head {head}")
+    out.next_step(f"{next_command(arguments, 'health')} shows the restored ledger")
     return 0
 
 

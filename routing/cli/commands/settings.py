@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.errors import WrongUsage
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import labelled
 
@@ -35,6 +36,7 @@ def _show(arguments: argparse.Namespace, out: Output) -> int:
 
     with ledger_connection(arguments, read_only=True) as connection:
         _write(connection.run(connection.ledger.settings()), out)
+    out.next_step(f"{next_command(arguments, 'settings', 'show', '--changes')} lists every change")
     return 0
 
 
@@ -46,6 +48,7 @@ def _set(arguments: argparse.Namespace, out: Output) -> int:
     named = named_fields(arguments.assignments)
     with ledger_connection(arguments) as connection:
         _write(connection.run(connection.ledger.change_settings(**named)), out)
+    out.next_step(f"{next_command(arguments, 'settings', 'show', '--changes')} lists every change")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.texts import counted, seconds_text
 
@@ -45,6 +46,7 @@ def _settle(how: str, arguments: argparse.Namespace, out: Output) -> int:
         f" {amount} in {counted(len(reservation.blocks), 'block')}"
         f" of {reservation.miner_ss58}, {reservation.executor_class}"
     )
+    out.next_step(f"{next_command(arguments, 'show', reservation.reservation_id)} shows its blocks")
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import add_moment, at_moment, whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import reservation_lines
 
@@ -13,7 +14,7 @@ from routing.cli.io.render import reservation_lines
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the reservation and the moment."""
     parser.add_argument("reservation_id", type=whole_number, metavar="ID", help="the reservation's id, from `pick`")
-    add_moment(parser, prefix="at-")
+    add_moment(parser)
 
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
@@ -28,6 +29,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         return 0
     for line in reservation_lines(reservation):
         out.line(line)
+    if reservation.job_uuid is not None:
+        out.next_step(f"{next_command(arguments, 'explain', reservation.job_uuid)} says why it went to this miner")
     return 0
 
 

@@ -6,16 +6,17 @@ import argparse
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.files.sources import SOURCES, noted_head, opened_source
 from routing.cli.io.errors import NO, NoSuchLedger, WrongUsage
-from routing.cli.io.inputs import whole_number
+from routing.cli.io.inputs import noted_head, whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
+from routing.cli.sources import SOURCES, opened_source
 from routing.texts import counted
 
 if TYPE_CHECKING:
     from routing import Head, VerifyReport
-    from routing.cli.connection import NamedValue
+    from routing.cli.named_ledger import NamedValue
 
 FROM_THE_LAST = -1
 MOST_LISTED = 20
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     """Verify every selected ledger, and report the first bad position of each."""
     from ledger.errors import renamed_fields
     from routing import Head
-    from routing.cli.connection import NamedValue, named_database, named_validator
+    from routing.cli.named_ledger import NamedValue, named_database, named_validator
     from routing.service.backup import check_database
     from routing.service.config import configuration_from_environment
 
@@ -66,8 +67,9 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         source = NamedValue(arguments.source, "SOURCE")
     else:
         source = named_database(arguments, configuration)
-        with renamed_fields({"database_url": source.name}):
-            check_database(source.value)
+        if not arguments.database:
+            with renamed_fields({"database_url": source.name}):
+                check_database(source.value)
     heads = [Head(*noted) for noted in arguments.head]
     validator = named_validator(arguments, configuration)
     if arguments.since is None:
@@ -76,6 +78,12 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         reports = [_verify_since(source, validator, arguments)]
     for report in reports:
         _show(report, out)
+    if any(report.findings for report in reports):
+        out.next_step("`allowance guide auditing` says what to do about damage")
+    else:
+        if arguments.source:
+            arguments.database = arguments.source
+        out.next_step(f"{next_command(arguments, 'audit')} checks that every decision was right")
     return NO if any(report.findings for report in reports) else 0
 
 
@@ -83,6 +91,7 @@ def _verify(source: NamedValue, validator: NamedValue, heads: list[Head]) -> lis
     import routing.sync
     from ledger.errors import renamed_fields
     from routing import LedgerNotFound
+    from routing.cli.named_ledger import NamedValue, is_in_environment
 
     names = {"source": source.name, "database_url": source.name, "validator_ss58": validator.name}
     with renamed_fields(names), opened_source(source.value) as opened, Progress("verify", "events") as progress:
@@ -94,6 +103,11 @@ def _verify(source: NamedValue, validator: NamedValue, heads: list[Head]) -> lis
                 progress=lambda done, total: progress.show(done, total=total),
             )
         except LedgerNotFound as absent:
+            if is_in_environment(validator) and not is_in_environment(source):
+                # The environment's validator is that of the environment's database; here is another one.
+                reports = _verify(source, NamedValue("", validator.name), heads)
+                if len(reports) == 1:
+                    return reports
             raise NoSuchLedger(source.name, validator.value, validator.name) from absent
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import add_moment, at_moment
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.render import labelled
 from routing.texts import block_ranges, percent_text, seconds_text
@@ -26,10 +27,13 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     """Show the sums of an account, and the reservations that took its blocks."""
     from routing.cli.connection import ledger_connection
     from routing.cli.io.documents import as_fields
+    from routing.cli.known_names import refuse_unknown_names
 
     with ledger_connection(arguments, read_only=True) as connection:
         ledger = at_moment(connection.ledger, arguments)
         usage = connection.run(ledger.why(arguments.miner, arguments.executor_class))
+        if not usage.total_seconds and not usage.reservations:
+            refuse_unknown_names(connection, miner_ss58=arguments.miner, executor_class=arguments.executor_class)
     if out.json_wanted:
         out.document(as_fields(usage))
         return 0
@@ -42,7 +46,10 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     out.table(
         ("reservation", "status", "reserved at", "seconds", "blocks", "job"),
         [_row(reservation) for reservation in usage.reservations],
+        ("job", "reservation", "status", "seconds", "reserved at"),
     )
+    newest = usage.reservations[-1].reservation_id
+    out.next_step(f"{next_command(arguments, 'show', newest)} shows one of them")
     return 0
 
 
@@ -79,8 +86,8 @@ COMMAND = CliCommand(
     ),
     examples=(
         "allowance why 5Grwva… always_on.gpu-24gb",
-        "allowance why 5Grwva… always_on.gpu-24gb --block 1722",
-        "allowance why 5Grwva… always_on.gpu-24gb --time 2024-01-01T12:00:00Z --json",
+        "allowance why 5Grwva… always_on.gpu-24gb --at-block 1722",
+        "allowance why 5Grwva… always_on.gpu-24gb --at-time 2024-01-01T12:00:00Z --json",
     ),
     add_arguments=add_arguments,
     run=run,

@@ -6,6 +6,7 @@ import argparse
 
 from routing.cli.commands import CliCommand
 from routing.cli.io.inputs import whole_number
+from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 
 
@@ -35,6 +36,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
         return 0
     named = f"block {arguments.block}" if arguments.fact == "block" else f"the manifest sync at block {arguments.block}"
     out.line(f"{named} is withdrawn since position {position}")
+    out.next_step(f"{next_command(arguments, 'import', 'FACTS.jsonl')} records what is right in its place")
     return 0
 
 

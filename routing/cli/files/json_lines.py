@@ -10,9 +10,8 @@ from io import BufferedIOBase
 from typing import Any, NamedTuple
 
 from routing.cli.io.errors import WrongInput
+from routing.cli.sources import SQLITE_MAGIC
 from routing.texts import printable
-
-from .sources import SQLITE_MAGIC
 
 CHUNK_BYTES = 1 << 20
 LONGEST_LINE_BYTES = 16 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,9 +55,16 @@ class NoSuchLedger(CommandError):
     exit_code = NO
     name = "LedgerNotFound"
 
-    def __init__(self, source_option: str, validator_ss58: str, validator_option: str) -> None:
+    def __init__(
+        self, source_option: str, validator_ss58: str, validator_option: str, found: Sequence[str] = ()
+    ) -> None:
         whose = f"ledger of {validator_ss58}, whom {validator_option} names," if validator_ss58 else "ledger"
-        super().__init__(f"there is no {whose} in what {source_option} names", validator_ss58=validator_ss58 or None)
+        others = f"; it has the ledger of {', '.join(found)}" if found else ""
+        super().__init__(
+            f"there is no {whose} in what {source_option} names{others}",
+            validator_ss58=validator_ss58 or None,
+            validators=list(found),
+        )
 
 
 class WrongInput(CommandError):

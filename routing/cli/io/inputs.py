@@ -23,6 +23,9 @@ LARGEST_NUMBER = 2**63 - 1
 """The largest integer that both databases can store."""
 MOST_PAGE_ITEMS = 10_000
 """The library's limit, repeated here because the parser must not wait for the library's import."""
+HASH_DIGITS = 64
+MOST_POSITION_DIGITS = 18
+"""So that every accepted position is below 2^63, the limit of the databases."""
 
 
 def non_empty_text(text: str) -> str:
@@ -39,6 +42,11 @@ def whole_number(text: str) -> int:
 
 def stream_version(text: str) -> int:
     """Return the version of a stream, from 0 to 2^63 - 1; 0 is that of a stream without events."""
+    return _number_up_to(LARGEST_NUMBER, "2^63 - 1", text, least=0)
+
+
+def whole_number_or_zero(text: str) -> int:
+    """Return a number from 0 to 2^63 - 1."""
     return _number_up_to(LARGEST_NUMBER, "2^63 - 1", text, least=0)
 
 
@@ -76,26 +84,38 @@ def moment(text: str) -> datetime:
     return parsed
 
 
-def add_moment(parser: argparse.ArgumentParser, *, prefix: str = "") -> None:
-    """Add `--position`, `--block` and `--time`; a command takes at most one. `prefix` begins their names."""
+def noted_head(text: str) -> tuple[int, bytes]:
+    """Return the position and the hash of a head in the form that `health`, `export` and `verify` show."""
+    pattern = rf"([0-9]{{1,{MOST_POSITION_DIGITS}}}):([0-9a-f]{{{HASH_DIGITS}}})"
+    found = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
+    if found is None:
+        message = (
+            f"{text!r} is no head as `allowance health` shows it: a position, a colon, {HASH_DIGITS} hexadecimal digits"
+        )
+        raise argparse.ArgumentTypeError(message)
+    return int(found[1]), bytes.fromhex(found[2])
+
+
+def add_moment(parser: argparse.ArgumentParser) -> None:
+    """Add `--at-position`, `--at-block` and `--at-time`; a command takes at most one."""
     group = parser.add_argument_group("the past", "show the state at a moment; give one of these, or none for now")
     options = group.add_mutually_exclusive_group()
     options.add_argument(
-        f"--{prefix}position",
+        "--at-position",
         dest="at_position",
         type=whole_number,
         metavar="P",
         help="directly after the event at this log position",
     )
     options.add_argument(
-        f"--{prefix}block",
+        "--at-block",
         dest="at_block",
         type=whole_number,
         metavar="B",
         help="directly before the first event about a higher block",
     )
     options.add_argument(
-        f"--{prefix}time",
+        "--at-time",
         dest="at_time",
         type=moment,
         metavar="TIME",

@@ -58,11 +58,21 @@ class Output:
         """Write one line of text for people."""
         self._write(self._data, text)
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Write aligned columns under their headers, shortened to the width of the terminal if there is one."""
-        self.table_of_pages(headers, [rows])
+    def table(
+        self, headers: Sequence[str], rows: Sequence[Sequence[object]], most_important: Sequence[str] = ()
+    ) -> None:
+        """Write aligned columns under their headers, shortened to the width of the terminal if there is one.
 
-    def table_of_pages(self, headers: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -> None:
+        `most_important` are the headers to keep longest in a narrow terminal; the first of them is never left out.
+        """
+        self.table_of_pages(headers, [rows], most_important)
+
+    def table_of_pages(
+        self,
+        headers: Sequence[str],
+        pages: Iterable[Sequence[Sequence[object]]],
+        most_important: Sequence[str] = (),
+    ) -> None:
         """Write one table whose rows arrive page by page; without a page write nothing.
 
         The first page decides the layout, so that a long history is neither kept in memory nor delayed.
@@ -73,12 +83,17 @@ class Output:
         found: Layout | None = None
         for rows in pages:
             if found is None:
-                found = layout(headers, rows, columns)
+                found = layout(headers, rows, columns, most_important)
                 self.line(found.header)
             for line in found.lines(rows):
                 self.line(line)
         if found is not None and found.columns is not None:
             self.note("shortened to fit the terminal; a file, a pipe and --json get everything")
+
+    def next_step(self, text: str) -> None:
+        """Write the likely next step to standard error, if a person watches: not for a pipe, and not with JSON."""
+        if not self.json_wanted and self._data.isatty() and self._notes.isatty():
+            self.note(f"next: {text}")
 
     def note(self, text: str) -> None:
         """Write one line to standard error."""

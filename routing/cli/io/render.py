@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from routing.texts import block_ranges, printable, seconds_text, short_hotkey, time_text
@@ -16,31 +15,36 @@ if TYPE_CHECKING:
 GAP = "  "
 LONG_NAME_LENGTH = 32
 """A longer word is a hotkey, a uuid or the like: its two ends are enough to recognize it."""
+LEAST_CUT_WORD = 8
+"""A column of words is left out rather than cut to fewer columns of the terminal."""
 
 
 class Layout(NamedTuple):
     """The alignment of a table, computed from its first rows; a later cell may be wider than its column.
 
-    `columns` is the width of the terminal that the table was shortened to, or None if it is complete.
+    `columns` is the width of the terminal that the table was shortened to, or None if it is complete. `kept` are the
+    columns that are shown then, and `whole` is the one of them whose long names are not shortened, None if all are.
     """
 
     headers: Sequence[str]
     widths: Sequence[int]
     right: Sequence[bool]
+    kept: Sequence[int]
     columns: int | None = None
-    has_more: bool = False
-    """Whether columns of the table were left out."""
+    whole: int | None = None
 
     @property
     def header(self) -> str:
         """The header line; an ellipsis at its end stands for columns that were left out."""
-        line = self._line(self.headers)
-        return line if self.columns is None else _cut(f"{line}{GAP}…" if self.has_more else line, self.columns)
+        line = self._line([self.headers[column] for column in self.kept])
+        if self.columns is None:
+            return line
+        return _cut(f"{line}{GAP}…" if len(self.kept) < len(self.headers) else line, self.columns)
 
     def lines(self, rows: Iterable[Sequence[object]]) -> Iterator[str]:
         """Yield one line per row."""
         for row in rows:
-            cells = [_cell(value) for value in row[: len(self.headers)]]
+            cells = [_cell(row[column]) for column in self.kept]
             yield self._line(cells) if self.columns is None else self._shortened_line(cells, self.columns)
 
     def _shortened_line(self, cells: Sequence[str], columns: int) -> str:
@@ -48,52 +52,74 @@ class Layout(NamedTuple):
 
         A number without its last digits would be another number.
         """
-        cells = [_shortened(cell) for cell in cells]
+        cells = [
+            cell if column == self.whole else _shortened(cell) for column, cell in zip(self.kept, cells, strict=True)
+        ]
         for shown in range(len(cells), 1, -1):
             line = self._line(cells[:shown])
             if columns_of(line) <= columns:
                 return line
-            if not self.right[shown - 1] and columns_of(self._line(cells[: shown - 1]) + GAP) < columns:
+            if not self.right[self.kept[shown - 1]] and columns_of(self._line(cells[: shown - 1]) + GAP) < columns:
                 return _cut(line, columns)
         return _cut(self._line(cells[:1]), columns)
 
     def _line(self, cells: Sequence[str]) -> str:
         padded = []
-        for cell, width, to_right in zip(cells, self.widths, self.right, strict=False):
-            space = " " * (width - columns_of(cell))
-            padded.append(space + cell if to_right else cell + space)
+        for cell, column in zip(cells, self.kept, strict=False):
+            space = " " * (self.widths[column] - columns_of(cell))
+            padded.append(space + cell if self.right[column] else cell + space)
         return GAP.join(padded).rstrip()
 
 
-def layout(headers: Sequence[str], rows: Sequence[Sequence[object]], columns: int | None = None) -> Layout:
+def layout(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    columns: int | None = None,
+    most_important: Sequence[str] = (),
+) -> Layout:
     """Return the layout of a table: numbers aligned to the right, words to the left.
 
-    With `columns`, the layout fits a terminal of that width: first all hotkeys and uuids are shortened; if that is
-    not enough, the last columns are left out. Words may be cut, numbers never.
+    With `columns`, the layout fits a terminal of that width. First hotkeys and uuids are shortened, except in the most
+    important column; then the least important columns are left out; then the last words are cut, but numbers never.
+    `most_important` are headers, the most important first; all others are less important, the last one least.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     right = [_is_numeric([row[column] for row in rows]) for column in range(len(headers))]
-    whole = Layout(headers, _widths(headers, cells), right)
-    if columns is None or max(map(columns_of, (whole.header, *whole.lines(rows)))) <= columns:
-        return whole
-    widths = _widths(headers, [[_shortened(cell) for cell in row] for row in cells])
-    shown, is_cut = _columns_that_fit(widths, columns), False
-    if shown < len(headers):
-        # The ellipsis in the header needs a gap and one column.
-        shown = _columns_that_fit(widths, columns - len(GAP) - 1)
-        is_cut = not (shown and right[shown])
-    shown += is_cut
-    has_more = shown < len(headers) and not is_cut
-    return Layout(headers[:shown], widths[:shown], right[:shown], columns, has_more)
+    every = range(len(headers))
+    complete = Layout(headers, _widths(headers, cells), right, every)
+    if columns is None or max(map(columns_of, (complete.header, *complete.lines(rows)))) <= columns:
+        return complete
+    order = sorted(every, key=lambda column: _rank(headers[column], most_important))
+    whole = order[0] if most_important else None
+    shortened = [[cell if at == whole else _shortened(cell) for at, cell in enumerate(row)] for row in cells]
+    widths = _widths(headers, shortened)
+    return Layout(headers, widths, right, _kept(order, widths, right, columns), columns, whole)
+
+
+def _rank(header: str, most_important: Sequence[str]) -> int:
+    return most_important.index(header) if header in most_important else len(most_important)
 
 
 def _widths(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(columns_of, column)) for column in zip(headers, *cells, strict=True)]
 
 
-def _columns_that_fit(widths: Sequence[int], columns: int) -> int:
-    """Return how many columns of the table fit completely into this many columns of a terminal."""
-    return sum(end - len(GAP) <= columns for end in accumulate(width + len(GAP) for width in widths))
+def _kept(order: Sequence[int], widths: Sequence[int], right: Sequence[bool], columns: int) -> list[int]:
+    """Return the columns that fit, by their place. `order` begins with the most important one, which is always kept."""
+    count, used = len(order), _used(order, widths)
+    while count > 1 and used > columns - (len(GAP) + 1 if count < len(order) else 0):
+        # The ellipsis in the header needs a gap and one column.
+        count -= 1
+        used = _used(order[:count], widths)
+    kept = sorted(order[:count])
+    following = order[count] if count < len(order) else 0
+    if following > kept[-1] and not right[following] and used + len(GAP) + LEAST_CUT_WORD <= columns:
+        kept.append(following)  # At the end of the line a word may be cut.
+    return kept
+
+
+def _used(shown: Sequence[int], widths: Sequence[int]) -> int:
+    return sum(widths[column] + len(GAP) for column in shown) - len(GAP)
 
 
 def columns_of(text: str) -> int:
@@ -143,7 +169,7 @@ def _cell(value: object) -> str:
 
 
 def _is_numeric(values: Sequence[object]) -> bool:
-    return bool(values) and all(isinstance(value, int | float) or _is_amount(value) for value in values)
+    return bool(values) and all(isinstance(value, int | float | datetime) or _is_amount(value) for value in values)
 
 
 def _is_amount(value: object) -> bool:
