@@ -291,7 +291,7 @@ class Chain:
         """Apply the differences of a withdrawal to the manifests of the event before it, and nothing else."""
         self.last_manifests = manifests_after(self.last_manifests, event)
 
-    def miner_records(self) -> set[str]:
+    def known_miners(self) -> set[str]:
         """Return the miners that a block has registered or a sync has named, withdrawn or not."""
         return self.named.union(self.registered.steps)
 
@@ -521,7 +521,7 @@ def uncovered_by(chain: Chain, block: int, manifests: Mapping[str, object]) -> s
     if none is recorded. Source: ComputeHorde, whose validators do not poll a miner that is off the metagraph.
     """
     members = chain.members_at(block)
-    return set() if members is None else chain.miner_records() - members - manifests.keys()
+    return set() if members is None else chain.known_miners() - members - manifests.keys()
 
 
 def _refuse_implausible_block(

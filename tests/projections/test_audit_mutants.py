@@ -369,7 +369,7 @@ def ends_a_late_sync_at_the_next_one_that_does_not_cover_the_miner(patch: Patch)
 @mutant(Rule.COVERAGE_FOLLOWS, corrected=True)
 def covers_only_the_named_miners(patch: Patch) -> None:
     patch.setattr(
-        "ledger.domain.chain.uncovered_by", lambda chain, block, manifests: chain.miner_records() - manifests.keys()
+        "ledger.domain.chain.uncovered_by", lambda chain, block, manifests: chain.known_miners() - manifests.keys()
     )
 
 

@@ -207,7 +207,7 @@ class Ledger:
         self.syncs: list[Sync] = []
         self.finalized: list[Finalized] = []
         self.drops: list[Drop] = []
-        self.miner_records: set[str] = set()
+        self.known_miners: set[str] = set()
         """Every miner that a fact has ever registered or named."""
         self.recorded_last: Block | None = None
         """The block recorded last; after a withdrawal, the one that the ledger returns to."""
@@ -223,7 +223,7 @@ class Ledger:
         copy.syncs = list(self.syncs)
         copy.finalized = list(self.finalized)
         copy.drops = list(self.drops)
-        copy.miner_records = set(self.miner_records)
+        copy.known_miners = set(self.known_miners)
         copy.recorded_last = self.recorded_last
         copy.withdrawn = list(self.withdrawn)
         copy.reservations = list(self.reservations)
@@ -274,7 +274,7 @@ class Ledger:
             raise Refused("ConflictingFact")
         self.blocks.append(block)
         self.recorded_last = block
-        self.miner_records.update(axon.hotkey for axon in block.axons)
+        self.known_miners.update(axon.hotkey for axon in block.axons)
         if before is not None:
             self._finalize(before, block)
         if after is not None:
@@ -307,7 +307,7 @@ class Ledger:
         sync = Sync(block, given, self._uncovered(block, given), self.rules)
         self.drops.extend(_drops(sync, self.syncs))
         self.syncs.append(sync)
-        self.miner_records.update(given)
+        self.known_miners.update(given)
         self._record(now_ns)
         return True
 
@@ -326,7 +326,7 @@ class Ledger:
             return frozenset()
         newest = max(below, key=lambda each: each.number)
         registered = {axon.hotkey for axon in newest.axons}
-        return frozenset(each for each in self.miner_records if each not in registered and each not in counts)
+        return frozenset(each for each in self.known_miners if each not in registered and each not in counts)
 
     # Withdrawing facts.
 
@@ -369,7 +369,7 @@ class Ledger:
         raise Refused("FactNotRecorded")
 
     def _finalize(self, block: Block, following: Block) -> None:
-        counts = {miner: _offered(miner, block.number, self.syncs) for miner in self.miner_records}
+        counts = {miner: _offered(miner, block.number, self.syncs) for miner in self.known_miners}
         self.finalized.append(
             Finalized(
                 number=block.number,
