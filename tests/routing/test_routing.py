@@ -182,7 +182,9 @@ async def test_not_enough_allowance_names_the_amount_and_the_class() -> None:
         with pytest.raises(NotEnoughAllowanceException, match=f"no miner has 3000.0 s of {GPU}: most") as refused:
             await router.pick_miner_for_job_request(job("much", seconds=3000.0))
         assert len(refused.value.to_dict()) == 4
-        with pytest.raises(NotEnoughAllowanceException, match=r"6\.0 s of gpu, a class that no manifest sync has named"):
+        with pytest.raises(
+            NotEnoughAllowanceException, match=r"6\.0 s of gpu, a class that no manifest sync has named"
+        ):
             await router.pick_miner_for_job_request(job("unknown", executor_class="gpu"))
 
 
