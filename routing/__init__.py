@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from .explain import Considered as Considered
     from .explain import Explanation as Explanation
     from .pick import JobRoute as JobRoute
+    from .router import JobRequest as JobRequest
     from .router import Routing as Routing
     from .service.allowance import Allowance as Allowance
     from .service.backup import restore as restore
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from .singletons import configure as configure
     from .singletons import reset as reset
     from .singletons import routing as routing
+    from .version import __version__ as __version__
 else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
@@ -122,7 +124,7 @@ else:
             "projections.verify": "VerifyReport",
             "routing.explain": "Considered Explanation",
             "routing.pick": "JobRoute",
-            "routing.router": "Routing",
+            "routing.router": "JobRequest Routing",
             "routing.service.allowance": "Allowance",
             "routing.service.backup": "restore verify",
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
@@ -132,5 +134,6 @@ else:
             "routing.service.settings_changes": "SettingsRecord",
             "routing.service.summaries": "ClassTotals Overview Usage",
             "routing.singletons": "allowance configure reset routing",
+            "routing.version": "__version__",
         },
     )

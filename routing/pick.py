@@ -27,6 +27,7 @@ from ledger import (
 from ledger.codec import reservation_id
 from ledger.errors import AllMinersBusy, AllowanceException, JobRequestConflict, JobRoutingException
 from ledger.events import FACT_STREAMS
+from ledger.results import Result
 from ledger.values import seconds
 from projections import Availability, RankEntry, in_trial_order
 
@@ -35,7 +36,7 @@ from .staleness import refuse_stale_feed, refuse_stale_manifests
 
 
 @dataclass(frozen=True, slots=True)
-class JobRoute:
+class JobRoute(Result):
     """The miner that runs a job, and the allowance that is reserved for it.
 
     `allowance_blocks` ascend; `allowance_job_value` is the amount reserved, in executor-seconds. A route to a debug

@@ -23,6 +23,7 @@ from projections import RestoreReport, VerifyReport
 
 from . import singletons
 from .pick import JobRoute
+from .router import JobRequest
 from .router import Routing as AsyncRouting
 from .service import backup
 from .service.allowance import Allowance as AsyncAllowance
@@ -157,6 +158,7 @@ class Allowance(_BlockingQueries):
     reserve = _blocking(AsyncAllowance.reserve)
     spend = _blocking(AsyncAllowance.spend)
     release = _blocking(AsyncAllowance.release)
+    settle = _blocking(AsyncAllowance.settle)
     expire_due = _blocking(AsyncAllowance.expire_due)
     change_settings = _blocking(AsyncAllowance.change_settings)
     verify = _blocking(AsyncAllowance.verify)
@@ -186,7 +188,7 @@ class Routing:
         blocking.asynchronous = asynchronous
         return blocking
 
-    def pick_miner_for_job_request(self, request: Any) -> JobRoute:
+    def pick_miner_for_job_request(self, request: JobRequest) -> JobRoute:
         """Route a job, like `routing.Routing.pick_miner_for_job_request`."""
         refuse_on_loop()
         return current_runtime().run_blocking(self.asynchronous.pick_miner_for_job_request(request))

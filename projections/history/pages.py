@@ -16,6 +16,7 @@ import msgspec
 
 from ledger import DerivedTablesUnavailable, Lookup, RecoveryConflict, Reservation, Row, Store, yield_to_writers
 from ledger.errors import HistoryDamaged, InvalidInput, ProjectionStopped
+from ledger.results import Result
 
 from .garbage import delete_unreferenced_rows
 from .model import LIVE, NO_CHECKPOINT, Checkpoint, HistoryModel, in_batches
@@ -47,7 +48,7 @@ Pause = Callable[[int], Awaitable[int]]
 """Awaited before each transaction with the checkpoint's position; returns how many events the transaction may have."""
 
 
-class Page(msgspec.Struct, frozen=True):
+class Page(Result, msgspec.Struct, frozen=True):
     """Reservations in the order asked for; `next` is the cursor for the page after, None at the end.
 
     `checked`: whether every item was compared with the log. It says nothing of rows that the read model lacks, or that

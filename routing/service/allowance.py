@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mappin
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
 
 from ledger import (
     BlockFact,
@@ -42,6 +43,7 @@ from ledger.errors import (
     BlockInUse,
     ClockUnusable,
     ConflictingFact,
+    InvalidInput,
     ReadOnlyLedger,
     StorageUnavailable,
 )
@@ -54,6 +56,7 @@ from projections import (
     metagraph_to_return_to,
     offers_without,
 )
+from routing.pick import JobRoute
 from routing.stored_rows import reservations_of_expire_due
 
 from .events import POLL_SECONDS, Cursor, StoredEvent
@@ -268,7 +271,7 @@ class Allowance(Queries):
         job_start_block: int,
         *,
         expected_version: int | None = None,
-        job_uuid: str | None = None,
+        job_uuid: str | UUID | None = None,
         idempotency_key: str | None = None,
     ) -> Reservation:
         """Reserve whole free blocks of the account, earliest first, until they are worth at least the amount.
@@ -309,6 +312,26 @@ class Allowance(Queries):
         """
         command = Settle(checked_id(reservation_id), "release", _checked_key(idempotency_key))
         return await self._changed_reservation(command)
+
+    async def settle(
+        self, route: JobRoute, how: Literal["spend", "release"], *, idempotency_key: str | None = None
+    ) -> Reservation | None:
+        """Settle the reservation of a route: `"spend"` it because the job ran, or `"release"` it because it did not.
+
+        Returns None for a route to a debug or trusted miner, which has no reservation. Raises the same errors as
+        `spend`.
+
+            route = await router.pick_miner_for_job_request(request)
+            await ledger.settle(route, "spend" if await run_job(route.miner) else "release")
+        """
+        if not isinstance(route, JobRoute):
+            raise InvalidInput("route", route, "a JobRoute")
+        if how not in ("spend", "release"):
+            raise InvalidInput("how", how, "spend or release")
+        if route.allowance_reservation_id is None:
+            return None
+        settle = self.spend if how == "spend" else self.release
+        return await settle(route.allowance_reservation_id, idempotency_key=idempotency_key)
 
     async def expire_due(self, *, idempotency_key: str | None = None) -> list[Reservation]:
         """Expire every overdue reservation; return them by due time.
