@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 LONGEST_KEY = 256
 LONGEST_REASON = 256

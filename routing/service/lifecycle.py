@@ -68,10 +68,10 @@ class Lifecycle:
     ) -> None:
         if settings is not None and not isinstance(settings, Settings):
             raise InvalidInput("settings", settings, "Settings or None")
-        self.clock = _checked_clock(clock_ns, seams.monotonic_ns)
+        self.clock: Clock = _checked_clock(clock_ns, seams.monotonic_ns)
         self.database_url = database_url
-        self.validator_ss58 = name(validator_ss58, "validator_ss58")
-        self.read_only = flag(read_only, "read_only")
+        self.validator_ss58: str = name(validator_ss58, "validator_ss58")
+        self.read_only: bool = flag(read_only, "read_only")
         self.open_handle: LedgerHandle | None = None
         """The handle if the ledger is open; a forked child must compare its `pid` before using it."""
         self._settings = settings

@@ -15,7 +15,7 @@ from ledger.events import SETTINGS_STREAM, LedgerOpened, SettingsChanged
 from ledger.results import Result
 from ledger.values import instant
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 
 class SettingsRecord(Result, msgspec.Struct, frozen=True):

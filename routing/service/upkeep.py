@@ -22,7 +22,7 @@ IDLE_SECONDS = 0.005
 MOST_BACKLOG_THOUSANDS = 20
 """How many times `every_rows` the history may be behind until it goes on under load; a page then takes 0.2 s."""
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 
 class _Relieved(Exception):
