@@ -18,7 +18,6 @@ another thread and back takes longer than the query itself.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -35,7 +34,7 @@ from .errors import AllowanceException, LedgerClosed
 from .live_state import LiveState
 from .locked_append import LockedAppend
 from .optimistic_append import OptimisticAppend
-from .runtime import Runtime
+from .runtime import Runtime, running_loop
 from .unknown_outcomes import UnknownOutcomes
 
 S = TypeVar("S", bound=LedgerState)
@@ -126,7 +125,7 @@ class LedgerWriter(Generic[S]):
     async def _enqueue(self, queue: CallQueue, work: Any) -> Any:
         if self._closed:
             raise LedgerClosed
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         call = PendingCall(work, loop, loop.create_future())
         queue.put(call)
         return await call.future

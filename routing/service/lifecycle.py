@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from ledger import Clock, LedgerWriter, RecordSettings, Runtime, Settings, Store
+from ledger import Clock, LedgerWriter, RecordSettings, Runtime, Settings, Store, running_loop
 from ledger.errors import (
     AllowanceException,
     ClockUnusable,
@@ -95,6 +95,7 @@ class Lifecycle:
         if handle is not None and handle.pid == os.getpid():
             handle.writer.refuse_if_log_went_back()
             return handle
+        running_loop()  # Checked before the opening begins, for which nobody would wait.
         return await self._wait_for(self._open_once())
 
     async def close(self) -> None:
