@@ -16,7 +16,11 @@ from routing.service.config import VARIABLES
 from routing.singletons import configuration
 
 
-class Command(BaseCommand):  # type: ignore[misc]  # Django ships no types.
+# Django ships no types, as in `apps.py` of this app.
+_BaseCommand: Any = BaseCommand
+
+
+class Command(_BaseCommand):  # type: ignore[misc]
     """Passes every argument on to the command line, `--help` included."""
 
     help = "The command `allowance` with the configuration of this project; `manage.py allowance --help` lists all."
