@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING
 
-from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import Tags, register
 from django.core.exceptions import ImproperlyConfigured
@@ -14,12 +13,14 @@ from routing.singletons import configure
 
 from .checks import check_configuration, check_database
 
+if TYPE_CHECKING:
+    # Django ships no types, and a class with a base of unknown type would have an unknown type itself.
+    AppConfig = object
+else:
+    from django.apps import AppConfig
 
-# Django ships no types. A base of type `Any` says so to every type checker, and keeps the public face complete.
-_AppConfig: Any = AppConfig
 
-
-class AllowanceConfig(_AppConfig):  # type: ignore[misc]
+class AllowanceConfig(AppConfig):
     """Passes the setting `ALLOWANCE` to `routing.configure`, and registers the checks."""
 
     name = "routing.contrib.django"

@@ -7,20 +7,21 @@ import sys
 from argparse import REMAINDER
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from routing.cli.main import main
 from routing.service.config import VARIABLES
 from routing.singletons import configuration
 
+if TYPE_CHECKING:
+    BaseCommand = object  # For the same reason as in `apps.py`.
+else:
+    from django.core.management.base import BaseCommand
 
-# Django ships no types, as in `apps.py` of this app.
-_BaseCommand: Any = BaseCommand
 
-
-class Command(_BaseCommand):  # type: ignore[misc]
+class Command(BaseCommand):
     """Passes every argument on to the command line, `--help` included."""
 
     help = "The command `allowance` with the configuration of this project; `manage.py allowance --help` lists all."
