@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from inspect import Parameter, signature
-from typing import Annotated, Any, NotRequired, get_type_hints
+from inspect import Parameter, isclass, signature
+from typing import Annotated, Any, NotRequired, get_args, get_type_hints
 
-from pydantic import BeforeValidator, PlainSerializer
+import msgspec
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 from typing_extensions import TypedDict
 
@@ -38,7 +39,7 @@ def _typed_dict(cls: type) -> Any:
 
 
 def _field_type(hint: Any, parameter: Parameter) -> Any:
-    field_type = _Hash if hint is bytes else hint
+    field_type = _Hash if hint is bytes else _stored(hint) if _is_of_events(hint) else hint
     return field_type if parameter.default is Parameter.empty else NotRequired[field_type]
 
 
@@ -46,6 +47,23 @@ def _reader(cls: type) -> Callable[[Any], dict[str, Any]]:
     """Return a function that gives the fields of an instance by name; pydantic serializes their values."""
     names = tuple(signature(cls).parameters)
     return lambda result: {name: getattr(result, name) for name in names}
+
+
+def _is_of_events(hint: Any) -> bool:
+    """Return whether the type is a struct that is no result, or a union of such structs: the stored events."""
+    kinds = get_args(hint) or (hint,)
+    structs = [kind for kind in kinds if isclass(kind) and issubclass(kind, msgspec.Struct)]
+    return len(structs) == len(kinds) and not any(hasattr(kind, "to_dict") for kind in structs)
+
+
+def _stored(hint: Any) -> Any:
+    """Return the type of a field with an event, which msgspec validates and serializes as it does in the log."""
+
+    def validated(value: Any) -> Any:
+        return value if isinstance(value, hint) else msgspec.convert(value, hint)
+
+    described = WithJsonSchema({"type": "object", "description": "An event; see `allowance events --schema`."})
+    return Annotated[Any, BeforeValidator(validated), PlainSerializer(msgspec.to_builtins), described]
 
 
 def _hash_from_text(value: Any) -> Any:

@@ -71,6 +71,7 @@ async def results_of_a_ledger(directory: Path) -> list[Any]:
             await ledger.settings(),
             await ledger.settings_changes(),
             await ledger.head(),
+            [stored async for stored in ledger.events()],
             await ledger.verify(),
             await ledger.health(),
             await ledger.audit(usage_buckets=3),
