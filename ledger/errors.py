@@ -119,7 +119,7 @@ class InvalidInput(AllowanceException, ValueError):
 
     def __init__(self, field: str, value: object, expected: str, message: str | None = None) -> None:
         self.field = field
-        self.value: str = shortened(value)
+        self.value = shortened(value)
         self.expected = expected
         self.fact_index = 0
         super().__init__(message or self._message())
@@ -330,7 +330,7 @@ class ClockUnusable(AllowanceException):
     """
 
     def __init__(self, reading: object, expected: str) -> None:
-        self.reading: str = shortened(reading)
+        self.reading = shortened(reading)
         self.expected = expected
         did = "raised" if isinstance(reading, BaseException) else "returned"
         super().__init__(f"the clock must return {expected}; it {did} {self.reading}")
@@ -418,9 +418,7 @@ class SealConflict(CorruptLedger):
 
     def __init__(self, position: int, sealed_digest: str, digest: str) -> None:
         self.position = position
-        self.reason: str = (
-            f"its seal has the digest {shortened(sealed_digest)}, but the state there has {shortened(digest)}"
-        )
+        self.reason = f"its seal has the digest {shortened(sealed_digest)}, but the state there has {shortened(digest)}"
         self.sealed_digest = sealed_digest
         self.digest = digest
         AllowanceException.__init__(
@@ -571,7 +569,7 @@ class ManifestsStale(JobRoutingException):
     def __init__(self, newest_sync: int, newest_block: int, max_age_blocks: int) -> None:
         self.newest_sync = newest_sync
         self.newest_block = newest_block
-        self.age_blocks: int = newest_block - newest_sync
+        self.age_blocks = newest_block - newest_sync
         self.max_age_blocks = max_age_blocks
         super().__init__(
             f"the newest manifest sync, at block {newest_sync}, is {self.age_blocks} blocks behind the newest block,"
