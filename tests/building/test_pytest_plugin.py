@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,23 @@ import pytest
 pytest_plugins = ["pytester"]
 
 PLUGIN = "routing.contrib.pytest_plugin"
+# A library must not warn in the tests of others.
+OPTIONS = ("-p", "no:cacheprovider", "-W", "error")
+ROOT = Path(__file__).parents[2]
 
-# `filterwarnings = error`, since a library must not warn in the tests of others.
-OPTIONS = ("-p", PLUGIN, "-p", "no:cacheprovider", "-W", "error")
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the entry points of `pyproject.toml` those of an installed package, for the pytest that a test runs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    directory = tmp_path_factory.mktemp("site")
+    information = directory / "allowance_ledger_of_this_test-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: allowance-ledger-of-this-test\nVersion: 1\n")
+    (information / "entry_points.txt").write_text(
+        "[pytest11]\n" + "".join(f"{name} = {module}\n" for name, module in project["entry-points"]["pytest11"].items())
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{directory}")
 
 
 def test_the_fixtures_give_a_ledger_to_plain_and_asynchronous_tests(pytester: pytest.Pytester) -> None:
@@ -69,6 +84,12 @@ def test_asynchronous_tests_of_pytest_asyncio_use_them_too(pytester: pytest.Pyte
     pytester.runpytest_subprocess(*OPTIONS, *options).assert_outcomes(passed=1)
 
 
+def test_a_run_can_leave_the_plugin_out(pytester: pytest.Pytester) -> None:
+    """By the name of its entry point, as for every plugin."""
+    pytester.makepyfile("def test_it(blocking_allowance): pass")
+    pytester.runpytest_subprocess(*OPTIONS, "-p", "no:asyncio", "-p", "no:allowance").assert_outcomes(errors=1)
+
+
 def test_the_plugin_imports_nothing_heavy() -> None:
     """A run that uses none of the fixtures does not wait for the library: neither msgspec nor asyncio is imported.
 
@@ -80,9 +101,3 @@ def test_the_plugin_imports_nothing_heavy() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert ran.stdout.strip() == str(["ledger", "routing", "routing.contrib", PLUGIN])
-
-
-def test_the_package_registers_the_plugin() -> None:
-    """pytest finds the plugin by an entry point, so that no test suite needs to name it."""
-    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert f'[project.entry-points.pytest11]\nallowance = "{PLUGIN}"' in pyproject
