@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from django.core.checks import CheckMessage, Error, Info
@@ -26,7 +27,7 @@ def check_database(databases: Sequence[str] | None = None, **_: Any) -> list[Che
     try:
         ledger = _ledger() if databases else None
         if ledger is not None:
-            with ledger:
+            with closing(ledger):
                 ledger.head()
     except InvalidInput:
         return []  # `check_configuration` reports it.
