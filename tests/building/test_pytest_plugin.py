@@ -100,4 +100,4 @@ def test_the_plugin_imports_nothing_heavy() -> None:
         "print(sorted(name for name in set(sys.modules) - before if not name.startswith('ledger.lazy')))"
     )
     ran = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-    assert ran.stdout.strip() == str(["ledger", "routing", "routing.contrib", PLUGIN])
+    assert ran.stdout.strip() == str(["ledger", "routing", "routing.contrib", PLUGIN, "routing.shadowing"])
