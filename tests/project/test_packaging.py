@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import routing
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("ledger", "projections", "routing")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.db")
