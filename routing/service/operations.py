@@ -22,6 +22,8 @@ from .outcomes import DONE, REPEATED, ROUTED, outcome_of
 
 NS_PER_MS = 1_000_000
 
+_Subject = tuple[str | None, bool, str | None, str | None, float | None, int | None, int | None]
+
 log = logging.getLogger("allowance.ledger")
 
 
@@ -36,10 +38,9 @@ def note_ended(command: Command, result: Any, began_ns: int, call: PendingCall, 
         return  # The command is executed again with what it needs, and ends then.
     error = result[1] if isinstance(command, RecordFacts) else None
     outcome = outcome_of(error) if error is not None else _outcome(command, appended=call.row is not None)
-    subject, duration_ns = _subject(command, result), time.perf_counter_ns() - began_ns
-    _note(
-        Operation(command.operation, outcome, lifecycle.validator_ss58, *subject, call.attempts, duration_ns), error
-    )
+    how = (command.operation, outcome, lifecycle.validator_ss58)
+    cost = (call.attempts, time.perf_counter_ns() - began_ns)
+    _note(Operation(*how, *_subject(command, result), *cost), error)
 
 
 def note_refused(
@@ -86,15 +87,15 @@ def _outcome(command: Command, *, appended: bool) -> str:
     return DONE if appended or command.operation == "expire_due" else REPEATED
 
 
-def _subject(command: Command, result: Any) -> tuple[Any, ...]:
+def _subject(command: Command, result: Any) -> _Subject:
     """Return the fields of `Operation` from `executor_class` to `items`."""
     if isinstance(result, JobRoute):
         pick: Any = command
         miner_ss58, amount = result.miner.hotkey_ss58, seconds(pick.amount_ns)
         return pick.executor_class, True, pick.job_uuid, miner_ss58, amount, result.allowance_reservation_id, None
     if isinstance(result, Reservation):
-        subject = (result.job_uuid, result.miner_ss58, result.allowance_seconds, result.reservation_id)
-        return result.executor_class, True, *subject, None
+        job_uuid, amount = result.job_uuid, result.allowance_seconds
+        return result.executor_class, True, job_uuid, result.miner_ss58, amount, result.reservation_id, None
     return None, False, None, None, None, None, _items(command, result)
 
 
@@ -110,7 +111,8 @@ def _note(operation: Operation, error: BaseException | None) -> None:
     observers.operation_ended(operation)
     # A caller who gave up knows it.
     level = logging.INFO if error is None or isinstance(error, asyncio.CancelledError) else logging.WARNING
-    if log.isEnabledFor(level):
+    # Python prints warnings of programs without any handler to standard error. Whoever has set up no log has the error.
+    if log.isEnabledFor(level) and log.hasHandlers():
         fields = log_fields(operation, error)
         listed = " ".join(f"{name}={value}" for name, value in fields.items() if name not in ("operation", "outcome"))
         reason = "" if error is None else f" ({error})"
