@@ -40,7 +40,7 @@ def note_ended(command: Command, result: Any, began_ns: int, call: PendingCall, 
     outcome = outcome_of(error) if error is not None else _outcome(command, appended=call.row is not None)
     how = (command.operation, outcome, lifecycle.validator_ss58)
     cost = (call.attempts, time.perf_counter_ns() - began_ns)
-    _note(Operation(*how, *_subject(command, result), *cost), error)
+    _note(Operation._make((*how, *_subject(command, result), *cost)), error)
 
 
 def note_refused(

@@ -1,0 +1,144 @@
+"""Counters and histograms of what this process does: calls, picks, settlements and group commits.
+
+They are ordinary metrics of prometheus_client, so its multiprocess mode adds them up over the workers of a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from ledger.observers import Batch, Operation, add_observer, remove_observer
+from ledger.values import NANOSECONDS
+from routing.pick import Pick
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+"""Upper bounds for times: from a pick on a warm SQLite file to the longest wait for a database."""
+COMMANDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Upper bounds for the commands of a batch, up to the most that a batch has."""
+OTHER_CLASS = "other"
+MOST_CLASSES = 100
+"""How many executor classes get a label of their own (this project's choice); all further ones share one."""
+
+# Registered nowhere until `enable`: to import a module must not change what a program exports.
+OPERATION_SECONDS = Histogram(
+    "allowance_operation_duration_seconds",
+    "Time from a call that changes the ledger to its result.",
+    ("operation", "outcome"),
+    buckets=SECONDS,
+    registry=None,
+)
+PICKS = Counter("allowance_picks", "Jobs that were routed or refused.", ("executor_class", "outcome"), registry=None)
+SETTLEMENTS = Counter("allowance_settlements", "Committed settlements of reservations.", ("status",), registry=None)
+LOCK_WAIT_SECONDS = Histogram(
+    "allowance_write_lock_wait_seconds", "Wait for the write lock.", buckets=SECONDS, registry=None
+)
+COMMIT_SECONDS = Histogram(
+    "allowance_commit_seconds", "Time to insert and commit the rows of a batch.", buckets=SECONDS, registry=None
+)
+BATCH_COMMANDS = Histogram("allowance_batch_commands", "Commands in one group commit.", buckets=COMMANDS, registry=None)
+CONFLICTS = Counter(
+    "allowance_conflicts", "Appends refused because a stream was not at its expected version.", registry=None
+)
+RETRIES = Counter("allowance_retries", "Commands that had to be decided again.", registry=None)
+
+for _status in ("spent", "released", "expired"):
+    SETTLEMENTS.labels(_status)  # It begins at 0: a rate needs a value before the first one.
+
+METRICS: tuple[MetricWrapperBase, ...] = (
+    OPERATION_SECONDS,
+    PICKS,
+    SETTLEMENTS,
+    LOCK_WAIT_SECONDS,
+    COMMIT_SECONDS,
+    BATCH_COMMANDS,
+    CONFLICTS,
+    RETRIES,
+)
+
+
+class _Recorder:
+    """Observes the ledgers of the process, and counts in the metrics above."""
+
+    def __init__(self) -> None:
+        # To find a metric by its labels costs more than to count in it.
+        self._durations: dict[tuple[str, str], Histogram] = {}
+        self._picks: dict[tuple[str | None, str], Counter] = {}
+        self._classes: set[str] = set()
+
+    def operation_ended(self, operation: Operation) -> None:
+        """Count and time a call."""
+        key = (operation.operation, operation.outcome)
+        histogram = self._durations.get(key) or self._durations.setdefault(key, OPERATION_SECONDS.labels(*key))
+        if operation.duration_ns is not None:
+            histogram.observe(operation.duration_ns / NANOSECONDS)
+        if operation.operation == Pick.operation:
+            self._count_pick(operation)
+
+    def batch_ended(self, batch: Batch) -> None:
+        """Count a group commit."""
+        BATCH_COMMANDS.observe(batch.commands)
+        for wait_ns in batch.lock_waits_ns:
+            LOCK_WAIT_SECONDS.observe(wait_ns / NANOSECONDS)
+        for commit_ns in batch.commits_ns:
+            COMMIT_SECONDS.observe(commit_ns / NANOSECONDS)
+        for status, number in batch.settled.items():
+            SETTLEMENTS.labels(status).inc(number)
+        if batch.conflicts or batch.retries:
+            CONFLICTS.inc(batch.conflicts)
+            RETRIES.inc(batch.retries)
+
+    def _count_pick(self, operation: Operation) -> None:
+        executor_class, outcome = operation.executor_class, operation.outcome
+        if operation.knows_class and executor_class not in self._classes:
+            self._note_class(str(executor_class))
+        label = executor_class if executor_class in self._classes else OTHER_CLASS
+        counter = self._picks.get((label, outcome))
+        if counter is None:
+            counter = self._picks[label, outcome] = PICKS.labels(label, outcome)
+        counter.inc()
+
+    def _note_class(self, executor_class: str) -> None:
+        """Give a class of the ledger a label of its own. A job may name any class, and could fill the memory."""
+        if len(self._classes) < MOST_CLASSES:
+            self._classes.add(executor_class)
+
+
+_recorder = _Recorder()
+_registered: WeakKeyDictionary[CollectorRegistry, set[MetricWrapperBase]] = WeakKeyDictionary()
+
+
+def enable(*, registry: CollectorRegistry = REGISTRY, computehorde_names: bool = False) -> None:
+    """Count and time from now on what the ledgers of this process do, and export that from a registry.
+
+    Processes that are forked later do the same. A second call changes nothing, but adds what it names. With
+    `computehorde_names` durations also appear under the names that ComputeHorde's validator gives them.
+    """
+    register(registry, METRICS)
+    add_observer(_recorder)
+    if computehorde_names:
+        # Imported here, since in multiprocess mode each metric of a process takes room in its file.
+        from . import computehorde
+
+        register(registry, computehorde.METRICS)
+        add_observer(computehorde.recorder)
+
+
+def disable() -> None:
+    """Count nothing more; the metrics keep their values."""
+    from . import computehorde
+
+    for observer in (_recorder, computehorde.recorder):
+        remove_observer(observer)
+
+
+def register(registry: CollectorRegistry, metrics: Iterable[MetricWrapperBase]) -> None:
+    """Export metrics from a registry, once."""
+    registered = _registered.setdefault(registry, set())
+    for metric in metrics:
+        if metric not in registered:
+            registry.register(metric)
+            registered.add(metric)
