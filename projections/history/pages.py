@@ -7,9 +7,7 @@ log's head, and opening a ledger for reading writes nothing.
 
 from __future__ import annotations
 
-import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -17,19 +15,16 @@ from functools import partial
 import msgspec
 
 from ledger import (
-    STATUSES,
     DerivedTablesUnavailable,
     Lookup,
     RecoveryConflict,
     Reservation,
     Row,
+    Status,
     Store,
-    status_after,
     yield_to_writers,
 )
-from ledger.codec import decode
 from ledger.errors import HistoryDamaged, InvalidInput, ProjectionStopped
-from ledger.events import Settlement
 
 from .garbage import delete_unreferenced_rows
 from .model import LIVE, NO_CHECKPOINT, Checkpoint, HistoryModel, in_batches
@@ -44,6 +39,7 @@ from .rows import (
     history_row_of,
     missing_event,
 )
+from .statuses import settled_by_status
 from .times import position_bounds
 
 __all__ = ["History", "HistoryFilters", "Page", "cursor", "cursor_position"]
@@ -55,9 +51,6 @@ A reader who only reads folds the whole tail, for each page again.
 """
 
 
-MOST_COUNTED_ROWS = 50_000
-"""The longest tail in events that is read to count settlements; the upkeep leaves about 20,000 under load."""
-SETTLED_STATUSES = tuple(status for status in STATUSES if status != "reserved")
 LEAST_ROWS_READ = 128
 """Events read from the log at a time for a file of derived tables: the loop cannot do anything else meanwhile."""
 Pause = Callable[[int], Awaitable[int]]
@@ -114,30 +107,9 @@ class History:
         """Return the position of the last event that the read model contains; 0 if there is none."""
         return (await self._model.live()).position
 
-    async def settled(self, head: int) -> dict[str, int]:
-        """Return the number of settled reservations by status at position `head`; empty if it is not known.
-
-        It is not known if the tables cannot be read, or if a long tail of the log is not projected.
-        """
-        with suppress(DerivedTablesUnavailable, RecoveryConflict):
-            checkpoint = await self._model.live()
-            counts = await self._model.statuses(checkpoint.generation)
-            if checkpoint == await self._model.live() and head - checkpoint.position <= MOST_COUNTED_ROWS:
-                numbers = Counter({status: counts.get(status, 0) for status in SETTLED_STATUSES})
-                numbers.update(await self._settled_in_tail(checkpoint.position, head))
-                return dict(numbers)
-        return {}
-
-    async def _settled_in_tail(self, position: int, head: int) -> Counter[str]:
-        numbers: Counter[str] = Counter()
-        while position < head:
-            rows = await self._store.read(position, LEAST_ROWS_READ)
-            settlements = (decode(row.position, row.payload) for row in rows if row.settles and row.position <= head)
-            numbers.update(status_after(event) for event in settlements if isinstance(event, Settlement))
-            position = rows[-1].position if rows else head
-            # The loop serves every ledger of the process.
-            await asyncio.sleep(0)
-        return numbers
+    async def settled(self, head: int) -> dict[Status, int]:
+        """Return the number of settled reservations by status at position `head`; empty if it is not known."""
+        return await settled_by_status(self._store, self._model, head)
 
     async def project(self, until: int, pause: Pause | None = None) -> None:
         """Project events up to a position at least, a batch per transaction; `pause` lets others go first.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ledger import Status
 from ledger.values import NANOSECONDS, seconds
 from projections import Availability
 
@@ -11,7 +12,7 @@ from .allowance import Allowance
 from .health import Health
 from .summaries import ClassTotals, totals_of
 
-RESERVED = "reserved"
+RESERVED: Status = "reserved"
 
 
 class Figures(NamedTuple):
@@ -24,7 +25,7 @@ class Figures(NamedTuple):
     health: Health
     queue_length: int
     classes: list[ClassTotals]
-    statuses: dict[str, int]
+    statuses: dict[Status, int]
     verified_age_seconds: float | None
 
 
