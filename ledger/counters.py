@@ -88,13 +88,13 @@ class Counters:
             # Until the end of the batch, which adds the counts that it has reached.
             self.batch.conflicts, self.batch.retries = -self.conflicts, -self.retries
 
-    def end_batch(self) -> None:
-        """Tell the observers of the group commit under way."""
+    def end_batch(self) -> observers.Batch | None:
+        """Return what the group commit under way has done, if it is observed."""
         batch, self.batch = self.batch, None
         if batch is not None:
             batch.conflicts += self.conflicts
             batch.retries += self.retries
-            observers.batch_ended(batch)
+        return batch
 
     def note_lock_wait(self, duration_ns: int) -> None:
         """Count a wait for the write lock."""

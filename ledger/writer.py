@@ -28,6 +28,7 @@ from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import Command
 from ledger.store.contract import Store
 
+from . import observers
 from .call_queue import CallQueue, PendingCall, drain, fail, next_batch
 from .counters import Counters
 from .deciding import Decider
@@ -190,7 +191,10 @@ class LedgerWriter(Generic[S]):
             self._live.discard()
             fail(batch, error)
         self._unknown.keep(batch)
-        self.counters.end_batch()
+        observed = self.counters.end_batch()
+        if observed is not None:
+            # Afterwards, so that no caller waits for an observer.
+            self._runtime.loop.call_soon(observers.batch_ended, observed)
         self._report_commit(self.counters.rows - rows_before)
         return batch
 

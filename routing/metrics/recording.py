@@ -64,19 +64,18 @@ class _Recorder:
     """Observes the ledgers of the process, and counts in the metrics above."""
 
     def __init__(self) -> None:
-        # To find a metric by its labels costs more than to count in it.
-        self._durations: dict[tuple[str, str], Histogram] = {}
-        self._picks: dict[tuple[str | None, str], Counter] = {}
+        # To find a metric by its labels takes longer than to count in it.
+        self._found: dict[tuple[str, str, str | None], tuple[Histogram, Counter | None]] = {}
         self._classes: set[str] = set()
 
     def operation_ended(self, operation: Operation) -> None:
         """Count and time a call."""
-        key = (operation.operation, operation.outcome)
-        histogram = self._durations.get(key) or self._durations.setdefault(key, OPERATION_SECONDS.labels(*key))
+        key = (operation.operation, operation.outcome, operation.executor_class if operation.knows_class else None)
+        duration, picks = self._found.get(key) or self._find(*key)
         if operation.duration_ns is not None:
-            histogram.observe(operation.duration_ns / NANOSECONDS)
-        if operation.operation == Pick.operation:
-            self._count_pick(operation)
+            duration.observe(operation.duration_ns / NANOSECONDS)
+        if picks is not None:
+            picks.inc()
 
     def batch_ended(self, batch: Batch) -> None:
         """Count a group commit."""
@@ -91,20 +90,16 @@ class _Recorder:
             CONFLICTS.inc(batch.conflicts)
             RETRIES.inc(batch.retries)
 
-    def _count_pick(self, operation: Operation) -> None:
-        executor_class, outcome = operation.executor_class, operation.outcome
-        if operation.knows_class and executor_class not in self._classes:
-            self._note_class(str(executor_class))
-        label = executor_class if executor_class in self._classes else OTHER_CLASS
-        counter = self._picks.get((label, outcome))
-        if counter is None:
-            counter = self._picks[label, outcome] = PICKS.labels(label, outcome)
-        counter.inc()
+    def _find(self, operation: str, outcome: str, known_class: str | None) -> tuple[Histogram, Counter | None]:
+        duration = OPERATION_SECONDS.labels(operation, outcome)
+        picks = PICKS.labels(self._label(known_class), outcome) if operation == Pick.operation else None
+        return self._found.setdefault((operation, outcome, known_class), (duration, picks))
 
-    def _note_class(self, executor_class: str) -> None:
-        """Give a class of the ledger a label of its own. A job may name any class, and could fill the memory."""
-        if len(self._classes) < MOST_CLASSES:
-            self._classes.add(executor_class)
+    def _label(self, known_class: str | None) -> str:
+        """Return the label of a class. A job may name any class, and miners may offer any number."""
+        if known_class is not None and len(self._classes) < MOST_CLASSES:
+            self._classes.add(known_class)
+        return known_class if known_class is not None and known_class in self._classes else OTHER_CLASS
 
 
 _recorder = _Recorder()
