@@ -9,20 +9,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from ledger import Command, EarlierExpiry, MetagraphNeeded, OffersNeeded, RecordFacts, Reservation, observers
+from ledger import (
+    Command,
+    EarlierExpiry,
+    MetagraphNeeded,
+    OffersNeeded,
+    RecordFacts,
+    Reservation,
+    WithdrawBlock,
+    WithdrawManifests,
+    observers,
+)
 from ledger.call_queue import PendingCall
 from ledger.observers import Operation
 from ledger.values import seconds
-from routing.pick import JobRoute, Pick
+from routing.pick import Pick
 
 from .lifecycle import Lifecycle
 from .outcomes import DONE, REPEATED, ROUTED, outcome_of
 
 NS_PER_MS = 1_000_000
+LONGEST_NAME = 128
 
-_Subject = tuple[str | None, bool, str | None, str | None, float | None, int | None, int | None]
+_Subject = tuple[str | None, str | None, str | None, float | None, int | None, int | None]
 
 log = logging.getLogger("allowance.ledger")
 
@@ -37,10 +50,28 @@ def note_ended(command: Command, result: Any, began_ns: int, call: PendingCall, 
     if isinstance(result, (MetagraphNeeded, OffersNeeded)):
         return  # The command is executed again with what it needs, and ends then.
     error = result[1] if isinstance(command, RecordFacts) else None
-    outcome = outcome_of(error) if error is not None else _outcome(command, appended=call.row is not None)
-    how = (command.operation, outcome, lifecycle.validator_ss58)
-    cost = (call.attempts, time.perf_counter_ns() - began_ns)
-    _note(Operation._make((*how, *_subject(command, result), *cost)), error)
+    appended = call.row is not None
+    if isinstance(command, Pick):
+        outcome = ROUTED if appended else REPEATED
+    else:
+        # An expiry that finds nothing overdue repeats nothing.
+        outcome = DONE if appended or command.operation == "expire_due" else REPEATED
+    executor_class, job_uuid, miner_ss58, allowance_seconds, reservation_id, items = _subject(command, result)
+    operation = Operation(
+        command.operation,
+        outcome if error is None else outcome_of(error),
+        lifecycle.validator_ss58,
+        executor_class,
+        executor_class is not None,
+        job_uuid,
+        miner_ss58,
+        allowance_seconds,
+        reservation_id,
+        items,
+        call.attempts,
+        time.perf_counter_ns() - began_ns,
+    )
+    _note(operation, error, _correction(command))
 
 
 def note_refused(
@@ -65,7 +96,7 @@ def note_refused(
         0 if call is None else call.attempts,
         None if began_ns is None else time.perf_counter_ns() - began_ns,
     )
-    _note(operation, error)
+    _note(operation, error, _correction(command))
 
 
 def note_pick_without_ledger(
@@ -76,27 +107,19 @@ def note_pick_without_ledger(
         return
     named = [getattr(request, attribute, None) for attribute in ("executor_class", "uuid")]
     # Nothing has checked them yet. A line of the log must stay one line.
-    executor_class, job_uuid = [str(each) if str(each).isprintable() and each is not None else None for each in named]
+    executor_class, job_uuid = [text if text.isprintable() and text else None for text in map(_short, named)]
     _note(Operation(Pick.operation, outcome, None, executor_class, False, job_uuid, miner_ss58), error)
 
 
-def _outcome(command: Command, *, appended: bool) -> str:
-    if isinstance(command, Pick):
-        return ROUTED if appended else REPEATED
-    # An expiry that finds nothing overdue repeats nothing.
-    return DONE if appended or command.operation == "expire_due" else REPEATED
-
-
 def _subject(command: Command, result: Any) -> _Subject:
-    """Return the fields of `Operation` from `executor_class` to `items`."""
-    if isinstance(result, JobRoute):
-        pick: Any = command
-        miner_ss58, amount = result.miner.hotkey_ss58, seconds(pick.amount_ns)
-        return pick.executor_class, True, pick.job_uuid, miner_ss58, amount, result.allowance_reservation_id, None
+    """Return class, job, miner, amount, reservation and number of items, each None if there is none."""
+    if isinstance(command, Pick):
+        miner_ss58, amount = result.miner.hotkey_ss58, result.allowance_job_value
+        return command.executor_class, command.job_uuid, miner_ss58, amount, result.allowance_reservation_id, None
     if isinstance(result, Reservation):
         job_uuid, amount = result.job_uuid, result.allowance_seconds
-        return result.executor_class, True, job_uuid, result.miner_ss58, amount, result.reservation_id, None
-    return None, False, None, None, None, None, _items(command, result)
+        return result.executor_class, job_uuid, result.miner_ss58, amount, result.reservation_id, None
+    return None, None, None, None, None, _items(command, result)
 
 
 def _items(command: Command, result: Any) -> int | None:
@@ -107,13 +130,26 @@ def _items(command: Command, result: Any) -> int | None:
     return len(result) if isinstance(result, list) else None
 
 
-def _note(operation: Operation, error: BaseException | None) -> None:
+def _short(value: Any) -> str:
+    return "" if value is None else str(value)[:LONGEST_NAME]
+
+
+def _correction(command: Command) -> dict[str, Any]:
+    """Return the fields that only the lines about corrections have."""
+    if isinstance(command, WithdrawBlock):
+        return {"block": command.number, "reason": command.reason}
+    if isinstance(command, WithdrawManifests):
+        return {"block": command.block, "reason": command.reason}
+    return {}
+
+
+def _note(operation: Operation, error: BaseException | None, more: Mapping[str, Any] = MappingProxyType({})) -> None:
     observers.operation_ended(operation)
     # A caller who gave up knows it.
     level = logging.INFO if error is None or isinstance(error, asyncio.CancelledError) else logging.WARNING
     # Python prints warnings of programs without any handler to standard error. Whoever has set up no log has the error.
     if log.isEnabledFor(level) and log.hasHandlers():
-        fields = log_fields(operation, error)
+        fields = {**log_fields(operation, error), **more}
         listed = " ".join(f"{name}={value}" for name, value in fields.items() if name not in ("operation", "outcome"))
         reason = "" if error is None else f" ({error})"
         log.log(level, "%s: %s%s: %s", operation.operation, operation.outcome, reason, listed, extra=fields)
