@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from . import computehorde
 from .collector import AnyLedger, LedgerCollector
 from .feeds import Feed
 from .recording import METRICS, register
@@ -34,6 +33,8 @@ def exposition(
     else:
         register(registry, METRICS)
         if computehorde_names:
-            register(registry, computehorde.METRICS)
+            from . import computehorde_durations
+
+            register(registry, computehorde_durations.METRICS)
     registry.register(LedgerCollector(ledgers, feeds=feeds, computehorde_names=computehorde_names))
     return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from ledger.observers import Batch, Operation, add_observer, remove_observer
+from ledger.observers import Batch, Observer, Operation, add_observer, remove_observer
 from ledger.values import NANOSECONDS
 from routing.pick import Pick
 
@@ -103,6 +103,7 @@ class _Recorder:
 
 
 _recorder = _Recorder()
+_enabled: set[Observer] = {_recorder}
 _registered: WeakKeyDictionary[CollectorRegistry, set[MetricWrapperBase]] = WeakKeyDictionary()
 
 
@@ -113,21 +114,20 @@ def enable(*, registry: CollectorRegistry = REGISTRY, computehorde_names: bool =
     `computehorde_names` durations also appear under the names that ComputeHorde's validator gives them.
     """
     register(registry, METRICS)
-    add_observer(_recorder)
     if computehorde_names:
-        # Imported here, since in multiprocess mode each metric of a process takes room in its file.
-        from . import computehorde
+        # Imported here, since in multiprocess mode importing it is enough to export its metrics.
+        from . import computehorde_durations
 
-        register(registry, computehorde.METRICS)
-        add_observer(computehorde.recorder)
+        register(registry, computehorde_durations.METRICS)
+        _enabled.add(computehorde_durations.recorder)
+    for recorder in _enabled:
+        add_observer(recorder)
 
 
 def disable() -> None:
     """Count nothing more; the metrics keep their values."""
-    from . import computehorde
-
-    for observer in (_recorder, computehorde.recorder):
-        remove_observer(observer)
+    for recorder in _enabled:
+        remove_observer(recorder)
 
 
 def register(registry: CollectorRegistry, metrics: Iterable[MetricWrapperBase]) -> None:
