@@ -10,7 +10,7 @@ from ledger import STATUSES, DerivedTablesUnavailable, RecoveryConflict, Status,
 from ledger.codec import decode
 from ledger.events import Settlement
 
-from .model import HistoryModel
+from .model import NO_CHECKPOINT, HistoryModel
 
 MOST_TAIL_ROWS = 50_000
 """The longest tail in events that is read to count; under load the upkeep leaves about 20,000."""
@@ -26,8 +26,8 @@ async def settled_by_status(store: Store, model: HistoryModel, head: int) -> dic
     """
     with suppress(DerivedTablesUnavailable, RecoveryConflict):
         checkpoint = await model.live()
-        counts = await model.statuses(checkpoint.generation)
-        # The checkpoint may have moved between the statements. Then the next scrape knows the numbers.
+        counts = {} if checkpoint == NO_CHECKPOINT else await model.statuses(checkpoint.generation)
+        # The checkpoint may have moved between the statements. Then the numbers are known at the next call.
         if checkpoint == await model.live() and head - checkpoint.position <= MOST_TAIL_ROWS:
             tail = await _settled_in_tail(store, checkpoint.position, head)
             return {status: counts.get(status, 0) + tail[status] for status in STATUSES if status != "reserved"}

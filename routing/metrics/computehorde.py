@@ -1,7 +1,7 @@
 """The gauges of ComputeHorde's validator, so that dashboards which were made for it continue.
 
-Source of names, labels and units: `allowance/metrics.py` of ComputeHorde's validator. Miners are labels there, so this is
-an option.
+Source of names, labels and units: `allowance/metrics.py` of ComputeHorde's validator. Miners are labels there, so these
+are an option.
 """
 
 from __future__ import annotations

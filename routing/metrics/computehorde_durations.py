@@ -1,6 +1,6 @@
 """The durations that ComputeHorde's validator times, under its names; a module of its own.
 
-In multiprocess mode a metric appears in every scrape as soon as it is made, so only `enable` imports this, if asked for.
+In multiprocess mode a metric is in every scrape as soon as it is made, so this is imported only if it is asked for.
 Source of names and buckets: `allowance/metrics.py` of ComputeHorde's validator.
 """
 

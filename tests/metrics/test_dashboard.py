@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # Its stubs are not among the requirements.
 from prometheus_client import CollectorRegistry
 
 from routing.metrics import ALERTS, DASHBOARD, disable, enable, exposition

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -269,7 +270,7 @@ async def test_a_pick_that_nobody_watches_reads_no_clock(monkeypatch: pytest.Mon
         monkeypatch.setattr(operations, "Operation", never)
         monkeypatch.setattr(operations, "note_ended", never)
         monkeypatch.setattr(observers, "Batch", never)
-        monkeypatch.setattr(operations.time, "perf_counter_ns", _only_for_lock_waits())
+        monkeypatch.setattr(time, "perf_counter_ns", _only_for_lock_waits())
         monkeypatch.setattr(counters.Counters, "commit_ended", _raising_if_observed)
         route = await Routing(ledger).pick_miner_for_job_request(job("j"))
         await ledger.spend(route.allowance_reservation_id or 0)
@@ -277,8 +278,6 @@ async def test_a_pick_that_nobody_watches_reads_no_clock(monkeypatch: pytest.Mon
 
 def _only_for_lock_waits() -> Any:
     """Return a clock that only the runtime's thread may read: it times the waits for the write lock, as always."""
-    import time
-
     real, caller = time.perf_counter_ns, threading.get_ident()
 
     def read() -> int:
