@@ -14,6 +14,8 @@ from routing.service.allowance import Allowance
 
 from .pick import JobRoute, Pick
 from .service.config import TRUSTED_MINER_FAKE_KEY
+from .service.operations import note_pick_without_ledger
+from .service.outcomes import DEBUG_MINER, TRUSTED_MINER, outcome_of
 
 TIME_LIMITS = ("download_time_limit", "execution_time_limit", "upload_time_limit")
 
@@ -81,21 +83,29 @@ class Routing:
         `InvalidInput`.
         """
         if self._debug_miner is not None:
+            note_pick_without_ledger(DEBUG_MINER, request, self._debug_miner.hotkey_ss58)
             return JobRoute(self._debug_miner, [], None, None)
         trusted: object = getattr(request, "on_trusted_miner", None) or False
         # A text such as "false" is true in Python, and would send the job to the trusted miner without any check.
-        if not isinstance(trusted, int):
-            raise InvalidInput("on_trusted_miner", trusted, "True or False")
-        if trusted:
+        try:
+            if not isinstance(trusted, int):
+                raise InvalidInput("on_trusted_miner", trusted, "True or False")
+            pick = None if trusted else _pick_of(request)
+        except InvalidInput as refused:
+            note_pick_without_ledger(outcome_of(refused), request, error=refused)
+            raise
+        if pick is None:
+            note_pick_without_ledger(TRUSTED_MINER, request, self._trusted_miner.hotkey_ss58)
             return JobRoute(self._trusted_miner, None, None, None)
-        uuid, executor_class, *limits = [
-            _attribute(request, field) for field in ("uuid", "executor_class", *TIME_LIMITS)
-        ]
-        amount_ns = sum(map(amount, limits, TIME_LIMITS))
-        pick = Pick(job_name(uuid, "uuid"), name(executor_class, "executor_class"), amount_ns)
         ledger = self._ledger if isinstance(self._ledger, Allowance) else self._ledger()
         route: JobRoute = await ledger.execute(pick)
         return route
+
+
+def _pick_of(request: Any) -> Pick:
+    uuid, executor_class, *limits = [_attribute(request, field) for field in ("uuid", "executor_class", *TIME_LIMITS)]
+    amount_ns = sum(map(amount, limits, TIME_LIMITS))
+    return Pick(job_name(uuid, "uuid"), name(executor_class, "executor_class"), amount_ns)
 
 
 def _attribute(request: Any, attribute: str) -> Any:

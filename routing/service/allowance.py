@@ -62,6 +62,7 @@ from routing.stored_rows import reservations_of_expire_due
 from .events import POLL_SECONDS, Cursor, StoredEvent
 from .health import Health, health_of
 from .lifecycle import Lifecycle
+from .operations import begin, note_ended, note_refused
 from .past import AsOf, Past
 from .queries import MOST_ITEMS, Queries, checked_id
 from .seams import REAL, Seams
@@ -362,14 +363,23 @@ class Allowance(Queries):
 
     async def execute(self, command: Command) -> Any:
         """Decide a command and commit its events; return its result. For routers. Raises `ReadOnlyLedger`."""
-        if self._read_only:
-            raise ReadOnlyLedger(command.operation)
-        # Every pick passes here, so the usual case, an open ledger, is checked without a further coroutine. A forked
-        # child sees its parent's handle, hence the process id.
-        handle = self._lifecycle.open_handle
-        if handle is None or handle.pid != os.getpid():
-            handle = await self._lifecycle.handle()
-        return await handle.writer.execute(command)
+        began_ns, call = begin(), None
+        try:
+            if self._read_only:
+                raise ReadOnlyLedger(command.operation)
+            # Every pick passes here, so the usual case, an open ledger, is checked without a further coroutine. A
+            # forked child sees its parent's handle, hence the process id.
+            handle = self._lifecycle.open_handle
+            if handle is None or handle.pid != os.getpid():
+                handle = await self._lifecycle.handle()
+            call = handle.writer.submit(command)
+            result = await call.future
+        except BaseException as error:
+            note_refused(command, error, began_ns, call, self._lifecycle)
+            raise
+        if began_ns is not None:
+            note_ended(command, result, began_ns, call, self._lifecycle)
+        return result
 
     def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
         """Return a read-only view of the ledger as it was, with the same queries.

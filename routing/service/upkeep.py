@@ -139,4 +139,6 @@ class Upkeep:
             # A caller used the key, or a release with other folding rules sealed this position. Another will be sealed.
             log.warning("position %s stays without a seal: %s", sealed.snapshot.position, taken)
         else:
+            position = sealed.snapshot.position
+            log.info("sealed the state at position %d", position, extra={"position": position})
             await self._snapshots.save(sealed.snapshot)
