@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from .runtime import Runtime as Runtime
     from .runtime import current_runtime as current_runtime
     from .runtime import refuse_on_loop as refuse_on_loop
+    from .runtime import running_loop as running_loop
     from .settings import RecordedSettings as RecordedSettings
     from .settings import Settings as Settings
     from .store.contract import SCHEMA_VERSION as SCHEMA_VERSION
@@ -120,7 +121,7 @@ else:
             "ledger.domain.state": "LedgerState SEAL_VERSION",
             "ledger.domain.state_codec": "SNAPSHOT_VERSION decode_state encode_state",
             "ledger.domain.unit_of_work": "Command UnitOfWork",
-            "ledger.runtime": "Runtime current_runtime refuse_on_loop",
+            "ledger.runtime": "Runtime current_runtime refuse_on_loop running_loop",
             "ledger.settings": "RecordedSettings Settings",
             "ledger.store.contract": (
                 "CommitOutcomeUnknown DerivedTablesUnavailable DerivedTransaction RecoveryConflict RowExists "

@@ -25,7 +25,7 @@ BATCH_COMMANDS = 512
 class PendingCall:
     """A command or query that waits in a queue, and the future with which its caller waits."""
 
-    __slots__ = ("error", "first", "future", "loop", "moved", "result", "row", "work")
+    __slots__ = ("attempts", "error", "first", "future", "loop", "moved", "result", "row", "work")
 
     def __init__(self, work: Any, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
         self.work = work
@@ -39,6 +39,8 @@ class PendingCall:
         self.first = 0
         # Whether a pick got another miner than its first decision had chosen: 0 or 1.
         self.moved = 0
+        # How often the command was decided.
+        self.attempts = 0
 
 
 class CallQueue:
@@ -58,6 +60,11 @@ class CallQueue:
         """For how long the queue has been empty; 0 while a call waits or is processed."""
         is_running = self._running is not None and not self._running.done()
         return 0.0 if is_running or self._waiting else self._runtime.loop.time() - self._emptied_at
+
+    @property
+    def length(self) -> int:
+        """The number of waiting calls; from any thread."""
+        return len(self._waiting)
 
     def put(self, call: PendingCall) -> None:
         """Append a call; from any thread. Raises `LedgerOverloaded` if the queue is full."""

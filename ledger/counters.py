@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+from . import observers
+
 # Bits that the histogram keeps below the leading bit of a duration. A bucket is thus 1/32 of a power of two wide, which
 # makes a percentile exact to 3 %.
 FINE_BITS = 5
@@ -37,6 +41,7 @@ class Counters:
 
     __slots__ = (
         "attempts",
+        "batch",
         "batches",
         "claims",
         "commands",
@@ -71,10 +76,44 @@ class Counters:
         """Rows that the writer read from the log and folded: other processes' and, if it reloads the state, its own."""
         self.lock_waits = DurationHistogram()
         """Times between the request for the write lock and its acquisition."""
+        self.batch: observers.Batch | None = None
+        """The group commit under way, if it is observed."""
+
+    def begin_batch(self, commands: int) -> None:
+        """Count a group commit that begins."""
+        self.batches += 1
+        self.commands += commands
+        if observers.registered:
+            self.batch = observers.Batch(commands)
+            # Until the end of the batch, which adds the counts that it has reached.
+            self.batch.conflicts, self.batch.retries = -self.conflicts, -self.retries
+
+    def end_batch(self) -> observers.Batch | None:
+        """Return what the group commit under way has done, if it is observed."""
+        batch, self.batch = self.batch, None
+        if batch is not None:
+            batch.conflicts += self.conflicts
+            batch.retries += self.retries
+        return batch
+
+    def note_lock_wait(self, duration_ns: int) -> None:
+        """Count a wait for the write lock."""
+        self.lock_waits.add(duration_ns)
+        if self.batch is not None:
+            self.batch.lock_waits_ns.append(duration_ns)
+
+    def commit_begins(self) -> int:
+        """Return the moment for `commit_ended`; reads no clock unless the batch is observed."""
+        return 0 if self.batch is None else time.perf_counter_ns()
+
+    def commit_ended(self, began_ns: int) -> None:
+        """Count a commit, from the insertion of its rows on."""
+        if self.batch is not None:
+            self.batch.commits_ns.append(time.perf_counter_ns() - began_ns)
 
     def to_dict(self) -> dict[str, int]:
         """Return the counters by name, with percentiles of the waits for the write lock in ns."""
-        counts = {name: getattr(self, name) for name in self.__slots__ if name != "lock_waits"}
+        counts = {name: getattr(self, name) for name in self.__slots__ if name not in ("batch", "lock_waits")}
         waits = self.lock_waits
         return {
             **counts,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ledger.domain.lookup import Lookup
+from ledger.domain.reservation import status_after
 from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import UnitOfWork
 from ledger.store.contract import versions_before
 
 from .call_queue import PendingCall
-from .codec import Row
+from .codec import Row, decode
 from .counters import Counters
 from .errors import AllowanceException, SealConflict
+from .events import Settlement
 from .live_state import LiveState
 
 
@@ -33,6 +35,7 @@ class Decider:
         for call in batch:
             before, moved_before = len(unit_of_work.rows), unit_of_work.moved_picks
             self._counters.attempts += 1
+            call.attempts += 1
             # The batch may be decided a second time: nothing of the first time may remain.
             call.result = call.row = None
             call.first, call.moved = before, 0
@@ -63,6 +66,17 @@ class Decider:
             self._live.acknowledged.note(rows[-1].position, rows[-1].hash)
         self._counters.rows += len(rows)
         self._counters.moved_picks += sum(call.moved for call in calls if call.row is not None)
+        if self._counters.batch is not None:
+            _count_settlements(rows, self._counters.batch.settled)
+
+
+def _count_settlements(rows: Sequence[Row], settled: dict[str, int]) -> None:
+    """Add to the number of settlements by status."""
+    for row in rows:
+        if row.settles is not None:
+            # Only a settlement refers to a reservation.
+            status = status_after(cast("Settlement", decode(row.position, row.payload)))
+            settled[status] = settled.get(status, 0) + 1
 
 
 def look_up(state: LedgerState, batch: list[PendingCall]) -> Lookup:

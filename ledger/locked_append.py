@@ -90,7 +90,7 @@ class LockedAppend:
                 await live.lock.acquire()
                 has_state_lock = True
             async with self._store.transaction(live.catch_up_before_lock) as transaction:
-                self._counters.lock_waits.add(time.perf_counter_ns() - asked_ns)
+                self._counters.note_lock_wait(time.perf_counter_ns() - asked_ns)
                 if not has_state_lock:
                     await live.lock.acquire()
                     has_state_lock = True
@@ -101,8 +101,11 @@ class LockedAppend:
                 known = await transaction.find(lookup) if lookup else LookupResult()
                 unit_of_work = UnitOfWork(state, known, state.recorded_at_ns)
                 self._decider.decide(unit_of_work, batch)
+                began_ns = self._counters.commit_begins()
                 if unit_of_work.rows:
                     await transaction.append(unit_of_work.rows, expected_versions(unit_of_work, batch, locked=True))
+            if unit_of_work.rows:
+                self._counters.commit_ended(began_ns)
             self._decider.note_committed(unit_of_work.rows, batch)
         except CommitOutcomeUnknown as cause:
             await self._unknown.resolve(batch, unit_of_work.rows if unit_of_work is not None else [], cause)

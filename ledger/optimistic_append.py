@@ -145,8 +145,9 @@ class OptimisticAppend:
             return (stored.position, stored.hash) == (head.position, head.hash)
         if self._batches_behind:
             return False
-        expected = expected_versions(unit_of_work, batch)
+        expected, began_ns = expected_versions(unit_of_work, batch), self._counters.commit_begins()
         if await self._store.append(lambda _: rows, expected, at=head) is not None:
+            self._counters.commit_ended(began_ns)
             return True
         self._batches_behind = BATCHES_AFTER_MOVED_HEAD
         return False
@@ -157,6 +158,7 @@ class OptimisticAppend:
         while standing:
             sent, tail = Renumbering(unit_of_work.head, [each.decision for each in standing]), Tail()
             expected = {stream: version for each in standing for stream, version in each.expected.items()}
+            began_ns = self._counters.commit_begins()
             try:
                 appended = await self._store.append(
                     sent.rows_behind, expected, since=unit_of_work.head, read_tail=tail.read
@@ -171,6 +173,7 @@ class OptimisticAppend:
                 return _Left(_others(batch, standing), needs_lock=True)
             else:
                 if appended is not None:
+                    self._counters.commit_ended(began_ns)
                     return self._appended(unit_of_work, batch, standing, sent, tail)
                 # The log was replaced. Loading the state again finds out what that means.
                 self._live.discard()

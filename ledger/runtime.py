@@ -14,6 +14,7 @@ import asyncio
 import atexit
 import logging
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
@@ -43,6 +44,8 @@ class Runtime:
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Start the thread; a `loop` that is given gets none, since its owner runs it, as a simulation does."""
+        if loop is None:
+            _refuse_green_threads()
         self.pid = os.getpid()
         self.loop = loop or asyncio.new_event_loop()
         self._closers: set[Callable[[], Awaitable[None]]] = set()
@@ -59,7 +62,7 @@ class Runtime:
 
         If the caller is cancelled, the coroutine is cancelled outside of its transactions.
         """
-        if asyncio.get_running_loop() is self.loop:
+        if running_loop() is self.loop:
             return await work
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run_cancellable(work), self.loop))
 
@@ -166,8 +169,24 @@ def current_runtime() -> Runtime:
     return _current
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the caller's asyncio event loop. Raise `RuntimeError` that says what to do instead if there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as cause:
+        raise RuntimeError(
+            "awaiting a ledger needs a running asyncio event loop: under trio, or without a loop, make the same call"
+            " from `routing.sync`; under trio in a thread, as trio.to_thread.run_sync does"
+        ) from cause
+
+
 def refuse_on_loop() -> None:
     """Raise `RuntimeError` if the calling thread runs an event loop, which a blocking call would stop."""
+    if _runs_trio():
+        raise RuntimeError(
+            "a blocking call in a trio task would stop trio's event loop: make it in a thread, as"
+            " trio.to_thread.run_sync does"
+        )
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -176,6 +195,28 @@ def refuse_on_loop() -> None:
         "a blocking call on a running event loop would stop it: await the same call from `routing`"
         " instead of `routing.sync`, or make it in a thread, as asyncio.to_thread does"
     )
+
+
+def _runs_trio() -> bool:
+    trio = sys.modules.get("trio")
+    if trio is None:
+        return False
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _refuse_green_threads() -> None:
+    """Raise `RuntimeError` if gevent has replaced what the runtime needs: a real thread, and a selector to wait in."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and any(map(monkey.is_module_patched, ("threading", "select"))):
+        raise RuntimeError(
+            "gevent has replaced the threads or selectors of this process, and a ledger needs real ones: patch with"
+            " gevent.monkey.patch_all(thread=False, select=False) and make each call in gevent.get_hub().threadpool,"
+            " or choose workers without gevent, such as gunicorn's gthread and Celery's prefork"
+        )
 
 
 def inherits_connections() -> bool:

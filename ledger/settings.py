@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from .errors import InvalidInput
+from .results import Result
 from .values import LARGEST_INTEGER, NANOSECONDS, billionths, executor_counts, integer, seconds
 
 # The limits below are this project's choice.
@@ -41,7 +42,7 @@ _huge_exponent = re.compile(r"[eE][+-]?[\d_]{3}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Result):
     """The parameters of a ledger's rules; recorded as an event, and applied to everything after that event.
 
     Durations are seconds, ages are blocks. Raises `InvalidInput` for a value out of its range.

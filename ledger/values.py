@@ -16,6 +16,7 @@ from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, ROUND_HALF_EVEN, Context, Deci
 from typing import TypeGuard
 
 from .errors import InvalidInput
+from .results import Result
 
 NANOSECONDS = 1_000_000_000
 PLACES = 9
@@ -32,7 +33,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Miner:
+class Miner(Result):
     """A registered miner and its axon, the network address that receives jobs."""
 
     address: str

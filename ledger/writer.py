@@ -18,7 +18,6 @@ another thread and back takes longer than the query itself.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -28,6 +27,7 @@ from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import Command
 from ledger.store.contract import Store
 
+from . import observers
 from .call_queue import CallQueue, PendingCall, drain, fail, next_batch
 from .counters import Counters
 from .deciding import Decider
@@ -35,7 +35,7 @@ from .errors import AllowanceException, LedgerClosed
 from .live_state import LiveState
 from .locked_append import LockedAppend
 from .optimistic_append import OptimisticAppend
-from .runtime import Runtime
+from .runtime import Runtime, running_loop
 from .unknown_outcomes import UnknownOutcomes
 
 S = TypeVar("S", bound=LedgerState)
@@ -86,12 +86,27 @@ class LedgerWriter(Generic[S]):
             found = self._query_in_caller(query)
             if found is not None:
                 return found[0]
-        result: R = await self._enqueue(self._queries, query)
+        result: R = await self._submit(self._queries, query).future
         return result
 
     async def execute(self, command: Command) -> Any:
         """Return the result of a command once it is committed."""
-        return await self._enqueue(self._commands, command)
+        return await self.submit(command).future
+
+    def submit(self, command: Command) -> PendingCall:
+        """Queue a command; its caller awaits the future of the returned call. Raises `LedgerClosed`."""
+        return self._submit(self._commands, command)
+
+    def has_class(self, executor_class: str | None) -> bool:
+        """Whether the ledger has accounts of a class, as far as this process knows; from any thread."""
+        # One look-up in a dict, which needs no lock.
+        state = self._live.current
+        return state is not None and executor_class in state.chain.classes
+
+    @property
+    def queue_length(self) -> int:
+        """How many commands wait; from any thread."""
+        return self._commands.length
 
     @property
     def idle_seconds(self) -> float:
@@ -123,13 +138,13 @@ class LedgerWriter(Generic[S]):
         for queue in (self._commands, self._queries):
             await queue.finish()
 
-    async def _enqueue(self, queue: CallQueue, work: Any) -> Any:
+    def _submit(self, queue: CallQueue, work: Any) -> PendingCall:
         if self._closed:
             raise LedgerClosed
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         call = PendingCall(work, loop, loop.create_future())
         queue.put(call)
-        return await call.future
+        return call
 
     def _query_in_caller(self, query: Callable[[S, int], R]) -> tuple[R] | None:
         """Return the result in a tuple, or None if the state is in use or behind the stored log; from any thread."""
@@ -165,8 +180,7 @@ class LedgerWriter(Generic[S]):
         batch = next_batch(waiting)
         if not batch:
             return batch
-        self.counters.batches += 1
-        self.counters.commands += len(batch)
+        self.counters.begin_batch(len(batch))
         rows_before = self.counters.rows
         try:
             await self._commit(batch)
@@ -176,6 +190,10 @@ class LedgerWriter(Generic[S]):
             self._live.discard()
             fail(batch, error)
         self._unknown.keep(batch)
+        observed = self.counters.end_batch()
+        if observed is not None:
+            # Afterwards, so that no caller waits for an observer.
+            self._runtime.loop.call_soon(observers.batch_ended, observed)
         self._report_commit(self.counters.rows - rows_before)
         return batch
 

@@ -25,13 +25,14 @@ from ledger import (
     versions_before,
 )
 from ledger.errors import CorruptLedger, DamagedExport, InvalidInput, LedgerExists, StorageUnavailable
+from ledger.results import Result
 
 from .row_checks import RowChecker
 from .snapshots import ProgressReport
 from .verify import VerifyReport
 
 
-class ExportReport(msgspec.Struct, frozen=True):
+class ExportReport(Result, msgspec.Struct, frozen=True):
     """The result of an export: position and hash of the last exported row."""
 
     validator_ss58: str
@@ -39,7 +40,7 @@ class ExportReport(msgspec.Struct, frozen=True):
     hash: str
 
 
-class RestoreReport(msgspec.Struct, frozen=True):
+class RestoreReport(Result, msgspec.Struct, frozen=True):
     """The result of a restore: position and hash of the last row of the source, and the number of rows added."""
 
     validator_ss58: str

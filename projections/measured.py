@@ -10,13 +10,14 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from ledger import Account, LedgerState
+from ledger.results import Result
 from ledger.values import seconds
 
 SHARE_UNIT = 10**9
 """Shares are whole billionths, rounded down, so that they compare exactly. This project's own rule."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(Result, msgspec.Struct, frozen=True):
     """A miner with enough allowance. Seconds are executor-seconds.
 
     `stream_version` is the version of the account's stream. If it is still the same in a later result, the account has

@@ -15,6 +15,7 @@ import msgspec
 
 from ledger import Row, Store, encode_state, yield_to_writers
 from ledger.errors import AllowanceException, RebuildOvertaken
+from ledger.results import Result
 from projections.history.garbage import delete_unreferenced_rows
 from projections.history.model import NO_CHECKPOINT, SHADOW, Checkpoint, HistoryModel
 from projections.history.projector import ROWS_PER_TRANSACTION, Projector
@@ -39,7 +40,7 @@ COMPARED_ROWS = 1000
 """Rows of either history in memory at a time."""
 
 
-class Difference(msgspec.Struct, frozen=True):
+class Difference(Result, msgspec.Struct, frozen=True):
     """A difference between stored and rebuilt data: the differing fields of both, or None if one of them is missing.
 
     `position`: of the event that made the reservation, or of the snapshot or state.
@@ -51,7 +52,7 @@ class Difference(msgspec.Struct, frozen=True):
     rebuilt: dict[str, Any] | None
 
 
-class RebuildReport(msgspec.Struct, frozen=True):
+class RebuildReport(Result, msgspec.Struct, frozen=True):
     """The result of a rebuild.
 
     `position`: of the last event in the new history. `compared_until`: the position up to which the old history was

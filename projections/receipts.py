@@ -16,6 +16,7 @@ import msgspec
 
 from ledger import Store
 from ledger.errors import InvalidInput, TimeOutOfRange
+from ledger.results import Result
 from ledger.values import amount, instant, instant_ns, integer, name, seconds
 
 from .grants import GrantTable
@@ -23,7 +24,7 @@ from .grants import GrantTable
 BlockVerdict = Literal["outside_range", "double_spent", "invalidated", "without_grant", "spendable"]
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(Result, msgspec.Struct, frozen=True):
     """A validator's claim that it ran a job on a miner and paid for it with blocks of its own account.
 
     `started_at` is aware; `allowance_seconds` are executor-seconds above 0; a block that is listed twice counts once.
@@ -37,7 +38,7 @@ class Receipt(msgspec.Struct, frozen=True):
     allowance_seconds: float
 
 
-class ReceiptOutcome(msgspec.Struct, frozen=True):
+class ReceiptOutcome(Result, msgspec.Struct, frozen=True):
     """The outcome of a receipt. Each offered block is in exactly one of the five lists, ascending.
 
     `job_start_block` is the newest block at the job's start. If the `spendable` blocks, worth `spendable_seconds`, sum

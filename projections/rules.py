@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ledger.errors import shortened
+from ledger.results import Result
 
 MOST_FINDINGS = 10_000
 """Further findings are only counted: a hostile log may break a rule with every event."""
@@ -148,7 +149,7 @@ DERIVED_RULES = frozenset({Rule.HISTORY_MODEL, Rule.SNAPSHOTS, Rule.LIVE_STATE})
 """Rules about what is derived from the log; the log itself may be right."""
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Finding(Result, msgspec.Struct, frozen=True):
     """A violation of a rule at a position; `message` is a sentence, `details` are the values involved by name.
 
     An audit also names the `stream` of the event, and says whether the finding `follows` from an earlier one.

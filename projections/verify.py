@@ -13,6 +13,7 @@ from ledger import Head, LogReader, Row, StoredLedger
 from ledger.codec import decode
 from ledger.errors import AllowanceException, CorruptLedger, shortened
 from ledger.events import LedgerOpened
+from ledger.results import Result
 
 from .row_checks import RowChecker
 from .rules import Finding, Findings, Rule
@@ -29,7 +30,7 @@ REWRITTEN_AFTER = "the rows after position {position} may have been rewritten wi
 NOT_CHECKED = "the rows up to position {position} were not checked this time, only that the others continue them"
 
 
-class VerifyReport(msgspec.Struct, frozen=True):
+class VerifyReport(Result, msgspec.Struct, frozen=True):
     """The result of verifying a ledger.
 
     `position` and `hash`: of the last row. `findings`: the first of `found`, by position; if there are none, the log

@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from .other_policy import PolicyReport as PolicyReport
     from .other_policy import PolicySide as PolicySide
     from .pick import JobRoute as JobRoute
+    from .router import JobRequest as JobRequest
     from .router import Routing as Routing
     from .service.allowance import Allowance as Allowance
     from .service.backup import restore as restore
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from .singletons import configure as configure
     from .singletons import reset as reset
     from .singletons import routing as routing
+    from .version import __version__ as __version__
 else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
@@ -128,7 +130,7 @@ else:
             "routing.explain": "Considered Explanation",
             "routing.other_policy": "PolicyReport PolicySide",
             "routing.pick": "JobRoute",
-            "routing.router": "Routing",
+            "routing.router": "JobRequest Routing",
             "routing.service.allowance": "Allowance",
             "routing.service.backup": "restore verify",
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
@@ -139,5 +141,6 @@ else:
             "routing.service.settings_changes": "SettingsRecord",
             "routing.service.summaries": "ClassTotals Overview Usage",
             "routing.singletons": "allowance configure reset routing",
+            "routing.version": "__version__",
         },
     )

@@ -11,6 +11,7 @@ from ledger import Reservation, Row, Store, status_after
 from ledger.codec import decode, reservation_position
 from ledger.errors import ReservationNotFound
 from ledger.events import AllowanceReserved, Settlement, decided_at_ns
+from ledger.results import Result
 from ledger.settings import BY_RELIABILITY
 from ledger.values import instant, seconds
 from projections import (
@@ -27,7 +28,7 @@ from .stored_rows import row_at
 Verdict = Literal["claimed", "busy", "outrun", "not reached", "excluded", "collateral"]
 
 
-class Considered(msgspec.Struct, frozen=True):
+class Considered(Result, msgspec.Struct, frozen=True):
     """A candidate as the router saw it; amounts are executor-seconds, `share` is available / total.
 
     Verdicts: `claimed`: the job was routed here. `busy`: the miner ran as many jobs (`running`) as it had `executors`.
@@ -52,7 +53,7 @@ class Considered(msgspec.Struct, frozen=True):
     weight: float | None = None
 
 
-class Explanation(msgspec.Struct, frozen=True):
+class Explanation(Result, msgspec.Struct, frozen=True):
     """A routing decision, with its candidates in the order in which the job tried them.
 
     `position` is the last event that the choice had seen, `decided_at` the router's clock (aware UTC). `chosen_at` is

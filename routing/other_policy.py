@@ -32,6 +32,7 @@ from ledger.events import (
     account_of,
     decided_at_ns,
 )
+from ledger.results import Result
 from ledger.values import seconds
 from projections import Availability, ProgressReport, in_order_of_trial
 from projections.audit.read_ahead import LaterClaim, ReadAhead
@@ -41,7 +42,7 @@ from .choice import Choice
 from .pick import Pick
 
 
-class PolicySide(msgspec.Struct, frozen=True):
+class PolicySide(Result, msgspec.Struct, frozen=True):
     """What one policy led to: `spent_seconds` by miner, in executor-seconds, for jobs that ran.
 
     `jain_index` and `gini_coefficient` are those of the spent seconds over all miners that were ever granted anything.
@@ -53,7 +54,7 @@ class PolicySide(msgspec.Struct, frozen=True):
     gini_coefficient: float
 
 
-class PolicyReport(msgspec.Struct, frozen=True):
+class PolicyReport(Result, msgspec.Struct, frozen=True):
     """The choices of a log up to `position`, beside those that `settings` would have led to.
 
     `jobs` counts the routed reservations of the log: `same_miner` of them go to the same miner, `other_miner` to
@@ -77,11 +78,6 @@ class PolicyReport(msgspec.Struct, frozen=True):
     other: PolicySide
     elapsed_seconds: float
     events_per_second: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, JSON-ready."""
-        fields: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
-        return fields
 
 
 async def under_policy(

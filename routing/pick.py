@@ -33,6 +33,7 @@ from ledger.errors import (
     NotEnoughCollateralException,
 )
 from ledger.events import COLLATERAL_STREAM, EXCLUSIONS_STREAM, FACT_STREAMS, elsewhere_stream
+from ledger.results import Result
 from ledger.values import seconds
 from projections import Availability, RankEntry, in_order_of_trial
 
@@ -41,7 +42,7 @@ from .staleness import refuse_stale_feed, refuse_stale_manifests
 
 
 @dataclass(frozen=True, slots=True)
-class JobRoute:
+class JobRoute(Result):
     """The miner that runs a job, and the allowance that is reserved for it.
 
     `allowance_blocks` ascend; `allowance_job_value` is the amount reserved, in executor-seconds. A route to a debug

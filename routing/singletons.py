@@ -62,6 +62,14 @@ def configure(
         _overrides.update({name: value for name, value in given.items() if value is not _UNSET})
 
 
+def configuration() -> Configuration:
+    """Return what `configure` or else the environment says. Raises `InvalidInput` that names the variable."""
+    # An explicit None of this one overrides the environment; for all others it counts as left out.
+    given = {name: value for name, value in _overrides.items() if value is not None or name == "debug_miner"}
+    given.pop("settings", None)
+    return replace(configuration_from_environment(), **given)
+
+
 def allowance() -> Allowance:
     """Return the process-wide ledger, configured by `configure` or the environment; its first call opens it.
 
@@ -70,13 +78,13 @@ def allowance() -> Allowance:
     global _allowance  # noqa: PLW0603 - one per process is the point
     with _guard:
         if _allowance is None:
-            configuration = _configuration()
-            if not configuration.validator_ss58:
+            configured = configuration()
+            if not configured.validator_ss58:
                 raise InvalidInput("ALLOWANCE_VALIDATOR_SS58", "", "this validator's hotkey")
             with renamed_fields({field: variable for field, variable in VARIABLES.items() if field not in _overrides}):
                 _allowance = Allowance(
-                    configuration.database_url,
-                    configuration.validator_ss58,
+                    configured.database_url,
+                    configured.validator_ss58,
                     _overrides.get("settings"),
                     time.time_ns,
                     read_only=False,
@@ -93,12 +101,10 @@ def routing() -> Routing:
     global _routing  # noqa: PLW0603 - one per process is the point
     with _guard:
         if _routing is None:
-            configuration = _configuration()
+            configured = configuration()
             _environment_settings()  # Refuses a wrong value now, and not only when the first job is routed.
             # The function, not its result: a router with a debug miner must not require a ledger.
-            _routing = Routing(
-                allowance, debug_miner=configuration.debug_miner, trusted_miner=configuration.trusted_miner
-            )
+            _routing = Routing(allowance, debug_miner=configured.debug_miner, trusted_miner=configured.trusted_miner)
         return _routing
 
 
@@ -116,10 +122,3 @@ def reset() -> None:
 def _environment_settings() -> dict[str, Any]:
     """Return the fields that the environment names; none if code says which settings apply, with None the recorded."""
     return {} if "settings" in _overrides else settings_from_environment()
-
-
-def _configuration() -> Configuration:
-    # An explicit None of this one overrides the environment; for all others it counts as left out.
-    given = {name: value for name, value in _overrides.items() if value is not None or name == "debug_miner"}
-    given.pop("settings", None)
-    return replace(configuration_from_environment(), **given)

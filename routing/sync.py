@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from ledger import Miner, Settings, current_runtime, refuse_on_loop
 from ledger.errors import InvalidInput
@@ -23,6 +23,7 @@ from projections import RestoreReport, VerifyReport
 
 from . import singletons
 from .pick import JobRoute
+from .router import JobRequest
 from .router import Routing as AsyncRouting
 from .service import backup
 from .service.allowance import Allowance as AsyncAllowance
@@ -72,27 +73,27 @@ async def _next_of(items: AsyncIterator[R]) -> R:
 class _BlockingQueries:
     """The queries of `Allowance` and `Past` as blocking calls."""
 
-    find_miners = _blocking(Queries.find_miners)
-    reservation = _blocking(Queries.reservation)
-    reservation_for_job = _blocking(Queries.reservation_for_job)
-    history = _blocking(Queries.history)
-    current_block = _blocking(Queries.current_block)
-    first_block = _blocking(Queries.first_block)
-    missing_blocks = _blocking(Queries.missing_blocks)
-    miners = _blocking(Queries.miners)
-    miner_records = _blocking(Queries.miner_records)
-    manifests = _blocking(Queries.manifests)
-    explain = _blocking(Queries.explain)
-    under_policy = _blocking(Queries.under_policy)
-    why = _blocking(Queries.why)
-    overview = _blocking(Queries.overview)
-    receipts = _blocking(Queries.receipts)
-    known_miners = _blocking(Queries.known_miners)
-    executor_classes = _blocking(Queries.executor_classes)
-    settings = _blocking(Queries.settings)
-    settings_changes = _blocking(Queries.settings_changes)
-    head = _blocking(Queries.head)
-    events = _blocking_iterator(Queries.events)
+    find_miners: Final = _blocking(Queries.find_miners)
+    reservation: Final = _blocking(Queries.reservation)
+    reservation_for_job: Final = _blocking(Queries.reservation_for_job)
+    history: Final = _blocking(Queries.history)
+    current_block: Final = _blocking(Queries.current_block)
+    first_block: Final = _blocking(Queries.first_block)
+    missing_blocks: Final = _blocking(Queries.missing_blocks)
+    miners: Final = _blocking(Queries.miners)
+    manifests: Final = _blocking(Queries.manifests)
+    explain: Final = _blocking(Queries.explain)
+    why: Final = _blocking(Queries.why)
+    overview: Final = _blocking(Queries.overview)
+    receipts: Final = _blocking(Queries.receipts)
+    known_miners: Final = _blocking(Queries.known_miners)
+    executor_classes: Final = _blocking(Queries.executor_classes)
+    settings: Final = _blocking(Queries.settings)
+    settings_changes: Final = _blocking(Queries.settings_changes)
+    head: Final = _blocking(Queries.head)
+    events: Final = _blocking_iterator(Queries.events)
+    miner_records: Final = _blocking(Queries.miner_records)
+    under_policy: Final = _blocking(Queries.under_policy)
 
 
 class Past(_BlockingQueries):
@@ -101,7 +102,7 @@ class Past(_BlockingQueries):
     def __init__(self, asynchronous: AsyncPast) -> None:
         self.asynchronous = asynchronous
 
-    fold = _blocking(AsyncPast.fold)
+    fold: Final = _blocking(AsyncPast.fold)
 
 
 class Allowance(_BlockingQueries):
@@ -150,30 +151,31 @@ class Allowance(_BlockingQueries):
         """Return a read-only view of the past, like `routing.Allowance.at`."""
         return Past(self.asynchronous.at(position=position, block=block, time=time))
 
-    close = _blocking(AsyncAllowance.close)
-    record_block = _blocking(AsyncAllowance.record_block)
-    record_manifests = _blocking(AsyncAllowance.record_manifests)
-    record_facts = _blocking(AsyncAllowance.record_facts)
-    withdraw_block = _blocking(AsyncAllowance.withdraw_block)
-    withdraw_manifests = _blocking(AsyncAllowance.withdraw_manifests)
-    exclude_miner = _blocking(AsyncAllowance.exclude_miner)
-    readmit_miner = _blocking(AsyncAllowance.readmit_miner)
-    record_collateral = _blocking(AsyncAllowance.record_collateral)
-    record_job_elsewhere = _blocking(AsyncAllowance.record_job_elsewhere)
-    end_job_elsewhere = _blocking(AsyncAllowance.end_job_elsewhere)
-    report_incident = _blocking(AsyncAllowance.report_incident)
-    reserve = _blocking(AsyncAllowance.reserve)
-    spend = _blocking(AsyncAllowance.spend)
-    release = _blocking(AsyncAllowance.release)
-    expire_due = _blocking(AsyncAllowance.expire_due)
-    change_settings = _blocking(AsyncAllowance.change_settings)
-    verify = _blocking(AsyncAllowance.verify)
-    export = _blocking(AsyncAllowance.export)
-    audit = _blocking(AsyncAllowance.audit)
-    rebuild = _blocking(AsyncAllowance.rebuild)
-    follow = _blocking_iterator(AsyncAllowance.follow)
-    health = _blocking(AsyncAllowance.health)
-    counters = _blocking(AsyncAllowance.counters)
+    close: Final = _blocking(AsyncAllowance.close)
+    record_block: Final = _blocking(AsyncAllowance.record_block)
+    record_manifests: Final = _blocking(AsyncAllowance.record_manifests)
+    record_facts: Final = _blocking(AsyncAllowance.record_facts)
+    withdraw_block: Final = _blocking(AsyncAllowance.withdraw_block)
+    withdraw_manifests: Final = _blocking(AsyncAllowance.withdraw_manifests)
+    reserve: Final = _blocking(AsyncAllowance.reserve)
+    spend: Final = _blocking(AsyncAllowance.spend)
+    release: Final = _blocking(AsyncAllowance.release)
+    settle: Final = _blocking(AsyncAllowance.settle)
+    expire_due: Final = _blocking(AsyncAllowance.expire_due)
+    change_settings: Final = _blocking(AsyncAllowance.change_settings)
+    verify: Final = _blocking(AsyncAllowance.verify)
+    export: Final = _blocking(AsyncAllowance.export)
+    audit: Final = _blocking(AsyncAllowance.audit)
+    rebuild: Final = _blocking(AsyncAllowance.rebuild)
+    follow: Final = _blocking_iterator(AsyncAllowance.follow)
+    health: Final = _blocking(AsyncAllowance.health)
+    counters: Final = _blocking(AsyncAllowance.counters)
+    exclude_miner: Final = _blocking(AsyncAllowance.exclude_miner)
+    readmit_miner: Final = _blocking(AsyncAllowance.readmit_miner)
+    record_collateral: Final = _blocking(AsyncAllowance.record_collateral)
+    record_job_elsewhere: Final = _blocking(AsyncAllowance.record_job_elsewhere)
+    end_job_elsewhere: Final = _blocking(AsyncAllowance.end_job_elsewhere)
+    report_incident: Final = _blocking(AsyncAllowance.report_incident)
 
 
 class Routing:
@@ -184,7 +186,9 @@ class Routing:
     ) -> None:
         if not isinstance(ledger, Allowance):
             raise InvalidInput("ledger", ledger, "an Allowance of routing.sync")
-        self.asynchronous = AsyncRouting(ledger.asynchronous, debug_miner=debug_miner, trusted_miner=trusted_miner)
+        self.asynchronous: AsyncRouting = AsyncRouting(
+            ledger.asynchronous, debug_miner=debug_miner, trusted_miner=trusted_miner
+        )
 
     @classmethod
     def over(cls, asynchronous: AsyncRouting) -> Routing:
@@ -194,7 +198,7 @@ class Routing:
         blocking.asynchronous = asynchronous
         return blocking
 
-    def pick_miner_for_job_request(self, request: Any) -> JobRoute:
+    def pick_miner_for_job_request(self, request: JobRequest) -> JobRoute:
         """Route a job, like `routing.Routing.pick_miner_for_job_request`."""
         refuse_on_loop()
         return current_runtime().run_blocking(self.asynchronous.pick_miner_for_job_request(request))

@@ -6,14 +6,19 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ledger.codec import GENESIS_HASH, Row
+from ledger.results import Result
 
 
-class Head(NamedTuple):
-    """The head of a ledger's log: the position, hash and recorded time of its last row."""
-
+class _HeadFields(NamedTuple):
     position: int = 0
     hash: bytes = GENESIS_HASH
     recorded_at_ns: int = 0
+
+
+class Head(Result, _HeadFields):
+    """The head of a ledger's log: the position, hash and recorded time of its last row."""
+
+    __slots__ = ()
 
 
 class Lookup:

@@ -10,6 +10,7 @@ import msgspec
 from ledger.codec import Row, decode, reservation_id
 from ledger.errors import ReservationAlreadyReleased, ReservationAlreadySpent, ReservationExpired
 from ledger.events import AllowanceReserved, ReservationReleased, ReservationSpent, Settlement, account_of
+from ledger.results import Result
 from ledger.values import instant, seconds
 
 from .account import ActiveReservation
@@ -20,7 +21,7 @@ Status = Literal["reserved", "spent", "released", "expired"]
 STATUSES: tuple[Status, ...] = ("reserved", "spent", "released", "expired")
 
 
-class Reservation(msgspec.Struct, frozen=True):
+class Reservation(Result, msgspec.Struct, frozen=True):
     """Whole blocks of one account's allowance, reserved for one job.
 
     `allowance_seconds` is the requested amount in executor-seconds; `blocks` are ascending and grant at least that

@@ -8,6 +8,7 @@ from itertools import pairwise
 import msgspec
 
 from ledger import END, BlockSet
+from ledger.results import Result
 from ledger.values import seconds
 from projections.audit.checks.conservation import balance_of
 from projections.rules import Finding
@@ -15,7 +16,7 @@ from projections.rules import Finding
 from .state import AccountState, AuditState
 
 
-class AccountTotals(msgspec.Struct, frozen=True):
+class AccountTotals(Result, msgspec.Struct, frozen=True):
     """One account's allowance, in executor-seconds.
 
     `granted` is what all finalized blocks grant. The other fields are its parts and add up to it: `spent`; `held` by
@@ -33,7 +34,7 @@ class AccountTotals(msgspec.Struct, frozen=True):
     aged_seconds: float
 
 
-class AccountUsage(msgspec.Struct, frozen=True):
+class AccountUsage(Result, msgspec.Struct, frozen=True):
     """One account's allowance by the blocks that granted it, in executor-seconds, one number for each bucket."""
 
     miner_ss58: str
@@ -44,7 +45,7 @@ class AccountUsage(msgspec.Struct, frozen=True):
     invalidated: list[float]
 
 
-class BlockUsage(msgspec.Struct, frozen=True):
+class BlockUsage(Result, msgspec.Struct, frozen=True):
     """The use of allowance by buckets of consecutive blocks.
 
     Bucket `i` has the blocks of `[starts[i], starts[i + 1])`, so the last start is only an end.
@@ -54,7 +55,7 @@ class BlockUsage(msgspec.Struct, frozen=True):
     accounts: list[AccountUsage]
 
 
-class AuditReport(msgspec.Struct, frozen=True):
+class AuditReport(Result, msgspec.Struct, frozen=True):
     """The result of replaying a log from its first event, or from the seal of position `from_seal`.
 
     `position` is the last audited event, `head_hash` its hash in hexadecimal, and `events` counts the events by type.

@@ -83,6 +83,24 @@ class HistoryModel:
             )
             return int((await connection.execute(statement)).scalar_one())
 
+    async def statuses(self, generation: int) -> dict[str, int]:
+        """Return the reservations of a generation by status.
+
+        This reads a whole index, on the driver's thread, so the event loop goes on.
+        """
+        async with self.connection() as connection:
+            from sqlalchemy import func, select
+
+            from projections.tables import Indexed
+
+            table = Indexed("status")
+            statement = (
+                select(table.c.status, func.count())
+                .where(self.in_generation(table, generation))
+                .group_by(table.c.status)
+            )
+            return {status: int(number) for status, number in await connection.execute(statement)}
+
     async def rows(
         self,
         connection: AsyncConnection,

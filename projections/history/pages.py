@@ -14,8 +14,18 @@ from functools import partial
 
 import msgspec
 
-from ledger import DerivedTablesUnavailable, Lookup, RecoveryConflict, Reservation, Row, Store, yield_to_writers
+from ledger import (
+    DerivedTablesUnavailable,
+    Lookup,
+    RecoveryConflict,
+    Reservation,
+    Row,
+    Status,
+    Store,
+    yield_to_writers,
+)
 from ledger.errors import HistoryDamaged, InvalidInput, ProjectionStopped
+from ledger.results import Result
 
 from .garbage import delete_unreferenced_rows
 from .model import LIVE, NO_CHECKPOINT, Checkpoint, HistoryModel, in_batches
@@ -30,6 +40,7 @@ from .rows import (
     history_row_of,
     missing_event,
 )
+from .statuses import settled_by_status
 from .times import position_bounds
 
 __all__ = ["History", "HistoryFilters", "Page", "cursor", "cursor_position"]
@@ -47,7 +58,7 @@ Pause = Callable[[int], Awaitable[int]]
 """Awaited before each transaction with the checkpoint's position; returns how many events the transaction may have."""
 
 
-class Page(msgspec.Struct, frozen=True):
+class Page(Result, msgspec.Struct, frozen=True):
     """Reservations in the order asked for; `next` is the cursor for the page after, None at the end.
 
     `checked`: whether every item was compared with the log. It says nothing of rows that the read model lacks, or that
@@ -96,6 +107,10 @@ class History:
     async def checkpoint(self) -> int:
         """Return the position of the last event that the read model contains; 0 if there is none."""
         return (await self._model.live()).position
+
+    async def settled(self, head: int) -> dict[Status, int]:
+        """Return the number of settled reservations by status at position `head`; empty if it is not known."""
+        return await settled_by_status(self._store, self._model, head)
 
     async def project(self, until: int, pause: Pause | None = None) -> None:
         """Project events up to a position at least, a batch per transaction; `pause` lets others go first.

@@ -25,12 +25,12 @@ New here? `allowance demo` shows everything on made-up data in half a minute; `a
 
 
 class _VersionAction(argparse.Action):
-    """Print the installed release and exit. The package metadata is read only then, since reading it is slow."""
+    """Print the release and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import version
+        from routing.version import __version__
 
-        print(f"{parser.prog} {version('allowance-ledger')}")
+        print(f"{parser.prog} {__version__}")
         parser.exit()
 
 

@@ -26,7 +26,7 @@ UNSERVED = ("", "0.0.0.0", "::")
 Ask = Callable[[Miner], Awaitable[Mapping[str, int] | None]]
 """Asks one miner for its manifest, `{executor_class: executor_count}`; None if it does not answer."""
 
-log = logging.getLogger("allowance.feed")
+log: logging.Logger = logging.getLogger("allowance.feed")
 
 
 class BittensorSource:

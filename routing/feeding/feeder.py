@@ -31,7 +31,7 @@ from .gaps import batches, gaps_below_newest
 
 R = TypeVar("R")
 
-log = logging.getLogger("allowance.feed")
+log: logging.Logger = logging.getLogger("allowance.feed")
 
 LONGEST_WAIT_SECONDS = 60.0
 MOST_DOUBLINGS = 10

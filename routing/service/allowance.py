@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mappin
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
 
 from ledger import (
     BlockFact,
@@ -42,6 +43,7 @@ from ledger.errors import (
     BlockInUse,
     ClockUnusable,
     ConflictingFact,
+    InvalidInput,
     ReadOnlyLedger,
     StorageUnavailable,
 )
@@ -54,12 +56,14 @@ from projections import (
     metagraph_to_return_to,
     offers_without,
 )
+from routing.pick import JobRoute
 from routing.stored_rows import reservations_of_expire_due
 
 from .events import POLL_SECONDS, Cursor, StoredEvent
 from .health import Health, health_of
 from .lifecycle import Lifecycle
 from .miner_facts import LONGEST_REASON, MinerFactCalls, checked_key
+from .operations import begin, note_ended, note_refused
 from .past import AsOf, Past
 from .queries import MOST_ITEMS, checked_id
 from .seams import REAL, Seams
@@ -70,7 +74,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 MOST_PREPARATIONS = 10
 """How often a withdrawal is prepared anew because other facts or settings were recorded meanwhile."""
@@ -267,7 +271,7 @@ class Allowance(MinerFactCalls):
         job_start_block: int,
         *,
         expected_version: int | None = None,
-        job_uuid: str | None = None,
+        job_uuid: str | UUID | None = None,
         idempotency_key: str | None = None,
     ) -> Reservation:
         """Reserve whole free blocks of the account, earliest first, until they are worth at least the amount.
@@ -309,6 +313,26 @@ class Allowance(MinerFactCalls):
         command = Settle(checked_id(reservation_id), "release", checked_key(idempotency_key))
         return await self._changed_reservation(command)
 
+    async def settle(
+        self, route: JobRoute, how: Literal["spend", "release"], *, idempotency_key: str | None = None
+    ) -> Reservation | None:
+        """Settle the reservation of a route: `"spend"` it because the job ran, or `"release"` it because it did not.
+
+        Returns None for a route to a debug or trusted miner, which has no reservation. Raises the same errors as
+        `spend`.
+
+            route = await router.pick_miner_for_job_request(request)
+            await ledger.settle(route, "spend" if await run_job(route.miner) else "release")
+        """
+        if not isinstance(route, JobRoute):
+            raise InvalidInput("route", route, "a JobRoute")
+        if how not in ("spend", "release"):
+            raise InvalidInput("how", how, "spend or release")
+        if route.allowance_reservation_id is None:
+            return None
+        settle = self.spend if how == "spend" else self.release
+        return await settle(route.allowance_reservation_id, idempotency_key=idempotency_key)
+
     async def expire_due(self, *, idempotency_key: str | None = None) -> list[Reservation]:
         """Expire every overdue reservation; return them by due time.
 
@@ -338,14 +362,23 @@ class Allowance(MinerFactCalls):
 
     async def execute(self, command: Command) -> Any:
         """Decide a command and commit its events; return its result. For routers. Raises `ReadOnlyLedger`."""
-        if self._read_only:
-            raise ReadOnlyLedger(command.operation)
-        # Every pick passes here, so the usual case, an open ledger, is checked without a further coroutine. A forked
-        # child sees its parent's handle, hence the process id.
-        handle = self._lifecycle.open_handle
-        if handle is None or handle.pid != os.getpid():
-            handle = await self._lifecycle.handle()
-        return await handle.writer.execute(command)
+        began_ns, call = begin(), None
+        try:
+            if self._read_only:
+                raise ReadOnlyLedger(command.operation)
+            # Every pick passes here, so the usual case, an open ledger, is checked without a further coroutine. A
+            # forked child sees its parent's handle, hence the process id.
+            handle = self._lifecycle.open_handle
+            if handle is None or handle.pid != os.getpid():
+                handle = await self._lifecycle.handle()
+            call = handle.writer.submit(command)
+            result = await call.future
+        except BaseException as error:
+            note_refused(command, error, began_ns, call, self._lifecycle)
+            raise
+        if began_ns is not None:
+            note_ended(command, result, began_ns, call, self._lifecycle)
+        return result
 
     def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
         """Return a read-only view of the ledger as it was, with the same queries.

@@ -34,6 +34,7 @@ from ledger.events import (
     StateSealed,
     account_of,
 )
+from ledger.results import Result
 from ledger.values import instant, seconds
 from routing.stored_rows import row_at
 from routing.texts import counted, seconds_text
@@ -42,13 +43,14 @@ POLL_SECONDS = 0.2
 """How long a follower waits at the end of the log before it looks again."""
 
 
-class StoredEvent(msgspec.Struct, frozen=True):
+class StoredEvent(Result, msgspec.Struct, frozen=True):
     """One event of a log, with the columns that belong to it.
 
     `version` counts within `stream`; `recorded_at` is in UTC. `job_uuid` is the job of a reservation, None for other
     events and for a reservation without a job. `reservation_id` is the reservation that the event made or settled.
     `hash` is the row's, in hexadecimal digits; it covers all earlier events. The classes of `event` are in
-    `ledger.events`; `allowance events --schema` prints the JSON Schema.
+    `ledger.events`; in `to_dict` it is a dict whose `type` is the stored tag. `allowance events --schema` prints the
+    JSON Schema.
     """
 
     position: int
@@ -70,17 +72,12 @@ class StoredEvent(msgspec.Struct, frozen=True):
         """The few words by which an operator recognizes the event."""
         return _summary(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, JSON-ready; `event` is a dict whose `type` is the stored tag."""
-        fields: dict[str, Any] = msgspec.to_builtins(self)
-        return fields
-
 
 class Cursor:
     """A place in a stored log: it reads what follows, and notices if the log no longer leads there."""
 
     def __init__(self, position: int) -> None:
-        self.position = position
+        self.position: int = position
         self._hash = bytes(32)
 
     async def start(self, store: Store) -> None:

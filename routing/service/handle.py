@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROJECT_EVERY_ROWS = 1000
 SEAL_EVERY_ROWS = 10_000
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 
 class LedgerHandle:
@@ -40,16 +40,20 @@ class LedgerHandle:
         read_only: bool,
         seams: Seams = REAL,
     ) -> None:
-        self.pid = runtime.pid
+        self.pid: int = runtime.pid
         self.runtime = runtime
         self.store = store
         self.validator_ss58 = validator_ss58
-        self.history = History(store, validator_ss58, read_only=read_only)
-        self.snapshots = SnapshotStore(store)
+        self.history: History = History(store, validator_ss58, read_only=read_only)
+        self.snapshots: SnapshotStore = SnapshotStore(store)
         self._read_only = read_only
         self._project_every_rows, seal_every_rows = seams.upkeep_every_rows or (PROJECT_EVERY_ROWS, SEAL_EVERY_ROWS)
-        self.upkeep = Upkeep(runtime, store, self.history, self.snapshots, self._project_every_rows, seal_every_rows)
-        self.writer = LedgerWriter(store, self._load_state, clock_ns, runtime, self.upkeep.after_commit)
+        self.upkeep: Upkeep = Upkeep(
+            runtime, store, self.history, self.snapshots, self._project_every_rows, seal_every_rows
+        )
+        self.writer: LedgerWriter[Availability] = LedgerWriter(
+            store, self._load_state, clock_ns, runtime, self.upkeep.after_commit
+        )
         self.upkeep.writer = self.writer
 
     async def close(self) -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 from ledger import SCHEMA_VERSION, check_newest_rows
 from ledger.errors import CorruptLedger, StorageUnavailable
+from ledger.results import Result
 from ledger.store.urls import redacted_url
 from ledger.values import NANOSECONDS, instant, seconds
 from projections import Availability, last_verification
@@ -25,7 +26,7 @@ OLDEST_SYNC_BLOCKS = 7200
 MOST_AHEAD_SECONDS = 60
 
 
-class Health(msgspec.Struct, frozen=True):
+class Health(Result, msgspec.Struct, frozen=True):
     """The health of a ledger.
 
     `database` is "sqlite" or "postgresql". `head` is "position:hash" (hash in hexadecimal digits): note it elsewhere
@@ -69,10 +70,6 @@ class Health(msgspec.Struct, frozen=True):
     missing_triggers: list[str]
     status: str
     problems: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return msgspec.structs.asdict(self)
 
     def named(self, database_url: str) -> Health:
         """Return the same health under another name of the database, such as that of the export it was read from."""

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from ledger import Clock, LedgerWriter, RecordSettings, Runtime, Settings, Store
+from ledger import Clock, LedgerWriter, RecordSettings, Runtime, Settings, Store, running_loop
 from ledger.errors import (
     AllowanceException,
     ClockUnusable,
@@ -68,10 +68,10 @@ class Lifecycle:
     ) -> None:
         if settings is not None and not isinstance(settings, Settings):
             raise InvalidInput("settings", settings, "Settings or None")
-        self.clock = _checked_clock(clock_ns, seams.monotonic_ns)
+        self.clock: Clock = _checked_clock(clock_ns, seams.monotonic_ns)
         self.database_url = database_url
-        self.validator_ss58 = name(validator_ss58, "validator_ss58")
-        self.read_only = flag(read_only, "read_only")
+        self.validator_ss58: str = name(validator_ss58, "validator_ss58")
+        self.read_only: bool = flag(read_only, "read_only")
         self.open_handle: LedgerHandle | None = None
         """The handle if the ledger is open; a forked child must compare its `pid` before using it."""
         self._settings = settings
@@ -95,6 +95,7 @@ class Lifecycle:
         if handle is not None and handle.pid == os.getpid():
             handle.writer.refuse_if_log_went_back()
             return handle
+        running_loop()  # Checked before the opening begins, for which nobody would wait.
         return await self._wait_for(self._open_once())
 
     async def close(self) -> None:

@@ -7,13 +7,14 @@ from datetime import datetime
 import msgspec
 
 from ledger.events import account_of
+from ledger.results import Result
 from ledger.values import instant
 from projections import Availability
 
 NEVER_NS = 2**63
 
 
-class MinerRecord(msgspec.Struct, frozen=True):
+class MinerRecord(Result, msgspec.Struct, frozen=True):
     """The facts about one miner at a clock.
 
     `excluded` is True while a router must not choose it: because of `reason`, until `excluded_until` (aware UTC; None

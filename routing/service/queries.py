@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -76,7 +77,7 @@ class Queries(ABC):
             raise ReservationNotFound(reservation_id)
         return reservation
 
-    async def reservation_for_job(self, job_uuid: str) -> Reservation:
+    async def reservation_for_job(self, job_uuid: str | UUID) -> Reservation:
         """Return the newest reservation of a job. Raises `ReservationNotFound`, `InvalidInput`."""
         page = await self.history(job_uuid=job_uuid, limit=1)
         if not page.items:
@@ -88,7 +89,7 @@ class Queries(ABC):
         *,
         miner_ss58: str | None = None,
         executor_class: str | None = None,
-        job_uuid: str | None = None,
+        job_uuid: str | UUID | None = None,
         status: Status | Literal["overdue"] | None = None,
         reserved_from: datetime | None = None,
         reserved_until: datetime | None = None,
@@ -125,7 +126,7 @@ class Queries(ABC):
             handle.history.page(filters, after=after, limit=limit, newest_first=newest_first, head=head)
         )
 
-    async def explain(self, job_uuid: str) -> Explanation:
+    async def explain(self, job_uuid: str | UUID) -> Explanation:
         """Explain why a job was routed to its miner: its candidates in the order tried, each with a verdict.
 
         The explanation is computed from the log alone. Raises `ReservationNotFound`, `InvalidInput`.

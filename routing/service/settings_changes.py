@@ -12,12 +12,13 @@ import msgspec
 from ledger import Row, SettingsChange, Store
 from ledger.codec import decode
 from ledger.events import SETTINGS_STREAM, LedgerOpened, SettingsChanged
+from ledger.results import Result
 from ledger.values import instant
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 
-class SettingsRecord(msgspec.Struct, frozen=True):
+class SettingsRecord(Result, msgspec.Struct, frozen=True):
     """An event that recorded settings: `changes` has (old, new) by field, in the units of `Settings`.
 
     The first one founded the ledger: it has all fields, and every old value is None.

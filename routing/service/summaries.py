@@ -7,11 +7,12 @@ from datetime import datetime
 import msgspec
 
 from ledger import Reservation
+from ledger.results import Result
 from ledger.values import instant, seconds
 from projections import Availability
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(Result, msgspec.Struct, frozen=True):
     """An account's allowance from `first_block` on, in executor-seconds, and the reservations that took its blocks.
 
     `total`: usable blocks. `available`: free ones of them. `unspent`: those in no spent reservation. `reservations`:
@@ -27,7 +28,7 @@ class Usage(msgspec.Struct, frozen=True):
     reservations: list[Reservation]
 
 
-class ClassTotals(msgspec.Struct, frozen=True):
+class ClassTotals(Result, msgspec.Struct, frozen=True):
     """The totals of one executor class over its registered miners, for a job that starts at the newest block.
 
     `miners` counts those with allowance in the class, `executors` those of the newest sync. Amounts are
@@ -44,7 +45,7 @@ class ClassTotals(msgspec.Struct, frozen=True):
     reserved: int
 
 
-class Overview(msgspec.Struct, frozen=True):
+class Overview(Result, msgspec.Struct, frozen=True):
     """A summary of a ledger at a log position and a clock.
 
     `recorded_at` is the time of the last event, `at` the clock; both are aware UTC. `newest_block` is None if no block

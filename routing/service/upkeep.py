@@ -22,7 +22,7 @@ IDLE_SECONDS = 0.005
 MOST_BACKLOG_THOUSANDS = 20
 """How many times `every_rows` the history may be behind until it goes on under load; a page then takes 0.2 s."""
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 
 class _Relieved(Exception):
@@ -139,4 +139,6 @@ class Upkeep:
             # A caller used the key, or a release with other folding rules sealed this position. Another will be sealed.
             log.warning("position %s stays without a seal: %s", sealed.snapshot.position, taken)
         else:
+            position = sealed.snapshot.position
+            log.info("sealed the state at position %d", position, extra={"position": position})
             await self._snapshots.save(sealed.snapshot)

@@ -38,6 +38,7 @@ CASES = {
     "pick": "picking:one_caller",
     "reader": "picking:beside_a_reader",
     "callers": "picking:many_callers",
+    "metrics": "metered:with_metrics",
     "library": "library:on_sqlite",
     "callers-postgres": "sharing:one_process",
     "processes": "sharing:processes",

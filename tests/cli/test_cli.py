@@ -12,12 +12,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import routing
 from routing.cli.commands import COMMANDS, CommandEntry
 from routing.cli.demo import network
 from routing.cli.io.inputs import MOST_PAGE_ITEMS
@@ -146,6 +146,7 @@ def test_every_example_in_help_is_valid() -> None:
 NEEDED_BY_HELP = {
     *("ledger", "ledger.lazy_exports", "routing", "routing.cli", "routing.cli.commands", "routing.cli.io.errors"),
     *("routing.cli.io", "routing.cli.io.output", "routing.cli.main", "routing.cli.parser"),
+    "routing.shadowing",
 }
 SLOW_TO_IMPORT = ("aiosqlite", "asyncio", "asyncpg", "msgspec", "socket", "sqlalchemy", "sqlite3")
 
@@ -513,7 +514,7 @@ def test_the_error_of_a_refused_fact_names_its_line(filled: Command, tmp_path: P
 def test_version_prints_the_release(allowance: Command) -> None:
     """A bug report can name the release."""
     result = allowance("--version")
-    assert (result.code, result.out) == (0, f"allowance {version('allowance-ledger')}\n")
+    assert (result.code, result.out) == (0, f"allowance {routing.__version__}\n")
 
 
 def test_an_implausible_fact_needs_confirm(filled: Command, tmp_path: Path) -> None:

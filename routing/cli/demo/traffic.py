@@ -41,7 +41,7 @@ class Clock:
     """A clock that moves only by `advance`; a call returns nanoseconds since the epoch."""
 
     def __init__(self, now_ns: int) -> None:
-        self.now_ns = now_ns
+        self.now_ns: int = now_ns
 
     def __call__(self) -> int:
         return self.now_ns

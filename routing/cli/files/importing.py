@@ -67,7 +67,7 @@ class RefusedLine(CommandError):
         # The ledger's message names the parameter of the Python call; users of the command line have an option.
         message = error_message(refusal).replace("pass confirm=True", "repeat with --confirm")
         super().__init__(f"line {line}: {message}", line=line, **error_fields(refusal))
-        self.exit_code = exit_code(refusal)
+        self.exit_code: int = exit_code(refusal)
         self._name = type(refusal).__name__
 
     @property
