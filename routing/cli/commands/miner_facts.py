@@ -191,7 +191,7 @@ JOB_ELSEWHERE = CliCommand(
         "so that a miner whose executors are all in use is skipped. The end of a job may be recorded first."
     ),
     examples=(
-        "allowance job-elsewhere job-17 --miner 5Grwva… --executor-class gpu --started-at 2024-01-01T12:00:00Z --ttl 60",
+        "allowance job-elsewhere job-17 --miner 5Grwva… --executor-class gpu --started-at 2024-01-01T12:00Z --ttl 60",
         "allowance job-elsewhere 6f1c0a52-27c3-4d0e-9d3b-5f3f5b1f0c11 --ended",
     ),
     add_arguments=_add_job_elsewhere,
