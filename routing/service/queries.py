@@ -19,10 +19,10 @@ from routing.explain import Explanation, explain
 from .events import Cursor, StoredEvent
 from .lifecycle import Lifecycle
 from .settings_changes import SettingsRecord, settings_records
-from .summaries import Overview, Usage, overview_of, usage_of
+from .summaries import Overview, Usage, Workload, overview_of, usage_by_block_of, usage_of, workload_of
 
 if TYPE_CHECKING:
-    from projections import Bookkeeper
+    from projections import BlockUsage, Bookkeeper
 
 R = TypeVar("R")
 
@@ -38,6 +38,11 @@ class Queries(ABC):
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
+
+    @property
+    def validator_ss58(self) -> str:
+        """The hotkey of the validator that owns the ledger."""
+        return self._lifecycle.validator_ss58
 
     @abstractmethod
     async def _read_state(self, read: Callable[[Availability, int], R], *, short: bool = False) -> R:
@@ -149,6 +154,23 @@ class Queries(ABC):
         ]
         reservations.sort(key=lambda reservation: reservation.reservation_id)
         return msgspec.structs.replace(usage, reservations=reservations)
+
+    async def usage_by_block(self, miner_ss58: str, *, buckets: int = 120) -> BlockUsage:
+        """Return how the allowance of a miner's accounts is used, in the window of a job that starts at the newest block.
+
+        The blocks of the window are in at most `buckets` (1 to 10,000) buckets of equal width; a miner without accounts
+        has none. Raises `InvalidInput`.
+        """
+        miner_ss58, buckets = name(miner_ss58, "miner_ss58"), integer(buckets, "buckets", 1, MOST_ITEMS)
+        return await self._read_state(lambda state, _: usage_by_block_of(state, miner_ss58, buckets))
+
+    async def workload(self, executor_class: str) -> dict[str, Workload]:
+        """Return for each registered miner of a class how many of its executors are busy; raises `InvalidInput`.
+
+        The router skips a miner whose executors are all busy.
+        """
+        executor_class = name(executor_class, "executor_class")
+        return await self._read_state(lambda state, now_ns: workload_of(state, executor_class, now_ns))
 
     async def overview(self) -> Overview:
         """Return a summary of the ledger, with totals per executor class."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from routing.texts import counted, seconds_text, short_hotkey
 
 from .findings import findings_section, rules_section
-from .markup import Markup, element, joined, table, text
-from .style import STYLE
+from routing.web.parts.markup import Markup, element, joined, table, text
+from routing.web.parts.style import STYLE
 from .totals import totals_section
 from .usage import usage_section
 

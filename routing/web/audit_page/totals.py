@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import fsum
 from typing import TYPE_CHECKING
 
-from .markup import NUMBER, Markup, element, table, text
+from routing.web.parts.markup import NUMBER, Markup, element, table, text
 
 if TYPE_CHECKING:
     from routing import AccountTotals, AuditReport

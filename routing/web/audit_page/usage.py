@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from routing.texts import counted, seconds_text
 
-from .markup import NUMBER, Markup, element, joined, table, text
-from .svg import Layer, chart, sparkline, stack_height
+from routing.web.parts.markup import NUMBER, Markup, element, joined, table, text
+from routing.web.parts.svg import Layer, chart, sparkline, stack_height
 from .totals import AMOUNT_HEADERS, amounts
 
 if TYPE_CHECKING:

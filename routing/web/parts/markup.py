@@ -5,7 +5,7 @@ A log contains texts of other parties, so every string that is not `Markup` is m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from routing.texts import printable
@@ -13,7 +13,10 @@ from routing.texts import printable
 NUMBER = "number"
 """CSS class of columns of numbers."""
 STACKED = "stacked"
-"""CSS class of tables that show the cells of a row below each other on a narrow screen."""
+"""CSS class of tables that show the cells of a row below each other on a narrow screen, each beside its header."""
+
+
+_LEFT_OUT_IF_EMPTY = ("class_", "data_label", "scope")
 
 
 class Markup(str):
@@ -22,14 +25,18 @@ class Markup(str):
     __slots__ = ()
 
 
-def element(tag: str, *children: str, **attributes: str | float) -> Markup:
-    """Return an element. Attribute names lose a trailing `_` (as in `class_`), and other `_` become `-`."""
-    named = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
-        for name, value in attributes.items()
-        if value != ""
-    )
-    return Markup(f"<{tag}{named}>{joined(children)}</{tag}>")
+def element(tag: str, *children: str, **attributes: str | float | None) -> Markup:
+    """Return an element. Attribute names lose a trailing `_` (as in `class_`), and other `_` become `-`.
+
+    An attribute that is None or False is left out, and so is an empty class or label; one that is True has its own name
+    as its value.
+    """
+    return Markup(f"<{tag}{_named(attributes)}>{joined(children)}</{tag}>")
+
+
+def void(tag: str, **attributes: str | float | None) -> Markup:
+    """Return an element that has no content, such as `input`; attributes as in `element`."""
+    return Markup(f"<{tag}{_named(attributes)}/>")
 
 
 def joined(parts: Iterable[str]) -> Markup:
@@ -47,10 +54,8 @@ def table(
 ) -> Markup:
     """Return a table of the CSS class `of`; `classes` are the CSS classes of its first columns."""
     of_column = [*classes, *[""] * (len(headers) - len(classes))]
-    # A narrow screen stacks the cells and hides the header, so numbers carry their header as a label.
-    labels = [
-        header if of == STACKED and class_ == NUMBER else "" for header, class_ in zip(headers, of_column, strict=True)
-    ]
+    # A narrow screen stacks the cells and hides the header, so each cell carries its header as a label.
+    labels = [header if of == STACKED else "" for header in headers]
     columns = [*zip(of_column, labels, strict=True)]
     head = element(
         "tr",
@@ -65,6 +70,14 @@ def _row(columns: Sequence[tuple[str, str]], cells: Sequence[str]) -> Markup:
     labelled_cells = zip(columns, cells, strict=True)
     return element(
         "tr", *(element("td", cell, class_=class_, data_label=label) for (class_, label), cell in labelled_cells)
+    )
+
+
+def _named(attributes: Mapping[str, str | float | None]) -> str:
+    return "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{_escaped(name.rstrip("_") if value is True else value)}"'
+        for name, value in attributes.items()
+        if value is not None and value is not False and not (value == "" and name in _LEFT_OUT_IF_EMPTY)
     )
 
 
