@@ -42,7 +42,7 @@ class AuditProgress(msgspec.Struct, tag=True):
 class AuditFailure(msgspec.Struct, tag=True):
     """The last line of a process that could not audit, with the error's class and message."""
 
-    type: str
+    error: str
     message: str
 
 
@@ -63,7 +63,7 @@ class Audits:
         self._ledger = ledger
         self._running: asyncio.Task[None] | None = None
 
-    async def start(self, until: int) -> None:
+    def start(self, until: int) -> None:
         """Begin an audit up to a position; a running one goes on instead."""
         if self.progress is None:
             self.progress = AuditProgress(0, until)

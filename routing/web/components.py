@@ -52,17 +52,23 @@ def badge(status: str) -> Markup:
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Markup:
     """Return names and values below each other."""
-    return element("dl", *(joined((element("dt", name), element("dd", value))) for name, value in pairs), class_="facts")
+    return element(
+        "dl", *(joined((element("dt", name), element("dd", value))) for name, value in pairs), class_="facts"
+    )
 
 
-def field(label: str, name: str, value: object = None, *, half: bool = False, **attributes: str | float | bool) -> Markup:
+def field(
+    label: str, name: str, value: object = None, *, half: bool = False, **attributes: str | float | bool
+) -> Markup:
     """Return a labelled input of a form."""
     shown = None if value is None else str(value)
     box = void("input", name=name, value=shown, autocomplete="off", spellcheck="false", **attributes)
     return element("label", label, box, class_="half" if half else "")
 
 
-def choice(label: str, name: str, value: str | None, options: Sequence[tuple[str, str]], *, half: bool = False) -> Markup:
+def choice(
+    label: str, name: str, value: str | None, options: Sequence[tuple[str, str]], *, half: bool = False
+) -> Markup:
     """Return a labelled list of options, each a value and a text."""
     listed = (element("option", shown, value=option, selected=option == (value or "")) for option, shown in options)
     return element("label", label, element("select", *listed, name=name), class_="half" if half else "")
@@ -102,5 +108,3 @@ def _row(visit: Visit, reservation: Reservation) -> tuple[str, ...]:
         f"{len(reservation.blocks):,}",
         text(reservation.job_uuid) if reservation.job_uuid else "-",
     )
-
-

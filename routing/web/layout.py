@@ -32,7 +32,9 @@ def page(visit: Visit, path: str, answer: Answer, head: Head) -> str:
     """Return the page of an answer; `head` is that of the log at the moment that is shown."""
     top = element(
         "header",
-        element("div", element("a", "Allowance ledger", href=visit.link("./"), class_="brand"), _navigation(visit, path)),
+        element(
+            "div", element("a", "Allowance ledger", href=visit.link("./"), class_="brand"), _navigation(visit, path)
+        ),
         class_="top",
     )
     main = element(
@@ -95,7 +97,11 @@ def _past(visit: Visit, head: Head) -> Markup:
     now = visit.parameters.same(_here(visit), **dict.fromkeys(MOMENT))
     shown = f"after event {head.position:,}, recorded at {time_text(instant(head.recorded_at_ns))}"
     return element(
-        "p", element("strong", "The past: "), f"the ledger at {asked}, {shown}. ", anchor(now, "Go to now"), class_="past"
+        "p",
+        element("strong", "The past: "),
+        f"the ledger at {asked}, {shown}. ",
+        anchor(now, "Go to now"),
+        class_="past",
     )
 
 
@@ -160,5 +166,3 @@ def error_page(title: str, error_name: str, message: str) -> str:
     )
     top = element("div", element("a", "Allowance ledger", href="./", class_="brand"))
     return document(title, element("header", top, class_="top"), main)
-
-

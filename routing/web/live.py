@@ -47,7 +47,7 @@ class Live:
         """Return an iterator over the events after a position, in order, some at a time.
 
         It yields an empty list after a while without any. Raises `PositionOutOfRange` if the log ends before the
-        position, and `HTTPException` (503) if too many follow already; the iterator raises what `Allowance.follow` does.
+        position, and `HTTPException` (503) if too many follow; the iterator raises what `Allowance.follow` raises.
         """
         if self._followers >= MOST_FOLLOWERS:
             raise HTTPException(503, f"{MOST_FOLLOWERS:,} connections follow this ledger already; try again later")

@@ -117,6 +117,9 @@ class Parameters:
 
 
 def link(path: str, /, **parameters: object) -> str:
-    """Return a relative link with its query. All pages of a ledger lie side by side, so it is right under any prefix."""
+    """Return a relative link with its query.
+
+    The pages of a ledger lie side by side, so it is right under any prefix.
+    """
     given = {name: str(value) for name, value in parameters.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path

@@ -28,6 +28,8 @@ class Source:
         self.ledger = ledger
         self.live = Live(ledger)
         self.audits = Audits(ledger)
+        self.overview: tuple[int, dict[str, Markup]] | None = None
+        """The changing parts of the overview, and the second in which they were made."""
         self._pasts: OrderedDict[tuple[tuple[str, int | datetime], ...], Past] = OrderedDict()
 
     def at(self, moment: dict[str, Any]) -> Allowance | Past:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from routing.texts import counted
-
 from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text
 
 if TYPE_CHECKING:

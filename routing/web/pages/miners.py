@@ -51,12 +51,22 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float) -> Answer:
         if refusal is not None:
             return joined((_form(visit, classes), _refusal(visit, refusal)))
         explanation = (
-            f"{counted(len(ranked), 'miner')} of {executor_class} with at least {seconds_text(seconds)} free for a job that"
-            f" starts at block {start:,}, best first. The router skips busy miners, and tries miners with equal earliest"
-            " block and share in an order that it draws for each job."
+            f"{counted(len(ranked), 'miner')} of {executor_class} with at least {seconds_text(seconds)} free for a job"
+            f" that starts at block {start:,}, best first. The router skips busy miners, and tries miners with equal"
+            " earliest block and share in an order that it draws for each job."
         )
         rows = [_candidate_row(visit, rank, each, workload) for rank, each in shown]
-        headers = ("Rank", "Miner", "Earliest block", "Free, s", "Granted, s", "Free", "Running", "Executors", "Version")
+        headers = (
+            "Rank",
+            "Miner",
+            "Earliest block",
+            "Free, s",
+            "Granted, s",
+            "Free",
+            "Running",
+            "Executors",
+            "Version",
+        )
         ranking = table("Ranking", headers, rows, (NUMBER, "", *[NUMBER] * 7), of=STACKED)
         return joined((_form(visit, classes), element("p", explanation), ranking, _pages(visit, number, len(ranked))))
 
@@ -102,7 +112,9 @@ def _form(visit: Visit, classes: list[str]) -> Markup:
         "miners",
         hidden(moment),
         field("Executor class", "executor_class", value("executor_class"), list="classes"),
-        field("Amount, executor-seconds", "seconds", value("seconds"), half=True, inputmode="decimal", placeholder="30"),
+        field(
+            "Amount, executor-seconds", "seconds", value("seconds"), half=True, inputmode="decimal", placeholder="30"
+        ),
         field("Job starts at block", "job_start_block", value("job_start_block"), half=True, inputmode="numeric"),
         element("datalist", *(void("option", value=name) for name in classes), id="classes"),
         element("button", "Rank"),
@@ -121,9 +133,13 @@ def _refusal(visit: Visit, refusal: NotEnoughAllowanceException) -> Markup:
 
 def _nobody(executor_class: str | None) -> Markup:
     if executor_class is not None:
-        return empty(f"No registered miner offers {executor_class} in the newest manifests. Leave the class empty for all.")
+        return empty(
+            f"No registered miner offers {executor_class} in the newest manifests. Leave the class empty for all."
+        )
     return empty(
-        "No miner is registered. Record blocks with their miners: ", element("code", "allowance import FACTS.jsonl"), "."
+        "No miner is registered. Record blocks with their miners: ",
+        element("code", "allowance import FACTS.jsonl"),
+        ".",
     )
 
 

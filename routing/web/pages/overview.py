@@ -110,7 +110,10 @@ def _row(visit: Visit, totals: ClassTotals) -> tuple[str, ...]:
     held = max(0.0, totals.unspent_seconds - free)
     return (
         anchor(visit.link("miners", executor_class=totals.executor_class), text(totals.executor_class)),
-        bar([("spent", spent), ("held", held), ("free", free)], f"spent {spent:.0f} s, held {held:.0f} s, free {free:.0f} s"),
+        bar(
+            [("spent", spent), ("held", held), ("free", free)],
+            f"spent {spent:.0f} s, held {held:.0f} s, free {free:.0f} s",
+        ),
         amount(totals.total_seconds),
         amount(spent),
         amount(held),

@@ -19,13 +19,16 @@ STACKED = "stacked"
 _LEFT_OUT_IF_EMPTY = ("class_", "data_label", "scope")
 
 
+Attribute = str | float | bool | None
+
+
 class Markup(str):
     """A string that is HTML and must not be escaped."""
 
     __slots__ = ()
 
 
-def element(tag: str, *children: str, **attributes: str | float | None) -> Markup:
+def element(tag: str, *children: str, **attributes: Attribute) -> Markup:
     """Return an element. Attribute names lose a trailing `_` (as in `class_`), and other `_` become `-`.
 
     An attribute that is None or False is left out, and so is an empty class or label; one that is True has its own name
@@ -34,7 +37,7 @@ def element(tag: str, *children: str, **attributes: str | float | None) -> Marku
     return Markup(f"<{tag}{_named(attributes)}>{joined(children)}</{tag}>")
 
 
-def void(tag: str, **attributes: str | float | None) -> Markup:
+def void(tag: str, **attributes: Attribute) -> Markup:
     """Return an element that has no content, such as `input`; attributes as in `element`."""
     return Markup(f"<{tag}{_named(attributes)}/>")
 
@@ -50,30 +53,44 @@ def text(value: object) -> Markup:
 
 
 def table(
-    caption: str, headers: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = (), *, of: str = ""
+    caption: str,
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    classes: Sequence[str] = (),
+    *,
+    of: str = "",
+    id: str | None = None,
 ) -> Markup:
-    """Return a table of the CSS class `of`; `classes` are the CSS classes of its first columns."""
-    of_column = [*classes, *[""] * (len(headers) - len(classes))]
-    # A narrow screen stacks the cells and hides the header, so each cell carries its header as a label.
-    labels = [header if of == STACKED else "" for header in headers]
-    columns = [*zip(of_column, labels, strict=True)]
+    """Return a table of the CSS class `of`; `classes` are the CSS classes of its first columns, `id` its body's id."""
+    of_column = _of_all_columns(headers, classes)
     head = element(
         "tr",
         *(element("th", header, class_=class_, scope="col") for header, class_ in zip(headers, of_column, strict=True)),
     )
-    body = (joined((Markup("\n"), _row(columns, row))) for row in rows)
-    whole = element("table", element("caption", caption), element("thead", head), element("tbody", *body), class_=of)
+    body = (joined((Markup("\n"), row(headers, of_column, cells, of=of))) for cells in rows)
+    parts = (element("caption", caption), element("thead", head), element("tbody", *body, id=id))
+    whole = element("table", *parts, class_=of)
     return element("div", whole, class_="scroll", role="region", aria_label=caption, tabindex="0")
 
 
-def _row(columns: Sequence[tuple[str, str]], cells: Sequence[str]) -> Markup:
-    labelled_cells = zip(columns, cells, strict=True)
+def row(headers: Sequence[str], classes: Sequence[str], cells: Sequence[str], *, of: str = "") -> Markup:
+    """Return one row of a table with these headers; the arguments have the same meaning as those of `table`."""
+    columns = zip(headers, _of_all_columns(headers, classes), cells, strict=True)
+    # A narrow screen stacks the cells and hides the header, so each cell carries its header as a label.
     return element(
-        "tr", *(element("td", cell, class_=class_, data_label=label) for (class_, label), cell in labelled_cells)
+        "tr",
+        *(
+            element("td", cell, class_=class_, data_label=header if of == STACKED else "")
+            for header, class_, cell in columns
+        ),
     )
 
 
-def _named(attributes: Mapping[str, str | float | None]) -> str:
+def _of_all_columns(headers: Sequence[str], classes: Sequence[str]) -> list[str]:
+    return [*classes, *[""] * (len(headers) - len(classes))]
+
+
+def _named(attributes: Mapping[str, Attribute]) -> str:
     return "".join(
         f' {name.rstrip("_").replace("_", "-")}="{_escaped(name.rstrip("_") if value is True else value)}"'
         for name, value in attributes.items()
