@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from routing.texts import short_hotkey, time_text
 
-from .parts.markup import NUMBER, STACKED, Markup, element, joined, table, text, void
+from .parts.markup import MINOR, NUMBER, STACKED, Markup, element, joined, table, text, void
 
 if TYPE_CHECKING:
     from routing import Reservation
     from routing.web.visit import Visit
 
+SECONDS = len("2024-01-01 12:00:00")
+"""Characters of a time text up to its seconds."""
 _AGES = ((86_400 * 2, 86_400, "days"), (3600 * 2, 3600, "h"), (60 * 2, 60, "min"))
 
 
@@ -43,6 +45,11 @@ def short_miner_link(visit: Visit, hotkey_ss58: str) -> Markup:
     """Return a link to the page of a miner, with the two ends of its hotkey."""
     shown = element("bdi", short_hotkey(hotkey_ss58), title=hotkey_ss58)
     return element("code", anchor(visit.link("miner", hotkey=hotkey_ss58), shown))
+
+
+def reservation_link(visit: Visit, reservation_id: int) -> Markup:
+    """Return a link to the page of a reservation."""
+    return anchor(visit.link("reservation", id=reservation_id), str(reservation_id))
 
 
 def badge(status: str) -> Markup:
@@ -89,22 +96,33 @@ def empty(*children: str) -> Markup:
     return element("p", *children, class_="soft")
 
 
-def reservations_table(visit: Visit, reservations: Sequence[Reservation], caption: str) -> Markup:
-    """Return a table of reservations."""
-    headers = ("Reservation", "Status", "Reserved at, UTC", "Miner", "Executor class", "Amount, s", "Blocks", "Job")
-    classes = ("", "", "", "", "", NUMBER, NUMBER, "")
-    return table(caption, headers, (_row(visit, each) for each in reservations), classes, of=STACKED)
-
-
-def _row(visit: Visit, reservation: Reservation) -> tuple[str, ...]:
-    target = visit.link("reservation", id=reservation.reservation_id)
-    return (
-        anchor(target, str(reservation.reservation_id)),
-        badge(reservation.status),
-        time_text(reservation.reserved_at),
-        short_miner_link(visit, reservation.miner_ss58),
-        text(reservation.executor_class),
-        amount(reservation.allowance_seconds),
-        f"{len(reservation.blocks):,}",
-        text(reservation.job_uuid) if reservation.job_uuid else "-",
+def reservations_table(
+    visit: Visit, reservations: Sequence[Reservation], caption: str, *, with_miner: bool = True
+) -> Markup:
+    """Return a table of reservations; the page of a miner needs no column with it."""
+    columns = [each for each in _COLUMNS if with_miner or each.header != "Miner"]
+    return table(
+        caption,
+        [each.header for each in columns],
+        ([each.cell(visit, reservation) for each in columns] for reservation in reservations),
+        [each.class_ for each in columns],
+        of=STACKED,
     )
+
+
+class _Column(NamedTuple):
+    header: str
+    class_: str
+    cell: Callable[[Visit, Reservation], str]
+
+
+_COLUMNS = (
+    _Column("Reservation", "", lambda visit, each: reservation_link(visit, each.reservation_id)),
+    _Column("Status", "", lambda _, each: badge(each.status)),
+    _Column("Reserved at, UTC", "fixed", lambda _, each: time_text(each.reserved_at)[:SECONDS]),
+    _Column("Miner", "fixed", lambda visit, each: short_miner_link(visit, each.miner_ss58)),
+    _Column("Executor class", "", lambda _, each: text(each.executor_class)),
+    _Column("Amount, s", NUMBER, lambda _, each: amount(each.allowance_seconds)),
+    _Column("Blocks", MINOR, lambda _, each: f"{len(each.blocks):,}"),
+    _Column("Job", "", lambda _, each: text(each.job_uuid) if each.job_uuid else "-"),
+)

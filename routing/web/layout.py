@@ -93,16 +93,10 @@ def _past(visit: Visit, head: Head) -> Markup:
     if not visit.is_past:
         return Markup()
     ((name, _),) = visit.moment.items()
-    asked = f"{name} {visit.parameters.text(name)}"
+    asked = "" if name == "position" else f" at {name} {visit.parameters.text(name)}:"
     now = visit.parameters.same(_here(visit), **dict.fromkeys(MOMENT))
-    shown = f"after event {head.position:,}, recorded at {time_text(instant(head.recorded_at_ns))}"
-    return element(
-        "p",
-        element("strong", "The past: "),
-        f"the ledger at {asked}, {shown}. ",
-        anchor(now, "Go to now"),
-        class_="past",
-    )
+    shown = f"the ledger{asked} after event {head.position:,}, recorded at {time_text(instant(head.recorded_at_ns))}. "
+    return element("p", element("strong", "The past: "), shown, anchor(now, "Go to now"), class_="past")
 
 
 def _bottom(visit: Visit, path: str) -> Markup:

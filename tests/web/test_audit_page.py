@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import combinations, pairwise
 from typing import Any
 from xml.etree import ElementTree
@@ -113,7 +115,9 @@ def test_the_page_loads_nothing_from_the_network() -> None:
     assert not [name for name in names if name.startswith("on")]
     assert not re.search(r"url\(|@import|//", text)
     policies = [each.get("content") for each in tree.iter("meta") if each.get("http-equiv")]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+    digest = b64encode(sha256(STYLE.encode()).digest()).decode()
+    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'"]
+    assert [each.text for each in tree.iter("style")] == [STYLE]
     assert len(list(tree.iter("figure"))) == 1 + 2
 
 

@@ -9,7 +9,7 @@ from math import fsum
 from typing import TYPE_CHECKING
 
 from routing.texts import counted, seconds_text
-from routing.web.parts.markup import NUMBER, Markup, element, joined, table, text
+from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text
 from routing.web.parts.svg import Layer, chart, sparkline, stack_height
 
 from .totals import AMOUNT_HEADERS, amounts
@@ -63,7 +63,7 @@ def _class(
         for each in accounts
     )
     caption = f"Miners of {executor_class}, most spent and held first"
-    miners = table(caption, ("By block", "Miner", *AMOUNT_HEADERS), rows, ("", "", *[NUMBER] * len(AMOUNT_HEADERS)))
+    miners = table(caption, ("By block", "Miner", *AMOUNT_HEADERS), rows, ("", "", *[NUMBER] * len(AMOUNT_HEADERS)), of=STACKED)
     summary = element("summary", counted(len(accounts), "miner"), ", most spent and held first")
     return joined((figure(starts, executor_class, accounts), element("details", summary, miners)))
 

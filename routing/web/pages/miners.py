@@ -173,9 +173,7 @@ def _axon(miner: Miner) -> tuple[str, str]:
 
 
 def _executors(counts: dict[str, int]) -> Markup:
-    if not counts:
-        return Markup("-")
-    return joined(element("div", f"{count:,} × ", text(name)) for name, count in sorted(counts.items()))
+    return text(", ".join(f"{count:,} × {name}" for name, count in sorted(counts.items())) or "-")
 
 
 def _page_of(visit: Visit, items: list) -> tuple[list, int]:  # type: ignore[type-arg]

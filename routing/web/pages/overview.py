@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from routing.texts import counted, percent_text, time_text
-from routing.web.components import age_text, amount, anchor, empty
+from routing.web.components import SECONDS, age_text, amount, anchor, empty
 from routing.web.documents import fields
 from routing.web.layout import verdict
-from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text
+from routing.web.parts.markup import MINOR, NUMBER, STACKED, Markup, element, joined, table, text
 from routing.web.parts.svg import bar
 from routing.web.visit import Answer, Visit
 
@@ -54,6 +54,7 @@ def _body(visit: Visit, found: Overview, health: Health | None) -> Markup:
             element("p", class_="live", id="live", role="status"),
             element("h2", "Allowance by executor class"),
             element("p", explanation),
+            element("ul", *_key(), class_="key"),
             element("div", changing["classes"], id="classes"),
         )
     )
@@ -70,18 +71,18 @@ def _state(health: Health | None) -> Markup:
 def _tiles(found: Overview, health: Health | None) -> Iterator[Markup]:
     block = "none" if found.newest_block is None else f"{found.newest_block:,}"
     age = None if health is None else health.newest_block_age_seconds
-    yield _tile("Newest block", block, f"of {found.blocks:,}" if age is None else f"{age_text(age)} old")
+    yield _tile("Newest block", block, f"{counted(found.blocks, 'block')} recorded" if age is None else f"{age_text(age)} old")
     if health is not None:
         sync = "none" if health.newest_sync is None else f"{health.newest_sync:,}"
         behind = health.newest_sync_age_blocks
         yield _tile("Newest manifests", sync, "" if behind is None else f"{counted(behind, 'block')} behind")
     yield _tile("Registered miners", f"{found.miners:,}", counted(found.accounts, "account"))
     yield _tile("Reservations held", f"{found.reserved:,}", f"{found.overdue:,} overdue")
-    yield _tile("Log position", f"{found.position:,}", f"at {time_text(found.recorded_at)[:19]}")
+    yield _tile("Log position", f"{found.position:,}", f"at {time_text(found.recorded_at)[:SECONDS]}")
     if health is not None:
         yield _tile("History lag", counted(health.projection_lag, "event"), "")
         verified = "never" if health.verified_position is None else f"{health.verified_position:,}"
-        yield _tile("Verified up to", verified, time_text(health.verified_at)[:19] if health.verified_at else "")
+        yield _tile("Verified up to", verified, time_text(health.verified_at)[:SECONDS] if health.verified_at else "")
 
 
 def _tile(name: str, value: str, more: str) -> Markup:
@@ -98,11 +99,16 @@ def _classes(visit: Visit, found: Overview) -> Markup:
             " shows how to feed a live ledger.",
         )
     headers = (
-        *("Executor class", "Spent, held, free", "Granted, s", "Spent, s", "Held, s", "Free, s"),
+        *("Executor class", "Share", "Granted, s", "Spent, s", "Held, s", "Free, s"),
         *("Free", "Miners", "Executors", "Reserved"),
     )
     rows = (_row(visit, totals) for totals in found.classes)
-    return table("Allowance by executor class", headers, rows, ("name", "", *[NUMBER] * 8), of=STACKED)
+    return table("Allowance by executor class", headers, rows, ("name", "", *[NUMBER] * 5, MINOR, MINOR, NUMBER), of=STACKED)
+
+
+def _key() -> Iterator[Markup]:
+    for state in ("spent", "held", "free"):
+        yield element("li", element("i", class_=state), state)
 
 
 def _row(visit: Visit, totals: ClassTotals) -> tuple[str, ...]:

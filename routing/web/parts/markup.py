@@ -12,6 +12,8 @@ from routing.texts import printable
 
 NUMBER = "number"
 """CSS class of columns of numbers."""
+MINOR = "number minor"
+"""CSS class of columns of numbers that a narrow screen leaves out."""
 STACKED = "stacked"
 """CSS class of tables that show the cells of a row below each other on a narrow screen, each beside its header."""
 

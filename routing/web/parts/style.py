@@ -12,7 +12,7 @@ STYLE = """
   --rule: #343c45; --link: #8cc4f5; --good: #5cd6a0; --bad: #ff8a80; --spent: #58a9ea; --held: #ffc95c;
   --invalidated: #6b737d; --free: #25323e; } }
 * { box-sizing: border-box; }
-html { scroll-padding-top: 1rem; -webkit-text-size-adjust: 100%; scrollbar-gutter: stable; }
+html { scroll-padding-top: 1rem; -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
   font-variant-numeric: tabular-nums; }
 main { margin: 0 auto; max-width: 1120px; padding: 1.75rem 1.25rem 4rem; }
@@ -22,7 +22,7 @@ h2 { font-size: 1.25rem; margin: 2.75rem 0 .5rem; padding-top: .75rem; border-to
 h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
 p { margin: .25rem 0 .75rem; max-width: 75ch; } .soft, small { color: var(--soft); } small { font-size: .875rem; }
 a { color: var(--link); text-underline-offset: .15em; text-decoration-thickness: .06em; }
-a:hover { text-decoration-thickness: .14em; }
+a:hover { text-decoration-thickness: .14em; } td a:not(:hover) { text-decoration-color: transparent; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; border-radius: .15rem; }
 code, .hotkey { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 .verdict { display: inline-block; margin: 0 0 1rem; padding: .45rem .9rem; border: 2px solid; border-radius: .4rem;
@@ -71,12 +71,13 @@ path.granted { fill: none; stroke: var(--ink); stroke-width: 1.25; vector-effect
   border-bottom: 2px solid transparent; }
 .top li a:hover { border-color: var(--rule); } .top li a[aria-current] { border-color: var(--link); font-weight: 600; }
 .crumbs ol { display: flex; flex-wrap: wrap; list-style: none; margin: 0 0 .5rem; padding: 0; font-size: .875rem;
-  color: var(--soft); } .crumbs li + li::before { content: "\\203a"; padding: 0 .5rem; }
+  color: var(--soft); }
+.crumbs li { min-width: 0; overflow-wrap: anywhere; } .crumbs li + li::before { content: "\\203a"; padding: 0 .5rem; }
 .past { margin: 0 0 1.25rem; padding: .5rem .9rem; max-width: none; border: 1px solid var(--held);
   border-left-width: .4rem; border-radius: .3rem; }
 .bottom { border-top: 1px solid var(--rule); color: var(--soft); font-size: .875rem; overflow-wrap: anywhere; }
 .bottom p { max-width: none; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); gap: .75rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .75rem; }
 .tiles > div { padding: .6rem .9rem .7rem; background: var(--panel); border: 1px solid var(--rule);
   border-radius: .4rem; }
 .tiles dd { margin: 0; font-size: 1.3rem; font-weight: 600; line-height: 1.3; }
@@ -87,7 +88,8 @@ form.fields { display: flex; flex-wrap: wrap; gap: .75rem 1rem; align-items: fle
 .fields > label { display: flex; flex-direction: column; gap: .15rem; font-size: .875rem; color: var(--soft);
   flex: 1 1 11rem; max-width: 22rem; min-width: 0; }
 input, select, button, .button { font: inherit; font-size: .95rem; color: var(--ink); background: var(--paper);
-  border: 1px solid var(--soft); border-radius: .3rem; padding: .35rem .6rem; width: 100%; min-width: 0; }
+  border: 1px solid var(--soft); border-radius: .3rem; padding: .35rem .6rem; width: 100%; min-width: 0;
+  height: 2.35rem; }
 ::placeholder { color: var(--soft); opacity: 1; }
 button, .button { width: auto; cursor: pointer; background: var(--panel); text-decoration: none; font-weight: 600;
   display: inline-block; } button:hover, .button:hover { border-color: var(--link); }
@@ -99,7 +101,7 @@ button, .button { width: auto; cursor: pointer; background: var(--panel); text-d
   border-radius: 50%; background: var(--invalidated); }
 .badge.is-spent::before { background: var(--spent); } .badge.is-reserved::before { background: var(--held); }
 .badge.is-overdue::before { background: var(--bad); }
-.live { font-size: .875rem; color: var(--soft); margin: 0; min-height: 1.5em; }
+.live { font-size: .875rem; color: var(--soft); margin: .75rem 0 0; min-height: 1.5em; }
 progress { width: min(100%, 30rem); height: .9rem; accent-color: var(--link); }
 @media (min-width: 1120px) { details .scroll { overflow: visible; } details th { position: sticky; top: 0; } }
 @media (max-width: 640px) { main { padding: 1.25rem .9rem 3rem; } .every-other { display: none; }
@@ -111,10 +113,11 @@ progress { width: min(100%, 30rem); height: .9rem; accent-color: var(--link); }
   .fields > label { max-width: none; flex-basis: 100%; } .fields > label.half { flex-basis: 40%; }
   .stacked, .stacked tbody { display: block; } .stacked thead { display: none; }
   .stacked tr { display: block; padding: .55rem 0; border-bottom: 1px solid var(--rule); }
-  .stacked td, .stacked td.number { display: grid; grid-template-columns: minmax(6.5rem, 30%) minmax(0, 1fr);
+  .stacked td, .stacked td.number { display: grid; grid-template-columns: minmax(7rem, 32%) minmax(0, 1fr);
     gap: .75rem; min-width: 0; padding: .05rem 0; border: 0; overflow-wrap: anywhere; text-align: left;
     white-space: normal; }
-  .stacked td:empty { display: none; }
+  .stacked td:empty, .stacked td.minor { display: none; }
+  .stacked td > * { justify-self: start; } .stacked td > .bar { align-self: center; margin: 0; }
   .stacked td::before { content: attr(data-label); color: var(--soft); overflow-wrap: normal; }
   .stacked .rule { font-weight: 600; white-space: normal; } .detail, .name, .message { min-width: 0; } }
 @media (prefers-reduced-motion: no-preference) { .top li a, .skip { transition: border-color .15s, top .1s; } }
