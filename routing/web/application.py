@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 
 from ledger import errors
@@ -160,6 +160,7 @@ def _ledger_routes(source: Source) -> Iterator[BaseRoute]:
     for stream in STREAMS:
         yield Route(f"/{stream.path}", _stream_endpoint(source, stream))
     yield Route("/audit.html", _audit_file(source))
+    yield Route(f"/{audit.START}", _audit_start(source))
 
 
 def _page_endpoint(source: Source, route: PageRoute) -> Callable[[Request], Awaitable[Response]]:
@@ -198,6 +199,15 @@ def _audit_file(source: Source) -> Callable[[Request], Awaitable[Response]]:
             "Content-Security-Policy": audit_document.policy(),
         }
         return HTMLResponse(audit_document.page(report), headers=headers)
+
+    return respond
+
+
+def _audit_start(source: Source) -> Callable[[Request], Awaitable[Response]]:
+    async def respond(request: Request) -> Response:
+        visit = Visit(source, request, ())
+        # A redirection, so that to load the page again does not start another audit.
+        return RedirectResponse(visit.link("audit") if request.method == "HEAD" else await audit.start(visit), 303)
 
     return respond
 

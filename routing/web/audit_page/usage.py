@@ -63,7 +63,9 @@ def _class(
         for each in accounts
     )
     caption = f"Miners of {executor_class}, most spent and held first"
-    miners = table(caption, ("By block", "Miner", *AMOUNT_HEADERS), rows, ("", "", *[NUMBER] * len(AMOUNT_HEADERS)), of=STACKED)
+    miners = table(
+        caption, ("By block", "Miner", *AMOUNT_HEADERS), rows, ("", "", *[NUMBER] * len(AMOUNT_HEADERS)), of=STACKED
+    )
     summary = element("summary", counted(len(accounts), "miner"), ", most spent and held first")
     return joined((figure(starts, executor_class, accounts), element("details", summary, miners)))
 

@@ -14,16 +14,21 @@ from routing.web.visit import Answer, Visit
 if TYPE_CHECKING:
     from routing.web.audits import Audits
 
-PARAMETERS = ("run",)
+PARAMETERS = ()
+START = "audit-start"
 LIVE = "audit-live"
 
 
 async def audit(visit: Visit) -> Answer:
     """Return the last report, the progress of a running audit, or the button that starts one."""
     audits = visit.source.audits
-    if visit.parameters.choice("run", ("yes",)):
-        audits.start((await visit.ledger.head()).position)
     return Answer("Audit", document(audits), lambda: _body(visit, audits), live=LIVE if audits.progress else None)
+
+
+async def start(visit: Visit) -> str:
+    """Start an audit up to the visit's moment; return the link to its progress."""
+    visit.source.audits.start((await visit.ledger.head()).position)
+    return visit.link("audit")
 
 
 def document(audits: Audits) -> dict[str, object]:
@@ -63,13 +68,8 @@ def _introduction(visit: Visit, audits: Audits) -> Markup:
         " and neither changes the ledger nor keeps picks waiting."
     )
     verb = "Audit the log again" if audits.report is not None else "Audit the log"
-    start = form(
-        "audit",
-        hidden({name: value for name, value in visit.parameters.given().items() if name != "run"}),
-        element("button", f"{verb} up to this moment" if visit.is_past else verb, name="run", value="yes"),
-        label="Audit",
-    )
-    parts = [element("p", explanation), start]
+    button = element("button", f"{verb} up to this moment" if visit.is_past else verb)
+    parts = [element("p", explanation), form(START, hidden(visit.parameters.given()), button, label="Audit")]
     if audits.failure is not None:
         parts.append(element("p", element("strong", "The audit failed: "), text(audits.failure.message), class_="bad"))
     if audits.report is not None:

@@ -71,7 +71,9 @@ def _state(health: Health | None) -> Markup:
 def _tiles(found: Overview, health: Health | None) -> Iterator[Markup]:
     block = "none" if found.newest_block is None else f"{found.newest_block:,}"
     age = None if health is None else health.newest_block_age_seconds
-    yield _tile("Newest block", block, f"{counted(found.blocks, 'block')} recorded" if age is None else f"{age_text(age)} old")
+    yield _tile(
+        "Newest block", block, f"{counted(found.blocks, 'block')} recorded" if age is None else f"{age_text(age)} old"
+    )
     if health is not None:
         sync = "none" if health.newest_sync is None else f"{health.newest_sync:,}"
         behind = health.newest_sync_age_blocks
@@ -103,7 +105,9 @@ def _classes(visit: Visit, found: Overview) -> Markup:
         *("Free", "Miners", "Executors", "Reserved"),
     )
     rows = (_row(visit, totals) for totals in found.classes)
-    return table("Allowance by executor class", headers, rows, ("name", "", *[NUMBER] * 5, MINOR, MINOR, NUMBER), of=STACKED)
+    return table(
+        "Allowance by executor class", headers, rows, ("name", "", *[NUMBER] * 5, MINOR, MINOR, NUMBER), of=STACKED
+    )
 
 
 def _key() -> Iterator[Markup]:
