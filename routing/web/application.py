@@ -99,7 +99,7 @@ def app(*ledgers: Allowance, allowed_hosts: Collection[str] | None = None) -> St
         yield
         for source in sources:
             source.live.close()
-            await source.audits.close()
+            source.audits.close()
 
     pages = Starlette(
         routes=routes,
@@ -248,8 +248,8 @@ def _status_of(error: Exception) -> int:
             return 500
         case errors.ReservationNotFound() | errors.LedgerNotFound() | errors.NotEnoughAllowanceException():
             return 404
-        case errors.InvalidInput() | errors.PositionOutOfRange() | errors.TimeOutOfRange():
-            return 400
-        case errors.AllowanceException():
+        case errors.StorageUnavailable() | errors.LedgerClosed() | errors.NewerLedger() | errors.ClockUnusable():
             return 503
+        case errors.AllowanceException() | errors.JobRoutingException():
+            return 400
     return 500

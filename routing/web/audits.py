@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import suppress
+from subprocess import PIPE, Popen
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,8 +20,6 @@ IN_MEMORY = "sqlite://"
 """The database that no other process can read; its audit runs here."""
 BUCKETS = 120
 """Steps of the charts: as many as are still distinguishable on a narrow screen."""
-MOST_LINE_BYTES = 2**28
-"""The longest report; one with 10,000 findings and 10,000 accounts has about 100 MB."""
 
 
 class AuditOrder(msgspec.Struct):
@@ -53,7 +52,11 @@ class AuditEnd(msgspec.Struct, tag=True):
 
 
 class Audits:
-    """The audit of one ledger that runs, and the last one that ended."""
+    """The audit of one ledger that runs, and the last one that ended.
+
+    A thread waits for the process; it is a daemon, so that a program can end without waiting for an audit. The process
+    ends when nobody reads its progress any longer.
+    """
 
     def __init__(self, ledger: Allowance) -> None:
         self.report: AuditReport | None = None
@@ -61,63 +64,51 @@ class Audits:
         self.progress: AuditProgress | None = None
         """How far the running audit is; None if none runs."""
         self._ledger = ledger
-        self._running: asyncio.Task[None] | None = None
+        self._process: Popen[bytes] | None = None
 
     def start(self, until: int) -> None:
-        """Begin an audit up to a position; a running one goes on instead."""
+        """Begin an audit up to a position; if one runs, it goes on instead."""
         if self.progress is None:
             self.progress = AuditProgress(0, until)
             self.failure = None
-            self._running = asyncio.create_task(self._run(until))
+            Thread(target=self._run, args=(until,), name="allowance-audit", daemon=True).start()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End a running audit."""
-        if self._running is not None:
-            self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
+        if self._process is not None:
+            self._process.kill()
 
-    async def _run(self, until: int) -> None:
+    def _run(self, until: int) -> None:
         try:
             if self._ledger.database_url == IN_MEMORY:
-                self.report = await self._ledger.audit(until_position=until, usage_buckets=BUCKETS, progress=self._note)
+                audit = self._ledger.audit(until_position=until, usage_buckets=BUCKETS, progress=self._note)
+                self.report = asyncio.run(audit)
             else:
-                await self._run_process(until)
+                self._run_process(AuditOrder(self._ledger.database_url, self._ledger.validator_ss58, until, BUCKETS))
         except Exception as error:
             self.failure = AuditFailure(type(error).__name__, str(error))
         finally:
-            self.progress = None
+            self.progress = self._process = None
 
     def _note(self, done: int, total: int) -> None:
         self.progress = AuditProgress(done, total)
 
-    async def _run_process(self, until: int) -> None:
-        order = AuditOrder(self._ledger.database_url, self._ledger.validator_ss58, until, BUCKETS)
+    def _run_process(self, order: AuditOrder) -> None:
         # The process imports the same code as this one, however this one found it.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "routing.web.audit_process"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=environment,
-            limit=MOST_LINE_BYTES,
-        )
-        try:
+        command = (sys.executable, "-m", "routing.web.audit_process")
+        with Popen(command, stdin=PIPE, stdout=PIPE, env=environment) as process:
+            self._process = process
             assert process.stdin is not None
             process.stdin.write(msgspec.json.encode(order))
             process.stdin.close()
-            await self._read(process)
-        finally:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            self._read(process)
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
+    def _read(self, process: Popen[bytes]) -> None:
         from routing import AuditReport
 
         assert process.stdout is not None
-        async for line in process.stdout:
+        for line in process.stdout:
             match _lines.decode(line):
                 case AuditProgress() as progress:
                     self.progress = progress
@@ -125,10 +116,9 @@ class Audits:
                     self.failure = failure
                     return
                 case AuditEnd(report=report):
-                    # A report of thousands of accounts takes a while, and this loop serves all pages.
-                    self.report = await asyncio.to_thread(msgspec.json.decode, report, type=AuditReport)
+                    self.report = msgspec.json.decode(report, type=AuditReport)
                     return
-        raise StorageUnavailable(f"the process of the audit ended with code {await process.wait()}")
+        raise StorageUnavailable(f"the process of the audit ended with code {process.wait()}")
 
 
 _lines = msgspec.json.Decoder(AuditProgress | AuditFailure | AuditEnd)

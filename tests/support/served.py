@@ -28,7 +28,7 @@ async def fill(url: str) -> dict[str, int]:
     newest_at = datetime.now(UTC) - timedelta(seconds=3)
     async with Allowance.open(url, validator_ss58=VALIDATOR) as ledger:
         classes = {GPU: 2, HOSTILE_CLASS: 1}
-        await ledger.record_manifests(1, {hotkey: classes for hotkey in HOTKEYS})
+        await ledger.record_manifests(1, dict.fromkeys(HOTKEYS, classes))
         for number in range(1, BLOCKS + 1):
             created_at = newest_at - timedelta(seconds=12 * (BLOCKS - number))
             await ledger.record_block(

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -19,6 +20,9 @@ import pytest
 from routing.sync import Allowance
 from tests.support.served import BLOCKS, HOSTILE_CLASS, HOTKEYS, JOB, SCRIPT, fill, served
 from tests.support.small import GPU, VALIDATOR
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Dialog, Page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -29,6 +33,7 @@ OPTIONS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 WIDE, NARROW = 1280, 390
+Scheme = Literal["light", "dark"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,6 +79,11 @@ class Observed:
     hosts: set[str] = field(default_factory=set)
     dialogs: list[str] = field(default_factory=list)
 
+    def dismiss(self, dialog: Dialog) -> None:
+        """Note a dialog, and close it, since it would stop the page."""
+        self.dialogs.append(dialog.message)
+        dialog.dismiss()
+
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -85,7 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[playwright.Browser]:
+def browser() -> Iterator[Browser]:
     """One browser for all tests."""
     with playwright.sync_playwright() as started:
         running = started.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
@@ -95,8 +105,8 @@ def browser() -> Iterator[playwright.Browser]:
 
 @contextmanager
 def window(
-    browser: playwright.Browser, width: int, scheme: str = "light", *, scripts: bool = True
-) -> Iterator[tuple[playwright.Page, Observed]]:
+    browser: Browser, width: int, scheme: Scheme = "light", *, scripts: bool = True
+) -> Iterator[tuple[Page, Observed]]:
     """Open a window, and observe everything that a page must not do."""
     context = browser.new_context(
         viewport={"width": width, "height": 800},
@@ -108,14 +118,14 @@ def window(
     page.on("console", lambda message: observed.console.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: observed.console.append(str(error)))
     page.on("request", lambda request: observed.hosts.add(urlsplit(request.url).netloc))
-    page.on("dialog", lambda dialog: (observed.dialogs.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", observed.dismiss)
     try:
         yield page, observed
     finally:
         context.close()
 
 
-def ended_audit(page: playwright.Page, site: Site) -> None:
+def ended_audit(page: Page, site: Site) -> None:
     """Start an audit as a visitor does, and wait until the page shows its report."""
     page.goto(f"{site.address}/audit")
     if page.locator("text=No finding in").count() == 0:
@@ -125,7 +135,7 @@ def ended_audit(page: playwright.Page, site: Site) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_every_page_is_sound(site: Site, browser: playwright.Browser, width: int, scheme: str) -> None:
+def test_every_page_is_sound(site: Site, browser: Browser, width: int, scheme: Scheme) -> None:
     """Every page passes axe-core, does not scroll sideways, logs nothing, and asks no other host.
 
     Catches an unlabelled field, a contrast that is too low in one of the two schemes, a table that is wider than a
@@ -147,7 +157,7 @@ def test_every_page_is_sound(site: Site, browser: playwright.Browser, width: int
         assert observed.dialogs == []
 
 
-def test_hostile_names_are_shown_as_text(site: Site, browser: playwright.Browser) -> None:
+def test_hostile_names_are_shown_as_text(site: Site, browser: Browser) -> None:
     """Names from the log are visible as they are, make no element, and their links lead to their own page.
 
     Catches a name that is not escaped in a text, an attribute, a link or a live row.
@@ -160,13 +170,13 @@ def test_hostile_names_are_shown_as_text(site: Site, browser: playwright.Browser
             link.click()
             assert page.locator("h1").inner_text() == hotkey
             page.go_back()
-        for name, link in site.pages.items():
-            page.goto(f"{site.address}/{link}")
+        for name, address in site.pages.items():
+            page.goto(f"{site.address}/{address}")
             assert page.locator("main script, main img, main b b, main i i, td > b").count() == 0, name
         assert observed.dialogs == []
 
 
-def test_the_keyboard_alone_is_enough(site: Site, browser: playwright.Browser) -> None:
+def test_the_keyboard_alone_is_enough(site: Site, browser: Browser) -> None:
     """Tab visits everything in order, shows where it is, and is never trapped; Enter sends a form."""
     with window(browser, WIDE) as (page, _):
         page.goto(f"{site.address}/reservations")
@@ -185,7 +195,7 @@ def test_the_keyboard_alone_is_enough(site: Site, browser: playwright.Browser) -
         assert any("Download as CSV" in each for each in visited)
 
 
-def visit_all_by_tab(page: playwright.Page) -> list[str]:
+def visit_all_by_tab(page: Page) -> list[str]:
     """Press Tab until the focus is back at the beginning; every stop must be visibly focused."""
     visited: list[str] = []
     page.evaluate("document.activeElement.blur(), window.scrollTo(0, 0)")
@@ -206,7 +216,7 @@ def visit_all_by_tab(page: playwright.Page) -> list[str]:
     return visited
 
 
-def test_pages_work_without_scripts(site: Site, browser: playwright.Browser) -> None:
+def test_pages_work_without_scripts(site: Site, browser: Browser) -> None:
     """Without JavaScript every page shows its content, and the form for another moment works."""
     with window(browser, NARROW, scripts=False) as (page, observed):
         for name, link in site.pages.items():
@@ -220,7 +230,7 @@ def test_pages_work_without_scripts(site: Site, browser: playwright.Browser) -> 
         assert observed.hosts == {urlsplit(site.address).netloc}
 
 
-def test_live_pages_follow_the_ledger(site: Site, browser: playwright.Browser) -> None:
+def test_live_pages_follow_the_ledger(site: Site, browser: Browser) -> None:
     """The events and the overview show a new event without a reload, each event once, also with a hostile name.
 
     Catches a stream that ends, repeats or skips an event, and a layout that jumps when the state changes.

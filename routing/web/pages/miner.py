@@ -104,8 +104,5 @@ def _reservations(visit: Visit, hotkey_ss58: str, reservations: list[Reservation
         return [heading, empty("No reservation has taken this miner's allowance.")]
     every = anchor(visit.link("reservations", miner=hotkey_ss58), "All reservations of this miner")
     shown = f"The newest {counted(len(reservations), 'reservation')}. " if has_more else ""
-    return [
-        heading,
-        element("p", shown, every),
-        reservations_table(visit, reservations, "Newest reservations", with_miner=False),
-    ]
+    listed = reservations_table(visit, reservations, "Newest reservations", with_miner=False)
+    return [heading, element("p", shown, every), listed]

@@ -123,11 +123,9 @@ def _form(visit: Visit, classes: list[str]) -> Markup:
 
 
 def _refusal(visit: Visit, refusal: NotEnoughAllowanceException) -> Markup:
-    sentences = [element("p", element("strong", "No miner qualifies. "), text(str(refusal)))]
-    if refusal.highest_available_allowance_ss58:
-        sentences.append(
-            element("p", "Most is free on ", miner_link(visit, refusal.highest_available_allowance_ss58), class_="soft")
-        )
+    sentences = [element("p", element("strong", "No miner qualifies: "), text(str(refusal)))]
+    if best := refusal.highest_available_allowance_ss58:
+        sentences.append(empty("Most is free on ", anchor(visit.link("miner", hotkey=best), text(best)), "."))
     return joined(sentences)
 
 

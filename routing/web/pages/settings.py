@@ -38,7 +38,9 @@ def _values(current: Settings) -> dict[str, Any]:
 
 
 def _body(visit: Visit, current: Settings, changes: list[SettingsRecord], corrections: list[StoredEvent]) -> Markup:
-    explanation = "The settings apply to everything that is finalized and claimed from now on. Durations are seconds, ages are blocks."
+    explanation = (
+        "The settings apply to what is finalized and claimed from now on. Durations are seconds, ages are blocks."
+    )
     change_them = element(
         "p", "Change them with ", element("code", "allowance settings set FIELD=VALUE"), ".", class_="soft"
     )

@@ -113,12 +113,12 @@ progress { width: min(100%, 30rem); height: .9rem; accent-color: var(--link); }
   .fields > label { max-width: none; flex-basis: 100%; } .fields > label.half { flex-basis: 40%; }
   .stacked, .stacked tbody { display: block; } .stacked thead { display: none; }
   .stacked tr { display: block; padding: .55rem 0; border-bottom: 1px solid var(--rule); }
-  .stacked td, .stacked td.number { display: grid; grid-template-columns: minmax(7rem, 32%) minmax(0, 1fr);
-    gap: .75rem; min-width: 0; padding: .05rem 0; border: 0; overflow-wrap: anywhere; text-align: left;
-    white-space: normal; }
+  .stacked td, .stacked td.number { display: flow-root; min-width: 0; padding: .05rem 0; border: 0;
+    overflow-wrap: anywhere; text-align: left; white-space: normal; }
+  .stacked td[data-label] { padding-left: 8.5rem; }
   .stacked td:empty, .stacked td.minor { display: none; }
-  .stacked td > * { justify-self: start; } .stacked td > .bar { align-self: center; margin: 0; }
-  .stacked td::before { content: attr(data-label); color: var(--soft); overflow-wrap: normal; }
+  .stacked td::before { content: attr(data-label); float: left; width: 8rem; margin-left: -8.5rem;
+    color: var(--soft); overflow-wrap: normal; }
   .stacked .rule { font-weight: 600; white-space: normal; } .detail, .name, .message { min-width: 0; } }
 @media (prefers-reduced-motion: no-preference) { .top li a, .skip { transition: border-color .15s, top .1s; } }
 @media print { main { max-width: none; padding: 0; } figure, tr { break-inside: avoid; }
