@@ -71,12 +71,13 @@ class Live:
     async def _next(self, position: int) -> list[StoredEvent]:
         if self._following is not None and self._following.done():
             self._following.result()
-        if position < self._position - len(self._recent):
-            until = min(self._position, position + KEPT_EVENTS)
-            return [event async for event in self._ledger.events(after=position, until=until)]
         if position >= self._position:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), HEARTBEAT_SECONDS)
+        # Only now, since more events than are kept may have come while it waited.
+        if position < self._position - len(self._recent):
+            until = min(self._position, position + KEPT_EVENTS)
+            return [event async for event in self._ledger.events(after=position, until=until)]
         # Copied, since the list goes on while the connection waits for its reader.
         return [event for event in self._recent if event.position > position]
 
