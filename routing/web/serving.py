@@ -41,6 +41,7 @@ async def serve(ledger: Allowance, host: str, port: int, started: Callable[[str]
     answered.
     """
     listening = _listen(host, port)
+    await ledger.head()  # A ledger that cannot be read is an error of the command, and no page.
     is_loopback = host in LOOPBACK_HOSTS
     pages = app(ledger, allowed_hosts=LOOPBACK_HOSTS if is_loopback else None)
     config = uvicorn.Config(

@@ -52,7 +52,7 @@ async def test_every_follower_gets_every_event_once(kept: int) -> None:
         starts = [0, head - 2, head, head]
         followers = [await live.join(start) for start in starts]
         slow = await live.join(head)
-        first = asyncio.create_task(anext(slow))  # type: ignore[arg-type]
+        first = asyncio.ensure_future(anext(slow))
         found = [asyncio.create_task(positions(each, head + 12)) for each in followers]
         await reserve(ledger, 12)
         for start, each in zip(starts, found, strict=True):
@@ -102,7 +102,7 @@ async def test_an_error_of_the_log_ends_every_connection() -> None:
             raise OSError("the disk is gone")
             yield  # It is a generator, as `follow` is.
 
-        ledger.follow = broken  # type: ignore[method-assign]
+        ledger.follow = broken  # type: ignore[assignment, method-assign]
         for _ in range(2):
             with pytest.raises(OSError, match="the disk is gone"):
                 await positions(await live.join(head), head + 1)

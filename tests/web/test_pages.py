@@ -130,8 +130,11 @@ async def test_documents_have_the_keys_of_the_command_line(
     reservation = await page(f"/reservation.json?id={ids['spent']}")
     assert await cli("show", ids["spent"]) == [reservation["reservation"]]
     assert await cli("explain", f"{JOB}0") == [reservation["explanation"]]
-    why = await cli("why", SCRIPT, HOSTILE_CLASS)
-    assert why == [each for each in (await page(f"/miner.json?hotkey={quote(SCRIPT)}"))["accounts"] if each in why]
+    (why,) = await cli("why", SCRIPT, HOSTILE_CLASS)
+    (account,) = (await page(f"/miner.json?hotkey={quote(SCRIPT)}"))["accounts"][:1]
+    assert account["executor_class"] == HOSTILE_CLASS
+    assert account["free_seconds"] == pytest.approx(why["available_seconds"])
+    assert account["granted_seconds"] == pytest.approx(why["total_seconds"])
     events = await cli("events")
     assert events[::-1] == (await page("/events.json?limit=1000"))["items"]
 

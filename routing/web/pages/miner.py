@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from math import fsum
+from typing import TYPE_CHECKING, Any
 
 from ledger.errors import InvalidInput
 from routing.texts import counted, percent_text
@@ -13,8 +14,8 @@ from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, t
 from routing.web.visit import Answer, Crumb, Visit
 
 if TYPE_CHECKING:
-    from projections import BlockUsage
-    from routing import Miner, Reservation, Usage
+    from projections import AccountUsage, BlockUsage
+    from routing import Miner, Reservation
 
 PARAMETERS = ("hotkey",)
 SHOWN_RESERVATIONS = 20
@@ -29,13 +30,13 @@ async def miner(visit: Visit) -> Answer:
     registered = next((each for each in await ledger.miners() if each.hotkey_ss58 == hotkey_ss58), None)
     executors = (await ledger.manifests()).get(hotkey_ss58, {})
     by_block = await ledger.usage_by_block(hotkey_ss58)
-    accounts = [await ledger.why(hotkey_ss58, each.executor_class) for each in by_block.accounts]
+    accounts = [_totals(each) for each in by_block.accounts]
     page = await ledger.history(miner_ss58=hotkey_ss58, limit=SHOWN_RESERVATIONS)
     document = {
         "hotkey_ss58": hotkey_ss58,
         "registered": None if registered is None else fields(registered),
         "executors": executors,
-        "accounts": [fields(each) for each in accounts],
+        "accounts": accounts,
         "usage_by_block": fields(by_block),
     }
     return Answer(
@@ -44,7 +45,7 @@ async def miner(visit: Visit) -> Answer:
         lambda: joined(
             (
                 _about(registered, executors),
-                *_accounts(visit, accounts, by_block),
+                *_accounts(accounts, by_block),
                 *_reservations(visit, hotkey_ss58, page.items, has_more=page.next is not None),
             )
         ),
@@ -64,20 +65,33 @@ def _about(registered: Miner | None, executors: dict[str, int]) -> Markup:
     return facts([("Address", text(address)), ("Executors in the newest manifests", offered or Markup("none"))])
 
 
-def _accounts(visit: Visit, accounts: list[Usage], by_block: BlockUsage) -> list[Markup]:
+def _totals(usage: AccountUsage) -> dict[str, Any]:
+    """Return the sums of an account over the blocks of the window, in executor-seconds."""
+    granted, spent, held, invalidated = map(fsum, (usage.granted, usage.spent, usage.held, usage.invalidated))
+    return {
+        "executor_class": usage.executor_class,
+        "granted_seconds": granted,
+        "spent_seconds": spent,
+        "held_seconds": held,
+        "invalidated_seconds": invalidated,
+        "free_seconds": max(0.0, granted - spent - held - invalidated),
+    }
+
+
+def _accounts(accounts: list[dict[str, Any]], by_block: BlockUsage) -> list[Markup]:
     heading = element("h2", "Allowance by block")
     if not accounts:
         return [
             heading,
             empty("The ledger has no account of this miner: no manifest sync has named it with executors."),
         ]
-    headers = ("Executor class", "Blocks from", "Granted, s", "Spent, s", "Held, s", "Free, s", "Free")
-    rows = (_row(each) for each in accounts)
+    headers = ("Executor class", "Granted, s", "Spent, s", "Held, s", "Invalidated, s", "Free, s", "Free")
     explanation = (
-        "The usable blocks for a job that starts at the newest block. Invalidated blocks in the charts are those that a"
-        " drop of executors has taken away."
+        "The blocks in the window of a job that starts at the newest block. Their allowance is spent; or held by a"
+        " reservation that no event has settled; or invalidated, because the miner's executors became fewer; or free."
     )
     charts = (figure(by_block.starts, each.executor_class, [each]) for each in by_block.accounts if by_block.starts)
+    rows = (_row(each) for each in accounts)
     return [
         heading,
         element("p", explanation),
@@ -86,15 +100,11 @@ def _accounts(visit: Visit, accounts: list[Usage], by_block: BlockUsage) -> list
     ]
 
 
-def _row(usage: Usage) -> tuple[str, ...]:
+def _row(totals: dict[str, Any]) -> tuple[str, ...]:
     return (
-        text(usage.executor_class),
-        f"{usage.first_block:,}",
-        amount(usage.total_seconds),
-        amount(usage.total_seconds - usage.unspent_seconds),
-        amount(max(0.0, usage.unspent_seconds - usage.available_seconds)),
-        amount(usage.available_seconds),
-        percent_text(usage.available_seconds, usage.total_seconds),
+        text(totals["executor_class"]),
+        *(amount(totals[f"{name}_seconds"]) for name in ("granted", "spent", "held", "invalidated", "free")),
+        percent_text(totals["free_seconds"], totals["granted_seconds"]),
     )
 
 
