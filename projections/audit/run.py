@@ -184,5 +184,5 @@ class LogAudit:
 
 
 def _instant(at_ns: object) -> datetime | None:
-    """Return a recorded time in public form; None for 0, which stands for none, and for what damage left in its place."""
+    """Return a recorded time in public form; None for 0, which stands for none, and for what damage left there."""
     return instant(at_ns) if isinstance(at_ns, int) and 0 < at_ns <= LARGEST_INTEGER else None

@@ -19,6 +19,7 @@ IMAGE = "\"><img src=x onerror=alert('1')>"
 ARABIC = "مِعْدِن/../?a=1#b&c"
 HOSTILE_CLASS = "</td><b>gpu"
 HOTKEYS = ("5" + "Anna" * 11 + "abc", SCRIPT, IMAGE, ARABIC)
+FORMULA = "=1+1"
 JOB = "<i>job</i>-1"
 BLOCKS = 40
 
@@ -38,7 +39,7 @@ async def fill(url: str) -> dict[str, int]:
         spent, released, held = (route.allowance_reservation_id or 0 for route in routes[:3])
         await ledger.spend(spent)
         await ledger.release(released)
-        await ledger.reserve(SCRIPT, HOSTILE_CLASS, 6.0, BLOCKS)
+        await ledger.reserve(SCRIPT, HOSTILE_CLASS, 6.0, BLOCKS, job_uuid=FORMULA)
         await ledger.change_settings(block_expiry_blocks=700)
         await ledger.record_manifests(39, {HOTKEYS[0]: classes})
         await ledger.withdraw_manifests(39, f"recorded by mistake {SCRIPT}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 
 from routing import Allowance, PositionOutOfRange, StoredEvent
 from routing.web.live import Live
@@ -106,6 +107,21 @@ async def test_an_error_of_the_log_ends_every_connection() -> None:
         for _ in range(2):
             with pytest.raises(OSError, match="the disk is gone"):
                 await positions(await live.join(head), head + 1)
+
+
+async def test_one_more_follower_than_allowed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A visitor cannot open connections without end; when one ends, another may follow."""
+    monkeypatch.setattr("routing.web.live.MOST_FOLLOWERS", 2)
+    async with small_ledger() as ledger:
+        live = Live(ledger)
+        following = [await live.join(0) for _ in range(2)]
+        for each in following:
+            await anext(each)
+        with pytest.raises(HTTPException, match="2 connections follow"):
+            await live.join(0)
+        await following[0].aclose()  # type: ignore[attr-defined]
+        await live.join(0)
+        await following[1].aclose()  # type: ignore[attr-defined]
 
 
 async def read_events(client: httpx.AsyncClient, until: int, **headers: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,9 +22,11 @@ from fastapi import FastAPI
 from routing import Allowance, InvalidInput
 from routing.web import app
 from routing.web.application import PAGES, STREAMS
+from routing.web.parameters import Parameters
+from routing.web.visit import MOST_PASTS, Source
 from tests.support.cli import Command, command_line
 from tests.support.engines import new_database
-from tests.support.served import ARABIC, BLOCKS, HOSTILE_CLASS, HOTKEYS, IMAGE, JOB, SCRIPT, fill
+from tests.support.served import ARABIC, BLOCKS, FORMULA, HOSTILE_CLASS, HOTKEYS, IMAGE, JOB, SCRIPT, fill
 from tests.support.small import GPU, VALIDATOR
 
 Ids = dict[str, int]
@@ -324,6 +327,9 @@ async def test_reservations_can_be_downloaded_whole(client: httpx.AsyncClient) -
     assert [int(row["reservation_id"]) for row in rows] == [each["reservation_id"] for each in shown]
     assert [row["blocks"].split() for row in rows] == [list(map(str, each["blocks"])) for each in shown]
     assert set(rows[0]) == set(shown[0])
+    jobs = [row["job_uuid"] for row in rows]
+    assert f"'{FORMULA}" in jobs
+    assert FORMULA not in jobs
     oldest = (await client.get("/reservations.jsonl?order=oldest")).text.splitlines()
     assert [json.loads(line)["reservation_id"] for line in oldest] == [each["reservation_id"] for each in shown][::-1]
 
@@ -402,3 +408,24 @@ async def test_an_audit_that_fails_says_why(filled: tuple[str, Ids], monkeypatch
                 failure = (await client.get("/audit.json")).json()["failure"]
                 assert failure["type"] == "StorageUnavailable"
                 assert "The audit failed" in words(parsed((await client.get("/audit")).text))
+
+
+async def test_views_of_the_past_are_kept_but_few(filled: tuple[str, Ids]) -> None:
+    """The next page at a moment uses the state that the page before it folded; only the last moments are kept.
+
+    Catches a fold for every page, and a visitor who fills the memory with states.
+    """
+    async with Allowance.open(filled[0], validator_ss58=VALIDATOR, read_only=True) as ledger:
+        source = Source(ledger)
+        views = [source.at({"position": position}) for position in range(1, 10)]
+        assert source.at({"position": 9}) is views[8]
+        assert source.at({"position": 6}) is views[5]
+        assert source.at({"position": 1}) is not views[0]
+        assert len(source._pasts) == MOST_PASTS
+        assert source.at({}) is ledger
+
+
+@pytest.mark.parametrize("text", ["2024-01-01T12:00:00Z", "2024-01-01T13:00:00+01:00", "2024-01-01T13:00:00 01:00"])
+def test_a_time_may_have_any_zone(text: str) -> None:
+    """A `+` that nobody escaped arrives as a space, and means the same."""
+    assert Parameters([("time", text)], ()).moment() == {"time": datetime(2024, 1, 1, 12, tzinfo=UTC)}

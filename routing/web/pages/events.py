@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ledger.events import account_of
 from routing.texts import counted, time_text
-from routing.web.components import anchor, empty, short_miner_link
+from routing.web.components import anchor, empty, reservation_link, short_miner_link
 from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, row, table, text
 from routing.web.visit import Answer, Visit
 
@@ -17,6 +17,7 @@ PARAMETERS = ("before", "limit")
 LIVE = "events-live"
 LIVE_PARAMETERS = ("after", "rows")
 PAGE_EVENTS, MOST_EVENTS = 50, 1000
+_TAB = "\t"
 HEADERS = ("Position", "Recorded at, UTC", "Event", "Stream", "Version", "Content")
 CLASSES = (NUMBER, "fixed", "fixed", "", NUMBER, "")
 
@@ -78,8 +79,10 @@ def _stream(visit: Visit, stream: str) -> Markup:
 def _content(visit: Visit, stored: StoredEvent) -> Markup:
     if stored.reservation_id is None:
         return text(stored.summary)
-    link = anchor(visit.link("reservation", id=stored.reservation_id), str(stored.reservation_id))
-    return joined((link, text(stored.summary.removeprefix(str(stored.reservation_id)))))
+    rest = stored.summary.removeprefix(str(stored.reservation_id))
+    # The column of the stream has the account already.
+    rest = rest.replace(f" on {stored.stream.replace(_TAB, ' ')}", "", 1)
+    return joined((reservation_link(visit, stored.reservation_id), text(rest) if rest else ""))
 
 
 def _pages(visit: Visit, found: list[StoredEvent], head: int) -> Markup:
