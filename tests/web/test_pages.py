@@ -315,11 +315,14 @@ async def test_several_ledgers_have_a_prefix_each(tmp_path: Path, filled: tuple[
         app()
 
 
-async def test_reservations_can_be_downloaded_whole(client: httpx.AsyncClient) -> None:
+async def test_reservations_can_be_downloaded_whole(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Downloads have every matching reservation, page after page, in order, with all columns.
 
     Catches a download of the first page only, and a hotkey that a spreadsheet would run as a formula.
     """
+    monkeypatch.setattr("routing.web.pages.reservations.DOWNLOADED_AT_ONCE", 2)
     shown = (await client.get("/reservations.json?limit=1000")).json()["items"]
     answer = await client.get("/reservations.csv")
     assert answer.headers["content-disposition"] == 'attachment; filename="reservations.csv"'
