@@ -315,9 +315,7 @@ async def test_several_ledgers_have_a_prefix_each(tmp_path: Path, filled: tuple[
         app()
 
 
-async def test_reservations_can_be_downloaded_whole(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reservations_can_be_downloaded_whole(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads have every matching reservation, page after page, in order, with all columns.
 
     Catches a download of the first page only, and a hotkey that a spreadsheet would run as a formula.

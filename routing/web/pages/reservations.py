@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from ledger import STATUSES
+from routing.service.queries import OVERDUE
 from routing.web.components import anchor, choice, empty, field, form, hidden, reservations_table
 from routing.web.documents import as_json, fields
 from routing.web.parts.markup import Markup, element, joined, void
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from routing import Page, Reservation
 
 FILTERS = ("miner", "executor_class", "job", "status", "reserved_from", "reserved_until", "took_block", "order")
+STATUS_FILTERS = (*STATUSES, OVERDUE)
 PARAMETERS = (*FILTERS, "limit", "after")
 ORDERS = ("newest", "oldest")
 PAGE_RESERVATIONS, MOST_RESERVATIONS = 50, 1000
@@ -89,7 +91,7 @@ def _filters(visit: Visit) -> dict[str, Any]:
         "miner_ss58": parameters.text("miner"),
         "executor_class": parameters.text("executor_class"),
         "job_uuid": parameters.text("job"),
-        "status": parameters.choice("status", STATUSES),
+        "status": parameters.choice("status", STATUS_FILTERS),
         "reserved_from": parameters.time("reserved_from"),
         "reserved_until": parameters.time("reserved_until"),
         "block": parameters.whole("took_block"),
@@ -120,7 +122,7 @@ def _listed(visit: Visit, items: list[Reservation]) -> list[Markup]:
 def _form(visit: Visit, classes: list[str]) -> Markup:
     value = visit.parameters.text
     moment = {name: value for name, value in visit.parameters.given().items() if name not in PARAMETERS}
-    statuses = (("", "any"), *((status, status) for status in STATUSES))
+    statuses = (("", "any"), *((status, status) for status in STATUS_FILTERS))
     time = "2024-01-01T12:00:00Z"
     return form(
         "reservations",
