@@ -35,7 +35,7 @@ async def healthz(ledgers: Sequence[Allowance], request: Request) -> Response:
         "max_unverified_seconds": parameters.whole("max_unverified", 0, MOST_SECONDS),
     }
     documents = [await _document(ledger, limits) for ledger in ledgers]
-    is_well = not any(each.get("error") or each["problems"] for each in documents)
+    is_well = not any(each.get("error") or each["failures"] for each in documents)
     body = {"status": "ok" if is_well else "failing", "ledgers": documents}
     return Response(as_json(body), 200 if is_well else 503, media_type="application/json")
 
@@ -45,8 +45,7 @@ async def _document(ledger: Allowance, limits: dict[str, Any]) -> dict[str, Any]
         health = await ledger.health()
     except AllowanceException as error:
         return error_document(error)
-    given = {name: limit for name, limit in limits.items() if limit is not None}
-    return {**fields(health), "problems": [*health.problems, *(health.exceeded(**given) if given else [])]}
+    return {**fields(health), "failures": health.failures(**limits)}
 
 
 async def metrics(ledgers: Sequence[Allowance], request: Request) -> Response:
