@@ -124,6 +124,7 @@ async def test_documents_have_the_keys_of_the_command_line(
     assert health.keys() == (await page("/healthz"))["ledgers"][0].keys()
     ranked = await cli("miners", "--executor-class", GPU, "--seconds", 30)
     assert ranked == (await page(f"/miners.json?executor_class={GPU}&seconds=30"))["items"]
+    assert await cli("miners", "--executor-class", GPU) == (await page(f"/miners.json?executor_class={GPU}"))["items"]
     assert await cli("miners") == (await page("/miners.json"))["items"]
     history = await cli("history", "--miner", SCRIPT)
     shown = await page(f"/reservations.json?miner={quote(SCRIPT)}")
@@ -185,6 +186,7 @@ async def test_every_link_leads_somewhere(client: httpx.AsyncClient, filled: tup
         ("/miners?unknown=1", 400, "InvalidInput"),
         ("/miners?seconds=-1", 400, "InvalidInput"),
         ("/miners?seconds=nan", 400, "InvalidInput"),
+        ("/miners?seconds=30", 400, "InvalidInput"),
         ("/miners?executor_class=a&executor_class=b", 400, "InvalidInput"),
         (f"/miners?executor_class={GPU}&seconds=9999", 400, "InvalidInput"),
         ("/miner", 400, "InvalidInput"),

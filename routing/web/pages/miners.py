@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ledger.errors import NotEnoughAllowanceException
+from ledger.errors import InvalidInput, NotEnoughAllowanceException
 from routing.texts import counted, percent_text, seconds_text
 from routing.web.components import amount, anchor, empty, field, form, hidden, miner_link
 from routing.web.documents import candidate_document, fields
@@ -17,31 +17,35 @@ if TYPE_CHECKING:
 PARAMETERS = ("executor_class", "seconds", "job_start_block", "page")
 PAGE_MINERS = 250
 MOST_PAGES = 1_000_000
+LEAST_SECONDS = 1e-9
+"""The amount without which no miner is a candidate; it stands for one that was not given."""
 
 
 async def miners(visit: Visit) -> Answer:
-    """Return the ranking if a class and an amount are given, else the registered miners, of a class if one is given."""
+    """Return the ranking of a class, for an amount if one is given; without a class, the registered miners."""
     executor_class, seconds = visit.parameters.text("executor_class"), visit.parameters.seconds("seconds")
-    if executor_class is not None and seconds is not None:
+    if executor_class is not None:
         return await _ranking(visit, executor_class, seconds)
-    return await _registered(visit, executor_class)
+    if seconds is not None:
+        raise InvalidInput("executor_class", None, "given if seconds are given")
+    return await _registered(visit)
 
 
-async def _ranking(visit: Visit, executor_class: str, seconds: float) -> Answer:
+async def _ranking(visit: Visit, executor_class: str, seconds: float | None) -> Answer:
     newest = await visit.ledger.current_block()
     start = visit.parameters.whole("job_start_block") or newest or 1
     refusal: NotEnoughAllowanceException | None = None
     candidates: list[Candidate] = []
     try:
-        candidates = await visit.ledger.find_miners(seconds, executor_class, start)
+        candidates = await visit.ledger.find_miners(seconds or LEAST_SECONDS, executor_class, start)
     except NotEnoughAllowanceException as refused:
         refusal = refused
     workload = await visit.ledger.workload(executor_class)
-    classes = await _classes(visit)
+    classes = await visit.ledger.executor_classes()
     ranked = list(enumerate(candidates, start=1))
     shown, number = _page_of(visit, ranked)
     document = {
-        "items": [candidate_document(*each) for each in ranked],
+        "items": [{**candidate_document(*each), "executor_class": executor_class} for each in ranked],
         "job_start_block": start,
         "workload": fields(workload),
         "refusal": None if refusal is None else {"message": str(refusal), **refusal.to_dict()},
@@ -50,10 +54,11 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float) -> Answer:
     def body() -> Markup:
         if refusal is not None:
             return joined((_form(visit, classes), _refusal(visit, refusal)))
+        amount_text = "allowance" if seconds is None else f"at least {seconds_text(seconds)}"
         explanation = (
-            f"{counted(len(ranked), 'miner')} of {executor_class} with at least {seconds_text(seconds)} free for a job"
-            f" that starts at block {start:,}, best first. The router skips busy miners, and tries miners with equal"
-            " earliest block and share in an order that it draws for each job."
+            f"{counted(len(ranked), 'miner')} of {executor_class} with {amount_text} free for a job that starts at"
+            f" block {start:,}, best first. The router skips busy miners, and tries miners with equal earliest block and"
+            " share in an order that it draws for each job."
         )
         rows = [_candidate_row(visit, rank, each, workload) for rank, each in shown]
         headers = (
@@ -73,14 +78,10 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float) -> Answer:
     return Answer("Miners", document, body)
 
 
-async def _registered(visit: Visit, executor_class: str | None) -> Answer:
+async def _registered(visit: Visit) -> Answer:
     manifests = await visit.ledger.manifests()
-    registered = [
-        miner
-        for miner in await visit.ledger.miners()
-        if executor_class is None or executor_class in manifests.get(miner.hotkey_ss58, {})
-    ]
-    classes = sorted({name for counts in manifests.values() for name in counts})
+    registered = await visit.ledger.miners()
+    classes = await visit.ledger.executor_classes()
     shown, number = _page_of(visit, registered)
     document = {
         "items": [{**_miner_document(each), "executors": manifests.get(each.hotkey_ss58, {})} for each in registered]
@@ -88,21 +89,19 @@ async def _registered(visit: Visit, executor_class: str | None) -> Answer:
 
     def body() -> Markup:
         if not registered:
-            return joined((_form(visit, classes), _nobody(executor_class)))
-        which = "registered at the newest block" if executor_class is None else f"registered, with {executor_class}"
+            return joined((_form(visit, classes), _nobody()))
         rows = (
             (miner_link(visit, each.hotkey_ss58), *_axon(each), _executors(manifests.get(each.hotkey_ss58, {})))
             for each in shown
         )
         listed = table("Miners", ("Miner", "Address", "Port", "Executors"), rows, ("", "", NUMBER), of=STACKED)
-        sentence = f"{counted(len(registered), 'miner')} {which}. Give a class and an amount for the ranking of a job."
+        sentence = (
+            f"{counted(len(registered), 'miner')} registered at the newest block. Give a class, and the amount that a"
+            " job needs, for the ranking."
+        )
         return joined((_form(visit, classes), element("p", sentence), listed, _pages(visit, number, len(registered))))
 
     return Answer("Miners", document, body)
-
-
-async def _classes(visit: Visit) -> list[str]:
-    return sorted({name for counts in (await visit.ledger.manifests()).values() for name in counts})
 
 
 def _form(visit: Visit, classes: list[str]) -> Markup:
@@ -129,11 +128,7 @@ def _refusal(visit: Visit, refusal: NotEnoughAllowanceException) -> Markup:
     return joined(sentences)
 
 
-def _nobody(executor_class: str | None) -> Markup:
-    if executor_class is not None:
-        return empty(
-            f"No registered miner offers {executor_class} in the newest manifests. Leave the class empty for all."
-        )
+def _nobody() -> Markup:
     return empty(
         "No miner is registered. Record blocks with their miners: ",
         element("code", "allowance import FACTS.jsonl"),

@@ -34,7 +34,7 @@ async def reservations(visit: Visit) -> Answer:
     limit = visit.parameters.whole("limit", 1, MOST_RESERVATIONS) or PAGE_RESERVATIONS
     after = visit.parameters.text("after")
     page = await visit.ledger.history(**_filters(visit), after=after, limit=limit)
-    classes = sorted({name for counts in (await visit.ledger.manifests()).values() for name in counts})
+    classes = await visit.ledger.executor_classes()
     document = {"items": [fields(each) for each in page.items], "next": page.next, "checked": page.checked}
     return Answer("Reservations", document, lambda: _body(visit, page, classes))
 
