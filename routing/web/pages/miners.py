@@ -57,8 +57,8 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float | None) -> 
         amount_text = "allowance" if seconds is None else f"at least {seconds_text(seconds)}"
         explanation = (
             f"{counted(len(ranked), 'miner')} of {executor_class} with {amount_text} free for a job that starts at"
-            f" block {start:,}, best first. The router skips busy miners, and tries miners with equal earliest block and"
-            " share in an order that it draws for each job."
+            f" block {start:,}, best first. The router skips busy miners, and tries miners with equal earliest block"
+            " and share in an order that it draws for each job."
         )
         rows = [_candidate_row(visit, rank, each, workload) for rank, each in shown]
         headers = (
