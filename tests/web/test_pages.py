@@ -410,6 +410,7 @@ async def test_an_audit_that_fails_says_why(filled: tuple[str, Ids], monkeypatch
                 await client.get("/audit-live")
                 failure = (await client.get("/audit.json")).json()["failure"]
                 assert failure["type"] == "StorageUnavailable"
+                assert "the process of the audit ended" not in failure["message"]
                 assert "The audit failed" in words(parsed((await client.get("/audit")).text))
 
 
