@@ -85,7 +85,7 @@ class Observed:
         dialog.dismiss()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A ledger with hostile names and an ended audit, served by `allowance serve`."""
     url = f"sqlite:///{tmp_path_factory.mktemp('pages')}/ledger.db"
@@ -94,9 +94,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(address, url, reservations)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests."""
+    """One browser for all tests. It ends with this module: Playwright's event loop would be in the way of others."""
     with playwright.sync_playwright() as started:
         running = started.chromium.launch(executable_path=CHROMIUM, args=list(OPTIONS))
         yield running
