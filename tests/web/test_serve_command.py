@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import tempfile
 from pathlib import Path
 
+import httpx
 import pytest
 
+from routing import Allowance
 from tests.support.cli import command_line
 from tests.support.engines import new_database
-from tests.support.served import fill
+from tests.support.served import fill, served
+from tests.support.small import VALIDATOR
 
 
 def test_a_wrong_or_taken_address_is_an_error_of_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,3 +54,24 @@ def test_without_the_extra_the_command_says_what_to_install(
     result = command_line(capsys)("serve", "--database", "sqlite:///allowance.db")
     assert result.code == 2
     assert "pip install 'allowance-ledger[web]'" in result.err
+
+
+@pytest.mark.slow
+def test_an_export_is_served_like_a_ledger(tmp_path: Path) -> None:
+    """A file that somebody sent is restored to a temporary database, which is audited too and removed at the end."""
+    url, file = new_database("sqlite", tmp_path), tmp_path / "ledger.export"
+    asyncio.run(fill(url))
+
+    async def export() -> None:
+        async with Allowance.open(url, validator_ss58=VALIDATOR, read_only=True) as ledger:
+            await ledger.export(file)
+
+    asyncio.run(export())
+    before = set(Path(tempfile.gettempdir()).glob("allowance-*"))
+    with served(str(file)) as (address, _):
+        position = httpx.get(f"{address}/overview.json").json()["position"]
+        assert len(httpx.get(f"{address}/events.json?limit=1000").json()["items"]) == position
+        httpx.get(f"{address}/audit-start")
+        httpx.get(f"{address}/audit-live", timeout=60)
+        assert httpx.get(f"{address}/audit.json").json()["report"]["findings_count"] == 0
+    assert set(Path(tempfile.gettempdir()).glob("allowance-*")) <= before
