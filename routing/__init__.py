@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from .service.summaries import ClassTotals as ClassTotals
     from .service.summaries import Overview as Overview
     from .service.summaries import Usage as Usage
+    from .service.summaries import Workload as Workload
     from .singletons import allowance as allowance
     from .singletons import configure as configure
     from .singletons import reset as reset
@@ -139,7 +140,7 @@ else:
             "routing.service.miner_records": "MinerRecord",
             "routing.service.past": "Past",
             "routing.service.settings_changes": "SettingsRecord",
-            "routing.service.summaries": "ClassTotals Overview Usage",
+            "routing.service.summaries": "ClassTotals Overview Usage Workload",
             "routing.singletons": "allowance configure reset routing",
             "routing.version": "__version__",
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from datetime import datetime
 from itertools import pairwise
 
 import msgspec
@@ -88,6 +89,8 @@ class AuditReport(Result, msgspec.Struct, frozen=True):
     first_cause: Finding | None = None
     findings_by_rule: dict[str, int] = {}
     unproved_choices: int = 0
+    first_recorded_at: datetime | None = None
+    last_recorded_at: datetime | None = None
 
 
 def totals_of(state: AuditState) -> list[AccountTotals]:

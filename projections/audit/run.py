@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from ledger import Head, Row, Store
 from ledger.errors import PositionOutOfRange
+from ledger.values import LARGEST_INTEGER, instant
 from projections.audit.checks.history import HistoryCheck
 from projections.audit.checks.snapshots import SnapshotCheck
 from projections.history.model import Checkpoint, HistoryModel
@@ -89,6 +91,8 @@ async def audit_log(
         first_cause(findings),
         dict(sorted(replay.findings.by_rule.items())),
         replay.unproved_choices,
+        _instant(audit.first_recorded_at_ns),
+        _instant(replay.recorded_at_ns),
     )
 
 
@@ -107,6 +111,7 @@ class LogAudit:
         self.replay = replay
         self.states = SnapshotCheck(states, self.replay.findings)
         self.history = HistoryCheck(store, history, until, replay.findings, start=replay.position)
+        self.first_recorded_at_ns = 0
         self._store = store
         self._head = head
         self._until = until
@@ -129,6 +134,7 @@ class LogAudit:
 
     def _process(self, rows: list[Row], claims_by_choice: dict[int, list[LaterClaim]]) -> None:
         replay, seals = self.replay, self.replay.seals
+        self.first_recorded_at_ns = self.first_recorded_at_ns or rows[0].recorded_at_ns
         positions = self.states.positions | seals.positions
         last = rows[-1].position
         # Few pages contain such a position, so the others need no look-up per row. A position that is not an integer (a
@@ -175,3 +181,8 @@ class LogAudit:
             # page and becomes a finding.
             rows = [row for row in rows if not (type(row.position) is int and row.position > self._until)]
         return rows
+
+
+def _instant(at_ns: object) -> datetime | None:
+    """Return a recorded time in public form; None for 0, which stands for none, and for what damage left there."""
+    return instant(at_ns) if isinstance(at_ns, int) and 0 < at_ns <= LARGEST_INTEGER else None

@@ -407,6 +407,11 @@ class Allowance(MinerFactCalls):
             for stored in await self._on_store(lambda store: cursor.read(store, LARGEST_INTEGER)):
                 yield stored
 
+    @property
+    def database_url(self) -> str:
+        """The URL with which the ledger was opened. It may hold a password; `health` has it without."""
+        return self._lifecycle.database_url
+
     async def health(self) -> Health:
         """Return the health of the ledger. Raises `StorageUnavailable` if the database does not respond."""
         return await health_of(await self._lifecycle.handle(), self._lifecycle.database_url)

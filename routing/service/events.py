@@ -97,7 +97,7 @@ class Cursor:
         if rows:
             await self._check_continuation(store, rows[0])
             self.position, self._hash = rows[-1].position, rows[-1].hash
-        return [_stored_event(row) for row in rows]
+        return [stored_event(row) for row in rows]
 
     async def has_more(self, store: Store) -> bool:
         """Whether the log has grown. Raises `LogWentBack` if it has shrunk or been replaced."""
@@ -116,7 +116,8 @@ class Cursor:
         raise CorruptLedger(self.position + 1, "its hash does not continue that of the event before it")
 
 
-def _stored_event(row: Row) -> StoredEvent:
+def stored_event(row: Row) -> StoredEvent:
+    """Return the event of a stored row with its columns. Raises `CorruptLedger` and `NewerLedger`."""
     event = decode(row.position, row.payload)
     about: int | None = None
     match event:

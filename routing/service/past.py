@@ -12,7 +12,7 @@ from ledger.codec import decode, reservation_position
 from ledger.errors import CorruptLedger, InvalidInput, PositionOutOfRange
 from ledger.events import BlockRecorded, ManifestsRecorded, decided_at_ns
 from ledger.values import instant, instant_ns, integer
-from projections import Availability, ProgressReport, state_at
+from projections import Availability, ProgressReport, SnapshotStore, state_at
 from routing.stored_rows import row_at
 
 from .lifecycle import Lifecycle
@@ -135,12 +135,14 @@ async def _fold_before_higher_block(
 ) -> tuple[Availability, int]:
     """Fold up to just before the first event about a higher block; the clock is the one that decided the last event.
 
-    Blocks may be recorded in any order, so neither a snapshot nor bisection can find that event: every event is read.
-    Facts that were withdrawn at any time do not count: a mistyped block would otherwise hide all that came after it.
+    Blocks may be recorded in any order, so bisection cannot find that event: every event after the newest snapshot
+    without a higher block is read. Facts that were withdrawn at any time do not count: a mistyped block would otherwise
+    hide all that came after it.
     """
     withdrawn = await _withdrawn_positions(store, head)
-    state = Availability()
-    newest = clock_ns = 0
+    state = await _snapshot_without_higher_block(store, block, min(withdrawn, default=head + 1) - 1)
+    newest = _newest_fact(state)
+    clock_ns = await _decided_at_ns(store, state.position) if state.position else 0
     while rows := await store.read(state.position):
         for row in rows:
             event = decode(row.position, row.payload)
@@ -159,6 +161,20 @@ async def _fold_before_higher_block(
     if block > newest:
         raise PositionOutOfRange(f"block {block}", None, newest or None)
     return state, clock_ns
+
+
+async def _snapshot_without_higher_block(store: Store, block: int, until: int) -> Availability:
+    """Return the newest sealed snapshot up to a position that knows no higher block, or the empty state."""
+    snapshots = SnapshotStore(store)
+    state = await snapshots.load(until)
+    while state.position and _newest_fact(state) > block:
+        state = await snapshots.load(state.position - 1)
+    return state
+
+
+def _newest_fact(state: Availability) -> int:
+    """Return the highest block that a recorded fact is about; 0 without facts."""
+    return max(state.chain.blocks.newest, *state.chain.sync_blocks[-1:], 0)
 
 
 async def _withdrawn_positions(store: Store, head: int) -> set[int]:

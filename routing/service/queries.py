@@ -10,20 +10,33 @@ from uuid import UUID
 
 import msgspec
 
-from ledger import END, STATUSES, Head, Miner, RecordedSettings, Reservation, Settings, Status, Store, check_amount
+from ledger import (
+    END,
+    STATUSES,
+    Head,
+    Lookup,
+    Miner,
+    RecordedSettings,
+    Reservation,
+    Settings,
+    Status,
+    Store,
+    check_amount,
+)
 from ledger.errors import InvalidInput, LogWentBack, PositionOutOfRange, ReservationNotFound
+from ledger.events import SETTINGS_STREAM
 from ledger.values import amount, flag, instant_ns, integer, job_name, name
 from projections import Availability, Candidate, HistoryFilters, Page
 from routing.explain import Explanation, explain
 
-from .events import Cursor, StoredEvent
+from .events import Cursor, StoredEvent, stored_event
 from .lifecycle import Lifecycle
 from .miner_records import MinerRecord, records_of_miners
 from .settings_changes import SettingsRecord, settings_records
-from .summaries import Overview, Usage, overview_of, usage_of
+from .summaries import Overview, Usage, Workload, overview_of, usage_by_block_of, usage_of, workload_of
 
 if TYPE_CHECKING:
-    from projections import Bookkeeper, ProgressReport
+    from projections import BlockUsage, Bookkeeper, ProgressReport
     from routing.other_policy import PolicyReport
 
 R = TypeVar("R")
@@ -40,6 +53,11 @@ class Queries(ABC):
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
+
+    @property
+    def validator_ss58(self) -> str:
+        """The hotkey of the validator that owns the ledger."""
+        return self._lifecycle.validator_ss58
 
     @abstractmethod
     async def _read_state(self, read: Callable[[Availability, int], R], *, short: bool = False) -> R:
@@ -150,6 +168,14 @@ class Queries(ABC):
         head = (await self.head()).position
         return await self._on_store(lambda store: under_policy(store, head, settings, progress))
 
+    async def explain_reservation(self, reservation_id: int) -> Explanation:
+        """Explain one reservation as `explain` does: an earlier one of its job, or one without a job.
+
+        Raises `ReservationNotFound`, `InvalidInput`.
+        """
+        reservation = await self.reservation(reservation_id)
+        return await self._on_store(lambda store: explain(store, reservation))
+
     async def why(self, miner_ss58: str, executor_class: str) -> Usage:
         """Return how an account's allowance is used, in the window of a job that starts at the newest block.
 
@@ -166,6 +192,23 @@ class Queries(ABC):
         ]
         reservations.sort(key=lambda reservation: reservation.reservation_id)
         return msgspec.structs.replace(usage, reservations=reservations)
+
+    async def usage_by_block(self, miner_ss58: str, *, buckets: int = 120) -> BlockUsage:
+        """Return how the allowance of a miner's accounts is used, for a job that starts at the newest block.
+
+        The blocks of the window are in at most `buckets` (1 to 10,000) buckets of equal width; a miner without accounts
+        has none. Raises `InvalidInput`.
+        """
+        miner_ss58, buckets = name(miner_ss58, "miner_ss58"), integer(buckets, "buckets", 1, MOST_ITEMS)
+        return await self._read_state(lambda state, _: usage_by_block_of(state, miner_ss58, buckets))
+
+    async def workload(self, executor_class: str) -> dict[str, Workload]:
+        """Return for each registered miner of a class how many of its executors are busy; raises `InvalidInput`.
+
+        The router skips a miner whose executors are all busy.
+        """
+        executor_class = name(executor_class, "executor_class")
+        return await self._read_state(lambda state, now_ns: workload_of(state, executor_class, now_ns))
 
     async def overview(self) -> Overview:
         """Return a summary of the ledger, with totals per executor class."""
@@ -238,10 +281,15 @@ class Queries(ABC):
         return (await self._read_state(lambda state, _: state.chain.settings)).to_settings()
 
     async def settings_changes(self) -> list[SettingsRecord]:
-        """Return every event that recorded settings, with the old and new values; reads the whole log."""
-        head = (await self.head()).position
-        handle = await self._lifecycle.handle()
-        return await handle.runtime.run(settings_records(handle.store, head))
+        """Return every event that recorded settings, with the old and new values; reads the log up to the last one."""
+        head, count = await self._read_state(lambda state, _: (state.position, state.version(SETTINGS_STREAM)))
+        return await self._on_store(lambda store: settings_records(store, head, count))
+
+    async def corrections(self) -> list[StoredEvent]:
+        """Return the events that withdrew a block or a manifest sync, in order."""
+        positions = await self._read_state(lambda state, _: _positions_of_corrections(state))
+        found = await self._on_store(lambda store: store.find(Lookup(positions=positions)))
+        return [stored_event(found.rows[position]) for position in positions]
 
     async def head(self) -> Head:
         """Return the log's head. Note it elsewhere: with it, `verify` detects every later change of the log."""
@@ -289,6 +337,11 @@ class Queries(ABC):
             after = page.next
             if after is None:
                 return
+
+
+def _positions_of_corrections(state: Availability) -> list[int]:
+    withdrawn = (*state.chain.withdrawn_blocks.values(), *state.chain.withdrawn_syncs.values())
+    return sorted(each.withdrawn_at for withdrawals in withdrawn for each in withdrawals)
 
 
 def checked_id(value: object) -> int:

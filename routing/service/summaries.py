@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from ledger import Reservation
+from ledger import Account, BlockSet, Reservation
 from ledger.results import Result
 from ledger.values import instant, seconds
 from projections import Availability
+
+if TYPE_CHECKING:
+    from ledger.domain.block_table import BlockTable
+    from projections import AccountUsage, BlockUsage
 
 
 class Usage(Result, msgspec.Struct, frozen=True):
@@ -26,6 +33,13 @@ class Usage(Result, msgspec.Struct, frozen=True):
     available_seconds: float
     unspent_seconds: float
     reservations: list[Reservation]
+
+
+class Workload(Result, msgspec.Struct, frozen=True):
+    """A miner's running jobs in a class, which are its reservations that are not overdue, and its executors."""
+
+    running: int
+    executors: int
 
 
 class ClassTotals(Result, msgspec.Struct, frozen=True):
@@ -121,3 +135,48 @@ def usage_of(state: Availability, miner_ss58: str, executor_class: str, now_ns: 
         seconds(account.unspent_ns(state.chain.blocks, window_start)),
         [],
     )
+
+
+def workload_of(state: Availability, executor_class: str, now_ns: int) -> dict[str, Workload]:
+    """Return the workload of each registered miner of a class, by hotkey."""
+    chain = state.chain
+    return {
+        hotkey_ss58: Workload(len(account.active) - len(account.overdue(now_ns)), chain.newest_count(account))
+        for hotkey_ss58, account in chain.classes.get(executor_class, {}).items()
+        if hotkey_ss58 in chain.metagraph.members
+    }
+
+
+def usage_by_block_of(state: Availability, miner_ss58: str, buckets: int) -> BlockUsage:
+    """Return the use of a miner's accounts in the window of a job that starts at the newest block, in buckets."""
+    from projections import BlockUsage
+
+    chain = state.chain
+    accounts = [accounts[miner_ss58] for _, accounts in sorted(chain.classes.items()) if miner_ss58 in accounts]
+    first, end = max(1, state.window_start(chain.blocks.newest), chain.blocks.first), chain.blocks.newest
+    if not accounts or end <= first:
+        return BlockUsage([], [])
+    width = -(-(end - first) // buckets)
+    starts = [*range(first, end, width), end]
+    return BlockUsage(starts, [_account_usage(chain.blocks, account, starts) for account in accounts])
+
+
+def _account_usage(blocks: BlockTable, account: Account, starts: Sequence[int]) -> AccountUsage:
+    from projections import AccountUsage
+
+    active = BlockSet()
+    for each in account.active.values():
+        for run_first, run_last in each.blocks:
+            active.add(run_first, run_last)
+
+    def amount(runs: Iterable[tuple[int, int]]) -> float:
+        return seconds(sum(account.amount_ns(blocks, *run) for run in runs))
+
+    granted, spent, held, invalidated = [], [], [], []
+    for start, end in pairwise(starts):
+        held_seconds = amount(active.between(start, end))
+        granted.append(amount([(start, end)]))
+        held.append(held_seconds)
+        spent.append(amount(account.taken.between(start, end)) - held_seconds)
+        invalidated.append(amount(account.taken.gaps(start, max(start, min(end, account.invalidated_below)))))
+    return AccountUsage(account.miner_ss58, account.executor_class, granted, spent, held, invalidated)

@@ -37,6 +37,7 @@ CASES = {
     "sync": "feeding:manifest_sync",
     "pick": "picking:one_caller",
     "reader": "picking:beside_a_reader",
+    "serving": "serving:pages",
     "callers": "picking:many_callers",
     "metrics": "metered:with_metrics",
     "library": "library:on_sqlite",

@@ -39,14 +39,14 @@ async def _one_caller(workspace: Workspace, report: Report, title: str, prepared
             async def commits() -> list[float]:
                 return [seconds * MS for seconds in bare.commits(workspace.sizes.picks)]
 
-            ours, limit = await interleaved(workspace.sizes.repeat, _picks(ledger, workspace), commits)
+            ours, limit = await interleaved(workspace.sizes.repeat, one_callers_picks(ledger, workspace), commits)
     one_commit = ("one bare commit", [median(each) for each in limit])
     medians, slowest = [median(each) for each in ours], [percentile(each, 0.99) for each in ours]
     report.add(f"a pick, {title}: median", "ms", medians, one_commit, ratio_at_most(MOST_COMMIT_RATIO))
     report.add(f"a pick, {title}: 99 %", "ms", slowest, one_commit, ratio_at_most(MOST_COMMIT_RATIO_P99))
 
 
-def _picks(ledger: Allowance, workspace: Workspace) -> Callable[[], Awaitable[list[float]]]:
+def one_callers_picks(ledger: Allowance, workspace: Workspace) -> Callable[[], Awaitable[list[float]]]:
     """Return a measure: the time of each of many picks of one caller."""
     router = Routing(ledger)
 
@@ -111,7 +111,7 @@ async def beside_a_reader(workspace: Workspace, report: Report) -> None:
     """Measure the slowest picks of one caller while another process pages through the history, and without it."""
     prepared = await workspace.long()
     async with prepared.open() as ledger, worker(prepared, workspace.classes) as reader:
-        picks = _picks(ledger, workspace)
+        picks = one_callers_picks(ledger, workspace)
 
         async def disturbed() -> list[float]:
             await reader.start_paging()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -212,6 +212,48 @@ async def test_a_view_by_block_ends_before_the_first_event_about_a_higher_block(
         assert (await ledger.at(block=4).overview()).newest_block == 3
         assert (await ledger.at(block=5).overview()).newest_block == 4
         assert await ledger.at(block=2).current_block() == 2
+
+
+async def test_a_view_by_block_begins_at_the_newest_snapshot_without_a_higher_block(url: str) -> None:
+    """The events before that snapshot are not folded again, and the result is the same.
+
+    Catches a snapshot that knows a higher block already, or a block that was withdrawn only after it.
+    """
+    async with small_ledger(url=url, blocks=3) as ledger:
+        handle = await ledger._lifecycle.handle()
+        for block in (4, 5, 6):
+            await handle.runtime.run(handle.upkeep.seal_if_due(1))
+            await record_blocks(ledger, block, block, ["5Anna"])
+        await handle.runtime.run(handle.upkeep.seal_if_due(1))
+        views = {block: await ledger.at(block=block).overview() for block in (2, 3, 4, 5, 6)}
+        assert {block: view.newest_block for block, view in views.items()} == {block: block for block in views}
+        seen: list[tuple[int, int]] = []
+        await ledger.at(block=6).fold(lambda done, total: seen.append((done, total)))
+        assert len(seen) == 1
+        read = await rows_read(handle.store, lambda: ledger.at(block=5).overview())
+        assert read <= 6
+        await ledger.withdraw_block(6, "mistaken")
+        assert (await ledger.at(block=5).overview()).position == (await ledger.head()).position
+        with pytest.raises(PositionOutOfRange):
+            await ledger.at(block=6).overview()
+
+
+async def rows_read(store: Any, query: Callable[[], Awaitable[object]]) -> int:
+    """Return how many rows a query reads in pages."""
+    counts: list[int] = []
+    read = store.read
+
+    async def counted(after: int, limit: int | None = None) -> Any:
+        rows = await read(after, limit)
+        counts.append(len(rows))
+        return rows
+
+    store.read = counted
+    try:
+        await query()
+    finally:
+        store.read = read
+    return sum(counts)
 
 
 @pytest.mark.parametrize(

@@ -76,5 +76,6 @@ COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("health", "Show whether the ledger can be read and how current it is.", "health"),
     CommandEntry("ledgers", "List the ledgers of a database or a file.", "ledgers"),
     CommandEntry("settings", "Show or change the recorded settings, and list their changes.", "settings"),
+    CommandEntry("serve", "Show the ledger in a browser: read-only pages, live, on this machine.", "serve"),
     CommandEntry("guide", "Show a page of the user guide, or list its topics.", "guide"),
 )

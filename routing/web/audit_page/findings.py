@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from routing.texts import counted
-
-from .markup import NUMBER, STACKED, Markup, element, joined, table, text
+from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text
 
 if TYPE_CHECKING:
     from routing import AuditReport, Finding

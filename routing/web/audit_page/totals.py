@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import fsum
 from typing import TYPE_CHECKING
 
-from .markup import NUMBER, Markup, element, table, text
+from routing.web.parts.markup import NUMBER, STACKED, Markup, element, table, text
 
 if TYPE_CHECKING:
     from routing import AccountTotals, AuditReport
@@ -31,7 +31,7 @@ def totals_section(report: AuditReport) -> Markup:
         " reservation that no event has settled; or invalidated by a drop; or available, which means free for a job"
         " that starts at the newest block; or aged, which means free but too old for such a job."
     )
-    totals = table("Totals by executor class", headers, rows, ("name", *[NUMBER] * 7))
+    totals = table("Totals by executor class", headers, rows, ("name", *[NUMBER] * 7), of=STACKED)
     return element(
         "section", element("h2", "Totals"), element("p", explanation), element("div", totals, class_="summed")
     )

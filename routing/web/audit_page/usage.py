@@ -9,9 +9,9 @@ from math import fsum
 from typing import TYPE_CHECKING
 
 from routing.texts import counted, seconds_text
+from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text
+from routing.web.parts.svg import Layer, chart, sparkline, stack_height
 
-from .markup import NUMBER, Markup, element, joined, table, text
-from .svg import Layer, chart, sparkline, stack_height
 from .totals import AMOUNT_HEADERS, amounts
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def usage_section(report: AuditReport) -> Markup:
     for account in usage.accounts:
         by_class[account.executor_class].append(account)
     classes = (_class(usage.starts, name, accounts, totals) for name, accounts in sorted(by_class.items()))
-    all_classes = _figure(usage.starts, "All classes", usage.accounts)
+    all_classes = figure(usage.starts, "All classes", usage.accounts)
     return element("section", heading, element("p", explanation), all_classes, *classes)
 
 
@@ -63,12 +63,15 @@ def _class(
         for each in accounts
     )
     caption = f"Miners of {executor_class}, most spent and held first"
-    miners = table(caption, ("By block", "Miner", *AMOUNT_HEADERS), rows, ("", "", *[NUMBER] * len(AMOUNT_HEADERS)))
+    miners = table(
+        caption, ("By block", "Miner", *AMOUNT_HEADERS), rows, ("", "", *[NUMBER] * len(AMOUNT_HEADERS)), of=STACKED
+    )
     summary = element("summary", counted(len(accounts), "miner"), ", most spent and held first")
-    return joined((_figure(starts, executor_class, accounts), element("details", summary, miners)))
+    return joined((figure(starts, executor_class, accounts), element("details", summary, miners)))
 
 
-def _figure(starts: Sequence[int], title: str, accounts: Sequence[AccountUsage]) -> Markup:
+def figure(starts: Sequence[int], title: str, accounts: Sequence[AccountUsage]) -> Markup:
+    """Return a chart of the allowance of some accounts together, with its key."""
     summed = _summed(accounts)
     sums = {name: fsum(values) for name, values in summed.items()}
     key = [

@@ -79,6 +79,17 @@ def sparkline(starts: Sequence[int], layers: Sequence[Layer], top: float, title:
     )
 
 
+def bar(parts: Sequence[tuple[str, float]], title: str) -> Markup:
+    """Return one horizontal bar of full width; `parts` are CSS classes and amounts, from the left to the right."""
+    whole = sum(amount for _, amount in parts) or 1.0
+    rectangles, x = [], 0.0
+    for name, amount in parts:
+        width = 100 * amount / whole
+        rectangles.append(element("rect", class_=name, x=f"{x:.2f}%", width=f"{width:.2f}%", height="100%"))
+        x += width
+    return element("svg", element("title", title), *rectangles, class_="bar", role="img")
+
+
 def stack_height(layers: Sequence[Layer]) -> float:
     """Return the sum of all layers in the highest bucket; 0.0 if there is none."""
     return max((sum(values) for values in zip(*(layer.values for layer in layers), strict=True)), default=0.0)
