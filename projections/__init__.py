@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .history.rows import HistoryFilters as HistoryFilters
     from .measured import Candidate as Candidate
     from .measured import RankedAccount as RankedAccount
+    from .measured import Unfit as Unfit
     from .measured import is_busy as is_busy
     from .measured import running_jobs as running_jobs
     from .measured import unfit as unfit
@@ -71,7 +72,7 @@ else:
             "projections.history.pages": "History Page",
             "projections.history.projector": "rows_per_transaction",
             "projections.history.rows": "HistoryFilters",
-            "projections.measured": "Candidate RankedAccount is_busy running_jobs unfit",
+            "projections.measured": "Candidate RankedAccount Unfit is_busy running_jobs unfit",
             "projections.rank_levels": "RankEntry",
             "projections.rebuild": "Difference Rebuild RebuildReport",
             "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",

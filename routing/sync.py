@@ -92,6 +92,7 @@ class _BlockingQueries:
     settings_changes: Final = _blocking(Queries.settings_changes)
     head: Final = _blocking(Queries.head)
     events: Final = _blocking_iterator(Queries.events)
+    miner_record: Final = _blocking(Queries.miner_record)
     miner_records: Final = _blocking(Queries.miner_records)
     under_policy: Final = _blocking(Queries.under_policy)
 

@@ -114,6 +114,9 @@ _GAUGES: dict[str, tuple[str, Callable[[Figures], Any]]] = {
     ),
     "verified_age_seconds": ("Time since the last verification.", lambda each: each.verified_age_seconds),
     "problems": ("Problems that `allowance health` lists.", lambda each: len(each.health.problems)),
+    "excluded_miners": ("Miners that routers do not choose.", lambda each: each.miner_facts.excluded_miners),
+    "jobs_elsewhere": ("Running jobs of other validators.", lambda each: each.miner_facts.jobs_elsewhere),
+    "incidents": ("Incidents in the window of reliability.", lambda each: each.miner_facts.incidents),
     "queue_length": ("Commands that wait for the writer of this process.", lambda each: each.queue_length),
 }
 """Gauges with a value per ledger, by name; a value of None is left out."""

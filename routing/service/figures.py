@@ -27,6 +27,15 @@ class Figures(NamedTuple):
     classes: list[ClassTotals]
     statuses: dict[Status, int]
     verified_age_seconds: float | None
+    miner_facts: MinerFactCounts
+
+
+class MinerFactCounts(NamedTuple):
+    """How many miners are excluded, jobs of other validators run, and incidents count (those of the window)."""
+
+    excluded_miners: int
+    jobs_elsewhere: int
+    incidents: int
 
 
 async def figures_of(ledger: Allowance) -> Figures:
@@ -36,6 +45,7 @@ async def figures_of(ledger: Allowance) -> Figures:
     classes = await ledger._read_state(
         lambda state, now_ns: [totals_of(state, name, now_ns) for name in sorted(state.chain.classes)]
     )
+    facts = await ledger._read_state(_fact_counts)
     settled = await handle.runtime.run(handle.history.settled(health.position))
     verified_at, now_ns = health.verified_at, ledger._lifecycle.clock()
     return Figures(
@@ -44,6 +54,16 @@ async def figures_of(ledger: Allowance) -> Figures:
         classes,
         {RESERVED: health.reserved, **settled},
         None if verified_at is None else now_ns / NANOSECONDS - verified_at.timestamp(),
+        facts,
+    )
+
+
+def _fact_counts(state: Availability, now_ns: int) -> MinerFactCounts:
+    facts, window_ns = state.miner_facts, state.chain.settings.routing("reliability_window_ns")
+    return MinerFactCounts(
+        sum(facts.is_excluded(miner_ss58, now_ns) for miner_ss58 in facts.exclusions),
+        sum(facts.running_elsewhere(stream, (), now_ns) for stream in facts.elsewhere),
+        sum(facts.incidents_within(stream, now_ns - window_ns, now_ns) for stream in facts.incidents),
     )
 
 

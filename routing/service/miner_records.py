@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from datetime import datetime
 
 import msgspec
@@ -9,9 +10,7 @@ import msgspec
 from ledger.events import account_of
 from ledger.results import Result
 from ledger.values import instant
-from projections import Availability
-
-NEVER_NS = 2**63
+from projections import Availability, Unfit, unfit
 
 
 class MinerRecord(Result, msgspec.Struct, frozen=True):
@@ -20,7 +19,7 @@ class MinerRecord(Result, msgspec.Struct, frozen=True):
     `excluded` is True while a router must not choose it: because of `reason`, until `excluded_until` (aware UTC; None
     without an end). `collateral_wei` is None if none was recorded, which counts as 0. `incidents` has those of the
     setting's window, `running_elsewhere` the jobs of other validators that run now; both by executor class, without
-    zeros.
+    zeros. `unfit` says why a router does not choose the miner: `excluded`, or `collateral` (below the required one).
     """
 
     miner_ss58: str
@@ -31,42 +30,55 @@ class MinerRecord(Result, msgspec.Struct, frozen=True):
     collateral_wei: int | None
     incidents: dict[str, int]
     running_elsewhere: dict[str, int]
+    unfit: Unfit | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether any fact about the miner counts now."""
+        return bool(self.excluded or self.collateral_wei is not None or self.incidents or self.running_elsewhere)
 
 
 def records_of_miners(state: Availability, now_ns: int) -> list[MinerRecord]:
-    """Return every miner that is registered or has a fact, in order of hotkey."""
+    """Return every miner that is registered or has a fact that counts, in order of hotkey."""
     facts = state.miner_facts
-    incidents: dict[str, dict[str, int]] = {}
-    window_ns = state.chain.settings.routing("reliability_window_ns")
-    for stream in facts.incidents:
-        _count(incidents, stream, facts.incidents_within(stream, now_ns - window_ns, now_ns))
-    running: dict[str, dict[str, int]] = {}
-    for stream in facts.elsewhere:
-        _count(running, stream, facts.running_elsewhere(stream, (), now_ns))
-    named = {*facts.exclusions, *facts.collateral, *incidents, *running, *state.chain.metagraph.members}
-    return [_record_of(state, each, incidents.get(each, {}), running.get(each, {}), now_ns) for each in sorted(named)]
+    with_counts = {account_of(stream)[0] for stream in (*facts.incidents, *facts.elsewhere)}
+    named = {*facts.exclusions, *facts.collateral, *with_counts, *state.chain.metagraph.members}
+    by_miner = _streams_by_miner(state)
+    records = [_record(state, each, by_miner.get(each, ()), now_ns) for each in sorted(named)]
+    return [each for each in records if each.registered or each.is_known]
 
 
-def _record_of(
-    state: Availability, miner_ss58: str, incidents: dict[str, int], running: dict[str, int], now_ns: int
-) -> MinerRecord:
-    facts = state.miner_facts
+def record_of_miner(state: Availability, miner_ss58: str, now_ns: int) -> MinerRecord:
+    """Return the facts about one miner, which need not be known."""
+    return _record(state, miner_ss58, _streams_by_miner(state).get(miner_ss58, ()), now_ns)
+
+
+def _streams_by_miner(state: Availability) -> dict[str, set[str]]:
+    """Return the account streams that have incidents or jobs elsewhere, by miner."""
+    by_miner: dict[str, set[str]] = {}
+    for stream in (*state.miner_facts.incidents, *state.miner_facts.elsewhere):
+        by_miner.setdefault(account_of(stream)[0], set()).add(stream)
+    return by_miner
+
+
+def _record(state: Availability, miner_ss58: str, streams: Collection[str], now_ns: int) -> MinerRecord:
+    facts, window_ns = state.miner_facts, state.chain.settings.routing("reliability_window_ns")
     exclusion, collateral = facts.exclusions.get(miner_ss58), facts.collateral.get(miner_ss58)
     in_force = exclusion if facts.is_excluded(miner_ss58, now_ns) else None
-    ends = in_force is not None and in_force.until_ns < NEVER_NS
     return MinerRecord(
         miner_ss58,
         miner_ss58 in state.chain.metagraph.members,
         in_force is not None,
         None if in_force is None else in_force.reason,
-        instant(in_force.until_ns) if in_force is not None and ends else None,
+        instant(in_force.until_ns) if in_force is not None and in_force.has_end else None,
         None if collateral is None else collateral.wei,
-        incidents,
-        running,
+        _counts(streams, lambda stream: facts.incidents_within(stream, now_ns - window_ns, now_ns)),
+        _counts(streams, lambda stream: facts.running_elsewhere(stream, (), now_ns)),
+        unfit(state, miner_ss58, now_ns),
     )
 
 
-def _count(by_miner: dict[str, dict[str, int]], stream: str, count: int) -> None:
-    if count:
-        miner_ss58, executor_class = account_of(stream)
-        by_miner.setdefault(miner_ss58, {})[executor_class] = count
+def _counts(streams: Collection[str], count: Callable[[str], int]) -> dict[str, int]:
+    """Return the counts above 0 by executor class."""
+    counts = {account_of(stream)[1]: count(stream) for stream in sorted(streams)}
+    return {executor_class: number for executor_class, number in counts.items() if number}

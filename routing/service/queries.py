@@ -31,7 +31,7 @@ from routing.explain import Explanation, explain
 
 from .events import Cursor, StoredEvent, stored_event
 from .lifecycle import Lifecycle
-from .miner_records import MinerRecord, records_of_miners
+from .miner_records import MinerRecord, record_of_miner, records_of_miners
 from .settings_changes import SettingsRecord, settings_records
 from .summaries import Overview, Usage, Workload, overview_of, usage_by_block_of, usage_of, workload_of
 
@@ -262,6 +262,11 @@ class Queries(ABC):
     async def miner_records(self) -> list[MinerRecord]:
         """Return what is known beside allowance of each miner that is registered or has such a fact, by hotkey."""
         return await self._read_state(records_of_miners)
+
+    async def miner_record(self, miner_ss58: str) -> MinerRecord:
+        """Return what is known beside allowance of one miner, which need not be known. Raises `InvalidInput`."""
+        miner_ss58 = name(miner_ss58, "miner_ss58")
+        return await self._read_state(lambda state, now_ns: record_of_miner(state, miner_ss58, now_ns))
 
     async def known_miners(self) -> list[str]:
         """Return the hotkeys that a recorded block has registered, or a manifest sync has named, ever; sorted."""

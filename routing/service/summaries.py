@@ -12,7 +12,7 @@ import msgspec
 from ledger import Account, BlockSet, Reservation
 from ledger.results import Result
 from ledger.values import instant, seconds
-from projections import Availability
+from projections import Availability, running_jobs
 
 if TYPE_CHECKING:
     from ledger.domain.block_table import BlockTable
@@ -36,7 +36,10 @@ class Usage(Result, msgspec.Struct, frozen=True):
 
 
 class Workload(Result, msgspec.Struct, frozen=True):
-    """A miner's running jobs in a class, which are its reservations that are not overdue, and its executors."""
+    """A miner's running jobs in a class, and its executors.
+
+    Jobs are reservations that are not overdue, and jobs of other validators that the log knows.
+    """
 
     running: int
     executors: int
@@ -141,7 +144,7 @@ def workload_of(state: Availability, executor_class: str, now_ns: int) -> dict[s
     """Return the workload of each registered miner of a class, by hotkey."""
     chain = state.chain
     return {
-        hotkey_ss58: Workload(len(account.active) - len(account.overdue(now_ns)), chain.newest_count(account))
+        hotkey_ss58: Workload(running_jobs(state, account, now_ns), chain.newest_count(account))
         for hotkey_ss58, account in chain.classes.get(executor_class, {}).items()
         if hotkey_ss58 in chain.metagraph.members
     }

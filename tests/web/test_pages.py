@@ -433,3 +433,31 @@ async def test_views_of_the_past_are_kept_but_few(filled: tuple[str, Ids]) -> No
 def test_a_time_may_have_any_zone(text: str) -> None:
     """A `+` that nobody escaped arrives as a space, and means the same."""
     assert Parameters([("time", text)], ()).moment() == {"time": datetime(2024, 1, 1, 12, tzinfo=UTC)}
+
+
+async def test_pages_show_what_is_known_of_miners(tmp_path: Path) -> None:
+    """A miner's page has its exclusion, collateral, incidents and jobs elsewhere; the ranking marks who is not chosen.
+
+    Catches a page that shows the ranking as if every miner in it could be chosen, and one that counts a job of another
+    validator as none.
+    """
+    from tests.support.small import small_ledger
+
+    async with small_ledger() as ledger, client_of(app(ledger)) as client:
+        await ledger.exclude_miner("5Anna", SCRIPT)
+        await ledger.change_settings(minimum_collateral_wei=10**18)
+        await ledger.record_collateral({"5Anna": 10**18, "5Bert": 7, "5Carl": 10**19})
+        await ledger.report_incident("5Carl", GPU, "failed", "theirs")
+        now = (await ledger.overview()).at
+        await ledger.record_job_elsewhere("5Carl", GPU, "another", now, 3600)
+        ranking = words(parsed((await client.get(f"/miners?executor_class={GPU}")).text))
+        assert "5Anna (excluded)" in ranking
+        assert "5Bert (below the collateral)" in ranking
+        assert "5Carl (" not in ranking
+        anna, carl = [words(parsed((await client.get(f"/miner?hotkey={each}")).text)) for each in ("5Anna", "5Carl")]
+        assert f"Excluded{SCRIPT}" in anna
+        assert "10,000,000,000,000,000,000 wei" in carl
+        assert f"Incidents that count1 × {GPU}" in carl
+        assert f"Jobs of other validators1 × {GPU}" in carl
+        document = (await client.get("/miner?hotkey=5Bert&format=json")).json()["miner_facts"]
+        assert (document["unfit"], document["collateral_wei"]) == ("collateral", 7)

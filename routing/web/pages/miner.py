@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
 from ledger.errors import InvalidInput
-from routing.texts import counted, percent_text
+from routing.texts import counted, percent_text, time_text
 from routing.web.audit_page.usage import figure
 from routing.web.components import amount, anchor, empty, facts, reservations_table
 from routing.web.documents import fields
@@ -15,7 +16,7 @@ from routing.web.visit import Answer, Crumb, Visit
 
 if TYPE_CHECKING:
     from projections import AccountUsage, BlockUsage
-    from routing import Miner, Reservation
+    from routing import Miner, MinerRecord, Reservation
 
 PARAMETERS = ("hotkey",)
 SHOWN_RESERVATIONS = 20
@@ -31,6 +32,7 @@ async def miner(visit: Visit) -> Answer:
     executors = (await ledger.manifests()).get(hotkey_ss58, {})
     by_block = await ledger.usage_by_block(hotkey_ss58)
     accounts = [_totals(each) for each in by_block.accounts]
+    record = await ledger.miner_record(hotkey_ss58)
     page = await ledger.history(miner_ss58=hotkey_ss58, limit=SHOWN_RESERVATIONS)
     document = {
         "hotkey_ss58": hotkey_ss58,
@@ -38,13 +40,14 @@ async def miner(visit: Visit) -> Answer:
         "executors": executors,
         "accounts": accounts,
         "usage_by_block": fields(by_block),
+        "miner_facts": fields(record),
     }
     return Answer(
         hotkey_ss58,
         document,
         lambda: joined(
             (
-                _about(registered, executors),
+                _about(registered, executors, record),
                 *_accounts(accounts, by_block),
                 *_reservations(visit, hotkey_ss58, page.items, has_more=page.next is not None),
             )
@@ -56,13 +59,30 @@ async def miner(visit: Visit) -> Answer:
 LONGEST_HOTKEY = 128
 
 
-def _about(registered: Miner | None, executors: dict[str, int]) -> Markup:
+def _about(registered: Miner | None, executors: dict[str, int], record: MinerRecord) -> Markup:
     address = "not registered at the newest block"
     if registered is not None:
         host = f"[{registered.address}]" if ":" in registered.address else registered.address
         address = f"{host}:{registered.port}"
     offered = joined(element("div", f"{count:,} × ", text(name)) for name, count in sorted(executors.items()))
-    return facts([("Address", text(address)), ("Executors in the newest manifests", offered or Markup("none"))])
+    named = [("Address", text(address)), ("Executors in the newest manifests", offered or Markup("none"))]
+    return facts([*named, *_known(record)])
+
+
+def _known(record: MinerRecord) -> Iterator[tuple[str, Markup]]:
+    """Yield what is known of the miner beside allowance, as far as there is anything."""
+    if record.excluded:
+        until = f" until {time_text(record.excluded_until)}" if record.excluded_until else ""
+        yield "Excluded", joined((text(record.reason or ""), until))
+    if record.collateral_wei is not None:
+        below = ", below the required collateral" if record.unfit == "collateral" else ""
+        yield "Collateral", text(f"{record.collateral_wei:,} wei{below}")
+    for title, counts in (
+        ("Incidents that count", record.incidents),
+        ("Jobs of other validators", record.running_elsewhere),
+    ):
+        if counts:
+            yield title, joined(element("div", f"{count:,} × ", text(name)) for name, count in counts.items())
 
 
 def _totals(usage: AccountUsage) -> dict[str, Any]:

@@ -12,11 +12,14 @@ from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, t
 from routing.web.visit import Answer, Visit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from routing import Candidate, Miner, Workload
 
 PARAMETERS = ("executor_class", "seconds", "job_start_block", "page")
 PAGE_MINERS = 250
 MOST_PAGES = 1_000_000
+UNFIT = {"excluded": " (excluded)", "collateral": " (below the collateral)"}
 LEAST_SECONDS = 1e-9
 """The amount without which no miner is a candidate; it stands for one that was not given."""
 
@@ -41,6 +44,7 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float | None) -> 
     except NotEnoughAllowanceException as refused:
         refusal = refused
     workload = await visit.ledger.workload(executor_class)
+    unfit = {each.miner_ss58: each.unfit for each in await visit.ledger.miner_records() if each.unfit}
     classes = await visit.ledger.executor_classes()
     ranked = list(enumerate(candidates, start=1))
     shown, number = _page_of(visit, ranked)
@@ -48,6 +52,7 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float | None) -> 
         "items": [{**candidate_document(*each), "executor_class": executor_class} for each in ranked],
         "job_start_block": start,
         "workload": fields(workload),
+        "unfit": unfit,
         "refusal": None if refusal is None else {"message": str(refusal), **refusal.to_dict()},
     }
 
@@ -60,7 +65,9 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float | None) -> 
             f" block {start:,}, best first. The router skips busy miners, and tries miners with equal earliest block"
             " and share in an order that it draws for each job."
         )
-        rows = [_candidate_row(visit, rank, each, workload) for rank, each in shown]
+        if unfit:
+            explanation += " It never chooses a miner that is excluded, or below the required collateral."
+        rows = [_candidate_row(visit, rank, each, workload, unfit) for rank, each in shown]
         headers = (
             "Rank",
             "Miner",
@@ -136,12 +143,15 @@ def _nobody() -> Markup:
     )
 
 
-def _candidate_row(visit: Visit, rank: int, candidate: Candidate, workload: dict[str, Workload]) -> tuple[str, ...]:
+def _candidate_row(
+    visit: Visit, rank: int, candidate: Candidate, workload: dict[str, Workload], unfit: Mapping[str, str]
+) -> tuple[str, ...]:
     work = workload.get(candidate.hotkey_ss58)
     busy = work is not None and work.running >= work.executors
+    reason = UNFIT.get(unfit.get(candidate.hotkey_ss58, ""), "")
     return (
         f"{rank:,}",
-        miner_link(visit, candidate.hotkey_ss58),
+        joined((miner_link(visit, candidate.hotkey_ss58), reason)),
         f"{candidate.earliest_block:,}",
         amount(candidate.available_seconds),
         amount(candidate.total_seconds),
