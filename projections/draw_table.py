@@ -1,4 +1,4 @@
-"""The candidates of a class for one amount, in a form from which draws without replacement cost little.
+"""The candidates of a class, in a form from which draws without replacement cost little.
 
 A sum tree over the accounts in order of hotkey: a claim changes one weight, and a draw searches one sum, both in as
 many steps as the number of accounts has binary digits. `reliability.drawn` is the definition, and goes through all.
@@ -40,10 +40,13 @@ class DrawTable:
             sums[at] += difference
             at += at & -at
 
-    def drawn(self, seed: bytes) -> Iterator[int]:
-        """Yield the indexes in the order in which they are drawn; the weights must not change meanwhile."""
-        left, draw = self.total, 0
-        taken: list[int] = []
+    def drawn(self, seed: bytes, without: Sequence[int] = ()) -> Iterator[int]:
+        """Yield the indexes in the order in which they are drawn, as if those in `without` (ascending) had no weight.
+
+        The weights must not change meanwhile.
+        """
+        taken, draw = list(without), 0
+        left = self.total - sum(self._weights[index] for index in without)
         while left:
             digest = blake2b(seed + draw.to_bytes(4, "big"), digest_size=DRAW_BYTES).digest()
             index = self._find(self._with_taken(int.from_bytes(digest, "big") % left, taken))

@@ -15,13 +15,11 @@ from operator import attrgetter
 from ledger import END, Account, BlockSet, LedgerState
 from ledger.settings import BY_RELIABILITY
 
-from .draw_table import DrawTable
+from .draws import Draws
 from .measured import SHARE_UNIT, Candidate, RankedAccount, is_busy, rank_account, unfit
 from .rank_levels import Group, RankEntry, RankLevels
 from .reliability import weight_of
 
-MOST_DRAW_TABLES = 8
-"""Jobs have few different amounts; each has a table of its own."""
 MOST_STALE_SHARE = 8
 """If more than an eighth of the accounts is stale, measuring all and sorting once is faster (measured)."""
 
@@ -36,10 +34,8 @@ class Ranking:
         """The accounts whose miners are candidates."""
         self._unfit_levels = RankLevels()
         """The accounts whose miners are excluded, or below the required collateral."""
-        self._draw_tables: dict[int, DrawTable] = {}
-        """The weights of the candidates by amount, if the order is by reliability; none until a pick needs them."""
-        self._draw_order: dict[Account, int] = {}
-        """The index of each account in the draw tables, in order of hotkey."""
+        self._draws: Draws | None = None
+        """The candidates for draws, if the order is by reliability; None until a pick needs them."""
         self._entry_of: dict[Account, RankEntry] = {}
         self._stale: set[Account] = set()
         """The accounts that are measured when the ranking is next read."""
@@ -81,12 +77,11 @@ class Ranking:
 
     def drawn(self, amount_ns: int, seed: bytes) -> Iterator[RankEntry]:
         """Yield the candidates that have the amount in the order in which they are drawn."""
-        table = self._draw_tables.get(amount_ns)
-        if table is None:
-            table = self._add_draw_table(amount_ns)
-        accounts = list(self._draw_order)
-        for index in table.drawn(seed):
-            yield self._entry_of[accounts[index]]
+        if self._draws is None:
+            accounts = sorted(self._entry_of, key=_hotkey)
+            self._draws = Draws(accounts, map(self._available_and_weight, map(self._entry_of.get, accounts)))
+        for account in self._draws.drawn(amount_ns * SHARE_UNIT, seed):
+            yield self._entry_of[account]
 
     def ranked(self) -> list[RankedAccount]:
         """Return all entries with their amounts, best first; the caller must not change the list."""
@@ -111,7 +106,6 @@ class Ranking:
         for container in (self._entry_of, self._stale, self._measured_at_each_block, self._free_until, self._ends):
             container.clear()
         self._levels, self._unfit_levels = RankLevels(), RankLevels()
-        self._draw_order.clear()
         self._ranked = self._candidates = None
         self._set_window(state)
         entries = [self._measure(state, each, now_ns) for each in chain.classes[executor_class].values()]
@@ -144,7 +138,7 @@ class Ranking:
         for levels in (self._levels, self._unfit_levels):
             levels.set_window(first, blocks.sums_before_ns)
         # A new window changes what is available to all.
-        self._draw_tables.clear()
+        self._draws = None
 
     def _measure_stale(self, state: LedgerState, now_ns: int) -> None:
         while self._stale:
@@ -154,8 +148,8 @@ class Ranking:
             if entry is not None:
                 self._levels_of(entry).insert(entry)
                 self._show(entry)
-            if self._draw_tables:
-                self._weigh_again(account, entry)
+            if self._draws is not None and not self._draws.change(account, *self._available_and_weight(entry)):
+                self._draws = None
 
     def _remove(self, account: Account) -> None:
         entry = self._entry_of.pop(account, None)
@@ -199,32 +193,11 @@ class Ranking:
     def _levels_of(self, entry: RankEntry) -> RankLevels:
         return self._levels if entry.unfit is None else self._unfit_levels
 
-    def _add_draw_table(self, amount_ns: int) -> DrawTable:
-        if not self._draw_tables:
-            in_order = sorted({*self._draw_order, *self._entry_of}, key=_hotkey)
-            self._draw_order = {account: index for index, account in enumerate(in_order)}
-        elif len(self._draw_tables) == MOST_DRAW_TABLES:
-            self._draw_tables.pop(next(iter(self._draw_tables)))
-        entries = map(self._entry_of.get, self._draw_order)
-        table = DrawTable([self._drawn_weight(entry, amount_ns) for entry in entries])
-        self._draw_tables[amount_ns] = table
-        return table
-
-    def _weigh_again(self, account: Account, entry: RankEntry | None) -> None:
-        index = self._draw_order.get(account)
-        if index is not None:
-            for amount_ns, table in self._draw_tables.items():
-                table.set(index, self._drawn_weight(entry, amount_ns))
-        elif entry is not None:
-            # It had nothing available when the order was made.
-            self._draw_tables.clear()
-
-    def _drawn_weight(self, entry: RankEntry | None, amount_ns: int) -> int:
-        """Return the weight of an entry in a draw for an amount; 0 if it has not the amount, or is no candidate."""
+    def _available_and_weight(self, entry: RankEntry | None) -> tuple[int, int]:
+        """Return what is available, in billionths of a ns, and the weight; both 0 if the miner is no candidate."""
         if entry is None or entry.unfit is not None:
-            return 0
-        left_e9 = self._levels.free_e9(entry.start) - entry.taken_e9
-        return entry.weight if entry.available_e9(left_e9) >= amount_ns * SHARE_UNIT else 0
+            return 0, 0
+        return entry.available_e9(self._levels.free_e9(entry.start) - entry.taken_e9), entry.weight
 
     def _measure_regular(self, state: LedgerState, account: Account, now_ns: int) -> RankEntry | None:
         """Measure an account that has one executor count in the whole window, and nothing invalidated in it."""
