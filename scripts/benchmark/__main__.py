@@ -40,6 +40,7 @@ CASES = {
     "serving": "serving:pages",
     "callers": "picking:many_callers",
     "metrics": "metered:with_metrics",
+    "facts": "with_facts:in_use",
     "library": "library:on_sqlite",
     "callers-postgres": "sharing:one_process",
     "processes": "sharing:processes",
