@@ -37,7 +37,7 @@ LONGEST_NAME = 128
 
 _Subject = tuple[str | None, str | None, str | None, float | None, int | None, int | None]
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 
 def begin() -> int | None:
