@@ -83,7 +83,11 @@ class _BlockingQueries:
     miners: Final = _blocking(Queries.miners)
     manifests: Final = _blocking(Queries.manifests)
     explain: Final = _blocking(Queries.explain)
+    explain_reservation: Final = _blocking(Queries.explain_reservation)
     why: Final = _blocking(Queries.why)
+    usage_by_block: Final = _blocking(Queries.usage_by_block)
+    workload: Final = _blocking(Queries.workload)
+    corrections: Final = _blocking(Queries.corrections)
     overview: Final = _blocking(Queries.overview)
     receipts: Final = _blocking(Queries.receipts)
     known_miners: Final = _blocking(Queries.known_miners)
@@ -102,6 +106,11 @@ class Past(_BlockingQueries):
 
     def __init__(self, asynchronous: AsyncPast) -> None:
         self.asynchronous = asynchronous
+
+    @property
+    def validator_ss58(self) -> str:
+        """The hotkey of the validator that owns the ledger."""
+        return self.asynchronous.validator_ss58
 
     fold: Final = _blocking(AsyncPast.fold)
 
@@ -147,6 +156,11 @@ class Allowance(_BlockingQueries):
     def validator_ss58(self) -> str:
         """The hotkey of the validator that owns the ledger."""
         return self.asynchronous.validator_ss58
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL, with its password."""
+        return self.asynchronous.database_url
 
     def at(self, *, position: int | None = None, block: int | None = None, time: datetime | None = None) -> Past:
         """Return a read-only view of the past, like `routing.Allowance.at`."""

@@ -23,7 +23,7 @@ AnyLedger = Allowance | BlockingAllowance
 SCRAPE_SECONDS = 5.0
 """How long a scrape waits for the ledgers. Half of Prometheus' default timeout, so that the rest still arrives."""
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 
 class LedgerCollector:

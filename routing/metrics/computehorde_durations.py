@@ -58,4 +58,4 @@ class _Recorder:
         """ComputeHorde has no group commit."""
 
 
-recorder = _Recorder()
+recorder: _Recorder = _Recorder()

@@ -160,11 +160,6 @@ class Allowance(MinerFactCalls):
         """Finish the changes under way and close the database; later calls raise `LedgerClosed`."""
         await self._lifecycle.close()
 
-    @property
-    def validator_ss58(self) -> str:
-        """The hotkey of the validator that owns the ledger."""
-        return self._lifecycle.validator_ss58
-
     async def record_block(
         self,
         number: int,

@@ -40,7 +40,7 @@ _OF_MINER_FACTS = ("miner_ss58", "executor_class", "job_uuid", "kind", "reason")
 
 _Subject = tuple[str | None, str | None, str | None, float | None, int | None, int | None]
 
-log = logging.getLogger("allowance.ledger")
+log: logging.Logger = logging.getLogger("allowance.ledger")
 
 
 def begin() -> int | None:

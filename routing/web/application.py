@@ -34,7 +34,7 @@ from .visit import Answer, Source, Visit
 if TYPE_CHECKING:
     from routing import Allowance
 
-log = logging.getLogger("allowance.web")
+log: logging.Logger = logging.getLogger("allowance.web")
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"

@@ -29,7 +29,7 @@ class Live:
     """Follows one ledger while anybody listens. All calls come from one event loop."""
 
     def __init__(self, ledger: Allowance, *, kept: int = KEPT_EVENTS) -> None:
-        self.closed = False
+        self.closed: bool = False
         self._followers = 0
         self._ledger = ledger
         self._recent: deque[StoredEvent] = deque(maxlen=kept)

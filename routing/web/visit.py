@@ -26,8 +26,8 @@ class Source:
 
     def __init__(self, ledger: Allowance) -> None:
         self.ledger = ledger
-        self.live = Live(ledger)
-        self.audits = Audits(ledger)
+        self.live: Live = Live(ledger)
+        self.audits: Audits = Audits(ledger)
         self.overview: tuple[int, dict[str, Markup]] | None = None
         """The changing parts of the overview, and the second in which they were made."""
         self._pasts: OrderedDict[tuple[tuple[str, int | datetime], ...], Past] = OrderedDict()
@@ -50,10 +50,10 @@ class Visit:
     def __init__(self, source: Source, request: Request, known: Collection[str]) -> None:
         self.source = source
         self.request = request
-        self.parameters = Parameters(request.query_params.multi_items(), known)
-        self.moment = self.parameters.moment()
-        self.ledger = source.at(self.moment)
-        self.link = self.parameters.link
+        self.parameters: Parameters = Parameters(request.query_params.multi_items(), known)
+        self.moment: dict[str, int | datetime] = self.parameters.moment()
+        self.ledger: Allowance | Past = source.at(self.moment)
+        self.link: Callable[..., str] = self.parameters.link
 
     @property
     def is_past(self) -> bool:

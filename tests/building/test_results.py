@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from fractions import Fraction
@@ -17,13 +18,16 @@ from typing import Annotated, Any
 import httpx
 import msgspec
 import pytest
-from fastapi import Body, FastAPI
 from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 import routing
 from ledger.results import Result
 from routing import Difference, Finding, Head, JobRoute, Miner, Page, Receipt, Reservation, Routing, Settings
 from tests.support.small import GPU, START, VALIDATOR, job, small_ledger
+
+# FastAPI resolves annotations by the names of the module. Only the whole suite has it.
+with suppress(ImportError):
+    import fastapi
 
 FACTS = {"BlockFact", "ManifestsFact"}
 """Structs that callers make and the library only reads."""
@@ -70,6 +74,7 @@ async def results_of_a_ledger(directory: Path) -> list[Any]:
             await ledger.overview(),
             await ledger.miner_records(),
             await ledger.under_policy({}),
+            list((await ledger.workload(GPU)).values()),
             await ledger.settings(),
             await ledger.settings_changes(),
             await ledger.head(),
@@ -154,13 +159,14 @@ def test_pydantic_refuses_what_is_no_result() -> None:
 
 async def test_fastapi_answers_with_results_and_describes_them() -> None:
     """A route annotated with a result needs no model of its own; the body of a request may be one too."""
-    app = FastAPI()
+    pytest.importorskip("fastapi")
+    app = fastapi.FastAPI()
     route = JobRoute(Miner("192.0.2.7", 4, 8000, "5Anna"), [1, 2], 7, 6.0)
 
     async def pick() -> JobRoute:
         return route
 
-    async def echo(page: Annotated[Page, Body()]) -> list[Reservation]:
+    async def echo(page: Annotated[Page, fastapi.Body()]) -> list[Reservation]:
         return page.items
 
     app.get("/pick")(pick)

@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from routing import Allowance, InvalidInput
 from routing.web import app
@@ -281,7 +280,7 @@ async def test_passwords_are_never_shown(postgres_url: str) -> None:
 
 async def test_the_pages_can_be_mounted_under_any_prefix(filled: tuple[str, Ids]) -> None:
     """In somebody's FastAPI application every link, form, style and script stays below the prefix."""
-    host = FastAPI()
+    host = pytest.importorskip("fastapi").FastAPI()
     async with Allowance.open(filled[0], validator_ss58=VALIDATOR) as ledger:
         host.mount("/internal/ledger", app(ledger))
         async with client_of(host) as client:
