@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ledger.errors import AllMinersBusy as AllMinersBusy
     from ledger.errors import AllowanceException as AllowanceException
     from ledger.errors import BlockInUse as BlockInUse
+    from ledger.errors import BlockNotFinalized as BlockNotFinalized
+    from ledger.errors import CannotImportReservation as CannotImportReservation
     from ledger.errors import CannotReserveAllowanceException as CannotReserveAllowanceException
     from ledger.errors import ChainFeedStale as ChainFeedStale
     from ledger.errors import ClockUnusable as ClockUnusable
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ledger.errors import ImplausibleFact as ImplausibleFact
     from ledger.errors import InvalidInput as InvalidInput
     from ledger.errors import JobAlreadySpent as JobAlreadySpent
+    from ledger.errors import JobOutOfBounds as JobOutOfBounds
     from ledger.errors import JobRequestConflict as JobRequestConflict
     from ledger.errors import JobRoutingException as JobRoutingException
     from ledger.errors import LedgerClosed as LedgerClosed
@@ -107,9 +110,10 @@ else:
             "ledger.domain.lookup": "Head",
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
-                "AllMinersBusy AllowanceException BlockInUse CannotReserveAllowanceException ChainFeedStale "
+                "AllMinersBusy AllowanceException BlockInUse BlockNotFinalized CannotImportReservation "
+                "CannotReserveAllowanceException ChainFeedStale "
                 "ClockUnusable ConflictingFact CorruptLedger DamagedExport FactNotRecorded HistoryDamaged "
-                "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobRequestConflict "
+                "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobOutOfBounds JobRequestConflict "
                 "JobRoutingException LedgerClosed LedgerExists LedgerNotFound LedgerOverloaded LogWentBack "
                 "ManifestsStale NewerLedger NotEnoughAllowanceException NotEnoughCollateralException OutcomeUnknown "
                 "PositionOutOfRange "

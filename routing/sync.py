@@ -158,6 +158,7 @@ class Allowance(_BlockingQueries):
     withdraw_block: Final = _blocking(AsyncAllowance.withdraw_block)
     withdraw_manifests: Final = _blocking(AsyncAllowance.withdraw_manifests)
     reserve: Final = _blocking(AsyncAllowance.reserve)
+    import_reservation: Final = _blocking(AsyncAllowance.import_reservation)
     spend: Final = _blocking(AsyncAllowance.spend)
     release: Final = _blocking(AsyncAllowance.release)
     settle: Final = _blocking(AsyncAllowance.settle)
