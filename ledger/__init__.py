@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .domain.fact_validation import FactValidator as FactValidator
     from .domain.fact_validation import ManifestsFact as ManifestsFact
     from .domain.import_command import ImportReservation as ImportReservation
+    from .domain.import_command import ImportReservations as ImportReservations
     from .domain.lookup import Head as Head
     from .domain.lookup import Lookup as Lookup
     from .domain.lookup import LookupResult as LookupResult
@@ -112,7 +113,7 @@ else:
             ),
             "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",
-            "ledger.domain.import_command": "ImportReservation",
+            "ledger.domain.import_command": "ImportReservation ImportReservations",
             "ledger.domain.lookup": "Head Lookup LookupResult",
             "ledger.domain.miner_fact_commands": (
                 "EndJobElsewhere ExcludeMiner ReadmitMiner RecordCollateral RecordJobElsewhere ReportIncident"

@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
     from .service.events import StoredEvent as StoredEvent
     from .service.health import Health as Health
+    from .service.imports import ImportedReservation as ImportedReservation
     from .service.miner_records import MinerRecord as MinerRecord
     from .service.past import Past as Past
     from .service.settings_changes import SettingsRecord as SettingsRecord
@@ -140,6 +141,7 @@ else:
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
             "routing.service.events": "StoredEvent",
             "routing.service.health": "Health",
+            "routing.service.imports": "ImportedReservation",
             "routing.service.miner_records": "MinerRecord",
             "routing.service.past": "Past",
             "routing.service.settings_changes": "SettingsRecord",

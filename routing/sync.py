@@ -159,6 +159,7 @@ class Allowance(_BlockingQueries):
     withdraw_manifests: Final = _blocking(AsyncAllowance.withdraw_manifests)
     reserve: Final = _blocking(AsyncAllowance.reserve)
     import_reservation: Final = _blocking(AsyncAllowance.import_reservation)
+    import_reservations: Final = _blocking(AsyncAllowance.import_reservations)
     spend: Final = _blocking(AsyncAllowance.spend)
     release: Final = _blocking(AsyncAllowance.release)
     settle: Final = _blocking(AsyncAllowance.settle)

@@ -6,13 +6,22 @@ be spent again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 
-from ledger.codec import Row, unknown_outcome_key
+from ledger.codec import Row, decode, unknown_outcome_key
 from ledger.codec import reservation_id as id_of
-from ledger.errors import CannotImportReservation, IdempotencyConflict, InvalidInput, JobRequestConflict
+from ledger.errors import (
+    AllowanceException,
+    CannotImportReservation,
+    IdempotencyConflict,
+    InvalidInput,
+    JobRequestConflict,
+    JobRoutingException,
+)
 from ledger.events import AllowanceReserved, ReservationSpent, Run, account_stream
 from ledger.values import seconds
 
@@ -25,7 +34,7 @@ from .state import LedgerState
 from .unit_of_work import UnitOfWork
 
 ROUNDING_NS_PER_BLOCK = 1000
-"""How far an amount may exceed what its blocks grant, per block: other systems add up floats. It then counts as that."""
+"""How far an amount may exceed what its blocks grant, per block: other systems add up floats."""
 
 
 class ImportReservation:
@@ -33,8 +42,8 @@ class ImportReservation:
 
     Blocks may be invalidated or too old: the other system held them when they were not. Its account, blocks, job and
     `reserved_at_ns` identify the reservation. Importing it again changes nothing, except that it is spent if it is
-    still reserved here and the other system says by now that it was spent. `amount_ns` is None if the other system has not
-    kept it: then it is what the blocks grant, at most the longest job.
+    still reserved here and the other system says by now that it was spent. `amount_ns` is None if the other system has
+    not kept it: then it is what the blocks grant, at most the longest job.
     """
 
     operation = "import_reservation"
@@ -75,7 +84,7 @@ class ImportReservation:
 
     def decide(self, unit_of_work: UnitOfWork) -> Reservation | int:
         """Return the reservation, or its id if it was imported and settled before: the caller reads its settlement."""
-        first = unit_of_work.first_outcome(self.key)
+        first = self._first_outcome(unit_of_work)
         if first is None:
             return self._settled(unit_of_work, self._take_over(unit_of_work))
         row, event = first
@@ -84,6 +93,13 @@ class ImportReservation:
         reservation_id = id_of(row.position, row.hash)
         active = unit_of_work.state.active.get(reservation_id)
         return reservation_id if active is None else self._settled(unit_of_work, active)
+
+    def _first_outcome(self, unit_of_work: UnitOfWork) -> tuple[Row, Any] | None:
+        """Return the stored row with the key, or the row of this batch: one `ImportReservations` may name it twice."""
+        appended = next((row for row in unit_of_work.rows if row.key == self.key), None)
+        if appended is not None:
+            return appended, decode(appended.position, appended.payload)
+        return unit_of_work.first_outcome(self.key)
 
     def _settled(self, unit_of_work: UnitOfWork, active: ActiveReservation) -> Reservation:
         """Return the active reservation, spent if the other system says so."""
@@ -149,6 +165,43 @@ class ImportReservation:
     def _is_of(self, row: Row, event: AllowanceReserved) -> bool:
         recorded = (row.stream, event.blocks, row.job_uuid, event.reserved_at_ns)
         return event.imported and recorded == (self.stream, self.blocks, self.job_uuid, self.reserved_at_ns)
+
+
+class ImportReservations:
+    """Import reservations in order up to the first refused one; return the outcomes and the refusal.
+
+    The refusal is returned, not raised, because the reservations before it are imported: a command that raises appends
+    nothing.
+    """
+
+    operation = "import_reservations"
+    revertible = True
+    streams: tuple[str, ...] = ()
+    stands = False
+    key = None
+
+    def __init__(self, imports: Sequence[ImportReservation]) -> None:
+        self.imports = imports
+
+    def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
+        for each in self.imports:
+            each.add_lookups(state, lookup)
+
+    def retry_key(self, row: Row) -> str:
+        return unknown_outcome_key(row)
+
+    def decide(self, unit_of_work: UnitOfWork) -> ImportsOutcome:
+        outcomes: list[Reservation | int] = []
+        for each in self.imports:
+            try:
+                outcomes.append(each.decide(unit_of_work))
+            except (AllowanceException, JobRoutingException) as refusal:
+                return outcomes, refusal
+        return outcomes, None
+
+
+ImportsOutcome = tuple[list[Reservation | int], AllowanceException | JobRoutingException | None]
+"""The outcomes of the reservations before the first refused one, and the refusal; None if none was refused."""
 
 
 def _common(blocks: BlockSet, runs: list[Run]) -> list[Run]:

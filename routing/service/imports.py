@@ -1,15 +1,17 @@
-"""The call that takes over a reservation of another system."""
+"""The calls that take over reservations of another system."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal, get_args
 from uuid import UUID
 
-from ledger import ImportReservation, Reservation
+import msgspec
+
+from ledger import ImportReservation, ImportReservations, Reservation
 from ledger.codec import MOST_RESERVED_BLOCKS
-from ledger.errors import InvalidInput
+from ledger.errors import AllowanceException, InvalidInput, JobRoutingException
 from ledger.events import Run
 from ledger.values import amount, instant_ns, integer, job_name, name
 
@@ -18,50 +20,98 @@ from .miner_facts import MinerFactCalls, checked_key
 ImportedStatus = Literal["reserved", "spent"]
 
 
+class ImportedReservation(msgspec.Struct, frozen=True, kw_only=True):
+    """A reservation of another system: exactly these blocks, as runs `(first, last)`.
+
+    Times are aware. `amount_seconds` of None, which the other system has not kept, is what the blocks grant, at most
+    the longest job.
+    """
+
+    miner_ss58: str
+    executor_class: str
+    blocks: Sequence[tuple[int, int]]
+    amount_seconds: float | None
+    reserved_at: datetime
+    expires_at: datetime
+    status: ImportedStatus = "reserved"
+    job_uuid: str | UUID | None = None
+
+
 class ImportCalls(MinerFactCalls):
-    """The call of `Allowance` that imports reservations."""
+    """The calls of `Allowance` that import reservations."""
 
     async def import_reservation(
-        self,
-        miner_ss58: str,
-        executor_class: str,
-        blocks: Iterable[tuple[int, int]],
-        amount_seconds: float | None,
-        *,
-        reserved_at: datetime,
-        expires_at: datetime,
-        status: ImportedStatus = "reserved",
-        job_uuid: str | UUID | None = None,
-        idempotency_key: str | None = None,
+        self, reservation: ImportedReservation, *, idempotency_key: str | None = None
     ) -> Reservation:
-        """Take over a reservation that another system made: exactly these blocks, as runs `(first, last)`.
+        """Take over a reservation that another system made.
 
             await ledger.import_reservation(
-                miner, "always_on.gpu-24gb", [(1000, 1003)], 60.0, reserved_at=made, expires_at=due, status="spent"
+                ImportedReservation(
+                    miner_ss58=miner,
+                    executor_class="always_on.gpu-24gb",
+                    blocks=[(1000, 1003)],
+                    amount_seconds=60.0,
+                    reserved_at=made,
+                    expires_at=due,
+                    status="spent",
+                )
             )
 
-        Blocks may be invalidated or older than a job may use now. `amount_seconds` of None is what the blocks grant,
-        at most the longest job. Account, blocks, `job_uuid` and `reserved_at` identify the reservation: importing it
-        again changes nothing, except that it is spent if it is still reserved here and `status` is "spent" by now. The
-        result's `reserved_at` is the time of the import; the event in the log has the other system's. Raises
-        `CannotImportReservation` if a block grants nothing or is taken, `JobRequestConflict` or `JobAlreadySpent` if
-        the job has another reservation, `InvalidInput`, and `IdempotencyConflict`.
+        Blocks may be invalidated or older than a job may use now. Account, blocks, `job_uuid` and `reserved_at`
+        identify the reservation: importing it again changes nothing, except that it is spent if it is still reserved
+        here and `status` is "spent" by now. The result's `reserved_at` is the time of the import; the event in the log
+        has the other system's. Raises `CannotImportReservation` if a block grants nothing or is taken,
+        `JobRequestConflict` or `JobAlreadySpent` if the job has another reservation, `InvalidInput`, and
+        `IdempotencyConflict`.
         """
-        if status not in get_args(ImportedStatus):
-            raise InvalidInput("status", status, '"reserved" or "spent"')
-        command = ImportReservation(
-            name(miner_ss58, "miner_ss58"),
-            name(executor_class, "executor_class"),
-            checked_runs(blocks),
-            None if amount_seconds is None else amount(amount_seconds, "amount_seconds"),
-            None if job_uuid is None else job_name(job_uuid),
-            instant_ns(reserved_at, "reserved_at"),
-            instant_ns(expires_at, "expires_at"),
-            is_spent=status == "spent",
-            key=checked_key(idempotency_key),
-        )
-        imported: Reservation | int = await self.execute(command)
-        return await self.reservation(imported) if isinstance(imported, int) else imported
+        outcome: Reservation | int = await self.execute(_command(reservation, checked_key(idempotency_key)))
+        return await self._read_if_settled(outcome)
+
+    async def import_reservations(
+        self, reservations: Sequence[ImportedReservation]
+    ) -> tuple[list[Reservation], AllowanceException | JobRoutingException | None]:
+        """Take over many reservations in order and in one commit, up to the first that is refused or malformed.
+
+        Return the reservations before it, and the refusal; None if none was refused. Repeating the call is safe,
+        since their content identifies them.
+        """
+        commands, malformed = _commands(reservations)
+        outcomes, refusal = await self.execute(ImportReservations(commands))
+        return [await self._read_if_settled(outcome) for outcome in outcomes], refusal or malformed
+
+    async def _read_if_settled(self, outcome: Reservation | int) -> Reservation:
+        """Return the reservation of an import; if it was settled before, the command returned only its id."""
+        return await self.reservation(outcome) if isinstance(outcome, int) else outcome
+
+
+def _commands(reservations: Iterable[ImportedReservation]) -> tuple[list[ImportReservation], InvalidInput | None]:
+    """Return the commands before the first malformed reservation, and the error about it; None if all are valid."""
+    commands: list[ImportReservation] = []
+    for each in reservations:
+        try:
+            commands.append(_command(each, None))
+        except InvalidInput as malformed:
+            return commands, malformed
+    return commands, None
+
+
+def _command(reservation: ImportedReservation, key: str | None) -> ImportReservation:
+    if not isinstance(reservation, ImportedReservation):
+        raise InvalidInput("reservation", reservation, "an ImportedReservation")
+    if reservation.status not in get_args(ImportedStatus):
+        raise InvalidInput("status", reservation.status, '"reserved" or "spent"')
+    amount_seconds, job_uuid = reservation.amount_seconds, reservation.job_uuid
+    return ImportReservation(
+        name(reservation.miner_ss58, "miner_ss58"),
+        name(reservation.executor_class, "executor_class"),
+        checked_runs(reservation.blocks),
+        None if amount_seconds is None else amount(amount_seconds, "amount_seconds"),
+        None if job_uuid is None else job_name(job_uuid),
+        instant_ns(reservation.reserved_at, "reserved_at"),
+        instant_ns(reservation.expires_at, "expires_at"),
+        is_spent=reservation.status == "spent",
+        key=key,
+    )
 
 
 def checked_runs(blocks: object) -> list[Run]:

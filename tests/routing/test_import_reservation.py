@@ -13,6 +13,7 @@ from routing import (
     Allowance,
     CannotImportReservation,
     IdempotencyConflict,
+    ImportedReservation,
     InvalidInput,
     JobAlreadySpent,
     JobRequestConflict,
@@ -28,8 +29,13 @@ async def imported(
     ledger: Allowance, blocks: list[tuple[int, int]], amount_seconds: float | None = None, **named: Any
 ) -> Reservation:
     """Import a reservation on `5Anna`, whose blocks 1 to 10 grant 12 s each."""
-    times = {"reserved_at": MADE, "expires_at": DUE}
-    return await ledger.import_reservation("5Anna", GPU, blocks, amount_seconds, **(times | named))
+    key = named.pop("idempotency_key", None)
+    return await ledger.import_reservation(described(blocks, amount_seconds, **named), idempotency_key=key)
+
+
+def described(blocks: list[tuple[int, int]], amount_seconds: float | None = None, **named: Any) -> ImportedReservation:
+    fields: dict[str, Any] = {"miner_ss58": "5Anna", "executor_class": GPU, "reserved_at": MADE, "expires_at": DUE} | named
+    return ImportedReservation(blocks=blocks, amount_seconds=amount_seconds, **fields)
 
 
 async def available(ledger: Allowance, hotkey: str = "5Anna") -> float:
@@ -109,7 +115,7 @@ async def test_blocks_that_are_taken_or_not_granted_are_refused_whole() -> None:
         assert (refused.value.not_granted, refused.value.taken) == ([(11, 12)], [(1, 1)])
         assert str(refused.value).endswith("blocks not granted: 11–12; taken: 1")
         with pytest.raises(CannotImportReservation) as refused:
-            await ledger.import_reservation("5Dora", GPU, [(1, 2)], None, reserved_at=MADE, expires_at=DUE)
+            await imported(ledger, [(1, 2)], miner_ss58="5Dora")
         assert (refused.value.not_granted, refused.value.taken) == ([(1, 2)], [])
         assert await available(ledger) == 108.0
 
@@ -175,3 +181,23 @@ async def test_malformed_blocks_are_refused(blocks: Any) -> None:
         with pytest.raises(InvalidInput) as refused:
             await imported(ledger, blocks)
         assert refused.value.field == "blocks"
+
+
+async def test_many_are_imported_up_to_the_first_refused_one(any_url: str) -> None:
+    """The same one twice in a call counts once; what comes after a refused one is not imported."""
+    async with small_ledger(url=any_url) as ledger:
+        one, two = described([(1, 2)], status="spent"), described([(3, 3)])
+        reservations, refusal = await ledger.import_reservations(
+            [one, one, two, described([(2, 4)]), described([(9, 9)])]
+        )
+        assert [(each.blocks, each.status) for each in reservations] == [
+            ([1, 2], "spent"),
+            ([1, 2], "spent"),
+            ([3], "reserved"),
+        ]
+        assert isinstance(refusal, CannotImportReservation)
+        assert refusal.taken == [(2, 3)]
+        assert await available(ledger) == 84.0
+        head = (await ledger.head()).position
+        assert await ledger.import_reservations([one, two]) == ([reservations[0], reservations[2]], None)
+        assert (await ledger.head()).position == head
