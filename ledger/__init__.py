@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .domain.blocks import BlockSet as BlockSet
     from .domain.blocks import StepFunction as StepFunction
     from .domain.blocks import block_numbers as block_numbers
+    from .domain.blocks import runs_from_numbers as runs_from_numbers
     from .domain.chain import Chain as Chain
     from .domain.chain import Metagraph as Metagraph
     from .domain.commands import ChangeSettings as ChangeSettings
@@ -102,7 +103,7 @@ else:
             "ledger.codec": "Row",
             "ledger.damage": "check_newest_rows",
             "ledger.domain.account": "Account ActiveReservation",
-            "ledger.domain.blocks": "BlockSet END StepFunction block_numbers",
+            "ledger.domain.blocks": "BlockSet END StepFunction block_numbers runs_from_numbers",
             "ledger.domain.chain": "Chain Metagraph",
             "ledger.domain.commands": (
                 "ChangeSettings EarlierExpiry ExpireDue RecordSettings Reserve Settle SettingsChange check_amount "

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from projections.rebuild import Difference as Difference
     from projections.rebuild import RebuildReport as RebuildReport
     from projections.receipts import Bookkeeper as Bookkeeper
+    from projections.receipts import NotSpendable as NotSpendable
     from projections.receipts import Receipt as Receipt
     from projections.receipts import ReceiptOutcome as ReceiptOutcome
     from projections.rules import RULES as RULES
@@ -129,7 +130,7 @@ else:
             "projections.history.pages": "Page",
             "projections.measured": "Candidate",
             "projections.rebuild": "Difference RebuildReport",
-            "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
+            "projections.receipts": "Bookkeeper NotSpendable Receipt ReceiptOutcome",
             "projections.rules": "Finding RULES Rule",
             "projections.verify": "VerifyReport",
             "routing.explain": "Considered Explanation",

@@ -86,6 +86,7 @@ class _BlockingQueries:
     why: Final = _blocking(Queries.why)
     overview: Final = _blocking(Queries.overview)
     receipts: Final = _blocking(Queries.receipts)
+    grants: Final = _blocking(Queries.grants)
     known_miners: Final = _blocking(Queries.known_miners)
     executor_classes: Final = _blocking(Queries.executor_classes)
     settings: Final = _blocking(Queries.settings)

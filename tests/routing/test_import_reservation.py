@@ -34,7 +34,12 @@ async def imported(
 
 
 def described(blocks: list[tuple[int, int]], amount_seconds: float | None = None, **named: Any) -> ImportedReservation:
-    fields: dict[str, Any] = {"miner_ss58": "5Anna", "executor_class": GPU, "reserved_at": MADE, "expires_at": DUE} | named
+    fields: dict[str, Any] = {
+        "miner_ss58": "5Anna",
+        "executor_class": GPU,
+        "reserved_at": MADE,
+        "expires_at": DUE,
+    } | named
     return ImportedReservation(blocks=blocks, amount_seconds=amount_seconds, **fields)
 
 
