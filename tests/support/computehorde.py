@@ -210,9 +210,8 @@ def lived(
                 due = offers
             else:
                 world.sync(number, offers)
-        while number > first + 20 and made < bookings * (number - first) // blocks:
-            made += 1
-            _book_one(world, kept, now, number)
+        while number > first + 20 and made < bookings * (number - first) // (blocks - 1):
+            made += _book_one(world, kept, now, number)
     for booked in kept:
         if draw.random() < 0.8:
             # Running now, in the time of whoever moves.
@@ -220,18 +219,19 @@ def lived(
     return world
 
 
-def _book_one(world: Validator, kept: list[int], now: datetime, number: int) -> None:
-    """Book for a job, then release one of the running jobs or spend the oldest."""
+def _book_one(world: Validator, kept: list[int], now: datetime, number: int) -> bool:
+    """Book for a job if the miner has enough, then release one of the running jobs or spend the oldest."""
     draw = world.draw
     miner = draw.choice(world.names)
     booked = world.book(now, number, miner, draw.choice(sorted(world.offers[miner])), draw.uniform(5, 400))
     if booked is None:
-        return
+        return False
     kept.append(booked)
     if draw.random() < 0.5:
         world.release(kept.pop(draw.randrange(len(kept))))
     if len(kept) > 20:
         world.spend(kept.pop(0))
+    return True
 
 
 async def fill(database_url: str, world: Validator) -> None:
