@@ -19,6 +19,7 @@
     ├── BlockNotFinalized                   The block grants nothing yet: it or its successor is not recorded.
     ├── TimeOutOfRange                      No recorded block covers the receipt's time.
     ├── JobOutOfBounds                      The receipt's job starts outside the bookkeeper's blocks.
+    ├── BadReceiptSignature                 A hotkey that the receipt names has not signed it.
     ├── ClockUnusable                       The clock raised, or its reading is no time of this age.
     ├── LedgerExists                        The target of a restore has another log of this validator.
     ├── DamagedExport                       The file differs from the one that was exported.
@@ -56,6 +57,7 @@ from typing import Any
 __all__ = [
     "AllMinersBusy",
     "AllowanceException",
+    "BadReceiptSignature",
     "BlockInUse",
     "BlockNotFinalized",
     "CannotImportReservation",
@@ -377,6 +379,20 @@ class TimeOutOfRange(AllowanceException):
         self.last = last
         covered = "no block is recorded yet" if first is None else f"they cover {first} to {last}"
         super().__init__(f"{asked} is not covered by the recorded blocks: {covered}")
+
+
+class BadReceiptSignature(AllowanceException):
+    """The signature is not that of the hotkey that the receipt names, or the receipt was changed after signing.
+
+    `signer` is "validator" or "miner".
+    """
+
+    def __init__(self, receipt_type: str, job_uuid: str, signer: str, hotkey_ss58: str) -> None:
+        self.receipt_type = receipt_type
+        self.job_uuid = job_uuid
+        self.signer = signer
+        self.hotkey_ss58 = hotkey_ss58
+        super().__init__(f"the {receipt_type} of job {job_uuid} is not signed by the {signer}, {hotkey_ss58}")
 
 
 class ClockUnusable(AllowanceException):

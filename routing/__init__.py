@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ledger.domain.reservation import Reservation as Reservation
     from ledger.errors import AllMinersBusy as AllMinersBusy
     from ledger.errors import AllowanceException as AllowanceException
+    from ledger.errors import BadReceiptSignature as BadReceiptSignature
     from ledger.errors import BlockInUse as BlockInUse
     from ledger.errors import BlockNotFinalized as BlockNotFinalized
     from ledger.errors import CannotImportReservation as CannotImportReservation
@@ -112,8 +113,8 @@ else:
             "ledger.domain.lookup": "Head",
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
-                "AllMinersBusy AllowanceException BlockInUse BlockNotFinalized CannotImportReservation "
-                "CannotReserveAllowanceException ChainFeedStale "
+                "AllMinersBusy AllowanceException BadReceiptSignature BlockInUse BlockNotFinalized "
+                "CannotImportReservation CannotReserveAllowanceException ChainFeedStale "
                 "ClockUnusable ConflictingFact CorruptLedger DamagedExport FactNotRecorded HistoryDamaged "
                 "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobOutOfBounds JobRequestConflict "
                 "JobRoutingException LedgerClosed LedgerExists LedgerNotFound LedgerOverloaded LogWentBack "

@@ -7,7 +7,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ledger import runs_from_numbers
-from ledger.errors import AllowanceException, CannotImportReservation, JobAlreadySpent, JobRequestConflict
+from ledger.errors import (
+    CannotImportReservation,
+    ImplausibleFact,
+    InvalidInput,
+    JobAlreadySpent,
+    JobRequestConflict,
+)
 from routing import Allowance, ImportedReservation
 
 from .comparison import Comparison, compare
@@ -18,27 +24,6 @@ BATCH_BOOKINGS = 200
 
 Progress = Callable[[str, int, int], None]
 """Called with the step ("blocks" or "bookings"), the number done, and the number in all."""
-
-
-class NothingToMove(AllowanceException):
-    """The tables have no block, or none from the first block on."""
-
-    def __init__(self, first_block: int | None) -> None:
-        self.first_block = first_block
-        super().__init__("the tables have no block" + ("" if first_block is None else f" from {first_block} on"))
-
-
-class NoBookings(AllowanceException):
-    """The tables have no booking of the validator: without bookings, what was paid with already is spent twice."""
-
-    def __init__(self, validator_ss58: str, owners: list[str]) -> None:
-        self.validator_ss58 = validator_ss58
-        self.owners = owners
-        whose = f"they have bookings of {', '.join(owners)}" if owners else "they have none at all"
-        super().__init__(
-            f"the tables have no booking of {validator_ss58}; {whose}. Blocks that its jobs were paid with would be"
-            " free to be spent again; repeat with confirm=True if it has had no jobs"
-        )
 
 
 class LeftOut(msgspec.Struct, frozen=True):
@@ -79,17 +64,18 @@ async def move(
 ) -> MoveReport:
     """Take over blocks, syncs and bookings, and compare every account; what the ledger has already is left as it is.
 
-    So it may be repeated after an interruption, and to take over what has been booked meanwhile. Raises
-    `NothingToMove`, and `NoBookings` unless `confirm`, before anything is recorded.
+    So it may be repeated after an interruption, and to take over what has been booked meanwhile. Before anything is
+    recorded, it raises `InvalidInput` if there is no block, and, unless `confirm`, `ImplausibleFact` without a booking.
     """
     span = await tables.span()
-    first = max(span[0], since or 1) if span is not None else 0
-    if span is None or first > span[1]:
-        raise NothingToMove(since)
-    owners = await tables.owners()
-    if ledger.validator_ss58 not in owners and not confirm:
-        raise NoBookings(ledger.validator_ss58, owners)
-    last, report = span[1], progress or _no_progress
+    if span is None:
+        raise InvalidInput("source", "tables without a block", "tables in which a validator has recorded blocks")
+    first, last = max(span[0], since or 1), span[1]
+    if first > last:
+        raise InvalidInput("since", since, f"a block up to {last}, the highest in the tables")
+    if not confirm:
+        await _refuse_without_bookings(tables, ledger.validator_ss58)
+    report = progress or _no_progress
     multiplier = await _adopt_multiplier(tables, ledger, last)
     blocks, syncs = await _import_facts(tables, ledger, first, last, report)
     bookings = await tables.bookings(ledger.validator_ss58, first)
@@ -106,6 +92,16 @@ async def move(
         left_out,
         await compare(tables, ledger, first),
     )
+
+
+async def _refuse_without_bookings(tables: OldTables, validator_ss58: str) -> None:
+    """Raise `ImplausibleFact` if the tables have no booking of the validator: its paid blocks would be free again."""
+    owners = await tables.owners()
+    if validator_ss58 in owners:
+        return
+    whose = f"they have bookings of {', '.join(owners)}" if owners else "they have none at all"
+    reason = f"{whose}, and blocks that its jobs were paid with would be free to be spent again"
+    raise ImplausibleFact(f"an import of tables without a booking of {validator_ss58}", reason)
 
 
 async def _adopt_multiplier(tables: OldTables, ledger: Allowance, last: int) -> float | None:

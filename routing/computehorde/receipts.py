@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from ledger.errors import AllowanceException, InvalidInput
+from ledger.errors import BadReceiptSignature, InvalidInput
 from ledger.values import name
 from routing import Receipt
 
@@ -19,17 +19,6 @@ from .signatures import is_signed_by
 
 START, END = "JobStartedReceipt", "JobFinishedReceipt"
 _SAME = ("job_uuid", "validator_hotkey", "miner_hotkey")
-
-
-class BadReceiptSignature(AllowanceException):
-    """The signature is not that of the hotkey that the receipt names, or the receipt was changed after signing."""
-
-    def __init__(self, receipt_type: str, job_uuid: str, signer: str, hotkey_ss58: str) -> None:
-        self.receipt_type = receipt_type
-        self.job_uuid = job_uuid
-        self.signer = signer
-        self.hotkey_ss58 = hotkey_ss58
-        super().__init__(f"the {receipt_type} of job {job_uuid} is not signed by the {signer}, {hotkey_ss58}")
 
 
 def signed_receipt(started: Mapping[str, Any], finished: Mapping[str, Any]) -> Receipt:

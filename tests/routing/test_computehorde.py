@@ -12,9 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from ledger.errors import InvalidInput, StorageUnavailable
-from routing import Allowance
-from routing.computehorde.moving import MoveReport, NoBookings, NothingToMove, move
+from routing import Allowance, ImplausibleFact, InvalidInput, StorageUnavailable
+from routing.computehorde.moving import MoveReport, move
 from routing.computehorde.tables import old_tables
 from tests.support.cli import Command, command_line, configure_ledger
 from tests.support.computehorde import OWN, fill, lived
@@ -159,9 +158,8 @@ async def test_facts_without_bookings_are_refused_unless_confirmed(source: str, 
     await fill(source, lived(miners=12, blocks=120, bookings=40))
     async with Allowance.open(target, validator_ss58="5Other1", clock_ns=Clock(NOW)) as ledger:
         async with old_tables(source) as tables:
-            with pytest.raises(NoBookings) as refused:
+            with pytest.raises(ImplausibleFact, match=f"bookings of {OWN}"):
                 await move(tables, ledger)
-            assert refused.value.owners == [OWN]
             assert await ledger.current_block() is None
             report = await move(tables, ledger, confirm=True)
         assert (report.bookings, report.blocks_imported) == (0, 120)
@@ -203,7 +201,7 @@ async def test_other_databases_are_refused(source: str, target: str) -> None:
     with pytest.raises(InvalidInput, match="validator_block absent"):
         await moved(source, target)
     await fill(source, lived(miners=2, blocks=1, bookings=0))
-    with pytest.raises(NothingToMove):
+    with pytest.raises(InvalidInput, match="up to 5000"):
         await moved(source, target, since=6000)
     await asyncio.to_thread(statement, source, "ALTER TABLE validator_mineraddress DROP COLUMN ip_version")
     with pytest.raises(InvalidInput, match="validator_mineraddress without ip_version"):

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from ledger.errors import InvalidInput
-from routing import Receipt
-from routing.computehorde.receipts import BadReceiptSignature, signed_receipt, signed_text
+from routing import BadReceiptSignature, InvalidInput, Receipt
+from routing.computehorde.receipts import signed_receipt, signed_text
 from routing.computehorde.signatures import is_signed_by, public_key
 from tests.support.cli import command_line, configure_ledger
 from tests.support.small import GPU, VALIDATOR, small_ledger

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
@@ -57,7 +59,7 @@ async def _moved(arguments: argparse.Namespace, ledger: Allowance) -> MoveReport
         raise WrongUsage("PostgreSQL's driver is missing: pip install 'allowance-ledger[postgres]'") from cause
 
     async with old_tables(arguments.source) as tables:
-        with Progress("import", "blocks and bookings") as progress:
+        with _command_words(), Progress("import", "blocks and bookings") as progress:
             return await move(
                 tables,
                 ledger,
@@ -65,6 +67,19 @@ async def _moved(arguments: argparse.Namespace, ledger: Allowance) -> MoveReport
                 confirm=arguments.confirm,
                 progress=lambda _step, done, total: progress.show(done, total=total),
             )
+
+
+@contextmanager
+def _command_words() -> Iterator[None]:
+    """Within the block, name the options of the command instead of the parameters of the Python call."""
+    from ledger.errors import ImplausibleFact, renamed_fields
+    from routing.cli.io.errors import WrongInput
+
+    try:
+        with renamed_fields({"since": "--since", "source": "SOURCE"}):
+            yield
+    except ImplausibleFact as refused:
+        raise WrongInput(f"{refused.fact} is implausible: {refused.reason}; give --confirm if it is right") from refused
 
 
 def _write(report: MoveReport, out: Output) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from routing import AllowanceException, Receipt
+from routing import AllowanceException, BadReceiptSignature, Receipt
 
 from .json_lines import BadLine, check_length, lines_as_they_arrive, problem_of, refuse_repeated_names, signature_of
 
@@ -82,7 +82,7 @@ def _receipt(text: bytes) -> Receipt:
 
 
 def _signed_receipt(number: int, text: bytes) -> NumberedReceipt:
-    from routing.computehorde.receipts import BadReceiptSignature, signed_receipt
+    from routing.computehorde.receipts import signed_receipt
 
     check_length(text)
     line = _signed_decoder.decode(text)
