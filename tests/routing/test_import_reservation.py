@@ -18,6 +18,7 @@ from routing import (
     JobAlreadySpent,
     JobRequestConflict,
     Reservation,
+    Rule,
 )
 from tests.support.small import GPU, START, VALIDATOR, Clock, record_blocks, small_ledger
 
@@ -206,3 +207,18 @@ async def test_many_are_imported_up_to_the_first_refused_one(any_url: str) -> No
         head = (await ledger.head()).position
         assert await ledger.import_reservations([one, two]) == ([reservations[0], reservations[2]], None)
         assert (await ledger.head()).position == head
+
+
+async def test_imported_reservations_that_are_overdue_expire_by_due_time() -> None:
+    """Imported in another order than they are due. The audit agrees; catches: its queue in order of the imports."""
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_ledger(clock=clock) as ledger:
+        late = await imported(ledger, [(1, 1)], expires_at=START + timedelta(seconds=40))
+        early = await imported(ledger, [(2, 2)], expires_at=START + timedelta(seconds=20))
+        await imported(ledger, [(3, 3)], expires_at=START + timedelta(seconds=30))
+        clock.advance(1)
+        expired = await ledger.expire_due()
+        assert [each.blocks for each in expired] == [[2], [3], [1]]
+        assert (expired[0].reservation_id, expired[-1].reservation_id) == (early.reservation_id, late.reservation_id)
+        rules = {finding.rule for finding in (await ledger.audit()).findings}
+        assert Rule.EXPIRES_WHAT_IS_TAKEN not in rules
