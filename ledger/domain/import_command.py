@@ -175,7 +175,9 @@ class ImportReservations:
     """
 
     operation = "import_reservations"
-    revertible = True
+    # Only under the lock the stored rows are known. Without them a repeat looks like one whose blocks are taken; a
+    # single import then has no row and is decided again, but one of several may follow another that has.
+    revertible = False
     streams: tuple[str, ...] = ()
     stands = False
     key = None

@@ -13,12 +13,13 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from routing import Allowance, ImplausibleFact, InvalidInput, StorageUnavailable
+from routing.computehorde.facts import FactSource
 from routing.computehorde.moving import MoveReport, move
-from routing.computehorde.tables import old_tables
+from routing.computehorde.tables import OldBlock, old_tables
 from tests.support.cli import Command, command_line, configure_ledger
 from tests.support.computehorde import OWN, fill, lived
 from tests.support.engines import new_database, statement
-from tests.support.small import Clock
+from tests.support.small import GPU, Clock, miner
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -66,6 +67,21 @@ async def test_every_account_is_equal_or_its_difference_is_explained(source: str
     assert comparison.equal == comparison.accounts - len(comparison.differences) > 10
     assert comparison.is_explained
     await check_clean(target)
+
+
+def test_a_sync_names_the_registered_miners_that_it_did_not_count() -> None:
+    """They keep their counts there; a sync of a ledger that did not name them would take their executors away."""
+    counts = {("5Anna", GPU): 2, ("5Bert", GPU): 1, ("5Gone", GPU): 3}
+    source = FactSource({"5Anna": miner("5Anna")}, [*counts, ("5Anna", "cpu"), ("5Cold", GPU)], counts)
+    shares = {OWN: 3.0, "5Other": 9.0}
+    block = source.block(OldBlock(7, NOW, ["5Anna", "5Bert", OWN], shares))
+    assert [each.hotkey_ss58 for each in block.miners] == ["5Anna", "5Bert"]
+    assert [each.port for each in block.miners] == [8000, 0]
+    assert block.stakes == {OWN: 250_000.0, "5Other": 750_000.0}
+    assert source.sync(7, {("5Anna", "cpu"): 1}).manifests == {"5Anna": {"cpu": 1, GPU: 2}, "5Bert": {GPU: 1}}
+    assert source.sync(8, {("5Gone", GPU): 0, ("5Never", GPU): 0}).manifests["5Gone"] == {GPU: 0}
+    # Without an allowance, the shares of the block before are the best that the tables have.
+    assert source.block(OldBlock(8, NOW, [], {})).stakes == block.stakes
 
 
 async def test_syncs_that_take_effect_late_are_explained(source: str, target: str) -> None:
@@ -169,14 +185,14 @@ async def test_facts_without_bookings_are_refused_unless_confirmed(source: str, 
 async def test_a_booking_whose_blocks_are_taken_here_is_left_out_in_part(source: str, target: str) -> None:
     """The rest of its blocks is held. What is reserved here and free there has no explanation by a rule."""
     world = lived(miners=12, blocks=120, bookings=0)
-    (miner, kind), rows = next(
+    (hotkey, kind), rows = next(
         (account, rows) for account, rows in world.allowances.items() if rows[-1].invalidated_at is None
     )
     blocks = sorted({row.block for row in rows if row.invalidated_at is None})
     await fill(source, world)
     await moved(source, target, confirm=True)
     async with Allowance.open(target, validator_ss58=OWN, clock_ns=Clock(NOW)) as ledger:
-        here = await ledger.reserve(miner, kind, 30.0, 5119)
+        here = await ledger.reserve(hotkey, kind, 30.0, 5119)
     assert here.blocks == blocks[: len(here.blocks)]
     booked = [*here.blocks[1:], *blocks[len(here.blocks) :][:3]]
     await asyncio.to_thread(
@@ -185,11 +201,11 @@ async def test_a_booking_whose_blocks_are_taken_here_is_left_out_in_part(source:
         f"""
         INSERT INTO validator_allowancebooking VALUES (7, '2024-01-02 00:00Z', false, true, NULL);
         UPDATE validator_blockallowance SET allowance_booking_id = 7 WHERE validator_ss58 = '{OWN}'
-        AND miner_ss58 = '{miner}' AND executor_class = '{kind}' AND block_id = ANY (ARRAY{booked})""",
+        AND miner_ss58 = '{hotkey}' AND executor_class = '{kind}' AND block_id = ANY (ARRAY{booked})""",
     )
     report = await moved(source, target)
     (left_out,) = report.left_out
-    assert (left_out.booking_id, left_out.miner_ss58, left_out.not_granted) == (7, miner, [])
+    assert (left_out.booking_id, left_out.miner_ss58, left_out.not_granted) == (7, hotkey, [])
     assert [block for first, last in left_out.taken for block in range(first, last + 1)] == here.blocks[1:]
     (difference,) = report.comparison.differences
     assert set(difference.reasons) == {"held_here_only"}

@@ -121,6 +121,9 @@ async def test_blocks_that_are_taken_or_not_granted_are_refused_whole() -> None:
         assert (refused.value.not_granted, refused.value.taken) == ([(11, 12)], [(1, 1)])
         assert str(refused.value).endswith("blocks not granted: 11–12; taken: 1")
         with pytest.raises(CannotImportReservation) as refused:
+            await imported(ledger, [(9, 11)])
+        assert (refused.value.not_granted, refused.value.taken) == ([(11, 11)], [])
+        with pytest.raises(CannotImportReservation) as refused:
             await imported(ledger, [(1, 2)], miner_ss58="5Dora")
         assert (refused.value.not_granted, refused.value.taken) == ([(1, 2)], [])
         assert await available(ledger) == 108.0
@@ -176,6 +179,16 @@ async def test_a_key_belongs_to_one_reservation() -> None:
         assert await imported(ledger, [(1, 1)], idempotency_key="booking 7") == first
         with pytest.raises(IdempotencyConflict):
             await imported(ledger, [(2, 2)], idempotency_key="booking 7")
+
+
+async def test_a_known_reservation_after_a_new_one_is_a_repeat(any_url: str) -> None:
+    """Catches: many imports decided without the stored rows, to which the blocks of a known one look taken."""
+    async with small_ledger(url=any_url) as ledger:
+        for known in (described([(5, 5)]), described([(6, 6)], status="spent")):
+            first = await ledger.import_reservations([known])
+            block = first[0][0].blocks[0]
+            reservations, refusal = await ledger.import_reservations([described([(block + 3, block + 3)]), known])
+            assert (reservations[1:], refusal) == (first[0], None)
 
 
 @pytest.mark.parametrize(
