@@ -13,6 +13,7 @@ from ledger import ImportReservation, ImportReservations, Reservation
 from ledger.codec import MOST_RESERVED_BLOCKS
 from ledger.errors import AllowanceException, InvalidInput, JobRoutingException
 from ledger.events import Run
+from ledger.results import Result
 from ledger.values import amount, instant_ns, integer, job_name, name
 
 from .miner_facts import MinerFactCalls, checked_key
@@ -20,7 +21,7 @@ from .miner_facts import MinerFactCalls, checked_key
 ImportedStatus = Literal["reserved", "spent"]
 
 
-class ImportedReservation(msgspec.Struct, frozen=True, kw_only=True):
+class ImportedReservation(Result, msgspec.Struct, frozen=True, kw_only=True):
     """A reservation of another system: exactly these blocks, as runs `(first, last)`.
 
     Times are aware. `amount_seconds` of None, which the other system has not kept, is what the blocks grant, at most
