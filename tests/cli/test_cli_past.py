@@ -341,7 +341,7 @@ def test_receipts_are_checked_in_order(allowance: Command, tmp_path: Path) -> No
         receipt(blocks=["1"]),
         receipt(blocks=[-1]),
         receipt(started_at="2024-01-01T00:02:00"),
-        receipt(allowance_seconds=0),
+        receipt(allowance_seconds=-1),
         receipt(miner_ss58="a\0b"),
         receipt(unknown=1),
         receipt()[:-1] + ',"blocks":[1]}',
