@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .domain.blocks import BlockSet as BlockSet
     from .domain.blocks import StepFunction as StepFunction
     from .domain.blocks import block_numbers as block_numbers
+    from .domain.blocks import runs_from_numbers as runs_from_numbers
     from .domain.chain import Chain as Chain
     from .domain.chain import Metagraph as Metagraph
     from .domain.commands import ChangeSettings as ChangeSettings
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from .domain.fact_validation import BlockFact as BlockFact
     from .domain.fact_validation import FactValidator as FactValidator
     from .domain.fact_validation import ManifestsFact as ManifestsFact
+    from .domain.import_command import ImportReservation as ImportReservation
+    from .domain.import_command import ImportReservations as ImportReservations
     from .domain.lookup import Head as Head
     from .domain.lookup import Lookup as Lookup
     from .domain.lookup import LookupResult as LookupResult
@@ -100,7 +103,7 @@ else:
             "ledger.codec": "Row",
             "ledger.damage": "check_newest_rows",
             "ledger.domain.account": "Account ActiveReservation",
-            "ledger.domain.blocks": "BlockSet END StepFunction block_numbers",
+            "ledger.domain.blocks": "BlockSet END StepFunction block_numbers runs_from_numbers",
             "ledger.domain.chain": "Chain Metagraph",
             "ledger.domain.commands": (
                 "ChangeSettings EarlierExpiry ExpireDue RecordSettings Reserve Settle SettingsChange check_amount "
@@ -111,6 +114,7 @@ else:
             ),
             "ledger.domain.fact_commands": "RecordFacts ValidatedBlock ValidatedManifests",
             "ledger.domain.fact_validation": "BlockFact FactValidator ManifestsFact",
+            "ledger.domain.import_command": "ImportReservation ImportReservations",
             "ledger.domain.lookup": "Head Lookup LookupResult",
             "ledger.domain.miner_fact_commands": (
                 "EndJobElsewhere ExcludeMiner ReadmitMiner RecordCollateral RecordJobElsewhere ReportIncident"

@@ -4,6 +4,7 @@
     ├── InvalidInput                        The input is malformed (also a ValueError).
     ├── NotEnoughAllowanceException         No miner has the amount available.
     ├── CannotReserveAllowanceException     The account does not have the amount available.
+    ├── CannotImportReservation             Blocks of another system's reservation are not granted here, or are taken.
     ├── ReservationNotFound                 This ledger has no such reservation.
     │   ├── ReservationAlreadyReleased      The reservation was released before.
     │   └── ReservationExpired              The log records that the reservation expired.
@@ -15,7 +16,10 @@
     ├── FactNotRecorded                     No such fact is recorded, so none can be withdrawn.
     ├── BlockInUse                          A reservation holds the block that is to be withdrawn.
     ├── PositionOutOfRange                  The ledger does not contain the requested moment.
+    ├── BlockNotFinalized                   The block grants nothing yet: it or its successor is not recorded.
     ├── TimeOutOfRange                      No recorded block covers the receipt's time.
+    ├── JobOutOfBounds                      The receipt's job starts outside the bookkeeper's blocks.
+    ├── BadReceiptSignature                 A hotkey that the receipt names has not signed it.
     ├── ClockUnusable                       The clock raised, or its reading is no time of this age.
     ├── LedgerExists                        The target of a restore has another log of this validator.
     ├── DamagedExport                       The file differs from the one that was exported.
@@ -53,7 +57,10 @@ from typing import Any
 __all__ = [
     "AllMinersBusy",
     "AllowanceException",
+    "BadReceiptSignature",
     "BlockInUse",
+    "BlockNotFinalized",
+    "CannotImportReservation",
     "CannotReserveAllowanceException",
     "ChainFeedStale",
     "ClockUnusable",
@@ -66,6 +73,7 @@ __all__ = [
     "ImplausibleFact",
     "InvalidInput",
     "JobAlreadySpent",
+    "JobOutOfBounds",
     "JobRequestConflict",
     "JobRoutingException",
     "LedgerClosed",
@@ -173,6 +181,31 @@ class CannotReserveAllowanceException(AllowanceException):
         self.available_allowance_seconds = available_allowance_seconds
         super().__init__(
             f"cannot reserve {required_allowance_seconds} s on {miner}: {available_allowance_seconds} s are available"
+        )
+
+
+class CannotImportReservation(AllowanceException):
+    """Some blocks of the other system's reservation grant nothing here, or are taken; nothing changed.
+
+    `not_granted` and `taken` are runs of blocks, (first, last).
+    """
+
+    def __init__(
+        self,
+        miner_ss58: str,
+        executor_class: str,
+        not_granted: list[tuple[int, int]],
+        taken: list[tuple[int, int]],
+    ) -> None:
+        self.miner_ss58 = miner_ss58
+        self.executor_class = executor_class
+        self.not_granted = not_granted
+        self.taken = taken
+        reasons = [
+            f"{reason}: {_runs_text(runs)}" for reason, runs in (("not granted", not_granted), ("taken", taken)) if runs
+        ]
+        super().__init__(
+            f"the reservation on {miner_ss58} in {executor_class} cannot be imported; blocks {'; '.join(reasons)}"
         )
 
 
@@ -316,6 +349,27 @@ class PositionOutOfRange(AllowanceException):
         super().__init__(f"{asked} is out of range: {covered}")
 
 
+class BlockNotFinalized(AllowanceException):
+    """The block's grants are not fixed yet: it or its successor is not recorded, or was withdrawn."""
+
+    def __init__(self, block: int) -> None:
+        self.block = block
+        super().__init__(f"block {block} is not finalized: record blocks {block} and {block + 1}")
+
+
+class JobOutOfBounds(AllowanceException):
+    """The job starts at a block outside of `[first_block, end_block)`; the receipt was not checked."""
+
+    def __init__(self, job_start_block: int, first_block: int, end_block: int) -> None:
+        self.job_start_block = job_start_block
+        self.first_block = first_block
+        self.end_block = end_block
+        super().__init__(
+            f"the job starts at block {job_start_block}, outside of the bookkeeper's blocks, {first_block} to"
+            f" {end_block - 1}"
+        )
+
+
 class TimeOutOfRange(AllowanceException):
     """The time is before the first recorded block, or at or after the last one."""
 
@@ -325,6 +379,20 @@ class TimeOutOfRange(AllowanceException):
         self.last = last
         covered = "no block is recorded yet" if first is None else f"they cover {first} to {last}"
         super().__init__(f"{asked} is not covered by the recorded blocks: {covered}")
+
+
+class BadReceiptSignature(AllowanceException):
+    """The signature is not that of the hotkey that the receipt names, or the receipt was changed after signing.
+
+    `signer` is "validator" or "miner".
+    """
+
+    def __init__(self, receipt_type: str, job_uuid: str, signer: str, hotkey_ss58: str) -> None:
+        self.receipt_type = receipt_type
+        self.job_uuid = job_uuid
+        self.signer = signer
+        self.hotkey_ss58 = hotkey_ss58
+        super().__init__(f"the {receipt_type} of job {job_uuid} is not signed by the {signer}, {hotkey_ss58}")
 
 
 class ClockUnusable(AllowanceException):
@@ -611,6 +679,11 @@ def _unpickle(kind: type[_LedgerError], arguments: tuple[Any, ...], fields: dict
     error = kind.__new__(kind, *arguments)
     vars(error).update(fields)
     return error
+
+
+def _runs_text(runs: list[tuple[int, int]]) -> str:
+    shown = ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last in runs[:MOST_IDS_SHOWN])
+    return f"{shown} and others" if len(runs) > MOST_IDS_SHOWN else shown
 
 
 LONGEST_SHOWN = 120

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .corrections import metagraph_to_return_to as metagraph_to_return_to
     from .corrections import offers_without as offers_without
     from .database_schema import schema as schema
+    from .grants import GrantReader as GrantReader
     from .history.pages import History as History
     from .history.pages import Page as Page
     from .history.projector import rows_per_transaction as rows_per_transaction
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .rebuild import Rebuild as Rebuild
     from .rebuild import RebuildReport as RebuildReport
     from .receipts import Bookkeeper as Bookkeeper
+    from .receipts import NotSpendable as NotSpendable
     from .receipts import Receipt as Receipt
     from .receipts import ReceiptOutcome as ReceiptOutcome
     from .reliability import weight_of as weight_of
@@ -69,13 +71,14 @@ else:
             "projections.conflicts": "describe_conflict",
             "projections.corrections": "metagraph_to_return_to offers_without",
             "projections.database_schema": "schema",
+            "projections.grants": "GrantReader",
             "projections.history.pages": "History Page",
             "projections.history.projector": "rows_per_transaction",
             "projections.history.rows": "HistoryFilters",
             "projections.measured": "Candidate RankedAccount Unfit is_busy running_jobs unfit",
             "projections.rank_levels": "RankEntry",
             "projections.rebuild": "Difference Rebuild RebuildReport",
-            "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
+            "projections.receipts": "Bookkeeper NotSpendable Receipt ReceiptOutcome",
             "projections.reliability": "weight_of",
             "projections.rules": "Finding RULES Rule",
             "projections.snapshots": "ProgressReport Snapshot SnapshotStore sealed_if_due state_at",

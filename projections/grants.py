@@ -7,14 +7,16 @@ drop.
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from bisect import bisect_right, insort
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
 from ledger import Account, Chain, RecordedSettings, Row, StepFunction, Store
 from ledger.codec import decode
+from ledger.errors import BlockNotFinalized
 from ledger.events import (
     CHAIN_STREAM,
     MANIFESTS_STREAM,
@@ -26,6 +28,7 @@ from ledger.events import (
     ManifestsWithdrawn,
     SettingsChanged,
 )
+from ledger.values import seconds
 
 from .corrections import fold_syncs
 
@@ -75,6 +78,12 @@ class StakeTable:
         self._last = stakes
         self._index_at.assign(block, block + 1, len(self._stakes) - 1)
 
+    def all_at(self, block: int) -> dict[str, int]:
+        """Return the stakes above 0 at a block by validator."""
+        stakes = self._stakes[self._index_at.at(block)]
+        # Later validators have columns beyond the end of earlier arrays, where `zip` ends.
+        return {validator_ss58: stake for validator_ss58, stake in zip(self._columns, stakes, strict=False) if stake}
+
     def at(self, block: int, validator_ss58: str) -> tuple[int, int]:
         """Return a validator's stake at a block, and the sum of all."""
         index = self._index_at.at(block)
@@ -105,10 +114,14 @@ class _ChainWithDrops(Chain):
 
 
 class GrantTable:
-    """The chain's facts up to `position`, and what they grant to every validator."""
+    """The chain's facts up to `position`, and what they grant to every validator.
 
-    def __init__(self) -> None:
+    It keeps no stakes of blocks below `first_block`, which count as blocks without a grant.
+    """
+
+    def __init__(self, first_block: int = 0) -> None:
         self.position = 0
+        self.first_block = first_block
         self._chain = _ChainWithDrops()
         self._stakes = StakeTable()
         self._terms: list[BlockTerms] = []
@@ -146,8 +159,17 @@ class GrantTable:
                     BlockTerms(settings.long_block_ns, settings.long_block_counts_as_ns, self._chain.multiplier)
                 )
 
-    async def fold_drops_again(self, store: Store) -> None:
-        """Fold the drops of the remaining syncs, if a sync was withdrawn; call it after the last row.
+    async def follow(self, store: Store, until: int) -> None:
+        """Fold the rows of the log up to a position."""
+        while self.position < until:
+            for row in await store.read(self.position):
+                if row.position <= until:
+                    self.fold(row)
+            await asyncio.sleep(0)  # A long fold yields the event loop after each page.
+        await self._fold_drops_again(store)
+
+    async def _fold_drops_again(self, store: Store) -> None:
+        """Fold the drops of the remaining syncs, if a sync was withdrawn; after the last row.
 
         A withdrawal names only the highest drop that remains in each account, which is all that the state needs.
         """
@@ -169,6 +191,25 @@ class GrantTable:
         terms = self._terms[self._terms_at.at(block)]
         stake, total_stake = self._stakes.at(block, validator_ss58)
         return terms.unit_ns(end_ns - start_ns, stake, total_stake) * account.counts.at(block)
+
+    def is_finalized(self, block: int) -> bool:
+        """Return whether the block and its successor are recorded, so that its grants are fixed."""
+        return block in self._chain.blocks and block + 1 in self._chain.blocks
+
+    def grants_of(self, block: int, executor_class: str | None) -> Iterator[tuple[str, str, str, int]]:
+        """Yield validator, miner, class and grant in ns of every grant of a finalized block, in one class or in all."""
+        blocks, stakes = self._chain.blocks, self._stakes.all_at(block)
+        duration_ns = blocks.created_at_ns(block + 1) - blocks.created_at_ns(block)
+        terms, total_stake = self._terms[self._terms_at.at(block)], sum(stakes.values())
+        units = [(each, terms.unit_ns(duration_ns, stake, total_stake)) for each, stake in stakes.items()]
+        for a_class, accounts in self._chain.classes.items():
+            if executor_class is not None and a_class != executor_class:
+                continue
+            for miner_ss58, account in accounts.items():
+                count = account.counts.at(block)
+                for validator_ss58, unit_ns in units:
+                    if unit_ns * count:
+                        yield validator_ss58, miner_ss58, a_class, unit_ns * count
 
     def invalidated_below_at(self, miner_ss58: str, executor_class: str, block: int) -> int:
         """Return the block below which the account's blocks are invalidated by drops at `block` or before; 0: none."""
@@ -198,7 +239,8 @@ class GrantTable:
         chain, number = self._chain, event.number
         chain.apply_block(position, event)
         self._block_times = None
-        self._stakes.record(number, chain.last_metagraph.stakes)
+        if number >= self.first_block:
+            self._stakes.record(number, chain.last_metagraph.stakes)
         for block in (number - 1, number):
             if block in chain.blocks and block + 1 in chain.blocks:
                 # Blocks may arrive in any order: a block is finalized by the later of itself and its successor.
@@ -206,6 +248,37 @@ class GrantTable:
 
     def _account(self, miner_ss58: str, executor_class: str) -> Account | None:
         return self._chain.classes.get(executor_class, {}).get(miner_ss58)
+
+
+class GrantReader:
+    """Answers what blocks granted, and keeps the facts for the next call; its coroutines run on one event loop."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._table = GrantTable()
+        self._turn = asyncio.Lock()
+
+    async def grants_at(self, until: int, block: int, executor_class: str | None) -> dict[tuple[str, str, str], float]:
+        """Return the grants of a block in seconds, by validator, miner and class, given the log up to a position.
+
+        Raises `BlockNotFinalized`.
+        """
+        # Two calls that fold the same rows at once would fold them twice.
+        async with self._turn:
+            if until < self._table.position and (await self.store.head()).position < self._table.position:
+                self._table = GrantTable()  # The log went back, so what was read is not what is stored.
+            try:
+                await self._table.follow(self.store, until)
+            except Exception:
+                # The fold may have stopped within a row.
+                self._table = GrantTable()
+                raise
+            if not self._table.is_finalized(block):
+                raise BlockNotFinalized(block)
+            return {
+                (validator_ss58, miner_ss58, a_class): seconds(granted_ns)
+                for validator_ss58, miner_ss58, a_class, granted_ns in self._table.grants_of(block, executor_class)
+            }
 
 
 class _BlockTimes:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from ledger.domain.reservation import Reservation as Reservation
     from ledger.errors import AllMinersBusy as AllMinersBusy
     from ledger.errors import AllowanceException as AllowanceException
+    from ledger.errors import BadReceiptSignature as BadReceiptSignature
     from ledger.errors import BlockInUse as BlockInUse
+    from ledger.errors import BlockNotFinalized as BlockNotFinalized
+    from ledger.errors import CannotImportReservation as CannotImportReservation
     from ledger.errors import CannotReserveAllowanceException as CannotReserveAllowanceException
     from ledger.errors import ChainFeedStale as ChainFeedStale
     from ledger.errors import ClockUnusable as ClockUnusable
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from ledger.errors import ImplausibleFact as ImplausibleFact
     from ledger.errors import InvalidInput as InvalidInput
     from ledger.errors import JobAlreadySpent as JobAlreadySpent
+    from ledger.errors import JobOutOfBounds as JobOutOfBounds
     from ledger.errors import JobRequestConflict as JobRequestConflict
     from ledger.errors import JobRoutingException as JobRoutingException
     from ledger.errors import LedgerClosed as LedgerClosed
@@ -68,6 +72,7 @@ if TYPE_CHECKING:
     from projections.rebuild import Difference as Difference
     from projections.rebuild import RebuildReport as RebuildReport
     from projections.receipts import Bookkeeper as Bookkeeper
+    from projections.receipts import NotSpendable as NotSpendable
     from projections.receipts import Receipt as Receipt
     from projections.receipts import ReceiptOutcome as ReceiptOutcome
     from projections.rules import RULES as RULES
@@ -88,6 +93,7 @@ if TYPE_CHECKING:
     from .service.config import TRUSTED_MINER_FAKE_KEY as TRUSTED_MINER_FAKE_KEY
     from .service.events import StoredEvent as StoredEvent
     from .service.health import Health as Health
+    from .service.imports import ImportedReservation as ImportedReservation
     from .service.miner_records import MinerRecord as MinerRecord
     from .service.past import Past as Past
     from .service.settings_changes import SettingsRecord as SettingsRecord
@@ -108,9 +114,10 @@ else:
             "ledger.domain.lookup": "Head",
             "ledger.domain.reservation": "Reservation",
             "ledger.errors": (
-                "AllMinersBusy AllowanceException BlockInUse CannotReserveAllowanceException ChainFeedStale "
+                "AllMinersBusy AllowanceException BadReceiptSignature BlockInUse BlockNotFinalized "
+                "CannotImportReservation CannotReserveAllowanceException ChainFeedStale "
                 "ClockUnusable ConflictingFact CorruptLedger DamagedExport FactNotRecorded HistoryDamaged "
-                "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobRequestConflict "
+                "IdempotencyConflict ImplausibleFact InvalidInput JobAlreadySpent JobOutOfBounds JobRequestConflict "
                 "JobRoutingException LedgerClosed LedgerExists LedgerNotFound LedgerOverloaded LogWentBack "
                 "ManifestsStale NewerLedger NotEnoughAllowanceException NotEnoughCollateralException OutcomeUnknown "
                 "PositionOutOfRange "
@@ -125,7 +132,7 @@ else:
             "projections.history.pages": "Page",
             "projections.measured": "Candidate",
             "projections.rebuild": "Difference RebuildReport",
-            "projections.receipts": "Bookkeeper Receipt ReceiptOutcome",
+            "projections.receipts": "Bookkeeper NotSpendable Receipt ReceiptOutcome",
             "projections.rules": "Finding RULES Rule",
             "projections.verify": "VerifyReport",
             "routing.explain": "Considered Explanation",
@@ -137,6 +144,7 @@ else:
             "routing.service.config": "TRUSTED_MINER_FAKE_KEY",
             "routing.service.events": "StoredEvent",
             "routing.service.health": "Health",
+            "routing.service.imports": "ImportedReservation",
             "routing.service.miner_records": "MinerRecord",
             "routing.service.past": "Past",
             "routing.service.settings_changes": "SettingsRecord",

@@ -206,11 +206,22 @@ class Account:
             claim_end = block_table.end_reaching(needed_ns) if enough else min(free_end, block_table.last_finalized + 1)
             _extend(blocks, block_table.granted_runs(free_start, claim_end))
             if enough:
-                return Claim(blocks, self._overdue_in(blocks, now_ns))
+                return Claim(blocks, self.overdue_in(blocks, now_ns))
             missing_ns -= count * (end_ns - before_ns)
         return None
 
-    def _overdue_in(self, blocks: list[Run], now_ns: int) -> list[ActiveReservation]:
+    def not_granted(self, block_table: BlockTable, blocks: list[Run]) -> list[Run]:
+        """Return the parts of the runs that grant the account nothing."""
+        return [gap for first, last in blocks for gap in self._not_granted(block_table, first, last + 1)]
+
+    def _not_granted(self, block_table: BlockTable, start: int, end: int) -> list[Run]:
+        granted = BlockSet()
+        for counted_start, counted_end, _ in self._ranges_with_count(start, end):
+            for run in block_table.granted_runs(counted_start, counted_end):
+                granted.add(*run)
+        return [(gap_start, gap_end - 1) for gap_start, gap_end in granted.gaps(start, end)]
+
+    def overdue_in(self, blocks: list[Run], now_ns: int) -> list[ActiveReservation]:
         """Return the overdue reservations that contain any of these blocks."""
         if now_ns < self.first_due_ns:
             return []

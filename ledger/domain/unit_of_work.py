@@ -204,6 +204,22 @@ class UnitOfWork:
         self._changes.append((active, event))
         return active
 
+    def take_over(
+        self,
+        account: Account,
+        overdue: list[ActiveReservation],
+        event: AllowanceReserved,
+        key: str,
+        job: tuple[str, int] | None,
+    ) -> ActiveReservation:
+        """Append the expiries that the import of a reservation requires and then its event; return the reservation."""
+        for each in overdue:
+            self.settle(each, ExpiryRecorded(each.reservation_id))
+        self.append(account.stream, event, key=key, job=job)
+        active = next(reversed(account.active.values()))
+        self._changes.append((active, event))
+        return active
+
     def settle(self, active: ActiveReservation, event: Settlement, key: str | None = None) -> Row:
         """Append the settlement of an active reservation and return its row."""
         row = self.append(active.account.stream, event, key=key, settles=active.position)

@@ -48,8 +48,7 @@ class DueQueue:
         while waiting and waiting[0][0] <= now_ns:
             reservation = self._active.get(heappop(waiting)[1])
             if reservation is not None:
-                self._overdue[reservation.position] = reservation.account.overdue[reservation.position] = reservation
-                reservation.account.mark_stale()
+                self._add_overdue(reservation)
 
     def first_overdue(self) -> AuditedReservation | None:
         """Return the overdue reservation with the earliest due time; None if nothing is overdue at the clock."""
@@ -62,6 +61,14 @@ class DueQueue:
         while self._waiting and self._waiting[0][1] not in self._active:
             heappop(self._waiting)
         return self._waiting[0][0] if self._waiting else None
+
+    def _add_overdue(self, reservation: AuditedReservation) -> None:
+        last = next(reversed(self._overdue.values()), None)
+        self._overdue[reservation.position] = reservation.account.overdue[reservation.position] = reservation
+        reservation.account.mark_stale()
+        # An imported reservation may have been due before others that are overdue already.
+        if last is not None and reservation.due_ns < last.due_ns:
+            self._overdue = {each.position: each for each in sorted(self._overdue.values(), key=_due_order)}
 
     def _requeue_not_due(self, now_ns: int) -> None:
         # A clock that went back makes the latest due times "not yet due" again. They are the last of the dictionary.
@@ -77,3 +84,7 @@ class DueQueue:
     def _compact(self) -> None:
         self._waiting = [entry for entry in self._waiting if entry[1] in self._active]
         heapify(self._waiting)
+
+
+def _due_order(reservation: AuditedReservation) -> tuple[int, int]:
+    return reservation.due_ns, reservation.position

@@ -61,8 +61,9 @@ from routing.stored_rows import reservations_of_expire_due
 
 from .events import POLL_SECONDS, Cursor, StoredEvent
 from .health import Health, health_of
+from .imports import ImportCalls
 from .lifecycle import Lifecycle
-from .miner_facts import LONGEST_REASON, MinerFactCalls, checked_key
+from .miner_facts import LONGEST_REASON, checked_key
 from .operations import begin, note_ended, note_refused
 from .past import AsOf, Past
 from .queries import MOST_ITEMS, checked_id
@@ -81,7 +82,7 @@ MOST_PREPARATIONS = 10
 MOST_BUCKETS = 10_000
 
 
-class Allowance(MinerFactCalls):
+class Allowance(ImportCalls):
     """One validator's ledger in one database.
 
     Create it with `open`. Use it with `async with`, or directly: the first call opens it. Calls may come from any

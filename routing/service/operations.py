@@ -16,6 +16,7 @@ from typing import Any
 from ledger import (
     Command,
     EarlierExpiry,
+    ImportReservations,
     MetagraphNeeded,
     OffersNeeded,
     RecordFacts,
@@ -38,6 +39,9 @@ LONGEST_NAME = 128
 
 _OF_MINER_FACTS = ("miner_ss58", "executor_class", "job_uuid", "kind", "reason")
 
+_IN_PART = (RecordFacts, ImportReservations)
+"""Commands that return the outcomes before the first refusal, and the refusal."""
+
 _Subject = tuple[str | None, str | None, str | None, float | None, int | None, int | None]
 
 log: logging.Logger = logging.getLogger("allowance.ledger")
@@ -52,7 +56,7 @@ def note_ended(command: Command, result: Any, began_ns: int, call: PendingCall, 
     """Note a call that returned `result`."""
     if isinstance(result, (MetagraphNeeded, OffersNeeded)):
         return  # The command is executed again with what it needs, and ends then.
-    error = result[1] if isinstance(command, RecordFacts) else None
+    error = result[1] if isinstance(command, _IN_PART) else None
     appended = call.row is not None
     if isinstance(command, Pick):
         outcome = ROUTED if appended else REPEATED
@@ -128,7 +132,7 @@ def _subject(command: Command, result: Any) -> _Subject:
 def _items(command: Command, result: Any) -> int | None:
     if isinstance(result, EarlierExpiry):
         return result.expiries
-    if isinstance(command, RecordFacts):
+    if isinstance(command, _IN_PART):
         return len(result[0])
     return len(result) if isinstance(result, list) else None
 

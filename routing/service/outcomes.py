@@ -30,6 +30,7 @@ _REFUSED: dict[type[BaseException], str] = {
     errors.StreamVersionConflict: "conflict",
     errors.IdempotencyConflict: "conflict",
     errors.ConflictingFact: "conflict",
+    errors.CannotImportReservation: "conflict",
     errors.BlockInUse: "conflict",
     errors.ImplausibleFact: "implausible",
     errors.InvalidInput: "invalid",

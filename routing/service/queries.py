@@ -33,10 +33,19 @@ from .events import Cursor, StoredEvent, stored_event
 from .lifecycle import Lifecycle
 from .miner_records import MinerRecord, record_of_miner, records_of_miners
 from .settings_changes import SettingsRecord, settings_records
-from .summaries import Overview, Usage, Workload, overview_of, usage_by_block_of, usage_of, workload_of
+from .summaries import (
+    Overview,
+    Usage,
+    Workload,
+    capped_manifests,
+    overview_of,
+    usage_by_block_of,
+    usage_of,
+    workload_of,
+)
 
 if TYPE_CHECKING:
-    from projections import BlockUsage, Bookkeeper, ProgressReport
+    from projections import BlockUsage, Bookkeeper, GrantReader, ProgressReport
     from routing.other_policy import PolicyReport
 
 R = TypeVar("R")
@@ -53,6 +62,8 @@ class Queries(ABC):
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
+        self._grant_reader: GrantReader | None = None
+        """Made at the first question about grants, for the store that was open then."""
 
     @property
     def validator_ss58(self) -> str:
@@ -214,22 +225,48 @@ class Queries(ABC):
         """Return a summary of the ledger, with totals per executor class."""
         return await self._read_state(overview_of)
 
-    async def receipts(self, keeper: Bookkeeper | None = None) -> Bookkeeper:
+    async def receipts(
+        self, keeper: Bookkeeper | None = None, *, first_block: int | None = None, end_block: int | None = None
+    ) -> Bookkeeper:
         """Return a bookkeeper for the receipts of other validators that knows the facts recorded by now.
 
-        A given `keeper` is brought up to date and returned; the blocks that it counts as spent stay spent. Raises
-        `InvalidInput`.
+        With `first_block` and `end_block` it accepts jobs that start in `[first_block, end_block)`, as scoring needs
+        it, and keeps only what such jobs can be paid with. A given `keeper` is brought up to date and returned; the
+        blocks that it counts as spent stay spent, and its bounds stay as they are. Raises `InvalidInput`.
         """
         # Imported here, since few processes ever process receipts and every one waits for its imports.
         from projections import Bookkeeper
 
-        keeper = Bookkeeper() if keeper is None else keeper
+        if keeper is None:
+            keeper = Bookkeeper(first_block, end_block)
+        elif (first_block, end_block) != (None, None):
+            raise InvalidInput("keeper", keeper, "None if bounds are given: a bookkeeper keeps its own")
         if not isinstance(keeper, Bookkeeper):
             raise InvalidInput("keeper", keeper, "a Bookkeeper or None")
         head = (await self.head()).position
         handle = await self._lifecycle.handle()
         await handle.runtime.run(keeper.follow(handle.store, head))
         return keeper
+
+    async def grants(self, block: int, *, executor_class: str | None = None) -> dict[tuple[str, str, str], float]:
+        """Return what a finalized block granted every validator on every miner, in one class or in all.
+
+            {("5Validator…", "5Miner…", "always_on.gpu-24gb"): 11.7, …}
+
+        In executor-seconds, without zeros. The first call reads the facts of the log, later ones only what is new.
+        Raises `BlockNotFinalized` if the block or its successor is not recorded, and `InvalidInput`.
+        """
+        # Imported here for the same reason as in `receipts`.
+        from projections import GrantReader
+
+        block = integer(block, "block", 1)
+        a_class = None if executor_class is None else name(executor_class, "executor_class")
+        head = (await self.head()).position
+        handle = await self._lifecycle.handle()
+        # After a fork or a reconnection there is another store, and nobody folds for its reader yet.
+        if self._grant_reader is None or self._grant_reader.store is not handle.store:
+            self._grant_reader = GrantReader(handle.store)
+        return await handle.runtime.run(self._grant_reader.grants_at(head, block, a_class))
 
     async def current_block(self) -> int | None:
         """Return the number of the newest block; None if no block is recorded."""
@@ -276,8 +313,15 @@ class Queries(ABC):
         """Return the executor classes that recorded manifest syncs have named, ever; sorted."""
         return sorted(await self._read_state(lambda state, _: set(state.chain.classes)))
 
-    async def manifests(self) -> dict[str, dict[str, int]]:
-        """Return the newest sync as it was given: `{miner_ss58: {executor_class: executor_count}}`."""
+    async def manifests(self, *, capped: bool = False) -> dict[str, dict[str, int]]:
+        """Return the newest sync as it was given: `{miner_ss58: {executor_class: executor_count}}`.
+
+        With `capped`, the counts that routing uses instead: those of the newest sync that covers the miner, at most the
+        configured maximum of the class. They are of every miner that is registered or that the newest sync names, and
+        of every class that any sync has named, filled with zeros. Raises `InvalidInput`.
+        """
+        if flag(capped, "capped"):
+            return await self._read_state(capped_manifests)
         manifests = await self._read_state(lambda state, _: state.chain.manifests)
         return {miner_ss58: dict(counts) for miner_ss58, counts in manifests.items()}
 

@@ -119,6 +119,19 @@ def totals_of(state: Availability, executor_class: str, now_ns: int) -> ClassTot
     )
 
 
+def capped_manifests(state: Availability, _now_ns: int) -> dict[str, dict[str, int]]:
+    """Return the executors that routing counts, by miner and class, filled with zeros."""
+    chain = state.chain
+    miners = sorted(chain.metagraph.miners.keys() | chain.manifests.keys())
+    return {
+        miner_ss58: {
+            executor_class: chain.newest_count(accounts[miner_ss58]) if miner_ss58 in accounts else 0
+            for executor_class, accounts in sorted(chain.classes.items())
+        }
+        for miner_ss58 in miners
+    }
+
+
 def usage_of(state: Availability, miner_ss58: str, executor_class: str, now_ns: int) -> Usage:
     """Summarize an account, for a job that starts at the newest block; `reservations` are left empty.
 

@@ -394,6 +394,8 @@ def test_import_reports_the_recorded_facts(allowance: Command, facts: Path) -> N
         "blocks_repeated": 0,
         "syncs_recorded": 3,
         "syncs_repeated": 0,
+        "reservations_imported": 0,
+        "reservations_repeated": 0,
         "position": allowance("health", "--json").document["position"],
     }
 

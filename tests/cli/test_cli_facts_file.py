@@ -242,7 +242,7 @@ BAD_LINES = {
     "an array": ("[]", "array", "complete JSON object"),
     "null": ("null", "null", "complete JSON object"),
     "a NUL": ("\0", "malformed", "complete JSON object"),
-    "unknown type": ('{"type":"blok"}', "'blok'", '"block" or "manifests"'),
+    "unknown type": ('{"type":"blok"}', "'blok'", '"manifests" or "reservation"'),
     "no type": ('{"number":1}', "`type`", '"type":"block"'),
     "no number": (f'{{"type":"block",{TIME}}}', "`number`", '"number":1001'),
     "no time": ('{"type":"block","number":1}', "`created_at`", "time with its time zone"),

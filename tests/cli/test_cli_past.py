@@ -318,7 +318,7 @@ def test_receipts_are_checked_in_order(allowance: Command, tmp_path: Path) -> No
     assert result.code == 1
     first, second, third = result.out.splitlines()
     assert first.startswith("line 1: spent")
-    assert second == "line 2: refused, 6.000 s for 12.000 s; outside range: 900; double spent: 3"
+    assert second == "line 2: refused, 6.000 s for 12.000 s; 3: spent by an earlier receipt; 900: 890 blocks too new"
     assert third.startswith("line 3: refused, TimeOutOfRange: ")
 
     documents = allowance("receipts", bad, "--json").documents
@@ -341,7 +341,7 @@ def test_receipts_are_checked_in_order(allowance: Command, tmp_path: Path) -> No
         receipt(blocks=["1"]),
         receipt(blocks=[-1]),
         receipt(started_at="2024-01-01T00:02:00"),
-        receipt(allowance_seconds=0),
+        receipt(allowance_seconds=-1),
         receipt(miner_ss58="a\0b"),
         receipt(unknown=1),
         receipt()[:-1] + ',"blocks":[1]}',

@@ -118,7 +118,7 @@ def without_moving_fields(document: dict[str, object]) -> dict[str, object]:
 def test_every_reading_command_is_listed_here() -> None:
     """So that a new one is tested above; the others found or change a ledger, or read a file of another kind."""
     others = {"demo", "import", "withdraw", "pick", "reserve", "spend", "release", "expire", "receipts", "restore"}
-    others |= {"rebuild", "guide", "ledgers", "serve", "exclude", "readmit"}
+    others |= {"rebuild", "guide", "ledgers", "serve", "exclude", "readmit", "import-computehorde"}
     assert {entry.name for entry in COMMANDS} - others == set(READING)
 
 

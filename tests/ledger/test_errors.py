@@ -22,6 +22,7 @@ VALUES: dict[str, Any] = {
     "datetime | None": None,
     "str | None": "what was wrong",
     "list[int]": [7, 8],
+    "list[tuple[int, int]]": [(7, 8)],
     "list[str]": ["status"],
     "dict[str, Any]": {"number": (1, 2)},
 }

@@ -82,6 +82,11 @@ GOLDEN: list[tuple[Event, bytes]] = [
         b'"axon":["::1",6,1],"chosen_at":7}',
     ),
     (
+        AllowanceReserved(1, [(1, 1)], 1, 2, imported=True, reserved_at_ns=9),
+        b'{"type":"allowance-reserved","amount_ns":1,"blocks":[[1,1]],"job_start_block":1,"expires_at_ns":2,'
+        b'"imported":true,"reserved_at_ns":9}',
+    ),
+    (
         BlockRecorded(9, 13, block_hash="c0ffee"),
         b'{"type":"block-recorded","number":9,"created_at_ns":13,"block_hash":"c0ffee"}',
     ),

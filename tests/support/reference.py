@@ -820,10 +820,14 @@ class ReceiptOutcome:
 
 
 class Bookkeeper:
-    """Checks receipts of other validators in order of arrival; our own reservations do not matter to it."""
+    """Checks receipts of other validators in order of arrival; our own reservations do not matter to it.
 
-    def __init__(self, ledger: Ledger) -> None:
+    With bounds, it refuses jobs that start below the first of them, or at the second or later.
+    """
+
+    def __init__(self, ledger: Ledger, bounds: tuple[int, int] | None = None) -> None:
         self.ledger = ledger
+        self.bounds = bounds
         self.spent: list[tuple[Account, int]] = []
 
     def receive(
@@ -835,6 +839,8 @@ class Bookkeeper:
     ) -> ReceiptOutcome:
         """Spend the spendable blocks of a receipt if their sum reaches its amount; otherwise spend nothing."""
         start = self._newest_block_at(started_at_ns)
+        if self.bounds is not None and not self.bounds[0] <= start < self.bounds[1]:
+            raise Refused("JobOutOfBounds")
         validator, miner, executor_class = account
         grants = self.ledger.granted(miner, executor_class, validator)
         lists: dict[str, list[int]] = {
@@ -847,7 +853,7 @@ class Bookkeeper:
         for number in sorted(set(offered)):
             lists[self._classify(account, number, start, grants)].append(number)
         accepted = sum(grants[number] for number in lists["spendable"]) >= amount_ns
-        if accepted:
+        if accepted and amount_ns > 0:
             self.spent.extend((account, number) for number in lists["spendable"])
         return ReceiptOutcome(accepted, **{name: tuple(numbers) for name, numbers in lists.items()})
 

@@ -48,6 +48,11 @@ class CommandEntry(NamedTuple):
 COMMANDS: tuple[CommandEntry, ...] = (
     CommandEntry("demo", "Show everything on made-up data: import, routing, settling, history, audit.", "demo"),
     CommandEntry("import", "Record chain facts (blocks and manifest syncs) from a file.", "import_facts"),
+    CommandEntry(
+        "import-computehorde",
+        "Take over the blocks, manifests and bookings of ComputeHorde's validator, and compare every account.",
+        "import_computehorde",
+    ),
     CommandEntry("withdraw", "Withdraw a block or a manifest sync that was recorded by mistake.", "withdraw"),
     CommandEntry("exclude", "Exclude a miner from routing, for good or until a time.", "miner_facts", "EXCLUDE"),
     CommandEntry("readmit", "Readmit a miner that was excluded.", "miner_facts", "READMIT"),

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the file, and whether implausible facts are accepted."""
-    parser.add_argument("file", metavar="FACTS.jsonl", help="one chain fact per line; `-` reads standard input")
+    parser.add_argument(
+        "file", metavar="FACTS.jsonl", help="one chain fact or reservation per line; `-` reads standard input"
+    )
     parser.add_argument("--confirm", action="store_true", help="also record implausible facts")
     parser.add_argument("--new", action="store_true", help="found a ledger even if the database has others")
 
@@ -50,9 +52,17 @@ def summary_text(summary: ImportSummary) -> str:
     return (
         f"{counted(summary.lines, 'line')} in {summary.seconds:.2f} s ({summary.rate}):"
         f" {counted(summary.blocks_recorded, 'block')} and {counted(summary.syncs_recorded, 'manifest sync')} recorded,"
-        f" {summary.blocks_repeated:,} and {summary.syncs_repeated:,} known already;"
+        f" {summary.blocks_repeated:,} and {summary.syncs_repeated:,} known already;{_reservations_text(summary)}"
         f" the log ends at position {summary.position:,}"
     )
+
+
+def _reservations_text(summary: ImportSummary) -> str:
+    """Return the part about reservations; empty for the many files without any."""
+    if not summary.reservations_imported and not summary.reservations_repeated:
+        return ""
+    imported = counted(summary.reservations_imported, "reservation")
+    return f" {imported} imported, {summary.reservations_repeated:,} known already;"
 
 
 COMMAND = CliCommand(
@@ -63,6 +73,11 @@ COMMAND = CliCommand(
         '   "miners":[{"hotkey_ss58":"5F…","address":"192.0.2.7","ip_version":4,"port":8000}],\n'
         '   "stakes":{"5G…":1001.0}}\n'
         '  {"type":"block","number":1001,"created_at":"2024-01-01T12:00:12Z"}\n'
+        "What another system had booked is taken over, exactly these blocks, if all are granted and none is taken:\n"
+        '  {"type":"reservation","miner_ss58":"5F…","executor_class":"always_on.gpu-24gb","blocks":[[1000,1003]],\n'
+        '   "amount_seconds":15.5,"job_uuid":"…","reserved_at":"2024-01-01T12:00:00Z",\n'
+        '   "expires_at":"2024-01-01T12:01:55Z","status":"spent"}\n'
+        'The status is "reserved" or "spent"; amount_seconds and job_uuid may be null.\n'
         "If a line leaves out miners or stakes, they are as in the previous block line of the file. A block line\n"
         'may have "block_hash", the chain\'s hash of the block in 64 hexadecimal digits.\n'
         "At a bad line the import stops and names the line's number: all lines before it are recorded,\n"

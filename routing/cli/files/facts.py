@@ -1,7 +1,9 @@
-"""`FACTS.jsonl`: one chain fact per line, read as it arrives and checked line by line.
+"""`FACTS.jsonl`: one chain fact or reservation per line, read as it arrives and checked line by line.
 
 A line is either a block, `{"type": "block", "number", "created_at", "miners", "stakes", "block_hash"}`, or a manifest
-sync, `{"type": "manifests", "block", "manifests"}`. If a block line leaves out `miners` or `stakes`, they are as in the
+sync, `{"type": "manifests", "block", "manifests"}`, or what another system had booked, `{"type": "reservation",
+"miner_ss58", "executor_class", "blocks", "amount_seconds", "job_uuid", "reserved_at", "expires_at", "status"}`, where
+`amount_seconds` and `job_uuid` may be null. If a block line leaves out `miners` or `stakes`, they are as in the
 previous block line of the file; if it leaves out `block_hash`, the block has none.
 """
 
@@ -10,16 +12,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from io import BufferedIOBase
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from routing import BlockFact, ManifestsFact, Miner
+from routing import BlockFact, ImportedReservation, ManifestsFact, Miner
 
 from .json_lines import BadLine, check_length, lines_as_they_arrive, problem_of, refuse_repeated_names, signature_of
 
-Fact = BlockFact | ManifestsFact
+Fact = BlockFact | ManifestsFact | ImportedReservation
 
 BATCH_FACTS = 200
 """How many facts are recorded in one call, and so in one transaction."""
@@ -58,7 +60,21 @@ class _ManifestsLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     manifests: dict[_Name, dict[_Name, _Count]]
 
 
-_decoder = msgspec.json.Decoder(_BlockLine | _ManifestsLine)
+class _ReservationLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="reservation", tag_field="type"):
+    miner_ss58: _Name
+    executor_class: _Name
+    blocks: Annotated[list[tuple[_Number, _Number]], Meta(min_length=1)]
+    amount_seconds: Annotated[float, Meta(gt=0)] | None
+    job_uuid: _Name | None
+    reserved_at: Annotated[datetime, Meta(tz=True)]
+    expires_at: Annotated[datetime, Meta(tz=True)]
+    status: Literal["reserved", "spent"]
+
+    def reservation(self) -> ImportedReservation:
+        return ImportedReservation(**msgspec.structs.asdict(self))
+
+
+_decoder = msgspec.json.Decoder(_BlockLine | _ManifestsLine | _ReservationLine)
 _metagraph_start = re.compile(rb',\s*"(miners|stakes)"\s*:')
 
 
@@ -81,6 +97,8 @@ class FactDecoder:
         line = self._line_that_repeats(text) or _decoded(text)
         if isinstance(line, _ManifestsLine):
             return ManifestsFact(block=line.block, manifests=line.manifests)
+        if isinstance(line, _ReservationLine):
+            return line.reservation()
         fact = self._block(line)
         if line.miners is not UNSET or line.stakes is not UNSET:
             self._metagraph_end = _metagraph_end(text)
@@ -143,8 +161,8 @@ def bad_line(number: int, text: bytes, error: Exception) -> BadLine:
     return BadLine(number, problem, _expected(problem))
 
 
-def _decoded(text: bytes) -> _BlockLine | _ManifestsLine:
-    line: _BlockLine | _ManifestsLine = _decoder.decode(text)
+def _decoded(text: bytes) -> _BlockLine | _ManifestsLine | _ReservationLine:
+    line: _BlockLine | _ManifestsLine | _ReservationLine = _decoder.decode(text)
     # A second pass, because msgspec does not notice repeated names.
     json.loads(text, object_pairs_hook=refuse_repeated_names)
     return line
@@ -182,6 +200,11 @@ def _miners(entries: Iterable[_MinerEntry]) -> list[Miner]:
 
 _BLOCK = '{"type":"block","number":1001,"created_at":"2024-01-01T12:00:12Z"}'
 _MANIFESTS = '{"type":"manifests","block":1000,"manifests":{"5F…":{"always_on.gpu-24gb":3}}}'
+_RESERVATION = (
+    '{"type":"reservation","miner_ss58":"5F…","executor_class":"always_on.gpu-24gb","blocks":[[1000,1003]],'
+    '"amount_seconds":15.5,"job_uuid":"…","reserved_at":"2024-01-01T12:00:00Z","expires_at":"2024-01-01T12:01:55Z",'
+    '"status":"spent"}'
+)
 _MINER = '{"hotkey_ss58":"5F…","address":"192.0.2.7","ip_version":4,"port":8000}'
 
 # A part of a problem, and what would be right then. The first match counts, so special cases come first.
@@ -191,18 +214,25 @@ _EXPECTATIONS = (
     ("`$.number`", "a whole number from 1 to 2^63 - 1, such as 1001"),
     ("`$.block_hash`", '64 hexadecimal digits, with or without "0x"'),
     ("`$.block`", "a whole number from 1 to 2^63 - 1, such as 1000"),
+    ("`$.blocks", "runs of blocks, each the first and the last, such as [[1000,1003]]"),
     ("is left out", "a first block line with both `miners` and `stakes`"),
     ("is there twice", "each name once"),
     ("`$.miners", f"a list of miners such as {_MINER}, each hotkey once"),
     ("`$.stakes", 'an object of finite stakes from 0 on, such as {"5G…":1001.0}'),
     ("`$.manifests", 'executor counts from 0 on, such as {"5F…":{"always_on.gpu-24gb":3}}'),
-    ("`$.type`", '"block" or "manifests"'),
-    ("field `type`", f"{_BLOCK} or {_MANIFESTS}"),
+    ("`$.type`", '"block", "manifests" or "reservation"'),
+    ("field `type`", f"{_BLOCK} or {_MANIFESTS} or {_RESERVATION}"),
+    ("`$.status`", '"reserved" or "spent"'),
+    ("`$.amount_seconds`", "an amount above 0, or null"),
+    ("`$.reserved_at`", 'a time with its time zone, such as "2024-01-01T12:00:00Z"'),
+    ("`$.expires_at`", 'a time with its time zone, such as "2024-01-01T12:01:55Z"'),
     ("field `manifests`", _MANIFESTS),
     ("field `block`", _MANIFESTS),
+    *((f"field `{field}`", _RESERVATION) for field in _ReservationLine.__struct_fields__),
     (
         "unknown field",
-        "a block line with number, created_at, miners, stakes, block_hash, or a manifests line with block, manifests",
+        "a block line with number, created_at, miners, stakes, block_hash, or a manifests line with block, manifests,"
+        f" or a reservation line with {', '.join(_ReservationLine.__struct_fields__)}",
     ),
 )
 

@@ -6,9 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from routing import BlockFact
+from ledger.codec import reservation_position
+from routing import BlockFact, ImportedReservation, Reservation
 from routing.cli.io.errors import CommandError, error_fields, error_message, exit_code
 from routing.cli.io.progress import Progress, rate_text
 
@@ -30,6 +32,8 @@ class ImportSummary:
     blocks_repeated: int = 0
     syncs_recorded: int = 0
     syncs_repeated: int = 0
+    reservations_imported: int = 0
+    reservations_repeated: int = 0
     position: int = 0
     seconds: float = 0.0
 
@@ -58,6 +62,17 @@ class ImportSummary:
             else:
                 self.syncs_recorded += is_new
                 self.syncs_repeated += not is_new
+
+    def count_reservations(
+        self, lines: Sequence[NumberedFact], imported: Sequence[Reservation], head_position: int
+    ) -> None:
+        """Count imported reservations; a repeated one has the id that it got when it was imported first."""
+        for (line, _), reservation in zip(lines, imported, strict=False):
+            self.lines = line
+            is_new = reservation_position(reservation.reservation_id) > self.position
+            self.reservations_imported += is_new
+            self.reservations_repeated += not is_new
+        self.position = max(self.position, head_position)
 
 
 class RefusedLine(CommandError):
@@ -89,7 +104,11 @@ def import_facts(
     try:
         with Progress("import", "lines") as progress:
             for batch in numbered_facts(stream):
-                _record(connection, batch, summary, confirm)
+                for are_reservations, lines in groupby(batch, _is_reservation):
+                    if are_reservations:
+                        _import_reservations(connection, list(lines), summary)
+                    else:
+                        _record(connection, list(lines), summary, confirm)
                 summary.seconds = time.monotonic() - started
                 progress.show(summary.lines, summary.rate)
     finally:
@@ -98,7 +117,7 @@ def import_facts(
 
 def _record(connection: Connection, batch: Sequence[NumberedFact], summary: ImportSummary, confirm: bool) -> None:
     """Record a batch and count it; if a fact is refused, count the facts before it."""
-    facts = [numbered.fact for numbered in batch]
+    facts = [numbered.fact for numbered in batch if not isinstance(numbered.fact, ImportedReservation)]
     try:
         positions = connection.run(connection.ledger.record_facts(facts, confirm=confirm))
     except Exception as refusal:
@@ -110,3 +129,17 @@ def _record(connection: Connection, batch: Sequence[NumberedFact], summary: Impo
         summary.count(batch[:refused_index], positions)
         raise RefusedLine(batch[refused_index].line, refusal) from refusal
     summary.count(batch, positions)
+
+
+def _is_reservation(numbered: NumberedFact) -> bool:
+    return isinstance(numbered.fact, ImportedReservation)
+
+
+def _import_reservations(connection: Connection, lines: Sequence[NumberedFact], summary: ImportSummary) -> None:
+    """Import consecutive reservations and count them, also those before one that is refused."""
+    reservations = [line.fact for line in lines if isinstance(line.fact, ImportedReservation)]
+    imported, refusal = connection.run(connection.ledger.import_reservations(reservations))
+    head = connection.run(connection.ledger.head())
+    summary.count_reservations(lines, imported, head.position)
+    if refusal is not None:
+        raise RefusedLine(lines[len(imported)].line, refusal) from refusal

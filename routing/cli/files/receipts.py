@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterator
 from datetime import datetime
 from io import BufferedIOBase
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from routing import Receipt
+from routing import AllowanceException, BadReceiptSignature, Receipt
 
 from .json_lines import BadLine, check_length, lines_as_they_arrive, problem_of, refuse_repeated_names, signature_of
 
@@ -18,12 +18,22 @@ EXAMPLE = (
     '"started_at":"2024-01-01T12:00:00Z","blocks":[1000,1001],"allowance_seconds":15.5}'
 )
 
+SIGNED_EXAMPLE = (
+    '{"started":{"payload":{"receipt_type":"JobStartedReceipt",…},"validator_signature":"0x…","miner_signature":"0x…"},'
+    '"finished":{"payload":{"receipt_type":"JobFinishedReceipt",…},"validator_signature":"0x…","miner_signature":"0x…"}}'
+)
+
 
 class NumberedReceipt(NamedTuple):
-    """A receipt and the number of its line, counted from 1."""
+    """A receipt, or the refusal of one whose signatures are not right, and the number of its line, counted from 1."""
 
     line: int
-    receipt: Receipt
+    receipt: Receipt | AllowanceException
+
+
+class _SignedLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    started: dict[str, Any]
+    finished: dict[str, Any]
 
 
 class _ReceiptLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,12 +46,14 @@ class _ReceiptLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _decoder = msgspec.json.Decoder(_ReceiptLine)
+_signed_decoder = msgspec.json.Decoder(_SignedLine)
 
 
-def numbered_receipts(stream: BufferedIOBase) -> Iterator[NumberedReceipt]:
+def numbered_receipts(stream: BufferedIOBase, *, signed: bool = False) -> Iterator[NumberedReceipt]:
     """Yield the receipts of a stream one by one; raise `BadLine` at the first line that is no receipt.
 
-    Blank lines are skipped, but counted.
+    Blank lines are skipped, but counted. A `signed` line has the receipts of a job's start and of its end, as
+    ComputeHorde's validators and miners sign them.
     """
     number = 0
     for arrived in lines_as_they_arrive(stream):
@@ -50,15 +62,15 @@ def numbered_receipts(stream: BufferedIOBase) -> Iterator[NumberedReceipt]:
             if text.isspace() or not text:
                 continue
             try:
-                yield NumberedReceipt(number, _receipt(text))
+                yield _signed_receipt(number, text) if signed else NumberedReceipt(number, _receipt(text))
             except (ValueError, RecursionError) as error:
-                raise _bad_line(number, text, error) from error
+                raise _bad_line(number, text, error, SIGNED_EXAMPLE if signed else EXAMPLE) from error
 
 
-def _bad_line(number: int, text: bytes, error: Exception) -> BadLine:
+def _bad_line(number: int, text: bytes, error: Exception, example: str) -> BadLine:
     signature = signature_of(number, text)
     problem = problem_of(text, error) if signature is None else signature.problem
-    return BadLine(number, problem, EXAMPLE)
+    return BadLine(number, problem, example)
 
 
 def _receipt(text: bytes) -> Receipt:
@@ -67,3 +79,15 @@ def _receipt(text: bytes) -> Receipt:
     # A second pass, because msgspec does not notice repeated names.
     json.loads(text, object_pairs_hook=refuse_repeated_names)
     return Receipt(*(getattr(line, name) for name in line.__struct_fields__))
+
+
+def _signed_receipt(number: int, text: bytes) -> NumberedReceipt:
+    from routing.computehorde.receipts import signed_receipt
+
+    check_length(text)
+    line = _signed_decoder.decode(text)
+    json.loads(text, object_pairs_hook=refuse_repeated_names)
+    try:
+        return NumberedReceipt(number, signed_receipt(line.started, line.finished))
+    except BadReceiptSignature as refusal:
+        return NumberedReceipt(number, refusal)
