@@ -42,15 +42,24 @@ from tests.support.reference import (
     Candidate,
     Counts,
     Ledger,
-    Refused,
     Reservation,
     Rules,
     Sync,
     nanoseconds,
     seconds,
 )
+from tests.support.reference_miner_facts import (
+    Collateral,
+    EndElsewhere,
+    Exclusion,
+    Fact,
+    Incident,
+    JobElsewhere,
+    Readmission,
+)
+from tests.support.refusal import Refused
 from tests.support.small import hash_of
-from tests.support.strategies import CLASSES, ME, MINERS, JobRequest, Metagraph
+from tests.support.strategies import CLASSES, ME, MINERS, JobRequest, MakeFact, Metagraph
 
 T = TypeVar("T")
 
@@ -68,6 +77,7 @@ DISTINGUISHED_ERRORS = (
     "ConflictingFact",
     "ImplausibleFact",
     "AllMinersBusy",
+    "NotEnoughCollateralException",
     "JobAlreadySpent",
     "JobRequestConflict",
     "ChainFeedStale",
@@ -232,6 +242,20 @@ class Pair:
             self.pasts.append((position, self.model.copy()))
         assert position == self.positions[fact]
 
+    def record_miner_fact(self, fact: Fact, key: str | None = None) -> None:
+        """Record what a router knows about miners; a repeat returns the position of the first."""
+        known = len(self.model.miner_facts.facts)
+        number, position = self.both(
+            lambda: self.model.record_miner_fact(fact, self.now_ns, key), lambda: told(self.ledger, fact, key)
+        )
+        if isinstance(number, Refused):
+            return
+        if number > known:
+            assert position > max(self.positions.values(), default=0)
+            self.positions["miner fact", number] = position
+            self.pasts.append((position, self.model.copy()))
+        assert position == self.positions["miner fact", number]
+
     # Queries.
 
     def find_miners(self, amount_s: float, executor_class: str, start: int) -> None:
@@ -390,6 +414,8 @@ class Pair:
             claimed = self.model.claim_route(expected, chosen, request.uuid, request.executor_class, self.now_ns)
             self.learn_id(claimed, route.allowance_reservation_id)
             self.picked.add(claimed.reservation_id)
+            explained = self.run(self.ledger.explain(request.uuid)).candidates
+            assert [each.hotkey_ss58 for each in explained] == list(expected.tried)
         self.assert_route(claimed, route)
 
     def is_undefined(self, amount_s: float, job_uuid: str | None, *, routed: bool = False) -> bool:
@@ -479,6 +505,27 @@ def settings_of(rules: Rules) -> Settings:
     return Settings(**{each.name: getattr(rules, each.name) for each in fields(rules)})
 
 
+def told(ledger: Any, fact: Fact, key: str | None) -> Awaitable[int]:
+    """Tell a ledger a miner fact."""
+    call: Awaitable[int]
+    match fact:
+        case Exclusion(miner, reason, until_ns):
+            until = None if until_ns is None else instant(until_ns)
+            call = ledger.exclude_miner(miner, reason, until=until, idempotency_key=key)
+        case Readmission(miner, reason):
+            call = ledger.readmit_miner(miner, reason, idempotency_key=key)
+        case Collateral(wei):
+            call = ledger.record_collateral(wei, idempotency_key=key)
+        case JobElsewhere(miner, executor_class, job_uuid, started_at_ns, ttl_ns):
+            job = miner, executor_class, job_uuid, instant(started_at_ns), seconds(ttl_ns)
+            call = ledger.record_job_elsewhere(*job, idempotency_key=key)
+        case EndElsewhere(job_uuid):
+            call = ledger.end_job_elsewhere(job_uuid, idempotency_key=key)
+        case Incident(miner, executor_class, kind, job_uuid):
+            call = ledger.report_incident(miner, executor_class, kind, job_uuid, idempotency_key=key)
+    return call
+
+
 def instant(at_ns: int) -> datetime:
     return EPOCH + timedelta(microseconds=at_ns // 1000)
 
@@ -545,6 +592,7 @@ classes = st.sampled_from([*CLASSES, CLASSES[0], strategies.UNKNOWN_CLASS])
 reasons = st.sampled_from(["mistyped", "a fork of the chain", "täglich"])
 amounts_s = st.sampled_from(strategies.AMOUNTS_S) | st.integers(1, 60_000).map(lambda ms: ms / 1000)
 lateness_s = st.sampled_from(strategies.LATENESS_S)
+keys = st.sampled_from(["key-1", "key-6", "key-7"])
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -803,6 +851,45 @@ class LedgerMachine(RuleBasedStateMachine):
         amount_s = seconds(reservation.amount_ns)
         self.pair.pick(JobRequest(reservation.job_uuid, reservation.executor_class, more_s, amount_s, 0.0))
 
+    @rule(facts=st.lists(strategies.miner_facts(), min_size=1, max_size=5), key=st.none() | st.none() | keys)
+    def a_router_learns_about_miners(self, facts: list[MakeFact], key: str | None) -> None:
+        for make in facts:
+            self.pair.record_miner_fact(make(self.pair.now_ns), key)
+
+    @precondition(lambda self: self.pair.model.miner_facts.facts)
+    @rule(index=indices, key=st.none() | keys)
+    def a_miner_fact_comes_again(self, index: int, key: str | None) -> None:
+        fact, _ = one_of(self.pair.model.miner_facts.facts, index)
+        self.pair.record_miner_fact(fact, key)
+
+    @precondition(lambda self: self.pair.model.miner_facts.instants())
+    @rule(
+        index=indices,
+        off_ns=st.sampled_from([0, 0, -1]),
+        uuid=jobs,
+        executor_class=st.sampled_from(CLASSES),
+        window=st.booleans(),
+    )
+    def a_job_arrives_when_a_miner_fact_changes(
+        self, index: int, off_ns: int, uuid: str, executor_class: str, window: bool
+    ) -> None:
+        """The clock meets the end of an exclusion, the start or end of a job elsewhere, or the end of a window."""
+        at_ns = one_of(self.pair.model.miner_facts.instants(), index) + off_ns
+        if window:
+            at_ns += 3600 * nanoseconds(self.pair.model.rules.reliability_window_hours)
+        self.pair.clock.now_ns = at_ns
+        self.pair.pick(JobRequest(uuid, executor_class, 0.5, 1.0, 0.0))
+
+    @precondition(lambda self: bool(active_reservations(self.pair)))
+    @rule(index=indices, ttl_ns=st.sampled_from([SECOND_NS, 200 * SECOND_NS]))
+    def a_receipt_of_our_own_job_comes_back(self, index: int, ttl_ns: int) -> None:
+        """Our job counts once, although a job elsewhere has its uuid, and for as long as one of the two runs."""
+        ours = one_of(active_reservations(self.pair), index)
+        if ours.job_uuid is not None:
+            started_at_ns = self.pair.now_ns // 1000 * 1000
+            fact = JobElsewhere(ours.miner, ours.executor_class, ours.job_uuid, started_at_ns, ttl_ns)
+            self.pair.record_miner_fact(fact)
+
     @rule(amount_s=amounts_s, executor_class=classes, offset=st.integers(-30, 30))
     def find_miners(self, amount_s: float, executor_class: str, offset: int) -> None:
         self.pair.find_miners(amount_s, executor_class, self.pair.near(offset))
@@ -964,6 +1051,8 @@ class History:
             (self.a_job_arrives, 25),
             (self.a_reservation_is_made, 6),
             (self.a_job_ends, 20),
+            (self.a_router_learns_about_a_miner, 12),
+            (self.settings_of_the_router_change, 0.3),
             (self.pair.expire_due, 1),
             (self.miners_are_searched, 8),
             (self.the_past_is_queried, 1),
@@ -1026,6 +1115,42 @@ class History:
         if known:
             reservation_id = self.rng.randrange(max(1, known - 20), known + 1)
             self.pair.settle(reservation_id, self.rng.choice(["spend", "spend", "release"]))
+
+    def a_router_learns_about_a_miner(self) -> None:
+        facts = self.pair.model.miner_facts.facts
+        if facts and self.rng.random() < 0.1:
+            self.pair.record_miner_fact(self.rng.choice(facts)[0])
+        else:
+            self.pair.record_miner_fact(self.a_miner_fact())
+
+    def a_miner_fact(self) -> Fact:
+        rng, now_ns = self.rng, self.pair.now_ns // 1000 * 1000
+        miner, executor_class = rng.choice(MINERS), rng.choice(CLASSES)
+        # Mostly readmitted at once, and mostly with enough collateral, so that jobs find miners.
+        kinds: list[Callable[[], Fact]] = [
+            lambda: Exclusion(miner, "slow", now_ns + rng.choice([-1, 30, 300]) * SECOND_NS),
+            lambda: Exclusion(miner, "slow", None),
+            lambda: Readmission(miner, "fast again"),
+            lambda: Collateral({each: rng.choice([7, 7, 7, 3]) for each in MINERS if rng.random() < 0.5} or {miner: 7}),
+            lambda: JobElsewhere(
+                miner, executor_class, f"theirs-{rng.randrange(400)}", now_ns, rng.choice([20, 90]) * SECOND_NS
+            ),
+            lambda: EndElsewhere(f"theirs-{rng.randrange(400)}"),
+            lambda: Incident(
+                miner, executor_class, rng.choice(strategies.KINDS), f"job-{rng.randrange(self.jobs + 1)}"
+            ),
+        ]
+        return rng.choices(kinds, [2, 1, 5, 2, 6, 4, 6])[0]()
+
+    def settings_of_the_router_change(self) -> None:
+        named: dict[str, list[object]] = {
+            "minimum_collateral_wei": [0, 5],
+            "routing_order": ["allowance", "reliability"],
+            "reliability_soft_cutoff": [-50.0, -2.0],
+            "reliability_window_hours": [24.0, 0.05],
+        }
+        field = self.rng.choice(sorted(named))
+        self.pair.change_settings({field: self.rng.choice(named[field])})
 
     def miners_are_searched(self) -> None:
         amount_s = self.rng.choice([SMALLEST_AMOUNT_S, 10.0, 60.0, 199.5])
