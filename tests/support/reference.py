@@ -186,7 +186,7 @@ class RouteChoices:
     """The possible routes of a job: its active reservation, else any of the equally good `miners`.
 
     A router that nobody disturbs chooses `first`. `tried` has all candidates, the busy ones too, in the order in which
-    the job tries them.
+    the job tries them; `unfit` has why other miners with the amount are none.
     """
 
     active: Reservation | None
@@ -194,6 +194,7 @@ class RouteChoices:
     amount_ns: int
     first: str
     tried: tuple[str, ...] = ()
+    unfit: dict[str, str] = field(default_factory=dict)
 
 
 class Ledger:
@@ -787,27 +788,30 @@ class Ledger:
         if newest is not None and self._has_stale_manifests(newest):
             raise Refused("ManifestsStale")
         start = 1 if newest is None else newest.number
-        fit, excluded = self._fit(self._find_miners(amount_ns, executor_class, start, now_ns), now_ns)
+        enough = self._find_miners(amount_ns, executor_class, start, now_ns)
+        unfit = self._unfit(enough, now_ns)
+        fit = [each for each in enough if each.hotkey not in unfit]
         tried = self._trial_order(fit, executor_class, job_uuid, now_ns)
         candidates = fit
         if self.rules.respect_executor_count:
             candidates = [each for each in fit if not self.is_busy(each.hotkey, executor_class, now_ns)]
         if not candidates:
-            raise Refused("AllMinersBusy", busy=len(fit), lost=0, excluded=excluded)
+            raise Refused("AllMinersBusy", busy=len(fit), lost=0, excluded=list(unfit.values()).count("excluded"))
         best = (candidates[0].earliest_block, candidates[0].share)
         equals = [each.hotkey for each in candidates if (each.earliest_block, each.share) == best]
         if self.rules.routing_order == "reliability":
             equals = [each.hotkey for each in candidates]
         first = next(each for each in tried if each in equals)
-        return RouteChoices(None, tuple(equals), amount_ns, first, tuple(tried))
+        return RouteChoices(None, tuple(equals), amount_ns, first, tuple(tried), unfit)
 
-    def _fit(self, candidates: Sequence[Candidate], now_ns: int) -> tuple[list[Candidate], int]:
-        """Return those that are neither excluded nor below the collateral, and how many are excluded."""
-        admitted = [each for each in candidates if not self.miner_facts.is_excluded(each.hotkey, now_ns)]
-        wei = {each.hotkey: self.miner_facts.collateral(each.hotkey) for each in admitted}
+    def _unfit(self, candidates: Sequence[Candidate], now_ns: int) -> dict[str, str]:
+        """Return why miners must not be chosen; refuse if the collateral of the others is too low for all of them."""
+        hotkeys = sorted(each.hotkey for each in candidates)
+        excluded = [each for each in hotkeys if self.miner_facts.is_excluded(each, now_ns)]
+        wei = {each: self.miner_facts.collateral(each) for each in hotkeys if each not in excluded}
         minimum = self.rules.minimum_collateral_wei
-        fit = [each for each in admitted if wei[each.hotkey] >= minimum]
-        if admitted and not fit:
+        poor = [each for each in wei if wei[each] < minimum]
+        if poor and len(poor) == len(wei):
             highest = min(wei, key=lambda miner: (-wei[miner], miner))
             raise Refused(
                 "NotEnoughCollateralException",
@@ -815,7 +819,7 @@ class Ledger:
                 highest_collateral_wei=wei[highest],
                 highest_collateral_ss58=highest,
             )
-        return fit, len(candidates) - len(admitted)
+        return dict.fromkeys(excluded, "excluded") | dict.fromkeys(poor, "collateral")
 
     def _trial_order(
         self, candidates: Sequence[Candidate], executor_class: str, job_uuid: str, now_ns: int
