@@ -60,7 +60,7 @@ def draw_report(chance: Random, miners: tuple[str, ...], classes: tuple[str, ...
         lambda: Report("end_job_elsewhere", (uuid,)),
         lambda: Report("report_incident", (miner, executor_class, chance.choice(KINDS), uuid)),
     ]
-    return chance.choices(drawn, (2, 4, 2, 5, 3, 4))[0]()
+    return chance.choices(drawn, (4, 3, 3, 5, 3, 4))[0]()
 
 
 def _now(process: Process) -> datetime:

@@ -215,7 +215,7 @@ class Operations:
                 {"respect_executor_count": self.chance.random() < 0.5},
                 {"tie_break": self.chance.choice(("uuid", "uuid_and_hash"))},
                 {"newest_manifests_max_age_blocks": self.chance.choice((None, 3, 30))},
-                {"minimum_collateral_wei": self.chance.choice((0, 0, 5))},
+                {"minimum_collateral_wei": self.chance.choice((0, 5, 5))},
                 {"routing_order": self.chance.choice(("allowance", "reliability"))},
                 {"reliability_window_hours": self.chance.choice((24.0, 0.01))},
                 {"reliability_soft_cutoff": self.chance.choice((-50.0, -2.0))},
