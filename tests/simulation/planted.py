@@ -286,7 +286,9 @@ def _job_elsewhere_counted_twice() -> Patches:
 
 
 def _end_forgotten() -> Patches:
-    return [(ledger.domain.miner_fact_commands, "once_ended", lambda job_uuid: f"nothing\t{job_uuid}")]
+    command = ledger.domain.miner_fact_commands.RecordJobElsewhere
+    # Without its own look-up: that of its base class looks for the job, and not for its end.
+    return [(command, "add_lookups", command.__mro__[1].add_lookups)]  # type: ignore[attr-defined]
 
 
 def _window_ignores_the_clock() -> Patches:
