@@ -6,7 +6,7 @@ Names are few, so that reports repeat and contradict each other, and ends come b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -24,16 +24,22 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Report:
-    """What a caller reports, by which call of `Allowance`; times are seconds from the process's clock."""
+    """What a caller reports, by which call of `Allowance`; times are seconds from the process's clock.
+
+    If `of_our_job`, a receipt of another validator names our newest job.
+    """
 
     call: str
     arguments: tuple[Any, ...]
     after_seconds: float | None = None
     ttl_seconds: float = 0.0
+    of_our_job: bool = False
 
     def invoke(self, process: Process, request: Request) -> Any:
-        """Report it, with the times that the first try worked out."""
-        arguments, named = self.arguments, {}
+        """Report it, with the job and the times that the first try worked out."""
+        if self.of_our_job and request.reported_at is None:
+            request.report = replace(self, arguments=_newest_job(process) or self.arguments)
+        arguments, named = (request.report or self).arguments, {}
         if self.after_seconds is not None:
             # A report that is made again names the same time.
             request.reported_at = request.reported_at or _now(process) + timedelta(seconds=self.after_seconds)
@@ -57,10 +63,20 @@ def draw_report(chance: Random, miners: tuple[str, ...], classes: tuple[str, ...
         lambda: Report(
             "record_job_elsewhere", elsewhere, chance.choice((0.0, -30.0, 10.0)), chance.choice((5.0, 90.0))
         ),
+        lambda: Report("record_job_elsewhere", elsewhere, 0.0, chance.choice((5.0, 90.0)), of_our_job=True),
         lambda: Report("end_job_elsewhere", (uuid,)),
         lambda: Report("report_incident", (miner, executor_class, chance.choice(KINDS), uuid)),
     ]
-    return chance.choices(drawn, (4, 3, 3, 5, 3, 4))[0]()
+    return chance.choices(drawn, (4, 3, 4, 4, 3, 3, 5))[0]()
+
+
+def _newest_job(process: Process) -> tuple[str, str, str] | None:
+    """Return the account and the uuid of the job that was claimed last."""
+    for row in reversed(process.world.server.rows):
+        if row.job_uuid is not None and "\t" not in row.job_uuid:
+            miner, _, executor_class = row.stream.partition("\t")
+            return miner, executor_class, row.job_uuid
+    return None
 
 
 def _now(process: Process) -> datetime:
