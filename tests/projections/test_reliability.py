@@ -75,9 +75,12 @@ def test_weights_are_those_of_the_reference(incidents: int, executors: int, cuto
     assert weight(incidents, executors, settings) == expected
 
 
-@given(st.binary(min_size=16, max_size=16), st.lists(st.integers(1000, 10**9), max_size=12))
+@given(st.binary(min_size=16, max_size=16), st.lists(st.integers(1, 3) | st.integers(1000, 10**9), max_size=12))
 def test_draws_are_those_of_the_reference(seed: bytes, weights: list[int]) -> None:
-    """Catches another encoding of the number of a draw, or another place for a random number that meets a sum."""
+    """Catches another encoding of the number of a draw, or another place for a random number that meets a sum.
+
+    Only small weights have sums that a number meets.
+    """
     hotkeys = [f"5Miner{at:02}" for at in range(len(weights))]
     expected = reference_reliability.draw(list(zip(hotkeys, weights, strict=True)), seed)
     assert list(drawn(hotkeys, weights, seed)) == expected
