@@ -200,6 +200,27 @@ async def test_a_collateral_that_no_setting_asks_for_disturbs_nobody(
     assert (counters["conflicts"], counters["moved_picks"]) == (0, 0)
 
 
+async def test_a_draw_that_lands_behind_an_incident_is_that_of_its_choice(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An incident of the drawn miner changes nothing any more: the claim names the position and the clock of its choice.
+
+    Catches an explanation or an audit that repeats the draw at the claim, or takes a named choice for a wrong one.
+    """
+
+    async def by(process: Allowance, miner_ss58: str) -> None:
+        for number in range(200):
+            await process.report_incident(miner_ss58, GPU, "failed", f"theirs-{number}")
+
+    settings = Settings(routing_order="reliability")
+    async with losing_a_race(postgres_url, by, monkeypatch, settings) as ledger:
+        explanation, counters = await picked(ledger)
+    assert explanation.candidates[0].verdict == "claimed"
+    assert [each.incidents for each in explanation.candidates] == [0, 0]
+    assert explanation.chosen_at == explanation.position
+    assert (counters["conflicts"], counters["renumbered"], counters["moved_picks"]) == (0, 1, 0)
+
+
 # Races
 
 
