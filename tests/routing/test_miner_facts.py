@@ -203,7 +203,7 @@ async def test_a_collateral_that_no_setting_asks_for_disturbs_nobody(
 async def test_a_draw_that_lands_behind_an_incident_is_that_of_its_choice(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An incident of the drawn miner changes nothing any more: the claim names the position and the clock of its choice.
+    """An incident of the drawn miner comes too late: the claim names the position and the clock of its choice.
 
     Catches an explanation or an audit that repeats the draw at the claim, or takes a named choice for a wrong one.
     """
