@@ -79,7 +79,7 @@ SEALED = {
 """The attributes that the digest covers."""
 DERIVED = {
     LedgerState: {"jobs", "due_queue", "sealed_position"},
-    MinerFacts: {"boundaries"},
+    MinerFacts: {"boundaries", "incident_times"},
     Chain: {
         "multiplier",
         "revision",
