@@ -27,8 +27,9 @@ from ledger.events import (
 from .account import NEVER_NS
 
 FORGOTTEN_AFTER_NS = 24 * 3600 * 10**9
-"""How long after its last moment a job elsewhere is kept, by the log's time. Only a clock that is a day behind that
-would miss it. Without a limit, the state would grow with every receipt (this project's choice)."""
+"""How long after its last moment a job elsewhere is kept, by the clock that decides the next one of its account. Only
+a clock that is a day behind that one would miss it. Without a limit, the state would grow with every receipt (this
+project's choice)."""
 
 
 class Exclusion(NamedTuple):
@@ -142,9 +143,11 @@ class MinerFacts:
     def record_job_elsewhere(self, row: Row, event: JobElsewhereRecorded) -> str:
         """Apply a job elsewhere; return its account's stream."""
         stream = account_stream_of(row.stream)
-        self._forget(stream, row.recorded_at_ns - FORGOTTEN_AFTER_NS)
+        # Not by the recorded time: after a clock that once jumped far ahead, every job would be too old for it.
+        forgotten_ns = decided_at_ns(row.recorded_at_ns, event) - FORGOTTEN_AFTER_NS
+        self._forget(stream, forgotten_ns)
         job = JobElsewhere(event.started_at_ns, event.started_at_ns + event.ttl_ns)
-        if not event.ended and job.ends_at_ns > row.recorded_at_ns - FORGOTTEN_AFTER_NS:
+        if not event.ended and job.ends_at_ns > forgotten_ns:
             self.add_job_elsewhere(stream, event.job_uuid, job)
         return stream
 

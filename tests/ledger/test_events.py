@@ -13,11 +13,17 @@ from ledger.events import (
     AllowanceReserved,
     BlockRecorded,
     BlockWithdrawn,
+    CollateralRecorded,
     Event,
     ExpiryRecorded,
+    IncidentReported,
+    JobElsewhereEnded,
+    JobElsewhereRecorded,
     LedgerOpened,
     ManifestsRecorded,
     ManifestsWithdrawn,
+    MinerExcluded,
+    MinerReadmitted,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
@@ -125,6 +131,52 @@ GOLDEN: list[tuple[Event, bytes]] = [
     (
         ReservationSpent(1_048_577, decided_at_ns=3),
         b'{"type":"reservation-spent","reservation_id":1048577,"decided_at_ns":3}',
+    ),
+    (
+        SettingsChanged(
+            Settings(
+                minimum_collateral_wei=10**19,
+                routing_order="reliability",
+                reliability_window_hours=0.5,
+                reliability_soft_cutoff=-20,
+                reliability_separation=2.5,
+            ).to_recorded()
+        ),
+        b'{"type":"settings-changed","settings":'
+        b'{"block_expiry_blocks":722,"reservation_margin_ns":100000000000,"longest_job_ns":3600000000000,'
+        b'"long_block_ns":12500000000,"long_block_counts_as_ns":12000000000,"allowance_multiplier":"1",'
+        b'"executors_max_per_class":{},"validation_leeway_lower_blocks":15,"validation_leeway_upper_blocks":0,'
+        b'"respect_executor_count":true,"newest_block_max_age_ns":null,"newest_manifests_max_age_blocks":null,'
+        b'"tie_break":"uuid_and_hash","minimum_collateral_wei":10000000000000000000,"routing_order":"reliability",'
+        b'"reliability_window_ns":1800000000000,"reliability_soft_cutoff_billionths":-20000000000,'
+        b'"reliability_separation_billionths":2500000000}}',
+    ),
+    (MinerExcluded("5Miner", "slow"), b'{"type":"miner-excluded","miner_ss58":"5Miner","reason":"slow"}'),
+    (
+        MinerExcluded("5Miner", "slow", 7, decided_at_ns=3),
+        b'{"type":"miner-excluded","miner_ss58":"5Miner","reason":"slow","until_ns":7,"decided_at_ns":3}',
+    ),
+    (MinerReadmitted("5Miner", "fast"), b'{"type":"miner-readmitted","miner_ss58":"5Miner","reason":"fast"}'),
+    (
+        CollateralRecorded({"5Miner": 10**19, "5Other": 0}),
+        b'{"type":"collateral-recorded","changed":{"5Miner":10000000000000000000,"5Other":0}}',
+    ),
+    (
+        CollateralRecorded({"5Miner": 1}, "c0ffee"),
+        b'{"type":"collateral-recorded","changed":{"5Miner":1},"request":"c0ffee"}',
+    ),
+    (
+        JobElsewhereRecorded("theirs", 12, 60),
+        b'{"type":"job-elsewhere-recorded","job_uuid":"theirs","started_at_ns":12,"ttl_ns":60}',
+    ),
+    (
+        JobElsewhereRecorded("theirs", 12, 60, ended=True),
+        b'{"type":"job-elsewhere-recorded","job_uuid":"theirs","started_at_ns":12,"ttl_ns":60,"ended":true}',
+    ),
+    (JobElsewhereEnded("theirs"), b'{"type":"job-elsewhere-ended","job_uuid":"theirs"}'),
+    (
+        IncidentReported("5Miner", "gpu", "failed", "ours"),
+        b'{"type":"incident-reported","miner_ss58":"5Miner","executor_class":"gpu","kind":"failed","job_uuid":"ours"}',
     ),
 ]
 # As earlier releases wrote them: today's release decodes these bytes, and would write others.

@@ -154,6 +154,21 @@ async def test_old_jobs_elsewhere_are_forgotten() -> None:
             await ledger.record_job_elsewhere("5Bert", GPU, "theirs-0", CLOCK, 60.0)
 
 
+async def test_jobs_elsewhere_count_after_a_clock_that_was_a_year_ahead() -> None:
+    """The log's time stays ahead, but what is old is told by the clock of each event.
+
+    Catches a state that forgets every job from then on, because it compares the job with the recorded time.
+    """
+    clock = Clock(CLOCK)
+    async with small_ledger(clock=clock) as ledger:
+        clock.advance(366 * 86_400)
+        await ledger.exclude_miner("5Bert", "slow")
+        clock.advance(-366 * 86_400)
+        await ledger.record_job_elsewhere("5Anna", GPU, "theirs", CLOCK, 60.0)
+        facts = (await state_of(ledger)).miner_facts
+        assert facts.running_elsewhere(f"5Anna\t{GPU}", (), clock.now_ns) == 1
+
+
 async def test_a_key_belongs_to_one_request() -> None:
     """A retry with the key returns the first position; the key with any other content is refused."""
     calls: list[Callable[[Allowance, str], Awaitable[int]]] = [

@@ -12,23 +12,37 @@ from ledger import Account, LedgerState, Metagraph, RecordedSettings, encode_sta
 from ledger.domain import byte_order
 from ledger.domain.block_table import BlockTable, Chunk
 from ledger.domain.chain import Chain, CountInputs, RecordedSync
+from ledger.domain.miner_facts import Collateral, Exclusion, JobElsewhere, MinerFacts
 from ledger.domain.state_codec import decode_state
 from ledger.events import (
     CHAIN_STREAM,
+    COLLATERAL_STREAM,
+    ELSEWHERE_STREAM,
+    EXCLUSIONS_STREAM,
+    INCIDENTS_STREAM,
     MANIFESTS_STREAM,
     SEALS_STREAM,
     BlockWithdrawn,
+    CollateralRecorded,
+    IncidentReported,
+    JobElsewhereEnded,
+    JobElsewhereRecorded,
     ManifestsRecorded,
     ManifestsWithdrawn,
+    MinerExcluded,
+    MinerReadmitted,
     ReservationReleased,
     ReservationSpent,
     StateSealed,
+    account_stream,
+    elsewhere_stream,
 )
 from ledger.settings import UUID_AND_HASH
 from tests.support.log_builder import ANNA, BERT, CARL, LogBuilder, axon, created_at_ns
 
 SEALED = {
-    LedgerState: {"position", "hash", "recorded_at_ns", "chain", "versions", "active"},
+    LedgerState: {"position", "hash", "recorded_at_ns", "chain", "versions", "active", "miner_facts"},
+    MinerFacts: {"exclusions", "collateral", "elsewhere", "incidents"},
     Chain: {
         "validator_ss58",
         "settings",
@@ -65,6 +79,7 @@ SEALED = {
 """The attributes that the digest covers."""
 DERIVED = {
     LedgerState: {"jobs", "due_queue", "sealed_position"},
+    MinerFacts: {"boundaries", "incident_times"},
     Chain: {
         "multiplier",
         "revision",
@@ -120,6 +135,10 @@ Version 1 had no hashes of blocks. Its seals prove nothing any more, so its dige
 """
 
 
+WITH_MINER_FACTS = "a58886ac9b305df14904678c3baee67c18426411fe83171ad8ce51d655f5510d"
+"""The digest of version 2 of `with_miner_facts`. It never changes."""
+
+
 @pytest.mark.parametrize("rows", GOLDEN)
 def test_the_digests_of_version_2_never_change(rows: int) -> None:
     """Ledgers hold such digests for ever. If this fails, `SEAL_VERSION` must be increased."""
@@ -141,7 +160,7 @@ def test_every_attribute_of_the_state_is_sealed_or_derived() -> None:
     """Catches a new part of the state that is added to neither the digest nor the list of derived ones."""
     state = folded(a_log())
     account = next(iter(state.chain.accounts.values()))
-    for part in (state, state.chain, state.chain.blocks, state.chain.blocks.chunks[0], account):
+    for part in (state, state.chain, state.chain.blocks, state.chain.blocks.chunks[0], account, state.miner_facts):
         names = set(getattr(part, "__slots__", None) or vars(part))
         assert names == SEALED[type(part)] | DERIVED[type(part)]
 
@@ -248,6 +267,65 @@ def test_a_change_of_any_part_changes_the_digest(change: str) -> None:
     before = state_digest(state)
     CHANGES[change](state)
     assert state_digest(state) != before
+
+
+def with_miner_facts() -> LogBuilder:
+    """Return `a_log` with one miner fact of each kind, of which the job elsewhere runs."""
+    log = a_log()
+    account = account_stream(ANNA, "always_on.gpu-24gb")
+    log.append(EXCLUSIONS_STREAM, MinerExcluded(ANNA, "slow", 7))
+    log.append(EXCLUSIONS_STREAM, MinerReadmitted(BERT, "fast"))
+    log.append(COLLATERAL_STREAM, CollateralRecorded({ANNA: 10**19, BERT: 0}))
+    log.append(elsewhere_stream(account), JobElsewhereRecorded("theirs", log.now_ns, 60))
+    log.append(ELSEWHERE_STREAM, JobElsewhereEnded("unknown"))
+    log.append(INCIDENTS_STREAM, IncidentReported(ANNA, "always_on.gpu-24gb", "failed", "ours"))
+    return log
+
+
+def test_the_digest_of_miner_facts_never_changes() -> None:
+    """Ledgers hold such digests for ever. If this fails, `SEAL_VERSION` must be increased."""
+    assert state_digest(folded(with_miner_facts())).hex() == WITH_MINER_FACTS
+
+
+def _fact(name: str, key: str, value: Any) -> Callable[[LedgerState], None]:
+    return lambda state: getattr(state.miner_facts, name).update({key: value})
+
+
+_account = f"{ANNA}\talways_on.gpu-24gb"
+FACT_CHANGES: dict[str, Callable[[LedgerState], Any]] = {
+    "another exclusion": _fact("exclusions", CARL, Exclusion(1, "slow", 7)),
+    "no exclusion": lambda state: state.miner_facts.exclusions.pop(ANNA),
+    "an exclusion's position": _fact("exclusions", ANNA, Exclusion(1, "slow", 7)),
+    "an exclusion's reason": lambda state: _replace(state.miner_facts.exclusions, ANNA, reason="slower"),
+    "an exclusion's end": lambda state: _replace(state.miner_facts.exclusions, ANNA, until_ns=8),
+    "another collateral": _fact("collateral", CARL, Collateral(1, 0)),
+    "no collateral": lambda state: state.miner_facts.collateral.pop(ANNA),
+    "where a collateral was recorded": lambda state: _replace(state.miner_facts.collateral, ANNA, position=1),
+    "an amount of collateral": lambda state: _replace(state.miner_facts.collateral, ANNA, wei=10**19 + 1),
+    "no job elsewhere": lambda state: state.miner_facts.elsewhere.clear(),
+    "a job elsewhere's name": lambda state: state.miner_facts.elsewhere.update({_account: {"x": JobElsewhere(1, 2)}}),
+    "a job elsewhere's start": lambda state: _replace(state.miner_facts.elsewhere[_account], "theirs", started_at_ns=1),
+    "a job elsewhere's end": lambda state: _replace(state.miner_facts.elsewhere[_account], "theirs", ends_at_ns=1),
+    "a job elsewhere's account": _fact("elsewhere", "other", {"x": JobElsewhere(1, 2)}),
+    "no incident": lambda state: state.miner_facts.incidents.clear(),
+    "another incident": lambda state: state.miner_facts.incidents[_account].append(7),
+    "an incident's time": lambda state: state.miner_facts.incidents[_account].__setitem__(0, 7),
+    "an incident's account": lambda state: state.miner_facts.incidents.update(
+        other=state.miner_facts.incidents.pop(_account)
+    ),
+}
+
+
+def _replace(facts: dict[str, Any], key: str, **fields: Any) -> None:
+    facts[key] = facts[key]._replace(**fields)
+
+
+@pytest.mark.parametrize("change", FACT_CHANGES)
+def test_a_change_of_any_miner_fact_changes_the_digest(change: str) -> None:
+    """Catches a part of the miner facts that the encoding leaves out."""
+    state = folded(with_miner_facts())
+    FACT_CHANGES[change](state)
+    assert state_digest(state).hex() != WITH_MINER_FACTS
 
 
 def test_the_order_of_dicts_changes_nothing() -> None:

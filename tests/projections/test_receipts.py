@@ -30,7 +30,8 @@ from routing import (
 )
 from tests.simulation.test_against_reference import Pair, instant, miner_of, seed_shown
 from tests.support import reference, strategies
-from tests.support.reference import SECOND_NS, Axon, Refused, nanoseconds, seconds
+from tests.support.reference import SECOND_NS, Axon, nanoseconds, seconds
+from tests.support.refusal import Refused
 from tests.support.strategies import CLASSES, MINERS, VALIDATORS
 
 pytestmark = pytest.mark.compatibility

@@ -11,23 +11,27 @@ import pytest
 
 from ledger import Head, Row
 from ledger.store.contract import RowsBehind
-from routing import Allowance, Explanation, Routing
+from routing import Allowance, Explanation, Routing, Settings
 from tests.support.small import GPU, START, VALIDATOR, Clock, job, small_ledger
 
 OtherProcess = Callable[[Allowance, str], Awaitable[Any]]
 
 
 @asynccontextmanager
-async def losing_a_race(url: str, by: OtherProcess, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Allowance]:
+async def losing_a_race(
+    url: str, by: OtherProcess, monkeypatch: pytest.MonkeyPatch, settings: Settings | None = None
+) -> AsyncIterator[Allowance]:
     """A ledger of Anna and Bert, with 60 s for each of two executors; the next pick loses the race for the head.
 
     Just before that pick is appended, `by` is called with another process's ledger and the miner that the pick chose.
     """
     clock = Clock(START + timedelta(seconds=132))
     async with (
-        small_ledger(url=url, offers={"5Anna": 2, "5Bert": 2}, clock=clock) as ledger,
+        small_ledger(url=url, offers={"5Anna": 2, "5Bert": 2}, clock=clock, settings=settings) as ledger,
         Allowance.open(url, validator_ss58=VALIDATOR, clock_ns=clock) as other,
     ):
+        if settings is not None:
+            await ledger.record_collateral(dict.fromkeys(("5Anna", "5Bert"), settings.minimum_collateral_wei))
         assert ledger._lifecycle.open_handle is not None
         store: Any = ledger._lifecycle.open_handle.store
         append = store.append

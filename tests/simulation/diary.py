@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tests.simulation.miner_facts import Report
     from tests.simulation.process import Process
 
 NO_EFFECT = "refused"
@@ -47,6 +49,10 @@ class Request:
     expected_version: int | None = None
     """The version at which a reservation expects its account's stream; None if it expects nothing."""
     facts: tuple[tuple[str, int, Any], ...] = ()
+    report: Report | None = None
+    """The miner fact that the caller reports."""
+    reported_at: datetime | None = None
+    """The time in the report, worked out by its first try."""
     calls: list[Call] = field(default_factory=list)
 
     @property

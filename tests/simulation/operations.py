@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from ledger import BlockFact, ManifestsFact, Miner, WithdrawBlock, WithdrawManifests
 from tests.simulation.diary import Request
+from tests.simulation.miner_facts import draw_report
 from tests.support.small import hash_of
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Operations:
         """The ids that any caller was told."""
         self.jobs: list[Request] = []
         self.requests: list[Request] = []
+        self.reports: list[Request] = []
+        """The requests that report a miner fact for the first time."""
         self._newest = 0
         self._skipped: list[int] = []
         self._withdrawn: list[int] = []
@@ -212,9 +215,28 @@ class Operations:
                 {"respect_executor_count": self.chance.random() < 0.5},
                 {"tie_break": self.chance.choice(("uuid", "uuid_and_hash"))},
                 {"newest_manifests_max_age_blocks": self.chance.choice((None, 3, 30))},
+                {"minimum_collateral_wei": self.chance.choice((0, 5, 5))},
+                {"routing_order": self.chance.choice(("allowance", "reliability"))},
+                {"reliability_window_hours": self.chance.choice((24.0, 0.01))},
+                {"reliability_soft_cutoff": self.chance.choice((-50.0, -2.0))},
             )
         )
         return self.request("change_settings", _change_settings(fields), keyed=self.chance.random() < 0.3)
+
+    def _miner_fact(self) -> Request:
+        """Report a new miner fact, or one that was reported before."""
+        if self.reports and self.chance.random() < 0.2:
+            before = self.chance.choice(self.reports)
+            request = self.request(before.kind, before.invoke)
+            request.report, request.reported_at = before.report, before.reported_at
+            return request
+        classes = CLASSES[: self.network.classes]
+        jobs = [str(each.job_uuid) for each in self.jobs[-5:]]
+        report = draw_report(self.chance, MINERS[: self.network.miners], classes, jobs)
+        request = self.request(report.call, report.invoke, keyed=self.chance.random() < 0.3)
+        request.report = report
+        self.reports.append(request)
+        return request
 
     def _read(self) -> Request:
         return self.request("find_miners", _find(self.chance.choice(CLASSES[: self.network.classes]), self._newest))
@@ -236,7 +258,8 @@ _WEIGHTS = {
     "withdraw_block": 0.7,
     "withdraw_manifests": 0.4,
     "record_again": 0.5,
-    "change_settings": 0.4,
+    "change_settings": 0.8,
+    "miner_fact": 6.0,
     "read": 1.0,
     "look": 1.0,
 }

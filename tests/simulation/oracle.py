@@ -17,6 +17,7 @@ from ledger import Row
 from projections import Snapshot
 from tests.simulation.diary import Call, Request
 from tests.simulation.forgeries import rows_as_state
+from tests.simulation.miner_facts import JudgedFacts, is_what_was_reported
 from tests.simulation.world import World
 
 SETTLEMENTS = {"reservation-spent": "spent", "reservation-released": "released", "reservation-expired": "expired"}
@@ -53,6 +54,8 @@ class Log:
     blocks: set[int] = field(default_factory=set)
     """The blocks that are recorded and not withdrawn."""
     margin_ns: int = 0
+    minimum_wei: int = 0
+    miner_facts: JudgedFacts = field(default_factory=JudgedFacts)
 
 
 class Oracle:
@@ -109,8 +112,17 @@ class Oracle:
                 self._settle(row, event, taken[row.stream])
             elif event["type"] in ("ledger-opened", "settings-changed"):
                 self.log.margin_ns = event["settings"]["reservation_margin_ns"]
+                self.log.minimum_wei = event["settings"].get("minimum_collateral_wei", 0)
+            elif self.log.miner_facts.replay(row, event, _decided_at_ns(row, event)):
+                self._check_reported(row, event)
             else:
                 self._replay_fact(row, event)
+        self.violations += self.log.miner_facts.problems
+
+    def _check_reported(self, row: Row, event: dict[str, Any]) -> None:
+        requests = [each for each in self.world.operations.requests if each.report is not None]
+        same = [each for each in requests if is_what_was_reported(event, row.stream, each)]
+        self._check_requested(row, [each for each in same if row.key in (None, each.key)])
 
     def _replay_fact(self, row: Row, event: dict[str, Any]) -> None:
         if event["type"] == "block-recorded":
@@ -143,6 +155,8 @@ class Oracle:
                     f"block {block} of {row.stream!r} is in the reservations at {taken[block]} and {row.position}"
                 )
             taken[block] = row.position
+        if event.get("axon") is not None:
+            self.log.miner_facts.claim(row, _decided_at_ns(row, event), self.log.minimum_wei)
         if row.job_uuid is not None:
             before = jobs.get(row.job_uuid)
             if before is not None and before.status in ("reserved", "spent"):
@@ -181,6 +195,8 @@ class Oracle:
                 self._check_changed_settings(call)
             elif call.request.facts:
                 self._check_facts(call)
+            elif call.request.report is not None:
+                self._check_report(call)
         elif call.outcome == "refused":
             self._check_refusal(call)
 
@@ -245,6 +261,15 @@ class Oracle:
             if stored != (kind, number, created_at_ns) or position > call.head_at_end:
                 self._say(f"{call.request.kind} {number} was acknowledged at {position}, where the log has {stored}")
 
+    def _check_report(self, call: Call) -> None:
+        """The row at the position that a caller was told has its report, of this call or of an earlier one."""
+        position = call.result
+        row = self.rows[position - 1] if 0 < position <= call.head_at_end else None
+        if row is None:
+            self._say(f"{call.request.kind} was acknowledged at {position}, before it was in the log")
+        elif not is_what_was_reported(self.log.events[position - 1], row.stream, call.request):
+            self._say(f"{call.request} was acknowledged at {position}, where the log has {row}")
+
     def _check_correction(self, call: Call) -> None:
         kind = {"withdraw_block": "block-withdrawn", "withdraw_manifests": "manifests-withdrawn"}[call.request.kind]
         if call.result > call.head_at_end or self.log.events[call.result - 1]["type"] != kind:
@@ -279,6 +304,8 @@ class Oracle:
             "InvalidInput",
             "ReadOnlyLedger",
         ):
+            if kind == "InvalidInput" and call.request.kind == "exclude_miner":
+                return  # Its end had passed when it was decided.
             self._say(f"{call.request.kind} raised {error!r}")
 
     def _check_attribution(self) -> None:

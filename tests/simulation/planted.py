@@ -11,6 +11,8 @@ import ledger.call_queue
 import ledger.domain.commands
 import ledger.domain.correction_commands
 import ledger.domain.fact_commands
+import ledger.domain.miner_fact_commands
+import ledger.domain.miner_facts
 import ledger.domain.renumbering
 import ledger.live_state
 import ledger.optimistic_append
@@ -23,9 +25,10 @@ from ledger.codec import row_hash
 from ledger.deciding import Decider
 from ledger.domain.account import ActiveReservation
 from ledger.domain.chain import Chain
+from ledger.domain.miner_facts import MinerFacts
 from ledger.domain.state import LedgerState
 from ledger.domain.unit_of_work import UnitOfWork
-from ledger.events import BlockWithdrawn
+from ledger.events import COLLATERAL_STREAM, ELSEWHERE_STREAM, EXCLUSIONS_STREAM, BlockWithdrawn
 from ledger.settings import RecordedSettings
 from ledger.store.contract import refuse_other_versions
 from ledger.unknown_outcomes import UnknownOutcomes
@@ -264,7 +267,70 @@ def _dependents_stand() -> Patches:
     return [(ledger.optimistic_append, "decision_of", decision_of)]
 
 
+def _not_expected(stream_begins: str) -> Callable[[], Patches]:
+    original = routing.pick._streams
+
+    def streams(*arguments: Any) -> tuple[str, ...]:
+        return tuple(each for each in original(*arguments) if not each.startswith(stream_begins))
+
+    return lambda: [(routing.pick, "_streams", streams)]
+
+
+def _job_elsewhere_counted_twice() -> Patches:
+    original = MinerFacts.running_elsewhere
+
+    def running_elsewhere(self: MinerFacts, stream: str, counted: Any, now_ns: int) -> int:
+        return original(self, stream, (), now_ns)
+
+    return [(MinerFacts, "running_elsewhere", running_elsewhere)]
+
+
+def _end_forgotten() -> Patches:
+    command = ledger.domain.miner_fact_commands.RecordJobElsewhere
+    # Without its own look-up: that of its base class looks for the job, and not for its end.
+    return [(command, "add_lookups", command.__mro__[1].add_lookups)]  # type: ignore[attr-defined]
+
+
+def _window_ignores_the_clock() -> Patches:
+    original = MinerFacts.incidents_within
+
+    def incidents_within(self: MinerFacts, stream: str, after_ns: int, until_ns: int) -> int:
+        return original(self, stream, 0, until_ns)
+
+    return [(MinerFacts, "incidents_within", incidents_within)]
+
+
+def _exclusion_for_good() -> Patches:
+    def is_excluded(self: MinerFacts, miner_ss58: str, now_ns: int) -> bool:
+        exclusion = self.exclusions.get(miner_ss58)
+        return exclusion is not None and exclusion.until_ns > 0
+
+    return [(MinerFacts, "is_excluded", is_excluded)]
+
+
+def _incident_by_recorded_time() -> Patches:
+    return [(ledger.domain.miner_facts, "decided_at_ns", lambda recorded_at_ns, event: recorded_at_ns)]
+
+
 PLANTED = {
+    "exclusions-not-expected": PlantedBug(
+        "a claim does not expect the version of the exclusions", _not_expected(EXCLUSIONS_STREAM)
+    ),
+    "collateral-not-expected": PlantedBug(
+        "a claim does not expect the version of the collateral", _not_expected(COLLATERAL_STREAM)
+    ),
+    "jobs-elsewhere-not-expected": PlantedBug(
+        "a claim does not expect the version of its account's jobs elsewhere", _not_expected(ELSEWHERE_STREAM)
+    ),
+    "job-elsewhere-counted-twice": PlantedBug(
+        "a job counts as our own and as one from elsewhere", _job_elsewhere_counted_twice
+    ),
+    "end-forgotten": PlantedBug("a job elsewhere runs although its end was recorded before it", _end_forgotten),
+    "window-ignores-the-clock": PlantedBug("incidents count for ever", _window_ignores_the_clock),
+    "exclusion-for-good": PlantedBug("an exclusion never ends", _exclusion_for_good),
+    "incident-by-recorded-time": PlantedBug(
+        "a miner fact counts from the log's time, not from the clock that decided it", _incident_by_recorded_time
+    ),
     "versions-not-compared": PlantedBug("the log compares no versions of streams", _versions_not_compared),
     "read-streams-not-compared": PlantedBug(
         "the log compares only the streams to which it appends, and not those of the facts", _read_streams_not_compared

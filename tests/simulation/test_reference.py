@@ -23,10 +23,10 @@ from tests.support.reference import (
     Drop,
     Ledger,
     ReceiptOutcome,
-    Refused,
     Rules,
     nanoseconds,
 )
+from tests.support.refusal import Refused
 
 ME, OTHER = "me", "other"
 GPU, CPU = "gpu", "cpu"

@@ -17,9 +17,23 @@ from pathlib import Path
 
 import pytest
 
+from ledger.events import (
+    ELSEWHERE_STREAM,
+    EXCLUSIONS_STREAM,
+    INCIDENTS_STREAM,
+    IncidentReported,
+    JobElsewhereEnded,
+    JobElsewhereRecorded,
+    MinerExcluded,
+    MinerReadmitted,
+    account_stream,
+    elsewhere_stream,
+)
 from tests.stress import Database, Plan, PostgresDatabase, Report, SqliteDatabase, run_stress_test
 from tests.stress.diary import Diary, Outcome, Request, calls
 from tests.stress.faults import FAULTS
+from tests.stress.replay import Replay, Stored
+from tests.support.log_builder import ANNA, BERT, GPU, LogBuilder
 from tests.support.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +72,28 @@ def test_a_diary_that_was_cut_anywhere_tells_only_what_it_holds_whole(tmp_path: 
         ends = whole[:length].count(b"\n")
         known = [(call.request.operation, call.outcome is not None) for call in calls(tmp_path)]
         assert known == [[], [("block", False)], [("block", True)], [("block", True), ("sync", False)]][ends]
+
+
+def test_the_replay_finds_miner_facts_that_break_a_rule() -> None:
+    """A claim on an excluded miner, two reports of one incident, and a job elsewhere that hides its end."""
+    log = LogBuilder()
+    log.append(EXCLUSIONS_STREAM, MinerExcluded(ANNA, "slow"))
+    log.append(EXCLUSIONS_STREAM, MinerExcluded(BERT, "slow"))
+    log.append(EXCLUSIONS_STREAM, MinerReadmitted(BERT, "fast again"))
+    log.route("job-1", BERT, 6, (1, 1))
+    log.append(INCIDENTS_STREAM, IncidentReported(ANNA, GPU, "failed", "job-1"))
+    log.append(INCIDENTS_STREAM, IncidentReported(BERT, GPU, "failed", "job-1"))
+    log.append(ELSEWHERE_STREAM, JobElsewhereEnded("theirs"))
+    right = found(log)
+    log.route("job-2", ANNA, 6, (1, 1))
+    log.append(INCIDENTS_STREAM, IncidentReported(BERT, GPU, "rejected", "job-1"))
+    log.append(elsewhere_stream(account_stream(ANNA, GPU)), JobElsewhereRecorded("theirs", 1, 1))
+    assert found(log) - right == {"excluded miner claimed", "reported twice", "wrong end"}
+
+
+def found(log: LogBuilder) -> set[str]:
+    """Return the kinds of findings of a replay."""
+    return {finding.kind for finding in Replay([Stored(*row) for row in log.rows]).findings}
 
 
 @pytest.mark.slow

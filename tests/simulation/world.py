@@ -167,6 +167,10 @@ class World:
                 block_expiry_blocks=self.chance.choice((6, 20, 722)),
                 reservation_margin_seconds=self.chance.choice((1.0, 100.0)),
                 executors_max_per_class=self.chance.choice(({}, {"gpu": 2})),
+                minimum_collateral_wei=self.chance.choice((0, 0, 5)),
+                routing_order=self.chance.choice(("allowance", "reliability")),
+                reliability_window_hours=self.chance.choice((24.0, 0.01)),
+                reliability_soft_cutoff=self.chance.choice((-50.0, -2.0)),
             )
         process = Process(self, number, settings)
         self.incarnations.append(process)

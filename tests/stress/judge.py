@@ -16,6 +16,13 @@ STATUS_BY_REFUSAL = {
     "ReservationAlreadyReleased": "released",
     "ReservationExpired": "expired",
 }
+TYPES_OF_REPORTS = {
+    "exclude": "miner-excluded",
+    "readmit": "miner-readmitted",
+    "incident": "incident-reported",
+    "elsewhere": "job-elsewhere-recorded",
+    "ended": "job-elsewhere-ended",
+}
 STATUS_AFTER = {"spend": "spent", "release": "released"}
 
 _received = msgspec.json.Decoder(
@@ -96,6 +103,8 @@ class _CallJudge:
                 event = self._event(result.position)
                 if request.number not in (event.get("number"), event.get("block")):
                     self._find("acknowledged but absent", call, f"position {result.position} is {event}")
+            case "exclude" | "readmit" | "incident" | "elsewhere" | "ended":
+                self._check_report(call, result)
             case "expire":
                 self._check_expiries(call, result.expired)
 
@@ -111,6 +120,13 @@ class _CallJudge:
             last = 0 if keyed is None else keyed.position
             if positions != list(range(last - len(expired) + 1, last + 1)):
                 self._find("acknowledged but absent", call, f"the key is at {last}, the expiries are at {positions}")
+
+    def _check_report(self, call: Call, result: Result) -> None:
+        """The row at the position is of the right kind, and about the miner or the job of the call."""
+        request, event = call.request, self._event(result.position)
+        about = ("miner_ss58", request.miner) if request.job is None else ("job_uuid", request.job)
+        if event.get("type") != TYPES_OF_REPORTS[request.operation] or event.get(about[0]) != about[1]:
+            self._find("acknowledged but absent", call, f"position {result.position} is {event}")
 
     def _check_claim(self, call: Call, result: Result) -> None:
         request = call.request

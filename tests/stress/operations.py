@@ -56,6 +56,8 @@ async def perform(plan: Plan, ledger: Allowance, request: Request) -> Result:
             return Result(expired=[each.reservation_id for each in expired])
         case "block" | "sync":
             return Result(position=await _record(plan, ledger, request))
+        case "exclude" | "readmit" | "incident" | "elsewhere" | "ended":
+            return Result(position=await _report(ledger, request))
         case "list":
             await ledger.history(limit=5)
             return Result(position=await ledger.current_block() or 0)
@@ -81,6 +83,22 @@ async def _reservation(ledger: Allowance, request: Request) -> Reservation:
             return await ledger.release(request.reservation_id, idempotency_key=request.key)
         case _:
             return await ledger.reservation(request.reservation_id)
+
+
+async def _report(ledger: Allowance, request: Request) -> int:
+    miner, job, key = str(request.miner), str(request.job), request.key
+    match request.operation:
+        case "exclude":
+            return await ledger.exclude_miner(miner, "slow", idempotency_key=key)
+        case "readmit":
+            return await ledger.readmit_miner(miner, "fast again", idempotency_key=key)
+        case "incident":
+            return await ledger.report_incident(miner, network.CLASS, "failed", job, idempotency_key=key)
+        case "elsewhere":
+            started_at = network.created_at(request.number)
+            return await ledger.record_job_elsewhere(miner, network.CLASS, job, started_at, 60.0, idempotency_key=key)
+        case _:
+            return await ledger.end_job_elsewhere(job, idempotency_key=key)
 
 
 async def _record(plan: Plan, ledger: Allowance, request: Request) -> int:

@@ -65,6 +65,8 @@ class Replay:
         self._jobs: dict[str, int] = {}
         self._taken: dict[str, dict[int, int]] = defaultdict(dict)
         self._facts = _Facts()
+        self._excluded: set[str] = set()
+        self._reported: dict[tuple[str, str | None, str], int] = {}
         for expected, row in enumerate(rows, 1):
             self._check_row(expected, row)
             self._fold(row)
@@ -100,6 +102,21 @@ class Replay:
                 self._facts.sync(event)
             case "ledger-opened" | "settings-changed":
                 self._facts.settings = event["settings"]
+            case "miner-excluded":
+                self._excluded.add(event["miner_ss58"])
+            case "miner-readmitted":
+                self._excluded.remove(event["miner_ss58"])
+            case "job-elsewhere-recorded" | "job-elsewhere-ended" | "incident-reported":
+                self._report_once(row, event)
+
+    def _report_once(self, row: Stored, event: dict[str, Any]) -> None:
+        about = event["type"], event.get("miner_ss58"), event["job_uuid"]
+        if about in self._reported:
+            self.find("reported twice", f"{about} at {self._reported[about]} and {row.position}")
+        self._reported[about] = row.position
+        ended = ("job-elsewhere-ended", None, event["job_uuid"]) in self._reported
+        if event["type"] == "job-elsewhere-recorded" and event.get("ended", False) != ended:
+            self.find("wrong end", f"the job elsewhere at {row.position}")
 
     def _reserve(self, row: Stored, event: dict[str, Any]) -> None:
         taken, granted_sum_ns = self._taken[row.stream], 0
@@ -115,6 +132,8 @@ class Replay:
             granted_sum_ns += granted_ns
         if granted_sum_ns < event["amount_ns"]:
             self.find("underpaid", f"position {row.position}: {granted_sum_ns} ns for {event['amount_ns']} ns")
+        if event.get("axon") is not None and row.stream.partition("\t")[0] in self._excluded:
+            self.find("excluded miner claimed", f"position {row.position}")
         self._active[row.position] = row
         if row.job_uuid is not None:
             if row.job_uuid in self._jobs:

@@ -84,8 +84,8 @@ class Worker:
     def _next_request(self) -> Request:
         self.requests += 1
         operation = self.rng.choices(
-            ("pick", "shared", "reserve", "settle", "expire", "block", "sync", "look", "list"),
-            (30, 8, 18, 34, 3, 10 * self.plan.facts, 4 * self.plan.facts, 5, 3),
+            ("pick", "shared", "reserve", "settle", "expire", "block", "sync", "look", "list", "report"),
+            (30, 8, 18, 34, 3, 10 * self.plan.facts, 4 * self.plan.facts, 5, 3, 8),
         )[0]
         request: Request = getattr(self, f"_{operation}")()
         return request
@@ -104,6 +104,17 @@ class Worker:
         """Return a pick for a job that all workers pick for at about the same time."""
         job = f"shared-{int(time.time() * SHARED_JOBS_PER_SECOND)}"
         return Request("pick", job=job, amount=network.AMOUNTS_S[0], alone=False)
+
+    def _report(self) -> Request:
+        """Report an incident, exclude a miner or readmit it, or tell of a job elsewhere, as other workers may too."""
+        operation = self.rng.choice(("exclude", "readmit", "incident", "elsewhere", "elsewhere", "ended", "ended"))
+        if operation in ("exclude", "readmit"):
+            # Always the same miner, so that the others remain.
+            return Request(operation, key=self._maybe_name(), miner=network.hotkey(0))
+        number = int(time.time() * SHARED_JOBS_PER_SECOND) + self.rng.choice((0, -1))
+        # The content of a report follows from the name of its job.
+        miner = network.hotkey(number % self.plan.miners)
+        return Request(operation, key=self._maybe_name(), job=f"theirs-{number}", miner=miner, number=number % 100)
 
     def _reserve(self) -> Request:
         miner = network.hotkey(self.rng.randrange(self.plan.miners))

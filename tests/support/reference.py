@@ -15,6 +15,10 @@ from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
+from .reference_miner_facts import Fact, MinerFacts
+from .reference_reliability import draw, weight
+from .refusal import Refused
+
 SECOND_NS = 10**9
 IMPLAUSIBLE_AFTER_BLOCKS = 100_000
 IMPLAUSIBLE_SYNC_AFTER_BLOCKS = 7200
@@ -26,16 +30,6 @@ Counts = dict[str, dict[str, int]]
 
 Account = tuple[str, str, str]
 """`(validator, miner, executor_class)`."""
-
-
-class Refused(Exception):
-    """A refusal: the name of the product's error class, its fields, and a text that its message must contain."""
-
-    def __init__(self, error: str, says: str = "", **fields: object) -> None:
-        super().__init__(f"{error} {says} {fields}")
-        self.error = error
-        self.says = says
-        self.fields = fields
 
 
 def nanoseconds(seconds: float) -> int:
@@ -65,6 +59,11 @@ class Rules:
     newest_block_max_age_seconds: float | None = None
     newest_manifests_max_age_blocks: int | None = None
     tie_break: str = "uuid_and_hash"
+    minimum_collateral_wei: int = 0
+    routing_order: str = "allowance"
+    reliability_window_hours: float = 24.0
+    reliability_soft_cutoff: float = -50.0
+    reliability_separation: float = 5.0
 
     def capped(self, executor_class: str, count: int) -> int:
         """Return a count, limited to the configured maximum of the class."""
@@ -186,13 +185,16 @@ class Candidate:
 class RouteChoices:
     """The possible routes of a job: its active reservation, else any of the equally good `miners`.
 
-    A router that nobody disturbs chooses `first`.
+    A router that nobody disturbs chooses `first`. `tried` has all candidates, the busy ones too, in the order in which
+    the job tries them; `unfit` has why other miners with the amount are none.
     """
 
     active: Reservation | None
     miners: tuple[str, ...]
     amount_ns: int
     first: str
+    tried: tuple[str, ...] = ()
+    unfit: dict[str, str] = field(default_factory=dict)
 
 
 class Ledger:
@@ -214,6 +216,7 @@ class Ledger:
         self.withdrawn: list[Block | Sync] = []
         self.reservations: list[Reservation] = []
         self.keys: dict[str, tuple[tuple[object, ...], int]] = {}
+        self.miner_facts = MinerFacts()
 
     def copy(self) -> Ledger:
         """Return a copy that later changes of this ledger do not affect."""
@@ -228,6 +231,7 @@ class Ledger:
         copy.withdrawn = list(self.withdrawn)
         copy.reservations = list(self.reservations)
         copy.keys = dict(self.keys)
+        copy.miner_facts = self.miner_facts.copy()
         return copy
 
     # Recording facts.
@@ -389,6 +393,24 @@ class Ledger:
         self.decided_ns = now_ns
         self.recorded_ns = max(self.recorded_ns, now_ns)
         return self.recorded_ns
+
+    # Miner facts.
+
+    def record_miner_fact(self, fact: Fact, now_ns: int, key: str | None = None) -> int:
+        """Record what a router knows about miners; return the fact's number, the first one's if it is a repeat."""
+        content: tuple[object, ...] = ("miner fact", repr(fact))
+        if key is not None and key in self.keys:
+            first_content, number = self.keys[key]
+            if first_content != content:
+                raise Refused("IdempotencyConflict")
+            return number
+        known = len(self.miner_facts.facts)
+        number = self.miner_facts.record(fact, now_ns)
+        if number > known:
+            self._record(now_ns)
+            if key is not None:
+                self.keys[key] = (content, number)
+        return number
 
     # Queries of facts.
 
@@ -730,19 +752,26 @@ class Ledger:
 
     # Routing.
 
-    def is_busy(self, miner: str, executor_class: str, now_ns: int) -> bool:
-        """Whether the miner has as many running jobs as executors now.
-
-        Source: ComputeHorde's validator. Only active reservations that are not overdue count as running jobs.
-        """
+    def executors(self, miner: str, executor_class: str) -> int:
+        """Return how many executors the newest sync counts, capped."""
         newest = self.newest_sync()
         count = 0 if newest is None else _offered(miner, newest.block, self.syncs).get(executor_class, 0)
+        return self.rules.capped(executor_class, count)
+
+    def is_busy(self, miner: str, executor_class: str, now_ns: int) -> bool:
+        """Whether the miner has as many running jobs as executors now, each job counted once.
+
+        Source: ComputeHorde's validator. Active reservations that are not overdue count as running jobs, and so do the
+        jobs elsewhere.
+        """
         running = [
             reservation
             for reservation in self._of_account(miner, executor_class)
             if reservation.status == "reserved" and not reservation.is_overdue(now_ns)
         ]
-        return len(running) >= self.rules.capped(executor_class, count)
+        ours = {reservation.job_uuid for reservation in running}
+        theirs = self.miner_facts.running_elsewhere(miner, executor_class, now_ns) - ours
+        return len(running) + len(theirs) >= self.executors(miner, executor_class)
 
     def route_choices(
         self, job_uuid: str, executor_class: str, limits_seconds: Sequence[float], now_ns: int
@@ -759,24 +788,54 @@ class Ledger:
         if newest is not None and self._has_stale_manifests(newest):
             raise Refused("ManifestsStale")
         start = 1 if newest is None else newest.number
-        candidates = self._find_miners(amount_ns, executor_class, start, now_ns)
-        tried = self._trial_order(candidates, job_uuid)
+        enough = self._find_miners(amount_ns, executor_class, start, now_ns)
+        unfit = self._unfit(enough, now_ns)
+        fit = [each for each in enough if each.hotkey not in unfit]
+        tried = self._trial_order(fit, executor_class, job_uuid, now_ns)
+        candidates = fit
         if self.rules.respect_executor_count:
-            candidates = [each for each in candidates if not self.is_busy(each.hotkey, executor_class, now_ns)]
+            candidates = [each for each in fit if not self.is_busy(each.hotkey, executor_class, now_ns)]
         if not candidates:
-            raise Refused("AllMinersBusy")
+            raise Refused("AllMinersBusy", busy=len(fit), lost=0, excluded=list(unfit.values()).count("excluded"))
         best = (candidates[0].earliest_block, candidates[0].share)
         equals = [each.hotkey for each in candidates if (each.earliest_block, each.share) == best]
+        if self.rules.routing_order == "reliability":
+            equals = [each.hotkey for each in candidates]
         first = next(each for each in tried if each in equals)
-        return RouteChoices(None, tuple(equals), amount_ns, first)
+        return RouteChoices(None, tuple(equals), amount_ns, first, tuple(tried), unfit)
 
-    def _trial_order(self, candidates: Sequence[Candidate], job_uuid: str) -> list[str]:
-        """Return the candidates in the order in which the job tries them: equals by the tie-break."""
+    def _unfit(self, candidates: Sequence[Candidate], now_ns: int) -> dict[str, str]:
+        """Return why miners must not be chosen; refuse if the collateral of the others is too low for all of them."""
+        hotkeys = sorted(each.hotkey for each in candidates)
+        excluded = [each for each in hotkeys if self.miner_facts.is_excluded(each, now_ns)]
+        wei = {each: self.miner_facts.collateral(each) for each in hotkeys if each not in excluded}
+        minimum = self.rules.minimum_collateral_wei
+        poor = [each for each in wei if wei[each] < minimum]
+        if poor and len(poor) == len(wei):
+            highest = min(wei, key=lambda miner: (-wei[miner], miner))
+            raise Refused(
+                "NotEnoughCollateralException",
+                minimum_collateral_wei=minimum,
+                highest_collateral_wei=wei[highest],
+                highest_collateral_ss58=highest,
+            )
+        return dict.fromkeys(excluded, "excluded") | dict.fromkeys(poor, "collateral")
+
+    def _trial_order(
+        self, candidates: Sequence[Candidate], executor_class: str, job_uuid: str, now_ns: int
+    ) -> list[str]:
+        """Return the candidates in the order in which the job tries them."""
         newest = self.newest_block()
         text = job_uuid.encode()
         if newest is not None and newest.block_hash and self.rules.tie_break == "uuid_and_hash":
             text += b"\x00" + bytes.fromhex(newest.block_hash)
-        seed = int(hashlib.blake2b(text, digest_size=16).hexdigest(), 16)
+        digest = hashlib.blake2b(text, digest_size=16)
+        if self.rules.routing_order == "reliability":
+            return draw(
+                [(each.hotkey, self._weight(each.hotkey, executor_class, now_ns)) for each in candidates],
+                digest.digest(),
+            )
+        seed = int(digest.hexdigest(), 16)
         order = []
         for _, group in itertools.groupby(candidates, lambda each: (each.earliest_block, each.share)):
             equals = [each.hotkey for each in group]
@@ -786,6 +845,13 @@ class Ledger:
                 step += 1
             order += [equals[(seed % size + turn * step) % size] for turn in range(size)]
         return order
+
+    def _weight(self, miner: str, executor_class: str, now_ns: int) -> int:
+        rules = self.rules
+        window_ns = 3600 * nanoseconds(rules.reliability_window_hours)
+        incidents = self.miner_facts.incidents(miner, executor_class, window_ns, now_ns)
+        executors = self.executors(miner, executor_class)
+        return weight(incidents, executors, rules.reliability_soft_cutoff, rules.reliability_separation)
 
     def claim_route(
         self, choices: RouteChoices, miner: str, job_uuid: str, executor_class: str, now_ns: int

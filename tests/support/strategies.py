@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 
@@ -9,6 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from .reference import SECOND_NS, Axon, Counts, Rules
+from .reference_miner_facts import (
+    Collateral,
+    EndElsewhere,
+    Exclusion,
+    Fact,
+    Incident,
+    JobElsewhere,
+    Readmission,
+)
+
+MakeFact = Callable[[int], Fact]
+"""Makes a miner fact, given the time."""
 
 ME = "validator-of-ours"
 VALIDATORS = (ME, "validator-two", "validator-three")
@@ -76,6 +89,10 @@ the time of a neighbour, and 24 is later than the neighbour."""
 AMOUNTS_S = (1e-9, 0.1, 1.5, 3.0, 6.0, 6.000000001, 11.999999999, 12.0, 18.0, 30.0)
 MALFORMED_AMOUNTS_S = (0.0, -0.0, -1.0, float("nan"), float("inf"), float("-inf"), 3600.000000001, 1e18)
 
+TEN_TAO = 10**19
+"""In wei; more than 64 bits."""
+KINDS = ("rejected", "failed", "horde_failed")
+
 CLOCK_STEPS_S = (0.000000001, 1.0, 19.5, 26.0, 130.0, 500.0, -0.000000001, -1.0, -50.0, -600.0)
 
 
@@ -97,6 +114,11 @@ def rules() -> SearchStrategy[Rules]:
         newest_block_max_age_seconds=st.sampled_from([None, None, None, 3600.0]),
         newest_manifests_max_age_blocks=st.sampled_from([None, None, None, 12, 0]),
         tie_break=st.sampled_from(["uuid_and_hash", "uuid_and_hash", "uuid"]),
+        minimum_collateral_wei=st.sampled_from([0, 0, 0, 1, TEN_TAO]),
+        routing_order=st.sampled_from(["allowance", "reliability"]),
+        reliability_window_hours=st.sampled_from([24.0, 0.01]),
+        reliability_soft_cutoff=st.sampled_from([-50.0, -2.0, -0.5]),
+        reliability_separation=st.sampled_from([5.0, 5.0, 0.0, 100.0]),
     )
 
 
@@ -142,3 +164,31 @@ def limits_s() -> SearchStrategy[tuple[float, float, float]]:
     """Return download, execution and upload limits, all at least 0."""
     limit = st.sampled_from([0.0, 0.5, 1.0, 2.0, 5e-10, 1.5, 4.000000001])
     return st.tuples(limit, st.sampled_from([0.5, 1.0, 3.0, 9.0, 13.0, 190.0]), limit)
+
+
+def miner_facts() -> SearchStrategy[MakeFact]:
+    """Return facts about few miners and jobs, so that they repeat and contradict each other."""
+    miner, name = st.sampled_from(MINERS), st.sampled_from(CLASSES)
+    reason = st.sampled_from(["slow", "no answers"])
+    uuid = st.sampled_from([f"theirs-{number}" for number in range(6)] + ["job-0", "job-1"])
+    after_s = st.sampled_from([-1.0, 0.0, 30.0, 500.0])
+    ttl_ns = st.sampled_from([1, 30 * SECOND_NS, 300 * SECOND_NS])
+    amount = st.sampled_from([0, 1, TEN_TAO - 1, TEN_TAO, TEN_TAO])
+    begin_s = st.sampled_from([0.0, 0.0, -20.0, 20.0])
+    return st.one_of(
+        st.builds(lambda who, why, s: lambda now_ns: Exclusion(who, why, _at(now_ns, s)), miner, reason, after_s),
+        st.builds(lambda who, why: lambda now_ns: Exclusion(who, why, None), miner, reason),
+        st.builds(lambda who, why: lambda now_ns: Readmission(who, why), miner, reason),
+        st.builds(lambda wei: lambda now_ns: Collateral(wei), st.dictionaries(miner, amount, min_size=1)),
+        st.builds(
+            lambda who, which, job, s, ttl: lambda now_ns: JobElsewhere(who, which, job, _at(now_ns, s), ttl),
+            *(miner, name, uuid, begin_s, ttl_ns),
+        ),
+        st.builds(lambda job: lambda now_ns: EndElsewhere(job), uuid),
+        st.builds(lambda *said: lambda now_ns: Incident(*said), miner, name, st.sampled_from(KINDS), uuid),
+    )
+
+
+def _at(now_ns: int, after_s: float) -> int:
+    """Return a time near now, in whole microseconds, as a `datetime` has it."""
+    return (now_ns + int(after_s * SECOND_NS)) // 1000 * 1000
