@@ -158,6 +158,7 @@ class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
     with it. Earlier releases wrote no `chosen_at` but `kept`, which is True if the router chose the miner at an earlier
     position, which nothing names, and stayed on it although another one ranked first by then. `due_by_clock` is True
     if the due time counts from `decided_at_ns`; earlier releases counted it from the recorded time, and never set it.
+    `imported` is True if another system had made the reservation, and this ledger took it over as it was.
     """
 
     amount_ns: int
@@ -168,6 +169,7 @@ class AllowanceReserved(_Event, frozen=True, tag="allowance-reserved"):
     kept: bool = False
     due_by_clock: bool = False
     chosen_at: int | None = None
+    imported: bool = False
 
 
 class ReservationSpent(_Event, frozen=True, tag="reservation-spent"):
