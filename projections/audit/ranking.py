@@ -1,7 +1,7 @@
 """The ranking of a class in the audit: which account a job at the newest block tries first.
 
 The audit repeats this rule on purpose and shares no code with the ledger's ranking, which it checks; `rank_order.py`
-and `tie_break.py` order the candidates, this module keeps them up to date.
+orders the candidates, this module keeps them up to date, and `trials.py` tries them.
 
 The ranking follows the log, because measuring every account after every block would dominate the time of an audit.
 An account is ranked by its first free block and by what is taken after its first free run. Neither changes when the
@@ -21,7 +21,6 @@ from ledger.events import Run
 
 from .rank_order import SHARE_UNIT, IrregularKey, equal_groups
 from .state import AccountState, AuditState, RankEntry, RankKey
-from .tie_break import later_indexes, tie_break_number
 
 AT_WINDOW_START = 0
 """The level of all accounts that have the window's first granted block free, whichever block that is at the moment."""
@@ -78,11 +77,10 @@ class AuditRanking:
         while stale:
             self._measure(stale.pop())
 
-    def candidates(self, amount_ns: int, job_uuid: str) -> Iterator[AccountState]:
-        """Yield the accounts with at least the amount available, in the order in which the job tries them."""
+    def groups(self, amount_ns: int) -> Iterator[list[AccountState]]:
+        """Yield the accounts with at least the amount available in groups of equals, best group first."""
         self.bring_up_to_date()
         first, sums, end_ns, window_ns = self._first, self._state.sums, self._end_ns, self._window_ns
-        number = -1
         if first == END:
             return
         for start in self._starts:
@@ -92,14 +90,8 @@ class AuditRanking:
             irregular = self._irregular_keys(level) if level.irregular else []
             free_ns = end_ns - sums[start or first]
             for keys, at, size in equal_groups(level.regular, irregular, free_ns, window_ns, amount_ns):
-                if size == 1:
-                    yield keys[at][-1]
-                elif size:
-                    if number < 0:  # Most claims need no tie-break: their group has one member.
-                        number = tie_break_number(job_uuid, self._hash_in_seed())
-                    yield keys[at + number % size][-1]
-                    for index in later_indexes(size, number):
-                        yield keys[at + index][-1]
+                if size:
+                    yield [key[-1] for key in keys[at : at + size]]
 
     def available_ns(self, account: AccountState) -> int:
         """Return what the account has available; 0 if it is not ranked."""
@@ -133,13 +125,6 @@ class AuditRanking:
                 self._awaiting_next_block.add(account)
                 return
         account.mark_stale()
-
-    def _hash_in_seed(self) -> bytes:
-        """Return the newest block's hash if the recorded settings make it a part of the seed; else nothing."""
-        chain = self._state.chain
-        if chain.settings.tie_break != "uuid_and_hash":
-            return b""
-        return chain.blocks.block_hash(chain.blocks.newest)
 
     # Irregular accounts
 
