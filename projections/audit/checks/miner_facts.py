@@ -24,7 +24,7 @@ from ledger.events import (
     MinerFact,
     MinerReadmitted,
 )
-from projections.audit.miner_facts import NEVER_NS, AuditedCollateral, AuditMinerFacts
+from projections.audit.miner_facts import NEVER_NS, AuditMinerFacts
 from projections.rules import Findings, Rule
 
 from .facts import LARGEST, LONGEST_REASON, is_name
@@ -110,7 +110,7 @@ class MinerFactCheck:
             case CollateralRecorded():
                 before = self._facts.collateral
                 for miner_ss58, wei in event.changed.items():
-                    if before.get(miner_ss58, AuditedCollateral(0, -1)).wei == wei:
+                    if miner_ss58 in before and before[miner_ss58].wei == wei:
                         self._report(row.position, "the amount is named although it is as before", miner_ss58)
             case JobElsewhereRecorded():
                 has_ended = once_ended(event.job_uuid) in self._once
