@@ -32,6 +32,7 @@ from .facts import LARGEST, LONGEST_REASON, is_name
 # The same limits as the ledger's, repeated here so that a mistake there is found.
 MOST_WEI = 2**127
 LONGEST_TTL_NS = 100 * 86_400 * 10**9
+OF_AN_ACCOUNT = "jobs-elsewhere, a miner and a class"
 KINDS = {"rejected", "failed", "horde_failed"}
 
 
@@ -67,12 +68,10 @@ class MinerFactCheck:
         if isinstance(event, CollateralRecorded) and row.key is not None and not event.request:
             message = "an event of collateral with a key must have the digest of its call"
             self._findings.add(row.position, Rule.ROW_COLUMNS, message)
-        expected = self._expected_stream(event)
-        is_right = row.stream == expected if expected is not None else _is_elsewhere(row.stream)
-        if not is_right:
+        expected = self._expected_stream(row, event)
+        if not _is_elsewhere(row.stream) if expected == OF_AN_ACCOUNT else row.stream != expected:
             message = f"a miner fact is in the stream {shortened(row.stream)}"
-            details = {"expected": expected or "jobs-elsewhere, a miner and a class"}
-            self._findings.add(row.position, Rule.STREAM_OF_EVENT, message, **details)
+            self._findings.add(row.position, Rule.STREAM_OF_EVENT, message, expected=expected)
         if once:
             self._check_once(row, once)
 
@@ -82,8 +81,8 @@ class MinerFactCheck:
             self._findings.add(row.position, Rule.MINER_FACTS_ONCE, message, once=shortened(once))
         self._once.setdefault(once, row.stream)
 
-    def _expected_stream(self, event: MinerFact) -> str | None:
-        """Return the stream in which the event must be; None if that of any account will do."""
+    def _expected_stream(self, row: Row, event: MinerFact) -> str:
+        """Return the stream in which the event must be, or `OF_AN_ACCOUNT`."""
         match event:
             case MinerExcluded() | MinerReadmitted():
                 return EXCLUSIONS_STREAM
@@ -92,10 +91,12 @@ class MinerFactCheck:
             case IncidentReported():
                 return INCIDENTS_STREAM
             case JobElsewhereEnded():
-                unknown = ELSEWHERE_STREAM if self.knows_all else None
+                # From a seal on, an unknown job may have been recorded before.
+                may_be_known = not self.knows_all and row.stream != ELSEWHERE_STREAM
+                unknown = OF_AN_ACCOUNT if may_be_known else ELSEWHERE_STREAM
                 return self._once.get(once_elsewhere(event.job_uuid), unknown)
             case _:
-                return None
+                return OF_AN_ACCOUNT
 
     # What follows from the facts before it
 
