@@ -29,16 +29,35 @@ AT_WINDOW_START = 0
 class RankLevel:
     """The accounts with the same first free block."""
 
-    __slots__ = ("irregular", "irregular_keys", "keys_as_of", "regular")
+    __slots__ = ("accounts", "irregular", "irregular_keys", "keys_as_of", "regular")
 
     def __init__(self) -> None:
         self.regular: list[RankKey] = []
         """Accounts with one executor count in the whole window, sorted: their order never depends on the window."""
+        self.accounts: list[AccountState] = []
+        """The same accounts without their keys: a slice of it costs much less than looking into each key."""
         self.irregular: set[AccountState] = set()
         """Accounts whose count changes, or whose blocks are invalidated, within the window."""
         self.irregular_keys: list[IrregularKey] = []
         """Their sorted keys, valid as of `keys_as_of` facts: every block changes their shares."""
         self.keys_as_of = -1
+
+    def add(self, key: RankKey) -> None:
+        """Add a regular account."""
+        at = bisect_left(self.regular, key)
+        self.regular.insert(at, key)
+        self.accounts.insert(at, key[-1])
+
+    def remove(self, key: RankKey) -> None:
+        """Remove a regular account."""
+        at = bisect_left(self.regular, key)
+        del self.regular[at], self.accounts[at]
+
+    def add_all(self, other: RankLevel) -> None:
+        """Add all accounts of another level."""
+        self.regular = sorted(self.regular + other.regular)
+        self.accounts = [key[-1] for key in self.regular]
+        self.irregular |= other.irregular
 
 
 class AuditRanking:
@@ -90,7 +109,9 @@ class AuditRanking:
             irregular = self._irregular_keys(level) if level.irregular else []
             free_ns = end_ns - sums[start or first]
             for keys, at, size in equal_groups(level.regular, irregular, free_ns, window_ns, amount_ns):
-                if size:
+                if keys is level.regular and size:
+                    yield level.accounts[at : at + size]
+                elif size:
                     yield [key[-1] for key in keys[at : at + size]]
 
     def available_ns(self, account: AccountState) -> int:
@@ -117,7 +138,7 @@ class AuditRanking:
                 # account needs no new measurement. This is the case of nearly all claims.
                 self._remove(account, entry)
                 account.rank_entry = after, until, later_ns, key
-                insort(self._level(after).regular, key)
+                self._level(after).add(key)
                 return
             if is_first and first < after == self._granted_end and until == END and key:
                 # The claim takes all that is free, so the account has nothing until another block grants something.
@@ -182,12 +203,9 @@ class AuditRanking:
         passed = bisect_right(self._starts, first)
         at_start = self._levels[AT_WINDOW_START]
         for start in self._starts[1:passed]:
-            level = self._levels.pop(start)
-            at_start.regular += level.regular
-            at_start.irregular |= level.irregular
+            at_start.add_all(self._levels.pop(start))
         if passed > 1:
             del self._starts[1:passed]
-            at_start.regular.sort()
 
     def _mark_affected(self, affected_miners: list[frozenset[str] | None]) -> None:
         """Mark accounts as stale whose counts, invalidated blocks or registration may have changed."""
@@ -239,7 +257,7 @@ class AuditRanking:
                 later_ns += sums[ends[run]] - sums[starts[run]]
         key = later_ns, -executors, account.miner_ss58, account
         account.rank_entry = start, until, later_ns, key
-        insort(self._level(start).regular, key)
+        self._level(start).add(key)
 
     def _rank_irregular(self, account: AccountState, occupied: BlockSet) -> None:
         state, chain_account = self._state, account.chain_account
@@ -271,7 +289,7 @@ class AuditRanking:
         key = start if start > self._first else AT_WINDOW_START
         level = self._levels[key]
         if rank_key is not None:
-            del level.regular[bisect_left(level.regular, rank_key)]
+            level.remove(rank_key)
         else:
             level.irregular.remove(account)
             level.irregular_keys = [each for each in level.irregular_keys if each[3] is not account]

@@ -126,10 +126,22 @@ class AuditState:
         """By class, the accounts whose free blocks changed since the ranking measured them last."""
         self.fact_count = 0
         """How many facts and settings were applied. A ranking compares it to see whether it is up to date."""
+        self._executors_as_of = -1
+        self._has_accounts_without_executors = False
         self.affected_miners: list[frozenset[str] | None] = []
         """One entry per change of counts, invalidations or registrations: the miners it may affect; None for all."""
         self.ranking_resets = 0
         """How many changes were more than the next block; after such a change a ranking measures every account."""
+
+    @property
+    def has_accounts_without_executors(self) -> bool:
+        """Whether a sync has taken the executors of any account; such an account is busy although it runs nothing."""
+        if self._executors_as_of != len(self.affected_miners):
+            self._executors_as_of = len(self.affected_miners)
+            self._has_accounts_without_executors = any(
+                not each.offered.values[-1] for each in self.chain.accounts.values()
+            )
+        return self._has_accounts_without_executors
 
     def record_change(self, *, resets_rankings: bool = False) -> None:
         """Count an applied fact, or an unexpected failure that may have left something half done."""

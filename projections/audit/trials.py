@@ -9,7 +9,7 @@ executors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from ledger.settings import BY_RELIABILITY, UUID_AND_HASH
@@ -120,18 +120,21 @@ class Trials:
             chances.add_draw(equals, step_of(count, number), self._busy(equals, job.now_ns))
         return first
 
-    def _busy(self, equals: list[AccountState], now_ns: int) -> set[int]:
+    def _busy(self, equals: list[AccountState], now_ns: int) -> Collection[int]:
         """Return the indexes of the busy accounts."""
         settings = self._state.chain.settings
         if not settings.respect_executor_count:
-            return set()
-        # Nearly all accounts run nothing and have executors, so they need no closer look.
-        looks_at_all = bool(self._facts.elsewhere or settings.executors_max_per_class)
-        return {
+            return ()
+        if self._facts.elsewhere or settings.executors_max_per_class or self._state.has_accounts_without_executors:
+            return [at for at, each in enumerate(equals) if self.is_busy(each, now_ns)]
+        # Nearly all accounts run nothing, and most others less than they could: they are not looked at closely.
+        return [
             at
             for at, each in enumerate(equals)
-            if (looks_at_all or each.active or not each.chain_account.offered.values[-1]) and self.is_busy(each, now_ns)
-        }
+            if each.active
+            and len(each.active) >= each.chain_account.offered.values[-1]
+            and self.is_busy(each, now_ns)
+        ]
 
     # With miner facts
 
