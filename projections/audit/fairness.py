@@ -16,7 +16,6 @@ import msgspec
 from ledger.results import Result
 from ledger.values import seconds
 
-from .chances import Chances
 from .state import AccountState, AuditState
 from .tallies import FairnessTally
 from .totals import AccountTotals
@@ -125,7 +124,8 @@ class _Miners:
     def _row(self, account: AccountState, totals: AccountTotals) -> MinerFairness:
         tally = self._tally
         plain, facts, without = (sums.of(account) for sums in (tally.chances, tally.with_facts, tally.without_facts))
-        chances, chances_without = _sum(plain, facts), _sum(plain, without)
+        plain += account.chances
+        chances, chances_without = plain + facts, plain + without
         wins, given_up, by_hand = tally.wins[account], tally.given_up[account], tally.origins[account, "by_hand"]
         fair_given_up = wins * self._given_up_rate
         fair_by_hand = self._by_hand * totals.granted_seconds / self._granted if self._granted else 0.0
@@ -162,10 +162,6 @@ def _flags(tally: FairnessTally) -> list[str]:
     if tally.settings_returns < MOST_RETURNS:
         return []
     return [f"the settings returned to earlier ones {tally.settings_returns} times"]
-
-
-def _sum(one: Chances, other: Chances) -> Chances:
-    return Chances(one.draws + other.draws, one.wins + other.wins, one.variance + other.variance)
 
 
 def _deviations(difference: float, variance: float) -> float:

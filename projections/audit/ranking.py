@@ -15,10 +15,12 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
+from typing import NamedTuple
 
 from ledger import END, BlockSet
 from ledger.events import Run
 
+from .chances import NO_CHANCES, Chances
 from .rank_order import SHARE_UNIT, IrregularKey, equal_groups
 from .state import AccountState, AuditState, RankEntry, RankKey
 
@@ -29,7 +31,7 @@ AT_WINDOW_START = 0
 class RankLevel:
     """The accounts with the same first free block."""
 
-    __slots__ = ("accounts", "irregular", "irregular_keys", "keys_as_of", "regular")
+    __slots__ = ("accounts", "draws", "irregular", "irregular_keys", "joined", "keys_as_of", "regular")
 
     def __init__(self) -> None:
         self.regular: list[RankKey] = []
@@ -41,23 +43,49 @@ class RankLevel:
         self.irregular_keys: list[IrregularKey] = []
         """Their sorted keys, valid as of `keys_as_of` facts: every block changes their shares."""
         self.keys_as_of = -1
+        self.draws = NO_CHANCES
+        """The sums of the draws among all regular accounts. Most draws are, so they are not counted for each account."""
+        self.joined: dict[AccountState, Chances] = {}
+        """These sums when the account was added."""
+
+    def add_draw(self) -> None:
+        """Count a draw among all regular accounts."""
+        self.draws += Chances.of_draw(len(self.regular))
 
     def add(self, key: RankKey) -> None:
         """Add a regular account."""
         at = bisect_left(self.regular, key)
         self.regular.insert(at, key)
         self.accounts.insert(at, key[-1])
+        self.joined[key[-1]] = self.draws
 
     def remove(self, key: RankKey) -> None:
         """Remove a regular account."""
         at = bisect_left(self.regular, key)
-        del self.regular[at], self.accounts[at]
+        account = self.accounts.pop(at)
+        del self.regular[at]
+        account.chances += self.draws - self.joined.pop(account)
 
     def add_all(self, other: RankLevel) -> None:
-        """Add all accounts of another level."""
+        """Add all accounts of another level, which is not used any more."""
+        other.settle()
+        self.joined.update(dict.fromkeys(other.accounts, self.draws))
         self.regular = sorted(self.regular + other.regular)
         self.accounts = [key[-1] for key in self.regular]
         self.irregular |= other.irregular
+
+    def settle(self) -> None:
+        """Give every account the draws since it was added."""
+        for account, joined in self.joined.items():
+            account.chances += self.draws - joined
+            self.joined[account] = self.draws
+
+
+class Equals(NamedTuple):
+    """Accounts among which the tie-break decides; `level` if they are all regular accounts of one."""
+
+    accounts: list[AccountState]
+    level: RankLevel | None = None
 
 
 class AuditRanking:
@@ -96,7 +124,12 @@ class AuditRanking:
         while stale:
             self._measure(stale.pop())
 
-    def groups(self, amount_ns: int) -> Iterator[list[AccountState]]:
+    def settle_chances(self) -> None:
+        """Give every account its chances in the draws so far."""
+        for level in self._levels.values():
+            level.settle()
+
+    def groups(self, amount_ns: int) -> Iterator[Equals]:
         """Yield the accounts with at least the amount available in groups of equals, best group first."""
         self.bring_up_to_date()
         first, sums, end_ns, window_ns = self._first, self._state.sums, self._end_ns, self._window_ns
@@ -110,9 +143,9 @@ class AuditRanking:
             free_ns = end_ns - sums[start or first]
             for keys, at, size in equal_groups(level.regular, irregular, free_ns, window_ns, amount_ns):
                 if keys is level.regular and size:
-                    yield level.accounts[at : at + size]
+                    yield Equals(level.accounts[at : at + size], level if size == len(keys) else None)
                 elif size:
-                    yield [key[-1] for key in keys[at : at + size]]
+                    yield Equals([key[-1] for key in keys[at : at + size]])
 
     def available_ns(self, account: AccountState) -> int:
         """Return what the account has available; 0 if it is not ranked."""
@@ -185,6 +218,7 @@ class AuditRanking:
     def _reset(self) -> None:
         """Forget all entries and mark every account as stale."""
         self._reset_count = self._state.ranking_resets
+        self.settle_chances()
         self._levels = {AT_WINDOW_START: RankLevel()}
         self._starts = [AT_WINDOW_START]
         self._run_ends.clear()

@@ -223,6 +223,8 @@ class Replay:
         if self.position and not self._facts.opened:
             self.findings.add(1, Rule.OPENING_EVENT, "the log's first event does not open a ledger")
         self._facts.finish(self.position)
+        self._routes.settle_chances()
+        self.fairness.end_exclusions(self.recorded_at_ns)
         for chain_account in self.state.chain.accounts.values():
             account = self.state.account(chain_account.stream)
             balance = balance_of(self.state, account)

@@ -75,7 +75,6 @@ async def audit_log(
             break
         # A rebuild replaced the history during the comparison, which may have read rows that were being deleted.
     elapsed_seconds = max(timer() - started, SHORTEST_SECONDS)
-    replay.fairness.end_exclusions(replay.recorded_at_ns)
     findings, totals = marked(replay.findings.listed), totals_of(replay.state)
     incidents = Counter({stream: len(times) for stream, times in replay.miner_facts.incidents.items()})
     return AuditReport(

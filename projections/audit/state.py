@@ -15,6 +15,7 @@ from ledger import END, Account, BlockSet, Chain, Row
 from ledger.codec import reservation_id
 from ledger.events import AllowanceReserved, Run, account_of
 
+from .chances import NO_CHANCES
 from .prefix_sums import AuditPrefixSums
 
 RankKey = tuple[int, int, str, "AccountState"]
@@ -57,6 +58,7 @@ class AccountState:
     __slots__ = (
         "active",
         "chain_account",
+        "chances",
         "executor_class",
         "held_ns",
         "is_uneven",
@@ -83,6 +85,8 @@ class AccountState:
         """The active reservations that are overdue at the clock of `DueQueue`."""
         self.held_ns = 0
         self.spent_ns = 0
+        self.chances = NO_CHANCES
+        """Those in draws among all accounts of a level; the tally of fairness has the others."""
         self.rank_entry: RankEntry | None = None
         """None if the account is not ranked."""
         self.stale = stale

@@ -9,7 +9,7 @@ import msgspec
 from ledger import Origin
 from ledger.events import MinerExcluded, MinerFact, MinerReadmitted
 
-from .chances import ChanceSums
+from .chance_sums import ChanceSums
 from .state import AccountState, AuditedReservation
 
 

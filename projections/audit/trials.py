@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from ledger.settings import BY_RELIABILITY, UUID_AND_HASH
 
-from .chances import ChanceSums
+from .chance_sums import ChanceSums
 from .miner_facts import AuditMinerFacts
-from .ranking import AuditRanking
+from .ranking import AuditRanking, Equals
 from .reliability import drawn, weight_of
 from .state import AccountState, AuditState
 from .tallies import FairnessTally
@@ -41,7 +41,7 @@ class Trials:
 
     def first(self, ranking: AuditRanking, job: Job, *, counts: bool = True) -> AccountState | None:
         """Return the account that the job must go to; None if there is none. `counts`: in the report of fairness."""
-        groups: Iterable[list[AccountState]] = ranking.groups(job.amount_ns)
+        groups: Iterable[Equals] = ranking.groups(job.amount_ns)
         chances = self._fairness.chances if counts else None
         if self._facts_matter(job.now_ns):
             if counts:
@@ -49,7 +49,7 @@ class Trials:
                 chances = self._fairness.with_facts
             groups = self._fit_groups(groups, job.now_ns)
             if self._by_reliability:
-                return self._first_by_reliability([each for equals in groups for each in equals], job, chances)
+                return self._first_by_reliability([each for equals in groups for each in equals.accounts], job, chances)
         for equals in groups:
             first = self._first_of_equals(equals, job, chances)
             if first is not None:
@@ -100,24 +100,25 @@ class Trials:
     def _by_reliability(self) -> bool:
         return self._state.chain.settings.routing_order == BY_RELIABILITY
 
-    def _fit_groups(self, groups: Iterable[list[AccountState]], now_ns: int) -> Iterator[list[AccountState]]:
-        for equals in groups:
-            fit = [each for each in equals if not self.is_excluded(each, now_ns) and not self.lacks_collateral(each)]
+    def _fit_groups(self, groups: Iterable[Equals], now_ns: int) -> Iterator[Equals]:
+        for accounts, _ in groups:
+            fit = [each for each in accounts if not self.is_excluded(each, now_ns) and not self.lacks_collateral(each)]
             if fit:
-                yield fit
+                yield Equals(fit)
 
-    def _first_of_equals(self, equals: list[AccountState], job: Job, chances: ChanceSums | None) -> AccountState | None:
-        if len(equals) == 1:
-            if self.is_busy(equals[0], job.now_ns):
+    def _first_of_equals(self, equals: Equals, job: Job, chances: ChanceSums | None) -> AccountState | None:
+        accounts = equals.accounts
+        if len(accounts) == 1:
+            if self.is_busy(accounts[0], job.now_ns):
                 return None
             if chances is not None:
-                chances.add_certain(equals[0])
-            return equals[0]
-        count, number = len(equals), self._number(job)
-        order = (equals[at] for at in indexes(count, number))
+                chances.add_certain(accounts[0])
+            return accounts[0]
+        count, number = len(accounts), self._number(job)
+        order = (accounts[at] for at in indexes(count, number))
         first = next((each for each in order if not self.is_busy(each, job.now_ns)), None)
         if first is not None and chances is not None:
-            chances.add_draw(equals, step_of(count, number), self._busy(equals, job.now_ns))
+            chances.add_draw(equals, step_of(count, number), self._busy(accounts, job.now_ns))
         return first
 
     def _busy(self, equals: list[AccountState], now_ns: int) -> Collection[int]:
@@ -131,9 +132,7 @@ class Trials:
         return [
             at
             for at, each in enumerate(equals)
-            if each.active
-            and len(each.active) >= each.chain_account.offered.values[-1]
-            and self.is_busy(each, now_ns)
+            if each.active and len(each.active) >= each.chain_account.offered.values[-1] and self.is_busy(each, now_ns)
         ]
 
     # With miner facts
@@ -155,23 +154,24 @@ class Trials:
         incidents = self._facts.incidents_between(account.stream, now_ns - window_ns, now_ns)
         return weight_of(incidents, self._executors(account), settings)
 
-    def _count_without_facts(self, groups: Iterable[list[AccountState]], job: Job) -> None:
+    def _count_without_facts(self, groups: Iterable[Equals], job: Job) -> None:
         """Count the chances that the accounts would have had if no miner fact were recorded."""
         chances, number = self._fairness.without_facts, self._number(job)
         by_reliability = self._by_reliability
         if by_reliability:
-            groups = [[account for equals in groups for account in equals]]
-        for equals in groups:
-            busy = {at for at, each in enumerate(equals) if self._runs_enough(each, running_here(each))}
-            if len(busy) == len(equals):
+            groups = [Equals([account for equals in groups for account in equals.accounts])]
+        for accounts, _ in groups:
+            busy = {at for at, each in enumerate(accounts) if self._runs_enough(each, running_here(each))}
+            if len(busy) == len(accounts):
                 continue
             if by_reliability:
-                idle = [each for at, each in enumerate(equals) if at not in busy]
+                idle = [each for at, each in enumerate(accounts) if at not in busy]
                 chances.add_weighted(idle, [1] * len(idle))
-            elif len(equals) == 1:
-                chances.add_certain(equals[0])
+            elif len(accounts) == 1:
+                chances.add_certain(accounts[0])
             else:
-                chances.add_draw(equals, step_of(len(equals), number), busy)
+                # Not the level's own sums: those are of draws that no miner fact had an influence on.
+                chances.add_draw(Equals(accounts), step_of(len(accounts), number), busy)
             return
 
     def _number(self, job: Job) -> int:

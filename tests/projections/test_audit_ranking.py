@@ -205,7 +205,7 @@ def check(replay: Replay, followed: AuditRanking, draw: Random) -> None:
             job_uuid = str(draw.random())
             number = tie_break_number(job_uuid, b"")
             found = [
-                equals[at].miner_ss58 for equals in followed.groups(nearly_ns) for at in indexes(len(equals), number)
+                equals[at].miner_ss58 for equals, _ in followed.groups(nearly_ns) for at in indexes(len(equals), number)
             ]
             assert found == order_tried(entries, nearly_ns, job_uuid)
 

@@ -112,6 +112,11 @@ class RouteCheck:
         if event.chosen_at is not None:
             self._report_choice(position, "although no router made it", {"chosen_at": event.chosen_at})
 
+    def settle_chances(self) -> None:
+        """Give every account its chances in the draws so far."""
+        for ranking in self._rankings.values():
+            ranking.settle_chances()
+
     def ranking(self, executor_class: str) -> AuditRanking:
         """Return the ranking of a class; it is created when a route of the class is checked first."""
         if executor_class not in self._rankings:
