@@ -44,7 +44,7 @@ class RankLevel:
         """Their sorted keys, valid as of `keys_as_of` facts: every block changes their shares."""
         self.keys_as_of = -1
         self.draws = NO_CHANCES
-        """The sums of the draws among all regular accounts. Most draws are, so they are not counted for each account."""
+        """The sums of the draws among all regular accounts: most are, so they are not counted for each account."""
         self.joined: dict[AccountState, Chances] = {}
         """These sums when the account was added."""
 
