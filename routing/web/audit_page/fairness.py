@@ -20,9 +20,9 @@ MINER_HEADERS = (
 )
 EXPLANATION = (
     "Wins are the routed jobs whose choice was repeated; expected are those that the draws among equal candidates"
-    " should have given, and σ is the difference in standard deviations. A miner is flagged from 5 on, and if facts about"
-    " other miners, jobs that were given up, or reservations by hand favoured it as clearly. A flag is no finding: ask"
-    " who runs the ledger."
+    " should have given, and σ is the difference in standard deviations. A miner is flagged from 5 on, and if facts"
+    " about other miners, jobs that were given up, or reservations by hand favoured it as clearly. A flag is no"
+    " finding: ask who runs the ledger."
 )
 
 
