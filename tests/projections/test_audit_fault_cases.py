@@ -19,7 +19,7 @@ FOUND_ELSEWHERE = {
     Rule.CHOICE_PROVED,
 }
 """Rules about the head row, derived tables and folded states, which no log can break; see `test_audit.py`. The last is
-that of a strict audit; see `test_origins.py`."""
+that of a strict audit; see `test_fairness.py`."""
 
 
 def words(finding: Finding) -> str:
