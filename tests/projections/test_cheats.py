@@ -330,6 +330,32 @@ async def test_an_honest_operator_is_not_flagged() -> None:
     assert sum(each.deviations**2 for each in miners) < 25  # Of 10 miners: the mean is 10.
 
 
+class InASmallWindow(Operator):
+    """Honest; the jobs are spent, blocks leave the window, and settings change, which resets the audit's rankings."""
+
+    settings = Settings(block_expiry_blocks=12)
+
+    async def finish(self, route: JobRoute) -> None:
+        assert route.allowance_reservation_id is not None
+        await self.ledger.spend(route.allowance_reservation_id)
+        # By then some of the accounts that have their first free block in common are left, and the window passes it.
+        if self.jobs % 25 == 0:
+            for _ in range(10):
+                await self.a_block()
+        if self.jobs % 50 == 0:
+            await self.ledger.change_settings(reservation_margin_seconds=100 + self.jobs)
+
+
+async def test_chances_add_up_to_the_wins_while_blocks_leave_the_window() -> None:
+    """Catches chances that are lost when a level of the ranking is left, merged with another, or forgotten."""
+    report = await audited(InASmallWindow)
+    assert (report.findings, flags_of(report)) == ([], {})
+    assert report.fairness is not None
+    miners = report.fairness.miners
+    assert sum(each.expected_wins for each in miners) == pytest.approx(sum(each.wins for each in miners))
+    assert sum(each.draws for each in miners) > 2 * sum(each.wins for each in miners) > 200
+
+
 @pytest.mark.parametrize(("cheat", "flag"), CHEATS, ids=[cheat.__name__ for cheat, _ in CHEATS])
 async def test_a_cheat_is_flagged(cheat: type[Operator], flag: str) -> None:
     """The friend is flagged, for the right reason, and no rule is broken."""

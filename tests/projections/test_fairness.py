@@ -22,9 +22,9 @@ from routing import Allowance, Routing
 from tests.projections.test_audit_miner_facts import BY_RELIABILITY as RELIABILITY_SETTINGS
 from tests.projections.test_audit_miner_facts import SEED, FactStory
 from tests.projections.test_audit_mutants import MUTANT_SETTINGS, BusyStory
-from tests.support.fault_cases.miner_facts import incident, job_drawn
-from tests.support.fault_cases.routes import job_that_tries_first
-from tests.support.log_builder import ANNA, BERT, CARL, GPU, LogBuilder, audited
+from tests.support.fault_cases.miner_facts import elsewhere, incident, job_drawn, steps_to_bert
+from tests.support.fault_cases.routes import first_index, job_that_tries_first
+from tests.support.log_builder import ANNA, BERT, CARL, GPU, MINERS, LogBuilder, audited
 from tests.support.small import VALIDATOR, Clock, job, small_ledger
 
 
@@ -146,6 +146,7 @@ async def test_an_imported_reservation_takes_granted_blocks_that_are_free(
     log.append(account_stream(CARL, GPU), msgspec.structs.replace(event, **change), job_uuid="job", attempt=1)
     report = await audited(tmp_path, log.rows)
     assert {each.rule for each in report.findings} - {Rule.CONSERVATION.value} == {rule.value}
+    assert ("axon" not in change) or "axon of a route" in report.findings[0].message
 
 
 async def test_chances_by_reliability_follow_the_weights(tmp_path: Path) -> None:
@@ -162,6 +163,20 @@ async def test_chances_by_reliability_follow_the_weights(tmp_path: Path) -> None
     assert expected == pytest.approx([weights[miner] / sum(weights.values()) for miner in (ANNA, BERT, CARL)])
     assert [each.expected_without_facts for each in report.fairness.miners] == pytest.approx([1 / 3] * 3)
     assert [each.incidents for each in report.fairness.miners] == [200, 0, 0]
+
+
+async def test_a_busy_candidate_leaves_its_chance_to_the_one_that_is_tried_after_it(tmp_path: Path) -> None:
+    """Anna is busy with a job of another validator; without that job each of the three would have a third."""
+    log = LogBuilder(offers=dict.fromkeys(MINERS, 1))
+    elsewhere(log, ANNA, "theirs")
+    job_uuid = next(each for each in map(str, range(99)) if first_index(each, 3) == 0 and steps_to_bert(each))
+    log.route(job_uuid, BERT, 6, (1, 1))
+    report = await audited(tmp_path, log.rows)
+    assert report.findings == []
+    assert report.fairness is not None
+    assert [each.expected_wins for each in report.fairness.miners] == pytest.approx([0, 2 / 3, 1 / 3])
+    assert [each.draws for each in report.fairness.miners] == [0, 1, 1]
+    assert [each.expected_without_facts for each in report.fairness.miners] == pytest.approx([1 / 3] * 3)
 
 
 async def test_a_job_that_is_routed_again_was_given_up_by_the_miner_before(tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def with_miner_facts() -> LogBuilder:
     collateral(log, Anna=2 * WEI, Carl=0)
     excluded(log, ANNA, seconds=60)
     log.route("only Bert", BERT, 6, (1, 1))
+    log.wait(60)
+    log.route("Anna at the end of her exclusion", ANNA, 6, (1, 1))
     ended(log, "early")
     elsewhere(log, BERT, "early", ended=True)
     elsewhere(log, BERT, "theirs")
