@@ -14,7 +14,7 @@ from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 
 if TYPE_CHECKING:
-    from routing import Page, Reservation
+    from routing import Page
     from routing.cli.connection import Connection
 
 STATUSES = ("reserved", "spent", "released", "expired", "overdue")
