@@ -184,7 +184,7 @@ def a_job_elsewhere_in_the_stream_of_its_account(log: LogBuilder) -> None:
     elsewhere(log, ANNA, "theirs", stream=account_stream(ANNA, GPU))
 
 
-@FAULT_CASES(Rule.STREAM_OF_EVENT, "expected jobs-elsewhere", at=2)
+@FAULT_CASES(Rule.STREAM_OF_EVENT, "expected", "5Anna", at=2)
 def an_end_in_another_stream_than_its_job(log: LogBuilder) -> None:
     elsewhere(log, ANNA, "theirs")
     ended(log, "theirs")
