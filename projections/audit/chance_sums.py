@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from .chances import NO_CHANCES, Chances
 from .ranking import Equals
 from .state import AccountState
+from .tie_break import step_of
 
 
 class ChanceSums:
@@ -28,8 +29,8 @@ class ChanceSums:
         """Add a job that only one account could get."""
         self._certain[account] += 1
 
-    def add_draw(self, equals: Equals, step: int, busy: Collection[int]) -> None:
-        """Add a draw among equals, some of them `busy`, whose order of trial goes on in steps."""
+    def add_draw(self, equals: Equals, number: int, busy: Collection[int]) -> None:
+        """Add a draw by a number of the tie-break among equals, some of them `busy`."""
         accounts = equals.accounts
         count = len(accounts)
         if equals.level is not None:
@@ -39,6 +40,7 @@ class ChanceSums:
                 self._add(account, Chances.of_draw(count))
         if not busy:
             return
+        step = step_of(count, number)
         starts: Counter[int] = Counter()
         for at in busy:
             self._add(accounts[at], -Chances.of_draw(count))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
+from ledger import RecordedSettings
 from ledger.settings import BY_RELIABILITY, UUID_AND_HASH
 
 from .chance_sums import ChanceSums
@@ -20,7 +21,7 @@ from .ranking import AuditRanking, Equals
 from .reliability import drawn, weight_of
 from .state import AccountState, AuditState
 from .tallies import FairnessTally
-from .tie_break import indexes, step_of, tie_break_number
+from .tie_break import indexes, tie_break_number
 
 
 class Job(NamedTuple):
@@ -38,6 +39,9 @@ class Trials:
         self._state = state
         self._facts = facts
         self._fairness = fairness
+        self._settings: RecordedSettings | None = None
+        self._is_plain = False
+        """Whether these settings let no miner fact matter but those that are recorded."""
 
     def first(self, ranking: AuditRanking, job: Job, *, counts: bool = True) -> AccountState | None:
         """Return the account that the job must go to; None if there is none. `counts`: in the report of fairness."""
@@ -88,6 +92,8 @@ class Trials:
 
     def _facts_matter(self, now_ns: int) -> bool:
         """Return whether anything is recorded that may give another order than the allowance alone."""
+        if self.nobody_is_unfit:
+            return False
         facts, settings = self._facts, self._state.chain.settings
         return bool(
             facts.elsewhere
@@ -95,6 +101,17 @@ class Trials:
             or self._by_reliability
             or any(each.until_ns > now_ns for each in facts.exclusions.values())
         )
+
+    @property
+    def nobody_is_unfit(self) -> bool:
+        """Whether no miner fact can matter to any job, which is quickly seen in most ledgers."""
+        if self._facts.streams:
+            return False
+        settings = self._state.chain.settings
+        if settings is not self._settings:
+            self._settings = settings
+            self._is_plain = not settings.routing("minimum_collateral_wei") and not self._by_reliability
+        return self._is_plain
 
     @property
     def _by_reliability(self) -> bool:
@@ -118,7 +135,7 @@ class Trials:
         order = (accounts[at] for at in indexes(count, number))
         first = next((each for each in order if not self.is_busy(each, job.now_ns)), None)
         if first is not None and chances is not None:
-            chances.add_draw(equals, step_of(count, number), self._busy(accounts, job.now_ns))
+            chances.add_draw(equals, number, self._busy(accounts, job.now_ns))
         return first
 
     def _busy(self, equals: list[AccountState], now_ns: int) -> Collection[int]:
@@ -171,7 +188,7 @@ class Trials:
                 chances.add_certain(accounts[0])
             else:
                 # Not the level's own sums: those are of draws that no miner fact had an influence on.
-                chances.add_draw(Equals(accounts), step_of(len(accounts), number), busy)
+                chances.add_draw(Equals(accounts), number, busy)
             return
 
     def _number(self, job: Job) -> int:

@@ -17,7 +17,7 @@ from projections.audit.chance_sums import ChanceSums
 from projections.audit.fairness import _gini, _is_flagged, _jain
 from projections.audit.ranking import Equals
 from projections.audit.state import AccountState, AuditState
-from projections.audit.tie_break import indexes, step_of
+from projections.audit.tie_break import indexes
 from routing import Allowance, Routing
 from tests.projections.test_audit_miner_facts import BY_RELIABILITY as RELIABILITY_SETTINGS
 from tests.projections.test_audit_miner_facts import SEED, FactStory
@@ -43,7 +43,7 @@ def test_chances_are_those_of_the_draws(count: int, busy: tuple[int, ...]) -> No
     """
     equals, sums, wins = accounts(count), ChanceSums(), Counter[AccountState]()
     for number in range(count * count):
-        sums.add_draw(Equals(equals), step_of(count, number), busy)
+        sums.add_draw(Equals(equals), number, busy)
         wins[next(equals[at] for at in indexes(count, number) if at not in busy)] += 1
     for at, account in enumerate(equals):
         chances = sums.of(account)

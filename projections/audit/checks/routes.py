@@ -82,7 +82,8 @@ class RouteCheck:
             self._check_block_age(row.position, newest, now_ns, chain.settings.newest_block_max_age_ns)
         if chain.settings.newest_manifests_max_age_blocks is not None:
             self._check_manifests_age(row.position, newest, chain.settings.newest_manifests_max_age_blocks)
-        self._check_fit(row.position, account, now_ns)
+        if not self._trials.nobody_is_unfit:
+            self._check_fit(row.position, account, now_ns)
         ranking = self._rankings.get(account.executor_class) or self.ranking(account.executor_class)
         if event.chosen_at is not None:
             ranking.bring_up_to_date()
