@@ -99,7 +99,7 @@ class AuditMinerFacts:
                 for miner_ss58, wei in event.changed.items():
                     self.collateral[miner_ss58] = AuditedCollateral(row.position, wei)
             case JobElsewhereRecorded():
-                self._record_job(account_of_elsewhere(row.stream), row.recorded_at_ns - DAY_NS, event)
+                self._record_job(account_of_elsewhere(row.stream), now_ns - DAY_NS, event)
             case JobElsewhereEnded():
                 self._end_job(account_of_elsewhere(row.stream), event.job_uuid)
             case IncidentReported():

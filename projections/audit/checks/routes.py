@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from ledger import Row
 from ledger.events import AllowanceReserved, account_of
-from ledger.settings import BY_RELIABILITY
 from ledger.values import seconds
 from projections.audit.ranking import AuditRanking
 from projections.audit.state import AccountState, AuditState
@@ -158,8 +157,6 @@ class RouteCheck:
             self._report_choice(position, "that directly before it, which must be left out", details)
         elif chosen_at > decided_on:
             self._report_choice(position, "one that it cannot have seen", details)
-        elif self._state.chain.settings.routing_order == BY_RELIABILITY:
-            self._report_choice(position, "although the order by reliability changes with each instant", details)
         elif chosen_at < 1 or position - chosen_at > MOST_EVENTS_SINCE_CHOICE:
             self._report_choice(position, f"not one of the {MOST_EVENTS_SINCE_CHOICE:,} before it", details)
         elif chosen_at < self.start:

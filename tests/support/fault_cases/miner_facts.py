@@ -112,7 +112,12 @@ def by_reliability() -> LogBuilder:
     log = LogBuilder(RecordedSettings(routing_order=BY_RELIABILITY))
     for number in range(200):
         incident(log, ANNA, f"failed-{number}")
-    log.settle(log.route(job_drawn(CARL, HAS_INCIDENTS), CARL, 6, (1, 1)), ReservationReleased)
+    log.settle(log.route(job_drawn(CARL, HAS_INCIDENTS, "honest"), CARL, 6, (1, 1)), ReservationReleased)
+    # An incident invalidates no claim: one that is appended behind it names the position of its choice.
+    chosen_at = log.position
+    incident(log, BERT, "ended")
+    job = job_drawn(BERT, HAS_INCIDENTS, "honest")
+    log.settle(log.route(job, BERT, 6, (1, 1), chosen_at=chosen_at), ReservationReleased)
     return log
 
 
@@ -124,9 +129,10 @@ def drawn_first(job_uuid: str, weights: dict[str, int]) -> str:
     return next(miner_ss58 for miner_ss58 in sums if number < sums[miner_ss58])
 
 
-def job_drawn(miner_ss58: str, weights: dict[str, int]) -> str:
+def job_drawn(miner_ss58: str, weights: dict[str, int], prefix: str = "job") -> str:
     """Return a job for which a miner is drawn first."""
-    return next(job for job in (f"job-{number}" for number in range(1000)) if drawn_first(job, weights) == miner_ss58)
+    jobs = (f"{prefix}-{number}" for number in range(1000))
+    return next(job for job in jobs if drawn_first(job, weights) == miner_ss58)
 
 
 # Rows
@@ -416,8 +422,8 @@ def incidents_counted_after_the_window(log: LogBuilder) -> None:
     log.route(job_drawn(ANNA, HAS_NO_INCIDENT), BERT, 6, (1, 1))
 
 
-@FAULT_CASES(Rule.CHOSEN_AT, "changes with each instant", at=2, logs=by_reliability)
-def a_choice_by_reliability_that_is_named(log: LogBuilder) -> None:
-    """No release keeps a draw: with each instant an incident may become too old."""
-    log.reserve(ANNA, 6, (1, 1))
-    log.route("job", CARL, 6, (1, 1), chosen_at=log.position - 1)
+@FAULT_CASES(Rule.ROUTING_DECISION, "another miner than 5Bert", at=2, logs=by_reliability)
+def another_miner_than_the_one_drawn_at_the_named_position(log: LogBuilder) -> None:
+    """Bert's incident came after the choice, so it is no reason for Carl."""
+    incident(log, BERT, "late")
+    log.route(job_drawn(BERT, HAS_INCIDENTS), CARL, 6, (1, 1), chosen_at=log.position - 1)
