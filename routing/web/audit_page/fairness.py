@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from routing.texts import flags_text, percent_text
 from routing.web.parts.markup import NUMBER, Markup, element, joined, table, text
 
-
 if TYPE_CHECKING:
     from routing import AuditReport, ClassFairness, MinerFairness
 
