@@ -53,10 +53,17 @@ if TYPE_CHECKING:
     from .domain.miner_fact_commands import RecordCollateral as RecordCollateral
     from .domain.miner_fact_commands import RecordJobElsewhere as RecordJobElsewhere
     from .domain.miner_fact_commands import ReportIncident as ReportIncident
+    from .domain.miner_facts import Collateral as Collateral
+    from .domain.miner_facts import Exclusion as Exclusion
+    from .domain.miner_facts import JobElsewhere as JobElsewhere
+    from .domain.miner_facts import MinerFacts as MinerFacts
+    from .domain.reservation import ORIGINS as ORIGINS
     from .domain.reservation import STATUSES as STATUSES
+    from .domain.reservation import Origin as Origin
     from .domain.reservation import Reservation as Reservation
     from .domain.reservation import Status as Status
     from .domain.reservation import found_reservation as found_reservation
+    from .domain.reservation import origin_of as origin_of
     from .domain.reservation import settlement_of as settlement_of
     from .domain.reservation import status_after as status_after
     from .domain.seal import state_digest as state_digest
@@ -119,7 +126,10 @@ else:
             "ledger.domain.miner_fact_commands": (
                 "EndJobElsewhere ExcludeMiner ReadmitMiner RecordCollateral RecordJobElsewhere ReportIncident"
             ),
-            "ledger.domain.reservation": "Reservation STATUSES Status found_reservation settlement_of status_after",
+            "ledger.domain.miner_facts": "Collateral Exclusion JobElsewhere MinerFacts",
+            "ledger.domain.reservation": (
+                "ORIGINS Origin Reservation STATUSES Status found_reservation origin_of settlement_of status_after"
+            ),
             "ledger.domain.seal": "state_digest",
             "ledger.domain.seal_command": "SealState proves seal_key",
             "ledger.domain.state": "LedgerState SEAL_VERSION",

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from ledger.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from .audit.report import AccountTotals as AccountTotals
+    from .audit.fairness import ClassFairness as ClassFairness
+    from .audit.fairness import FairnessReport as FairnessReport
+    from .audit.fairness import MinerFairness as MinerFairness
     from .audit.report import AccountUsage as AccountUsage
     from .audit.report import AuditReport as AuditReport
     from .audit.report import BlockUsage as BlockUsage
     from .audit.run import audit_log as audit_log
+    from .audit.totals import AccountTotals as AccountTotals
     from .availability import Availability as Availability
     from .backup import ExportReport as ExportReport
     from .backup import RestoreReport as RestoreReport
@@ -61,8 +64,10 @@ else:
     __getattr__, __dir__, __all__ = lazy_exports(
         __name__,
         {
-            "projections.audit.report": "AccountTotals AccountUsage AuditReport BlockUsage",
+            "projections.audit.fairness": "ClassFairness FairnessReport MinerFairness",
+            "projections.audit.report": "AccountUsage AuditReport BlockUsage",
             "projections.audit.run": "audit_log",
+            "projections.audit.totals": "AccountTotals",
             "projections.availability": "Availability",
             "projections.backup": (
                 "ExportReport RestoreReport atomic_new_file export_log raise_first_finding restore_log"

@@ -41,6 +41,8 @@ class Rule(StrEnum):
     SETTINGS_POSSIBLE = "settings-possible"
     FACTS_ONCE = "facts-once"
     FACTS_FOLLOW = "facts-follow"
+    MINER_FACTS_ONCE = "miner-facts-once"
+    MINER_FACTS_FOLLOW = "miner-facts-follow"
     BLOCK_DURATIONS = "block-durations"
     GRANTS_FOLLOW = "grants-follow"
     COVERAGE_FOLLOWS = "coverage-follows"
@@ -68,9 +70,12 @@ class Rule(StrEnum):
     ROUTING_DECISION = "routing-decision"
     CHOSEN_AT = "chosen-at"
     CHOSEN_QUALIFIES = "chosen-qualifies"
+    ROUTING_EXCLUDED = "routing-excluded"
+    ROUTING_COLLATERAL = "routing-collateral"
     ROUTING_AXON = "routing-axon"
     ROUTING_FEED = "routing-feed"
     ROUTING_MANIFESTS = "routing-manifests"
+    CHOICE_PROVED = "choice-proved"
     CONSERVATION = "conservation"
     HISTORY_MODEL = "history-model"
     SNAPSHOTS = "snapshots"
@@ -91,6 +96,11 @@ RULES: dict[Rule, str] = {
     Rule.SETTINGS_POSSIBLE: "Recorded settings have values that the configuration accepts.",
     Rule.FACTS_ONCE: "A block, and a sync at a block, is recorded once; settings are recorded only if they change.",
     Rule.FACTS_FOLLOW: "A fact has possible values; one stored as a difference fits the fact before it.",
+    Rule.MINER_FACTS_ONCE: "A job elsewhere, its end, and an incident of a job and miner are recorded once.",
+    Rule.MINER_FACTS_FOLLOW: (
+        "An exclusion, a readmission, collateral, a job elsewhere or an incident has possible values, differs from what"
+        " was recorded before, and knows of an end that was recorded before."
+    ),
     Rule.BLOCK_DURATIONS: "A block is later than the block with the number below.",
     Rule.GRANTS_FOLLOW: "The ledger's granted and invalidated blocks are those that follow from the facts.",
     Rule.COVERAGE_FOLLOWS: "A sync says which known miners it does not cover: those neither registered nor named.",
@@ -124,17 +134,23 @@ RULES: dict[Rule, str] = {
     Rule.JOB_SPENT_ONCE: "A job whose reservation was spent is not reserved for again.",
     Rule.ROUTING_DECISION: (
         "A job is routed at the newest block to the miner that was the first candidate that was not busy, directly"
-        " before the claim or at the earlier position that the claim names."
+        " before the claim or at the earlier position that the claim names; jobs of other validators count as running,"
+        " and the candidates are in the order of the settings."
     ),
     Rule.CHOSEN_AT: (
         "A claim names the position at which its miner was chosen only if a router made it and the position is not"
         " directly before it; then it is at most 10,000 events and one newest block earlier."
     ),
     Rule.CHOSEN_QUALIFIES: "A miner that was chosen at an earlier position still has the amount and is not busy.",
+    Rule.ROUTING_EXCLUDED: "No job is routed to an excluded miner.",
+    Rule.ROUTING_COLLATERAL: "No job is routed to a miner below the collateral that the settings require.",
     Rule.ROUTING_AXON: "A route has the miner's axon in the metagraph.",
     Rule.ROUTING_FEED: "No job is routed if the newest block is older than the settings allow.",
     Rule.ROUTING_MANIFESTS: (
         "No job is routed if the newest sync is further behind the newest block than the settings allow."
+    ),
+    Rule.CHOICE_PROVED: (
+        "Each reservation was routed, and the choice of its miner can be repeated. Only a strict audit requires it."
     ),
     Rule.CONSERVATION: "Granted allowance is the sum of spent, actively reserved, invalidated and free allowance.",
     Rule.HISTORY_MODEL: "The history's rows are those that follow from the log.",

@@ -61,10 +61,13 @@ if TYPE_CHECKING:
     from ledger.errors import TimeOutOfRange as TimeOutOfRange
     from ledger.settings import Settings as Settings
     from ledger.values import Miner as Miner
-    from projections.audit.report import AccountTotals as AccountTotals
+    from projections.audit.fairness import ClassFairness as ClassFairness
+    from projections.audit.fairness import FairnessReport as FairnessReport
+    from projections.audit.fairness import MinerFairness as MinerFairness
     from projections.audit.report import AccountUsage as AccountUsage
     from projections.audit.report import AuditReport as AuditReport
     from projections.audit.report import BlockUsage as BlockUsage
+    from projections.audit.totals import AccountTotals as AccountTotals
     from projections.backup import ExportReport as ExportReport
     from projections.backup import RestoreReport as RestoreReport
     from projections.history.pages import Page as Page
@@ -127,7 +130,9 @@ else:
             ),
             "ledger.settings": "Settings",
             "ledger.values": "Miner",
-            "projections.audit.report": "AccountTotals AccountUsage AuditReport BlockUsage",
+            "projections.audit.fairness": "ClassFairness FairnessReport MinerFairness",
+            "projections.audit.report": "AccountUsage AuditReport BlockUsage",
+            "projections.audit.totals": "AccountTotals",
             "projections.backup": "ExportReport RestoreReport",
             "projections.history.pages": "Page",
             "projections.measured": "Candidate",

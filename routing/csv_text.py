@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from routing.texts import block_ranges
 
 if TYPE_CHECKING:
+    from types import SimpleNamespace
+
     from ledger import Reservation
 
 RESERVATION_COLUMNS = (
@@ -30,11 +32,13 @@ RESERVATION_COLUMNS = (
 """The fields of a reservation, in the order of the columns."""
 
 
-def csv_lines(reservations: Iterable[Reservation], columns: Sequence[str] = RESERVATION_COLUMNS) -> Iterator[str]:
+def csv_lines(
+    reservations: Iterable[Reservation | SimpleNamespace], columns: Sequence[str] = RESERVATION_COLUMNS
+) -> Iterator[str]:
     """Yield lines of CSV without their ends: the names of the columns, then one line for each reservation.
 
     Times are ISO 8601 in UTC, amounts are executor-seconds, blocks are ranges such as `1000-1004, 1007`; a missing
-    value is empty.
+    value is empty. Other objects with the columns as attributes will do.
     """
     yield _line(columns)
     for reservation in reservations:

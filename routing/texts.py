@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from projections import MinerFairness
 
 SIZE_STEP = 1000
 SIZE_UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -73,6 +77,21 @@ def size_text(size: int) -> str:
             break
         amount /= SIZE_STEP
     return f"{amount:.1f} {unit}" if size >= SIZE_STEP else f"{size} B"
+
+
+def flags_text(fairness: MinerFairness) -> str:
+    """Return what is flagged of a miner, with the numbers: `5Anna gpu: draws (77 wins, expected 20.3, +12.9 σ)`."""
+    texts = {
+        "draws": f"{fairness.wins:,} wins, expected {fairness.expected_wins:,.1f}, {fairness.deviations:+.1f} σ",
+        "facts": (
+            f"{fairness.wins:,} wins, expected {fairness.expected_without_facts:,.1f} without exclusions, collateral,"
+            f" jobs elsewhere and incidents, {fairness.deviations_by_facts:+.1f} σ"
+        ),
+        "given up": f"{fairness.given_up:,} of {fairness.wins:,} wins, fewer than of the other miners",
+        "by hand": f"{fairness.by_hand:,} reservations, more than its share of the allowance",
+    }
+    flags = "; ".join(f"{flag} ({texts[flag]})" for flag in fairness.flags)
+    return f"{short_hotkey(fairness.miner_ss58)} {printable(fairness.executor_class)}: {flags}"
 
 
 def counted(count: int, thing: str) -> str:

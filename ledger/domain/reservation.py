@@ -19,6 +19,10 @@ from .lookup import LookupResult
 
 Status = Literal["reserved", "spent", "released", "expired"]
 STATUSES: tuple[Status, ...] = ("reserved", "spent", "released", "expired")
+Origin = Literal["routed", "kept", "by_hand", "imported"]
+ORIGINS: tuple[Origin, ...] = ("routed", "kept", "by_hand", "imported")
+"""Who chose the miner: a router directly before the claim; a router at an earlier position; a caller of `reserve`; or
+another system, from which the reservation was taken over. No log proves why a miner was chosen by the last two."""
 
 
 class Reservation(Result, msgspec.Struct, frozen=True):
@@ -107,6 +111,15 @@ def settlement_of(known: LookupResult, position: int) -> tuple[Row, Settlement] 
     if row is None or not isinstance(event, Settlement):
         return None
     return row, event
+
+
+def origin_of(event: AllowanceReserved) -> Origin:
+    """Return the origin of a reservation."""
+    if event.imported:
+        return "imported"
+    if event.axon is None:
+        return "by_hand"
+    return "routed" if event.chosen_at is None and not event.kept else "kept"
 
 
 def status_after(settlement: Settlement) -> Status:

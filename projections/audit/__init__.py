@@ -1,6 +1,17 @@
 """The audit: replay the log from its first event and check every rule of the ledger again."""
 
-from .report import AccountTotals, AccountUsage, AuditReport, BlockUsage
+from .fairness import ClassFairness, FairnessReport, MinerFairness
+from .report import AccountUsage, AuditReport, BlockUsage
 from .run import audit_log
+from .totals import AccountTotals
 
-__all__ = ["AccountTotals", "AccountUsage", "AuditReport", "BlockUsage", "audit_log"]
+__all__ = [
+    "AccountTotals",
+    "AccountUsage",
+    "AuditReport",
+    "BlockUsage",
+    "ClassFairness",
+    "FairnessReport",
+    "MinerFairness",
+    "audit_log",
+]

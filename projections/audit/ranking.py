@@ -1,7 +1,7 @@
 """The ranking of a class in the audit: which account a job at the newest block tries first.
 
 The audit repeats this rule on purpose and shares no code with the ledger's ranking, which it checks; `rank_order.py`
-and `tie_break.py` order the candidates, this module keeps them up to date.
+orders the candidates, this module keeps them up to date, and `trials.py` tries them.
 
 The ranking follows the log, because measuring every account after every block would dominate the time of an audit.
 An account is ranked by its first free block and by what is taken after its first free run. Neither changes when the
@@ -15,13 +15,14 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import count
+from typing import NamedTuple
 
 from ledger import END, BlockSet
 from ledger.events import Run
 
+from .chances import NO_CHANCES, Chances
 from .rank_order import SHARE_UNIT, IrregularKey, equal_groups
 from .state import AccountState, AuditState, RankEntry, RankKey
-from .tie_break import later_indexes, tie_break_number
 
 AT_WINDOW_START = 0
 """The level of all accounts that have the window's first granted block free, whichever block that is at the moment."""
@@ -30,16 +31,61 @@ AT_WINDOW_START = 0
 class RankLevel:
     """The accounts with the same first free block."""
 
-    __slots__ = ("irregular", "irregular_keys", "keys_as_of", "regular")
+    __slots__ = ("accounts", "draws", "irregular", "irregular_keys", "joined", "keys_as_of", "regular")
 
     def __init__(self) -> None:
         self.regular: list[RankKey] = []
         """Accounts with one executor count in the whole window, sorted: their order never depends on the window."""
+        self.accounts: list[AccountState] = []
+        """The same accounts without their keys: a slice of it costs much less than looking into each key."""
         self.irregular: set[AccountState] = set()
         """Accounts whose count changes, or whose blocks are invalidated, within the window."""
         self.irregular_keys: list[IrregularKey] = []
         """Their sorted keys, valid as of `keys_as_of` facts: every block changes their shares."""
         self.keys_as_of = -1
+        self.draws = NO_CHANCES
+        """The sums of the draws among all regular accounts: most are, so they are not counted for each account."""
+        self.joined: dict[AccountState, Chances] = {}
+        """These sums when the account was added."""
+
+    def add_draw(self) -> None:
+        """Count a draw among all regular accounts."""
+        self.draws += Chances.of_draw(len(self.regular))
+
+    def add(self, key: RankKey) -> None:
+        """Add a regular account."""
+        at = bisect_left(self.regular, key)
+        self.regular.insert(at, key)
+        self.accounts.insert(at, key[-1])
+        self.joined[key[-1]] = self.draws
+
+    def remove(self, key: RankKey) -> None:
+        """Remove a regular account."""
+        at = bisect_left(self.regular, key)
+        account = self.accounts.pop(at)
+        del self.regular[at]
+        account.chances += self.draws - self.joined.pop(account)
+
+    def add_all(self, other: RankLevel) -> None:
+        """Add all accounts of another level, which is not used any more."""
+        other.settle()
+        self.joined.update(dict.fromkeys(other.accounts, self.draws))
+        self.regular = sorted(self.regular + other.regular)
+        self.accounts = [key[-1] for key in self.regular]
+        self.irregular |= other.irregular
+
+    def settle(self) -> None:
+        """Give every account the draws since it was added."""
+        for account, joined in self.joined.items():
+            account.chances += self.draws - joined
+            self.joined[account] = self.draws
+
+
+class Equals(NamedTuple):
+    """Accounts among which the tie-break decides; `level` if they are all regular accounts of one."""
+
+    accounts: list[AccountState]
+    level: RankLevel | None = None
 
 
 class AuditRanking:
@@ -78,11 +124,15 @@ class AuditRanking:
         while stale:
             self._measure(stale.pop())
 
-    def candidates(self, amount_ns: int, job_uuid: str) -> Iterator[AccountState]:
-        """Yield the accounts with at least the amount available, in the order in which the job tries them."""
+    def settle_chances(self) -> None:
+        """Give every account its chances in the draws so far."""
+        for level in self._levels.values():
+            level.settle()
+
+    def groups(self, amount_ns: int) -> Iterator[Equals]:
+        """Yield the accounts with at least the amount available in groups of equals, best group first."""
         self.bring_up_to_date()
         first, sums, end_ns, window_ns = self._first, self._state.sums, self._end_ns, self._window_ns
-        number = -1
         if first == END:
             return
         for start in self._starts:
@@ -92,14 +142,10 @@ class AuditRanking:
             irregular = self._irregular_keys(level) if level.irregular else []
             free_ns = end_ns - sums[start or first]
             for keys, at, size in equal_groups(level.regular, irregular, free_ns, window_ns, amount_ns):
-                if size == 1:
-                    yield keys[at][-1]
+                if keys is level.regular and size:
+                    yield Equals(level.accounts[at : at + size], level if size == len(keys) else None)
                 elif size:
-                    if number < 0:  # Most claims need no tie-break: their group has one member.
-                        number = tie_break_number(job_uuid, self._hash_in_seed())
-                    yield keys[at + number % size][-1]
-                    for index in later_indexes(size, number):
-                        yield keys[at + index][-1]
+                    yield Equals([key[-1] for key in keys[at : at + size]])
 
     def available_ns(self, account: AccountState) -> int:
         """Return what the account has available; 0 if it is not ranked."""
@@ -125,7 +171,7 @@ class AuditRanking:
                 # account needs no new measurement. This is the case of nearly all claims.
                 self._remove(account, entry)
                 account.rank_entry = after, until, later_ns, key
-                insort(self._level(after).regular, key)
+                self._level(after).add(key)
                 return
             if is_first and first < after == self._granted_end and until == END and key:
                 # The claim takes all that is free, so the account has nothing until another block grants something.
@@ -133,13 +179,6 @@ class AuditRanking:
                 self._awaiting_next_block.add(account)
                 return
         account.mark_stale()
-
-    def _hash_in_seed(self) -> bytes:
-        """Return the newest block's hash if the recorded settings make it a part of the seed; else nothing."""
-        chain = self._state.chain
-        if chain.settings.tie_break != "uuid_and_hash":
-            return b""
-        return chain.blocks.block_hash(chain.blocks.newest)
 
     # Irregular accounts
 
@@ -179,6 +218,7 @@ class AuditRanking:
     def _reset(self) -> None:
         """Forget all entries and mark every account as stale."""
         self._reset_count = self._state.ranking_resets
+        self.settle_chances()
         self._levels = {AT_WINDOW_START: RankLevel()}
         self._starts = [AT_WINDOW_START]
         self._run_ends.clear()
@@ -197,12 +237,9 @@ class AuditRanking:
         passed = bisect_right(self._starts, first)
         at_start = self._levels[AT_WINDOW_START]
         for start in self._starts[1:passed]:
-            level = self._levels.pop(start)
-            at_start.regular += level.regular
-            at_start.irregular |= level.irregular
+            at_start.add_all(self._levels.pop(start))
         if passed > 1:
             del self._starts[1:passed]
-            at_start.regular.sort()
 
     def _mark_affected(self, affected_miners: list[frozenset[str] | None]) -> None:
         """Mark accounts as stale whose counts, invalidated blocks or registration may have changed."""
@@ -254,7 +291,7 @@ class AuditRanking:
                 later_ns += sums[ends[run]] - sums[starts[run]]
         key = later_ns, -executors, account.miner_ss58, account
         account.rank_entry = start, until, later_ns, key
-        insort(self._level(start).regular, key)
+        self._level(start).add(key)
 
     def _rank_irregular(self, account: AccountState, occupied: BlockSet) -> None:
         state, chain_account = self._state, account.chain_account
@@ -286,7 +323,7 @@ class AuditRanking:
         key = start if start > self._first else AT_WINDOW_START
         level = self._levels[key]
         if rank_key is not None:
-            del level.regular[bisect_left(level.regular, rank_key)]
+            level.remove(rank_key)
         else:
             level.irregular.remove(account)
             level.irregular_keys = [each for each in level.irregular_keys if each[3] is not account]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from ledger import Row
+from ledger import Row, origin_of
 from ledger.codec import decode
 from ledger.errors import CorruptLedger, NewerLedger, shortened
 from ledger.events import (
@@ -21,13 +21,20 @@ from ledger.events import (
     AllowanceReserved,
     BlockRecorded,
     BlockWithdrawn,
+    CollateralRecorded,
     Correction,
     Event,
     ExpiryRecorded,
     Fact,
+    IncidentReported,
+    JobElsewhereEnded,
+    JobElsewhereRecorded,
     LedgerOpened,
     ManifestsRecorded,
     ManifestsWithdrawn,
+    MinerExcluded,
+    MinerFact,
+    MinerReadmitted,
     ReservationReleased,
     ReservationSpent,
     SettingsChanged,
@@ -37,6 +44,7 @@ from ledger.events import (
 from projections.audit.checks.conservation import balance_of, check_changed_accounts, report_imbalance
 from projections.audit.checks.facts import FactCheck, is_name
 from projections.audit.checks.jobs import JobCheck
+from projections.audit.checks.miner_facts import MinerFactCheck
 from projections.audit.checks.reservations import ReservationCheck
 from projections.audit.checks.routes import RouteCheck
 from projections.audit.checks.seals import SealCheck
@@ -45,8 +53,11 @@ from projections.row_checks import ROW_SHAPES, RowChecker
 from projections.rules import Findings, Rule
 
 from .due_queue import DueQueue
+from .miner_facts import AuditMinerFacts
 from .read_ahead import LaterClaim
 from .state import AccountState, AuditedReservation, AuditState
+from .tallies import FairnessTally
+from .trials import Trials
 
 BALANCED_EVERY_ROWS = 10_000
 """Balances are checked after this many rows, because each check sums all taken blocks of an account.
@@ -57,15 +68,27 @@ reports the imbalance at once.
 LONGEST_KEY = 256
 EARLIEST_NS, LATEST_NS = 946_684_800 * 10**9, 7_258_118_400 * 10**9
 """The starts of the years 2000 and 2200: no release of now accepts another reading of its clock."""
-_OF_NEW_RULES = frozenset({StateSealed, BlockWithdrawn, ManifestsWithdrawn})
+_MINER_FACTS = (
+    MinerExcluded,
+    MinerReadmitted,
+    CollateralRecorded,
+    JobElsewhereRecorded,
+    JobElsewhereEnded,
+    IncidentReported,
+)
+_OF_NEW_RULES = frozenset({StateSealed, BlockWithdrawn, ManifestsWithdrawn, *_MINER_FACTS})
 """Events that no release wrote before due times counted from the deciding clock, and syncs named whom they cover."""
 
 
 class Replay:
     """Processes the rows of a log in order."""
 
-    def __init__(self, validator_ss58: str, sealed_positions: Iterable[int] = ()) -> None:
+    def __init__(self, validator_ss58: str, sealed_positions: Iterable[int] = (), *, strict: bool = False) -> None:
         self.findings = Findings()
+        self.strict = strict
+        """Whether a reservation whose choice is not proved is a finding."""
+        self.fairness = FairnessTally()
+        self.miner_facts = AuditMinerFacts()
         self.seals = SealCheck(sealed_positions, self.findings)
         self.state = AuditState()
         self.counts: dict[type[Event], int] = defaultdict(int)
@@ -84,7 +107,9 @@ class Replay:
         self._jobs = JobCheck(self.findings)
         self._facts = FactCheck(self.state, validator_ss58, self.findings)
         self._reservations = ReservationCheck(self.state, self._due_queue, self.findings)
-        self._routes = RouteCheck(self.state, self.findings)
+        trials = Trials(self.state, self.miner_facts, self.fairness)
+        self._routes = RouteCheck(self.state, trials, self.fairness, self.findings)
+        self._miner_facts = MinerFactCheck(self.miner_facts, self.findings)
         self._settlements = SettlementCheck(self.state, self._due_queue, self._jobs, self.findings)
         self._fact_checks: dict[type, tuple[str, Callable[[Row, Any], None]]] = {
             LedgerOpened: (SETTINGS_STREAM, self._facts.process_opening),
@@ -101,6 +126,7 @@ class Replay:
             ReservationReleased: self._process_settlement,
             ExpiryRecorded: self._process_settlement,
             StateSealed: self._process_seal,
+            **dict.fromkeys(_MINER_FACTS, self._process_miner_fact),
         }
 
     def process_fact_before_seal(self, row: Row) -> None:
@@ -122,12 +148,13 @@ class Replay:
         """Continue at a sealed position, with the versions of all streams and the active reservations there."""
         self.recorded_at_ns = recorded_at_ns
         self._facts.has_new_rules = self._has_new_rules = True  # Only such a release seals.
+        self._miner_facts.knows_all = False
         self.row_checker.continue_after(position, a_hash, versions)
         self._jobs.continue_with(reservation.row for reservation in active)
         for reservation in self.state.active.values():
             self._due_queue.push(reservation)
         self.seals.start = self._routes.start = position
-        self.seals.reach(self.state, self.row_checker, recorded_at_ns)
+        self.seals.reach(self.state, self.miner_facts, self.row_checker, recorded_at_ns)
 
     @property
     def position(self) -> int:
@@ -146,10 +173,11 @@ class Replay:
             self._decoded[row.position] = claim
             decided_at_ns = row.recorded_at_ns if event.decided_at_ns is None else event.decided_at_ns
             # Later than the recorded time no clock can have been; `_decided_at_ns` reports it.
-            self._due_queue.set_clock(min(decided_at_ns, row.recorded_at_ns))
+            now_ns = min(decided_at_ns, row.recorded_at_ns)
+            self._due_queue.set_clock(now_ns)
             # If this fails, as nothing in a log may stop an audit, the claim is one whose choice cannot be repeated.
             with suppress(Exception):
-                self._routes.repeat_choice(row, event)
+                self._routes.repeat_choice(row, event, now_ns)
 
     def process(self, row: Row) -> None:
         """Check the next row and its event, and apply the event to the audit's state."""
@@ -195,6 +223,8 @@ class Replay:
         if self.position and not self._facts.opened:
             self.findings.add(1, Rule.OPENING_EVENT, "the log's first event does not open a ledger")
         self._facts.finish(self.position)
+        self._routes.settle_chances()
+        self.fairness.end_exclusions(self.recorded_at_ns)
         for chain_account in self.state.chain.accounts.values():
             account = self.state.account(chain_account.stream)
             balance = balance_of(self.state, account)
@@ -220,7 +250,17 @@ class Replay:
             self._report_columns(row, "a fact must have both a key and the digest of its call, or neither")
         if _is_of_release_that_names_choices(event):
             self._routes.names_choices = True
+        if isinstance(event, LedgerOpened | SettingsChanged):
+            self.fairness.count_settings(event.settings)
         process(row, event)
+
+    def _process_miner_fact(self, row: Row, event: MinerFact) -> None:
+        # Only a claim directly after expiries can be their reason.
+        if self._settlements.pending_expiries:
+            self._settlements.check_pending_expiries()
+        self._routes.names_choices = True
+        self.fairness.count_fact(event, self._now_ns)
+        self._miner_facts.process(row, event, self._now_ns)
 
     def _process_seal(self, row: Row, event: StateSealed) -> None:
         # Only a claim directly after expiries can be their reason.
@@ -230,6 +270,11 @@ class Replay:
 
     def _process_reservation(self, row: Row, event: AllowanceReserved) -> None:
         account = self.state.accounts.get(row.stream) or self._new_account(row)
+        origin = origin_of(event)
+        self.fairness.count_reservation(account, origin, row.job_uuid)
+        if self.strict and (origin in ("by_hand", "imported") or event.kept):
+            message = f"a strict audit requires that each reservation was routed; the origin of this one is {origin}"
+            self.findings.add(row.position, Rule.CHOICE_PROVED, message, miner_ss58=account.miner_ss58, origin=origin)
         if row.settles is not None or (event.axon is not None and row.job_uuid is None):
             message = "the row of a reservation must have no `settles`, and a job if a router made it"
             self._report_columns(row, message)
@@ -246,7 +291,7 @@ class Replay:
         # In older releases due times counted from the recorded time.
         due_from_ns = now_ns if event.due_by_clock or self._has_new_rules else row.recorded_at_ns
         value_ns, is_plain = self._reservations.check(row, event, account, due_from_ns)
-        if event.axon is not None:
+        if event.axon is not None and not event.imported:
             self._routes.check(row, event, account, now_ns, decided_on)
         else:
             account.mark_stale()
@@ -260,7 +305,10 @@ class Replay:
             self._report_columns(row, "the row of a settlement must have `settles`, and no job")
         if self._settlements.pending_expiries and type(event) is not ExpiryRecorded:
             self._settlements.check_pending_expiries()
+        settled = self.state.active.get(row.settles or 0)
         self._settlements.settle(row, event, self._now_ns, previous_ns=self.recorded_at_ns)
+        if settled is not None and type(event) is not ReservationSpent:
+            self.fairness.count_unspent(settled)
         self.page_changes.append((row, event))
 
     def _check_key(self, row: Row, key: str) -> None:

@@ -11,28 +11,11 @@ import msgspec
 from ledger import END, BlockSet
 from ledger.results import Result
 from ledger.values import seconds
-from projections.audit.checks.conservation import balance_of
 from projections.rules import Finding
 
+from .fairness import FairnessReport
 from .state import AccountState, AuditState
-
-
-class AccountTotals(Result, msgspec.Struct, frozen=True):
-    """One account's allowance, in executor-seconds.
-
-    `granted` is what all finalized blocks grant. The other fields are its parts and add up to it: `spent`; `held` by
-    reservations that no event has settled, overdue or not; `invalidated` by a drop while free; `available`, which is
-    free and in the window of a job that starts at the newest block; `aged`, which is free and older than that window.
-    """
-
-    miner_ss58: str
-    executor_class: str
-    granted_seconds: float
-    spent_seconds: float
-    held_seconds: float
-    invalidated_seconds: float
-    available_seconds: float
-    aged_seconds: float
+from .totals import AccountTotals, accounts_of
 
 
 class AccountUsage(Result, msgspec.Struct, frozen=True):
@@ -67,7 +50,8 @@ class AuditReport(Result, msgspec.Struct, frozen=True):
     `first_cause` is the finding to look at first, from which later ones may follow (`Finding.follows`); None without
     findings. `findings_by_rule` counts them all by rule. `unproved_choices` is the number of routes whose claim is
     checked, but not the choice of the miner: an earlier release marked the claim as kept without naming the position
-    of its choice, or the position is before `from_seal`.
+    of its choice, or the position is before `from_seal`. `fairness` compares what the miners got with what they should
+    have got. `strict` says whether reservations whose choice is not proved were required to be none.
     """
 
     validator_ss58: str
@@ -91,11 +75,8 @@ class AuditReport(Result, msgspec.Struct, frozen=True):
     unproved_choices: int = 0
     first_recorded_at: datetime | None = None
     last_recorded_at: datetime | None = None
-
-
-def totals_of(state: AuditState) -> list[AccountTotals]:
-    """Return every account's totals, ordered by miner and class."""
-    return [_totals(state, account) for account in _accounts(state)]
+    fairness: FairnessReport | None = None
+    strict: bool = False
 
 
 def usage_of(state: AuditState, buckets: int) -> BlockUsage:
@@ -106,25 +87,7 @@ def usage_of(state: AuditState, buckets: int) -> BlockUsage:
         return BlockUsage([], [])
     width = -(-(end - first) // buckets)
     starts = [*range(first, end, width), end]
-    return BlockUsage(starts, [_usage(state, account, starts) for account in _accounts(state)])
-
-
-def _accounts(state: AuditState) -> list[AccountState]:
-    return [state.account(stream) for stream in sorted(state.chain.accounts)]
-
-
-def _totals(state: AuditState, account: AccountState) -> AccountTotals:
-    balance = balance_of(state, account)
-    return AccountTotals(
-        account.miner_ss58,
-        account.executor_class,
-        seconds(balance.granted_ns),
-        seconds(balance.spent_ns),
-        seconds(balance.held_ns),
-        seconds(balance.invalidated_ns),
-        seconds(balance.available_ns),
-        seconds(balance.free_ns - balance.available_ns),
-    )
+    return BlockUsage(starts, [_usage(state, account, starts) for account in accounts_of(state)])
 
 
 def _usage(state: AuditState, account: AccountState, starts: list[int]) -> AccountUsage:

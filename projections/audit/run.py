@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -17,10 +18,12 @@ from projections.rules import Rule
 from projections.snapshots import ProgressReport, Snapshot, SnapshotStore, sealed_positions
 
 from .causes import first_cause, marked
+from .fairness import fairness_of
 from .read_ahead import LaterClaim, ReadAhead
 from .replay import Replay
-from .report import AuditReport, totals_of, usage_of
+from .report import AuditReport, usage_of
 from .start import NOT_PROVED, replay_from, sealed_start
+from .totals import totals_of
 
 SHORTEST_SECONDS = 1e-9
 """Avoids a division by zero if the timer did not advance."""
@@ -35,6 +38,7 @@ async def audit_log(
     from_seal: int = 0,
     live: Snapshot | None = None,
     usage_buckets: int = 0,
+    strict: bool = False,
     timer: Callable[[], float] = time.perf_counter,
 ) -> AuditReport:
     """Check every rule by replaying the log from its first event; trust nothing but the log, and change nothing.
@@ -43,7 +47,7 @@ async def audit_log(
     well. `usage_buckets` is the number of buckets of blocks in the report's `usage`; 0 leaves `usage` out. `from_seal`
     is a sealed position at which to begin; the report lists what is not proved then. Raises `PositionOutOfRange`,
     `InvalidInput` and `SealConflict` for a position without a right seal, and `StorageUnavailable` if the log cannot be
-    read.
+    read. `strict` makes each reservation whose choice of a miner is not proved a finding.
     """
     started = timer()
     # The snapshots are read before the head, so that none of them can be newer than the head.
@@ -61,16 +65,18 @@ async def audit_log(
     while True:
         if from_seal:
             start = await sealed_start(store, from_seal, progress)
-            replay = await replay_from(start, store, validator_ss58, sealed)
+            after_seal = [each for each in sealed if each >= from_seal]
+            replay = await replay_from(start, store, Replay(validator_ss58, after_seal, strict=strict))
         else:
-            replay = Replay(validator_ss58, sealed)
+            replay = Replay(validator_ss58, sealed, strict=strict)
         audit = LogAudit(store, replay, head, until, states, await HistoryModel(store).live())
         await audit.run(progress)
         if await audit.history.is_still_live():
             break
         # A rebuild replaced the history during the comparison, which may have read rows that were being deleted.
     elapsed_seconds = max(timer() - started, SHORTEST_SECONDS)
-    findings = marked(replay.findings.listed)
+    findings, totals = marked(replay.findings.listed), totals_of(replay.state)
+    incidents = Counter({stream: len(times) for stream, times in replay.miner_facts.incidents.items()})
     return AuditReport(
         validator_ss58,
         replay.position,
@@ -78,7 +84,7 @@ async def audit_log(
         findings,
         replay.findings.count,
         {str(kind.__struct_config__.tag): count for kind, count in replay.counts.items()},
-        totals_of(replay.state),
+        totals,
         audit.history.until if audit.history.checkpoint.generation else None,
         elapsed_seconds,
         (replay.position - from_seal) / elapsed_seconds,
@@ -93,6 +99,8 @@ async def audit_log(
         replay.unproved_choices,
         _instant(audit.first_recorded_at_ns),
         _instant(replay.recorded_at_ns),
+        fairness_of(replay.state, replay.fairness, totals, incidents),
+        strict,
     )
 
 
@@ -147,9 +155,9 @@ class LogAudit:
             if not has_state:
                 continue
             if row.position in seals.positions:
-                seals.reach(replay.state, replay.row_checker, row.recorded_at_ns)
+                seals.reach(replay.state, replay.miner_facts, replay.row_checker, row.recorded_at_ns)
             if row.position in self.states.positions:
-                self.states.compare(replay.state, replay.row_checker, row.recorded_at_ns)
+                self.states.compare(replay.state, replay.miner_facts, replay.row_checker, row.recorded_at_ns)
 
     async def _finish(self) -> None:
         replay, until, head = self.replay, self._until, self._head

@@ -16,6 +16,8 @@ from ledger.errors import CorruptLedger, InvalidInput, SealConflict
 from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, SETTINGS_STREAM, AllowanceReserved, StateSealed
 from projections.snapshots import ProgressReport, sealed_positions, state_at
 
+from .checks.snapshots import STREAMS_OF_NO_ACCOUNT
+from .miner_facts import AuditedCollateral, AuditedExclusion, AuditedJobElsewhere, AuditMinerFacts
 from .replay import Replay
 from .state import AccountState, AuditedReservation, AuditState
 
@@ -23,10 +25,11 @@ MOST_NAMED = 5
 ROWS_PER_PAGE = 1000
 
 NOT_PROVED = (
-    "that the sealed state follows from the events up to its position: its taken blocks and active reservations are"
-    " believed because the log seals them",
+    "that the sealed state follows from the events up to its position: its taken blocks, active reservations, and what"
+    " it knows about miners beside their allowance are believed because the log seals them",
     "the events up to the seal's position, except facts: their hashes, columns, claims, routes and settlements",
-    "that a later key was not used, and a later job not spent or attempted, before the seal's position",
+    "that a later key was not used, a later job not spent or attempted, and a later job elsewhere, end or incident not"
+    " recorded, before the seal's position",
     "the history's rows of reservations that were made before, and its index of reservations by block",
     "snapshots of positions up to the seal's",
     "the choice of a miner that a later claim names at a position before the seal's",
@@ -64,10 +67,9 @@ async def sealed_start(store: Store, position: int, progress: ProgressReport | N
     return SealedStart(state, (await store.find(active)).rows if active else {})
 
 
-async def replay_from(start: SealedStart, store: Store, validator_ss58: str, sealed: list[int]) -> Replay:
-    """Return a replay that continues after the sealed position."""
+async def replay_from(start: SealedStart, store: Store, replay: Replay) -> Replay:
+    """Have a new replay continue after the sealed position; return it."""
     state = start.state
-    replay = Replay(validator_ss58, [each for each in sealed if each >= state.position])
     audit_state = replay.state
     async for row in _facts(store, state.position):
         replay.process_fact_before_seal(row)
@@ -78,6 +80,7 @@ async def replay_from(start: SealedStart, store: Store, validator_ss58: str, sea
         account.spent_ns = audit_state.value_ns(
             account, [(first, end - 1) for first, end in zip(account.taken.starts, account.taken.ends, strict=True)]
         )
+    _take_over(replay.miner_facts, state)
     active = [_audited(audit_state, each, start.active_rows) for each in state.active.values()]
     versions = {stream: account.version for stream, account in state.chain.accounts.items()} | state.versions
     replay.continue_after(state.position, state.hash, state.recorded_at_ns, versions, active)
@@ -91,6 +94,19 @@ async def _facts(store: Store, until: int) -> AsyncIterator[Row]:
         for row in await store.read_streams(streams, after, min(after + ROWS_PER_PAGE, until)):
             yield row
         await asyncio.sleep(0)  # Processing a page blocks the event loop.
+
+
+def _take_over(facts: AuditMinerFacts, state: LedgerState) -> None:
+    """Take over the miner facts of the sealed state."""
+    known = state.miner_facts
+    facts.streams = state.versions.keys() - set(STREAMS_OF_NO_ACCOUNT)
+    facts.exclusions = {name: AuditedExclusion(*each) for name, each in known.exclusions.items()}
+    facts.collateral = {name: AuditedCollateral(*each) for name, each in known.collateral.items()}
+    facts.incidents = {stream: list(times) for stream, times in known.incidents.items()}
+    facts.elsewhere = {
+        stream: {job: AuditedJobElsewhere(*times) for job, times in jobs.items()}
+        for stream, jobs in known.elsewhere.items()
+    }
 
 
 def _audited(state: AuditState, active: ActiveReservation, rows: dict[int, Row]) -> AuditedReservation:

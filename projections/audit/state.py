@@ -15,6 +15,7 @@ from ledger import END, Account, BlockSet, Chain, Row
 from ledger.codec import reservation_id
 from ledger.events import AllowanceReserved, Run, account_of
 
+from .chances import NO_CHANCES
 from .prefix_sums import AuditPrefixSums
 
 RankKey = tuple[int, int, str, "AccountState"]
@@ -57,6 +58,7 @@ class AccountState:
     __slots__ = (
         "active",
         "chain_account",
+        "chances",
         "executor_class",
         "held_ns",
         "is_uneven",
@@ -83,6 +85,8 @@ class AccountState:
         """The active reservations that are overdue at the clock of `DueQueue`."""
         self.held_ns = 0
         self.spent_ns = 0
+        self.chances = NO_CHANCES
+        """Those in draws among all accounts of a level; the tally of fairness has the others."""
         self.rank_entry: RankEntry | None = None
         """None if the account is not ranked."""
         self.stale = stale
@@ -126,10 +130,22 @@ class AuditState:
         """By class, the accounts whose free blocks changed since the ranking measured them last."""
         self.fact_count = 0
         """How many facts and settings were applied. A ranking compares it to see whether it is up to date."""
+        self._executors_as_of = -1
+        self._has_accounts_without_executors = False
         self.affected_miners: list[frozenset[str] | None] = []
         """One entry per change of counts, invalidations or registrations: the miners it may affect; None for all."""
         self.ranking_resets = 0
         """How many changes were more than the next block; after such a change a ranking measures every account."""
+
+    @property
+    def has_accounts_without_executors(self) -> bool:
+        """Whether a sync has taken the executors of any account; such an account is busy although it runs nothing."""
+        if self._executors_as_of != len(self.affected_miners):
+            self._executors_as_of = len(self.affected_miners)
+            self._has_accounts_without_executors = any(
+                not each.offered.values[-1] for each in self.chain.accounts.values()
+            )
+        return self._has_accounts_without_executors
 
     def record_change(self, *, resets_rankings: bool = False) -> None:
         """Count an applied fact, or an unexpected failure that may have left something half done."""

@@ -25,10 +25,17 @@ def tie_break_number(job_uuid: str, block_hash: bytes) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def later_indexes(count: int, number: int) -> Iterator[int]:
-    """Yield the indexes, of `count` equals, that a job tries after the one at `number % count`, each once."""
+def step_of(count: int, number: int) -> int:
+    """Return the distance between the `count` equals that a job tries one after the other, in a circle."""
     step = number // count % count
     # Only steps that share no factor with the count visit every index.
     while gcd(step, count) > 1:
         step += 1
-    return ((number + tried * step) % count for tried in range(1, count))
+    return step
+
+
+def indexes(count: int, number: int) -> Iterator[int]:
+    """Yield the indexes of `count` equals in the order in which a job tries them, each once."""
+    yield number % count
+    step = step_of(count, number)
+    yield from ((number + tried * step) % count for tried in range(1, count))

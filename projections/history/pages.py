@@ -17,6 +17,7 @@ import msgspec
 from ledger import (
     DerivedTablesUnavailable,
     Lookup,
+    Origin,
     RecoveryConflict,
     Reservation,
     Row,
@@ -38,6 +39,7 @@ from .rows import (
     differing_fields,
     fold_tail,
     history_row_of,
+    logged_origin,
     missing_event,
 )
 from .statuses import settled_by_status
@@ -52,6 +54,8 @@ A reader who only reads folds the whole tail, for each page again.
 """
 
 
+LEAST_LOOKED_UP = 500
+"""Rows whose origins are looked up at a time, if few of them may match."""
 LEAST_ROWS_READ = 128
 """Events read from the log at a time for a file of derived tables: the loop cannot do anything else meanwhile."""
 Pause = Callable[[int], Awaitable[int]]
@@ -62,12 +66,14 @@ class Page(Result, msgspec.Struct, frozen=True):
     """Reservations in the order asked for; `next` is the cursor for the page after, None at the end.
 
     `checked`: whether every item was compared with the log. It says nothing of rows that the read model lacks, or that
-    it shows to other filters; a rebuild and the audit compare the whole model.
+    it shows to other filters; a rebuild and the audit compare the whole model. `origins` has the origin of each item:
+    who chose its miner.
     """
 
     items: list[Reservation]
     next: str | None
     checked: bool
+    origins: list[Origin] = []
 
 
 class History:
@@ -91,14 +97,25 @@ class History:
         applied, and `HistoryDamaged` if a row of the read model differs from the log.
         """
         shown_until = None if after is None else cursor_position(after, newest_first)
-        if filters.job_uuid is not None:
-            rows = await self._rows_of_job(filters, shown_until, limit + 1, head, newest_first=newest_first)
-        else:
-            rows = await self._rows_of_model(filters, shown_until, limit + 1, head, newest_first=newest_first)
-        has_next = len(rows) > limit
-        del rows[limit:]
-        items = [row.reservation(self._validator_ss58) for row in rows]
-        return Page(items, cursor(rows[-1].position, newest_first) if has_next else None, checked=True)
+        read_next = self._rows_of_model if filters.job_uuid is None else self._rows_of_job
+        # Of the reservations with the other properties, few may have the origin.
+        count = limit + 1 if filters.origin is None else max(limit + 1, LEAST_LOOKED_UP)
+        found: list[tuple[HistoryRow, Origin]] = []
+        has_next = is_whole = False
+        while not has_next and not is_whole:
+            rows = await read_next(filters, shown_until, count, head, newest_first=newest_first)
+            is_whole = len(rows) < count
+            if filters.origin is None:
+                has_next = len(rows) > limit
+                del rows[limit:]
+            origins = await self._checked_origins(rows, head)
+            found += [each for each in zip(rows, origins, strict=True) if filters.origin in (None, each[1])]
+            has_next = has_next or len(found) > limit
+            shown_until = rows[-1].position if rows else None
+        del found[limit:]
+        items = [row.reservation(self._validator_ss58) for row, _ in found]
+        following = cursor(found[-1][0].position, newest_first) if has_next else None
+        return Page(items, following, checked=True, origins=[origin for _, origin in found])
 
     async def lag(self, head: int) -> int:
         """Return the number of events up to `head` that the read model does not contain."""
@@ -177,7 +194,7 @@ class History:
     async def _rows_of_model(
         self, filters: HistoryFilters, shown_until: int | None, limit: int, head: int, *, newest_first: bool
     ) -> list[HistoryRow]:
-        """Return the first rows of the read model with the unprojected tail; the log has confirmed them.
+        """Return the first rows of the read model with the unprojected tail, not yet compared with the log.
 
         One more row than shown is asked for, because it tells whether there is a next page.
         """
@@ -194,21 +211,22 @@ class History:
             rows = await self._rows(
                 PageQuery(filters, tail, model, model_until, head, shown_until, newest_first, bounds), limit
             )
-        await self._check(rows[: limit - 1], head)
         return rows
 
-    async def _check(self, rows: list[HistoryRow], head: int) -> None:
-        """Compare rows with the log's, at the price of one look-up; raise `HistoryDamaged` at the first difference.
+    async def _checked_origins(self, rows: list[HistoryRow], head: int) -> list[Origin]:
+        """Compare rows with the log's, at the price of one look-up, and return their origins, which the model lacks.
 
-        Showing the log's values instead would hide that the model is damaged, and which rows it lacks is unknown then.
+        Raises `HistoryDamaged` at the first difference. Showing the log's values instead would hide that the model is
+        damaged, and which rows it lacks is unknown then.
         """
         if not rows:
-            return
+            return []
         found = await self._store.find(Lookup([row.position for row in rows]))
         for row in rows:
             logged = history_row_of(found, row.position, head)
             if logged != row:
                 raise HistoryDamaged(row.position, [] if logged is None else differing_fields(row, logged))
+        return [logged_origin(found, row.position) for row in rows]
 
     async def _tail(self, after: int, head: int) -> UnprojectedTail:
         """Fold the events after a position, up to the head."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ledger import LookupResult, Reservation, Row, Status, block_numbers, settlement_of, status_after
+from ledger import LookupResult, Origin, Reservation, Row, Status, block_numbers, origin_of, settlement_of, status_after
 from ledger.codec import decode, event_tag, reservation_id
 from ledger.errors import CorruptLedger, NewerLedger, ProjectionStopped
 from ledger.events import AllowanceReserved, Run, Settlement, account_of
@@ -37,6 +37,8 @@ class HistoryFilters(NamedTuple):
     reserved_until_ns: int | None = None
     block: int | None = None
     due_by_ns: int | None = None
+    origin: Origin | None = None
+    """The read model does not have it: `History.page` looks at the log's event of each reservation."""
 
 
 class RowSettlement(NamedTuple):
@@ -204,6 +206,13 @@ def history_row_of(found: LookupResult, position: int, head: int) -> HistoryRow 
         settled_position=settlement[0].position,
         settled_at_ns=settlement[0].recorded_at_ns,
     )
+
+
+def logged_origin(found: LookupResult, position: int) -> Origin:
+    """Return the origin of the reservation that the log has at a position; its row was looked up."""
+    event = decode(position, found.rows[position].payload)
+    assert isinstance(event, AllowanceReserved)
+    return origin_of(event)
 
 
 def differing_fields(one: HistoryRow, other: HistoryRow) -> list[str]:

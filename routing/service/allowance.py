@@ -422,6 +422,7 @@ class Allowance(ImportCalls):
         until_position: int | None = None,
         from_seal: int | None = None,
         usage_buckets: int = 0,
+        strict: bool = False,
         progress: ProgressReport | None = None,
     ) -> AuditReport:
         """Check every rule of the ledger by replaying the log from the beginning, up to a position or to the head.
@@ -429,7 +430,9 @@ class Allowance(ImportCalls):
         The audit also works on a damaged log, and changes nothing. Unless `read_only`, it also checks the state in
         memory. `usage_buckets` asks for `usage` by blocks, in at most that many buckets. `progress` is called with
         (events read, events in total) on a thread of the library. `from_seal` begins at a sealed position instead of
-        the first event; the report's `not_proved` says what that leaves open. Raises `PositionOutOfRange`,
+        the first event; the report's `not_proved` says what that leaves open. `strict` makes each reservation whose
+        choice of a miner is not proved a finding: those that were made by hand or imported, and those of older releases
+        that name no position of their choice. Raises `PositionOutOfRange`,
         `InvalidInput`, and `SealConflict` if the state at `from_seal` is not the sealed one.
         """
         # Imported here, since few processes ever audit and every one waits for its imports.
@@ -438,6 +441,7 @@ class Allowance(ImportCalls):
         until = None if until_position is None else integer(until_position, "until_position", 0)
         start = 0 if from_seal is None else integer(from_seal, "from_seal", 1)
         buckets = integer(usage_buckets, "usage_buckets", 0, MOST_BUCKETS)
+        strict_audit = flag(strict, "strict")
         live = None if self._read_only else await self._state_in_memory()
         handle = await self._lifecycle.handle()
         return await handle.runtime.run(
@@ -449,6 +453,7 @@ class Allowance(ImportCalls):
                 from_seal=start,
                 live=live,
                 usage_buckets=buckets,
+                strict=strict_audit,
             )
         )
 

@@ -12,10 +12,12 @@ import msgspec
 
 from ledger import (
     END,
+    ORIGINS,
     STATUSES,
     Head,
     Lookup,
     Miner,
+    Origin,
     RecordedSettings,
     Reservation,
     Settings,
@@ -123,6 +125,7 @@ class Queries(ABC):
         reserved_from: datetime | None = None,
         reserved_until: datetime | None = None,
         block: int | None = None,
+        origin: Origin | None = None,
         after: str | None = None,
         limit: int = 100,
         newest_first: bool = True,
@@ -131,11 +134,15 @@ class Queries(ABC):
 
         The status `overdue` selects the reservations that are `reserved` although their due time has passed.
         `reserved_at` is in `[reserved_from, reserved_until)`. `block` selects the reservations that took this block.
+        `origin` selects those whose miner was chosen so: `routed`, `kept` (routed, and chosen at an earlier position),
+        `by_hand` (with `reserve`) or `imported`. It reads the events of all reservations that pass the other filters.
         `after` is the `next` of the previous page and stays valid while the log grows. `limit` is from 1 to 10,000.
         Raises `InvalidInput`.
         """
         if status is not None and status not in (*STATUSES, OVERDUE):
             raise InvalidInput("status", status, f"one of {', '.join((*STATUSES, OVERDUE))}")
+        if origin is not None and origin not in ORIGINS:
+            raise InvalidInput("origin", origin, f"one of {', '.join(ORIGINS)}")
         filters = HistoryFilters(
             None if miner_ss58 is None else name(miner_ss58, "miner_ss58"),
             None if executor_class is None else name(executor_class, "executor_class"),
@@ -144,6 +151,7 @@ class Queries(ABC):
             None if reserved_from is None else instant_ns(reserved_from, "reserved_from"),
             None if reserved_until is None else instant_ns(reserved_until, "reserved_until"),
             None if block is None else integer(block, "block", 1),
+            origin=origin,
         )
         integer(limit, "limit", 1, MOST_ITEMS)
         flag(newest_first, "newest_first")

@@ -371,7 +371,7 @@ AUDIT_KEYS = {
     *("validator_ss58", "position", "head_hash", "findings", "findings_count", "events", "totals"),
     *("history_position", "snapshots", "live_state", "elapsed_seconds", "events_per_second"),
     *("seals", "from_seal", "not_proved", "first_cause", "findings_by_rule", "unproved_choices"),
-    *("first_recorded_at", "last_recorded_at"),
+    *("first_recorded_at", "last_recorded_at", "fairness", "strict"),
 }
 
 

@@ -27,6 +27,7 @@ from ledger.events import (
 from projections.audit.ranking import AuditRanking
 from projections.audit.replay import Replay
 from projections.audit.state import AccountState
+from projections.audit.tie_break import indexes, tie_break_number
 from tests.support.log_builder import ANNA, GPU, SECOND_NS, VALIDATOR, LogBuilder, created_at_ns
 from tests.support.stories import seed_shown
 
@@ -202,7 +203,10 @@ def check(replay: Replay, followed: AuditRanking, draw: Random) -> None:
     for amount_ns in (1, *draw.sample(sorted(available_ns.values()), min(2, len(entries)))):
         for nearly_ns in (amount_ns, amount_ns + 1):
             job_uuid = str(draw.random())
-            found = [account.miner_ss58 for account in followed.candidates(nearly_ns, job_uuid)]
+            number = tie_break_number(job_uuid, b"")
+            found = [
+                equals[at].miner_ss58 for equals, _ in followed.groups(nearly_ns) for at in indexes(len(equals), number)
+            ]
             assert found == order_tried(entries, nearly_ns, job_uuid)
 
 

@@ -12,7 +12,18 @@ from xml.etree import ElementTree
 
 import pytest
 
-from routing import RULES, AccountTotals, AccountUsage, Allowance, AuditReport, BlockUsage, Finding
+from routing import (
+    RULES,
+    AccountTotals,
+    AccountUsage,
+    Allowance,
+    AuditReport,
+    BlockUsage,
+    ClassFairness,
+    FairnessReport,
+    Finding,
+    MinerFairness,
+)
 from routing.web.audit_page import page
 from routing.web.parts.markup import Markup, element
 from routing.web.parts.style import STYLE
@@ -79,6 +90,7 @@ def report_of(accounts: list[AccountUsage], starts: list[int], **fields: Any) ->
         "usage": BlockUsage(starts, accounts),
         "snapshots": 1,
         "live_state": True,
+        "strict": True,
     }
     return AuditReport(**{**given, **fields})
 
@@ -188,8 +200,9 @@ def test_each_rule_shows_whether_it_holds() -> None:
     assert broken.pop("hash-chain") == "✗ 2 findings"
     assert set(broken.values()) == {"✓"}
     assert holds(findings=findings, findings_count=3)["head-row"] == "unknown"
-    uncompared = holds(history_position=None, snapshots=0, live_state=False)
-    assert {uncompared.pop(rule) for rule in ("history-model", "snapshots", "live-state")} == {"unknown"}
+    uncompared = holds(history_position=None, snapshots=0, live_state=False, strict=False)
+    unknown = ("history-model", "snapshots", "live-state", "choice-proved")
+    assert {uncompared.pop(rule) for rule in unknown} == {"unknown"}
     assert set(uncompared.values()) == {"✓"}
     unproved = holds(unproved_choices=2)
     assert unproved.pop("routing-decision") == "unknown"
@@ -201,6 +214,46 @@ def test_choices_that_are_not_proved_are_counted() -> None:
     text = page(report_of([], [], unproved_choices=3))
     assert "3 routes, whose miner only the claim proves" in words(parsed(text), "dd")
     assert "not proved" not in page(report_of([], []))
+
+
+def test_fairness_names_what_is_flagged_and_who_chose() -> None:
+    """A sentence for each flag with its numbers, a row for each class and for each miner, texts of the log escaped."""
+    favoured = MinerFairness(
+        "5<b>Friend",
+        "gpu",
+        77,
+        1,
+        2,
+        3,
+        78,
+        200,
+        20.0,
+        13.7,
+        21.0,
+        12.4,
+        0,
+        1,
+        60.0,
+        4,
+        100.0,
+        50.0,
+        ["draws", "facts"],
+    )
+    plain = MinerFairness("5Rival", "gpu", 10, 0, 0, 0, 10, 200, 20.0, -2.4, 20.0, -2.4, 9, 0, 0.0, 0, 100.0, 0.0, [])
+    classes = [ClassFairness("gpu", 2, 200.0, 50.0, 0.5, 0.5), ClassFairness("idle", 0, 0.0, 0.0, None, None)]
+    report = report_of([], [], fairness=FairnessReport([plain, favoured], classes, ["the settings returned"]))
+    tree = parsed(page(report))
+    assert [row[:6] for row in cells(tree, "Fairness by executor class")] == [
+        ["gpu", "2", "25.0 %", "0.500", "0.500", "1"],
+        ["idle", "0", "-", "-", "-", "0"],
+    ]
+    assert [row[:8] for row in cells(tree, "Fairness by miner")] == [
+        ["5<b>Friend", "gpu", "77", "1", "2", "3", "200", "78"],
+        ["5Rival", "gpu", "10", "0", "0", "0", "200", "10"],
+    ]
+    flagged = words(tree, "li")
+    assert "the settings returned" in flagged
+    assert any(text.startswith("5<b>Friend gpu: draws (78 wins, expected 20.0, +13.7 σ); facts (") for text in flagged)
 
 
 def test_broken_rules_are_summarized() -> None:

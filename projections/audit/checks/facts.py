@@ -25,6 +25,7 @@ from ledger.events import (
     ManifestsWithdrawn,
     SettingsChanged,
 )
+from ledger.settings import ROUTING_DEFAULTS
 from projections.audit.state import AuditState
 from projections.rules import Findings, Rule
 
@@ -160,6 +161,10 @@ class FactCheck:
         except InvalidInput as refused:
             self._findings.add(row.position, Rule.SETTINGS_POSSIBLE, str(refused), field=refused.field)
             return
+        # A field with its default is left out: otherwise there would be two spellings, and two digests, of one state.
+        for field in (name for name, default in ROUTING_DEFAULTS.items() if getattr(settings, name) == default):
+            message = f"{field} is recorded although it has its default"
+            self._findings.add(row.position, Rule.SETTINGS_POSSIBLE, message, field=field)
         self._chain.apply_settings(settings)
         self._state.record_change(resets_rankings=True)
         self._grants.process_settings(row.position, settings)

@@ -3,6 +3,8 @@
 Rules: a reservation claims whole free blocks of its account, earliest first, until they add up to at least the amount;
 the amount is above 0 and at most the longest job; it is due its amount plus the margin after the clock that decided it
 (in older logs, after it was recorded); a block is in at most one active or spent reservation of an account at any time.
+Of these, a reservation that was taken over from another system must only have an amount, and granted blocks that nobody
+has taken.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class ReservationCheck:
         """
         settings = self._chain.settings
         amount_ns = event.amount_ns
+        if event.imported:
+            return self._check_imported(row.position, event, account), False
         if not 1 <= event.job_start_block <= LARGEST:
             message = f"the job starts at block {shortened(event.job_start_block)}, expected a block from 1 on"
             self._findings.add(row.position, Rule.JOB_START, message)
@@ -60,6 +64,19 @@ class ReservationCheck:
         if event.blocks != self._claims.expected_blocks(account, amount_ns, oldest):
             self._check_blocks(row.position, account, event, oldest)
         return self._state.value_ns(account, [run for run in event.blocks if is_run(*run)]), False
+
+    def _check_imported(self, position: int, event: AllowanceReserved, account: AccountState) -> int:
+        """Check a reservation that another system made by rules of its own: its blocks must grant something."""
+        blocks, details = event.blocks, {"blocks": event.blocks}
+        if not is_ascending(blocks):
+            message = "the runs of blocks do not ascend, or touch, or there is none"
+            self._findings.add(position, Rule.BLOCKS_ASCENDING, message, **details)
+        elif any(self._claims.first_not_granted(account, *run) is not None for run in blocks):
+            message = "an imported reservation has a block that grants nothing to the account"
+            self._findings.add(position, Rule.BLOCKS_GRANTED, message, **details)
+        if event.amount_ns <= 0:
+            self._findings.add(position, Rule.AMOUNT_LIMITS, "the amount is not above 0", amount_ns=event.amount_ns)
+        return self._state.value_ns(account, [run for run in blocks if is_run(*run)])
 
     def apply(
         self, row: Row, event: AllowanceReserved, account: AccountState, value_ns: int, *, is_plain: bool

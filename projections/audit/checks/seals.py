@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ledger import SEAL_VERSION, Row, state_digest
 from ledger.errors import shortened
 from ledger.events import SEALS_STREAM, StateSealed
+from projections.audit.miner_facts import AuditMinerFacts
 from projections.audit.state import AuditState
 from projections.row_checks import RowChecker
 from projections.rules import Findings, Rule
@@ -30,10 +31,12 @@ class SealCheck:
         self._digests: dict[int, str] = {}
         self._findings = findings
 
-    def reach(self, state: AuditState, row_checker: RowChecker, recorded_at_ns: int) -> None:
+    def reach(
+        self, state: AuditState, miner_facts: AuditMinerFacts, row_checker: RowChecker, recorded_at_ns: int
+    ) -> None:
         """Remember the digest of the replay's state; the replay is at one of the positions."""
         try:
-            digest = state_digest(folded_state(state, row_checker, recorded_at_ns)).hex()
+            digest = state_digest(folded_state(state, miner_facts, row_checker, recorded_at_ns)).hex()
         except Exception:  # A damaged log may lead to values that no state can have; then no seal is right.
             digest = "none"
         self._digests[row_checker.position] = digest

@@ -7,12 +7,24 @@ byte for byte.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
-from ledger import ActiveReservation, Head, LedgerState, decode_state, encode_state
+from ledger import (
+    ActiveReservation,
+    Collateral,
+    Exclusion,
+    Head,
+    JobElsewhere,
+    LedgerState,
+    MinerFacts,
+    decode_state,
+    encode_state,
+)
 from ledger.events import CHAIN_STREAM, MANIFESTS_STREAM, SEALS_STREAM, SETTINGS_STREAM
 from ledger.values import storable_ns
+from projections.audit.miner_facts import AuditMinerFacts
 from projections.audit.state import AuditedReservation, AuditState
 from projections.row_checks import RowChecker
 from projections.rules import Findings, Rule
@@ -32,9 +44,11 @@ class SnapshotCheck:
         self.compared: dict[Rule, int] = dict.fromkeys((Rule.SNAPSHOTS, Rule.LIVE_STATE), 0)
         self._findings = findings
 
-    def compare(self, state: AuditState, row_checker: RowChecker, recorded_at_ns: int) -> None:
+    def compare(
+        self, state: AuditState, miner_facts: AuditMinerFacts, row_checker: RowChecker, recorded_at_ns: int
+    ) -> None:
         """Compare the snapshots at the replay's position."""
-        expected = encode_state(folded_state(state, row_checker, recorded_at_ns))
+        expected = encode_state(folded_state(state, miner_facts, row_checker, recorded_at_ns))
         for rule, snapshot in self._snapshots:
             if snapshot.position == row_checker.position:
                 self.compared[rule] += 1
@@ -59,12 +73,16 @@ class SnapshotCheck:
         self._findings.add(snapshot.position, rule, "the state is not that of the log at this position", **details)
 
 
-def folded_state(state: AuditState, row_checker: RowChecker, recorded_at_ns: int) -> LedgerState:
+def folded_state(
+    state: AuditState, miner_facts: AuditMinerFacts, row_checker: RowChecker, recorded_at_ns: int
+) -> LedgerState:
     """Return the ledger state that corresponds to the audit's state, to be encoded at once."""
     folded = LedgerState()
     folded.position, folded.hash, folded.recorded_at_ns = Head(row_checker.position, row_checker.hash, recorded_at_ns)
     folded.chain = state.chain
-    folded.versions = {stream: row_checker.version(stream) for stream in STREAMS_OF_NO_ACCOUNT}
+    streams = (*STREAMS_OF_NO_ACCOUNT, *miner_facts.streams)
+    folded.versions = {stream: row_checker.version(stream) for stream in streams}
+    _fill_in(folded.miner_facts, miner_facts)
     # The fold of facts leaves the accounts' reservations empty; the audit fills in its own for the encoding only.
     for stream, account in state.chain.accounts.items():
         account.version, account.taken = row_checker.version(stream), state.account(stream).taken
@@ -73,6 +91,16 @@ def folded_state(state: AuditState, row_checker: RowChecker, recorded_at_ns: int
         if reservation.account.stream in state.chain.accounts:
             folded.add_active(_active_reservation(reservation))
     return folded
+
+
+def _fill_in(folded: MinerFacts, facts: AuditMinerFacts) -> None:
+    """Give the folded state the audit's miner facts, for the encoding only."""
+    folded.exclusions = {miner_ss58: Exclusion(*each) for miner_ss58, each in facts.exclusions.items()}
+    folded.collateral = {miner_ss58: Collateral(*each) for miner_ss58, each in facts.collateral.items()}
+    folded.incidents = {stream: array("q", times) for stream, times in facts.incidents.items()}
+    folded.elsewhere = {
+        stream: {job: JobElsewhere(*times) for job, times in jobs.items()} for stream, jobs in facts.elsewhere.items()
+    }
 
 
 def _active_reservation(reservation: AuditedReservation) -> ActiveReservation:
@@ -103,6 +131,9 @@ def _differing(snapshot: Snapshot, expected: Snapshot) -> Iterator[str]:
         return
     for name in ("position", "recorded_at_ns", "versions"):
         if getattr(found, name) != getattr(right, name):
+            yield name
+    for name in ("exclusions", "collateral", "elsewhere", "incidents"):
+        if getattr(found.miner_facts, name) != getattr(right.miner_facts, name):
             yield name
     for name in ("settings", "manifests", "sync_blocks"):
         if getattr(found.chain, name) != getattr(right.chain, name):

@@ -14,18 +14,19 @@ from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress
 from routing.cli.io.render import labelled
-from routing.texts import counted, printable, seconds_text, short_hotkey
+from routing.texts import counted, flags_text, percent_text, printable, seconds_text, short_hotkey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from routing import AccountTotals, AuditReport, Finding
+    from routing import AccountTotals, AuditReport, FairnessReport, Finding, MinerFairness
     from routing.cli.io.output_file import OutputFile
 
 PAGE_BUCKETS = 120
 """Steps of the page's charts: as many as are still distinguishable on a narrow screen."""
 MOST_LISTED = 50
 """Further findings are only counted in the text output; `--json` lists them."""
+ORIGINS = ("routed", "kept", "by_hand", "imported")
 AMOUNTS = ("granted", "spent", "held", "invalidated", "available", "aged")
 
 
@@ -37,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POSITION",
         type=whole_number,
         help="begin at this sealed position, and say what is not proved then",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="each reservation whose choice of a miner is not proved is a finding: made by hand, imported, or kept",
     )
     parser.add_argument("--accounts", action="store_true", help="list every account's totals, not only the classes'")
     parser.add_argument(
@@ -86,6 +92,7 @@ def _audit(arguments: argparse.Namespace) -> AuditReport:
             connection.ledger.audit(
                 until_position=arguments.at_position,
                 from_seal=arguments.from_seal,
+                strict=arguments.strict,
                 usage_buckets=PAGE_BUCKETS if arguments.html else 0,
                 progress=lambda done, total: progress.show(done, progress.rate(done, "events"), total=total),
             )
@@ -116,6 +123,9 @@ def _print_text(report: AuditReport, out: Output, *, accounts: bool) -> None:
     if report.totals:
         out.line()
         _print_totals(report.totals, out, accounts=accounts)
+    if report.fairness is not None and report.fairness.miners:
+        out.line()
+        _print_fairness(report.fairness, out)
     out.line()
     _print_findings(report, out)
     for each in report.not_proved:
@@ -126,6 +136,28 @@ def _print_text(report: AuditReport, out: Output, *, accounts: bool) -> None:
             " position of it (an earlier release wrote it) or one before the seal"
         )
     out.note(f"{report.events_per_second:,.0f} events/s")
+
+
+def _print_fairness(fairness: FairnessReport, out: Output) -> None:
+    """Print how evenly the miners of each class were used, and the miners for which chance is no explanation."""
+    by_class: dict[str, list[MinerFairness]] = defaultdict(list)
+    for each in fairness.miners:
+        by_class[each.executor_class].append(each)
+    out.table(
+        ("class", *ORIGINS, "used", "Jain", "Gini", "flagged"),
+        [
+            (
+                each.executor_class,
+                *(sum(getattr(one, name) for one in by_class[each.executor_class]) for name in ORIGINS),
+                percent_text(each.used_seconds, each.granted_seconds),
+                *("-" if index is None else f"{index:.3f}" for index in (each.jain, each.gini)),
+                sum(bool(one.flags) for one in by_class[each.executor_class]),
+            )
+            for each in fairness.classes
+        ],
+    )
+    for text in (*fairness.flags, *map(flags_text, fairness.flagged[:MOST_LISTED])):
+        out.line(f"flagged: {text}")
 
 
 def _print_summary(report: AuditReport, out: Output) -> None:
@@ -199,11 +231,13 @@ def _amounts(totals: Sequence[AccountTotals]) -> list[str]:
 COMMAND = CliCommand(
     details=(
         "The audit changes nothing, trusts only the log, and also works on a damaged one. Each finding names the\n"
-        "position, the broken rule, and the numbers. The exit code is 1 if there are findings."
+        "position, the broken rule, and the numbers. The exit code is 1 if there are findings. A flagged miner got\n"
+        "more or less than chance explains: no finding, but a question to whoever runs the ledger."
     ),
     examples=(
         "allowance audit",
         "allowance audit --at-position 120000 --accounts",
+        "allowance audit --strict",
         "allowance audit --from-seal 110000",
         "allowance audit --html audit.html --json > audit.json",
     ),

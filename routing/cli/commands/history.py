@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
@@ -13,14 +14,16 @@ from routing.cli.io.next_steps import next_command
 from routing.cli.io.output import Output
 
 if TYPE_CHECKING:
-    from routing import Page, Reservation
+    from routing import Page
     from routing.cli.connection import Connection
 
 STATUSES = ("reserved", "spent", "released", "expired", "overdue")
+ORIGINS = ("routed", "kept", "by_hand", "imported")
 PAGE_ITEMS = 100
 HEADERS = {
     "reservation_id": "reservation",
     "status": "status",
+    "origin": "origin",
     "reserved_at": "reserved at",
     "miner_ss58": "miner",
     "executor_class": "executor class",
@@ -33,7 +36,7 @@ HEADERS = {
     "validator_ss58": "validator",
 }
 """The columns by the names of a reservation's fields, with their headers in a table."""
-SHOWN_COLUMNS = tuple(HEADERS)[:8]
+SHOWN_COLUMNS = tuple(HEADERS)[:9]
 MOST_IMPORTANT = ("job", "reservation", "status", "miner", "seconds", "reserved at")
 
 
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor-class", metavar="CLASS", help="only reservations in this executor class")
     parser.add_argument("--job", metavar="UUID", help="only reservations for this job")
     parser.add_argument("--status", choices=STATUSES, help="only with this status; overdue: reserved, and due")
+    parser.add_argument("--origin", choices=ORIGINS, help="only those whose miner was chosen in this way")
     parser.add_argument(
         "--from", dest="reserved_from", type=moment, metavar="TIME", help="only reserved at this time or later"
     )
@@ -125,6 +129,7 @@ class _Pages:
                     reserved_from=arguments.reserved_from,
                     reserved_until=arguments.reserved_until,
                     block=arguments.block,
+                    origin=arguments.origin,
                     after=self.next,
                     limit=arguments.limit,
                     newest_first=not arguments.oldest_first,
@@ -147,7 +152,7 @@ def _write(pages: Iterable[Page], arguments: argparse.Namespace, out: Output) ->
         columns = arguments.columns or SHOWN_COLUMNS
         out.table_of_pages(
             [HEADERS[column] for column in columns],
-            ([_row(reservation, columns) for reservation in page.items] for page in pages),
+            ([_row(line, columns) for line in _lines(page)] for page in pages),
             MOST_IMPORTANT,
         )
 
@@ -155,9 +160,9 @@ def _write(pages: Iterable[Page], arguments: argparse.Namespace, out: Output) ->
 def _write_csv(pages: Iterable[Page], columns: Sequence[str] | None, out: Output) -> None:
     from routing.csv_text import RESERVATION_COLUMNS, csv_lines
 
-    columns = columns or RESERVATION_COLUMNS
+    columns = columns or (*RESERVATION_COLUMNS, "origin")
     # The header first, also if no reservation matches: a spreadsheet then has its columns.
-    for line in csv_lines((item for page in pages for item in page.items), columns):
+    for line in csv_lines((line for page in pages for line in _lines(page)), columns):
         out.line(line)
 
 
@@ -165,14 +170,22 @@ def _write_json(pages: Iterable[Page], columns: Sequence[str] | None, out: Outpu
     from routing.cli.io.documents import reservation_document
 
     for page in pages:
-        for reservation in page.items:
-            document = reservation_document(reservation)
+        for reservation, origin in zip(page.items, page.origins, strict=True):
+            document = {**reservation_document(reservation), "origin": origin}
             chosen = document if columns is None else {column: document[column] for column in columns}
             out.document({**chosen, "checked": page.checked})
 
 
-def _row(reservation: Reservation, columns: Sequence[str]) -> list[object]:
-    values = [getattr(reservation, column) for column in columns]
+def _lines(page: Page) -> list[SimpleNamespace]:
+    """Return the page's reservations with their origins."""
+    return [
+        SimpleNamespace(**{column: getattr(item, column) for column in HEADERS if column != "origin"}, origin=origin)
+        for item, origin in zip(page.items, page.origins, strict=True)
+    ]
+
+
+def _row(line: SimpleNamespace, columns: Sequence[str]) -> list[object]:
+    values = [getattr(line, column) for column in columns]
     return [len(value) if isinstance(value, list) else value for value in values]
 
 
@@ -180,7 +193,8 @@ COMMAND = CliCommand(
     details=(
         "A reservation must match all filters. Times are ISO 8601 with a time zone. Each listed reservation was\n"
         "compared with the log; `checked` in the output of --json says so. A table shows how many blocks each took,\n"
-        "and --csv, --json and `allowance show` show which."
+        "and --csv, --json and `allowance show` show which. The origin says who chose the miner: a router (`routed`;\n"
+        "`kept` if it chose at an earlier position), a caller of `reserve` (`by_hand`), or another system (`imported`)."
     ),
     examples=(
         "allowance history --limit 20",
@@ -189,6 +203,7 @@ COMMAND = CliCommand(
         "allowance history --all --csv > reservations.csv",
         "allowance history --block 1722 --oldest-first",
         "allowance history --status reserved --at-position 1000",
+        "allowance history --origin by_hand --all",
         "allowance history --all --json > reservations.jsonl",
     ),
     add_arguments=add_arguments,

@@ -14,6 +14,7 @@ from routing.texts import counted, seconds_text, short_hotkey, time_text
 from routing.web.parts.markup import NUMBER, Markup, element, joined, table, text, void
 from routing.web.parts.style import STYLE
 
+from .fairness import fairness_section
 from .findings import findings_section, rules_section
 from .totals import totals_section
 from .usage import usage_section
@@ -48,6 +49,7 @@ def sections(report: AuditReport) -> Iterator[Markup]:
     yield findings_section(report)
     yield totals_section(report)
     yield usage_section(report)
+    yield fairness_section(report)
     yield rules_section(report)
 
 
@@ -106,6 +108,8 @@ def _fields(report: AuditReport) -> Iterator[tuple[str, str]]:
         yield "Not proved", each
     if report.unproved_choices:
         yield "Choices not proved", f"{counted(report.unproved_choices, 'route')}, whose miner only the claim proves"
+    if report.strict:
+        yield "Strict", "each reservation must have been routed, with a choice that can be repeated"
     yield "Replayed in", f"{seconds_text(report.elapsed_seconds)}, {report.events_per_second:,.0f} events per second"
     yield "Made by", f"allowance-ledger {_release()}"
 

@@ -121,13 +121,15 @@ def _mark(broken: int, is_known: bool) -> Markup:
 def _is_known(report: AuditReport, rule: str) -> bool:
     """Return whether the rule holds if no finding of it is listed.
 
-    It is unknown if some findings are only counted, if there was nothing to compare, or if choices are not proved.
+    It is unknown if some findings are only counted, if there was nothing to compare, if choices are not proved, or if
+    the audit was not strict.
     """
     compared = {
         "routing-decision": report.unproved_choices == 0,
         "history-model": report.history_position is not None,
         "snapshots": report.snapshots > 0,
         "live-state": report.live_state,
+        "choice-proved": report.strict,
     }
     return _all_listed(report) and compared.get(rule, True)
 

@@ -4,12 +4,13 @@ A fault case adds one fault to an honest `LogBuilder` log. If the fault breaks o
 so that a test can require exactly these findings.
 """
 
-from . import choices, clocks, corrections, facts, reservations, routes, rows, seals, settlements
+from . import choices, clocks, corrections, facts, miner_facts, reservations, routes, rows, seals, settlements
 from .fault_case import FaultCase
 
 FAULT_CASES: list[FaultCase] = [
     *rows.FAULT_CASES,
     *facts.FAULT_CASES,
+    *miner_facts.FAULT_CASES,
     *corrections.FAULT_CASES,
     *reservations.FAULT_CASES,
     *settlements.FAULT_CASES,

@@ -56,6 +56,39 @@ def a_negative_cap(log: LogBuilder) -> None:
     log.append(SETTINGS_STREAM, SettingsChanged(RecordedSettings(executors_max_per_class={GPU: -1})))
 
 
+@FAULT_CASES(Rule.SETTINGS_POSSIBLE, "minimum_collateral_wei")
+def a_negative_minimum_of_collateral(log: LogBuilder) -> None:
+    log.append(SETTINGS_STREAM, SettingsChanged(RecordedSettings(minimum_collateral_wei=-1)))
+
+
+@FAULT_CASES(Rule.SETTINGS_POSSIBLE, "reliability_window_hours")
+def a_window_of_no_time(log: LogBuilder) -> None:
+    log.append(SETTINGS_STREAM, SettingsChanged(RecordedSettings(reliability_window_ns=0)))
+
+
+@FAULT_CASES(Rule.SETTINGS_POSSIBLE, "reliability_soft_cutoff")
+def a_cutoff_that_is_not_below_0(log: LogBuilder) -> None:
+    """The formula divides by it."""
+    log.append(SETTINGS_STREAM, SettingsChanged(RecordedSettings(reliability_soft_cutoff_billionths=0)))
+
+
+@FAULT_CASES(Rule.SETTINGS_POSSIBLE, "reliability_separation")
+def a_negative_separation(log: LogBuilder) -> None:
+    """Miners with incidents would be preferred."""
+    log.append(SETTINGS_STREAM, SettingsChanged(RecordedSettings(reliability_separation_billionths=-1)))
+
+
+@FAULT_CASES(Rule.SETTINGS_POSSIBLE, "recorded although it has its default")
+def a_default_that_is_not_left_out(log: LogBuilder) -> None:
+    log.append(SETTINGS_STREAM, SettingsChanged(RecordedSettings(minimum_collateral_wei=0)))
+
+
+@FAULT_CASES(Rule.READABLE_EVENTS, "Invalid enum value 'reputation'")
+def an_unknown_routing_order(log: LogBuilder) -> None:
+    payload = encode(SettingsChanged(RecordedSettings(routing_order="reliability")))
+    log.append_columns(SETTINGS_STREAM, payload=payload.replace(b'"reliability"', b'"reputation"'))
+
+
 @FAULT_CASES(Rule.READABLE_EVENTS, "Invalid enum value 'hash'")
 def an_unknown_tie_break(log: LogBuilder) -> None:
     payload = encode(SettingsChanged(RecordedSettings(tie_break="uuid_and_hash")))
