@@ -259,6 +259,20 @@ def test_the_command_refuses_a_wrong_source(allowance: Command) -> None:
     assert (result.code, result.error["type"]) == (2, "WrongUsage")
 
 
+def test_the_command_names_its_options_in_refusals(
+    source: str, target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without bookings it asks for `--confirm`, and with a block beyond the tables it names `--since`."""
+    asyncio.run(fill(source, lived(miners=4, blocks=30, bookings=10)))
+    configure_ledger(monkeypatch, target, "5Other1")
+    allowance = command_line(capsys)
+    refused = allowance("import-computehorde", source, "--json")
+    assert (refused.code, refused.error["type"]) == (2, "WrongInput")
+    assert "give --confirm if it is right" in refused.error["message"]
+    late = allowance("import-computehorde", source, "--since", 6000, "--json")
+    assert (late.code, late.error["fields"]["field"]) == (2, "--since")
+
+
 @pytest.mark.long
 async def test_the_full_size(source: str, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     """250 miners, 1,100 blocks and 3,000 bookings, half of them released."""
