@@ -22,7 +22,19 @@ from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
 import routing
 from ledger.results import Result
-from routing import Difference, Finding, Head, JobRoute, Miner, Page, Receipt, Reservation, Routing, Settings
+from routing import (
+    Difference,
+    Finding,
+    Head,
+    ImportedReservation,
+    JobRoute,
+    Miner,
+    Page,
+    Receipt,
+    Reservation,
+    Routing,
+    Settings,
+)
 from tests.support.small import GPU, START, VALIDATOR, job, small_ledger
 
 # FastAPI resolves annotations by the names of the module. Only the whole suite has it.
@@ -64,6 +76,15 @@ async def results_of_a_ledger(directory: Path) -> list[Any]:
         return [
             route,
             receipts.take(receipt),
+            receipts.take(receipt),  # refused, because its blocks are spent
+            ImportedReservation(
+                miner_ss58="5Anna",
+                executor_class=GPU,
+                blocks=[(1, 2)],
+                amount_seconds=6.0,
+                reserved_at=START,
+                expires_at=START,
+            ),
             await ledger.export(directory / "ledger.export"),
             await routing.restore(directory / "ledger.export", f"sqlite:///{directory}/restored.db"),
             await ledger.miners(),

@@ -29,6 +29,7 @@ READING = {
     "health": (),
     "history": (),
     "miners": (),
+    "policy": (),
     "replay": (),
     "settings": ("show",),
     "show": (),
@@ -119,6 +120,7 @@ def test_every_reading_command_is_listed_here() -> None:
     """So that a new one is tested above; the others found or change a ledger, or read a file of another kind."""
     others = {"demo", "import", "withdraw", "pick", "reserve", "spend", "release", "expire", "receipts", "restore"}
     others |= {"rebuild", "guide", "ledgers", "serve", "exclude", "readmit", "import-computehorde"}
+    others |= {"collateral", "job-elsewhere", "incident"}
     assert {entry.name for entry in COMMANDS} - others == set(READING)
 
 

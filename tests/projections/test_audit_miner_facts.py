@@ -16,6 +16,7 @@ from ledger import UnitOfWork
 from ledger.domain.miner_fact_commands import EndJobElsewhere, ExcludeMiner, RecordCollateral, RecordJobElsewhere
 from ledger.domain.miner_facts import MinerFacts
 from projections import Rule
+from projections.draws import Draws
 from routing import Allowance, Settings
 from tests.projections.test_audit_mutants import MUTANT_SETTINGS, BusyStory
 from tests.support.small import VALIDATOR, Clock
@@ -279,20 +280,18 @@ def counts_incidents_at_the_start_of_the_window(patch: Patch) -> None:
 
 
 def draws_by_another_digest(patch: Patch) -> None:
-    patch.setattr("projections.reliability.DRAW_BYTES", 16)
+    for module in ("draw_table", "reliability"):
+        patch.setattr(f"projections.{module}.DRAW_BYTES", 16)
 
 
 def draws_in_another_order(patch: Patch) -> None:
     wrapped(
-        patch,
-        __import__("projections.candidates").candidates,
-        "drawn",
-        lambda original, candidates, weights, seed: original(candidates[::-1], weights[::-1], seed),
+        patch, Draws, "drawn", lambda original, draws, amount, seed: iter(list(original(draws, amount, seed))[::-1])
     )
 
 
 def draws_without_weights(patch: Patch) -> None:
-    patch.setattr("projections.candidates.weight_of", lambda *_: 1)
+    patch.setattr("projections.ranking.weight_of", lambda *_: 1)
 
 
 def orders_by_allowance(patch: Patch) -> None:
