@@ -280,19 +280,15 @@ def counts_incidents_at_the_start_of_the_window(patch: Patch) -> None:
 
 def draws_by_another_digest(patch: Patch) -> None:
     patch.setattr("projections.reliability.DRAW_BYTES", 16)
+    patch.setattr("projections.draw_table.DRAW_BYTES", 16)
 
 
 def draws_in_another_order(patch: Patch) -> None:
-    wrapped(
-        patch,
-        __import__("projections.candidates").candidates,
-        "drawn",
-        lambda original, candidates, weights, seed: original(candidates[::-1], weights[::-1], seed),
-    )
+    patch.setattr("projections.ranking._hotkey", lambda account: account.miner_ss58[::-1])
 
 
 def draws_without_weights(patch: Patch) -> None:
-    patch.setattr("projections.candidates.weight_of", lambda *_: 1)
+    patch.setattr("projections.ranking.weight_of", lambda *_: 1)
 
 
 def orders_by_allowance(patch: Patch) -> None:

@@ -14,7 +14,7 @@ from ledger.events import AllowanceReserved, ReservationReleased, ReservationSpe
 from ledger.settings import BY_RELIABILITY
 from projections import Rule
 from projections.audit.chance_sums import ChanceSums
-from projections.audit.fairness import _gini, _is_flagged, _jain
+from projections.audit.fairness import _is_flagged
 from projections.audit.ranking import Equals
 from projections.audit.state import AccountState, AuditState
 from projections.audit.tie_break import indexes
@@ -77,15 +77,6 @@ def test_chances_in_a_weighted_draw_are_the_shares_of_those_that_are_not_busy() 
 def test_flags_begin_at_five_standard_deviations(difference: float, variance: float, flagged: bool) -> None:
     """One rare win is no flag, however many standard deviations it is: chance would flag every second miner."""
     assert _is_flagged(difference, variance) is flagged
-
-
-def test_indexes_of_evenness() -> None:
-    """Equal shares, one of four that has everything, and the shares 1, 2, 3."""
-    assert (_jain([2.0, 2.0]), _gini([2.0, 2.0])) == (1.0, 0.0)
-    assert (_jain([0.0, 0.0, 0.0, 8.0]), _gini([0.0, 0.0, 0.0, 8.0])) == (0.25, 0.75)
-    assert _jain([1.0, 2.0, 3.0]) == pytest.approx(36 / 42)
-    assert _gini([1.0, 2.0, 3.0]) == pytest.approx(2 / 9)
-    assert (_jain([0.0]), _gini([])) == (None, None)
 
 
 def log_of_all_origins() -> LogBuilder:
