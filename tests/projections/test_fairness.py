@@ -87,7 +87,7 @@ def log_of_all_origins() -> LogBuilder:
     log.reserve(ANNA, 6, (1, 1))
     log.route(job_that_tries_first(1, of=3), BERT, 6, (1, 1), chosen_at=chosen_at)
     log.reserve(CARL, 6, (1, 1), columns={"job_uuid": "by hand", "attempt": 1})
-    log.reserve(CARL, 1000, (3, 4), expires_at_ns=1, imported=True)
+    log.reserve(CARL, 1000, (3, 4), expires_at_ns=1, imported=True, reserved_at_ns=1)
     return log
 
 
@@ -125,6 +125,7 @@ async def test_a_strict_audit_requires_that_choices_are_proved(by_hand: bool) ->
         ({"amount_ns": 0}, Rule.AMOUNT_LIMITS),
         ({"axon": ("192.0.2.7", 4, 8002)}, Rule.ROUTING_DECISION),
         ({"chosen_at": 1}, Rule.CHOSEN_AT),
+        ({"reserved_at_ns": None}, Rule.DECISION_CLOCK),
     ],
 )
 async def test_an_imported_reservation_takes_granted_blocks_that_are_free(
@@ -133,7 +134,7 @@ async def test_an_imported_reservation_takes_granted_blocks_that_are_free(
     """The other rules of claims are those of the system that made it."""
     log = LogBuilder()
     log.reserve(CARL, 6, (1, 1))
-    event = AllowanceReserved(1, [(5, 6)], 11, log.now_ns, imported=True)
+    event = AllowanceReserved(1, [(5, 6)], 11, log.now_ns, imported=True, reserved_at_ns=1)
     log.append(account_stream(CARL, GPU), msgspec.structs.replace(event, **change), job_uuid="job", attempt=1)
     report = await audited(tmp_path, log.rows)
     assert {each.rule for each in report.findings} - {Rule.CONSERVATION.value} == {rule.value}
