@@ -112,7 +112,10 @@ RULES: dict[Rule, str] = {
     Rule.AMOUNT_LIMITS: "A reservation's amount is above 0 and at most what the settings allow.",
     Rule.JOB_START: "A job starts at block 1 or later.",
     Rule.DUE_TIME: "A reservation is due when its amount and the margin have passed since it was decided.",
-    Rule.DECISION_CLOCK: "The clock of a decision is recorded only if it is before the recorded time.",
+    Rule.DECISION_CLOCK: (
+        "The clock of a decision is recorded only if it is before the recorded time; the time of another system exactly"
+        " for the reservations that it made."
+    ),
     Rule.BLOCKS_ASCENDING: "A reservation's blocks are stored as ascending runs that do not touch.",
     Rule.BLOCKS_GRANTED: "Reserved blocks grant allowance to the account.",
     Rule.BLOCKS_IN_WINDOW: (

@@ -15,6 +15,7 @@ import msgspec
 
 from ledger.results import Result
 from ledger.values import seconds
+from projections.inequality import gini_coefficient, jain_index
 
 from .state import AccountState, AuditState
 from .tallies import FairnessTally
@@ -67,15 +68,15 @@ class ClassFairness(Result, msgspec.Struct, frozen=True):
     """How evenly the miners of a class were used, by the share of its granted allowance that each miner's jobs used.
 
     `jain` is Jain's index: 1 if all shares are equal, 1/n if one of n miners has everything. `gini` is the Gini
-    coefficient: 0 if all are equal, towards 1 if one has everything. None if nothing was used.
+    coefficient: 0 if all are equal, near 1 if one has everything.
     """
 
     executor_class: str
     miners: int
     granted_seconds: float
     used_seconds: float
-    jain: float | None
-    gini: float | None
+    jain: float
+    gini: float
 
 
 class FairnessReport(Result, msgspec.Struct, frozen=True):
@@ -176,24 +177,12 @@ def _is_flagged(difference: float, variance: float) -> bool:
 
 def _class_fairness(totals: list[AccountTotals]) -> ClassFairness:
     used = [(each.spent_seconds + each.held_seconds, each.granted_seconds) for each in totals]
-    shares = sorted(spent / granted for spent, granted in used if granted)
+    shares = [spent / granted for spent, granted in used if granted]
     return ClassFairness(
         totals[0].executor_class,
         len(shares),
         sum(granted for _, granted in used),
         sum(spent for spent, _ in used),
-        _jain(shares),
-        _gini(shares),
+        jain_index(shares),
+        gini_coefficient(shares),
     )
-
-
-def _jain(shares: list[float]) -> float | None:
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else None
-
-
-def _gini(ascending: list[float]) -> float | None:
-    count, total = len(ascending), sum(ascending)
-    if not total:
-        return None
-    return sum((2 * at - count - 1) * share for at, share in enumerate(ascending, 1)) / (count * total)

@@ -283,6 +283,9 @@ class Replay:
         if event.due_by_clock and event.decided_at_ns is None:
             message = "the due time counts from the deciding clock, but the event does not carry its reading"
             self.findings.add(row.position, Rule.DECISION_CLOCK, message)
+        if event.imported == (event.reserved_at_ns is None):
+            message = "the time at which a reservation was made elsewhere is recorded exactly if it is imported"
+            self.findings.add(row.position, Rule.DECISION_CLOCK, message, reserved_at_ns=event.reserved_at_ns)
         now_ns = self._now_ns
         decided_on = row.position - len(self._settlements.pending_expiries) - 1
         self._due_queue.set_clock(now_ns)

@@ -29,6 +29,8 @@ DECIDING_MODULES = {
     "ledger.writer",
     "projections.availability",
     "projections.candidates",
+    "projections.draw_table",
+    "projections.draws",
     "projections.measured",
     "projections.rank_levels",
     "projections.ranking",

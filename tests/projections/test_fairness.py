@@ -14,7 +14,7 @@ from ledger.events import AllowanceReserved, ReservationReleased, ReservationSpe
 from ledger.settings import BY_RELIABILITY
 from projections import Rule
 from projections.audit.chance_sums import ChanceSums
-from projections.audit.fairness import _gini, _is_flagged, _jain
+from projections.audit.fairness import _is_flagged
 from projections.audit.ranking import Equals
 from projections.audit.state import AccountState, AuditState
 from projections.audit.tie_break import indexes
@@ -79,15 +79,6 @@ def test_flags_begin_at_five_standard_deviations(difference: float, variance: fl
     assert _is_flagged(difference, variance) is flagged
 
 
-def test_indexes_of_evenness() -> None:
-    """Equal shares, one of four that has everything, and the shares 1, 2, 3."""
-    assert (_jain([2.0, 2.0]), _gini([2.0, 2.0])) == (1.0, 0.0)
-    assert (_jain([0.0, 0.0, 0.0, 8.0]), _gini([0.0, 0.0, 0.0, 8.0])) == (0.25, 0.75)
-    assert _jain([1.0, 2.0, 3.0]) == pytest.approx(36 / 42)
-    assert _gini([1.0, 2.0, 3.0]) == pytest.approx(2 / 9)
-    assert (_jain([0.0]), _gini([])) == (None, None)
-
-
 def log_of_all_origins() -> LogBuilder:
     """Three equal miners: a route, a route that was chosen earlier, two reservations by hand, and an imported one."""
     log = LogBuilder()
@@ -96,7 +87,7 @@ def log_of_all_origins() -> LogBuilder:
     log.reserve(ANNA, 6, (1, 1))
     log.route(job_that_tries_first(1, of=3), BERT, 6, (1, 1), chosen_at=chosen_at)
     log.reserve(CARL, 6, (1, 1), columns={"job_uuid": "by hand", "attempt": 1})
-    log.reserve(CARL, 1000, (3, 4), expires_at_ns=1, imported=True)
+    log.reserve(CARL, 1000, (3, 4), expires_at_ns=1, imported=True, reserved_at_ns=1)
     return log
 
 
@@ -134,6 +125,7 @@ async def test_a_strict_audit_requires_that_choices_are_proved(by_hand: bool) ->
         ({"amount_ns": 0}, Rule.AMOUNT_LIMITS),
         ({"axon": ("192.0.2.7", 4, 8002)}, Rule.ROUTING_DECISION),
         ({"chosen_at": 1}, Rule.CHOSEN_AT),
+        ({"reserved_at_ns": None}, Rule.DECISION_CLOCK),
     ],
 )
 async def test_an_imported_reservation_takes_granted_blocks_that_are_free(
@@ -142,7 +134,7 @@ async def test_an_imported_reservation_takes_granted_blocks_that_are_free(
     """The other rules of claims are those of the system that made it."""
     log = LogBuilder()
     log.reserve(CARL, 6, (1, 1))
-    event = AllowanceReserved(1, [(5, 6)], 11, log.now_ns, imported=True)
+    event = AllowanceReserved(1, [(5, 6)], 11, log.now_ns, imported=True, reserved_at_ns=1)
     log.append(account_stream(CARL, GPU), msgspec.structs.replace(event, **change), job_uuid="job", attempt=1)
     report = await audited(tmp_path, log.rows)
     assert {each.rule for each in report.findings} - {Rule.CONSERVATION.value} == {rule.value}

@@ -240,12 +240,12 @@ def test_fairness_names_what_is_flagged_and_who_chose() -> None:
         ["draws", "facts"],
     )
     plain = MinerFairness("5Rival", "gpu", 10, 0, 0, 0, 10, 200, 20.0, -2.4, 20.0, -2.4, 9, 0, 0.0, 0, 100.0, 0.0, [])
-    classes = [ClassFairness("gpu", 2, 200.0, 50.0, 0.5, 0.5), ClassFairness("idle", 0, 0.0, 0.0, None, None)]
+    classes = [ClassFairness("gpu", 2, 200.0, 50.0, 0.5, 0.5), ClassFairness("idle", 0, 0.0, 0.0, 1.0, 0.0)]
     report = report_of([], [], fairness=FairnessReport([plain, favoured], classes, ["the settings returned"]))
     tree = parsed(page(report))
     assert [row[:6] for row in cells(tree, "Fairness by executor class")] == [
         ["gpu", "2", "25.0 %", "0.500", "0.500", "1"],
-        ["idle", "0", "-", "-", "-", "0"],
+        ["idle", "0", "-", "1.000", "0.000", "0"],
     ]
     assert [row[:8] for row in cells(tree, "Fairness by miner")] == [
         ["5<b>Friend", "gpu", "77", "1", "2", "3", "200", "78"],

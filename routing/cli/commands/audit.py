@@ -150,7 +150,8 @@ def _print_fairness(fairness: FairnessReport, out: Output) -> None:
                 each.executor_class,
                 *(sum(getattr(one, name) for one in by_class[each.executor_class]) for name in ORIGINS),
                 percent_text(each.used_seconds, each.granted_seconds),
-                *("-" if index is None else f"{index:.3f}" for index in (each.jain, each.gini)),
+                f"{each.jain:.3f}",
+                f"{each.gini:.3f}",
                 sum(bool(one.flags) for one in by_class[each.executor_class]),
             )
             for each in fairness.classes

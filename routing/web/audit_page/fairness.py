@@ -47,9 +47,8 @@ def fairness_section(report: AuditReport) -> Markup:
 
 def _class_row(each: ClassFairness, miners: list[MinerFairness]) -> tuple[str, ...]:
     flagged = sum(bool(one.flags) for one in miners if one.executor_class == each.executor_class)
-    indexes = ("-" if index is None else f"{index:.3f}" for index in (each.jain, each.gini))
     used = percent_text(each.used_seconds, each.granted_seconds)
-    return text(each.executor_class), f"{each.miners:,}", used, *indexes, f"{flagged:,}"
+    return text(each.executor_class), f"{each.miners:,}", used, f"{each.jain:.3f}", f"{each.gini:.3f}", f"{flagged:,}"
 
 
 def _miner_row(each: MinerFairness) -> tuple[str, ...]:

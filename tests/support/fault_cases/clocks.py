@@ -99,3 +99,8 @@ def an_expiry_by_another_clock_than_its_claim(log: LogBuilder) -> None:
     """An expiry and the claim that takes its blocks are decided at one reading of the clock."""
     expire(log, 0, CLOCK_NS + 200 * SECOND_NS)
     reserve(log, ANNA, at_ns=CLOCK_NS + 201 * SECOND_NS)
+
+
+@FAULT_CASES(Rule.DECISION_CLOCK, "exactly if it is imported", "reserved_at_ns 7")
+def a_time_of_another_system_in_a_reservation_of_this_one(log: LogBuilder) -> None:
+    log.reserve(ANNA, 6, (1, 1), reserved_at_ns=7)
