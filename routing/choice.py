@@ -29,6 +29,8 @@ class Choice(NamedTuple):
     """How many rows the batch had when the pick was decided."""
     newest_block: int
     decided_at_ns: int
+    is_drawn: bool
+    """Whether the candidates were in the order by reliability."""
     next_due_ns: int
     """The first time after `decided_at_ns` from which the same state may give another order: a due time, the end of an
     exclusion, or the start or the end of a job elsewhere."""
@@ -43,7 +45,8 @@ class Choice(NamedTuple):
         if state.miner_facts:
             next_due_ns = min(next_due_ns, state.miner_facts.next_change_ns(now_ns))
         newest, rows_before = state.chain.blocks.newest, len(unit_of_work.rows)
-        return cls(account.stream, unit_of_work, rows_before, newest, now_ns, next_due_ns)
+        is_drawn = state.chain.settings.routing_order == BY_RELIABILITY
+        return cls(account.stream, unit_of_work, rows_before, newest, now_ns, is_drawn, next_due_ns)
 
     @property
     def position(self) -> int | None:
@@ -80,6 +83,7 @@ class Choice(NamedTuple):
         return (
             position is not None
             # With each instant an incident may become too old to count. The same seed mostly draws the same miner.
+            and not self.is_drawn
             and state.chain.settings.routing_order != BY_RELIABILITY
             and claim_position - position <= MOST_EVENTS_SINCE_CHOICE
             and self.newest_block <= state.chain.blocks.newest <= self.newest_block + 1

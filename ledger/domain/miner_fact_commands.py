@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from ledger.codec import Row, unknown_outcome_key
+from ledger.codec import Row, request_in_key, unknown_outcome_key
 from ledger.errors import ConflictingFact, FactNotRecorded, IdempotencyConflict, InvalidInput
 from ledger.events import (
     COLLATERAL_STREAM,
@@ -137,6 +137,9 @@ class RecordCollateral(_RecordMinerFact):
         amounts = sorted((miner_ss58, str(wei)) for miner_ss58, wei in self.wei_by_miner.items())
         return blake2b(msgspec.json.encode(amounts), digest_size=REQUEST_BYTES).hexdigest()
 
+    def retry_key(self, row: Row) -> str:
+        return self.key or unknown_outcome_key(row, self.request)
+
     def _record(self, unit_of_work: UnitOfWork) -> int:
         recorded = unit_of_work.state.miner_facts.collateral
         changed = {
@@ -146,11 +149,14 @@ class RecordCollateral(_RecordMinerFact):
         }
         if not changed:
             return max(recorded[miner_ss58].position for miner_ss58 in self.wei_by_miner)
-        event = CollateralRecorded(changed=changed, request=self.request)
+        event = CollateralRecorded(changed=changed, request="" if self.key is None else self.request)
         return unit_of_work.append(COLLATERAL_STREAM, event, key=self.key).position
 
     def _is_of(self, row: Row, event: Any) -> bool:
-        return isinstance(event, CollateralRecorded) and event.request == self.request
+        if not isinstance(event, CollateralRecorded):
+            return False
+        # The key may also be that of an unknown outcome, which has the request of a call without a key.
+        return self.request == (event.request if row.key == self.key else request_in_key(str(self.key)))
 
 
 class _RecordOnce(_RecordMinerFact):

@@ -30,7 +30,7 @@ from .miner_facts import Collateral, Exclusion, JobElsewhere, MinerFacts
 from .miner_sets import MinerSets
 from .state import LedgerState
 
-SNAPSHOT_VERSION = 4
+SNAPSHOT_VERSION = 5
 """Increase it whenever these structs or the folding rules change; snapshots of other versions are ignored."""
 
 

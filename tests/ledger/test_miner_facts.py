@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ledger import LedgerState, decode_state, encode_state, state_digest
+from ledger import LedgerState, RecordCollateral, decode_state, encode_state, state_digest
 from ledger.domain.miner_facts import FORGOTTEN_AFTER_NS
 from routing import Allowance, ConflictingFact, FactNotRecorded, IdempotencyConflict, InvalidInput
 from tests.support.small import GPU, START, VALIDATOR, Clock, small_ledger
@@ -185,6 +185,20 @@ async def test_a_key_belongs_to_one_request() -> None:
         for number, call in enumerate(calls):
             with pytest.raises(IdempotencyConflict):
                 await call(ledger, f"key-{(number + 1) % len(calls)}")
+
+
+async def test_the_key_of_an_unknown_outcome_belongs_to_its_amounts() -> None:
+    """A call without a key is repeated with that of its row: the same amounts are a repeat, others are refused."""
+    async with small_ledger() as ledger:
+        position = await ledger.record_collateral({"5Anna": 7})
+        (recorded,) = [stored async for stored in ledger.events(after=position - 1)]
+        assert "request" not in recorded.to_dict()["event"]
+        handle = await ledger._lifecycle.handle()
+        row = (await handle.runtime.run(handle.store.read(position - 1)))[0]
+        key = RecordCollateral({"5Anna": 7}, None).retry_key(row)
+        assert await ledger.record_collateral({"5Anna": 7}, idempotency_key=key) == position
+        with pytest.raises(IdempotencyConflict):
+            await ledger.record_collateral({"5Anna": 8}, idempotency_key=key)
 
 
 async def test_snapshots_and_seals_cover_miner_facts() -> None:
