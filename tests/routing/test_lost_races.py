@@ -77,6 +77,23 @@ async def test_a_pick_keeps_its_miner_while_that_qualifies(postgres_url: str, mo
     assert (counters["conflicts"], counters["retries"], counters["moved_picks"]) == (1, 1, 0)
 
 
+async def test_a_drawn_choice_is_not_kept_when_the_order_changes(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order becomes that by allowance before the claim: the pick chooses anew, and names no position.
+
+    Catches a choice that remembers only the order of now: at the position that it names, a later clock draws otherwise.
+    """
+
+    async def by(other: Allowance, miner_ss58: str) -> None:
+        await other.reserve(miner_ss58, GPU, 6.0, 11)
+        await other.change_settings(routing_order="allowance")
+
+    async with losing_a_race(postgres_url, by, monkeypatch, Settings(routing_order="reliability")) as ledger:
+        explanation, _ = await picked(ledger)
+    assert explanation.chosen_at is None
+
+
 async def test_a_pick_leaves_a_miner_that_no_longer_qualifies(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
