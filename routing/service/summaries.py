@@ -14,6 +14,8 @@ from ledger.results import Result
 from ledger.values import instant, seconds
 from projections import Availability, running_jobs
 
+from .miner_records import MinerRecord, record_of_miner
+
 if TYPE_CHECKING:
     from ledger.domain.block_table import BlockTable
     from projections import AccountUsage, BlockUsage
@@ -23,7 +25,7 @@ class Usage(Result, msgspec.Struct, frozen=True):
     """An account's allowance from `first_block` on, in executor-seconds, and the reservations that took its blocks.
 
     `total`: usable blocks. `available`: free ones of them. `unspent`: those in no spent reservation. `reservations`:
-    active and spent ones, by id.
+    active and spent ones, by id. `known`: what else a router knows about the miner.
     """
 
     miner_ss58: str
@@ -33,6 +35,7 @@ class Usage(Result, msgspec.Struct, frozen=True):
     available_seconds: float
     unspent_seconds: float
     reservations: list[Reservation]
+    known: MinerRecord | None = None
 
 
 class Workload(Result, msgspec.Struct, frozen=True):
@@ -139,8 +142,9 @@ def usage_of(state: Availability, miner_ss58: str, executor_class: str, now_ns: 
     """
     window_start = state.window_start(state.chain.blocks.newest)
     account = state.chain.classes.get(executor_class, {}).get(miner_ss58)
+    known = record_of_miner(state, miner_ss58, now_ns)
     if account is None:
-        return Usage(miner_ss58, executor_class, max(1, window_start), 0.0, 0.0, 0.0, [])
+        return Usage(miner_ss58, executor_class, max(1, window_start), 0.0, 0.0, 0.0, [], known)
     measure = account.measure(state.chain.blocks, window_start, now_ns)
     return Usage(
         miner_ss58,
@@ -150,6 +154,7 @@ def usage_of(state: Availability, miner_ss58: str, executor_class: str, now_ns: 
         seconds(measure.available_ns),
         seconds(account.unspent_ns(state.chain.blocks, window_start)),
         [],
+        known,
     )
 
 

@@ -97,17 +97,21 @@ def empty(*children: str) -> Markup:
 
 
 def reservations_table(
-    visit: Visit, reservations: Sequence[Reservation], caption: str, *, with_miner: bool = True
+    visit: Visit,
+    reservations: Sequence[Reservation],
+    caption: str,
+    *,
+    origins: Sequence[str] | None = None,
+    with_miner: bool = True,
 ) -> Markup:
-    """Return a table of reservations; the page of a miner needs no column with it."""
+    """Return a table of reservations, with their origins if given; the page of a miner needs no column with it."""
     columns = [each for each in _COLUMNS if with_miner or each.header != "Miner"]
-    return table(
-        caption,
-        [each.header for each in columns],
-        ([each.cell(visit, reservation) for each in columns] for reservation in reservations),
-        [each.class_ for each in columns],
-        of=STACKED,
-    )
+    rows = [[each.cell(visit, reservation) for each in columns] for reservation in reservations]
+    headers, classes = [each.header for each in columns], [each.class_ for each in columns]
+    if origins is not None:
+        headers, classes = [*headers, "Origin"], [*classes, MINOR]
+        rows = [[*row, text(origin.replace("_", " "))] for row, origin in zip(rows, origins, strict=True)]
+    return table(caption, headers, rows, classes, of=STACKED)
 
 
 class _Column(NamedTuple):

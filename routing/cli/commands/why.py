@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
@@ -61,7 +62,24 @@ def _sums(usage: Usage) -> list[tuple[str, object]]:
         ("granted", seconds_text(usage.total_seconds)),
         ("available", f"{seconds_text(usage.available_seconds)} ({_share(usage.available_seconds, usage)})"),
         ("unspent", f"{seconds_text(usage.unspent_seconds)} ({_share(usage.unspent_seconds, usage)})"),
+        *_known(usage),
     ]
+
+
+def _known(usage: Usage) -> Iterator[tuple[str, object]]:
+    """Yield what else a router knows about the miner, as far as there is anything."""
+    known = usage.known
+    if known is None:
+        return
+    if known.excluded:
+        yield "excluded", f"{known.reason}, until {known.excluded_until or 'it is readmitted'}"
+    if known.collateral_wei is not None:
+        below = ", below the required collateral" if known.unfit == "collateral" else ""
+        yield "collateral", f"{known.collateral_wei:,} wei{below}"
+    if usage.executor_class in known.incidents:
+        yield "incidents that count", known.incidents[usage.executor_class]
+    if usage.executor_class in known.running_elsewhere:
+        yield "jobs of other validators", known.running_elsewhere[usage.executor_class]
 
 
 def _share(part: float, usage: Usage) -> str:

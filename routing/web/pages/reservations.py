@@ -7,7 +7,7 @@ import io
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from ledger import STATUSES
+from ledger import ORIGINS, STATUSES
 from routing.service.queries import OVERDUE
 from routing.web.components import anchor, choice, empty, field, form, hidden, reservations_table
 from routing.web.documents import as_json, fields
@@ -15,9 +15,19 @@ from routing.web.parts.markup import Markup, element, joined, void
 from routing.web.visit import Answer, Visit
 
 if TYPE_CHECKING:
-    from routing import Page, Reservation
+    from routing import Page
 
-FILTERS = ("miner", "executor_class", "job", "status", "reserved_from", "reserved_until", "took_block", "order")
+FILTERS = (
+    "miner",
+    "executor_class",
+    "job",
+    "status",
+    "reserved_from",
+    "reserved_until",
+    "took_block",
+    "origin",
+    "order",
+)
 STATUS_FILTERS = (*STATUSES, OVERDUE)
 PARAMETERS = (*FILTERS, "limit", "after")
 ORDERS = ("newest", "oldest")
@@ -25,7 +35,7 @@ PAGE_RESERVATIONS, MOST_RESERVATIONS = 50, 1000
 DOWNLOADED_AT_ONCE = 500
 COLUMNS = (
     *("reservation_id", "status", "validator_ss58", "miner_ss58", "executor_class", "job_uuid", "allowance_seconds"),
-    *("blocks", "job_start_block", "reserved_at", "expires_at", "settled_at"),
+    *("blocks", "job_start_block", "reserved_at", "expires_at", "settled_at", "origin"),
 )
 
 
@@ -35,7 +45,7 @@ async def reservations(visit: Visit) -> Answer:
     after = visit.parameters.text("after")
     page = await visit.ledger.history(**_filters(visit), after=after, limit=limit)
     classes = await visit.ledger.executor_classes()
-    document = {"items": [fields(each) for each in page.items], "next": page.next, "checked": page.checked}
+    document = {"items": _documents(page), "next": page.next, "checked": page.checked}
     return Answer("Reservations", document, lambda: _body(visit, page, classes))
 
 
@@ -55,16 +65,20 @@ def csv_lines(page: Page, *, is_first: bool) -> bytes:
     writer = csv.writer(stream)
     if is_first:
         writer.writerow(COLUMNS)
-    for each in page.items:
-        values = fields(each)
-        values["blocks"] = " ".join(map(str, each.blocks))
+    for values in _documents(page):
+        values["blocks"] = " ".join(map(str, values["blocks"]))
         writer.writerow([_cell(values[column]) for column in COLUMNS])
     return stream.getvalue().encode()
 
 
 def json_lines(page: Page, *, is_first: bool) -> bytes:
     """Return the lines of a page."""
-    return b"".join(as_json({**fields(each), "checked": page.checked}) + b"\n" for each in page.items)
+    return b"".join(as_json({**each, "checked": page.checked}) + b"\n" for each in _documents(page))
+
+
+def _documents(page: Page) -> list[dict[str, Any]]:
+    """Return the reservations of a page, each with its origin."""
+    return [{**fields(each), "origin": origin} for each, origin in zip(page.items, page.origins, strict=True)]
 
 
 def _cell(value: object) -> object:
@@ -95,17 +109,18 @@ def _filters(visit: Visit) -> dict[str, Any]:
         "reserved_from": parameters.time("reserved_from"),
         "reserved_until": parameters.time("reserved_until"),
         "block": parameters.whole("took_block"),
+        "origin": parameters.choice("origin", ORIGINS),
         "newest_first": parameters.choice("order", ORDERS) != "oldest",
     }
 
 
 def _body(visit: Visit, page: Page, classes: list[str]) -> Markup:
-    return joined((_form(visit, classes), *_listed(visit, page.items), _pages(visit, page.next)))
+    return joined((_form(visit, classes), *_listed(visit, page), _pages(visit, page.next)))
 
 
-def _listed(visit: Visit, items: list[Reservation]) -> list[Markup]:
-    if items:
-        return [reservations_table(visit, items, "Reservations")]
+def _listed(visit: Visit, page: Page) -> list[Markup]:
+    if page.items:
+        return [reservations_table(visit, page.items, "Reservations", origins=page.origins)]
     if set(visit.parameters.given()) & set(PARAMETERS):
         return [empty("No reservation matches. ", anchor(visit.link("reservations"), "Remove all filters"), ".")]
     return [
@@ -131,6 +146,7 @@ def _form(visit: Visit, classes: list[str]) -> Markup:
         field("Executor class", "executor_class", value("executor_class"), list="classes"),
         field("Job", "job", value("job")),
         choice("Status", "status", value("status"), statuses, half=True),
+        choice("Origin", "origin", value("origin"), (("", "any"), *((each, each) for each in ORIGINS)), half=True),
         field("Took block", "took_block", value("took_block"), half=True, inputmode="numeric"),
         field("Reserved from", "reserved_from", value("reserved_from"), placeholder=time),
         field("Reserved until", "reserved_until", value("reserved_until"), placeholder=time),
