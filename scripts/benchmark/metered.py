@@ -7,11 +7,10 @@ import time
 from collections.abc import Awaitable, Callable
 from statistics import median
 
-from routing import Allowance, Routing
 from routing.metrics import disable, enable, exposition
 
 from .figures import MS, Report, interleaved, ratio_at_least, ratio_at_most
-from .jobs import pick_at_once, release_all
+from .jobs import pick_seconds
 from .workspace import Workspace
 
 MOST_COST = 1.05
@@ -28,11 +27,13 @@ async def with_metrics(workspace: Workspace, report: Report) -> None:
             return (time.perf_counter() - began) * MS
 
         async def alone() -> tuple[float, float]:
-            return await _in_turn(lambda: _pick_seconds(ledger, workspace, 1, 1), sizes.picks)
+            return await _in_turn(lambda: pick_seconds(ledger, workspace.jobs(1), 1), sizes.picks)
 
         async def together() -> tuple[float, float]:
             jobs = sizes.callers * sizes.picks_per_caller
-            return await _in_turn(lambda: _pick_seconds(ledger, workspace, jobs, sizes.callers), 4 * sizes.settlings)
+            return await _in_turn(
+                lambda: pick_seconds(ledger, workspace.jobs(jobs), sizes.callers), 4 * sizes.settlings
+            )
 
         picks, bursts, scraped = await interleaved(sizes.repeat, alone, together, scrapes)
     on, off = ([each * MS for each in seconds] for seconds in zip(*picks, strict=True))
@@ -53,12 +54,3 @@ async def _in_turn(measure: Callable[[], Awaitable[float]], times: int) -> tuple
         disable()
         off.append(await measure())
     return median(on), median(off)
-
-
-async def _pick_seconds(ledger: Allowance, workspace: Workspace, picks: int, callers: int) -> float:
-    router, jobs = Routing(ledger), workspace.jobs(picks)
-    began = time.perf_counter()
-    routes = await pick_at_once(router, jobs, callers)
-    seconds = time.perf_counter() - began
-    await release_all(ledger, routes)
-    return seconds

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
-from routing import Allowance, Routing
+from routing import Allowance
 from routing.cli.demo.network import hotkeys
 
 from .chain import SEED
 from .constrained import log_bytes
 from .figures import MS, Report, interleaved, ratio_at_least, ratio_at_most
-from .jobs import pick_at_once, release_all
+from .jobs import pick_seconds
 from .prepared import Ledger
 from .workspace import Workspace
 
@@ -32,12 +31,14 @@ async def in_use(workspace: Workspace, report: Report) -> None:
         jobs = sizes.callers * sizes.picks_per_caller
 
         async def alone() -> tuple[float, float]:
-            return await _seconds(known, workspace, sizes.picks, 1), await _seconds(unknown, workspace, sizes.picks, 1)
+            return await pick_seconds(known, workspace.jobs(sizes.picks), 1), await pick_seconds(
+                unknown, workspace.jobs(sizes.picks), 1
+            )
 
         async def together() -> tuple[float, float]:
             return (
-                await _seconds(known, workspace, jobs, sizes.callers),
-                await _seconds(unknown, workspace, jobs, sizes.callers),
+                await pick_seconds(known, workspace.jobs(jobs), sizes.callers),
+                await pick_seconds(unknown, workspace.jobs(jobs), sizes.callers),
             )
 
         picks, bursts = await interleaved(sizes.repeat, alone, together)
@@ -69,12 +70,3 @@ async def _record_facts(ledger: Allowance, prepared: Ledger, workspace: Workspac
         await ledger.record_job_elsewhere(miner_ss58, executor_class, job, started_at, ttl)
     after = log_bytes(prepared)
     return (between - before) / INCIDENTS, (after - between) / JOBS_ELSEWHERE
-
-
-async def _seconds(ledger: Allowance, workspace: Workspace, picks: int, callers: int) -> float:
-    router, jobs = Routing(ledger), workspace.jobs(picks)
-    began = time.perf_counter()
-    routes = await pick_at_once(router, jobs, callers)
-    seconds = time.perf_counter() - began
-    await release_all(ledger, routes)
-    return seconds
