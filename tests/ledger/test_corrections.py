@@ -103,7 +103,7 @@ async def test_a_sync_with_a_wrong_number_is_withdrawn() -> None:
         assert position == wrong + 1
         assert await ledger.find_miners(1.0, GPU, 400) == before
         assert await ledger.manifests() == ALL
-        with pytest.raises(Exception, match="no miner has enough allowance"):
+        with pytest.raises(NotEnoughAllowanceException):
             await ledger.at(position=wrong).find_miners(1.0, GPU, 400)
         await record_blocks(ledger, 401, 402, NAMES)
         assert await totals(ledger, 402) == dict.fromkeys(NAMES, 401 * 12.0)

@@ -161,7 +161,7 @@ def expires_all_except_one(patch: Patch) -> None:
 
 @mutant(Rule.EXPIRES_WHAT_IS_TAKEN)
 def expires_reservations_whose_blocks_it_does_not_take(patch: Patch) -> None:
-    wrapped(patch, Account, "_overdue_in", lambda _, account, blocks, now_ns: account.overdue(now_ns))
+    wrapped(patch, Account, "overdue_in", lambda _, account, blocks, now_ns: account.overdue(now_ns))
 
 
 # Routes

@@ -105,7 +105,9 @@ class Replay:
             case "miner-excluded":
                 self._excluded.add(event["miner_ss58"])
             case "miner-readmitted":
-                self._excluded.remove(event["miner_ss58"])
+                if event["miner_ss58"] not in self._excluded:
+                    self.find("readmitted without an exclusion", f"{event['miner_ss58']} at {row.position}")
+                self._excluded.discard(event["miner_ss58"])
             case "job-elsewhere-recorded" | "job-elsewhere-ended" | "incident-reported":
                 self._report_once(row, event)
 
