@@ -255,7 +255,7 @@ Fact = LedgerOpened | SettingsChanged | BlockRecorded | ManifestsRecorded | Corr
 MinerFact = (
     MinerExcluded | MinerReadmitted | CollateralRecorded | JobElsewhereRecorded | JobElsewhereEnded | IncidentReported
 )
-"""What a router knows about miners beside their allowance."""
+"""A fact about miners that a router heeds beside their allowance."""
 Settlement = ReservationSpent | ReservationReleased | ExpiryRecorded
 Event = Fact | MinerFact | AllowanceReserved | Settlement | StateSealed
 

@@ -1,4 +1,4 @@
-"""The commands that record what a router knows about miners beside their allowance.
+"""The commands that record miner facts.
 
 Each returns the position of its event, or that of the first one if it is a repeat. A job elsewhere, its end and an
 incident are recorded once. Their rows say for what in the column of the job, whose values are unique with their number:
@@ -43,7 +43,7 @@ F = TypeVar("F", bound=MinerFact)
 
 
 class _RecordMinerFact:
-    """What the commands share: a retry with the key returns the first position, if it asks for the same."""
+    """The common part of the commands: a retry with the key returns the first position, if it asks for the same."""
 
     operation: ClassVar[str]
     # A fold of facts cannot be undone. See `RecordFacts.revertible`.
@@ -163,7 +163,7 @@ class _RecordOnce(_RecordMinerFact):
     """A fact that is recorded once: the column of the job in its row names it."""
 
     once: str
-    """What the fact is about. It contains a tab, so it is never the uuid of a job of this ledger."""
+    """The subject of the fact. It contains a tab, so it is never the uuid of a job of this ledger."""
 
     def add_lookups(self, state: LedgerState, lookup: Lookup) -> None:
         super().add_lookups(state, lookup)

@@ -1,4 +1,4 @@
-"""What a router knows about miners beside their allowance: exclusions, collateral, jobs elsewhere, incidents.
+"""The miner facts, which a router heeds beside allowance: exclusions, collateral, jobs elsewhere, incidents.
 
 A fold of the events in their streams. Nothing in it depends on a clock: whether an exclusion has ended or a job runs is
 asked with a time.

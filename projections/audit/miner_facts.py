@@ -1,4 +1,4 @@
-"""What the audit knows of miners beside their allowance: exclusions, collateral, jobs elsewhere, incidents.
+"""The audit's own fold of the miner facts: exclusions, collateral, jobs elsewhere, incidents.
 
 The audit repeats this fold on purpose and shares nothing with the ledger's `MinerFacts`. Rules: a miner is excluded
 before the end of its newest exclusion, unless it was readmitted since; its collateral is the amount recorded last; a

@@ -1,4 +1,4 @@
-"""What a replay counts for the report of fairness."""
+"""The counts of a replay for the report of fairness."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from .tie_break import indexes, tie_break_number
 
 
 class Job(NamedTuple):
-    """What a job asks for, and the clock that decided it."""
+    """The request of a job, and the clock that decided it."""
 
     job_uuid: str
     amount_ns: int

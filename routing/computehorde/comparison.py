@@ -72,7 +72,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 class _Here(NamedTuple):
-    """What the ledger has: each account's available allowance, and the clock."""
+    """The ledger's side: each account's available allowance, and the clock."""
 
     available: dict[Account, float]
     now: datetime

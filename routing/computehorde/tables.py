@@ -108,7 +108,7 @@ class OldBooking(NamedTuple):
 
 
 class OldAllowance(NamedTuple):
-    """What a block granted an account, in executor-seconds; an overdue booking still holds its blocks."""
+    """The grant of a block to an account, in executor-seconds; an overdue booking still holds its blocks."""
 
     seconds: float
     is_invalidated: bool

@@ -1,4 +1,4 @@
-"""What a feeder reads from, and what it reports: the protocol of a chain, and the state of a feed."""
+"""The source and the report of a feeder: the protocol of a chain, and the state of a feed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ChainSource(Protocol):
 
 
 class FeedState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a feeder has done since it was made, and what is wrong now.
+    """The work of a feeder since it was made, and its problems now.
 
     `newest_block` is the newest block that the source returned and the ledger has; None at the start. `recorded_blocks`
     and `recorded_syncs` count the facts that the ledger accepted from this feeder, repeats included. `failures` counts

@@ -89,7 +89,7 @@ class Feeder:
         self._recorded_blocks = self._recorded_syncs = self._retries = self._failures = self._missing = 0
         self._last_success_at: datetime | None = None
         self._errors: dict[str, str] = {}
-        """What is wrong now, by activity: blocks, manifests, gaps."""
+        """The problems now, by activity: blocks, manifests, gaps."""
 
     def state(self) -> FeedState:
         """Return what the feeder has done and what is wrong; from any thread, without waiting."""
