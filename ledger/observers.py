@@ -1,4 +1,4 @@
-"""Observers: who is told what the ledgers of this process do, for metrics.
+"""Observers of the ledgers of this process; metrics are made by one.
 
 Each operation ends with one `Operation`, and each group commit with one `Batch`. While nobody observes, none are made,
 and no clock is read for them.

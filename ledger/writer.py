@@ -98,7 +98,7 @@ class LedgerWriter(Generic[S]):
         return self._submit(self._commands, command)
 
     def has_class(self, executor_class: str | None) -> bool:
-        """Whether the ledger has accounts of a class, as far as this process knows; from any thread."""
+        """Whether the state in memory has accounts of a class; from any thread."""
         # One look-up in a dict, which needs no lock.
         state = self._live.current
         return state is not None and executor_class in state.chain.classes

@@ -27,7 +27,7 @@ class Draws:
         self._table = DrawTable([weight for _, weight in self._values])
 
     def change(self, account: Account, available: int, weight: int) -> bool:
-        """Change one account; return False if it is a candidate that was not there, so that all must be made anew."""
+        """Change one account; return False if it is a new candidate, for which the draws must be rebuilt."""
         index = self._index_of.get(account)
         if index is None:
             return not weight

@@ -9,7 +9,7 @@ from .shadowing import refuse_shadowed_packages
 # Before the first import of another package.
 refuse_shadowed_packages()
 
-from ledger.lazy_exports import lazy_exports  # noqa: E402
+from ledger.lazy_exports import lazy_exports  # noqa: E402 - only behind the guard
 
 if TYPE_CHECKING:
     from ledger.domain.fact_validation import BlockFact as BlockFact

@@ -155,8 +155,7 @@ class _Replay:
     def report(self, elapsed_seconds: float) -> PolicyReport:
         """Return what came of it."""
         counts, granted = self._counts, {account.miner_ss58 for account in self._state.chain.accounts.values()}
-        recorded, other = (_side(spent_ns, granted, counts) for spent_ns in self._spent_ns)
-        jobs = counts["jobs"]
+        jobs, (recorded_ns, other_ns) = counts["jobs"], self._spent_ns
         return PolicyReport(
             self.position,
             dict(self._settings),
@@ -168,8 +167,8 @@ class _Replay:
             counts["not proved"],
             counts["by hand"],
             counts["by hand refused"],
-            msgspec.structs.replace(recorded, routed=jobs),
-            msgspec.structs.replace(other, routed=jobs - counts["refused"]),
+            _side(jobs, recorded_ns, granted),
+            _side(jobs - counts["refused"], other_ns, granted),
             elapsed_seconds,
             self.position / elapsed_seconds if elapsed_seconds else 0.0,
         )
@@ -219,6 +218,10 @@ class _Replay:
             self._counts["by hand refused"] += 1
             return None
         job = None if row.job_uuid is None or row.job_uuid in state.jobs else (row.job_uuid, 1)
+        if event.imported:
+            # It is due when the other system says, not by the clock of the import.
+            moved = msgspec.structs.replace(event, blocks=claim.blocks)
+            return unit_of_work.take_over(account, claim.overdue, moved, None, job)
         return unit_of_work.reserve(
             account, claim, amount_ns=event.amount_ns, job_start_block=event.job_start_block, job=job
         )
@@ -239,7 +242,7 @@ class _Replay:
         unit_of_work.settle(active, msgspec.structs.replace(event, reservation_id=active.reservation_id))
 
 
-def _side(spent_ns: Counter[str], granted: set[str], counts: Counter[str]) -> PolicySide:
+def _side(routed: int, spent_ns: Counter[str], granted: set[str]) -> PolicySide:
     values = [float(spent_ns.get(miner_ss58, 0)) for miner_ss58 in granted]
     spent = {miner_ss58: seconds(amount_ns) for miner_ss58, amount_ns in sorted(spent_ns.items()) if amount_ns}
-    return PolicySide(counts["jobs"], spent, jain_index(values), gini_coefficient(values))
+    return PolicySide(routed, spent, jain_index(values), gini_coefficient(values))

@@ -7,6 +7,7 @@ so the log itself is the index, and the state need not keep all of them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import blake2b
@@ -42,7 +43,7 @@ from .unit_of_work import UnitOfWork
 F = TypeVar("F", bound=MinerFact)
 
 
-class _RecordMinerFact:
+class _RecordMinerFact(ABC):
     """The common part of the commands: a retry with the key returns the first position, if it asks for the same."""
 
     operation: ClassVar[str]
@@ -69,13 +70,13 @@ class _RecordMinerFact:
             raise IdempotencyConflict(str(self.key), row.position)
         return row.position
 
+    @abstractmethod
     def _record(self, unit_of_work: UnitOfWork) -> int:
         """Append the fact, and return its position, or that of the equal one that the log has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_of(self, row: Row, event: Any) -> bool:
         """Return whether a stored event is of a call with this content."""
-        raise NotImplementedError
 
 
 class ExcludeMiner(_RecordMinerFact):

@@ -46,7 +46,7 @@ class Exclusion(NamedTuple):
 
 
 class Collateral(NamedTuple):
-    """A miner's collateral, and where it was recorded."""
+    """The collateral of a miner, and the position of the event that recorded it."""
 
     position: int
     wei: int

@@ -209,7 +209,7 @@ class UnitOfWork:
         account: Account,
         overdue: list[ActiveReservation],
         event: AllowanceReserved,
-        key: str,
+        key: str | None,
         job: tuple[str, int] | None,
     ) -> ActiveReservation:
         """Append the expiries that the import of a reservation requires and then its event; return the reservation."""

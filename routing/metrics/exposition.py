@@ -29,7 +29,7 @@ def exposition(
     """
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # it has no annotations
     else:
         register(registry, METRICS)
         if computehorde_names:

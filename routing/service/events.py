@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ledger import Row, Store
-from ledger.codec import decode, reservation_id, row_hash
+from ledger.codec import GENESIS_HASH, decode, reservation_id, row_hash
 from ledger.errors import CorruptLedger, LogWentBack, PositionOutOfRange
 from ledger.events import (
     AllowanceReserved,
@@ -78,7 +78,7 @@ class Cursor:
 
     def __init__(self, position: int) -> None:
         self.position: int = position
-        self._hash = bytes(32)
+        self._hash = GENESIS_HASH
 
     async def start(self, store: Store) -> None:
         """Look up the place. Raises `PositionOutOfRange` if the log does not have it."""

@@ -18,10 +18,10 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from ledger import errors
 from ledger.errors import AllowanceException, InvalidInput, JobRoutingException
+from routing.documents import as_json_bytes, error_document
 
 from . import streams
 from .audit_page import document as audit_document
-from .documents import as_json, error_document
 from .layout import error_page, page
 from .monitoring import healthz, metrics
 from .pages import audit, events, miner, miners, overview, reservation, reservations, settings
@@ -169,7 +169,7 @@ def _page_endpoint(source: Source, route: PageRoute) -> Callable[[Request], Awai
         visit.parameters.choice(FORMAT, ("html", "json"))
         answer = await route.show(visit)
         if _wants_json(request):
-            return Response(as_json(answer.document), media_type=JSON)
+            return Response(as_json_bytes(answer.document), media_type=JSON)
         return HTMLResponse(page(visit, route.path, answer, await visit.ledger.head()))
 
     return respond
@@ -221,7 +221,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     status = _status_of(error)
     message = error.detail if isinstance(error, HTTPException) else str(error)
     if _wants_json(request):
-        return Response(as_json(error_document(error)), status, media_type=JSON)
+        return Response(as_json_bytes(error_document(error)), status, media_type=JSON)
     return HTMLResponse(error_page(_TITLES.get(status, "The request failed"), type(error).__name__, message), status)
 
 

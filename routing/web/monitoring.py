@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ledger.errors import AllowanceException
+from routing.documents import as_fields, as_json_bytes, error_document
 
-from .documents import as_json, error_document, fields
 from .parameters import FORMAT, Parameters
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def healthz(ledgers: Sequence[Allowance], request: Request) -> Response:
     documents = [await _document(ledger, limits) for ledger in ledgers]
     is_well = not any(each.get("error") or each["failures"] for each in documents)
     body = {"status": "ok" if is_well else "failing", "ledgers": documents}
-    return Response(as_json(body), 200 if is_well else 503, media_type="application/json")
+    return Response(as_json_bytes(body), 200 if is_well else 503, media_type="application/json")
 
 
 async def _document(ledger: Allowance, limits: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ async def _document(ledger: Allowance, limits: dict[str, Any]) -> dict[str, Any]
         health = await ledger.health()
     except AllowanceException as error:
         return error_document(error)
-    return {**fields(health), "failures": health.failures(**limits)}
+    return {**as_fields(health), "failures": health.failures(**limits)}
 
 
 async def metrics(ledgers: Sequence[Allowance], request: Request) -> Response:

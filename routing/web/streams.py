@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from .documents import as_json
+from routing.documents import as_json_bytes
+
 from .pages import audit, events, overview
 from .parameters import Parameters
 from .parts.markup import Markup
@@ -30,7 +31,7 @@ async def overview_stream(visit: Visit) -> AsyncIterator[bytes]:
             parts = await _overview_parts(visit)
             changed = {name: markup for name, markup in parts.items() if shown.get(name) != markup}
             shown = parts
-            yield _message(as_json(changed), event="parts") if changed else b":\n\n"
+            yield _message(as_json_bytes(changed), event="parts") if changed else b":\n\n"
             await asyncio.sleep(OVERVIEW_SECONDS)
 
     return stream()
@@ -73,7 +74,7 @@ async def audit_stream(visit: Visit) -> AsyncIterator[bytes]:
 
     async def stream() -> AsyncIterator[bytes]:
         while audits.progress is not None and not visit.source.live.closed:
-            yield _message(as_json({"progress": audit.progress_part(audits)}), event="parts")
+            yield _message(as_json_bytes({"progress": audit.progress_part(audits)}), event="parts")
             await asyncio.sleep(AUDIT_SECONDS)
         yield _message(b"{}", event="end")
 
@@ -87,8 +88,8 @@ def _last_event_id(visit: Visit) -> int | None:
 
 def _event_message(visit: Visit, stored: StoredEvent, *, as_row: bool) -> bytes:
     if as_row:
-        return _message(as_json(events.event_row(visit, stored)), event="row", id=stored.position)
-    return _message(as_json(stored.to_dict()), id=stored.position)
+        return _message(as_json_bytes(events.event_row(visit, stored)), event="row", id=stored.position)
+    return _message(as_json_bytes(stored.to_dict()), id=stored.position)
 
 
 def _message(data: bytes, *, event: str | None = None, id: int | None = None) -> bytes:

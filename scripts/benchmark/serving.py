@@ -9,6 +9,7 @@ import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from statistics import median
 from urllib.parse import quote
 from urllib.request import urlopen
@@ -43,7 +44,7 @@ async def pages(workspace: Workspace, report: Report) -> None:
         (ours,) = await interleaved(workspace.sizes.repeat, filters)
         report.add(f"a filter, {title}", "s", ours, target=at_most(MOST_FILTER_SECONDS))
         for name, link in links.items():
-            measured = await interleaved(workspace.sizes.repeat, lambda link=link: _seconds(f"{url}{link}"))  # type: ignore[misc]
+            measured = await interleaved(workspace.sizes.repeat, partial(_seconds, f"{url}{link}"))
             report.add(f"the page {name}, {title}", "s", measured[0])
     await _picks_beside(workspace, report, prepared, list(links.values()))
 

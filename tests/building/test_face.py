@@ -92,7 +92,7 @@ async def test_settle_refuses_what_is_no_route() -> None:
     """An id belongs into `spend` or `release`."""
     async with small_ledger() as ledger:
         with pytest.raises(InvalidInput) as refused:
-            await ledger.settle(7, "spend")  # type: ignore[arg-type]
+            await ledger.settle(7, "spend")  # type: ignore[arg-type]  # wrong on purpose
         assert refused.value.field == "route"
 
 

@@ -158,7 +158,7 @@ def test_a_pydantic_model_has_it_as_a_field(name: str, results: dict[str, Any]) 
 def test_pydantic_describes_it_by_its_own_name_and_docstring(name: str) -> None:
     """JSON Schema, and so OpenAPI, shows the class with its fields, not an unnamed object."""
     for mode in ("validation", "serialization"):
-        schema = TypeAdapter(list[exported_results()[name]]).json_schema(mode=mode)  # type: ignore[misc, arg-type]
+        schema = TypeAdapter(list[exported_results()[name]]).json_schema(mode=mode)  # type: ignore[misc, arg-type]  # known at run time only
         assert schema["items"] == {"$ref": f"#/$defs/{name}"}
         described = schema["$defs"][name]
         assert described["title"] == name

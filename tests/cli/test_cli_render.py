@@ -17,9 +17,9 @@ from routing import texts
 from routing.cli.demo import chart
 from routing.cli.demo.chart import Column
 from routing.cli.io import render
-from routing.cli.io.documents import as_json
 from routing.cli.io.output import Output
 from routing.cli.io.progress import Progress, progress_line, rate_text
+from routing.documents import as_json
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

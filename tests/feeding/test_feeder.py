@@ -154,7 +154,7 @@ async def test_a_failed_sync_does_not_hold_up_the_blocks() -> None:
         assert (state.recorded_blocks, state.recorded_syncs, state.failures, state.retries) == (12, 0, 4, 3)
         assert state.last_error == "manifests: ConnectionError: no route to host"
 
-        each.chain.healthy = True  # type: ignore[attr-defined]
+        each.chain.healthy = True  # type: ignore[attr-defined]  # of this test's chain
         each.clock.now += BLOCK_SECONDS * 5
         await each.feeder.follow()
         assert await recorded_syncs(each.ledger) == [each.chain.head]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from projections.inequality import gini_coefficient, jain_index
-from routing import Allowance, InvalidInput, Routing
-from tests.support.small import GPU, VALIDATOR, Clock, job, record_blocks, small_ledger
-from tests.support.stories import SETTINGS, Story, seed_shown
+from routing import Allowance, ImportedReservation, InvalidInput, Routing
+from tests.support.small import GPU, START, VALIDATOR, Clock, job, record_blocks, small_ledger
+from tests.support.stories import SETTINGS, Story, seed_shown, utc
 
 SEEDS = range(1, 7)
 
@@ -99,6 +100,32 @@ async def test_a_policy_may_refuse_jobs(tmp_path: Path) -> None:
         assert await ledger.head() == head
         with pytest.raises(InvalidInput):
             await ledger.under_policy({"no_such_setting": 1})
+
+
+async def test_an_imported_reservation_keeps_its_due_time() -> None:
+    """Another system says that Anna's only executor is in use for an hour, so the job goes to Bert, also in the replay.
+
+    Catches a due time that is counted from the import: Anna would be free again after 101 s.
+    """
+    clock = Clock(START + timedelta(seconds=132))
+    async with small_ledger(offers={"5Anna": 1, "5Bert": 1}, clock=clock) as ledger:
+        await ledger.spend((await ledger.reserve("5Bert", GPU, 18.0, 11)).reservation_id)
+        now = utc(clock.now_ns)
+        await ledger.import_reservation(
+            ImportedReservation(
+                miner_ss58="5Anna",
+                executor_class=GPU,
+                blocks=[(1, 1)],
+                amount_seconds=1.0,
+                reserved_at=now,
+                expires_at=now + timedelta(hours=1),
+            )
+        )
+        clock.advance(300)
+        route = await Routing(ledger).pick_miner_for_job_request(job("job"))
+        assert route.miner.hotkey_ss58 == "5Bert"
+        report = await ledger.under_policy({})
+        assert (report.jobs, report.same_miner, report.by_hand, report.by_hand_refused) == (1, 1, 2, 0)
 
 
 async def test_a_view_of_the_past_compares_its_own_jobs() -> None:

@@ -155,8 +155,10 @@ def _once(event: MinerFact) -> str:
 
 def _is_elsewhere(stream: str) -> bool:
     """Return whether a stream is that of the jobs elsewhere of an account."""
-    parts = stream.split("\t")
-    return len(parts) == 3 and parts[0] == ELSEWHERE_STREAM and all(map(is_name, parts[1:]))  # noqa: PLR2004
+    match stream.split("\t"):
+        case [kind, miner_ss58, executor_class]:
+            return kind == ELSEWHERE_STREAM and is_name(miner_ss58) and is_name(executor_class)
+    return False
 
 
 def _impossible(event: MinerFact) -> Iterator[str]:

@@ -107,7 +107,7 @@ def _write_page(file: OutputFile, report: AuditReport) -> None:
 
 
 def _print_report(report: AuditReport, out: Output, *, accounts: bool) -> None:
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     if out.json_wanted:
         document = as_fields(report)

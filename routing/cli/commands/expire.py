@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Expire every overdue reservation, and list those that this call expired."""
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import reservation_document
+    from routing.documents import reservation_document
 
     with ledger_connection(arguments) as connection:
         expired = connection.run(connection.ledger.expire_due(idempotency_key=arguments.idempotency_key))

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Repeat the routing decision from the log, and show it."""
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     with ledger_connection(arguments, read_only=True) as connection:
         explanation = connection.run(connection.ledger.explain(arguments.job_uuid))

@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     if arguments.file == "-":
         out.note(_summary(_export_to_stdout(arguments, out)))
         return 0
-    from routing.cli.io.documents import as_fields
     from routing.cli.io.output_file import FOR_OWNER, OutputFile
+    from routing.documents import as_fields
 
     with OutputFile(arguments.file, expected="a new file", mode=FOR_OWNER) as file:
         report = _export(arguments, file.stream)

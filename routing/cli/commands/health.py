@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Show the ledger's own report."""
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     with ledger_connection(arguments, read_only=True) as connection:
         health = connection.run(connection.ledger.health())

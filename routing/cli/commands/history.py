@@ -167,7 +167,7 @@ def _write_csv(pages: Iterable[Page], columns: Sequence[str] | None, out: Output
 
 
 def _write_json(pages: Iterable[Page], columns: Sequence[str] | None, out: Output) -> None:
-    from routing.cli.io.documents import reservation_document
+    from routing.documents import reservation_document
 
     for page in pages:
         for reservation, origin in zip(page.items, page.origins, strict=True):

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     with ledger_connection(arguments, founds=True) as connection:
         report = connection.run(_moved(arguments, connection.ledger))
     if out.json_wanted:
-        from routing.cli.io.documents import as_fields
+        from routing.documents import as_fields
 
         out.document(as_fields(report))
     else:
@@ -118,8 +118,8 @@ def _difference_text(difference: AccountDifference) -> str:
 COMMAND = CliCommand(
     details=(
         "Reads blocks, neurons, manifests, block allowances and bookings of ComputeHorde's validator in one read-only\n"
-        "transaction, and records them in the ledger: what is there already is left as it is, so the command may be\n"
-        "repeated after an interruption. Stop the old router first, or repeat the command after it has stopped.\n"
+        "transaction, and records those that the ledger does not have yet, so the command may be repeated after an\n"
+        "interruption. Stop the old router first, or repeat the command after it has stopped.\n"
         "Then every account's available allowance is compared with the tables, for a job at the newest block.\n"
         "Without bookings, blocks that jobs were paid with would be spent twice: that is refused without --confirm.\n"
         "Exit code 1: an account differs for another reason than that the rules differ."

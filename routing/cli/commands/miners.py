@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _list_candidates(connection: Connection, arguments: argparse.Namespace, out: Output) -> None:
-    from routing.cli.io.documents import candidate_document
+    from routing.documents import candidate_document
 
     ranked = [
         (executor_class, rank, candidate)
@@ -103,7 +103,7 @@ def _candidate_row(rank: int, candidate: Candidate) -> tuple[object, ...]:
 
 
 def _list_registered(connection: Connection, arguments: argparse.Namespace, out: Output) -> None:
-    from routing.cli.io.documents import miner_document
+    from routing.documents import miner_document
 
     ledger = at_moment(connection.ledger, arguments)
     manifests = connection.run(ledger.manifests())

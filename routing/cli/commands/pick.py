@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Pick a miner, reserve the allowance that the job needs, and show the route."""
-    from routing.cli.io.documents import route_document
+    from routing.documents import route_document
 
     route = _pick(arguments, _request(arguments.request))
     if out.json_wanted:

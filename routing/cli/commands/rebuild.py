@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Rebuild, and report how the stored data differed from the log."""
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     with ledger_connection(arguments) as connection, Progress("rebuild", "events") as progress:
         report = connection.run(connection.ledger.rebuild(lambda done, total: progress.show(done, total=total)))

@@ -82,7 +82,7 @@ def _check(bookkeeper: Bookkeeper, numbered: NumberedReceipt, out: Output) -> bo
 
 
 def _write_outcome(numbered: NumberedReceipt, outcome: ReceiptOutcome, out: Output) -> None:
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     if out.json_wanted:
         out.document({"line": numbered.line, **as_fields(outcome), "error": None})
@@ -112,7 +112,7 @@ def not_spendable_text(refused: NotSpendable) -> str:
 
 
 def _write_refusal(line: int, receipt: Receipt | None, error: Exception, out: Output) -> None:
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     name, message = error_name(error), error_message(error)
     if out.json_wanted:

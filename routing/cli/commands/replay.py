@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Fold the log up to the moment, and show the state at that moment."""
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     with ledger_connection(arguments, read_only=True) as connection, Progress("replay", "events") as progress:
         past = _past(connection, arguments)

@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace, out: Output) -> int:
     """Reserve the account's earliest free blocks and show the reservation."""
     from routing import CannotReserveAllowanceException
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import reservation_document
     from routing.cli.known_names import refuse_unknown_names
+    from routing.documents import reservation_document
 
     with ledger_connection(arguments) as connection:
         ledger = connection.ledger

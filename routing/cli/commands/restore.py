@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Restore, and report the head of the restored ledger."""
     from ledger.errors import renamed_fields
-    from routing.cli.io.documents import as_fields
     from routing.cli.named_ledger import named_database, named_validator
+    from routing.documents import as_fields
     from routing.service.backup import check_target
     from routing.service.config import configuration_from_environment
 

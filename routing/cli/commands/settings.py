@@ -54,7 +54,7 @@ def _set(arguments: argparse.Namespace, out: Output) -> int:
 
 def _list_changes(arguments: argparse.Namespace, out: Output) -> int:
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     with ledger_connection(arguments, read_only=True) as connection:
         records = connection.run(connection.ledger.settings_changes())
@@ -67,7 +67,7 @@ def _list_changes(arguments: argparse.Namespace, out: Output) -> int:
 
 
 def _write(settings: Settings, out: Output) -> None:
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     fields = as_fields(settings)
     if out.json_wanted:

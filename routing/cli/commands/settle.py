@@ -31,7 +31,7 @@ def release(arguments: argparse.Namespace, out: Output) -> int:
 
 def _settle(how: str, arguments: argparse.Namespace, out: Output) -> int:
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import reservation_document
+    from routing.documents import reservation_document
 
     with ledger_connection(arguments) as connection:
         ledger = connection.ledger

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Show all fields of the reservation."""
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import reservation_document
+    from routing.documents import reservation_document
 
     with ledger_connection(arguments, read_only=True) as connection:
         reservation = connection.run(at_moment(connection.ledger, arguments).reservation(arguments.reservation_id))

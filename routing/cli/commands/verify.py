@@ -134,7 +134,7 @@ def _verify_since(source: NamedValue, validator: NamedValue, arguments: argparse
 
 
 def _show(report: VerifyReport, out: Output) -> None:
-    from routing.cli.io.documents import as_fields
+    from routing.documents import as_fields
 
     head = f"{report.position}:{report.hash}"
     if out.json_wanted:

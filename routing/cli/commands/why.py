@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, out: Output) -> int:
     """Show the sums of an account, and the reservations that took its blocks."""
     from routing.cli.connection import ledger_connection
-    from routing.cli.io.documents import as_fields
     from routing.cli.known_names import refuse_unknown_names
+    from routing.documents import as_fields
 
     with ledger_connection(arguments, read_only=True) as connection:
         ledger = at_moment(connection.ledger, arguments)
@@ -67,7 +67,7 @@ def _sums(usage: Usage) -> list[tuple[str, object]]:
 
 
 def _known(usage: Usage) -> Iterator[tuple[str, object]]:
-    """Yield what else a router knows about the miner, as far as there is anything."""
+    """Yield the facts about the miner that count now."""
     known = usage.known
     if known is None:
         return

@@ -202,7 +202,7 @@ def _window(connection: Connection, reservations: list[Reservation]) -> Window |
 
 
 def _document(arguments: argparse.Namespace, results: DemoResults, seconds: float) -> dict[str, object]:
-    from routing.cli.io.documents import reservation_document
+    from routing.documents import reservation_document
 
     traffic, files = results.traffic, results.files
     shown = most_eventful(results.reservations)

@@ -50,7 +50,7 @@ class Output:
 
     def document(self, value: object) -> None:
         """Write one value as one line of JSON."""
-        from .documents import as_json
+        from routing.documents import as_json
 
         self._write(self._data, as_json(value))
 

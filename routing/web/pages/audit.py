@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from routing.documents import as_fields
 from routing.texts import counted
 from routing.web.audit_page import sections
 from routing.web.components import anchor, form, hidden
-from routing.web.documents import fields
 from routing.web.parts.markup import Markup, element, joined, text
 from routing.web.visit import Answer, Visit
 
@@ -33,7 +33,7 @@ async def start(visit: Visit) -> str:
 
 def document(audits: Audits) -> dict[str, object]:
     """Return the `progress` of the running audit, and the `report` of the last one, with the keys of the CLI."""
-    report = None if audits.report is None else fields(audits.report)
+    report = None if audits.report is None else as_fields(audits.report)
     if report is not None:
         # The numbers of the charts are large and only for the page.
         del report["usage"]

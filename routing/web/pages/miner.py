@@ -7,10 +7,10 @@ from math import fsum
 from typing import TYPE_CHECKING, Any
 
 from ledger.errors import InvalidInput
+from routing.documents import as_fields
 from routing.texts import counted, percent_text, time_text
 from routing.web.audit_page.usage import figure
 from routing.web.components import amount, anchor, empty, facts, reservations_table
-from routing.web.documents import fields
 from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text
 from routing.web.visit import Answer, Crumb, Visit
 
@@ -36,11 +36,11 @@ async def miner(visit: Visit) -> Answer:
     page = await ledger.history(miner_ss58=hotkey_ss58, limit=SHOWN_RESERVATIONS)
     document = {
         "hotkey_ss58": hotkey_ss58,
-        "registered": None if registered is None else fields(registered),
+        "registered": None if registered is None else as_fields(registered),
         "executors": executors,
         "accounts": accounts,
-        "usage_by_block": fields(by_block),
-        "miner_facts": fields(record),
+        "usage_by_block": as_fields(by_block),
+        "miner_facts": as_fields(record),
     }
     return Answer(
         hotkey_ss58,
@@ -70,7 +70,7 @@ def _about(registered: Miner | None, executors: dict[str, int], record: MinerRec
 
 
 def _known(record: MinerRecord) -> Iterator[tuple[str, Markup]]:
-    """Yield what is known of the miner beside allowance, as far as there is anything."""
+    """Yield the facts about the miner that count now."""
     if record.excluded:
         until = f" until {time_text(record.excluded_until)}" if record.excluded_until else ""
         yield "Excluded", joined((text(record.reason or ""), until))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ledger.errors import InvalidInput, NotEnoughAllowanceException
+from routing.documents import as_fields, candidate_document, miner_document
 from routing.texts import counted, percent_text, seconds_text
 from routing.web.components import amount, anchor, empty, field, form, hidden, miner_link
-from routing.web.documents import candidate_document, fields
 from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text, void
 from routing.web.visit import Answer, Visit
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PARAMETERS = ("executor_class", "seconds", "job_start_block", "page")
 PAGE_MINERS = 250
 MOST_PAGES = 1_000_000
+T = TypeVar("T")
+
 UNFIT = {"excluded": " (excluded)", "collateral": " (below the collateral)"}
 LEAST_SECONDS = 1e-9
 """The amount without which no miner is a candidate; it stands for one that was not given."""
@@ -51,7 +53,7 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float | None) -> 
     document = {
         "items": [{**candidate_document(*each), "executor_class": executor_class} for each in ranked],
         "job_start_block": start,
-        "workload": fields(workload),
+        "workload": as_fields(workload),
         "unfit": unfit,
         "refusal": None if refusal is None else {"message": str(refusal), **refusal.to_dict()},
     }
@@ -63,7 +65,8 @@ async def _ranking(visit: Visit, executor_class: str, seconds: float | None) -> 
         explanation = (
             f"{counted(len(ranked), 'miner')} of {executor_class} with {amount_text} free for a job that starts at"
             f" block {start:,}, best first. The router skips busy miners, and tries miners with equal earliest block"
-            " and share in an order that it draws for each job."
+            " and share in an order that it draws for each job. If the setting routing_order is reliability, it draws"
+            " all miners in another order."
         )
         if unfit:
             explanation += " It never chooses a miner that is excluded, or below the required collateral."
@@ -91,7 +94,7 @@ async def _registered(visit: Visit) -> Answer:
     classes = await visit.ledger.executor_classes()
     shown, number = _page_of(visit, registered)
     document = {
-        "items": [{**_miner_document(each), "executors": manifests.get(each.hotkey_ss58, {})} for each in registered]
+        "items": [{**miner_document(each), "executors": manifests.get(each.hotkey_ss58, {})} for each in registered]
     }
 
     def body() -> Markup:
@@ -162,15 +165,6 @@ def _candidate_row(
     )
 
 
-def _miner_document(miner: Miner) -> dict[str, object]:
-    return {
-        "hotkey_ss58": miner.hotkey_ss58,
-        "address": miner.address,
-        "ip_version": miner.ip_version,
-        "port": miner.port,
-    }
-
-
 def _axon(miner: Miner) -> tuple[str, str]:
     return text(miner.address), str(miner.port)
 
@@ -179,7 +173,8 @@ def _executors(counts: dict[str, int]) -> Markup:
     return text(", ".join(f"{count:,} × {name}" for name, count in sorted(counts.items())) or "-")
 
 
-def _page_of(visit: Visit, items: list) -> tuple[list, int]:  # type: ignore[type-arg]
+def _page_of(visit: Visit, items: list[T]) -> tuple[list[T], int]:
+    """Return the items of the page that the visit asks for, and the page's number."""
     number = visit.parameters.whole("page", 1, MOST_PAGES) or 1
     return items[(number - 1) * PAGE_MINERS : number * PAGE_MINERS], number
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from routing.documents import as_fields
 from routing.texts import counted, percent_text, time_text
 from routing.web.components import SECONDS, age_text, amount, anchor, empty
-from routing.web.documents import fields
 from routing.web.layout import verdict
 from routing.web.parts.markup import MINOR, NUMBER, STACKED, Markup, element, joined, table, text
 from routing.web.parts.svg import bar
@@ -23,7 +23,7 @@ LIVE = "overview-live"
 async def overview(visit: Visit) -> Answer:
     """Return the overview; the health is None in the past, since it is about now."""
     found, health = await read(visit)
-    document = {**fields(found), "health": None if health is None else fields(health)}
+    document = {**as_fields(found), "health": None if health is None else as_fields(health)}
     return Answer("Overview", document, lambda: _body(visit, found, health), live=None if visit.is_past else LIVE)
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from ledger.codec import reservation_position
 from ledger.errors import InvalidInput
+from routing.documents import as_fields
 from routing.texts import block_ranges, counted, percent_text, seconds_text, time_text
 from routing.web.components import amount, anchor, badge, empty, facts, miner_link
-from routing.web.documents import fields
 from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text
 from routing.web.visit import Answer, Crumb, Visit
 
@@ -25,7 +25,7 @@ async def reservation(visit: Visit) -> Answer:
     """Return the reservation with an id, or the newest one of a job, with the choice that made it."""
     found = await _find(visit)
     explanation = await visit.ledger.explain_reservation(found.reservation_id)
-    document = {"reservation": fields(found), "explanation": fields(explanation)}
+    document = {"reservation": as_fields(found), "explanation": as_fields(explanation)}
     return Answer(
         f"Reservation {found.reservation_id}",
         document,

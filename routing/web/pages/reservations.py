@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from ledger import ORIGINS, STATUSES
+from routing.documents import as_fields, as_json_bytes
 from routing.service.queries import OVERDUE
 from routing.web.components import anchor, choice, empty, field, form, hidden, reservations_table
-from routing.web.documents import as_json, fields
 from routing.web.parts.markup import Markup, element, joined, void
 from routing.web.visit import Answer, Visit
 
@@ -73,12 +73,12 @@ def csv_lines(page: Page, *, is_first: bool) -> bytes:
 
 def json_lines(page: Page, *, is_first: bool) -> bytes:
     """Return the lines of a page."""
-    return b"".join(as_json({**each, "checked": page.checked}) + b"\n" for each in _documents(page))
+    return b"".join(as_json_bytes({**each, "checked": page.checked}) + b"\n" for each in _documents(page))
 
 
 def _documents(page: Page) -> list[dict[str, Any]]:
     """Return the reservations of a page, each with its origin."""
-    return [{**fields(each), "origin": origin} for each, origin in zip(page.items, page.origins, strict=True)]
+    return [{**as_fields(each), "origin": origin} for each, origin in zip(page.items, page.origins, strict=True)]
 
 
 def _cell(value: object) -> object:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ledger import Settings
 from ledger.events import BlockWithdrawn, ManifestsWithdrawn
+from routing.documents import as_fields
 from routing.texts import printable, time_text
 from routing.web.components import anchor, empty
-from routing.web.documents import fields
 from routing.web.parts.markup import NUMBER, STACKED, Markup, element, joined, table, text
 from routing.web.visit import Answer, Visit
 
@@ -27,7 +27,7 @@ async def settings(visit: Visit) -> Answer:
     corrections = await visit.ledger.corrections()
     document = {
         "settings": _values(current),
-        "changes": [fields(each) for each in changes],
+        "changes": [as_fields(each) for each in changes],
         "corrections": [each.to_dict() for each in corrections],
     }
     return Answer("Settings and corrections", document, lambda: _body(visit, current, changes, corrections))

@@ -1,4 +1,4 @@
-"""The JSON that `--json` writes: documents of public results. Their keys are stable: scripts depend on them."""
+"""The JSON that `--json` and the pages write: documents of public results. Their keys are stable, for scripts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    from routing import Candidate, JobRoute, Miner, Reservation
+    from ledger import Miner, Reservation
+    from projections import Candidate
+    from routing.pick import JobRoute
 
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 def as_json(value: object) -> str:
     """Return one line of JSON; a value that JSON has no notation for, such as a fraction, becomes a string."""
-    return _encoder.encode(value).decode()
+    return as_json_bytes(value).decode()
+
+
+def as_json_bytes(value: object) -> bytes:
+    """Return `as_json` in UTF-8."""
+    return _encoder.encode(value)
 
 
 def as_fields(value: object) -> dict[str, Any]:
@@ -72,3 +79,12 @@ def reservation_document(reservation: Reservation) -> dict[str, object]:
         "expires_at": reservation.expires_at,
         "settled_at": reservation.settled_at,
     }
+
+
+def error_document(error: Exception) -> dict[str, object]:
+    """Return the document of an error of the library, with its public fields.
+
+    `fact_index` counts within a batch, which users do not see.
+    """
+    fields = {name: value for name, value in vars(error).items() if name[0] != "_" and name != "fact_index"}
+    return {"error": {"type": type(error).__name__, "message": str(error), "fields": fields}}
