@@ -221,7 +221,7 @@ class _Replay:
         if event.imported:
             # It is due when the other system says, not by the clock of the import.
             moved = msgspec.structs.replace(event, blocks=claim.blocks)
-            return unit_of_work.take_over(account, claim.overdue, moved, None, job)
+            return unit_of_work.append_reservation(account, claim.overdue, moved, None, job)
         return unit_of_work.reserve(
             account, claim, amount_ns=event.amount_ns, job_start_block=event.job_start_block, job=job
         )

@@ -124,7 +124,9 @@ class ImportReservation:
             reserved_at_ns=self.reserved_at_ns,
         )
         overdue = account.overdue_in(self.blocks, unit_of_work.now_ns)
-        return unit_of_work.take_over(account, overdue, event, self.key, unit_of_work.next_attempt(self.job_uuid))
+        return unit_of_work.append_reservation(
+            account, overdue, event, self.key, unit_of_work.next_attempt(self.job_uuid)
+        )
 
     def _account_with_blocks(self, unit_of_work: UnitOfWork) -> Account:
         """Return the account if all blocks are granted and not taken; overdue reservations take none."""

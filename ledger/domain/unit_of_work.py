@@ -186,8 +186,6 @@ class UnitOfWork:
         clock jumped back, or another host's is ahead. Otherwise one wrong reading, far in the future, would make all
         later reservations immortal.
         """
-        for overdue in claim.overdue:
-            self.settle(overdue, ExpiryRecorded(overdue.reservation_id))
         event = AllowanceReserved(
             amount_ns=amount_ns,
             blocks=claim.blocks,
@@ -197,14 +195,10 @@ class UnitOfWork:
             due_by_clock=self.now_ns != self.recorded_at_ns,
             chosen_at=chosen_at,
         )
-        self.append(account.stream, event, key=key, job=job)
         self.claims += 1
-        # The fold inserted the new reservation last.
-        active = next(reversed(account.active.values()))
-        self._changes.append((active, event))
-        return active
+        return self.append_reservation(account, claim.overdue, event, key, job)
 
-    def take_over(
+    def append_reservation(
         self,
         account: Account,
         overdue: list[ActiveReservation],
@@ -212,10 +206,11 @@ class UnitOfWork:
         key: str | None,
         job: tuple[str, int] | None,
     ) -> ActiveReservation:
-        """Append the expiries that the import of a reservation requires and then its event; return the reservation."""
+        """Append the expiries that a reservation requires and then its event; return the reservation."""
         for each in overdue:
             self.settle(each, ExpiryRecorded(each.reservation_id))
         self.append(account.stream, event, key=key, job=job)
+        # The fold inserted the new reservation last.
         active = next(reversed(account.active.values()))
         self._changes.append((active, event))
         return active
