@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from routing.cli.commands import CliCommand
-from routing.cli.io.inputs import whole_number
+from routing.cli.io.inputs import whole_number, whole_number_or_zero
 from routing.cli.io.output import Output
 from routing.texts import time_text
 
@@ -21,7 +21,9 @@ PAGE_EVENTS = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the range of positions, `--follow` and `--schema`."""
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--after", type=whole_number, default=0, metavar="P", help="only events after this log position")
+    start.add_argument(
+        "--after", type=whole_number_or_zero, default=0, metavar="P", help="only events after this log position"
+    )
     start.add_argument("--last", type=whole_number, metavar="N", help="only the last N events")
     end = parser.add_mutually_exclusive_group()
     end.add_argument("--until", type=whole_number, metavar="P", help="only events up to this log position")
@@ -69,12 +71,17 @@ async def _page(events: AsyncIterator[StoredEvent]) -> list[StoredEvent]:
 def _write(pages: Iterator[list[StoredEvent]], out: Output) -> None:
     if not out.json_wanted:
         headers = ("position", "recorded at", "event", "about")
-        out.table_of_pages(headers, ([_row(stored) for stored in page] for page in pages))
+        out.table_of_pages(headers, ([_row(stored) for stored in page] for page in _flushed(pages, out)))
         return
-    for page in pages:
+    for page in _flushed(pages, out):
         for stored in page:
             out.document(stored.to_dict())
-        # A program that reads a followed log must not wait until a buffer is full.
+
+
+def _flushed(pages: Iterator[list[StoredEvent]], out: Output) -> Iterator[list[StoredEvent]]:
+    """Yield the pages; flush each before waiting for the next: a reader of a followed log must not wait for more."""
+    for page in pages:
+        yield page
         out.flush()
 
 
