@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import sqlite3
 import sys
 import tempfile
@@ -113,7 +114,11 @@ def without_moving_fields(document: dict[str, object]) -> dict[str, object]:
     """Return the document without ages and speeds, without its source's name, and without what only a database has."""
     moving = ("age_seconds", "per_second", "seconds", "at", "status", "problems", "database_url")
     database_only = ("lag", "history_position", "snapshots", "not_excluded")
-    return {name: value for name, value in document.items() if not name.endswith(moving + database_only)}
+    still = {name: value for name, value in document.items() if not name.endswith(moving + database_only)}
+    if "failures" in still:
+        # A failure tells the age of the newest block, in whole seconds.
+        still["failures"] = re.sub(r"[\d,]+ s old", "some seconds old", str(still["failures"]))
+    return still
 
 
 def test_every_reading_command_is_listed_here() -> None:
